@@ -80,6 +80,24 @@ async def test_a_file(server: ChatServer) -> None:
     assert request.header("accept-encoding") == "identity" and request.header("user-agent") == "antiphon"
 
 
+async def test_a_fetch_says_which_types_it_takes_and_asks_no_proxy(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.script(plain())
+    types = ("text/plain", "image/*", "*/pdf")
+    assert isinstance(await fetch(server.url("/x"), types=types), FetchedFile)
+    assert server.requests[0].header("accept") == "text/plain, image/*, */*;q=0.1"
+
+
+@pytest.mark.parametrize(("length", "asked"), [(8_192, ["files.test"]), (8_193, [])])
+async def test_a_url_may_be_so_long(length: int, asked: list[str]) -> None:
+    start, names = "https://files.test/", Names(files_test="10.0.0.1")
+    error_of(await fetch(start + "x" * (length - len(start)), AddressRule(), names), "invalid_file_url")
+    assert names.asked == asked
+
+
 async def test_several_files_at_once(server: ChatServer) -> None:
     gate = asyncio.Event()
     waiting = 0
@@ -385,6 +403,9 @@ async def test_a_refused_connection_is_a_failure(server: ChatServer) -> None:
         ("application/pdf", "/x", "application/pdf"),
         ("application/octet-stream", "/x.pdf", "application/pdf"),
         ("binary/octet-stream", "/x.MD", "text/markdown"),
+        ("application/x-download", "/x.json", "application/json"),
+        ("", "/x.yaml", "application/yaml"),
+        ("", "/x.yml", "application/yaml"),
         ("", "/x.json", "application/json"),
     ],
 )
@@ -426,6 +447,11 @@ async def test_a_compressed_answer_that_nobody_asked_for_is_refused(server: Chat
         ("attachment; filename*=UTF-8''na%C3%AFve.txt", "/y", "naïve.txt"),
         ("attachment", "/y.txt", "y.txt"),
         ("", "/" + "n" * 300 + ".pdf", "n" * 116 + ".pdf"),
+        ("", "/" + "n" * 124 + ".pdf", "n" * 124 + ".pdf"),
+        ("", "/" + "n" * 125 + ".pdf", "n" * 116 + ".pdf"),
+        ("", "/" + "n" * 300, "n" * 128),
+        ("", "/n." + "e" * 300, "n." + "e" * 11),
+        ("", "/.%20x.%20", "x"),
     ],
 )
 async def test_a_name_is_plain(server: ChatServer, disposition: str, path: str, name: str) -> None:

@@ -175,6 +175,14 @@ async def test_header_pairs_are_lower_case_and_duplicates_kept(server: ChatServe
         assert ("retry-after", "7") in got.headers
 
 
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+async def test_what_described_the_wire_stays_there(server: ChatServer, upstream: HttpUpstream, framing: str) -> None:
+    said = (("connection", "keep-alive"), ("keep-alive", "timeout=5"), ("content-type", "text/plain"), ("x-own", "1"))
+    server.script(answer(200, said, [b"x"], framing=framing))
+    _, headers, body = await whole(upstream)
+    assert headers == {"content-type": "text/plain", "x-own": "1"} and body == b"x"
+
+
 @pytest.mark.parametrize("status", [301, 307, 308])
 async def test_redirects_are_not_followed(server: ChatServer, upstream: HttpUpstream, status: int) -> None:
     server.script(json_answer({}, status, [("location", server.url("/elsewhere"))]))
