@@ -7,7 +7,7 @@ import json
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.events.citations import Citations, Source
+from antiphon.translation.events.citations import Citations, Source, mark, unmarked
 
 
 def _fed(parts: list[str], sources: int = 2, known: int = 0) -> tuple[str, int]:
@@ -59,3 +59,34 @@ def test_an_open_mark_is_held_up_to_a_length(size: int, held: bool) -> None:
     said = list(citations.feed(("【" + "1" * size).encode()))
     assert (said == []) is held
     assert (citations.end() == b"") is not held
+
+
+def test_a_strangers_text_holds_no_marks() -> None:
+    assert unmarked("a【1】 {cite:1} [2]") == "a[1] {cite :1} [2]"
+    assert mark(12) == "【12】"
+
+
+@pytest.mark.parametrize(
+    ("parts", "spans"),
+    [
+        (["It rains【1】."], [(0, 8)]),
+        (["It rains. It pours【1】"], [(10, 18)]),
+        # Right behind a full stop it is about the sentence that ended there.
+        (["It rains. It pours.【1】 So."], [(10, 19)]),
+        (["It rains.", " It pours", "【1】"], [(10, 18)]),
+        (["【1】It rains【2】"], [(0, 0), (0, 8)]),
+    ],
+)
+def test_a_mark_is_about_the_sentence_before_it(parts: list[str], spans: list[tuple[int, int]]) -> None:
+    citations = Citations()
+    citations.add((Source({"type": "url_citation"}), Source({"type": "url_citation"})), "")
+    pieces = [piece for part in parts for piece in citations.feed(part.encode())]
+    made = [json.loads(bytes(piece)) for piece in pieces if isinstance(piece, Raw)]
+    assert [(one["start_index"], one["end_index"]) for one in made] == spans
+
+
+def test_a_file_is_cited_at_a_place() -> None:
+    citations = Citations()
+    citations.add((Source({"type": "file_citation"}),), "")
+    (made,) = (piece for piece in citations.feed("It rains【1】".encode()) if isinstance(piece, Raw))
+    assert json.loads(bytes(made)) == {"type": "file_citation", "index": 8}

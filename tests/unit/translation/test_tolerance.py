@@ -156,6 +156,10 @@ INSIDE: list[tuple[dict[str, Any], str]] = [
         {"input": [{"type": "configuration_update", "reasoning": {"aura": 1}, "text": {}}, USER]},
         "input.configuration_update.reasoning.aura",
     ),
+    (
+        {"input": [{"type": "configuration_update", "reasoning": {}, "text": {"aura": 1}}, USER]},
+        "input.configuration_update.text.aura",
+    ),
     ({"tools": [{"type": "web_search", "user_location": {"aura": 1}}]}, "tools.web_search.user_location.aura"),
     ({"tools": [{**SEARCH, "ranking_options": {"aura": 1}}]}, "tools.file_search.ranking_options.aura"),
     ({"tools": [{**CODE, "container": {"type": "auto", "aura": 1}}]}, "tools.code_interpreter.container.aura"),
@@ -195,6 +199,50 @@ def test_what_tools_that_run_here_are_declared_with_is_known() -> None:
         "tools.tool_search.parameters",
         "tools.web_search.search_content_types",
     ]
+
+
+_ANY_TOOL = "allowed_callers defer_loading"
+_ANY_SEARCH = "filters user_location search_context_size search_content_types external_web_access"
+MEMBERS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "function", "name": "f"}, f"{_ANY_TOOL} description parameters strict async output_schema"),
+    ({"type": "custom", "name": "c"}, f"{_ANY_TOOL} description format async"),
+    ({"type": "namespace", "name": "n", "tools": [TOOL]}, f"{_ANY_TOOL} description"),
+    ({"type": "local_shell"}, _ANY_TOOL),
+    ({"type": "shell"}, f"{_ANY_TOOL} environment"),
+    ({"type": "apply_patch"}, _ANY_TOOL),
+    ({"type": "tool_search", "execution": "client"}, f"{_ANY_TOOL} description parameters"),
+    *(({"type": f"web_search{version}"}, _ANY_SEARCH) for version in ("", "_2025_08_26", "_preview")),
+    ({"type": "web_search_preview_2025_03_11"}, _ANY_SEARCH),
+    (SEARCH, "max_num_results filters filter ranking_options vector_store_id"),
+    (CODE, "allowed_callers"),
+    (SERVER, f"{_ANY_TOOL} connector_id tunnel_id server_description authorization headers allowed_tools"),
+    ({"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": "start: A"}}, ""),
+    ({"type": "shell", "environment": {"type": "local", "skills": []}}, ""),
+    (
+        {
+            "type": "web_search",
+            "user_location": {"type": "approximate", "country": "DE", "region": None, "city": None, "timezone": None},
+        },
+        "",
+    ),
+    ({**SEARCH, "ranking_options": {"ranker": "auto", "score_threshold": 0.5, "hybrid_search": None}}, ""),
+    ({**CODE, "container": {"type": "auto", "file_ids": [], "memory_limit": None, "network_policy": None}}, ""),
+]
+
+
+@pytest.mark.parametrize(("tool", "members"), MEMBERS, ids=str)
+def test_what_a_tool_is_declared_with_is_known(tool: dict[str, Any], members: str) -> None:
+    tool = {**dict.fromkeys(members.split()), **tool}
+    outcome = _ask({"tools": [tool]}, tools=ScriptedTools(), strict=True)
+    assert outcome.head is not None and outcome.head.status == 200, outcome.body
+    # Of web searches one version runs here.
+    assert _named(outcome) == [f"tools.{tool['type']}" if tool["type"].startswith("web_search_") else ""]
+
+
+def test_a_verbosity_that_nobody_knows_is_not_sent() -> None:
+    assert _ask({"text": {"verbosity": "low"}}, profile="openai").chat["verbosity"] == "low"
+    outcome = _ask({"text": {"verbosity": "epic"}}, profile="openai")
+    assert "verbosity" not in outcome.chat and outcome.json["text"]["verbosity"] == "medium"
 
 
 def test_a_tool_that_runs_here_for_programs_alone_is_left_out() -> None:

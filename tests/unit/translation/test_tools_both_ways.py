@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from antiphon.translation.custom_input import CustomInput
+from antiphon.translation.request.tools import decode_tools, found_on_servers, hosted_name
 from antiphon.translation.tool_map import flat_name
-from antiphon.types.json import fragment_of, text_of
+from antiphon.types.json import fragment_of, raw, text_of
 from tests.support.exchanges import Outcome, run
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.strict_chat import check_chat_request
@@ -597,3 +598,32 @@ def test_an_input_with_backslashes_is_the_same_at_every_cut(text: str) -> None:
             pieces = (whole[:first], whole[first:second], whole[second:])
             out = b"".join(decoder.feed(fragment_of(piece)) for piece in pieces) + decoder.end()
             assert (text_of(out), decoder.complete) == (text, True)
+
+
+def test_a_search_found_tools_of_servers_by_their_label() -> None:
+    sent = [
+        {"type": "mcp", "server_label": "a", "allowed_tools": ["x", "y"]},
+        {"type": "mcp", "server_label": "b", "allowed_tools": None},
+        {"type": "mcp", "allowed_tools": ["z"]},
+        {"type": "mcp", "server_label": "c", "allowed_tools": ["x"]},
+        FUNCTION,
+    ]
+    assert found_on_servers(decode_tools("tools", raw(sent))) == [("a", "x"), ("a", "y"), ("c", "x")]
+
+
+def test_names_of_a_namespace_are_unique() -> None:
+    def refused(*tools: dict[str, Any]) -> Any:
+        return _run([{**SPACE, "tools": list(tools)}], {"content": "ok"}, finish="stop").json["error"]
+
+    twice = refused(FUNCTION, CUSTOM, {**CUSTOM, "name": "f"})
+    assert twice["param"] == "tools[0].tools[2].name" and "'f'" in twice["message"]
+    assert refused({"type": "shell"})["param"] == "tools[0].tools[0].type"
+    assert refused({**FUNCTION, "parameters": []})["param"] == "tools[0].tools[0].parameters"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("web_search_preview", "web_search"), ("web_search", "web_search"), ("file_search", "file_search")],
+)
+def test_a_choice_means_a_hosted_tool_whatever_its_version(kind: str, name: str) -> None:
+    assert hosted_name(kind) == name
