@@ -73,7 +73,7 @@ async def test_what_would_never_fit_is_not_to_be_tried_again() -> None:
 
 async def _after_much(opened: OpenHttpDoor) -> bytes:
     """A small request of the owner `k` with a history of 6,000 bytes."""
-    owner = opened.context.owners.resolve((("authorization", "Bearer k"),))
+    owner = opened.context.owners.resolve((("authorization", "Bearer k"),)).owner
     await opened.store.save(record("a", owner=owner, inputs=(item("msg_1", "x" * 6_000),)))
     return _request(10, previous_response_id="resp_a")
 
@@ -115,7 +115,7 @@ async def test_a_history_takes_room_too() -> None:
 
 async def test_a_page_holds_room_for_as_long_as_its_client_takes_it() -> None:
     async with open_http_door(bytes_in_flight=8_000) as opened, opened.client() as client:
-        owner = opened.context.owners.resolve((("authorization", "Bearer k"),))
+        owner = opened.context.owners.resolve((("authorization", "Bearer k"),)).owner
         name = "0" * 32
         await opened.store.save(record(name, owner=owner, inputs=(item("msg_1", "x" * 6_000),)))
         path = f"/v1/responses/resp_{name}/input_items"

@@ -436,7 +436,9 @@ async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: Stores)
     async with open_http_door(files=stores.files, file_bytes=9 << 20) as door:
         made = await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (8 << 20)))
         reads: list[int] = []
-        opened = await stores.files.open(door.context.owners.resolve((("authorization", "Bearer alice"),)), made["id"])
+        opened = await stores.files.open(
+            door.context.owners.resolve((("authorization", "Bearer alice"),)).owner, made["id"]
+        )
         assert opened is not None
         kind = type(opened)
         await opened.aclose()

@@ -193,7 +193,7 @@ async def test_an_owner_s_jobs_run_within_his_share_and_others_go_on(tmp_path: P
 
 
 def _owner(app: BackgroundApp, token: str) -> str:
-    return app.app.context.owners.resolve((("authorization", f"Bearer {token}"),))
+    return app.app.context.owners.resolve((("authorization", f"Bearer {token}"),)).owner
 
 
 async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import Caller
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -107,7 +108,7 @@ class _recorded:
     def __enter__(self) -> None:
         fetch, run, resolve = SqliteReaders.fetch, SqliteWriter.run, OwnerResolver.resolve
 
-        def marked_resolve(owners: OwnerResolver, *given: Any) -> str:
+        def marked_resolve(owners: OwnerResolver, *given: Any) -> Caller:
             # Every request begins with the question whose it is.
             _ANSWERING.set(True)
             return resolve(owners, *given)

@@ -122,7 +122,7 @@ def calls(name: str, **arguments: Any) -> Answer:
 
 async def vector_store(app: App, text: bytes) -> str:
     """A store of the asking owner's with one document, ingested."""
-    owner = app.context.owners.resolve(tuple(KEY.items()))
+    owner = app.context.owners.resolve(tuple(KEY.items())).owner
 
     async def ask(method: str, path: str, body: Any = None) -> Any:
         data = b"" if body is None else json.dumps(body).encode()

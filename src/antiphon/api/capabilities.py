@@ -96,7 +96,7 @@ class Capabilities(Area):
         them, to `{support, note}`; with a native upstream the groups are empty, since requests pass untouched."""
         model = query_value(request, "model")
         unnamed = "There is no upstream for models that no rule names; ask for one with '?model='."
-        route = self.routes.serving(model, unnamed)
+        route = self.routes.serving(model, unnamed, request.access)
         native = route.mode == "native"
         profile = route.profile if model is None else route.profile.for_model(route.model or model)
         groups: dict[str, Any] = {

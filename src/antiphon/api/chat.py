@@ -28,7 +28,7 @@ from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
@@ -83,10 +83,14 @@ class PassedOn:
     def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
             model = read_model(request.body)
+            if model is not None and not request.access.allows_model(model):
+                raise no_such_model(model[:256])
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, self._embeddings[1])
-            route = self._routes.serving(model, "The body names no model, by which its upstream is chosen.")
+            route = self._routes.serving(
+                model, "The body names no model, by which its upstream is chosen.", request.access
+            )
             body = request.body if route.model is None else _renamed(request.body, route.model)
             return await self._pass(request, route, path, body)
 

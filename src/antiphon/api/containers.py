@@ -149,6 +149,7 @@ class ContainerApi(Area):
     @Route("POST", "/v1/containers", "Create a container", ContainerObject, body=CreateContainer)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/containers`."""
+        request.access.check_tool("code_interpreter")
         body, ignored = read_known(request, CreateContainer)
         if not body.name:
             raise missing_parameter("name")

@@ -20,6 +20,7 @@ from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
+from antiphon.engine.ports.callers import EVERYTHING, Access
 from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, wrong_value
@@ -49,6 +50,8 @@ class ApiRequest:
     request_id: str = ""
     body_stream: AsyncIterator[bytes] | None = None
     """The body as a stream, for routes that declare it. Then `body` is empty."""
+    access: Access = EVERYTHING
+    """What the client's key allows."""
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body in pieces, however it came."""

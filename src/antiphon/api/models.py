@@ -109,13 +109,14 @@ class ModelCatalog(Area):
         empty field, and Codex uses its built-in descriptions.
         """
         told = query_value(request, "client_version") is not None
-        return json_response(ModelList(data=[*await self._models(request)], models=[] if told else UNSET))
+        models = [one for one in await self._models(request) if request.access.allows_model(one.id)]
+        return json_response(ModelList(data=models, models=[] if told else UNSET))
 
     @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
         """`GET /v1/models/{model}`; the name may hold slashes."""
         for model in await self._models(request):
-            if model.id == name:
+            if model.id == name and request.access.allows_model(name):
                 return json_response(model)
         raise no_such_model(name[:256])
 

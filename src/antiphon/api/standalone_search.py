@@ -153,6 +153,7 @@ class StandaloneSearch(Area):
                 "The web cannot be searched here: the operator has not set it up ('web_search.provider').",
                 code="unsupported_tool",
             )
+        request.access.check_tool(_TOOL)
         body, ignored = read_known(request, StandaloneSearchBody)
         if body.commands is None:
             raise missing_parameter("commands")

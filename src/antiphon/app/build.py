@@ -21,7 +21,7 @@ import structlog
 from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
-from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
+from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
@@ -273,7 +273,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         runner=runner,
         router=router,
         strict=settings.strict,
-        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, api_keys(settings)),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, client_keys(settings)),
         admission=admission,
         limits=limits,
         timeouts=times,

@@ -10,10 +10,11 @@ If a key file is missing but the database has rows, the start fails instead of c
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
+from antiphon.engine.ports.callers import NAMED, Access, ClientKey
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
@@ -68,15 +69,16 @@ def deployment_keys(settings: Settings) -> Keys:
     )
 
 
-def api_keys(settings: Settings) -> tuple[bytes, ...]:
-    """The digests of the clients' API keys."""
-    texts = [key.get_secret_value() for key in settings.owner.api_keys]
-    return tuple(
-        bytes.fromhex(text.removeprefix("sha256:"))
-        if text.startswith("sha256:")
-        else hashlib.sha256(text.encode()).digest()
-        for text in texts
-    )
+def client_keys(settings: Settings) -> dict[bytes, ClientKey]:
+    """The clients' keys of the settings, by the SHA-256 of their tokens. A key of `owner.api_keys` has no owner's name:
+    its owner is the hash of the token."""
+    owner = settings.owner
+    found = {digest: ClientKey("", digest, "") for digest in map(key_digest, owner.api_keys)}
+    for name, one in owner.keys.items():
+        access = Access(one.models, one.tools)
+        for number, digest in enumerate(map(key_digest, one.keys), 1):
+            found[digest] = ClientKey(f"{name}/{number}", digest, NAMED + name, team=one.team, access=access)
+    return found
 
 
 def lost_keys(settings: Settings) -> dict[str, str]:

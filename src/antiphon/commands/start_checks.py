@@ -65,14 +65,14 @@ def warn(settings: Settings) -> None:
 def warn_of_open_listener(settings: Settings) -> None:
     """Log a warning when every client that reaches the listener uses an API key of the gateway."""
     paid = [name for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
-    if not paid or settings.owner.api_keys or _is_of_this_machine(parse_address(settings.listen)[0]):
+    if not paid or settings.owner.has_client_keys or _is_of_this_machine(parse_address(settings.listen)[0]):
         return
     _log.warning(
         "open_listener",
         listen=settings.listen,
         upstreams=paid,
-        advice="every client of this address uses these upstreams with your keys: set owner.api_keys, or listen "
-        "on 127.0.0.1 behind a proxy that authenticates clients",
+        advice="every client of this address uses these upstreams with your keys: set owner.api_keys or owner.keys, or "
+        "listen on 127.0.0.1 behind a proxy that authenticates clients",
     )
 
 

@@ -5,12 +5,41 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import SecretStr, StringConstraints, field_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
 from antiphon.config.section import HeaderName, Secret, Section
+
+_OWNER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+_KEY = re.compile(r"[!-+\--~]{16,}")
+
+
+class NamedOwner(Section):
+    """One owner with a name: the keys, and what they may use. A list stands for the keys alone."""
+
+    keys: tuple[Secret, ...] = Field(min_length=1)
+    """The owner's keys, as in `owner.api_keys`. All of them see the same stored data. To replace a key, add the new
+    one, and remove the old one when no client uses it any more."""
+    team: str = Field(default="", max_length=64)
+    """The team of the owner, for the log, usage and limits."""
+    models: tuple[str, ...] = ()
+    """The models that these keys may use; globs (`qwen*`). Others do not exist for them. Unset: all."""
+    tools: tuple[str, ...] = ()
+    """The types of tools that these keys may declare (`function`, `web_search`, `mcp`, `code_interpreter`); globs.
+    Unset: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return {"keys": value} if isinstance(value, list | tuple) else value
+
+    @field_validator("keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        return check_client_keys("keys", value)
 
 
 class OwnerSettings(Section):
@@ -26,6 +55,11 @@ class OwnerSettings(Section):
     hexadecimal digest of a key, so that the settings hold no key. Any other token, or none, is a 401. Unset: the
     gateway accepts every token."""
 
+    keys: dict[str, NamedOwner] = Field(default_factory=dict)
+    """Owners with names, each with a list of keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
+    `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old one. Any other token,
+    or none, is a 401, unless it is one of `api_keys`. Named owners need `source: bearer`."""
+
     store_never: tuple[str, ...] = ()
     """Owners whose responses are never stored, as with `store: false`, whatever a request says. Each is written as in
     the database; `*` is all of them. A request with `background: true` is a 400. Data that they store themselves
@@ -36,17 +70,53 @@ class OwnerSettings(Section):
         """Whether there may be more than one owner."""
         return self.source != "single"
 
+    @property
+    def has_client_keys(self) -> bool:
+        """Whether only clients with a key of this gateway are served."""
+        return bool(self.api_keys or self.keys)
+
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for number, key in enumerate(value):
-            text = key.get_secret_value()
-            if text[:7].lower() == "sha256:":
-                if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
-                    raise ValueError(f"api_keys[{number}]: 64 hexadecimal digits in lower case follow 'sha256:'")
-            elif not re.fullmatch(r"[!-+\--~]{16,}", text):
-                raise ValueError(f"api_keys[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
-        return value
+        return check_client_keys("api_keys", value)
+
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
+        for name in self.keys:
+            if not _OWNER_NAME.fullmatch(name):
+                raise ValueError(
+                    f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
+                )
+        if self.keys and self.source != "bearer":
+            raise ValueError(
+                f"keys name their owners, and source is {self.source!r}: set source to bearer, or remove keys"
+            )
+        owner_of: dict[bytes, str] = {}
+        for name, one in (*self.keys.items(), ("api_keys", NamedOwner.model_construct(keys=self.api_keys))):
+            for digest in map(key_digest, one.keys):
+                if owner_of.setdefault(digest, name) != name:
+                    raise ValueError(f"a key of keys.{owner_of[digest]} is also in {name}: each key has one owner")
+        return self
+
+
+def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Check the form of clients' keys. Raises `ValueError`, without the key."""
+    for number, key in enumerate(keys):
+        text = key.get_secret_value()
+        if text[:7].lower() == "sha256:":
+            if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+                raise ValueError(f"{setting}[{number}]: 64 hexadecimal digits in lower case follow 'sha256:'")
+        elif not _KEY.fullmatch(text):
+            raise ValueError(f"{setting}[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
+    return keys
+
+
+def key_digest(key: SecretStr) -> bytes:
+    """The SHA-256 of a client's key, which the settings hold in clear or as `sha256:` and the digest."""
+    text = key.get_secret_value()
+    if text.startswith("sha256:"):
+        return bytes.fromhex(text.removeprefix("sha256:"))
+    return hashlib.sha256(text.encode()).digest()
 
 
 class SealingSettings(Section):

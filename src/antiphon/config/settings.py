@@ -170,11 +170,12 @@ class Settings(Section):
                 )
 
     def _wrong_keys(self) -> Iterator[str]:
-        for name, upstream in self.every_upstream.items() if self.owner.api_keys else ():
+        setting = "api_keys" if self.owner.api_keys else "keys"
+        for name, upstream in self.every_upstream.items() if self.owner.has_client_keys else ():
             if upstream.auth_mode is AuthMode.PASSTHROUGH:
                 section = "upstream" if name == "default" else f"upstreams.{name}"
                 yield (
-                    "owner.api_keys: clients' keys are for this gateway and would reach the upstream; set "
+                    f"owner.{setting}: clients' keys are for this gateway and would reach the upstream; set "
                     f"{section}.auth to inject (with an api_key) or none"
                 )
 
@@ -232,7 +233,7 @@ class Settings(Section):
     @property
     def decides_chat(self) -> bool:
         """Whether the sidecar passes Chat Completions on: a model's name or a client's key decides about them."""
-        return bool(self.models or self.upstreams or self.upstream.models or self.owner.api_keys)
+        return bool(self.models or self.upstreams or self.upstream.models or self.owner.has_client_keys)
 
     @property
     def decides_embeddings(self) -> bool:

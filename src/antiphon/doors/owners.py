@@ -1,6 +1,6 @@
-"""Derives the owner of a request from its headers.
+"""Derives the caller of a request from its headers: the owner of its data, and what the client's key allows.
 
-Lives here: the rule from headers to an owner name. Not here: whether a header is trustworthy (the servers remove or
+Lives here: the rule from headers to a caller. Not here: whether a header is trustworthy (the servers remove or
 refuse headers that a client could forge before they call this module).
 
 Invariant: an owner name never contains a credential. It contains only a keyed hash of a bearer token. So the database
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from antiphon.engine.ports.callers import Caller, ClientKey
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
@@ -24,29 +26,38 @@ _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 
 @dataclass(frozen=True, slots=True)
 class OwnerResolver:
-    """Derives the owner of a request.
+    """Derives the caller of a request.
 
     `source` is `bearer` (keyed hash of the token; requests without a token share one owner), `header` (the value of the
-    trusted header `header`) or `single`. `api_keys`, if not empty, are the SHA-256 digests of the only accepted tokens.
+    trusted header `header`) or `single`. `client_keys`, if not empty, are the only accepted tokens, by their SHA-256.
+    The owner of a key that names one is that owner.
     """
 
     source: Literal["bearer", "header", "single"]
     header: str = ""
     key: bytes = b""
-    api_keys: tuple[bytes, ...] = ()
+    client_keys: Mapping[bytes, ClientKey] = field(default_factory=dict)
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Copying an HMAC that already has the key costs half of creating one.
         object.__setattr__(self, "_keyed", hmac.new(self.key, digestmod="sha256"))
 
-    def resolve(self, headers: Headers) -> str:
-        """The owner of a request with these headers.
+    def resolve(self, headers: Headers) -> Caller:
+        """The caller of a request with these headers.
 
-        Raises `Unauthorized` when the trusted header is absent, or when API keys are configured and the token is not
+        Raises `Unauthorized` when the trusted header is absent, or when client keys are configured and the token is not
         among them.
         """
-        self._check(headers)
+        key = self.check_key(headers)
+        return key.caller() if key is not None and key.owner else Caller(self._owner(headers))
+
+    def check_key(self, headers: Headers) -> ClientKey | None:
+        """The client's key; None when no keys are configured. Raises `Unauthorized`."""
+        return self._find_key(headers) if self.client_keys else None
+
+    def _owner(self, headers: Headers) -> str:
+        """The owner by the source of owners, whatever the key."""
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
@@ -65,10 +76,8 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def _check(self, headers: Headers) -> None:
-        """Raise `Unauthorized` when API keys are configured and the token is not among them."""
-        if not self.api_keys:
-            return
+    def _find_key(self, headers: Headers) -> ClientKey:
+        """The client's key. Raises `Unauthorized`."""
         token = _bearer(headers)
         if not token:
             raise Unauthorized(
@@ -76,13 +85,11 @@ class OwnerResolver:
                 code="missing_api_key",
                 headers=_CHALLENGE,
             )
-        digest = hashlib.sha256(token).digest()
-        found = False
-        # Compares all of them, whichever matches, so the time reveals nothing.
-        for known in self.api_keys:
-            found |= hmac.compare_digest(digest, known)
-        if not found:
+        # The time of the search depends on the digest alone, and nobody can choose a digest without the token.
+        found = self.client_keys.get(hashlib.sha256(token).digest())
+        if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
+        return found
 
 
 def _bearer(headers: Headers) -> bytes:

@@ -8,6 +8,7 @@ import hmac
 import pytest
 
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import ClientKey
 from antiphon.errors import Unauthorized
 
 _BEARER = OwnerResolver("bearer", key=b"key")
@@ -15,20 +16,20 @@ _BEARER = OwnerResolver("bearer", key=b"key")
 
 def test_a_token_is_named_by_a_keyed_hash() -> None:
     digest = hmac.new(b"key", b"sk-1", "sha256").hexdigest()
-    assert _BEARER.resolve((("authorization", "Bearer sk-1"),)) == f"b:{digest[:40]}"
+    assert _BEARER.resolve((("authorization", "Bearer sk-1"),)).owner == f"b:{digest[:40]}"
     for same in ("bearer sk-1", "BEARER  sk-1 "):
-        assert _BEARER.resolve((("authorization", same),)) == f"b:{digest[:40]}"
+        assert _BEARER.resolve((("authorization", same),)).owner == f"b:{digest[:40]}"
 
 
 @pytest.mark.parametrize("headers", [(), (("authorization", "Bearer "),), (("authorization", "Basic sk-1"),)])
 def test_without_a_token_all_are_one(headers: tuple[tuple[str, str], ...]) -> None:
-    assert _BEARER.resolve(headers) == "anonymous"
-    assert OwnerResolver("single").resolve(headers) == "single"
+    assert _BEARER.resolve(headers).owner == "anonymous"
+    assert OwnerResolver("single").resolve(headers).owner == "single"
 
 
 def test_an_identity_is_the_gateways_header() -> None:
     by_header = OwnerResolver("header", header="x-owner")
-    assert by_header.resolve((("x-owner", "me"),)) == "h:me"
+    assert by_header.resolve((("x-owner", "me"),)).owner == "h:me"
     for headers in ((), (("x-owner", ""),)):
         with pytest.raises(Unauthorized) as refused:
             by_header.resolve(headers)
@@ -40,10 +41,10 @@ def test_an_identity_is_the_gateways_header() -> None:
     [("Bearer one", ""), ("Bearer two", ""), ("Bearer three", "invalid_api_key"), ("", "missing_api_key")],
 )
 def test_only_known_keys_are_let_in(given: str, code: str) -> None:
-    digests = tuple(hashlib.sha256(key).digest() for key in (b"one", b"two"))
-    keyed = OwnerResolver("single", api_keys=digests)
+    digests = [hashlib.sha256(key).digest() for key in (b"one", b"two")]
+    keyed = OwnerResolver("single", client_keys={digest: ClientKey("", digest, "") for digest in digests})
     if not code:
-        assert keyed.resolve((("authorization", given),)) == "single"
+        assert keyed.resolve((("authorization", given),)).owner == "single"
         return
     with pytest.raises(Unauthorized) as refused:
         keyed.resolve((("authorization", given),))

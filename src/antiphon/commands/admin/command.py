@@ -102,7 +102,7 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
         raise ConfigError(f"the variable {arguments.token_env} is not set")
     if settings.owner.source != "bearer":
         raise ConfigError(f"owner.source is {settings.owner.source}: tokens name no owners; use --owner")
-    return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),))
+    return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),)).owner
 
 
 async def _owner_data(settings: Settings) -> OwnerData:

@@ -28,7 +28,7 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.answers import Accounting, refusal_message, with_request_id
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.message_queues import PeerLeft
-from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
+from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, caller_of, is_refused_before, read_opening
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
@@ -37,6 +37,7 @@ from antiphon.doors.request_body import WholeBody, decoded, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, Finish, RequestHead
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError
 from antiphon.observability.observation import Observation
@@ -74,12 +75,13 @@ async def serve_stream(
         return
     request = read_opening(context, opening, trace)
     try:
-        owner = owner_of(context, request)
+        caller = caller_of(context, request)
+        owner = caller.owner
         with (
             context.admission.admit(owner, "response" if request.is_exchange else "request"),
             context.bodies.hold(owner) as hold,
         ):
-            await _serve(context, peer, request, owner, options, hold, ended=opening.end)
+            await _serve(context, peer, request, caller, options, hold, ended=opening.end)
     except ApiError as error:
         if peer.answered:
             raise
@@ -110,17 +112,19 @@ async def _serve(
     context: DoorContext,
     peer: Peer,
     request: ClientRequest,
-    owner: str,
+    caller: Caller,
     options: ProcessorOptions,
     hold: Hold,
     *,
     ended: bool,
 ) -> None:
     if request.is_exchange:
-        observed = context.telemetry.observe("relay", request.request_id, owner, request.trace or request.headers)
+        observed = context.telemetry.observe(
+            "relay", request.request_id, caller.owner, request.trace or request.headers
+        )
         try:
             if ended or await _read_body(context, peer, request, hold):
-                await _serve_exchange(context, peer, request, owner, options, hold, observed)
+                await _serve_exchange(context, peer, request, caller, options, hold, observed)
         finally:
             # No telemetry for a request that was not read completely.
             observed.drop()
@@ -130,7 +134,14 @@ async def _serve(
     # An Envoy that sends more than necessary: the generated configuration routes these paths to an ordinary cluster.
     pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
     api_request = ApiRequest(
-        request.method, request.path, pairs, request.headers, request.body, owner, request.request_id
+        request.method,
+        request.path,
+        pairs,
+        request.headers,
+        request.body,
+        caller.owner,
+        request.request_id,
+        access=caller.access,
     )
     await peer.begin()
     started = time.perf_counter()
@@ -186,7 +197,7 @@ async def _serve_exchange(
     context: DoorContext,
     peer: Peer,
     request: ClientRequest,
-    owner: str,
+    caller: Caller,
     options: ProcessorOptions,
     hold: Hold,
     observed: Observation,
@@ -196,7 +207,9 @@ async def _serve_exchange(
     exchange.observe(observed)
     answer: Drive | Relay | None = None
     try:
-        head = RequestHead(request.method, request.path, request.headers, owner, request.request_id)
+        head = RequestHead(
+            request.method, request.path, request.headers, caller.owner, request.request_id, caller.access
+        )
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
         del body

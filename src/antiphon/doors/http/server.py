@@ -38,6 +38,7 @@ from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
+from antiphon.engine.ports.callers import NOBODY, Caller
 from antiphon.engine.running.connection_memory import SocketMemory
 from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
@@ -237,7 +238,8 @@ class HttpDoor:
             # A client that can only reach this port must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        owner = "" if is_open else self._context.owners.resolve(call.headers)
+        caller = NOBODY if is_open else self._context.owners.resolve(call.headers)
+        owner = caller.owner
         # Health checks and metrics are answered during a drain, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
@@ -245,7 +247,7 @@ class HttpDoor:
             self._context.bodies.hold(owner) as hold,
         ):
             if Router.is_exchange(call.method, call.path):
-                return await self._serve_exchange(request, call, owner, hold)
+                return await self._serve_exchange(request, call, caller, hold)
             body, pieces = b"", None
             if router.streams_body(call.method, call.path):
                 hold.add(_UPLOAD_BYTES)
@@ -253,7 +255,17 @@ class HttpDoor:
             elif router.reads_body(call.method, call.path):
                 body = await self._read_body(request, call, hold)
             answer = await router.handle(
-                ApiRequest(call.method, call.path, query, _without_private(call.headers), body, owner, call.id, pieces)
+                ApiRequest(
+                    call.method,
+                    call.path,
+                    query,
+                    _without_private(call.headers),
+                    body,
+                    owner,
+                    call.id,
+                    pieces,
+                    caller.access,
+                )
             )
             call.failure = answer.failure
             if call.method == "GET" and not is_open:
@@ -300,19 +312,20 @@ class HttpDoor:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
 
     async def _serve_exchange(
-        self, request: web.BaseRequest, call: _RequestRecord, owner: str, hold: Hold
+        self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold
     ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         exchange = self._context.new_exchange()
         exchange.hold = hold
-        observed = self._context.telemetry.observe("http", call.id, owner, call.headers)
+        observed = self._context.telemetry.observe("http", call.id, caller.owner, call.headers)
         observed.started = call.started
         exchange.observe(observed)
         call.response, call.outcome = (observed, exchange), "cancelled"
         try:
             body = await self._read_body(request, call, hold)
-            head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
+            headers = _without_private(call.headers)
+            head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
             try:
                 await self._context.runner.receive(exchange, head, body)
             except asyncio.CancelledError:
@@ -333,10 +346,11 @@ class HttpDoor:
         """Serve a WebSocket. Each of its requests is admitted separately, so that an idle connection delays no
         drain."""
         check_handshake(request, self._context.websocket, len(self._sockets))
-        owner = self._context.owners.resolve(call.headers)
-        with self._context.admission.admit(owner):
+        caller = self._context.owners.resolve(call.headers)
+        with self._context.admission.admit(caller.owner):
             pass
-        head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
+        headers = _without_private(call.headers)
+        head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
         connection = WebSocketConnection(self._context, head, self._leaving, self.socket_memory)
         self._sockets[connection] = _peer_address(request)
         # However it ends: the response was the upgrade.

@@ -100,8 +100,9 @@ def parse_request(
             "stored on this server. Leave 'prompt' out and send its text as 'instructions' or 'input'.",
             "prompt",
         )
-    if not route.serves(request.model):
+    if not (route.serves(request.model) and head.access.allows_model(request.model)):
         raise no_such_model(request.model)
+    head.access.check_tools(tool.type for tool in request.tools or ())
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":
         check_forms(request)

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from msgspec import Raw
 
+from antiphon.engine.ports.callers import EVERYTHING, Access
 from antiphon.errors import NotFound, missing_value
 from antiphon.translation.profiles import UpstreamProfile, with_flags
 
@@ -131,17 +132,18 @@ class ModelRoutes:
         self.rules = tuple(ModelRule(rule.pattern, corrected(rule.route, upstream, profile)) for rule in self.rules)
         return told
 
-    def serving(self, model: str | None, unnamed: str) -> ModelRoute:
+    def serving(self, model: str | None, unnamed: str, access: Access = EVERYTHING) -> ModelRoute:
         """The route of this model, or of a request that names none.
 
-        Raises `ApiError` when no upstream serves it. `unnamed` is the message when the request must name a model.
+        Raises `ApiError` when no upstream serves it, or when the client's key does not allow it. `unnamed` is the
+        message when the request must name a model.
         """
         if model is None:
-            if self.default.mode == "disabled":
+            if self.default.mode == "disabled" or access.models:
                 raise missing_value(unnamed, "model")
             return self.default
         route = self.choose(model)
-        if not route.serves(model):
+        if not (route.serves(model) and access.allows_model(model)):
             raise no_such_model(model[:256])
         return route
 

@@ -1,6 +1,7 @@
 """Refuses references in a native request that clients of a shared upstream account must not use.
 
-Lives here: the search for such references. Not here: when they are refused (`native_request.py`).
+Lives here: the search for such references, and the types of the tools that such a request declares. Not here: when
+they are refused (`native_request.py`).
 
 When the gateway uses its own key for several owners, all clients share one account at the upstream. Anyone who knows an
 id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So such
@@ -23,17 +24,32 @@ def refuse_references(body: bytes) -> None:
     """Raise `InvalidRequest` when the request names an object that the upstream stores in the gateway's account."""
     if b"\\u" not in body and not any(word in body for word in _WORDS):
         return
-    try:
-        # Every pair, not the last of each name, because the sidecar does not know which one the upstream uses.
-        request = json.loads(body, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
-    for name, value in request if isinstance(request, _Pairs) else ():
+    for name, value in _pairs(body):
         if name in _STATE and value is not None:
             raise _refused(name)
         if name in ("input", "tools"):
             for place in _references(value):
                 raise _refused(place if place == "item_reference" else f"{name}: {place}")
+
+
+def tool_types(body: bytes) -> list[str]:
+    """The types of all tools that the request declares. Raises `InvalidRequest` when it cannot be read."""
+    found = []
+    for name, value in _pairs(body):
+        if name == "tools" and isinstance(value, list):
+            for tool in value:
+                found += [str(part) for key, part in tool if key == "type"] if isinstance(tool, _Pairs) else []
+    return found
+
+
+def _pairs(body: bytes) -> _Pairs:
+    """The request's fields. Every pair, not the last of each name, because the sidecar does not know which one the
+    upstream uses. Raises `InvalidRequest`."""
+    try:
+        request = json.loads(body, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+    return request if isinstance(request, _Pairs) else _Pairs()
 
 
 class _Pairs(list[tuple[str, object]]):

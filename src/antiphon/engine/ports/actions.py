@@ -16,6 +16,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from antiphon.engine.ports.callers import EVERYTHING, Access
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError
 from antiphon.translation.values import PromptReference
@@ -27,8 +28,8 @@ from antiphon.types.transport import Headers, header_value
 class RequestHead(Struct, frozen=True):
     """The client's request line and headers, and the owner of the request.
 
-    The door derives `owner` from a trusted header or the bearer token (`doors/owners.py`). The core only passes it on.
-    `request_id` names the request in logs.
+    The door derives `owner` and `access` from a trusted header or the bearer token (`doors/owners.py`). The core only
+    passes the owner on. `request_id` names the request in logs.
     """
 
     method: str
@@ -36,6 +37,7 @@ class RequestHead(Struct, frozen=True):
     headers: Headers
     owner: str
     request_id: str = ""
+    access: Access = EVERYTHING
 
     def header(self, name: str) -> str | None:
         """The first value of a header, by lower-case name."""

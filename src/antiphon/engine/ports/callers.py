@@ -1,0 +1,101 @@
+"""Defines who sends a request, and what the client key allows.
+
+Lives here: the values. Not here: how a request's headers become a caller (`doors/owners.py`), the keys of a process
+(`engine/running/key_ring.py`), their storage (`stores/client_keys.py`).
+
+Invariants: no value holds a token. The owner ids of different sources never collide, because each source has a prefix:
+`b:` (hash of a bearer token), `h:` (trusted header), `n:` (name of a key's owner).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Final
+
+from msgspec import Struct
+
+from antiphon.errors import InvalidRequest
+
+NAMED: Final = "n:"
+"""The prefix of an owner who has a name in the settings or in the key store."""
+
+
+class Access(Struct, frozen=True):
+    """What a client key may use. Both lists hold case-sensitive globs (`qwen*`). An empty list allows everything."""
+
+    models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    def allows_model(self, model: str) -> bool:
+        """Whether a request may name this model."""
+        return _fits(model, self.models)
+
+    def check_tool(self, kind: str, param: str | None = None) -> None:
+        """Raise `InvalidRequest` when a client may not use tools of this type (`web_search`, `mcp`). `param`: the
+        request's field that names it."""
+        if not _fits(kind, self.tools):
+            raise InvalidRequest(
+                f"Your API key does not allow tools of type '{kind[:64]}'. Send the request without it, or ask the "
+                "operator for a key that allows it.",
+                param=param,
+                code="tool_not_allowed",
+            )
+
+    def check_tools(self, kinds: Iterable[str]) -> None:
+        """Check the types of all tools that a request declares, in order. Raises `InvalidRequest`."""
+        if self.tools:
+            for number, kind in enumerate(kinds):
+                self.check_tool(kind, f"tools[{number}]")
+
+
+EVERYTHING: Final = Access()
+
+
+class Caller(Struct, frozen=True):
+    """Who sends a request. `owner` is the id that stored data has, `name` its readable form without a prefix.
+
+    `team` and `key_id` are empty where the source of owners has none.
+    """
+
+    owner: str
+    name: str = ""
+    team: str = ""
+    key_id: str = ""
+    access: Access = EVERYTHING
+
+
+NOBODY: Final = Caller("")
+"""The caller of a public path, such as `/health`."""
+
+
+class ClientKey(Struct, frozen=True):
+    """One client key. `digest` is the SHA-256 of its token (32 bytes), `prefix` the token's first characters.
+
+    Times are seconds since 1970, by the clock of the database. 0: not set.
+    """
+
+    id: str
+    digest: bytes
+    owner: str
+    prefix: str = ""
+    name: str = ""
+    team: str = ""
+    access: Access = EVERYTHING
+    created_at: float = 0.0
+    expires_at: float = 0.0
+    revoked_at: float = 0.0
+
+    def is_valid(self, now: float) -> bool:
+        """Whether the key opens the gateway at this time."""
+        ends = [at for at in (self.expires_at, self.revoked_at) if at]
+        return all(now < at for at in ends)
+
+    def caller(self) -> Caller:
+        """The caller who presents this key."""
+        name = self.owner.removeprefix(NAMED)
+        return Caller(self.owner, name, self.team, self.id, self.access)
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
