@@ -183,6 +183,7 @@ class Processes:
         owner: Literal["bearer", "single"] = "bearer",
         auth: AuthMode = AuthMode.NONE,
         store_never: tuple[str, ...] = (),
+        owner_keys: dict[str, Any] | None = None,
         mcp: str = "",
         seal: bool = False,
         sealing_keys: tuple[str, ...] = (),
@@ -199,7 +200,13 @@ class Processes:
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
-            owner=where.get("owner", OwnerSettings()).model_copy(update={"source": owner, "store_never": store_never}),
+            owner=where.get("owner", OwnerSettings()).model_copy(
+                update={
+                    "source": owner,
+                    "store_never": store_never,
+                    "keys": OwnerSettings.model_validate({"keys": owner_keys or {}}).keys,
+                }
+            ),
         )
         if mcp:
             settings = settings.model_copy(

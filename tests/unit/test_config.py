@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,44 @@ def test_keys_of_clients_are_checked_and_never_shown() -> None:
     assert len(settings.owner.api_keys) == 2 and settings.decides_chat
     shown = str(settings.redacted()) + str(settings)
     assert "0123456789abcdef" not in shown and "00000000" not in shown
+
+
+ANNA, BO = "anna-key-of-sixteen", "bo-key-of-sixteen-too"
+
+
+@pytest.mark.parametrize(
+    ("owner", "said"),
+    [
+        ({"keys": {"anna": []}}, "owner.keys.anna"),
+        ({"keys": {"anna": ["short"]}}, "keys[0]: a key is at least 16"),
+        ({"keys": {"anna": ["sha256:00"]}}, "keys[0]: 64 hexadecimal digits"),
+        ({"keys": {"an na": [ANNA]}}, "'an na' is no name"),
+        ({"keys": {"": [ANNA]}}, "'' is no name"),
+        ({"keys": {"n:x": [ANNA]}}, "'n:x' is no name"),
+        ({"keys": {"anna": [ANNA], "bo": [ANNA]}}, "a key of keys.anna is also in bo"),
+        ({"keys": {"anna": [ANNA]}, "api_keys": [ANNA]}, "a key of keys.anna is also in api_keys"),
+        ({"keys": {"anna": ["sha256:" + hashlib.sha256(ANNA.encode()).hexdigest()], "bo": [ANNA]}}, "is also in bo"),
+        ({"keys": {"anna": [ANNA]}, "source": "header"}, "set source to bearer"),
+        ({"keys": {"anna": [ANNA]}, "source": "single"}, "set source to bearer"),
+        ({"keys": {"anna": {"keys": [ANNA], "modles": ["a"]}}}, "modles"),
+    ],
+)
+def test_named_owners_are_checked_and_their_keys_never_shown(owner: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({"owner": owner, "upstream": {"auth": "none"}}, {})
+    assert said in str(refused.value) and ANNA not in str(refused.value)
+
+
+@pytest.mark.parametrize("owner", [{"api_keys": [BO]}, {"keys": {"anna": [ANNA]}}])
+def test_every_kind_of_client_key_is_in_force(owner: dict[str, Any]) -> None:
+    """It reaches no upstream, decides about Chat Completions, and is not shown."""
+    with pytest.raises(ConfigError, match=r"set upstream\.auth") as refused:
+        load_settings({"owner": owner, "upstream": {"auth": "passthrough"}}, {})
+    assert f"owner.{next(iter(owner))}: clients' keys" in str(refused.value)
+    settings = load_settings({"owner": owner, "upstream": {"auth": "none"}}, {})
+    assert settings.owner.has_client_keys and settings.decides_chat
+    assert not [key for key in (ANNA, BO) if key in str(settings.redacted()) + str(settings)]
+    assert {ANNA, BO} & set(settings.secrets())
 
 
 def test_keys_of_clients_go_to_no_upstream() -> None:

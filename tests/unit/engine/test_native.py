@@ -22,6 +22,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
     Usage,
 )
+from antiphon.engine.ports.callers import Access
 from antiphon.engine.ports.observer import Unobserved
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.profiles import PROFILES
@@ -58,6 +59,29 @@ def test_the_first_pattern_that_fits_the_whole_name_decides(model: str, upstream
     patterns = (("gpt-4", "a"), ("gpt-*", "b"), ("gpt-5", "never"), ("?/[x-z]:*", "c"))
     rules = tuple(ModelRule(pattern, ModelRoute(_GENERIC, upstream=name)) for pattern, name in patterns)
     assert ModelRoutes(ModelRoute(_GENERIC), rules).choose(model).upstream == upstream
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"model":"nx","input":"hi"}', "model_not_found"),
+        (b'{"model":"n1","tools":[{"type":"function"},{"type":"mcp"}]}', "tool_not_allowed"),
+        # The upstream may read either of two fields with one name.
+        (b'{"model":"n1","tools":[{"type":"mcp","type":"function"}],"tools":[]}', "tool_not_allowed"),
+        (b'{"model":"n1","tools":[{"ty\\u0070e":"mcp"}]}', "tool_not_allowed"),
+        (b'{"model":"n1","tools":[{"type":"function"}]}', ""),
+        (b'{"model":"n1","tools":[5, "mcp"]}', ""),
+        (b'{"model":"n1","input":"hi"}', ""),
+    ],
+)
+def test_a_key_that_does_not_allow_a_model_or_a_tool(body: bytes, code: str) -> None:
+    exchange = make_exchange(routes=_native())
+    access = Access(models=("n1",), tools=("function",))
+    exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner", access=access), body)
+    if code:
+        assert _error(exchange) == (404 if code == "model_not_found" else 400, code)
+    else:
+        assert isinstance(exchange.actions()[0], CallUpstream)
 
 
 def test_an_alias_is_called_by_its_name_there_and_answered_by_its_name_here() -> None:

@@ -1,0 +1,99 @@
+"""Owners with names: their keys share stored data, and open what the settings allow, at every endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.background_app import BackgroundApp, processes
+from tests.support.chat_server import json_answer
+
+OLD, NEW, BO = "anna-old-key-of-16", "anna-new-key-of-16", "bo-has-another-key"
+KEYS: dict[str, Any] = {
+    "anna": ["sha256:" + hashlib.sha256(OLD.encode()).hexdigest(), NEW],
+    "bo": {"keys": [BO], "team": "lab", "models": ["qwen*"], "tools": ["function"]},
+}
+ASK = {"model": "qwen3", "input": "Hi"}
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[BackgroundApp]:
+    async with processes(tmp_path / "data") as made:
+        yield await made.start(owner_keys=KEYS)
+
+
+async def call(app: BackgroundApp, method: str, path: str, key: str, body: Any = None) -> tuple[int, Any]:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with app.session.request(method, app.url + path, json=body, headers=headers) as got:
+        return got.status, json.loads(await got.read())
+
+
+async def test_all_keys_of_an_owner_see_the_same_data_and_no_other_owner_does(app: BackgroundApp) -> None:
+    _, made = await call(app, "POST", "/responses", OLD, ASK)
+    assert (await call(app, "GET", f"/responses/{made['id']}", NEW))[1] == made
+    status, _ = await call(app, "POST", "/responses", NEW, {**ASK, "previous_response_id": made["id"]})
+    assert status == 200
+    assert (await call(app, "GET", f"/responses/{made['id']}", BO))[0] == 404
+    status, listed = await call(app, "GET", "/responses", NEW)
+    assert status == 200 and len(listed["data"]) == 2
+    assert (await call(app, "GET", "/responses", BO))[1]["data"] == []
+
+
+@pytest.mark.parametrize(("key", "code"), [("", "missing_api_key"), ("a-key-of-nobody-here", "invalid_api_key")])
+async def test_others_are_refused(app: BackgroundApp, key: str, code: str) -> None:
+    for method, path in (("POST", "/responses"), ("GET", "/models"), ("POST", "/chat/completions")):
+        status, refused = await call(app, method, path, key, ASK if method == "POST" else None)
+        assert (status, refused["error"]["code"]) == (401, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/responses", {"input": "Hi"}),
+        ("/responses", {"input": "Hi", "background": True}),
+        ("/responses/input_tokens", {"input": "Hi"}),
+        ("/responses/compact", {"input": "Hi"}),
+        ("/chat/completions", {"messages": []}),
+        ("/embeddings", {"input": "Hi"}),
+    ],
+)
+async def test_a_model_that_the_key_does_not_allow_does_not_exist(
+    app: BackgroundApp, path: str, body: dict[str, Any]
+) -> None:
+    status, refused = await call(app, "POST", path, BO, {**body, "model": "gpt-5"})
+    assert (status, refused["error"]["code"], refused["error"]["param"]) == (404, "model_not_found", "model")
+    _, answered = await call(app, "POST", path, OLD, {**body, "model": "gpt-5"})
+    assert answered.get("error") is None or answered["error"]["code"] != "model_not_found"
+
+
+async def test_the_list_has_the_allowed_models_only(tmp_path: Path) -> None:
+    async with processes(tmp_path / "data") as made:
+        made.chat.default = lambda _: json_answer({"data": [{"id": "qwen3"}, {"id": "gpt-5"}]})
+        app = await made.start(owner_keys=KEYS)
+        for key, models in ((BO, ["qwen3"]), (NEW, ["qwen3", "gpt-5"])):
+            assert [one["id"] for one in (await call(app, "GET", "/models", key))[1]["data"]] == models
+        assert (await call(app, "GET", "/models/gpt-5", BO))[0] == 404
+        assert (await call(app, "GET", "/models/gpt-5", NEW))[0] == 200
+        assert (await call(app, "GET", "/antiphon/capabilities?model=gpt-5", BO))[0] == 404
+
+
+@pytest.mark.parametrize("more", [{}, {"background": True}])
+async def test_a_tool_that_the_key_does_not_allow_is_refused(app: BackgroundApp, more: dict[str, Any]) -> None:
+    function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    tools = [function, {"type": "mcp", "server_label": "s", "server_url": "https://mcp.example"}]
+    status, refused = await call(app, "POST", "/responses", BO, {**ASK, **more, "tools": tools})
+    assert (status, refused["error"]["code"]) == (400, "tool_not_allowed")
+    assert refused["error"]["param"] == "tools[1]" and "'mcp'" in refused["error"]["message"]
+    assert (await call(app, "POST", "/responses", BO, {**ASK, **more, "tools": [function]}))[0] == 200
+
+
+async def test_a_websocket_has_the_owner_and_the_limits_of_its_key(app: BackgroundApp) -> None:
+    url = app.url + "/responses"
+    async with app.session.ws_connect(url, headers={"authorization": f"Bearer {BO}"}) as socket:
+        await socket.send_json({"type": "response.create", "model": "gpt-5", "input": "Hi"})
+        assert (await socket.receive_json())["error"]["code"] == "model_not_found"
