@@ -90,6 +90,21 @@ def test_no_secret_gets_into_a_config_map(path: str) -> None:
     assert "name that in secrets." in said and "sk-secret" not in said
 
 
+def test_no_list_of_an_owners_keys_gets_into_a_config_map() -> None:
+    given = {"upstream": {"url": "http://a/v1"}, "owner": {"keys": {"anna": ["sk-secret-of-sixteen"]}}}
+    with pytest.raises(Refused) as refused:
+        render({"settings": given})
+    said = " ".join(str(refused.value).split())
+    assert "settings.owner.keys is a secret" in said and "secrets.ownerKeys" in said and "sk-secret" not in said
+
+
+def test_owners_with_names_come_from_a_secret() -> None:
+    spec = _spec(render({"settings": UPSTREAM, "secrets": {"ownerKeys": {"name": "owners"}}}))
+    config, sidecar, _ = containers(spec)
+    for container in (config, sidecar):
+        assert _env(container)["ANTIPHON_OWNER__KEYS"] == {"secretKeyRef": {"name": "owners", "key": "owner.keys"}}
+
+
 def _valid(settings: Mapping[str, Any]) -> bool:
     return bool(jsonschema_rs.validator_for(settings_schema()).is_valid(settings))
 

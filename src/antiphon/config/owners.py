@@ -9,7 +9,9 @@ import hashlib
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from antiphon.config.section import HeaderName, Secret, Section
 
@@ -42,6 +44,16 @@ class NamedOwner(Section):
         return check_client_keys("keys", value)
 
 
+class _OrKeys:
+    """The JSON Schema of a named owner: the section, or the list of its keys."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        section = handler(core)
+        keys = handler.resolve_ref_schema(section)["properties"]["keys"]
+        return {"anyOf": [{name: value for name, value in keys.items() if name != "description"}, section]}
+
+
 class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
     """How Antiphon tells owners apart: by a keyed hash of the bearer token, by a trusted header, or not at all (one
@@ -55,7 +67,7 @@ class OwnerSettings(Section):
     hexadecimal digest of a key, so that the settings hold no key. Any other token, or none, is a 401. Unset: the
     gateway accepts every token."""
 
-    keys: dict[str, NamedOwner] = Field(default_factory=dict)
+    keys: dict[str, Annotated[NamedOwner, _OrKeys]] = Field(default_factory=dict)
     """Owners with names, each with a list of keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
     `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old one. Any other token,
     or none, is a 401, unless it is one of `api_keys`. Named owners need `source: bearer`."""

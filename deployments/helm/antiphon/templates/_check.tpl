@@ -66,8 +66,9 @@
 {{- fail (printf "settings.%s is set by the chart. Remove it and set %s instead." $path $instead) -}}
 {{- end -}}
 {{- end -}}
-{{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
-{{- range $path := compact (.Files.Lines "files/secrets.txt") -}}
+{{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "owner.keys" "secrets.ownerKeys" "owner.keys.*.keys" "secrets.ownerKeys" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
+{{/* An owner may be a list of keys, which has no field of its own in the list of secrets. */}}
+{{- range $path := append (compact (.Files.Lines "files/secrets.txt")) "owner.keys" -}}
 {{- with include "antiphon.found" (list $settings (splitList "." $path) list) -}}
 {{- fail (printf "settings.%s is a secret and does not belong in a ConfigMap. Take it out, put it into a Secret and name that in %s." . (get $instead $path | default "extraEnv")) -}}
 {{- end -}}

@@ -77,7 +77,7 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 {{- define "antiphon.env" -}}
 - {name: ANTIPHON_CONFIG, value: /etc/antiphon/settings.yaml}
 {{- $secrets := .Values.secrets }}
-{{- range $variable, $secret := dict "ANTIPHON_UPSTREAM__API_KEY" $secrets.upstreamKey "ANTIPHON_SIDECAR__SECRET" $secrets.sidecarSecret "ANTIPHON_OWNER__API_KEYS" $secrets.apiKeys "ANTIPHON_EMBEDDINGS__API_KEY" $secrets.embeddingsKey "ANTIPHON_WEB_SEARCH__API_KEY" $secrets.webSearchKey }}
+{{- range $variable, $secret := dict "ANTIPHON_UPSTREAM__API_KEY" $secrets.upstreamKey "ANTIPHON_SIDECAR__SECRET" $secrets.sidecarSecret "ANTIPHON_OWNER__API_KEYS" $secrets.apiKeys "ANTIPHON_OWNER__KEYS" $secrets.ownerKeys "ANTIPHON_EMBEDDINGS__API_KEY" $secrets.embeddingsKey "ANTIPHON_WEB_SEARCH__API_KEY" $secrets.webSearchKey }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- end }}
 {{/* A setting that is a mapping is one variable. Kubernetes expands the others in it. */}}

@@ -1,7 +1,7 @@
 """Defines who sends a request, and what the client key allows.
 
-Lives here: the values. Not here: how a request's headers become a caller (`doors/owners.py`), the keys of a process
-(`engine/running/key_ring.py`), their storage (`stores/client_keys.py`).
+Lives here: the values, and the checks of what a key allows. Not here: how a request's headers become a caller
+(`doors/owners.py`), the keys of the settings (`app/keys.py`).
 
 Invariants: no value holds a token. The owner ids of different sources never collide, because each source has a prefix:
 `b:` (hash of a bearer token), `h:` (trusted header), `n:` (name of a key's owner).
