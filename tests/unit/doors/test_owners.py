@@ -53,11 +53,12 @@ def test_only_known_keys_are_let_in(given: str, code: str) -> None:
 
 def test_an_identity_that_is_no_text_is_its_escaped_bytes() -> None:
     by_header = OwnerResolver("header", header="x-owner")
-    assert by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),)) == "h:caf\\xe9"
+    assert by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),)).owner == "h:caf\\xe9"
 
 
 def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -> None:
-    open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", api_keys=(hashlib.sha256(b"sk-1").digest(),))
+    digest = hashlib.sha256(b"sk-1").digest()
+    open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", client_keys={digest: ClientKey("", digest, "")})
     headers = (("authorization", "Bearer sk-1"),)
     assert open_to_all.resolve(headers) == closed.resolve(headers)
     assert open_to_all.resolve(headers) != OwnerResolver("bearer", key=b"other").resolve(headers)
