@@ -11,6 +11,7 @@ import pytest
 from antiphon.translation.events.initial_response import echo_configuration, start_response, with_fallback
 from antiphon.translation.request.body import read_request
 from antiphon.types.json import raw
+from antiphon.types.request import CreateResponse
 from tests.support.exchanges import JSON, run
 
 COMPLETION = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}]}'
@@ -199,3 +200,31 @@ def test_what_items_change_of_the_request_is_repeated() -> None:
     echo_configuration(response, later)
     shown = json.loads(msgspec.json.encode(response))
     assert shown["reasoning"] == {"effort": "low", "summary": None} and shown["text"]["verbosity"] == "low"
+
+
+def test_a_request_that_says_nothing_asks_for_nothing_more() -> None:
+    read = read_request(b'{"model":"m","input":"hi"}', max_items=9, max_tools=9)
+    made = msgspec.structs.asdict(CreateResponse("m", read.input))
+    assert made == msgspec.structs.asdict(read) | {"include": made["include"], "unknown": made["unknown"]}
+    for wish in ("stream", "obfuscation", "prewarm", "logprobs", "encrypted_reasoning", "compact"):
+        assert made[wish] is False
+    assert not made["include"] and made["compact_threshold"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "wish"),
+    [
+        ({"stream": True}, "stream"),
+        ({"stream_options": {"include_obfuscation": True}}, "obfuscation"),
+        ({"prompt_cache_options": {"prewarm": True}}, "prewarm"),
+        ({"include": ["message.output_text.logprobs"]}, "logprobs"),
+        ({"top_logprobs": 1}, "logprobs"),
+        ({"include": ["reasoning.encrypted_content"]}, "encrypted_reasoning"),
+        ({"input": [{"role": "user", "content": "x"}, {"type": "compaction_trigger"}]}, "compact"),
+    ],
+    ids=str,
+)
+def test_a_wish_is_read_and_no_other(fields: dict[str, Any], wish: str) -> None:
+    read = read_request(json.dumps({"model": "m", "input": "hi", **fields}).encode(), max_items=9, max_tools=9)
+    wishes = ("stream", "obfuscation", "prewarm", "logprobs", "encrypted_reasoning", "compact")
+    assert [name for name in wishes if getattr(read, name)] == [wish]
