@@ -100,6 +100,24 @@ async def test_what_is_no_address_is_named(address: str) -> None:
             pass
 
 
+async def test_a_socket_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"cannot listen on unix:.*/file/a\.sock"):
+        async with _listening(f"unix:{tmp_path}/file/a.sock"):
+            pass
+
+
+async def test_the_end_closes_connections_that_were_kept(tmp_path: Path) -> None:
+    async with _listening(f"unix:{tmp_path}/a.sock"):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a.sock")
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert await reader.readuntil(b"ok")
+    async with asyncio.timeout(60):
+        assert await reader.read() == b""
+    writer.close()
+
+
 async def test_an_address_that_is_taken_is_refused() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
