@@ -3,12 +3,10 @@
 Lives here: order and grouping.
 - A turn's reasoning, text and calls are one assistant message.
 - A call's output follows directly after it, wherever the client put it.
-- System and developer messages are one system message at the beginning, later ones too unless the server takes them
-  anywhere.
+- System and developer messages are one system message at the beginning. Some servers take later ones anywhere.
 Not here: content parts (`content.py`), calls and outputs (`call_items.py`), the rest of the chat request (`body.py`).
 Invariants:
-- Every tool message answers exactly one call before it, and every call has an answer.
-- Only tool messages come between a call and its answers, because chat servers refuse anything else.
+- Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
 - The text of a tool is a tool message, whenever it comes: no text of a stranger has the authority of the user.
 - Later items only add messages behind those that the model has seen (exceptions: `docs/explanation/exactness.md`).
 """
