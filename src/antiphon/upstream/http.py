@@ -40,7 +40,6 @@ _READ_BYTES = 256 * 1024
 # A larger body goes out in parts, so that it does not hold up the loop.
 _LARGE_BODY = 1 << 20
 _PART = 64 * 1024
-_WITHOUT_BODY = frozenset({"GET", "HEAD"})
 _STALE_CONNECTIONS = 3
 _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
 
@@ -120,7 +119,6 @@ class Connections:
         sending: asyncio.Task[None] | None = None
         try:
             protocol.set_response_params(
-                skip_payload=request.method == "HEAD",
                 read_until_eof=True,
                 read_bufsize=_READ_BYTES,
                 max_line_size=_HEADER_BYTES,
@@ -159,7 +157,7 @@ class Connections:
                 # What every call says otherwise, like the user agent, a request may say in its own way.
                 headers[name] = value
                 given.add(name)
-        if request.body or request.method not in _WITHOUT_BODY:
+        if request.body or request.method != "GET":
             headers["Content-Length"] = str(len(request.body))
         return headers
 
