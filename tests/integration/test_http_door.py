@@ -312,6 +312,26 @@ async def test_a_compressed_body_has_the_same_limit_when_it_is_plain(coding: str
         assert got.status == 413 and got.error["code"] == "request_too_large"
 
 
+def _upload(body: bytes, **headers: str) -> bytes:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    whole = post_bytes(body=body, path="/v1/files", headers=given)
+    return whole.replace(b"application/json", b"multipart/form-data; boundary=x", 1)
+
+
+async def test_an_upload_is_taken_as_it_is_alone(door: OpenHttpDoor) -> None:
+    got = await door.ask(_upload(b"anything", content_encoding="gzip"))
+    error = (got.status, got.error["type"], got.error["code"])
+    assert error == (415, "invalid_request_error", "unsupported_content_encoding")
+    assert (got.header("accept-encoding"), got.header("connection")) == ("identity", "close")
+
+
+async def test_an_upload_that_stops_is_a_408() -> None:
+    async with open_http_door(request_seconds=0.1) as door:
+        got = await door.ask(_upload(b"--x\r\n", content_length="1000"))
+        assert (got.status, got.error["type"], got.error["code"]) == (408, "invalid_request_error", "request_timeout")
+        assert got.header("connection") == "close"
+
+
 async def test_head_request(door: OpenHttpDoor) -> None:
     async with door.client() as client:
         for path, status in (("/v1/models", 200), ("/health", 200), ("/v1/nothing", 404), ("/a%2Fb", 400)):

@@ -110,6 +110,11 @@ class Http2Peer:
         assert self._writer is not None
         self._writer.transport.abort()
 
+    def close_half(self) -> None:
+        """Send nothing more, and go on reading."""
+        assert self._writer is not None
+        self._writer.write_eof()
+
     def flush(self) -> None:
         """Send what is pending."""
         assert self._writer is not None

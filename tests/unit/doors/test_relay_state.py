@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +18,9 @@ from antiphon.doors.extproc.message_queues import Outbox
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay_state import RelayState, local_reply
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, SaveResponse
+from antiphon.translation.profiles import PROFILES
 from tests.support.exchanges import make_exchange
 from tests.support.judge import check_stream, parse_sse
 
@@ -34,11 +37,18 @@ class _Relayed:
     """A state, and what it said, as Envoy reads it."""
 
     def __init__(
-        self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0, tries: int = 1, store: bool = False
+        self,
+        *,
+        stream: bool = True,
+        text: str = "hi",
+        end_seconds: float = 1.0,
+        tries: int = 1,
+        store: bool = False,
+        **options: Any,
     ) -> None:
         self.now = 1000.0
         self.said: list[pb.ProcessingResponse] = []
-        exchange = make_exchange()
+        exchange = make_exchange(**options)
         headers = (
             *((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "api.example")),
             *(("x-forwarded-proto", "http"), ("authorization", "Bearer x"), ("x-mine", "1")),
@@ -414,3 +424,24 @@ def test_an_action_that_must_wait_is_done_before_the_end_and_once() -> None:
     assert not relayed.state.say(outbox, relayed.now) and not stream.sent
     assert isinstance(relayed.state.answer(relayed.now), SaveResponse)
     assert relayed.state.answer(relayed.now) is None, "it is under way"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_native_answer_that_falls_silent_is_cut_behind_what_came(begun: bool) -> None:
+    """What has begun cannot become an error any more; what has not is one."""
+    rule = ModelRule("m", ModelRoute(PROFILES["generic"], upstream="other", mode="native"))
+    relayed = _Relayed(routes=ModelRoutes(ModelRoute(PROFILES["generic"]), (rule,)))
+    relayed.take(_head())
+    if begun:
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), b"event: a\ndata: {}\n\n"))
+    relayed.state.due_changed = False
+    relayed.pass_time(_TIMES.idle + 1)
+    assert relayed.state.finished
+    if begun:
+        assert relayed.state.cut == "the upstream fell silent"
+        assert relayed.body.startswith(b"event: a") and b"keep-alive" not in relayed.body
+        streamed = [one.response_body.response.body_mutation.streamed_response for one in relayed.said]
+        assert not any(part.end_of_stream for part in streamed)
+    else:
+        (answer,) = relayed.said[2:]
+        assert answer.immediate_response.status.code == 504 and not relayed.state.cut
