@@ -51,6 +51,7 @@ _PICKED: dict[str, Any] = {
 }
 _EPP: dict[str, Any] = {"address": "epp.models.svc:9002", "tls": "verified"}
 _TCP = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9002", "model_door": "127.0.0.1:9003", "secret": "s3cret-value"}
+_TLS = {name: f"/run/tls/{name}.pem" for name in ("cert", "key", "client_ca", "ca", "envoy_cert", "envoy_key")}
 
 # By the name of its column: the settings, and the flags.
 DOCUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -64,7 +65,7 @@ DOCUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["--envoy-version", "1.39"],
     ),
     "picker": (
-        {**_PICKED, "sidecar": _TCP, "envoy": {"retries": 4, "endpoint_picker": _EPP}},
+        {**_PICKED, "sidecar": {**_TCP, "tls": _TLS}, "envoy": {"retries": 4, "endpoint_picker": _EPP}},
         ["--envoy-version", "1.38"],
     ),
     "snippet": (
@@ -78,7 +79,7 @@ DOCUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
             *("--hostname", "api.example"),
         ],
     ),
-    "envoy-gateway-of-others": (_PICKED, ["--for", "envoy-gateway", "--envoy-proxy", "shared"]),
+    "envoy-gateway-of-others": ({**_PICKED, **_SEEN}, ["--for", "envoy-gateway", "--envoy-proxy", "shared"]),
     "envoy-gateway-removal": (_TWO, ["--for", "envoy-gateway", "--gateway", "team/ai", "--remove"]),
     "envoy-gateway-proxy-removal": (
         _PICKED,
@@ -88,7 +89,7 @@ DOCUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**_PICKED, **_SEEN},
         ["--for", "istio", "--own-gateway", "--gateway", "team/ai", "--gateway-port", "8443"],
     ),
-    "istio-of-others": (_TWO, ["--for", "istio", "--hostname", "api.example", "--hostname", "b.example"]),
+    "istio-of-others": ({**_TWO, **_SEEN}, ["--for", "istio", "--hostname", "api.example", "--hostname", "b.example"]),
     "istio-removal": (_TWO, ["--for", "istio", "--gateway", "team/ai", "--remove", "--own-gateway"]),
     "istio-of-others-removal": (_PICKED, ["--for", "istio", "--gateway", "team/ai", "--remove"]),
     "merged": (
@@ -138,7 +139,7 @@ def _leaves(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     elif isinstance(value, list) and value:
         for one in value:
             yield from _leaves(one, (*place[:-1], f"{place[-1]}[]"))
-    elif place[-2:] == ("trusted_ca", "filename"):
+    elif place[-2:] == ("trusted_ca", "filename") and value not in _TLS.values():
         # Where a system has its authorities differs.
         yield place, "of the system"
     else:
