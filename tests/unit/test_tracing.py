@@ -420,3 +420,38 @@ def test_complaints_about_the_collector_are_a_line_and_then_silence() -> None:
             logging.getLogger("opentelemetry.sdk.trace.export").warning("%s", "y" * 600)
         logging.getLogger("opentelemetry.exporter").info("all is well")
     assert [(line["event"], line["cause"]) for line in logs] == [("traces_not_sent", "y" * 500)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "sample", "trace"), [(_SAMPLED, 1.0, _TRACE), (_UNSAMPLED, 1.0, _TRACE), ((), 0.0, "")]
+)
+def test_the_line_names_the_trace_that_it_belongs_to(headers: Headers, sample: float, trace: str) -> None:
+    traced = Traced(sample=sample)
+    with structlog.testing.capture_logs() as logs:
+        traced.answer(headers)
+    assert logs[0].get("trace_id", "") == trace
+    begun = Traced()
+    with structlog.testing.capture_logs() as logs:
+        begun.answer()
+    context = begun.spans["chat m"].get_span_context()
+    assert context is not None and logs[0]["trace_id"] == f"{context.trace_id:032x}"
+
+
+@pytest.mark.parametrize("ends", ["dropped", "ended"])
+def test_what_has_ended_is_no_ones_current_span(ends: str) -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask()
+    assert trace_headers()
+    if ends == "dropped":
+        observed.drop()
+    else:
+        observed.end(exchange, "completed")
+    assert trace_headers() == () and set(traced.spans) == {"POST /v1/responses", "chat m"}
+
+
+def test_a_second_end_changes_nothing() -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask()
+    observed.end(exchange, "completed")
+    observed.end(exchange, "error")
+    assert (traced.spans["POST /v1/responses"].attributes or {})["antiphon.outcome"] == "completed"
