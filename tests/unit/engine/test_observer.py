@@ -128,6 +128,8 @@ def test_an_observation_counts_a_stream() -> None:
     assert value_of(text, "antiphon_upstream_head_seconds_count", upstream="default") == 1
     assert value_of(text, "antiphon_response_first_event_seconds_count", door="relay") == 1
     assert value_of(text, "antiphon_response_event_gap_seconds_count", door="relay") == 1
+    for name in ("response_first_event", "response_event_gap", "upstream_head"):
+        assert 0 < value_of(text, f"antiphon_{name}_seconds_sum") < 60, "it is a time between two moments"
     assert value_of(text, "antiphon_tokens_total", kind="input", model="m", upstream="default") == 5
     assert value_of(text, "antiphon_tokens_total", kind="output") == 2
 
@@ -332,3 +334,32 @@ def test_what_an_upstream_refuses_is_no_refusal_of_ours(upstream_status: int, re
     failure = Failure("client", "in use", 409, "conversation_locked", upstream_status=upstream_status)
     Telemetry(metrics).observe("http", "req_1", "owner").end(make_exchange(), "error", failure)
     assert value_of(metrics.render().decode(), "antiphon_conversation_conflicts_total") == refused
+
+
+@pytest.mark.parametrize(("parts", "gaps"), [(0, 0), (1, 1)])
+def test_a_stream_without_events_has_no_time_between_them(parts: int, gaps: int) -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("relay", "r1", "owner")
+    exchange, _ = _asked(observed)
+    exchange.receive_upstream_head(200, SSE)
+    if parts:
+        exchange.receive_upstream_data(_CHUNK * parts)
+    exchange.cancel(CancelReason.CLIENT_GONE)
+    observed.end(exchange, "cancelled")
+    text = metrics.render().decode()
+    assert value_of(text, "antiphon_response_first_event_seconds_count") == parts
+    assert value_of(text, "antiphon_response_event_gap_seconds_count") == gaps
+    assert value_of(text, "responses_total", outcome="cancelled") == 1
+
+
+def test_the_price_of_a_call_is_that_of_its_models_name() -> None:
+    asked: list[str] = []
+
+    def price_of(model: str) -> PriceSettings | None:
+        asked.append(model)
+        return PriceSettings(model="m", input=2, cached_input=1, output=10) if model == "m" else None
+
+    telemetry = Telemetry(Metrics(), price_of=price_of)
+    assert telemetry.cost("m", Usage(10, 3, 13, cached_tokens=4)) == 6 * 2 + 4 * 1 + 3 * 10
+    assert telemetry.cost("x" * 300, Usage(10, 3, 13)) == 0 and asked[-1] == "x" * 256
+    assert Telemetry(Metrics()).cost("m", Usage(10, 3, 13)) == 0
