@@ -58,3 +58,37 @@ def test_settings_that_are_named_are_there() -> None:
         kind = SECTIONS[section]
         assert isinstance(kind, type) and issubclass(kind, Section) and name in kind.model_fields, (section, name)
     assert all(len(text) < 120 for text in EVERY)
+
+
+@pytest.mark.parametrize(
+    ("code", "advised"),
+    [
+        ("upstream_unreachable", "its url is right"),
+        ("upstream_timeout", "timeouts.head"),
+        ("upstream_cut", "closed the connection early"),
+        ("upstream_too_large", "limits.upstream_body_bytes"),
+        ("upstream_invalid", "a Chat Completions server's"),
+        ("upstream_credentials_refused", "check its api_key"),
+        ("endpoint_picker_unavailable", "envoy.endpoint_picker.address"),
+        ("endpoint_picker_timeout", "the picker is slow"),
+        ("no_endpoint_picked", "a ready server"),
+        ("rate_limit_exceeded", "rate limit is reached"),
+        ("insufficient_quota", "no quota left"),
+        ("server_is_overloaded", "add capacity"),
+        ("models_not_listed", "upstream.models"),
+        ("upstream_misconfigured", "no such path"),
+        ("insufficient_storage", "free space"),
+        ("storage_locked", "holds a lock"),
+        ("storage_timed_out", "state.deadline"),
+        ("storage_unavailable", "start PostgreSQL"),
+        ("storage_read_only", "write access"),
+        ("storage_sealed", "sealing.keys"),
+        ("content_elsewhere", "blobs.url"),
+        ("storage_failed", "restore a backup"),
+        ("tool_timeout", "tools.seconds"),
+        ("shutting_down", "timeouts.drain"),
+    ],
+)
+@pytest.mark.parametrize("fault", ["ours", "upstream"])
+def test_each_code_has_what_helps_with_it(fault: Fault, code: str, advised: str) -> None:
+    assert advised in advice_for(Failure(fault, "x", 500, code, upstream_status=403))
