@@ -17,7 +17,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.several import ModelDoor, SeveralUpstreams
+from antiphon.upstream.several import ModelDoor, SeveralUpstreams, UpstreamPool
 from tests.support.fake_time import in_fake_time
 
 POST = UpstreamRequest("POST", "/chat/completions", (("authorization", "Bearer x"),), b"{}", "m", False, "a,b", tries=2)
@@ -123,11 +123,12 @@ async def test_an_answer_between_failures_counts_them_anew(other: Given) -> None
 
 
 async def test_each_is_asked_by_its_name_once_and_without_the_key_of_another() -> None:
-    a, b = Fake(lambda _: Given(500)), Fake(lambda _: Given(200, (("antiphon-upstream", "x"), ("c", "d"))))
+    a, b = Fake(lambda _: Given(500)), Fake(lambda _: Given(200, (("antiphon-upstream", "x"), ("c", "d")), b"hello"))
     several = SeveralUpstreams({"a": a, "b": b}, clock=Clock(), passthrough=frozenset({"b"}))
     with structlog.testing.capture_logs() as log:
         async with several.call(POST) as answer:
             assert answer.headers == (("c", "d"), ("antiphon-upstream", "b"), ("x-antiphon-tried", "2"))
+            assert answer.status == 200 and b"".join([part async for part in answer.body()]) == b"hello"
     assert [(request.upstream, request.tries, request.headers) for request in (*a.requests, *b.requests)] == [
         ("a", 1, ()),
         ("b", 1, POST.headers),
@@ -135,6 +136,24 @@ async def test_each_is_asked_by_its_name_once_and_without_the_key_of_another() -
     assert [(line["event"], line["upstream"], line["next"], line["cause"]) for line in log] == [
         ("upstream_passed_over", "a", "b", "status 500")
     ]
+
+
+async def test_a_pool_calls_them_by_name_and_closes_each() -> None:
+    fakes = {"a": Fake(lambda _: Given()), "b": Fake(lambda _: Given())}
+    pool = UpstreamPool(cast(Any, fakes), {"both": SeveralUpstreams(fakes, (1, 1))})
+    for name in ("b", "both"):
+        async with pool.call(UpstreamRequest("GET", "/models", (), upstream=name)):
+            pass
+    assert [request.upstream for request in fakes["b"].requests][:1] == ["b"]
+    assert sum(len(fake.requests) for fake in fakes.values()) == 2
+    await pool.aclose()
+    assert [fake.closed for fake in fakes.values()] == [1, 1]
+
+
+async def test_the_last_ones_failure_is_the_calls() -> None:
+    several = SeveralUpstreams({"a": Fake(lambda _: refused()), "b": Fake(lambda _: refused())}, clock=Clock())
+    with pytest.raises(UpstreamCallFailed):
+        await _first_asked(several)
 
 
 def test_there_is_a_weight_for_each_or_for_none() -> None:

@@ -67,7 +67,8 @@ class EnvoyDoorWatch:
         """Hold a connection, and open another one when it ends."""
         loop = asyncio.get_running_loop()
         while True:
-            with suppress(OSError, TimeoutError):
+            # A `TimeoutError` is one, too.
+            with suppress(OSError):
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     reader, writer = await self._connect()
                 self.tried.set()
