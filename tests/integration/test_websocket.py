@@ -763,6 +763,29 @@ async def test_a_flood_of_frames_is_held_back(door: OpenHttpDoor) -> None:
             assert max(waiting for waiting, _ in most) <= 16 and max(size for _, size in most) < 2 << 20
 
 
+async def test_what_was_answered_makes_room_for_what_comes() -> None:
+    """And so does a connection that ends with frames that still waited."""
+    settings = WebSocketSettings(total_bytes=60_000, memory_bytes=0)
+    async with open_http_door(websocket=settings) as door:
+        async with connected(door) as socket:
+            for _ in range(5):
+                await socket.send(**UNSTORED, input="x" * 25_000)
+                assert (await socket.turn())[-1]["type"] == "response.completed"
+        gate = asyncio.Event()
+        for _ in range(2):
+            door.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
+            async with connected(door) as leaving:
+                [connection] = door.door.sockets
+                await leaving.send(**UNSTORED, input="x" * 10)
+                await door.chat.received()
+                await leaving.send(**UNSTORED, input="x" * 40_000)
+                await until(lambda connection=connection: connection.waiting == 1)  # type: ignore[misc]
+            await until(lambda: not door.door.sockets)
+        async with connected(door) as socket:
+            await socket.send(**UNSTORED, input="x" * 40_000)
+            assert (await socket.turn())[-1]["type"] == "response.completed"
+
+
 async def test_headers_of_the_handshake_reach_no_model_call(door: OpenHttpDoor) -> None:
     headers = {
         "authorization": "Bearer k",

@@ -30,6 +30,7 @@ def test_whose_fault_decides(fault: Fault, code: str, level: str) -> None:
         write_outcome(structlog.get_logger(), "response", failure, 1.0, {"outcome": "failed"})
     (line,) = lines
     assert line["log_level"] == level
+    assert ("advice" in line) is (fault in ("upstream", "ours"))
     told = ("a cause", 200, "read_answer", "default", fault)
     assert tuple(line[name] for name in ("cause", "status", "operation", "upstream", "fault")) == told
 
