@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.request.search_options import read_filters, read_ranking
+from antiphon.translation.request.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.search import Filter, Ranking
 
 _YEAR = {"type": "gte", "key": "year", "value": 2020}
@@ -121,3 +122,66 @@ def test_what_is_no_ranking_names_its_place(value: Any, param: str) -> None:
     with pytest.raises(InvalidRequest) as told:
         read_ranking(value, "ranking_options")
     assert told.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        *(
+            ({"type": kind, "key": "a", "value": 5}, True)
+            for kind in ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+        ),
+        *(({"type": kind, "filters": [{"type": "eq"}]}, True) for kind in ("and", "or")),
+        (None, True),
+        ({"type": "eq", "key": "a", "value": "x"}, True),
+        ({"type": "eq", "key": "a", "value": False}, True),
+        ({"type": "in", "key": "a", "value": ["x", 5, True]}, True),
+        ({"type": "in", "key": "a", "value": ["x"] * 64}, True),
+        ({"type": "in", "key": "a", "value": ["x"] * 65}, False),
+        ({"type": "in", "key": "a", "value": [[]]}, False),
+        ({"type": "eq", "key": "k" * 64, "value": 5}, True),
+        ({"type": "eq", "key": "k" * 65, "value": 5}, False),
+        ({"type": "eq", "key": "", "value": 5}, False),
+        ({"type": "eq", "key": 5, "value": 5}, False),
+        ({"type": "eq", "key": "a", "value": {}}, False),
+        ({"type": "eq", "key": "a"}, False),
+        ({"type": "eq", "value": 5}, False),
+        ({"key": "a", "value": 5}, False),
+        ({"type": "like", "key": "a", "value": 5}, False),
+        ({"type": "and", "filters": []}, False),
+        ({"type": "and", "filters": [5]}, False),
+        ({"type": "and", "filters": {}}, False),
+        ({"type": "and", "filters": [{}] * 64}, True),
+        ({"type": "and", "filters": [{}] * 65}, False),
+        ({"filters": [{}]}, False),
+        ({"type": "and"}, False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_the_documents_filter_is_the_one_that_is_read(value: Any, valid: bool) -> None:
+    assert Draft202012Validator(FILTERS).is_valid(value) is valid
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        (None, True),
+        ({}, True),
+        *(({"ranker": ranker}, True) for ranker in ("none", "auto", "default-2024-11-15", "default_2024_08_21", None)),
+        ({"ranker": "best"}, False),
+        *(({"score_threshold": number}, True) for number in (0, 0.5, 1, None)),
+        *(({"score_threshold": number}, False) for number in (-0.1, 1.1, "1")),
+        ({"hybrid_search": None}, True),
+        ({"hybrid_search": {"embedding_weight": 0, "text_weight": 2.5}}, True),
+        ({"hybrid_search": {"embedding_weight": None, "text_weight": None}}, True),
+        ({"hybrid_search": {"embedding_weight": -1}}, False),
+        ({"hybrid_search": {"text_weight": -1}}, False),
+        ({"hybrid_search": {"text_weight": "1"}}, False),
+        ({"hybrid_search": []}, False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_the_documents_ranking_is_the_one_that_is_read(value: Any, valid: bool) -> None:
+    assert Draft202012Validator(RANKING).is_valid(value) is valid

@@ -302,3 +302,28 @@ def test_a_vendor_is_known_by_each_of_its_hosts(host: str, name: str) -> None:
 )
 def test_a_server_is_known_by_its_models_owner_or_its_own_name(owner: str, server: str, name: str) -> None:
     assert named_by_list({"data": [{"id": "a"}, {"id": "m", "owned_by": owner}]}, server) == name
+
+
+# How an answer is read, and what goes back besides: where a server differs from one that nobody knows.
+READ: dict[str, dict[str, object]] = {
+    "gemini": {"replay_signatures": True},
+    "llamacpp": {"tokenizer": "llamacpp"},
+    "openai": {"system_anywhere": True, "think": "off"},
+    "openrouter": {"end_without_finish": "completed", "replay_details": True},
+    "snowflake": {"end_without_finish": "completed", "replay_details": True},
+    "vllm": {"tokenizer": "vllm"},
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_vendors_answer_is_read_in_its_way(name: str) -> None:
+    common = {
+        "system_anywhere": False,
+        "end_without_finish": "failed",
+        "replay_details": False,
+        "replay_signatures": False,
+        "think": "tagged",
+        "tokenizer": "none",
+    }
+    profile = PROFILES[name]
+    assert {flag: getattr(profile, flag) for flag in common} == {**common, **READ.get(name, {})}
