@@ -455,3 +455,34 @@ def test_a_second_end_changes_nothing() -> None:
     observed.end(exchange, "completed")
     observed.end(exchange, "error")
     assert (traced.spans["POST /v1/responses"].attributes or {})["antiphon.outcome"] == "completed"
+
+
+def test_a_call_whose_end_nobody_told_ends_with_its_request_and_without_an_error() -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed.call_began("a", "responses", "first", b"{}")
+    observed.head_came("a", 503)
+    observed.call_ended()
+    for name in ("second", "third"):
+        observed.call_began("a", "responses", name, b"{}")
+    observed.drop()
+    spans = traced.spans
+    assert [("error.type" in (spans[f"chat {name}"].attributes or {})) for name in ("first", "second", "third")] == [
+        *(True, False, False)
+    ]
+    for one in spans.values():
+        assert one.start_time is not None and one.end_time is not None and one.start_time <= one.end_time
+
+
+@pytest.mark.parametrize(("ended", "status"), [(True, 200), (False, 500)])
+def test_the_first_call_of_a_request_may_be_the_one_that_nobody_ended(ended: bool, status: int) -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed.call_began("a", "responses", "m", b"{}")
+    observed.head_came("a", status)
+    if ended:
+        observed.call_ended()
+    observed.drop()
+    (one,) = [each for name, each in traced.spans.items() if name == "chat m"]
+    assert one.start_time is not None and one.end_time is not None and one.start_time <= one.end_time
+    assert "error.type" not in (one.attributes or {})
