@@ -270,3 +270,23 @@ def test_tools_of_a_namespace_count_as_tools() -> None:
 def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:
     error = _refused(tools=[{"type": kind}])
     assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove it from 'tools'."
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"input": 5}, "input", "expected a string or a list of items"),
+        ({"instructions": 5}, "instructions", "expected a string"),
+        ({"temperature": "hot"}, "temperature", "expected a number, but got a string instead"),
+        ({"stream": 1}, "stream", "expected a boolean, but got an integer instead"),
+        ({"max_output_tokens": []}, "max_output_tokens", "expected an integer, but got an array instead"),
+        ({"include": {}}, "include", "expected an array, but got an object instead"),
+        ({"user": 0.5}, "user", "expected a string, but got a number instead"),
+        ({"store": None, "background": "x"}, "background", "expected a boolean, but got a string instead"),
+        ({"metadata": []}, "metadata", "expected an object, but got an array instead"),
+    ],
+    ids=str,
+)
+def test_a_wrong_type_is_told_in_plain_words(fields: dict[str, Any], param: str, words: str) -> None:
+    error = _refused(**fields)
+    assert (error.param, error.code) == (param, "invalid_type") and words in error.message
