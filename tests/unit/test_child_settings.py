@@ -10,7 +10,14 @@ import pytest
 
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import UpstreamSettings
-from antiphon.supervisor.child_settings import file_values, placed_in, plain_environment, secret_environment
+from antiphon.supervisor.child_settings import (
+    envoy_environment,
+    file_values,
+    placed_in,
+    plain_environment,
+    secret_environment,
+    worker_environment,
+)
 
 S = "s3cret-s3cret-s3cret"
 CASES: dict[str, dict[str, Any]] = {
@@ -88,3 +95,30 @@ def test_where_workers_meet(tmp_path: Path, given: str | None, theirs: str) -> N
 def test_no_setting_of_the_parents_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTIPHON_OWNER__KEY", S)
     assert S not in plain_environment().values()
+
+
+def test_envoy_gets_the_secrets_that_it_adds_and_no_other() -> None:
+    values = {
+        "upstream": {"url": "http://a.example/v1", "api_key": S + "1"},
+        "upstreams": {"far-east": {"url": "http://b.example/v1", "api_key": S + "2"}, "c": {"url": "http://c.example"}},
+        "sidecar": {"secret": S + "3"},
+        "tracing": {"headers": {"x-key": S + "4"}},
+        "owner": {"key": S + "5"},
+    }
+    given = envoy_environment(Settings.model_validate(values))
+    own = {name: value for name, value in given.items() if value.startswith(S)}
+    assert sorted(own.values()) == [S + "1", S + "2", S + "3", S + "4"]
+    assert {name: own[name] for name in own if "KEY" in name and own[name] != S + "4"} == {
+        "ANTIPHON_UPSTREAM_KEY": S + "1",
+        "ANTIPHON_UPSTREAM_KEY_FAR_EAST": S + "2",
+    }
+    assert own["ANTIPHON_SIDECAR_SECRET"] == S + "3"
+    assert plain_environment().items() <= given.items()
+
+
+def test_a_worker_gets_every_secret_and_the_machines_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("SOMETHING", "else")
+    given = worker_environment(Settings.model_validate({"owner": {"key": S}}))
+    assert (given["ANTIPHON_OWNER__KEY"], given["SOMETHING"]) == (S, "else")
+    assert "NOTIFY_SOCKET" not in given
