@@ -99,6 +99,17 @@ async def test_a_session_is_kept_for_its_response_and_the_idlest_makes_room(play
     assert played.left == played.entered == 3 and not made.open
 
 
+async def test_a_process_has_256_sessions_at_most(played: Played) -> None:
+    made = McpConnections(_anywhere, McpSettings(), enter=played.enter)
+    for number in range(256):
+        await _use(made, f"resp_{number}")
+    assert made.open == played.entered == 256
+    await _use(made, "one more")
+    await _settled()
+    assert made.open == 256 and played.left == 1
+    await made.aclose()
+
+
 @pytest.mark.parametrize(
     ("fails", "raised", "ends"),
     [
