@@ -4,7 +4,8 @@ Lives here: the whole list, and what each type becomes. Leaving out items of oth
 items, is here too. Not here: the code that makes messages of items (`chat/messages.py`), items that only refer to
 others.
 
-Invariant: what passes has a type that `chat/messages.py` knows, or none (a message by its role, a reference by its id).
+Invariant: every item that passes has a type that `chat/messages.py` knows, or no type. Then its role marks a message,
+and its id a reference.
 """
 
 from __future__ import annotations

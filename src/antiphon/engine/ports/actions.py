@@ -48,7 +48,7 @@ class RequestHead(Struct, frozen=True):
 class StoredItem:
     """One item as the store holds it and as `input_items` returns it. `body` is its whole JSON object.
 
-    `shown` is JSON for later requests only: further text that the model saw of the item (`types/shown.py`).
+    `shown` is JSON for later requests only. It has text that the model saw and that the item lacks (`types/shown.py`).
     """
 
     id: str

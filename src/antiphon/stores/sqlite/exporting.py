@@ -66,7 +66,7 @@ _BEHIND = 1 << 60
 
 
 class FolderExport:
-    """The two databases of a folder, locked for this process. `name`: the folder's name for the operator."""
+    """The two databases of a folder, locked for this process. `name`: the folder's absolute path, for messages."""
 
     def __init__(self, folder: Path) -> None:
         """Raises `StoreError` when the folder has no database, a process uses it, or another build wrote it."""

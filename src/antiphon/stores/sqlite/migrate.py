@@ -150,8 +150,8 @@ def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tupl
 
 
 def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]) -> None:
-    """Raise `StoreError` for a trigger that none of the steps creates. (A newer step that creates one serves no older
-    build.)"""
+    """Raise `StoreError` for a trigger that none of the steps creates. (So an older build refuses a
+    database whose newer step adds a trigger.)"""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(

@@ -130,7 +130,7 @@ def remove_file(folder: Folder, path: str) -> None:
 
 
 def scan(folder: Folder, limit: int) -> dict[str, str]:
-    """All files and folders by path, with what differs once one is written again."""
+    """All files and folders by path, each with a version that changes when it is rewritten."""
     found: dict[str, str] = {}
     for _, path, state in _walk(folder):
         if state is not None and stat.S_ISDIR(state.st_mode):

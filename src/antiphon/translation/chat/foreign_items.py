@@ -5,8 +5,8 @@ place of what only its maker can open. Not here: where the messages stand (`mess
 (`call_items.py`).
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138. It
-puts the message of one agent to another into an `encrypted_content` part, because OpenAI's server has encrypted it by
-then. If no server did, the model's words are unchanged.
+puts one agent's message to another into an `encrypted_content` part, and expects that OpenAI's server has encrypted it.
+Behind another server the part holds the model's own words.
 
 Invariant: every word that can be read here reaches the model; what cannot is named.
 """
@@ -75,5 +75,5 @@ def agent_thought(item: InputItem) -> bytes:
     """The text of an `agent_reasoning`, as a fragment. Raises ValueError if it is no text."""
     text = _SAID.decode(item.source).text
     if given(text) and first(text) != b'"':
-        raise ValueError("a thought that is no text")
+        raise ValueError("the text of an agent_reasoning item is not a string")
     return bytes(text)[1:-1] if given(text) else b""
