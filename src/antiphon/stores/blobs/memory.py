@@ -3,7 +3,8 @@
 Lives here: the contents. Not here: which contents are needed (the backends: `stores/sqlite/files.py`), their size limit
 (`files.owner_bytes`).
 
-Invariant: a content is readable from its completion (`seal`) until its deletion. A reader can finish reading a deleted content.
+Invariant: a content is readable from its completion (`seal`) until its deletion. A reader can finish reading a deleted
+content.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class MachineFiles:
         return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
 
     def pictures(self, answer: dict[str, object]) -> tuple[bytes, ...]:
-        """Read and delete the pictures that this answer names. Pictures beyond the limit of their total size are skipped."""
+        """Read and delete the pictures that this answer names. It skips pictures beyond the limit of their size."""
         names = answer.get("pictures")
         wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
         wanted = [name for name in wanted[:_MAX_PICTURES] if _PICTURE.fullmatch(name)]

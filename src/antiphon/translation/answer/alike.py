@@ -34,8 +34,9 @@ class Alike(Struct, frozen=True, gc=False):
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:
-    """The bytes that later chunks may share with this one. None unless the chunk has exactly one text, of the
-    kind that `text_of` reads. `data`: bytes of the stream with its event. `payload`: that event's data. `chunk`: the decoded data.
+    """The bytes that later chunks may share with this one. None unless the chunk has exactly one text, of the kind that
+    `text_of` reads. `data`: bytes of the stream with its event. `payload`: that event's data. `chunk`: the decoded
+    data.
     """
     found = _only_text(chunk)
     if found is None or found[0] is not text_of:
