@@ -92,6 +92,44 @@ async def test_a_tool_that_the_key_does_not_allow_is_refused(app: BackgroundApp,
     assert (await call(app, "POST", "/responses", BO, {**ASK, **more, "tools": [function]}))[0] == 200
 
 
+@pytest.mark.parametrize("place", ["input", "conversation", "created conversation"])
+async def test_no_item_brings_a_tool_that_the_key_does_not_allow(app: BackgroundApp, place: str) -> None:
+    item = {"type": "additional_tools", "role": "developer", "tools": [{"type": "shell"}]}
+    path, body = "/responses", {**ASK, "input": [item, {"role": "user", "content": "Hi"}]}
+    if place == "conversation":
+        _, made = await call(app, "POST", "/conversations", BO, {})
+        path, body = f"/conversations/{made['id']}/items", {"items": [item]}
+    elif place == "created conversation":
+        path, body = "/conversations", {"items": [item]}
+    status, refused = await call(app, "POST", path, BO, body)
+    assert (status, refused["error"]["code"]) == (400, "tool_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"tools": [{"type": "custom", "custom": {"name": "c"}}]}, {"web_search_options": {}}],
+)
+async def test_chat_completions_have_the_same_limits(app: BackgroundApp, body: dict[str, Any]) -> None:
+    chat = {"model": "qwen3", "messages": [{"role": "user", "content": "Hi"}]}
+    status, refused = await call(app, "POST", "/chat/completions", BO, {**chat, **body})
+    assert (status, refused["error"]["code"]) == (400, "tool_not_allowed")
+    assert (await call(app, "POST", "/chat/completions", BO, chat))[0] == 200
+
+
+async def test_vector_stores_are_searched_with_file_search_only(app: BackgroundApp) -> None:
+    for path in ("/vector_stores/vs_1/search", "/search"):
+        status, refused = await call(app, "POST", path, BO, {"query": "x", "vector_store_id": "vs_1"})
+        assert (status, refused["error"]["code"]) == (400, "tool_not_allowed")
+
+
+async def test_no_names_at_all_let_nobody_in(tmp_path: Path) -> None:
+    """The last owner may have been removed: the gateway does not open itself to all."""
+    async with processes(tmp_path / "data") as made:
+        app = await made.start(owner_keys={})
+        status, refused = await call(app, "POST", "/responses", NEW, ASK)
+        assert (status, refused["error"]["code"]) == (401, "invalid_api_key")
+
+
 async def test_a_websocket_has_the_owner_and_the_limits_of_its_key(app: BackgroundApp) -> None:
     url = app.url + "/responses"
     async with app.session.ws_connect(url, headers={"authorization": f"Bearer {BO}"}) as socket:

@@ -201,11 +201,7 @@ class Processes:
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
             owner=where.get("owner", OwnerSettings()).model_copy(
-                update={
-                    "source": owner,
-                    "store_never": store_never,
-                    "keys": OwnerSettings.model_validate({"keys": owner_keys or {}}).keys,
-                }
+                update={"source": owner, "store_never": store_never, **_named(owner_keys)}
             ),
         )
         if mcp:
@@ -232,6 +228,11 @@ class Processes:
     def expire_leases(self) -> None:
         """As if much time had passed since any worker was heard of."""
         lapse(self.data, "jobs", "lease_until", "worker IS NOT NULL")
+
+
+def _named(owner_keys: dict[str, Any] | None) -> dict[str, Any]:
+    """The setting `owner.keys`, if it is given."""
+    return {} if owner_keys is None else {"keys": OwnerSettings.model_validate({"keys": owner_keys}).keys}
 
 
 @asynccontextmanager

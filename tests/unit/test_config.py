@@ -41,6 +41,7 @@ _SAMPLES = {
     "auth": "none",
     "keys": "0123456789abcdef",
     "api_keys": "0123456789abcdef",
+    "owner.keys": "{anna: [0123456789abcdef]}",
     "url": "http://x/v1",
     "state.url": "sqlite:/somewhere",
     "state.direct_url": "postgresql://x/antiphon",
@@ -81,7 +82,7 @@ def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind
         # They say something together alone.
         bucket = {"URL": "s3://bucket/x", "ENDPOINT": "http://x", "KEY_ID": "1", "SECRET": "1"}
         environ |= {f"ANTIPHON_BLOBS__{name}": one for name, one in bucket.items()}
-    if path == ("owner", "api_keys"):
+    if path in (("owner", "api_keys"), ("owner", "keys")):
         environ["ANTIPHON_UPSTREAM__AUTH"] = "none"
     if path == ("upstream", "auth"):
         assert load_settings({}, environ).upstream.auth_mode is AuthMode.NONE
@@ -556,6 +557,10 @@ ANNA, BO = "anna-key-of-sixteen", "bo-key-of-sixteen-too"
         ({"keys": {"anna": [ANNA], "bo": [ANNA]}}, "a key of keys.anna is also in bo"),
         ({"keys": {"anna": [ANNA]}, "api_keys": [ANNA]}, "a key of keys.anna is also in api_keys"),
         ({"keys": {"anna": ["sha256:" + hashlib.sha256(ANNA.encode()).hexdigest()], "bo": [ANNA]}}, "is also in bo"),
+        ({"keys": {"api_keys": [ANNA]}, "api_keys": [ANNA]}, "a key of keys.api_keys is also in api_keys"),
+        ({"keys": {ANNA: ["anna"]}}, "one entry has a key as its name"),
+        ({"keys": {"anna": {"keys": [ANNA], "models": []}}}, "owner.keys.anna.models"),
+        ({"keys": {"anna": {"keys": [ANNA], "tools": []}}}, "owner.keys.anna.tools"),
         ({"keys": {"anna": [ANNA]}, "source": "header"}, "set source to bearer"),
         ({"keys": {"anna": [ANNA]}, "source": "single"}, "set source to bearer"),
         ({"keys": {"anna": {"keys": [ANNA], "modles": ["a"]}}}, "modles"),
@@ -567,7 +572,7 @@ def test_named_owners_are_checked_and_their_keys_never_shown(owner: dict[str, An
     assert said in str(refused.value) and ANNA not in str(refused.value)
 
 
-@pytest.mark.parametrize("owner", [{"api_keys": [BO]}, {"keys": {"anna": [ANNA]}}])
+@pytest.mark.parametrize("owner", [{"api_keys": [BO]}, {"keys": {"anna": [ANNA]}}, {"keys": {}}])
 def test_every_kind_of_client_key_is_in_force(owner: dict[str, Any]) -> None:
     """It reaches no upstream, decides about Chat Completions, and is not shown."""
     with pytest.raises(ConfigError, match=r"set upstream\.auth") as refused:
@@ -576,7 +581,7 @@ def test_every_kind_of_client_key_is_in_force(owner: dict[str, Any]) -> None:
     settings = load_settings({"owner": owner, "upstream": {"auth": "none"}}, {})
     assert settings.owner.has_client_keys and settings.decides_chat
     assert not [key for key in (ANNA, BO) if key in str(settings.redacted()) + str(settings)]
-    assert {ANNA, BO} & set(settings.secrets())
+    assert bool({ANNA, BO} & set(settings.secrets())) == (owner != {"keys": {}})
 
 
 def test_keys_of_clients_go_to_no_upstream() -> None:

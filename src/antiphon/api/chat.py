@@ -26,9 +26,10 @@ from msgspec import Raw
 from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
+from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
@@ -82,9 +83,8 @@ class PassedOn:
 
     def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
+            check_body(request.access, request.body)
             model = read_model(request.body)
-            if model is not None and not request.access.allows_model(model):
-                raise no_such_model(model[:256])
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, self._embeddings[1])
@@ -98,6 +98,7 @@ class PassedOn:
 
     def _to_default(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
+            check_body(request.access, request.body, named=True)
             return await self._pass(request, self._routes.default, path, request.body)
 
         return post

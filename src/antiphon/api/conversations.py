@@ -32,6 +32,7 @@ from antiphon.api.http import (
     read_body,
     read_page,
 )
+from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
@@ -114,6 +115,7 @@ class Conversations(Area):
     @Route("POST", "/v1/conversations", "Create a conversation", Conversation, body=CreateConversation, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
+        check_body(request.access, request.body)
         body = read_body(request, CreateConversation)
         check_metadata(body.metadata or {})
         tolerance = Tolerance(strict=self._strict)
@@ -181,6 +183,7 @@ class Conversations(Area):
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
         tolerance = self._read_include(request)
+        check_body(request.access, request.body)
         given_items = read_body(request, AddItems).items
         if not given(given_items):
             raise missing_parameter("items")

@@ -209,11 +209,13 @@ class VectorStoreApi(Area):
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}/search`."""
+        request.access.check_tool("file_search")
         return await self._search(request, (store_id,), read_strictly(request, SearchStore))
 
     @Route("POST", "/v1/search", "Search several vector stores", SearchResultsPage, body=SearchStores)
     async def search_several(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
+        request.access.check_tool("file_search")
         body = read_strictly(request, SearchStores)
         alone = [body.vector_store_id] if body.vector_store_id else []
         ids = list(dict.fromkeys([*(body.vector_store_ids or ()), *alone]))

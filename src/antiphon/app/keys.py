@@ -69,12 +69,14 @@ def deployment_keys(settings: Settings) -> Keys:
     )
 
 
-def client_keys(settings: Settings) -> dict[bytes, ClientKey]:
-    """The clients' keys of the settings, by the SHA-256 of their tokens. A key of `owner.api_keys` has no owner's name:
-    its owner is the hash of the token."""
+def client_keys(settings: Settings) -> dict[bytes, ClientKey] | None:
+    """The clients' keys of the settings, by the SHA-256 of their tokens; None when every token is accepted. A key of
+    `owner.api_keys` names no owner: its owner is the hash of the token."""
     owner = settings.owner
+    if not owner.has_client_keys:
+        return None
     found = {digest: ClientKey("", digest, "") for digest in map(key_digest, owner.api_keys)}
-    for name, one in owner.keys.items():
+    for name, one in (owner.keys or {}).items():
         access = Access(one.models, one.tools)
         for number, digest in enumerate(map(key_digest, one.keys), 1):
             found[digest] = ClientKey(f"{name}/{number}", digest, NAMED + name, team=one.team, access=access)

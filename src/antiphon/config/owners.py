@@ -27,9 +27,9 @@ class NamedOwner(Section):
     one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
     """The team of the owner, for the log, usage and limits."""
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = Field(default=(), min_length=1)
     """The models that these keys may use; globs (`qwen*`). Others do not exist for them. Unset: all."""
-    tools: tuple[str, ...] = ()
+    tools: tuple[str, ...] = Field(default=(), min_length=1)
     """The types of tools that these keys may declare (`function`, `web_search`, `mcp`, `code_interpreter`); globs.
     Unset: all."""
 
@@ -67,10 +67,10 @@ class OwnerSettings(Section):
     hexadecimal digest of a key, so that the settings hold no key. Any other token, or none, is a 401. Unset: the
     gateway accepts every token."""
 
-    keys: dict[str, Annotated[NamedOwner, _OrKeys]] = Field(default_factory=dict)
+    keys: dict[str, Annotated[NamedOwner, _OrKeys]] | None = None
     """Owners with names, each with a list of keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
     `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old one. Any other token,
-    or none, is a 401, unless it is one of `api_keys`. Named owners need `source: bearer`."""
+    or none, is a 401, unless it is one of `api_keys`. `{}` lets no client in. Named owners need `source: bearer`."""
 
     store_never: tuple[str, ...] = ()
     """Owners whose responses are never stored, as with `store: false`, whatever a request says. Each is written as in
@@ -85,7 +85,19 @@ class OwnerSettings(Section):
     @property
     def has_client_keys(self) -> bool:
         """Whether only clients with a key of this gateway are served."""
-        return bool(self.api_keys or self.keys)
+        # An empty `keys` lets nobody in: the last owner may have been removed.
+        return bool(self.api_keys) or self.keys is not None
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _check_direction(cls, value: object) -> object:
+        """A key in the place of a name would be part of every error's path, so it is found first."""
+        for name, keys in value.items() if isinstance(value, dict) else ():
+            listed = keys.get("keys") if isinstance(keys, dict) else keys
+            short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)
+            if short and _KEY.fullmatch(str(name)):
+                raise ValueError("each name has a list of keys; one entry has a key as its name")
+        return value
 
     @field_validator("api_keys")
     @classmethod
@@ -94,20 +106,23 @@ class OwnerSettings(Section):
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
-        for name in self.keys:
+        named = self.keys or {}
+        for name in named:
             if not _OWNER_NAME.fullmatch(name):
                 raise ValueError(
                     f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
                 )
-        if self.keys and self.source != "bearer":
+        if named and self.source != "bearer":
             raise ValueError(
                 f"keys name their owners, and source is {self.source!r}: set source to bearer, or remove keys"
             )
         owner_of: dict[bytes, str] = {}
-        for name, one in (*self.keys.items(), ("api_keys", NamedOwner.model_construct(keys=self.api_keys))):
+        for name, one in (*named.items(), ("", NamedOwner.model_construct(keys=self.api_keys))):
             for digest in map(key_digest, one.keys):
                 if owner_of.setdefault(digest, name) != name:
-                    raise ValueError(f"a key of keys.{owner_of[digest]} is also in {name}: each key has one owner")
+                    raise ValueError(
+                        f"a key of keys.{owner_of[digest]} is also in {name or 'api_keys'}: each key has one owner"
+                    )
         return self
 
 

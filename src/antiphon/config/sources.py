@@ -13,6 +13,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 from antiphon.config.otel import otel_defaults
@@ -191,6 +192,9 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
 
 def _value(name: str, text: str, kind: object) -> object:
     """The text of a variable as a value of this type. Lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
+    if isinstance(kind, UnionType):
+        # A setting without a value: its other type says what a text is.
+        kind = next(one for one in typing.get_args(kind) if one is not NoneType)
     listed = typing.get_origin(kind) is tuple
     if section_in(kind) is not None or typing.get_origin(kind) is dict or (listed and text.lstrip().startswith("[")):
         try:

@@ -29,14 +29,14 @@ class OwnerResolver:
     """Derives the caller of a request.
 
     `source` is `bearer` (keyed hash of the token; requests without a token share one owner), `header` (the value of the
-    trusted header `header`) or `single`. `client_keys`, if not empty, are the only accepted tokens, by their SHA-256.
+    trusted header `header`) or `single`. `client_keys`, if given, are the only accepted tokens, by their SHA-256.
     The owner of a key that names one is that owner.
     """
 
     source: Literal["bearer", "header", "single"]
     header: str = ""
     key: bytes = b""
-    client_keys: Mapping[bytes, ClientKey] = field(default_factory=dict)
+    client_keys: Mapping[bytes, ClientKey] | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class OwnerResolver:
 
     def check_key(self, headers: Headers) -> ClientKey | None:
         """The client's key; None when no keys are configured. Raises `Unauthorized`."""
-        return self._find_key(headers) if self.client_keys else None
+        return self._find_key(headers, self.client_keys) if self.client_keys is not None else None
 
     def _owner(self, headers: Headers) -> str:
         """The owner by the source of owners, whatever the key."""
@@ -76,7 +76,7 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def _find_key(self, headers: Headers) -> ClientKey:
+    def _find_key(self, headers: Headers, keys: Mapping[bytes, ClientKey]) -> ClientKey:
         """The client's key. Raises `Unauthorized`."""
         token = _bearer(headers)
         if not token:
@@ -86,7 +86,7 @@ class OwnerResolver:
                 headers=_CHALLENGE,
             )
         # The time of the search depends on the digest alone, and nobody can choose a digest without the token.
-        found = self.client_keys.get(hashlib.sha256(token).digest())
+        found = keys.get(hashlib.sha256(token).digest())
         if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
         return found

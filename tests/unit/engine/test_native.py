@@ -70,7 +70,20 @@ def test_the_first_pattern_that_fits_the_whole_name_decides(model: str, upstream
         (b'{"model":"n1","tools":[{"type":"mcp","type":"function"}],"tools":[]}', "tool_not_allowed"),
         (b'{"model":"n1","tools":[{"ty\\u0070e":"mcp"}]}', "tool_not_allowed"),
         (b'{"model":"n1","tools":[{"type":"function"}]}', ""),
-        (b'{"model":"n1","tools":[5, "mcp"]}', ""),
+        (b'{"model":"n1","tools":[5, "mcp"]}', "tool_not_allowed"),
+        (b'{"model":"n1","tools":{"0":{"type":"mcp"}}}', "tool_not_allowed"),
+        (b'{"model":"n1","TOOLS":[{"type":"mcp"}]}', "tool_not_allowed"),
+        (b'{"model":"n1","tools":[{"type":"function","tools":[{"type":"custom"}]}]}', "tool_not_allowed"),
+        (b'{"model":"n1","input":[{"type":"additional_tools","tools":[{"type":"shell"}]}]}', "tool_not_allowed"),
+        (b'{"model":"n1","web_search_options":{}}', "tool_not_allowed"),
+        (b'{"model":"n1","Model":"n2"}', "model_not_found"),
+        (b'{"model":"n1","model":"n2","model":"n1"}', "model_not_found"),
+        (b'{"model":"n1","MODEL":["n1"]}', "model_not_found"),
+        # A function may have a parameter of this name.
+        (
+            b'{"model":"n1","tools":[{"type":"function","parameters":{"properties":{"tools":[{"type":"mcp"}]}}}]}',
+            "",
+        ),
         (b'{"model":"n1","input":"hi"}', ""),
     ],
 )

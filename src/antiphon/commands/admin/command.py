@@ -18,12 +18,13 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, cast
 
 import msgspec
 
-from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_key
+from antiphon.app.keys import client_keys, known_bodies, lost_keys, new_keys, owner_key
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
@@ -32,7 +33,7 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
-from antiphon.errors import ConfigError
+from antiphon.errors import ConfigError, Unauthorized
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
@@ -102,7 +103,13 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
         raise ConfigError(f"the variable {arguments.token_env} is not set")
     if settings.owner.source != "bearer":
         raise ConfigError(f"owner.source is {settings.owner.source}: tokens name no owners; use --owner")
-    return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),)).owner
+    headers = (("authorization", f"Bearer {token}"),)
+    resolver = OwnerResolver("bearer", key=owner_key(settings), client_keys=client_keys(settings))
+    try:
+        return resolver.resolve(headers).owner
+    except Unauthorized:
+        # A key that was removed from the settings: its data is still there.
+        return replace(resolver, client_keys=None).resolve(headers).owner
 
 
 async def _owner_data(settings: Settings) -> OwnerData:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, label_of, read_answers
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.declared_tools import hosted_tools
@@ -102,6 +103,8 @@ def parse_request(
         )
     if not (route.serves(request.model) and head.access.allows_model(request.model)):
         raise no_such_model(request.model)
+    check_body(head.access, body)
+    # A stored prompt may bring tools too.
     head.access.check_tools(tool.type for tool in request.tools or ())
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":

@@ -1,7 +1,6 @@
 """Refuses references in a native request that clients of a shared upstream account must not use.
 
-Lives here: the search for such references, and the types of the tools that such a request declares. Not here: when
-they are refused (`native_request.py`).
+Lives here: the search for such references. Not here: when they are refused (`native_request.py`).
 
 When the gateway uses its own key for several owners, all clients share one account at the upstream. Anyone who knows an
 id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So such
@@ -10,9 +9,9 @@ requests must not name any of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
+from antiphon.engine.exchange.allowed_by_key import Pairs, pairs_of
 from antiphon.errors import InvalidRequest
 
 _STATE = ("previous_response_id", "conversation", "prompt")
@@ -24,7 +23,7 @@ def refuse_references(body: bytes) -> None:
     """Raise `InvalidRequest` when the request names an object that the upstream stores in the gateway's account."""
     if b"\\u" not in body and not any(word in body for word in _WORDS):
         return
-    for name, value in _pairs(body):
+    for name, value in pairs_of(body):
         if name in _STATE and value is not None:
             raise _refused(name)
         if name in ("input", "tools"):
@@ -32,36 +31,12 @@ def refuse_references(body: bytes) -> None:
                 raise _refused(place if place == "item_reference" else f"{name}: {place}")
 
 
-def tool_types(body: bytes) -> list[str]:
-    """The types of all tools that the request declares. Raises `InvalidRequest` when it cannot be read."""
-    found = []
-    for name, value in _pairs(body):
-        if name == "tools" and isinstance(value, list):
-            for tool in value:
-                found += [str(part) for key, part in tool if key == "type"] if isinstance(tool, _Pairs) else []
-    return found
-
-
-def _pairs(body: bytes) -> _Pairs:
-    """The request's fields. Every pair, not the last of each name, because the sidecar does not know which one the
-    upstream uses. Raises `InvalidRequest`."""
-    try:
-        request = json.loads(body, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
-    return request if isinstance(request, _Pairs) else _Pairs()
-
-
-class _Pairs(list[tuple[str, object]]):
-    """A JSON object as a list of its pairs, with duplicate names."""
-
-
 def _references(value: object) -> Iterator[str]:
     """The names of fields that hold ids of the account's objects."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, _Pairs):
+        if isinstance(value, Pairs):
             for name, part in value:
                 if (name in _KEPT_THERE and _is_id(part)) or (name == "type" and part == "item_reference"):
                     yield name if name != "type" else "item_reference"
@@ -72,7 +47,7 @@ def _references(value: object) -> Iterator[str]:
 
 
 def _is_id(value: object) -> bool:
-    if isinstance(value, list) and not isinstance(value, _Pairs):
+    if isinstance(value, list) and not isinstance(value, Pairs):
         return any(isinstance(part, str) for part in value)
     return isinstance(value, str)
 

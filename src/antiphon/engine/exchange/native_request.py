@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import not_answered, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, no_such_model
-from antiphon.engine.exchange.native_references import refuse_references, tool_types
+from antiphon.engine.exchange.native_references import refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.phase import ExchangeCore, Phase, whose
 from antiphon.engine.exchange.states import State
@@ -112,11 +113,9 @@ class NativeRequest(Phase):
     def begin(self, body: bytes) -> None:
         """Pass the request on. Raises `ApiError`."""
         core, model = self.core, self.core.known.model
-        access = core.head.access
-        if not (core.route.serves(model) and access.allows_model(model)):
+        if not core.route.serves(model):
             raise no_such_model(model)
-        if access.tools:
-            access.check_tools(tool_types(body))
+        check_body(core.head.access, body)
         if core.options.several_owners and not core.route.passthrough:
             refuse_references(body)
         core.ask_upstream(self._path.removeprefix("/v1"), body, stream=True, native=True)
