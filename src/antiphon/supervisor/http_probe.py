@@ -93,7 +93,8 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
         body += (await reader.readexactly(size + 2))[:-2]
     if length is None:
         await reader.readline()
-    return int(head.split(b" ", 2)[1]), body
+    # A status line without a status is a `ValueError`.
+    return int(head.partition(b" ")[2][:3]), body
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:
