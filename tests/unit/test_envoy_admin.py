@@ -224,5 +224,5 @@ async def test_questions_at_once_each_get_their_own_answer(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("line", [b"HTTP/1.1", b"HTTP/1.1 ", b"HTTP/1.1 x", b"", b"HTTP/1.1 2x0 OK"])
 async def test_an_answer_without_a_status_is_no_answer(tmp_path: Path, line: bytes) -> None:
-    async with _peer(tmp_path, line + b"\r\nContent-Length: 0\r\n\r\n") as (place, _):
+    async with _peer(tmp_path, line + b"\r\nTransfer-Encoding:chunked\r\n\r\n0\r\n\r\n") as (place, _):
         assert await ask(place, "/", SECONDS) is None
