@@ -675,3 +675,27 @@ def test_only_what_was_completed_was_completed_at_some_time(reason: str, status:
     outcome = run({"model": "m", "input": "hi"}, [json.dumps(answer).encode()], headers=JSON)
     (record,) = outcome.records
     assert record.status == status and (record.completed_at is not None) is (status == "completed")
+
+
+def test_the_tokens_so_far_are_those_of_ended_calls_and_an_estimate_of_the_one_that_runs() -> None:
+    exchange = make_exchange(tool_types=ScriptedTools.types)
+    assert exchange.estimated_usage is None, "it makes no response yet"
+    tools, outcome = ScriptedTools(), Outcome()
+    exchange.receive_request(_HEAD, _SEARCHING)
+    pump(exchange, outcome, tools=tools)
+    begun = exchange.estimated_usage
+    assert begun is not None and begun.input_tokens > 0
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":5,"total_tokens":1005}}\n\n'
+    exchange.receive_upstream_head(200, SSE)
+    called = _END.replace(b'"stop"', b'"tool_calls"')
+    exchange.receive_upstream_data(_SEARCH + called.replace(b"data: [DONE]", usage + b"data: [DONE]"))
+    pump(exchange, outcome, tools=tools)
+    assert len(outcome.calls) == 2
+    second = exchange.estimated_usage
+    assert second is not None and second.input_tokens > 1000
+    assert second.total_tokens == second.input_tokens + second.output_tokens
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK.replace(b"Hi", b"word " * 400))
+    pump(exchange, outcome, tools=tools)
+    later = exchange.estimated_usage
+    assert later is not None and later.output_tokens >= second.output_tokens + 400
