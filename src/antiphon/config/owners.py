@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, GetJsonSchemaHandler, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from antiphon.config.section import HeaderName, Secret, Section
 
@@ -48,7 +47,7 @@ class _OrKeys:
     """The JSON Schema of a named owner: the section, or the list of its keys."""
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         section = handler(core)
         keys = handler.resolve_ref_schema(section)["properties"]["keys"]
         return {"anyOf": [{name: value for name, value in keys.items() if name != "description"}, section]}
