@@ -14,12 +14,12 @@ to the same values (a test compares them).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
-from struct import Struct as Layout
+from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
-from msgspec import Struct
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
@@ -29,7 +29,8 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.types.transport import BACKEND_HEADER, Headers
 
 
-class TokenRecord(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
     """Envoy's own record of a response's tokens, `envoy.data.ai.v3.TokenUsage`. `estimated`: the response still runs,
     and the counts are estimates."""
 
@@ -56,7 +57,7 @@ _DYNAMIC_METADATA: Final = b"\x42"
 _TEXT: Final = b"\x1a"
 _STRUCT: Final = b"\x2a"
 _SMALL: Final = tuple(varint(number) for number in range(1024))
-_double: Final = Layout("<d").pack
+_double: Final = Struct("<d").pack
 _LONGEST_TEXT: Final = 256
 # Metadata with few values. (Response ids, for example, are all different.)
 _TOLD_ALIKE: Final = frozenset({"status", "model"})
