@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from antiphon.doors.extproc import wire
-from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, Usage
 from antiphon.errors import ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
@@ -83,13 +82,12 @@ def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> 
     return metadata
 
 
-def running_metadata(exchange: ResponseExchange) -> wire.Metadata | None:
+def running_metadata(model: str, usage: Usage | None) -> wire.Metadata | None:
     """The metadata for Envoy in the middle of a long stream: the tokens so far, as an estimate. If the stream is cut,
     this is Envoy's last record of them. None: this process does not make the response."""
-    usage = exchange.estimated_usage
     if usage is None:
         return None
-    return {wire.TOKEN_USAGE: wire.TokenRecord(exchange.known.model, usage, estimated=True)}
+    return {wire.TOKEN_USAGE: wire.TokenRecord(model, usage, estimated=True)}
 
 
 def refusal_message(error: ApiError, request_id: str) -> bytes:

@@ -123,7 +123,8 @@ class Drive:
                         else:
                             told = None
                             if (now := self._ahead.clock()) >= record_at:
-                                record_at, told = now + self._accounting.record_seconds, running_metadata(exchange)
+                                record_at = now + self._accounting.record_seconds
+                                told = running_metadata(exchange.known.model, exchange.estimated_usage)
                             await send(wire.local_body(action.data, False, told))
                             self._written += len(action.data)
                             if self._written >= self._look_at:

@@ -343,7 +343,7 @@ class RelayState:
             told = None
             if now >= self._record_at:
                 self._record_at = now + self._accounting.record_seconds
-                told = running_metadata(self._exchange)
+                told = running_metadata(self._exchange.known.model, self._exchange.estimated_usage)
             self.outgoing.append(wire.response_body(body, False, told))
         return None
 
