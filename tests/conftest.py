@@ -110,14 +110,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def extproc_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def extproc_transport(request: pytest.FixtureRequest) -> str:
     """The transport of every door that the test opens without naming one.
 
     Used by every test: pytest drops a fixture that `pytest_generate_tests` adds.
     """
     if not hasattr(request, "param"):
         return extproc_door.default_transport
-    monkeypatch.setattr(extproc_door, "default_transport", request.param)
+    # Only where it is needed: this fixture runs for every test.
+    request.getfixturevalue("monkeypatch").setattr(extproc_door, "default_transport", request.param)
     return str(request.param)
 
 

@@ -74,7 +74,7 @@ def exposed(folder: Path, found: os.stat_result, user: int) -> tuple[Literal["pr
     """Which other users of this machine can exchange the keys and databases in the data folder: how bad it is, what is
     wrong, and advice. `found` is the folder's status, `user` this process's. None when no other user can.
 
-    A folder of root is the usual volume of a container, also one in which everybody may write.
+    A folder of root is the usual volume of a container, also one in which every user may write.
     """
     whose = "" if found.st_uid in (user, 0) else f"belongs to another user (uid {found.st_uid})"
     open_to = "lets every user of this machine write" if found.st_mode & stat.S_IWOTH else ""

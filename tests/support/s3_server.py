@@ -1,4 +1,4 @@
-"""An S3 server in this process: what it was asked, and answers that a test chooses.
+"""An S3 server in this process: the requests that it got, and answers that a test chooses.
 
 Lives here: the requests that contents need (write, read a range, list, delete several), on a socket of the loop. Not
 here: signatures, which only a real server judges (`seaweed.py`).
@@ -66,7 +66,7 @@ class S3Server:
         return BlobSettings.model_validate({**given, **other})
 
     def is_idle(self) -> bool:
-        """Whether nobody is connected."""
+        """Whether no client is connected."""
         return not self._connections
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,7 +130,7 @@ class S3Server:
 
     def _listed(self, query: dict[str, str]) -> str:
         after = query.get("continuation-token", "")
-        # Backwards: whoever wants an order sorts.
+        # Backwards: a client that needs an order sorts.
         keys = sorted((key for key in self.objects if key.startswith(query["prefix"])), reverse=True)
         begin = keys.index(after) + 1 if after else 0
         page, more = keys[begin : begin + self.page], keys[begin + self.page :]

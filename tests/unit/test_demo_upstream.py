@@ -246,7 +246,7 @@ async def test_an_openai_client_can_use_it(client: AsyncOpenAI) -> None:
 
 
 async def test_antiphon_knows_it(base_url: str) -> None:
-    """So nobody who tries Antiphon out is warned of an unknown server."""
+    """So a newcomer gets no warning of an unknown server."""
     async with aiohttp.ClientSession() as session, session.get(f"{base_url}/models") as listed:
         assert named_by_list(await listed.json(), "") == "generic"
 

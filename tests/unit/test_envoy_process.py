@@ -136,7 +136,7 @@ async def test_after_a_failed_take_over_the_memory_is_renewed_first(runs: _Runs)
     ]
     assert again.next_command()[-2:] == ["--restart-epoch", "1"]
     assert again.renewing_command() is None
-    # The serving one starts again by itself after a crash; then nobody has followed it any more.
+    # The serving one starts again by itself after a crash; then no process has followed it any more.
     first.next_command()
     runs.starts()
     assert (await runs.prepare("3", first)).renewing_command() is None

@@ -217,7 +217,7 @@ def _said(fields: FileFields) -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class _Form:
-    """Take the next part of the form. The file goes to `upload`, and fields are kept."""
+    """Take the next part of the form. The file goes to `upload`, and this object keeps the fields."""
 
     upload: FileUpload
     limit: int

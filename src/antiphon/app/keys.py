@@ -14,7 +14,7 @@ from pathlib import Path
 
 from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.callers import NAMED, Access, ClientKey
+from antiphon.engine.ports.callers import NAMED, Access, Caller
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
@@ -69,17 +69,17 @@ def deployment_keys(settings: Settings) -> Keys:
     )
 
 
-def client_keys(settings: Settings) -> dict[bytes, ClientKey] | None:
-    """The clients' keys of the settings, by the SHA-256 of their tokens; None when every token is accepted. A key of
+def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
+    """The callers by the SHA-256 of their keys in the settings; None when every token is accepted. A key of
     `owner.api_keys` names no owner: its owner is the hash of the token."""
     owner = settings.owner
     if not owner.has_client_keys:
         return None
-    found = {digest: ClientKey("", digest, "") for digest in map(key_digest, owner.api_keys)}
+    found = dict.fromkeys(map(key_digest, owner.api_keys), Caller(""))
     for name, one in (owner.keys or {}).items():
         access = Access(one.models, one.tools)
         for number, digest in enumerate(map(key_digest, one.keys), 1):
-            found[digest] = ClientKey(f"{name}/{number}", digest, NAMED + name, team=one.team, access=access)
+            found[digest] = Caller(NAMED + name, name, one.team, f"{name}/{number}", access)
     return found
 
 

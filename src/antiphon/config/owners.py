@@ -25,7 +25,7 @@ class NamedOwner(Section):
     """The owner's keys, as in `owner.api_keys`. All of them see the same stored data. To replace a key, add the new
     one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
-    """The team of the owner, for the log, usage and limits."""
+    """The team of the owner. It has no effect yet."""
     models: tuple[str, ...] = Field(default=(), min_length=1)
     """The models that these keys may use; globs (`qwen*`). Others do not exist for them. Unset: all."""
     tools: tuple[str, ...] = Field(default=(), min_length=1)
@@ -84,7 +84,7 @@ class OwnerSettings(Section):
     @property
     def has_client_keys(self) -> bool:
         """Whether only clients with a key of this gateway are served."""
-        # An empty `keys` lets nobody in: the last owner may have been removed.
+        # An empty `keys` lets no client in: the last owner may have been removed.
         return bool(self.api_keys) or self.keys is not None
 
     @field_validator("keys", mode="before")

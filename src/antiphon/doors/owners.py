@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from antiphon.engine.ports.callers import Caller, ClientKey
+from antiphon.engine.ports.callers import Caller
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
@@ -29,14 +29,14 @@ class OwnerResolver:
     """Derives the caller of a request.
 
     `source` is `bearer` (keyed hash of the token; requests without a token share one owner), `header` (the value of the
-    trusted header `header`) or `single`. `client_keys`, if given, are the only accepted tokens, by their SHA-256.
-    The owner of a key that names one is that owner.
+    trusted header `header`) or `single`. `client_keys`, if given, has the callers by the SHA-256 of
+    the only accepted tokens. A caller without an owner gets one from `source`.
     """
 
     source: Literal["bearer", "header", "single"]
     header: str = ""
     key: bytes = b""
-    client_keys: Mapping[bytes, ClientKey] | None = None
+    client_keys: Mapping[bytes, Caller] | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,12 +49,8 @@ class OwnerResolver:
         Raises `Unauthorized` when the trusted header is absent, or when client keys are configured and the token is not
         among them.
         """
-        key = self.check_key(headers)
-        return key.caller() if key is not None and key.owner else Caller(self._owner(headers))
-
-    def check_key(self, headers: Headers) -> ClientKey | None:
-        """The client's key; None when no keys are configured. Raises `Unauthorized`."""
-        return self._find_key(headers, self.client_keys) if self.client_keys is not None else None
+        caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
+        return caller if caller is not None and caller.owner else Caller(self._owner(headers))
 
     def _owner(self, headers: Headers) -> str:
         """The owner by the source of owners, whatever the key."""
@@ -76,8 +72,8 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def _find_key(self, headers: Headers, keys: Mapping[bytes, ClientKey]) -> ClientKey:
-        """The client's key. Raises `Unauthorized`."""
+    def _presented(self, headers: Headers, keys: Mapping[bytes, Caller]) -> Caller:
+        """The caller whose key the client presents. Raises `Unauthorized`."""
         token = _bearer(headers)
         if not token:
             raise Unauthorized(
@@ -85,7 +81,7 @@ class OwnerResolver:
                 code="missing_api_key",
                 headers=_CHALLENGE,
             )
-        # The time of the search depends on the digest alone, and nobody can choose a digest without the token.
+        # The time of the search depends on the digest alone, and a client without the token cannot choose a digest.
         found = keys.get(hashlib.sha256(token).digest())
         if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)

@@ -240,7 +240,7 @@ def test_a_call_that_its_peer_does_not_end_is_ended_later_if_it_has_not_taken_al
 
 
 def test_a_peer_without_the_secret_has_a_second_to_hear_so() -> None:
-    """Its first message ends the call, and so does its own end; none of its bytes are kept."""
+    """Its first message ends the call, and so does its own end; the call keeps none of its bytes."""
 
     async def run() -> None:
         refusal = CallFailed(GrpcStatus.UNAUTHENTICATED, "no secret")

@@ -8,7 +8,7 @@ import hmac
 import pytest
 
 from antiphon.doors.owners import OwnerResolver
-from antiphon.engine.ports.callers import ClientKey
+from antiphon.engine.ports.callers import Caller
 from antiphon.errors import Unauthorized
 
 _BEARER = OwnerResolver("bearer", key=b"key")
@@ -42,7 +42,7 @@ def test_an_identity_is_the_gateways_header() -> None:
 )
 def test_only_known_keys_are_let_in(given: str, code: str) -> None:
     digests = [hashlib.sha256(key).digest() for key in (b"one", b"two")]
-    keyed = OwnerResolver("single", client_keys={digest: ClientKey("", digest, "") for digest in digests})
+    keyed = OwnerResolver("single", client_keys={digest: Caller("") for digest in digests})
     if not code:
         assert keyed.resolve((("authorization", given),)).owner == "single"
         return
@@ -58,7 +58,7 @@ def test_an_identity_that_is_no_text_is_its_escaped_bytes() -> None:
 
 def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -> None:
     digest = hashlib.sha256(b"sk-1").digest()
-    open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", client_keys={digest: ClientKey("", digest, "")})
+    open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", client_keys={digest: Caller("")})
     headers = (("authorization", "Bearer sk-1"),)
     assert open_to_all.resolve(headers) == closed.resolve(headers)
     assert open_to_all.resolve(headers) != OwnerResolver("bearer", key=b"other").resolve(headers)

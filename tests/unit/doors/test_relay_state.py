@@ -238,7 +238,7 @@ def test_a_head_is_waited_for_as_long_as_its_upstreams_may_take(tries: int) -> N
 
 
 def test_what_is_due_next_depends_on_how_far_it_is() -> None:
-    """And a due time that comes nearer is told, or nobody would look before the old one."""
+    """And the state reports a nearer due time, or the driver would wait for the old one."""
     relayed = _Relayed(end_seconds=0.5)
     state, begun = relayed.state, relayed.now
     assert state.next_due() == begun + _TIMES.head and not state.due_changed

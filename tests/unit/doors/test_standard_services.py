@@ -23,7 +23,7 @@ from antiphon.doors.extproc.transport import (
 
 
 class _Stream:
-    """A stream with these messages of its peer; what is sent is kept."""
+    """A stream with these messages of its peer; it keeps all sent messages."""
 
     def __init__(self, *messages: bytes, gone: bool = False) -> None:
         self._messages = list(messages)

@@ -7,11 +7,11 @@ import hashlib
 import pytest
 
 from antiphon.doors.owners import OwnerResolver
-from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.engine.ports.callers import Access, Caller
 from antiphon.errors import Unauthorized
 
 _DIGESTS = [hashlib.sha256(key.encode()).digest() for key in ("first-key-of-sixteen", "second-key-of-sixteen")]
-KEYS = {digest: ClientKey("", digest, "") for digest in _DIGESTS}
+KEYS = {digest: Caller("") for digest in _DIGESTS}
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
@@ -66,9 +66,7 @@ def test_a_key_comes_before_any_other_identity() -> None:
 def test_the_keys_of_a_named_owner_are_that_owner() -> None:
     """Whichever of its keys a client presents, and with what the key allows."""
     access = Access(models=("qwen*",), tools=("function",))
-    named = {
-        digest: ClientKey(f"anna/{n}", digest, "n:anna", team="lab", access=access) for n, digest in enumerate(_DIGESTS)
-    }
+    named = {digest: Caller("n:anna", "anna", "lab", f"anna/{n}", access) for n, digest in enumerate(_DIGESTS)}
     owners = OwnerResolver("bearer", key=b"k", client_keys=named)
     callers = [owners.resolve(bearer(key)) for key in ("first-key-of-sixteen", "second-key-of-sixteen")]
     assert callers == [Caller("n:anna", "anna", "lab", f"anna/{n}", access) for n in range(2)]

@@ -23,6 +23,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
     StoredPrompt,
 )
+from antiphon.engine.ports.callers import Access
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
@@ -154,6 +155,29 @@ def test_in_the_background_the_version_is_settled_when_it_is_queued() -> None:
         "background": True,
         "prompt": {"id": "pmpt_1", "version": "3", "variables": variables},
     }
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        ({"model": "gpt"}, "model_not_found"),
+        ({"model": "qwen3", "tools": [{"type": "custom", "name": "c"}]}, "tool_not_allowed"),
+        ({"model": "qwen3"}, ""),
+    ],
+)
+def test_a_prompt_brings_no_model_and_no_tool_that_the_key_does_not_allow(template: dict[str, Any], code: str) -> None:
+    exchange = make_exchange()
+    access = Access(models=("qwen*",), tools=("function",))
+    head = RequestHead("POST", "/v1/responses", (), "owner", access=access)
+    exchange.receive_request(head, b'{"prompt":{"id":"pmpt_1","version":"3"},"input":"hi"}')
+    exchange.actions()
+    exchange.receive_context(Context(prompt=prompt(**template)))
+    actions = exchange.actions()
+    if not code:
+        assert isinstance(actions[0], CallUpstream)
+        return
+    (body,) = [action for action in actions if isinstance(action, SendBody)]
+    assert json.loads(body.data)["error"]["code"] == code
 
 
 def test_a_prompt_for_a_native_model_is_refused() -> None:

@@ -350,7 +350,7 @@ def _route(number: int, action: int) -> dict[str, Any]:
     ("routes", "actions", "fit"), [(15, 15, True), (16, 16, False), (64, 1, True), (65, 1, False), (128, 2, True)]
 )
 def test_an_httproute_has_sixteen_rules_of_sixty_four_matches_each(routes: int, actions: int, fit: bool) -> None:
-    """One rule is for the paths that nobody else has."""
+    """One rule is for the paths that no other route has."""
     wanted = [_route(number, number % actions) for number in range(routes)]
     if not fit:
         with pytest.raises(ConfigError, match="path_allow"):

@@ -1,4 +1,4 @@
-"""What an operator and a caller are told of each failure of PostgreSQL, of a pooler and of a connection."""
+"""The messages for an operator and a caller of each failure of PostgreSQL, of a pooler and of a connection."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_a_code_means(code: str, reason: str, told: str) -> None:
     ],
 )
 def test_a_pooler_is_told_by_its_words(said: str, reason: str, told: str) -> None:
-    """It has one code for all errors; of another code nobody reads the words."""
+    """It has one code for all errors; of another code the store ignores the words."""
     for code in ("08P01", "08006"):
         failure = store_error("Writing", server_error(code, said))
         assert told in str(failure) and failure.reason == reason

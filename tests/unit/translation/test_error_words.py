@@ -1,4 +1,4 @@
-"""What servers call their errors and endings, word by word, and what a client is told in their place."""
+"""What servers call their errors and endings, word by word, and the words that a client gets in their place."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ PARTS = {
     "audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
     "file": {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="},
 }
-# What a server that nobody knows gets. Of every other one: what it does not get, behind a minus, and what it gets more.
+# What an unknown server gets. Of every other one: what it does not get, behind a minus, and what it gets more.
 FIELDS = {
     "generic m": "frequency_penalty json_schema max_tokens parallel_tool_calls presence_penalty stream_options strict",
     "azure m": "-max_tokens max_completion_tokens user verbosity",
@@ -304,7 +304,7 @@ def test_a_server_is_known_by_its_models_owner_or_its_own_name(owner: str, serve
     assert named_by_list({"data": [{"id": "a"}, {"id": "m", "owned_by": owner}]}, server) == name
 
 
-# How an answer is read, and what goes back besides: where a server differs from one that nobody knows.
+# How an answer is read, and what goes back besides: where a server differs from an unknown one.
 READ: dict[str, dict[str, object]] = {
     "gemini": {"replay_signatures": True},
     "llamacpp": {"tokenizer": "llamacpp"},

@@ -11,7 +11,7 @@ from typing import Final
 
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.received import MessageKind, Received
-from antiphon.engine.ports.callers import NOBODY, Caller
+from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
@@ -71,14 +71,14 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
 
 
 def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
-    """The caller of the request; `NOBODY` for a public path. Raises `NotFound` and `Unauthorized`."""
+    """The caller of the request; `NO_CALLER` for a public path. Raises `NotFound` and `Unauthorized`."""
     if request.is_exchange:
         return context.owners.resolve(request.headers)
     path = request.path
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router also has private paths (metrics), but requests through Envoy may reach only public ones.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
-    return NOBODY if context.router.is_open(path) else context.owners.resolve(request.headers)
+    return NO_CALLER if context.router.is_open(path) else context.owners.resolve(request.headers)
 
 
 def _check_modes(opening: Received) -> None:

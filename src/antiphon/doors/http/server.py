@@ -38,7 +38,7 @@ from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
-from antiphon.engine.ports.callers import NOBODY, Caller
+from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.engine.running.connection_memory import SocketMemory
 from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
@@ -238,7 +238,7 @@ class HttpDoor:
             # A client that can only reach this port must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        caller = NOBODY if is_open else self._context.owners.resolve(call.headers)
+        caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
         owner = caller.owner
         # Health checks and metrics are answered during a drain, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"

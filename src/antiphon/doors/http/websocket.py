@@ -291,8 +291,6 @@ class WebSocketConnection:
         turn.exchange.observe(observed)
         self.busy = True
         try:
-            # A key may have been revoked since the upgrade.
-            context.owners.check_key(self._head.headers)
             owner = self._head.owner
             with context.admission.admit(owner, "websocket"), context.bodies.hold(owner) as hold:
                 hold.add(len(turn.frame.body))

@@ -33,6 +33,7 @@ from antiphon.engine.exchange.stored_items import (
     stored_input,
 )
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
+from antiphon.engine.ports.callers import EVERYTHING
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, unsupported_parameter
@@ -101,11 +102,14 @@ def parse_request(
             "stored on this server. Leave 'prompt' out and send its text as 'instructions' or 'input'.",
             "prompt",
         )
-    if not (route.serves(request.model) and head.access.allows_model(request.model)):
+    if not route.serves(request.model):
         raise no_such_model(request.model)
-    check_body(head.access, body)
-    # A stored prompt may bring tools too.
-    head.access.check_tools(tool.type for tool in request.tools or ())
+    if head.access is not EVERYTHING:
+        check_body(head.access, body)
+        # A stored prompt may bring a model and tools too.
+        if not head.access.allows_model(request.model):
+            raise no_such_model(request.model)
+        head.access.check_tools(tool.type for tool in request.tools or ())
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":
         check_forms(request)

@@ -18,7 +18,7 @@ from msgspec import Struct
 from antiphon.errors import InvalidRequest
 
 NAMED: Final = "n:"
-"""The prefix of an owner who has a name in the settings or in the key store."""
+"""The prefix of an owner who has a name in the settings."""
 
 
 class Access(Struct, frozen=True):
@@ -55,7 +55,8 @@ EVERYTHING: Final = Access()
 class Caller(Struct, frozen=True):
     """Who sends a request. `owner` is the id that stored data has, `name` its readable form without a prefix.
 
-    `team` and `key_id` are empty where the source of owners has none.
+    `team` and `key_id` are empty where the source of owners has none. `owner` is empty for a key without a name, until
+    the source of owners gives one.
     """
 
     owner: str
@@ -65,36 +66,8 @@ class Caller(Struct, frozen=True):
     access: Access = EVERYTHING
 
 
-NOBODY: Final = Caller("")
-"""The caller of a public path, such as `/health`."""
-
-
-class ClientKey(Struct, frozen=True):
-    """One client key. `digest` is the SHA-256 of its token (32 bytes), `prefix` the token's first characters.
-
-    Times are seconds since 1970, by the clock of the database. 0: not set.
-    """
-
-    id: str
-    digest: bytes
-    owner: str
-    prefix: str = ""
-    name: str = ""
-    team: str = ""
-    access: Access = EVERYTHING
-    created_at: float = 0.0
-    expires_at: float = 0.0
-    revoked_at: float = 0.0
-
-    def is_valid(self, now: float) -> bool:
-        """Whether the key opens the gateway at this time."""
-        ends = [at for at in (self.expires_at, self.revoked_at) if at]
-        return all(now < at for at in ends)
-
-    def caller(self) -> Caller:
-        """The caller who presents this key."""
-        name = self.owner.removeprefix(NAMED)
-        return Caller(self.owner, name, self.team, self.id, self.access)
+NO_CALLER: Final = Caller("")
+"""In place of the caller of a public path, such as `/health`."""
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:
