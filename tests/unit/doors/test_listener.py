@@ -75,6 +75,19 @@ async def test_a_handshake_that_does_not_go_on_holds_up_no_end(tmp_path: Path) -
     writer.close()
 
 
+async def test_a_queued_connection_is_served_when_the_listener_refuses_more() -> None:
+    server = DoorServer(_handle, head_seconds=60.0, idle_seconds=60.0, send_seconds=60.0)
+    listener = Listener(server)
+    host, _, port = (await listener.open("127.0.0.1:0", 0o600)).rpartition(":")
+    # The kernel completes the connection; the event loop does not run before the listener closes.
+    queued = socket.create_connection((host, int(port)))
+    listener.refuse()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)))
+    assert (await _asked(*await asyncio.open_connection(sock=queued))).endswith(b"ok")
+    await listener.aclose()
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o660])
 async def test_a_socket_file_has_its_mode_and_goes_with_its_listener(mode: int, tmp_path: Path) -> None:
     path = tmp_path / "made" / "a.sock"

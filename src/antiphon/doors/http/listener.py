@@ -87,12 +87,13 @@ class Listener:
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
     def refuse(self) -> None:
-        """Accept no more connections."""
+        """Accept the queued connections, then no more. (Closing a socket resets the connections in its queue.)"""
         if self._again is not None:
             self._again.cancel()
             self._again = None
         for bound in self._bound:
             asyncio.get_running_loop().remove_reader(bound)
+            self._take(bound, self._room())
             bound.close()
         self._bound = []
 
@@ -124,25 +125,33 @@ class Listener:
 
     def _accept(self, bound: socket.socket) -> None:
         """Accept all queued connections; at least one is queued."""
-        room = self._limit - self._server.open - len(self._opening)
+        room = self._room()
         if room <= 0:
             self._pause("all connections are in use")
-            return
+        elif (error := self._take(bound, room)) is not None:
+            self._pause(why_not(error))
+
+    def _room(self) -> int:
+        """The number of connections that may still be accepted."""
+        return self._limit - self._server.open - len(self._opening)
+
+    def _take(self, bound: socket.socket, room: int) -> OSError | None:
+        """Accept at most `room` queued connections. Returns the error that ended this early, if any."""
         for _ in range(min(room, _BACKLOG)):
             try:
                 accepted, _ = bound.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return None
             except ConnectionError:
                 # The client left while it was queued.
                 continue
             except OSError as error:
-                self._pause(why_not(error))
-                return
+                return error
             accepted.setblocking(False)
             opening = asyncio.get_running_loop().create_task(self._open(accepted))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
+        return None
 
     async def _open(self, accepted: socket.socket) -> None:
         # A failure here is the client's: it left, or the TLS handshake failed. The transport closes the socket.
