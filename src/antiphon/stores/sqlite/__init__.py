@@ -1,1 +1,1 @@
-"""Implements the SQLite backend: state in files of the data folder."""
+"""Implements the SQLite backend, which stores all state in files of the data folder."""

@@ -1,9 +1,11 @@
 """Implements `Backend` for SQLite: databases in a local folder, or in memory.
 
-Lives here: the assembly of `Backend` from this package, and reading and changing the schema of each database file. Not
-here: the parts, the interface of schemas (`stores/schema_steps.py`), applying steps (`migrate.py`).
+Lives here: the `Backend` classes that call the other modules of this package, and the `Schema` of each database file.
+Not here: opening the stores (`opening.py`), the `Schema` interface (`stores/schema_steps.py`), running migration steps
+(`migrate.py`).
 
-Invariant: modules that only an operator's command needs are imported on their first use.
+Invariant: a module that only an operator's command needs (backup, owner data) is imported on its first use, so a server
+never loads it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 
 class SqliteBackend(Backend):
-    """The backend with databases in the data folder, or in another folder."""
+    """The backend that stores SQLite databases in the data folder, or in the folder that `state.url` names."""
 
     @property
     def _folder(self) -> Path:
@@ -100,7 +102,8 @@ class SqliteBackend(Backend):
 
 
 class MemoryBackend(Backend):
-    """The same in memory, also for the contents of files. All data ends with the process."""
+    """The backend that stores SQLite databases in memory, and file contents too unless `blobs.url` is set. Memory is
+    lost when the process ends."""
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
         """See `Backend`."""
@@ -137,7 +140,7 @@ def _of_one_process() -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class SqliteSchema(Schema):
-    """The `Schema` of one file."""
+    """The `Schema` of one database file."""
 
     path: Path
 
@@ -158,8 +161,8 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
 
     async def lacking(self) -> tuple[int, dict[str, str]]:
-        """The missing tables and indexes, see `migrate.py`; none when the database does not exist. Raises
-        `StoreError`."""
+        """Return the number of expected tables and indexes, and the missing ones (see `lacking` in `migrate.py`).
+        Returns `(0, {})` when the database file does not exist. Raises `StoreError`."""
         if not self.path.exists():
             return 0, {}
         return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
@@ -170,7 +173,7 @@ class SqliteSchema(Schema):
 
 
 def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
-    """The schemas of the databases in this folder, whether these exist or not."""
+    """Return the schemas of `sessions.db` and `vectors.db` in this folder, even when the files do not exist."""
     package = Path(str(files("antiphon.stores.sqlite")))
     return (
         SqliteSchema(SESSIONS_FILE, packaged_steps(), package / "migrations", folder / SESSIONS_FILE),
@@ -179,8 +182,8 @@ def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
 
 
 async def examine_schemas(folder: Path) -> AsyncIterator[StateFinding]:
-    """Yield a finding for each missing table and index. Without an index queries are slow; without a table requests
-    fail."""
+    """Yield a finding for each missing table and index. A missing index makes queries slow. A missing table makes
+    requests fail."""
     for schema in sqlite_schemas(folder):
         number, gone = await schema.lacking()
         for name, sql in gone.items():

@@ -1,18 +1,19 @@
 """Backs up a data folder into one archive while servers use it, and restores a folder from an archive.
 
-Lives here: the contents of the archive, the order of reading, and the checks before a restore. Not here: settings, the
-purpose of a key (`commands/admin/whole_state.py`).
+Lives here: the layout of the archive, the order in which a backup copies data, and the checks before a restore. Not
+here: settings, and the meaning of the key files (`commands/admin/whole_state.py`).
 
-The archive is an uncompressed tar file. It holds a snapshot of each database (SQLite's online backup), the contents of
-files as `files/<key>`, and the keys that the data folder generated. The last member is `manifest.json`, with size and
-SHA-256 of every member and the fingerprints of all keys.
+The archive is an uncompressed tar file. It contains a snapshot of each database (by SQLite's online backup) and each
+file content as `files/<key>`. It also contains the key files of the data folder. The last member is `manifest.json`.
+The manifest lists the size and SHA-256 of every other member and the fingerprints of all keys.
 
-A server writes a content before its row and deletes it after its row. So the backup links the contents before it copies
-the databases, and once more afterwards. Then every row in a copy has its content, unless a file was created and deleted
-in between.
+A server writes a file's content before its row, and deletes the row before the content. So the backup hard-links all
+contents, copies the databases, and then links the contents that are still missing. As a result every row in the copy
+has its content, unless a client uploaded and deleted the file during the backup.
 
-Invariants: only the user can read an archive. It appears under its name when it is complete. A restore needs an empty
-folder. It refuses an archive that differs from the manifest, or one with missing keys.
+Invariants: only the operating-system user who runs the backup can read the archive. The archive appears under its final
+name only when it is complete. A restore needs an empty folder. A restore rejects an archive that differs from its
+manifest, or whose keys are missing.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Manifest(Struct):
 
 
 def fingerprint(key: bytes) -> str:
-    """The fingerprint of a key: it identifies the key and reveals nothing about it."""
+    """Return a one-way hash that identifies a key in the manifest without revealing the key."""
     return hashlib.blake2b(key, digest_size=12, person=b"antiphon backup").hexdigest()
 
 
@@ -79,12 +80,13 @@ def make_archive(
     with_contents: bool = True,
     databases: Path | None = None,
 ) -> Archived:
-    """Write the archive. `keys`: all keys in force, by their file name in the data folder. `databases`: their folder,
-    if it is another one.
+    """Write the archive to `target`. `keys`: all keys in use, by their file name in the data folder. `databases`: the
+    folder of the database files, or None if it is `data`.
 
-    Keys in such a file become members, unless `with_keys` is False; the manifest has the fingerprints of all keys.
-    `with_contents`: whether the data folder holds the contents of files; if not, the archive has only their rows.
-    Raises `StoreError`, also when `target` exists or another backup is running.
+    The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
+    fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (they are in S3), the
+    archive includes only the file rows. Raises `StoreError`, for example when `target` exists or another backup is
+    running.
     """
     if target.exists():
         raise StoreError(f"The file {target} exists already. Give the backup another name.")
@@ -116,9 +118,10 @@ def make_archive(
 
 
 def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
-    """Restore the data folder from an archive. `keys`: the keys in the settings, by their file name in the data folder.
+    """Restore the data folder from an archive. `keys`: the keys from the settings, by their file name in the data
+    folder.
 
-    Raises `StoreError`, and then leaves nothing behind.
+    Raises `StoreError`. A failed restore removes every file that it wrote.
     """
     if data.exists() and any(data.iterdir()):
         raise StoreError(f"The folder {data} is not empty. Restore into a new folder, then move that to its place.")
@@ -153,7 +156,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
 
 
 class _Packed:
-    """The archive during the backup. Each member is hashed while it is written."""
+    """Writes members to the archive and records the size and SHA-256 of each for the manifest."""
 
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
@@ -190,7 +193,8 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 @contextmanager
 def _folder_in(data: Path) -> Iterator[Path]:
-    """A private folder on the file system of the data folder, because contents are linked into it."""
+    """Create and lock a private working folder inside the data folder. Hard links need the same file system as the file
+    contents."""
     work = data / _WORK
     work.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(work, os.O_RDONLY)
@@ -201,7 +205,7 @@ def _folder_in(data: Path) -> Iterator[Path]:
         raise StoreError(f"Another backup of {data} is under way.") from None
     try:
         for left in work.iterdir():
-            # Remove the remains of a backup that was killed.
+            # A backup that was killed left these files.
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         (work / FILES_FOLDER).mkdir(mode=0o700)
         yield work
@@ -226,7 +230,8 @@ def _link_contents(data: Path, work: Path) -> None:
 
 
 def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.link) -> bool:
-    """Link the file to a second name; False when the file no longer exists. Raises `OSError`."""
+    """Create a hard link `to` for the file, or a copy where the file system has no links. Returns False when the file
+    no longer exists. Raises `OSError`."""
     try:
         link(path, to)
     except FileExistsError:
@@ -234,7 +239,7 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
     except FileNotFoundError:
         return False
     except OSError:
-        # A file system without links: copy the content, which a server may delete meanwhile.
+        # This file system has no hard links, so copy the file. A server may delete the file during the copy.
         try:
             shutil.copyfile(path, to)
         except FileNotFoundError:
@@ -244,10 +249,10 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
 
 
 def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool) -> int:
-    """Copy both databases, and link exactly the contents of their rows, if they are local. Returns the number of rows
-    without a content."""
-    # The referring database first: a vector store in the copy may name a deleted file, but never one that does not
-    # exist yet.
+    """Copy both databases into `work`. With `with_contents`, link the content of every file row and unlink all other
+    contents. Returns the number of file rows whose content no longer exists."""
+    # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. A vector store in the copy may refer to
+    # a file that was deleted since, but every other referenced file is in the copy.
     if (databases / VECTORS_FILE).exists():
         _copy_database(databases / VECTORS_FILE, work / VECTORS_FILE)
     _copy_database(databases / SESSIONS_FILE, work / SESSIONS_FILE)
@@ -261,7 +266,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
             if with_contents and not link_or_copy(content, work / FILES_FOLDER / blob):
                 copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
                 vanished += 1
-        # The copy must not need a write-ahead log.
+        # Leave WAL mode, so that the copy is one file without a write-ahead log.
         copy.execute("PRAGMA journal_mode=DELETE")
     for linked in (work / FILES_FOLDER).iterdir():
         if linked.name not in wanted:
@@ -272,7 +277,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
     with opened(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
-        # In one read transaction: otherwise writes of other processes would restart the copy again and again.
+        # Copy in one read transaction. Otherwise each write of another process would restart the online backup.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
         source.backup(copy, pages=_PAGES)
@@ -283,7 +288,7 @@ def _copy_database(path: Path, to: Path) -> None:
 
 
 def _unpack(source: Path, draft: Path) -> _Manifest:
-    """Write the archive's members to their places, and compare them with the manifest."""
+    """Extract the archive's members into `draft`, and compare their sizes and hashes with the manifest."""
     found: dict[str, _ArchiveMember] = {}
     manifest: _Manifest | None = None
     with tarfile.open(source, mode="r|") as archive:
@@ -343,7 +348,8 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
 
 
 def _check_database(path: Path, *, vectors: bool) -> None:
-    """Compare the schema first, then the integrity: the integrity check runs code of a foreign schema."""
+    """Compare the schema before checking integrity, because SQLite's integrity check would run code of a foreign
+    schema."""
     with store_errors("Checking", path), closing(sqlite3.connect(path)) as connection:
         try:
             if vectors:
@@ -358,7 +364,8 @@ def _check_database(path: Path, *, vectors: bool) -> None:
 
 
 def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
-    """The statements that created the index of each vector store."""
+    """Return the CREATE statements of the full-text indexes, one per vector store. The migrations do not contain
+    them."""
     ids = [str(store_id) for (store_id,) in connection.execute("SELECT id FROM vector_stores")]
     return [INDEX_TABLE.format(table=index_table(store_id)) for store_id in ids]
 

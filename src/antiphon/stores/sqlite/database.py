@@ -1,22 +1,20 @@
-"""Locates, creates and opens one SQLite database, and translates its errors.
+"""Locates, creates and opens a SQLite database, and translates its errors into `StoreError`.
 
-Lives here: its place (files, or this process's memory) with what the writer, the readers and the figures need from it.
-The writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into
-`StoreError` are here too. Not here: table names, SQL of any store, threads, when files are compared (`writer.py`:
-before and after each commit).
+Lives here: the location of a database (files or memory), the writer's connection and its PRAGMAs, waiting for a lock,
+and the translation of errors. Not here: table names, SQL of any store, threads. The writer (`writer.py`) calls `check`
+before and after each commit.
 
-A process can still write to a database file that another process deleted or replaced. All those writes go into a file
-without a name and are lost with the process. SQLite does not notice this. `check` compares inode numbers: while a
-process has the file open, no other file gets its number, so the comparison is exact.
+When another process deletes or replaces an open database file, SQLite does not notice. The writes then go to a file
+without a name and are lost when the process ends. `check` detects this by comparing inode numbers. The comparison is
+exact, because the system never reuses the inode number of an open file.
 
-A database in memory uses SQLite's `memdb`. Connections of this process share it by its name, with the locks and the
-isolation of a file without a write-ahead log. So a commit waits for running queries, and new queries wait for the
-commit. It ends with the last connection, and holds at most one gigabyte (SQLite's default).
+A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. The
+VFS locks like a file without a write-ahead log. So a commit waits for running queries, and new queries wait for the
+commit. SQLite deletes the database with its last connection, and limits the database to one gigabyte by default.
 
 Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on. A `StoreError` of
-this module names the database and the cause, and never contains stored data. After a successful `check`, the next
-process that opens the database finds the same files. A database in memory touches no disk, and no other process can
-read it.
+this module names the database and the cause, and never contains stored data. If `check` succeeds, another process that
+opens the same path opens the same files. A database in memory never touches the disk, and no other process can read it.
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ T = TypeVar("T")
 LOCK_SECONDS = 5.0
 """Seconds that a writer waits for another process's write lock."""
 
-# SQLite's busy handler backs off to 100 ms between attempts. A process that commits group after group frees the lock
-# for only microseconds at a time. Such rare attempts can miss it for seconds. Short slices (attempts after 1, 2, 5 ms),
-# repeated until LOCK_SECONDS, try hundreds of times per second instead.
+# SQLite's busy handler waits up to 100 ms between attempts to get a lock. A process that commits continuously frees the
+# lock for only microseconds, so rare attempts can miss the lock for seconds. Therefore each call to SQLite waits at
+# most 10 ms, and `wait_for_lock` repeats the call until LOCK_SECONDS. This makes hundreds of attempts per second.
 _BUSY_SLICE_MS = 10
 _JOURNAL_LIMIT = 64 << 20
 
@@ -64,17 +62,17 @@ _ADVICE: dict[int, tuple[StoreReason, str]] = {
     sqlite3.SQLITE_CONSTRAINT: ("failed", "a rule of the database refused it"),
 }
 
-# Without its log a database lacks the last commits. Without the shared-memory index next to it, two processes would use
-# two indexes.
+# `check` compares all three files of a database. If the `-wal` file is lost, the last commits are lost. If the `-shm`
+# file is replaced, two processes use different WAL indexes.
 _SUFFIXES = ("", "-wal", "-shm")
 
 
 def create_file(path: Path) -> None:
-    """Create the folder (0700) and an empty database file (0600) unless they exist."""
+    """Create the folder (mode 0700) and an empty database file (mode 0600) unless they exist. Raises `StoreError`."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never open an existing file: closing any descriptor of it would release the POSIX locks that SQLite holds on
-        # it elsewhere in this process. These locks protect its WAL.
+        # O_EXCL never opens an existing file. Closing any descriptor of a file releases all POSIX locks of this process
+        # on that file, and SQLite's locks protect the WAL.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not path.parent.is_dir():
@@ -84,10 +82,11 @@ def create_file(path: Path) -> None:
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """Open the connection that writes, for use in the calling thread only."""
+    """Open a read-write connection with WAL, for use in the calling thread only. Raises `StoreError` and
+    `sqlite3.Error`."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SLICE_MS / 1000)
     try:
-        # Changing the journal mode ignores the busy handler, so this code repeats it.
+        # `PRAGMA journal_mode` ignores SQLite's busy handler, so `wait_for_lock` repeats the statement.
         (mode,) = wait_for_lock(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
         if mode != "wal":
             raise StoreError(f"The database {path} cannot use a write-ahead log here (journal mode {mode}).")
@@ -101,12 +100,13 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def reader_uri(path: Path) -> str:
-    """The URI that opens the database read-only."""
+    """Return the URI with which `sqlite3.connect` opens the database read-only."""
     return path.absolute().as_uri() + "?mode=ro"
 
 
 def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
-    """Repeat `action` while another process holds the lock that it needs, for at most `seconds`."""
+    """Repeat `action` while SQLite reports that another process holds the lock (`SQLITE_BUSY`), for at most `seconds`.
+    Returns the result of `action`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -114,12 +114,13 @@ def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
         except sqlite3.OperationalError as error:
             if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
-            time.sleep(0.001)  # so that the loop never spins when SQLite returns at once
+            time.sleep(0.001)  # SQLite sometimes returns immediately: do not spin
 
 
 @contextmanager
 def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """A transaction that holds the write lock from its beginning. It rolls back on any exception."""
+    """Run the block in a transaction that holds the write lock from its beginning. An exception rolls the transaction
+    back."""
     wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), seconds)
     try:
         yield
@@ -131,7 +132,8 @@ def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Ite
 
 
 def store_error(doing: str, where: object, error: BaseException) -> StoreError:
-    """The `StoreError` for an error during `doing` at `where`; `raise … from error` keeps the cause."""
+    """Convert an error into a `StoreError`. `doing` is the operation as a gerund ("Opening"), `where` the database. The
+    caller raises the result `from error`."""
     if isinstance(error, StoreError):
         return error
     cause = type(error).__name__
@@ -155,7 +157,8 @@ def store_errors(doing: str, where: object) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path, doing: str, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
-    """A separate connection for `doing` something, read-only unless `writes` is set. Raises `StoreError`."""
+    """Open a new connection for the block, read-only unless `writes` is set. `doing` names the operation in error
+    messages. Raises `StoreError`."""
     with (
         store_errors(doing, path),
         closing(
@@ -171,8 +174,8 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 
 class FilePlace:
-    """A database file with its log. `str(place)` is for messages, `name` for labels; `reader_uri` opens it
-    read-only."""
+    """A database in a file, with its write-ahead log. Messages use `str(place)`, metric labels use `name`.
+    `sqlite3.connect` opens `reader_uri` read-only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -185,20 +188,23 @@ class FilePlace:
         return str(self._path)
 
     def create(self) -> None:
-        """Create folder and file, accessible to this user only, unless they exist. Raises `StoreError`."""
+        """Create the folder and the file unless they exist. Only the current user can access them. Raises
+        `StoreError`."""
         create_file(self._path)
 
     def connect(self) -> sqlite3.Connection:
-        """The connection that writes, for the calling thread only. Raises `StoreError` and `sqlite3.Error`."""
+        """Open the read-write connection, for use in the calling thread only. Raises `StoreError` and
+        `sqlite3.Error`."""
         return connect_writer(self._path)
 
     def remember(self) -> None:
-        """Record the identity of all files, which are open now. The opener calls this once. Raises `OSError`."""
+        """Record the device and inode numbers of all database files for `check`. The writer calls this once, after
+        opening the files. Raises `OSError`."""
         found = [(path, os.stat(path)) for path in self._files]
         self._seen = [(path, seen.st_dev, seen.st_ino) for path, seen in found]
 
     def check(self) -> None:
-        """Raise `StoreError` unless all files are still in their places."""
+        """Raise `StoreError` if a database file was deleted, moved or replaced since `remember`."""
         for path, device, inode in self._seen:
             try:
                 found = os.stat(path)
@@ -210,11 +216,11 @@ class FilePlace:
                 raise _gone(path, "was replaced by another file")
 
     def room(self) -> int:
-        """The free bytes in the folder; 0 when unknown."""
+        """Return the free bytes of the folder's file system, or 0 if unknown."""
         return free_bytes(self._path.parent)
 
     def size(self) -> int:
-        """The bytes of all its files; missing ones count 0."""
+        """Return the total bytes of the database file, its `-wal` and its `-shm`. A missing file counts as 0."""
         size = 0
         for path in self._files:
             with suppress(OSError):
@@ -223,7 +229,7 @@ class FilePlace:
 
 
 class MemoryPlace:
-    """The same in memory. Each instance has a separate database."""
+    """A database in this process's memory, with the methods of `FilePlace`. Each instance is a separate database."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -237,23 +243,23 @@ class MemoryPlace:
         """Do nothing: the first connection creates the database."""
 
     def connect(self) -> sqlite3.Connection:
-        """Open the connection that writes. Its commits wait for queries."""
+        """Open the read-write connection. A commit on this connection waits until running queries end."""
         connection = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=LOCK_SECONDS)
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
     def remember(self) -> None:
-        """Do nothing: no other process can remove it."""
+        """Do nothing: no other process can delete a database in memory."""
 
     def check(self) -> None:
-        """Do nothing: it exists as long as the writer's connection."""
+        """Do nothing: the database exists as long as the writer's connection is open."""
 
     def room(self) -> int:
-        """0: unknown."""
+        """Return 0: the free memory is unknown."""
         return 0
 
     def size(self) -> int:
-        """The bytes of its pages; 0 when it has ended."""
+        """Return the total bytes of the database's pages, or 0 after the last connection closed."""
         with closing(sqlite3.connect(self.reader_uri, uri=True, timeout=LOCK_SECONDS)) as connection:
             (size,) = connection.execute(
                 "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -265,17 +271,17 @@ Place = FilePlace | MemoryPlace
 
 
 def place_of(where: Path | Place) -> Place:
-    """The place itself, or the file at this path."""
+    """Return `where`, or the `FilePlace` of a path."""
     return FilePlace(where) if isinstance(where, Path) else where
 
 
 def place_in(folder: Path | None, file: str) -> Place:
-    """The place of this database file in a folder; without a folder, a new database in memory."""
+    """Return the `FilePlace` of this file name in the folder. Without a folder, return a new database in memory."""
     return MemoryPlace(Path(file).stem) if folder is None else FilePlace(folder / file)
 
 
 def free_bytes(folder: Path) -> int:
-    """The free bytes of the folder's file system; 0 when unknown."""
+    """Return the free bytes of the folder's file system, or 0 if unknown."""
     try:
         found = os.statvfs(folder)
     except OSError:

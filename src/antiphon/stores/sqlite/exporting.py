@@ -1,9 +1,10 @@
 """Exports the rows of a data folder for a move to another backend.
 
-Lives here: locking the folder, and its rows in the form of `stores/moved.py`. Not here: the target.
+Lives here: locking the folder, and reading its rows in the column order of `stores/moved.py`. Not here: writing to the
+target (`postgres/importing.py`).
 
-Invariant: no other process has the databases open during the export. SQLite's exclusive locks enforce this, and end
-with the process.
+Invariant: no other process has the databases open during the export. SQLite's exclusive locks enforce this. The
+operating system releases the locks when the process ends.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _STEP_BITS = 20
 _PLACES = (1 << _STEP_BITS) - 1
 _MOST_PLACES = 1 << 24
 
-# Columns whose name or form differs here. The first column is the position.
+# SQL expressions for columns whose name or format in SQLite differs from `stores/moved.py`.
 _NAMED = {
     "conversations": {
         # Positions start at the microsecond of the conversation's creation.
@@ -38,7 +39,7 @@ _NAMED = {
 }
 _OTHERS = {
     "pending_blobs": "SELECT rowid, key FROM pending_blobs WHERE rowid > ? AND lease_until >= 0 ORDER BY rowid",
-    # Rows that belong to one object share its position.
+    # All rows of one file (or batch) share that file's position in the export.
     "file_attributes": """
         SELECT f.no, a.file_no, a.store_no, a.key, a.kind, CASE a.kind WHEN 's' THEN a.value END,
                CASE a.kind WHEN 's' THEN NULL ELSE a.value END
@@ -48,7 +49,7 @@ _OTHERS = {
         SELECT b.rowid, f.batch_id, f.file_no FROM vector_batches b CROSS JOIN vector_batch_files f ON f.batch_id = b.id
         WHERE b.rowid > ? ORDER BY b.rowid, f.file_no
     """,
-    # Chunks of an unfinished file are not moved, because the target ingests it again.
+    # The export skips chunks of unfinished files, because the target ingests these files again.
     "chunks": f"""
         SELECT c.id, f.no, c.id & {_PLACES}, c.tokens, c.text, f.title, f.store_no
         FROM chunks c CROSS JOIN vector_files f ON f.no = c.id >> {_STEP_BITS}
@@ -62,14 +63,16 @@ _OTHERS = {
 }
 _KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
 _BEHIND = 1 << 60
-"""Offset of the positions in the second database, where both databases have rows of a kind."""
+"""Offset of the positions of `vectors.db`. Both databases have `idempotency` rows, and the rows of `sessions.db` come
+first."""
 
 
 class FolderExport:
-    """The two databases of a folder, locked for this process. `name`: the folder's absolute path, for messages."""
+    """The two databases of a data folder, locked for this process. `name`: the folder's absolute path, for messages."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `StoreError` when the folder has no database, a process uses it, or another build wrote it."""
+        """Open and lock both databases. Raises `StoreError` when the folder has no database, another process uses it,
+        or its schema belongs to another build."""
         self.name = str(folder.absolute())
         if not (folder / SESSIONS_FILE).exists():
             raise StoreError(f"There is no database in {folder}: nothing to move.")
@@ -83,8 +86,8 @@ class FolderExport:
                 raise
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """The rows of a kind after a position, each with its position; several rows may share one. The columns of
-        `EXTRA` come last. Raises `StoreError`."""
+        """Yield each row of a table after a position, with its position, in order of position. Several rows may share a
+        position. The `EXTRA` columns of `stores/moved.py` come last. Raises `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
         if kind in VECTORS:
             if self._vectors is not None:
@@ -93,17 +96,19 @@ class FolderExport:
         if after < _BEHIND:
             yield from _read(self._sessions, sql, after)
         if kind == "idempotency" and self._vectors is not None:
-            # Each database here has its own keys. Where both have the same key, the row of the sessions wins.
+            # Each SQLite database has a separate `idempotency` table. If both have the same key, the row of
+            # `sessions.db` wins.
             for position, row in _read(self._vectors, sql, max(after - _BEHIND, 0)):
                 if self._sessions.execute(_KEY_THERE, row[:2]).fetchone() is None:
                     yield _BEHIND + position, row
 
     def has_vectors(self) -> bool:
-        """Whether any chunk has a vector."""
+        """Return whether any chunk of a completed file has an embedding vector."""
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """The highest number that any vector store or file of one has had."""
+        """Return the highest number that a vector store or a vector store file ever had. The target continues after it,
+        because numbers are never reused."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(
@@ -131,10 +136,10 @@ def _read(connection: sqlite3.Connection, sql: str, after: int) -> Iterator[tupl
 
 
 def _taken(path: Path, folder: str) -> sqlite3.Connection:
-    """Open the database, locked for this process alone, with this build's schema."""
+    """Open the database with an exclusive lock, and apply missing schema steps. Raises `StoreError`."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
     try:
-        # Before any read, so that the connection takes the exclusive lock.
+        # This PRAGMA must precede any read, so that the connection takes the exclusive lock.
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")

@@ -1,9 +1,9 @@
-"""The part of the file store's SQL that is specific to SQLite, and support for older data folders.
+"""Defines the SQL of the file store that is specific to SQLite, and registers blobs of older data folders.
 
-Lives here: that SQL, and recording the contents of older folders once. Not here: the SQL that all backends share
-(`../files.py`, `../blobs/pending.py`).
+Lives here: the insert of a file row with its storage limit, and the one-time scan for blobs without a row. Not here:
+the SQL that all backends share (`../files.py`, `../blobs/pending.py`).
 
-A row with the key '*' means that the folder was not scanned yet for contents without rows.
+A row of `pending_blobs` with the key '*' means that this scan has not run yet. The migration inserts the row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _USED = f"SELECT coalesce(sum(greatest(size, {LEAST_ROOM})), 0) FROM files WHERE
 SQL = FileSql(
     ends="expires_at",
     used=_USED,
-    # The statement that adds a file also checks the total, so concurrent uploads cannot exceed the limit together.
+    # The INSERT also checks the owner's total bytes, so concurrent uploads cannot exceed the limit together.
     insert=(
         f"""
 INSERT INTO files (owner, {COLUMNS})
@@ -31,9 +31,10 @@ WHERE :limit IS NULL OR :room + ({_USED}) <= :limit
 
 
 ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]
-"""The keys of all contents of a storage, in batches."""
+"""Yields the keys of all blobs in a storage, in batches."""
 
-# Keeps contents that a scan recorded and that a process of an older version has turned into a file.
+# Deletes reserved rows whose blob belongs to a file, so that the sweep keeps the blob. A process of an older version
+# adds a file row without deleting the pending row of the scan.
 SPARE_FILES = """
 DELETE FROM pending_blobs WHERE lease_until = taken() AND EXISTS (
   SELECT 1 FROM files WHERE files.blob = pending_blobs.key
@@ -50,25 +51,26 @@ WAS_LISTED = "DELETE FROM pending_blobs WHERE key = '*'"
 
 
 class SqlitePendingRows(PendingRows):
-    """`PendingRows` that record contents without rows before they reserve any row."""
+    """`PendingRows` that first register every blob without a row, once per database, and then reserve expired rows."""
 
     taking = (*PendingRows.taking, Statement(SPARE_FILES, {}))
 
     def __init__(self, tables: Tables, lease: float, list_before: ListBlobs | None = None) -> None:
-        """`list_before`: lists contents that may date from before there were rows. Each gets a `lease` in seconds,
-        because a process of an older version may be turning it into a file."""
+        """`list_before`: yields the keys of all blobs in the folder, including those of versions that had no pending
+        rows. Each blob without a row gets a pending row with a lease. The lease lasts `lease` seconds, because a
+        process of an older version may still be uploading the blob."""
         super().__init__(tables)
         self._lease = milliseconds(lease)
         self._list_before = list_before
 
     async def take_overdue(self) -> None:
-        """Reserve all rows with an expired lease."""
+        """Reserve all pending rows with an expired lease for deletion."""
         if self._list_before is not None:
             await self._note(self._list_before)
         await super().take_overdue()
 
     async def _note(self, listed: ListBlobs) -> None:
-        """Record every content without a row, once per database."""
+        """Insert a pending row for every blob without a row, once per database."""
         if not await self.tables.fetch(IS_UNLISTED, {}):
             return
         async for keys in listed():

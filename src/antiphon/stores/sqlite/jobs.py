@@ -1,10 +1,11 @@
-"""Queues, claims and finishes background jobs on SQLite, and appends to their streams.
+"""Queues, claims and finishes background jobs on SQLite, and appends events to their streams.
 
-Lives here: that SQL, by name. Not here: the parts that all backends share (`../jobs.py`), responses (`responses.py`),
-the workers (`engine/running/workers.py`), threads and transactions (`writer.py`).
+Lives here: the SQL of the job queue that differs from PostgreSQL's. Not here: the operations that all backends share
+(`../jobs.py`), responses (`responses.py`), the workers (`engine/running/workers.py`), threads and transactions
+(`writer.py`).
 
-Invariant: exactly one transaction deletes a job's row, and it also writes the response's final state and last event.
-Every statement of a worker requires that the worker still holds the job.
+Invariant: the transaction that deletes a job's row also writes the response's final state and last event. Every
+statement of a worker requires that the worker still holds the job.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
-# Inserts no row when the owner has too many jobs; the statement requires one row.
+# Inserts no row when the owner already has `:limit` jobs. `enqueue` requires one row, so the unit fails.
 INSERT_JOB = """
 INSERT INTO jobs (response_id, owner, request, created_at, needs)
 SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 
-# Jobs with an expired lease come first. The owners of the other jobs take turns: an owner with many waiting or running
-# jobs lets the others go before. Of a long queue, only the oldest jobs are candidates.
+# CLAIM_JOBS claims jobs with an expired lease first. For the waiting jobs, owners take turns: a job ranks lower the
+# more jobs its owner has ahead of it or running. Only the 1000 oldest waiting jobs are candidates.
 _ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
     SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
   ))"""
@@ -77,8 +78,8 @@ START_RESPONSES = """
 UPDATE responses SET status = 'in_progress'
 WHERE status = 'queued' AND id IN (SELECT response_id FROM jobs WHERE worker = :worker)
 """
-# All jobs that the worker holds and does not run: those just claimed, and those of a claim with a lost result. Read in
-# the claim's transaction, so that no previous holder can append to the stream any more.
+# Reads all jobs that the worker holds but does not run: the jobs of this claim, and of an earlier claim whose result
+# was lost. The query runs in the claim's transaction, so no previous holder can append to a stream after it.
 CLAIMED = """
 SELECT j.response_id, j.owner, j.request, r.body, j.attempts,
        (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
@@ -86,7 +87,8 @@ FROM jobs j CROSS JOIN responses r ON r.id = j.response_id
 WHERE j.worker = :worker AND j.response_id NOT IN (SELECT value FROM json_each(:besides))
 ORDER BY j.created_at, j.response_id
 """
-# Deletes the worker's events from this number on, because a write with an unknown outcome may have stored them.
+# Deletes the worker's events from sequence number `:first` on. The worker retries a write with an unknown outcome, so
+# these events may already be stored.
 TAKE_BACK_EVENTS = """
 DELETE FROM response_events
 WHERE response_id = :id AND last_seq >= :first
@@ -96,7 +98,8 @@ APPEND_EVENTS = """
 INSERT INTO response_events (response_id, last_seq, data, claim)
 SELECT :id, :last, :data, claim FROM jobs WHERE response_id = :id AND worker = :worker
 """
-# Events of earlier attempts. Events from the time of queueing stay, because they hold for every attempt.
+# Deletes the events of earlier attempts. The events with claim 0, written when the job was queued, apply to every
+# attempt and stay.
 DROP_EVENTS = """
 DELETE FROM response_events
 WHERE response_id = :id AND claim > 0 AND claim < (SELECT claim FROM jobs WHERE response_id = :id)
@@ -140,7 +143,7 @@ class SqliteJobWriter:
             "needs": json.dumps(needs),
         }
         unit: list[Step] = [
-            # The conversation gets the items only when the response ends.
+            # `finish` adds the items to the conversation when the response ends.
             *save_steps(replace(record, conversation_id=None)),
             Statement(MARK_BACKGROUND, named),
             Statement(INSERT_JOB, named, rows=1),
@@ -165,7 +168,7 @@ class SqliteJobWriter:
             "able": None if able is None else json.dumps(able),
             "patient": milliseconds(now() - PATIENCE),
         }
-        # Usually no job waits, and then this costs no write.
+        # Usually no job waits, so a read comes first and avoids a write.
         if not await self._readers.fetch(CLAIMABLE, {"at": lease_now(), **fitting}, own=True):
             return []
         named = {
@@ -199,7 +202,7 @@ class SqliteJobWriter:
             "joining": len(record.input_items) + len(record.output_items),
         } | ended_as(record.status, record.body, record.output_items, record)
         unit: list[Step] = [
-            # Before the job's row is deleted, which identifies the attempt.
+            # Write the events before FINISH_JOB deletes the job's row, because they copy `claim` from that row.
             *_writing(worker, record.id, events, restart=restart),
             Statement(FINISH_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),

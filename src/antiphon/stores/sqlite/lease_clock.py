@@ -1,13 +1,14 @@
 """Provides the clock that decides when a lease on this machine expires.
 
-Lives here: the time of leases, the SQL function for it (`lease_now()`, in writes), and the end of all leases after a
-reboot. Not here: what a lease protects, its duration, its renewal. Dates that clients see (`created_at`, `expires_at`)
-come from the wall clock, and never decide about a lease.
+Lives here: the time of the lease clock, the SQL function `lease_now()` for writes, and the end of all leases after a
+reboot. Not here: the purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come
+from the wall clock and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. Unlike the wall clock,
-no operator can set it, and it stops while the machine sleeps, as the lease holders do. It restarts at each boot. After
-a reboot, the first process that opens a database finds a different boot id in it. It ends all leases, because their
-holders ended with the reboot. (A database server's `now()` replaces this module; callers only pass durations.)
+the monotonic clock cannot be set by an operator. The clock stops while the machine sleeps, as the lease holders do. The
+clock restarts at each boot. After a reboot, the first process that opens a database finds the boot id of the previous
+boot in table `lease_clock`. This process ends all leases, because the reboot ended their holders. With PostgreSQL, the
+server's clock replaces this module.
 
 Invariant: a transaction that takes, renews or checks a lease reads this clock inside the transaction.
 """
@@ -27,19 +28,19 @@ _NOTE = ("DELETE FROM lease_clock", "INSERT INTO lease_clock (boot) VALUES (?)")
 
 
 def lease_now() -> int:
-    """The time of leases in milliseconds: since boot where the machine has a boot id, else since the epoch."""
+    """Return the lease clock's time in milliseconds: since boot if the machine has a boot id, else since the epoch."""
     return (time.monotonic_ns() if _boot else time.time_ns()) // 1_000_000
 
 
 def prepare(connection: sqlite3.Connection, end_leases: Sequence[str]) -> None:
-    """Define `lease_now()` on this connection, and end all leases if the machine has rebooted since the last open.
-    `end_leases`: the statements that end them."""
+    """Define the SQL function `lease_now()` on this connection. If the machine has rebooted since a process last opened
+    the database, run `end_leases`, the statements that expire all leases."""
     connection.create_function("lease_now", 0, lambda: lease_now())
     noted = [(_boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return
     with locked(connection):
-        # Check again: another process may have been faster, and may hold new leases.
+        # Check again under the lock: another process may have ended the old leases and may hold new ones.
         if connection.execute(_NOTED).fetchall() != noted:
             for statement in end_leases:
                 connection.execute(statement)

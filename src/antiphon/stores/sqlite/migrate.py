@@ -1,16 +1,16 @@
 """Migrates a SQLite database to this build's schema and checks the schema of an existing one.
 
-Lives here: applying the numbered steps that a database lacks, undoing the last one, and comparing a database's schema
-with a newly created one. Not here: the meaning of a step and its builds (`stores/schema_steps.py`), the meaning of the
-tables, opening a connection (`database.py`), the integrity of pages (`backup.py`).
+Lives here: applying the numbered schema steps that a database lacks, undoing the last step, and comparing a database's
+schema with a newly created one. Not here: which steps a build needs (`stores/schema_steps.py`), the meaning of the
+tables, opening a connection (`database.py`), SQLite's integrity check (`backup.py`).
 
-A trigger runs with every statement that touches its table, and a view or an index with every read of it. So foreign
-objects in a database would run with Antiphon's rights, on all owners' rows.
+SQLite runs a trigger's code when a statement writes to the table, and a view's or an index's code when a query reads
+it. So a trigger, view or index from outside Antiphon would run with Antiphon's rights on the rows of all owners.
 
-Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums, or continue
-with newer steps that serve this build. Any other database is refused before any change. One transaction under the write
-lock applies all missing steps, so several processes may start at once. Of a foreign database, this module reads only
-the schema table before the comparison.
+Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums. A newer build
+may have added further steps that this build can work with. This module rejects any other database before changing it.
+One transaction under the write lock applies all missing steps, so several processes may start concurrently. Before
+`check_schema` has compared the schema, it reads only `sqlite_schema` and `schema_migrations`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from antiphon.stores.sqlite.database import locked
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)"
-# A later step added the columns for names and for the builds that can serve.
+# Older databases have only the columns `version` and `sha256`. A later step added `name` and `serves`.
 _READ = "SELECT * FROM schema_migrations ORDER BY version"
 _COLUMNS = "SELECT count(*) FROM pragma_table_info('schema_migrations')"
 _RECORD = "INSERT INTO schema_migrations (version, sha256) VALUES (?, ?)"
@@ -36,7 +36,7 @@ _DESCRIBE = "UPDATE schema_migrations SET name = ?, serves = ? WHERE version = ?
 _FORGET = "DELETE FROM schema_migrations WHERE version = ?"
 _LIST = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _TRIGGERS = "SELECT name FROM sqlite_schema WHERE type = 'trigger'"
-# The tables of ANALYZE, which an operator may have run.
+# SQLite's ANALYZE creates these tables. An operator may have run ANALYZE.
 _STATISTICS = frozenset({"sqlite_stat1", "sqlite_stat4"})
 _SHOWN = 64
 
@@ -44,21 +44,21 @@ _Entry = tuple[str, str, str, str | None]
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """The steps of this build, in order, numbered 1, 2, 3, … without a gap."""
+    """Return the schema steps of this build in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.sqlite") / folder)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list[SchemaStep]:
-    """Apply the missing steps, all or none. Returns the steps that this call applied.
+    """Apply all missing schema steps in one transaction. Returns the steps that this call applied.
 
-    Raises `StoreError` for a database that this build cannot serve.
+    Raises `StoreError` when this build cannot work with the database's schema.
     """
-    # First without the lock: the common start finds nothing to do and must not wait for a busy writer.
+    # Check without the lock first. Usually no step is missing, and the start must not wait for a busy writer.
     if not missing_steps(applied_steps(connection), steps):
         return []
 
     with locked(connection):
-        missing = list(missing_steps(applied_steps(connection), steps))  # another process may have been faster
+        missing = list(missing_steps(applied_steps(connection), steps))  # another process may have applied them
         connection.execute(_CREATE_TABLE)
         for step in missing:
             _run(connection, step.name, step.sql)
@@ -69,7 +69,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list
 
 
 def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaStep:
-    """Undo the last step. Raises `StoreError` when it cannot be undone."""
+    """Undo the last applied schema step and return it. Raises `StoreError` when the step cannot be undone."""
     with locked(connection):
         step = step_to_undo(applied_steps(connection), steps)
         _run(connection, step.name, step.down)
@@ -78,7 +78,7 @@ def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaS
 
 
 def applied_steps(connection: sqlite3.Connection) -> list[Applied]:
-    """The steps that the database has; none when it is new."""
+    """Return the steps recorded in `schema_migrations`. A new database returns an empty list."""
     if not connection.execute(_HAS_TABLE).fetchone():
         return []
     found = []
@@ -94,7 +94,7 @@ def _run(connection: sqlite3.Connection, name: str, sql: str) -> None:
 
 
 def _statements(name: str, sql: str) -> Iterator[str]:
-    # executescript() would commit the open transaction first, so this code splits the file.
+    # executescript() would commit the open transaction first, so this function splits the SQL into single statements.
     part = ""
     for line in sql.splitlines(keepends=True):
         part += line
@@ -111,10 +111,12 @@ def check_schema(
     later: Callable[[sqlite3.Connection], Iterable[str]] | None = None,
     prefix: str = "\0",
 ) -> None:
-    """Raise `StoreError` with the first object that is foreign, missing or different.
+    """Raise `StoreError` if a schema object is missing, differs, or was not created by Antiphon. The error names the
+    first such object.
 
-    The database may have fewer steps than these. `later` returns, after that comparison, the statements that ran since;
-    they create tables whose names begin with `prefix`.
+    The database may lack the last of these steps. `later` returns the CREATE statements that ran after the steps, for
+    example for full-text indexes. Their table names begin with `prefix`. `later` reads the database, so the objects of
+    the steps are compared before the call.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
     there = applied_steps(connection)
@@ -136,8 +138,8 @@ def check_schema(
 
 
 def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
-    """The number of tables and indexes of the applied steps, and the missing ones (`index jobs_due`), each with its
-    CREATE statement. A newer build's steps may have dropped some, so a newer schema gives no missing ones."""
+    """Return the number of tables and indexes that the applied steps create, and the missing ones (`index jobs_due`)
+    with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have dropped some."""
     there = applied_steps(connection)
     if len(there) > len(steps):
         return 0, {}
@@ -150,8 +152,8 @@ def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tupl
 
 
 def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]) -> None:
-    """Raise `StoreError` for a trigger that none of the steps creates. (So an older build refuses a
-    database whose newer step adds a trigger.)"""
+    """Raise `StoreError` if the database has a trigger that no step of this build creates. So an older build rejects a
+    database to which a newer build added a trigger."""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(

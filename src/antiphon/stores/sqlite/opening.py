@@ -1,13 +1,13 @@
 """Opens the stores of a data folder.
 
-Lives here: the list of files, and which stores share connections. Not here: the stores (`../responses.py`), access to
-SQLite (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
+Lives here: the names of the database files, and the assembly of the stores with their connections. Not here: the stores
+(`../responses.py`, …), access to SQLite (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
 
-A data folder holds `sessions.db` (responses, their items, and the rows of files) and `files/` (the contents of files).
-Vector stores have a separate database, `vectors.db`. Each database has one write lock, and the ingestion of documents
-must not delay turns.
+A data folder contains `sessions.db` (responses, items, conversations, jobs, the metadata of files) and `files/` (the
+contents of files). Vector stores have a separate database, `vectors.db`. SQLite has one write lock per database, and
+the ingestion of documents must not delay responses.
 
-Invariant: an opened store has the schema of this build, and any number of processes may open the same folder.
+Invariant: an open database has all schema steps of this build. Any number of processes may open the same folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from antiphon.stores.sqlite.vectors.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.vector_stores import VectorStores
 
-# Polling costs one statement in this process.
+# A poll for new jobs costs one query in this process and no network call, so the intervals are short.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
 
 _TIMEOUTS = TimeoutSettings()
@@ -64,13 +64,13 @@ _END_VECTOR_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'i
 
 @dataclass(frozen=True)
 class SqliteVectorDatabase(VectorDatabase):
-    """`VectorDatabase` in a file: one writer and its readers."""
+    """`VectorDatabase` of one SQLite database, with one writer and several readers."""
 
     index: SqliteChunkIndex
     tables: SqliteTables
 
     async def check_vectors(self) -> None:
-        """Do nothing: vectors are ordinary columns."""
+        """Do nothing: SQLite stores vectors as BLOB columns and needs no extension."""
 
     async def aclose(self) -> None:
         """Finish the accepted writes, then close the database."""
@@ -78,13 +78,13 @@ class SqliteVectorDatabase(VectorDatabase):
 
 
 class SqliteStores(Stores):
-    """All stores in one database, with one writer and its readers."""
+    """All stores of `sessions.db`. They share one writer and its readers."""
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
-        """`folder`: the database's folder; None in memory."""
+        """`folder`: the folder of the database file, or None for a database in memory."""
         writer, readers = tables.writer, tables.readers
         keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
-        # Only a folder may hold contents from before there were rows.
+        # Only a folder on disk may contain blobs of a version that had no pending rows.
         list_before = blobs.keys if isinstance(blobs, DiskBlobs) else None
         lease = options["upload_lease"]
         pending = PendingBlobs(SqlitePendingRows(tables, lease, list_before), blobs, lease)
@@ -104,11 +104,11 @@ class SqliteStores(Stores):
         self._timeouts = options["timeouts"]
 
     def has_vectors(self) -> bool:
-        """Whether the vector database exists. In memory it would be empty."""
+        """Return whether `vectors.db` exists. Returns False for a database in memory."""
         return self.folder is not None and (self.folder / VECTORS_FILE).exists()
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
-        """Open the vector database. Raises `StoreError`."""
+        """Open the vector database. Raises `StoreError`. `matrix_bytes`: the maximum memory for vectors of searches."""
         return await open_vector_database(
             self.folder, timeouts=self._timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
         )
@@ -125,10 +125,11 @@ async def open_sqlite(
     blobs: BlobStore | None = None,
     **options: Unpack[StoreOptions],
 ) -> SqliteStores:
-    """Open the stores in this folder, or in memory; create folder (0700), file (0600) and schema where needed.
+    """Open the stores in this folder, or in memory if `folder` is None. Create the folder (mode 0700), the database
+    file (mode 0600) and the schema if they are missing.
 
-    `blobs`: the storage for file contents, which the stores close; the default is the same folder, or memory. For
-    `options` see `StoreOptions`. Raises `StoreError`.
+    `blobs`: the storage for file contents. `aclose` of the stores closes it. The default is the subfolder `files`, or
+    memory. For `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)
@@ -148,9 +149,11 @@ async def open_vector_database(
     keep_keys: float = KEEP_SECONDS,
     matrix_bytes: int = MATRIX_BYTES,
 ) -> SqliteVectorDatabase:
-    """Open `vectors.db` in this folder, or in memory; create it where needed. Raises `StoreError`.
+    """Open `vectors.db` in this folder, or a database in memory if `folder` is None. Create the database if it is
+    missing. Raises `StoreError`.
 
-    `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: memory for vectors.
+    `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: the maximum memory for vectors of
+    searches.
     """
     preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES)
     tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers)
@@ -162,7 +165,8 @@ async def open_vector_database(
 
 
 def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:
-    """Prepare a writer's connection: apply the schema steps of this folder, and define the lease clock."""
+    """Prepare a new writer connection: apply the schema steps in package folder `folder`, and define the SQL function
+    `lease_now()`. `end_leases`: the statements that run after a reboot (see `lease_clock.py`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)

@@ -1,9 +1,9 @@
-"""Implements `OwnerData` for the databases of a folder, in use or not.
+"""Implements `OwnerData` for the databases of a data folder. Servers may use the folder meanwhile.
 
-Lives here: reading and deleting an owner's data, and returning unused disk space. Not here: the SQL for it
-(`../owner_data.py`), files' contents.
+Lives here: reading and deleting an owner's data, and returning unused disk space. Not here: the SQL that all backends
+share (`../owner_data.py`), the contents of files.
 
-Invariant: reading creates nothing.
+Invariant: reading an owner's data never creates a database file.
 """
 
 from __future__ import annotations
@@ -45,25 +45,26 @@ class SqliteOwnerData:
     """`OwnerData` of the databases in this folder."""
 
     def __init__(self, folder: Path, bodies: Bodies) -> None:
-        """`bodies` decrypts sealed bodies."""
+        """`folder`: the data folder. `bodies` decrypts the encrypted bodies of stored objects."""
         self._bodies = bodies
         self._folder = folder
         self._path = folder / SESSIONS_FILE
         self._vectors = folder / VECTORS_FILE
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner with any data."""
+        """Return every owner that has data, with the number of objects of each kind."""
         return list_owners(self._folder)
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """All data of an owner except files."""
+        """Yield all rows of an owner's data except files, with decrypted bodies."""
         for path, kinds in ((self._path, OWNED), (self._vectors, OWNED_VECTORS)):
             if path == self._path or path.exists():
                 for kind, fields in export_owner(path, owner, kinds):
                     yield exported(kind, fields, self._bodies)
 
     async def delete(self, owner: str) -> int:
-        """Delete all data of an owner except files. Vector stores go first, because they refer to the rest."""
+        """Delete all data of an owner except files. Vector stores are deleted first, because they refer to files.
+        Returns the number of deleted objects."""
         gone = 0
         if self._vectors.exists():
             async with aclosing(await open_vector_database(self._folder)) as vectors:
@@ -72,16 +73,17 @@ class SqliteOwnerData:
         return gone + delete_owner(self._path, owner)
 
     async def vacuum(self) -> list[Shrunk]:
-        """Return unused disk space. The disk needs room for a second copy of a database."""
+        """Return unused disk space of both databases to the file system. The disk needs free space for a copy of the
+        larger database."""
         return [Shrunk(str(path), *vacuum(path)) for path in (self._path, self._vectors) if path.exists()]
 
     async def aclose(self) -> None:
-        """Do nothing: no connection stays open."""
+        """Do nothing: every method closes the connections that it opens."""
 
 
 def has_rows(folder: Path, *, hashed: bool) -> bool:
-    """Whether the databases in this folder have any row. With `hashed`, only owners that are the hash of a token count.
-    Raises `StoreError`."""
+    """Return whether the databases in this folder contain data of any owner. With `hashed`, check only for owners that
+    are the hash of a client's token. Raises `StoreError`."""
     question = _HASHED if hashed else _ANY
     for name, tables in _TABLES.items():
         path = folder / name
@@ -96,7 +98,7 @@ def has_rows(folder: Path, *, hashed: bool) -> bool:
 
 
 def list_owners(folder: Path) -> list[OwnerCounts]:
-    """Every owner with any data. Raises `StoreError`."""
+    """Return every owner that has data in this folder, with the number of objects of each kind. Raises `StoreError`."""
     rows = []
     for name, kinds in _TABLES.items():
         if name == SESSIONS_FILE or (folder / name).exists():
@@ -106,8 +108,8 @@ def list_owners(folder: Path) -> list[OwnerCounts]:
 
 
 def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, object]]]:
-    """All data of an owner in this database from one snapshot, kind by kind. Each row is a mapping of columns. Raises
-    `StoreError`."""
+    """Yield an owner's rows in this database, kind by kind, from one snapshot. Each element is the kind and a dict from
+    column to value. Raises `StoreError`."""
     with opened(path, "Reading") as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
@@ -117,7 +119,8 @@ def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> It
 
 
 def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
-    """Delete all data of an owner except files and vector stores, in pieces that let requests through.
+    """Delete all data of an owner except files and vector stores. Each statement deletes at most `at_once` objects, so
+    that the writes of running requests can proceed in between.
 
     Returns the number of deleted chains, conversations, prompts, keys and days of usage. Raises `StoreError`.
     """
@@ -131,10 +134,10 @@ def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
 
 
 def vacuum(path: Path) -> tuple[int, int]:
-    """Return unused disk space to the file system. Returns the size before and after in bytes, including the
-    write-ahead log. Raises `StoreError`.
+    """Return unused disk space of a database to the file system. Returns the size in bytes before and after, including
+    the write-ahead log. Raises `StoreError`.
 
-    Writers wait while it runs, and SQLite rewrites the file: the disk needs room for a second copy.
+    SQLite rewrites the whole file: other writers wait meanwhile, and the disk needs free space for a second copy.
     """
     before = _size(path)
     with opened(path, "Rewriting", writes=True) as connection:
