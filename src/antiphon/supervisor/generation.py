@@ -294,6 +294,9 @@ class Generation:
             await child.orders.give("give_way", _GIVE_WAY_SECONDS)
         except OSError as error:
             # Also for a worker that ended a moment ago: then its end of the socket is closed.
+            if child.name not in self._output.serving:
+                # The worker was still starting. SIGTERM ends it next.
+                return
             _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
             child.kill()
 
@@ -318,9 +321,8 @@ class Generation:
         """The handover failed: let requests that clients already began here finish, and end."""
         await self._keep_no_more()
         last = self._clock() + self.settings.timeouts.response
-        # A worker that does not serve yet handles no orders.
-        serving = [child for child in self._living() if child.name in self._output.serving]
-        await asyncio.gather(*(self._tell_to_give_way(child) for child in serving))
+        # A worker that has not reported ready may listen already: it handles the order as soon as it is ready.
+        await asyncio.gather(*(self._tell_to_give_way(child) for child in self._living()))
         if self._admin is not None:
             await self._admin.refuse_connections(_HURRY_SECONDS)
         await self._drain_workers(last)
