@@ -1,17 +1,16 @@
 """Runs queries on a small pool of read-only connections to a SQLite database.
 
-Lives here: opening, lending and closing connections, and the timeout of a query. Not here: SQL of any store; writing
-(`writer.py`).
+Lives here: the pool of connections, and the timeout of a query. Not here: SQL of any store, writing (`writer.py`).
 
-A query is interrupted after its timeout, or when its caller is cancelled. Its connection returns to the pool when the
-query has ended. A query that hangs in the disk cannot be interrupted. Until it ends, the pool has one connection less,
-and no query queues behind it.
+The pool interrupts a query after its timeout, or when its caller is cancelled. The connection returns to the pool when
+the query has ended. A query that hangs in a disk operation cannot be interrupted. Its connection stays out of the pool
+until the query ends, so no other query waits on that connection.
 
-One connection is reserved for the process itself. So its renewal and supervision of leases never queue behind the reads
-of clients.
+One connection is reserved for the process's internal queries (`own=True`), such as looking for jobs. So these queries
+never queue behind the reads of clients.
 
-Invariant: one query is one statement, so it reads one snapshot. It sees all data that any process committed before it
-began. A connection runs one query at a time.
+Invariants: one query is one statement, so a query reads one snapshot. A query sees all data that any process committed
+before the query began. A connection runs one query at a time.
 """
 
 from __future__ import annotations
@@ -32,22 +31,24 @@ from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import Place, place_of, store_error
 
 Row = sqlite3.Row
-"""A row: access to its columns by the query's names, or unpacked."""
+"""A result row. Code reads a column by its name in the query, or unpacks the row like a tuple."""
 
 _log = structlog.get_logger(__name__)
 
-# A reader waits for a lock only while another process recovers the log after a crash.
+# With WAL, a reader waits for a lock only while another process recovers the write-ahead log after a crash.
 _BUSY_SECONDS = 5.0
 
-# Opening alone does not access the file.
+# SQLite does not access the file when it opens a connection. This query makes SQLite read the file.
 _TOUCH = "SELECT count(*) FROM sqlite_schema"
 
 
 def daemonic_connection(uri: str) -> aiosqlite.Connection:
-    """An unopened connection (`await` opens it) whose thread does not keep the process alive.
+    """Create a connection whose thread is a daemon, so that the thread does not keep the process alive. `await` opens
+    the connection.
 
-    A program must be able to end without closing the store, after a failed start or while a query hangs in the disk. A
-    thread inherits the daemon flag from its creator, and aiosqlite creates its thread here.
+    The process must be able to exit without closing the store, after a failed start or while a query hangs in a disk
+    operation. A thread inherits the daemon flag from the thread that creates it. So a daemon thread creates the
+    aiosqlite connection, which creates its thread in its constructor.
     """
     made: list[aiosqlite.Connection] = []
     options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
@@ -58,7 +59,7 @@ def daemonic_connection(uri: str) -> aiosqlite.Connection:
 
 
 class SqliteReaders:
-    """Runs queries. When all connections are in use, callers wait in order."""
+    """Runs queries on the pool. When all connections are in use, callers wait in the order of their calls."""
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class SqliteReaders:
         seconds: float = 10.0,
         connect: Callable[[str], aiosqlite.Connection] = daemonic_connection,
     ) -> None:
-        """`seconds`: the timeout of one query, including the wait for a connection. `connect`: makes a connection from
-        a URI."""
+        """`connections`: the size of the pool. `seconds`: the timeout of one query, including the wait for a
+        connection. `connect`: creates a connection from a URI."""
         self._connect = connect
         self._place = place_of(where)
         self.seconds = seconds
@@ -84,14 +85,14 @@ class SqliteReaders:
 
     @property
     def busy(self) -> int:
-        """The number of the pool's connections in use."""
+        """The number of pool connections that run a query."""
         return self._size - len(self._free)
 
     async def start(self) -> None:
         """Open the connections to an existing database. Raises `StoreError`."""
         try:
-            # When aiosqlite cannot open, its thread wakes the event loop once more as it ends, when the loop may be
-            # closed. So this opens once without it.
+            # Open the database once without aiosqlite to find errors. When aiosqlite cannot open a database, its thread
+            # wakes the event loop as the thread ends, and the loop may be closed by then.
             sqlite3.connect(self._place.reader_uri, uri=True).close()
             for _ in range(self._size):
                 self._free.put_nowait(await self._open_one())
@@ -101,7 +102,8 @@ class SqliteReaders:
             raise store_error("Opening", self._place, error) from error
 
     async def fetch(self, sql: str, parameters: Mapping[str, object], *, own: bool = False) -> list[Row]:
-        """All rows of one query; raises `StoreError`. `own`: a short query of the process itself."""
+        """Return all rows of one query. `own`: the process itself needs this short query, so the reserved connection
+        runs it. Raises `StoreError`."""
         if self._closing:
             raise StoreError("The store is closed.")
         self._accepted += 1
@@ -114,7 +116,7 @@ class SqliteReaders:
                 self._idle.set()
 
     async def aclose(self) -> None:
-        """Wait for the accepted queries, then close."""
+        """Wait for the accepted queries, then close all connections. Later calls of `fetch` raise `StoreError`."""
         if self._closing:
             return
         self._closing = True
@@ -146,7 +148,7 @@ class SqliteReaders:
         connection: aiosqlite.Connection,
         query: asyncio.Future[Any],
     ) -> None:
-        look_at(query)  # the caller may be cancelled
+        look_at(query)  # without this call, asyncio warns if the caller was cancelled
         free.put_nowait(connection)
 
     async def _open_one(self) -> aiosqlite.Connection:
@@ -163,16 +165,18 @@ class SqliteReaders:
                 async with asyncio.timeout(self.seconds):
                     await self._all.pop().close()
             except TimeoutError:
-                # Its query hangs in the disk. The thread does not keep the process alive.
+                # A query of this connection hangs in a disk operation. The daemon thread does not keep the process
+                # alive.
                 _log.error("reader_not_closed", database=str(self._place), seconds=self.seconds)
 
 
 class _Free:
-    """The idle connections. The caller that has waited longest gets the next one. With an asyncio queue, a new caller
-    could overtake a woken one, which would then wait behind all others."""
+    """The idle connections. The caller that has waited longest gets the next idle connection. With `asyncio.Queue`, a
+    new caller could take the connection for which a waiting caller was just woken. The woken caller would then wait
+    behind all others."""
 
     def __init__(self) -> None:
-        # Last in, first out: the connection used last has the warmest cache.
+        # `get` takes the connection that was used last, because its page cache is the warmest.
         self._connections: list[aiosqlite.Connection] = []
         self._number = asyncio.Semaphore(0)
 

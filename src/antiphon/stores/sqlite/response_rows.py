@@ -1,14 +1,14 @@
-"""Builds the writes that store a response on SQLite, and those that undo them.
+"""Builds the statements that store a response on SQLite, and the statements that delete it again.
 
-Lives here: the SQL that every stored response runs, by name, and its values. Not here: the handling of a failed unit
-(`responses.py`), reading and deleting responses (`../responses.py`), running units (`units.py`).
+Lives here: the INSERT and UPDATE statements of a stored response, and their values. Not here: the handling of a failed
+write (`responses.py`), reading and deleting responses (`../responses.py`), running the statements (`units.py`).
 
-This is the hot path, so its statements are cheap. Python's sqlite3 looks up named parameters on every call, and looks
-for an adapter for `None` and `bytes`, which costs more than binding them. So values are positional, NULL columns are
-left out, and a small body is a `bytearray`.
+Every stored response runs these statements, so they must be cheap. Python's sqlite3 looks up each named parameter on
+every call. It also searches for an adapter for `None` and `bytes`, which costs more than binding the value. So
+parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
 
-Invariant: a response continues a response of the same owner, or is not stored. The same transaction checks that the
-predecessor exists with this owner.
+Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The
+transaction of the INSERT checks both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from antiphon.stores.sqlite.statements import Insertion, Rows, Step
 from antiphon.stores.tables import Statement, milliseconds
 
 _LIGHT: Final = 16 << 10
-"""The maximum bytes of a response whose rows may share a statement with those of other responses."""
+"""The maximum bytes of a response whose rows may share an INSERT statement with rows of other responses."""
 
-# A new chain gets the id of its first response: ids are unique already.
+# A new chain of responses has the same id as its first response, which is unique.
 CHAINS: Final = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
 
 _OWN: Final = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
@@ -34,8 +34,8 @@ FIRST_RESPONSES: Final = Insertion(
     f"INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}) VALUES", _VALUES
 )
 
-# Inserts no row when the predecessor is deleted, is being deleted with its chain, or belongs to another owner. The
-# insert requires every row.
+# Inserts no row when the predecessor was deleted, belongs to another owner, or is in a chain under deletion
+# (`expires_at` set). The unit fails with `RowsMissing` if a row is not inserted.
 NEXT_RESPONSES: Final = Insertion(
     f"""
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
@@ -66,7 +66,8 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
         (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
 """
 
-# Only the response that holds the conversation's lock may add to it, and the same statement releases the lock.
+# Only the response that holds the conversation's lock may add items. This statement reserves their positions and
+# releases the lock.
 JOIN_CONVERSATION: Final = """
 UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
                          locked_by = NULL
@@ -79,7 +80,7 @@ SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER B
 FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
 """
 
-# The client got an error, so the items of this response must go.
+# Part of `unsave_steps`: the client got an error, so the response's items must not stay in the conversation.
 LEAVE_NOTHING: Final = """
 DELETE FROM conversation_items
 WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
@@ -87,7 +88,7 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:
-    """The steps that store a response with its items."""
+    """Return the steps that insert a response and its items, in one unit of writes."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
     size = sum([item.size for item in (*given, *answered)])
     own = size + len(body)
@@ -101,7 +102,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
     values = (
         record.id,
         record.owner,
-        # The chain of a first response.
+        # The chain's id if the response is the first of a chain, else the predecessor's id.
         record.id if previous is None else previous,
         max(1, count),
         size,
@@ -130,7 +131,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
 def _with_conversation(
     record: ResponseRecord, steps: list[Step], values: tuple[object, ...], count: int, at: int
 ) -> list[Step]:
-    """The steps for a response that runs on a conversation."""
+    """Return the steps for a response that runs on a conversation."""
     joins = record.joins_conversation
     named = {
         "id": record.id,
@@ -143,19 +144,22 @@ def _with_conversation(
         steps.append(Statement(INSERT_IN_CONVERSATION, (*values, record.conversation_id, named["joining"])))
     steps.append(item_rows(record.id, (record.input_items, record.output_items)))
     if joins:
-        # First, so that the response's row gets the position where its items begin.
+        # JOIN_CONVERSATION comes first: it advances `next_pos`, from which the response's row computes where its items
+        # begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
-    # A failed response adds no items: the retry must not find its question in the conversation already.
+    # A failed response adds no items, because the client's retry adds its input items again. This step releases the
+    # lock.
     return [*steps, Statement(RELEASE, named)]
 
 
 def touch_chain(response_id: str, at: int) -> Statement:
-    """The step that updates the last use of this response's chain."""
+    """Return the step that sets the time of last use of the response's chain. `at`: milliseconds since the epoch."""
     return Statement(TOUCH_CHAIN, (at, response_id), rows=1)
 
 
 def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
-    """The rows of a response's items: input items, then output items; only output items with `first` 1."""
+    """Return the rows of a response's items. `sides` is the input items and the output items. With `first=1`, `sides`
+    has only the output items."""
     values: list[object] = []
     shown: list[object] = []
     for direction, side in enumerate(sides, first):
@@ -171,7 +175,7 @@ def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light:
 
 
 def unsave_steps(record: ResponseRecord) -> list[Step]:
-    """The steps that undo `save_steps`, for a commit that succeeds after the client got an error."""
+    """Return the steps that undo `save_steps`. They run when the commit succeeds after the client got an error."""
     named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
     gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
     return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone

@@ -1,8 +1,8 @@
-"""Stores responses on SQLite, interprets a failed write, and finds items by id.
+"""Stores responses on SQLite, converts failed writes into API errors, and finds items by id.
 
-Lives here: that, and the health check of the database. Not here: the parts that all backends share (`../responses.py`),
-the rows of a record (`response_rows.py`), threads, connections and transactions (`writer.py`, `readers.py`), the schema
-(`migrations/`).
+Lives here: the write of a response, the query for items, and the health check of the database. Not here: the operations
+that all backends share (`../responses.py`), the SQL of a stored response (`response_rows.py`), threads, connections and
+transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from antiphon.stores.sqlite.tables import sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement
 
-# One item per requested id, however often clients have used the id. An output comes before an input, and newer items
-# before older ones. SQLite reads the index backwards until the first item of this owner.
+# Selects one item per requested id, because clients may have stored an id several times. Output items have priority
+# over input items, and newer items over older ones. SQLite reads the index backwards until the first item of this
+# owner.
 LOAD_ITEMS = """
 WITH found (number, size) AS (
   SELECT i.rowid, length(i.body) + ifnull(length(i.shown), 0)
@@ -37,8 +38,8 @@ SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN
 FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
-# Both halves of `ping`. The write is real: it sets a field of the file header that nothing else uses. So `ping` detects
-# a full disk or a lost write permission before a response fails.
+# `ping` runs both statements. PROBE_WRITE writes to the disk: it sets `user_version` in the file header, which Antiphon
+# does not use otherwise. So `ping` detects a full disk or a lost write permission before a response fails.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
 PROBE_WRITE = "PRAGMA user_version = 1"
 
@@ -53,7 +54,7 @@ class SqliteResponseWriter:
         self._probe: asyncio.Task[None] | None = None
 
     async def save(self, record: ResponseRecord) -> None:
-        """Store a finished response with its items, all or nothing; see `History.save`."""
+        """Store a finished response with its items in one transaction. See `History.save`."""
         try:
             steps, undo = save_steps(record), partial(unsave_steps, record)
             if record.once is None:
@@ -79,10 +80,11 @@ class SqliteResponseWriter:
 
     async def ping(self) -> None:
         """Raise `StoreError` unless the database can be written to and read."""
-        # Concurrent checks share one result, so they cannot multiply the writes.
+        # Concurrent health checks share one task and its result, so many checks cause one write.
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
-            # The caller may be cancelled; an error that no caller awaits needs no warning.
+            # Without this callback, asyncio logs the error of the task as never retrieved when the caller was
+            # cancelled.
             self._probe.add_done_callback(look_at)
         await asyncio.shield(self._probe)
 

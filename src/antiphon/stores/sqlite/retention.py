@@ -1,11 +1,11 @@
-"""Deletes expired data from SQLite in small pieces.
+"""Deletes expired data from SQLite in small transactions.
 
-Lives here: the SQL of ages, and the units that delete. Not here: the loop over pieces and the parts that all backends
-share (`../retention.py`); threads and transactions (`writer.py`).
+Lives here: the queries for expired rows, and the statements that delete them. Not here: the loop over pieces and the
+code that all backends share (`../retention.py`), threads and transactions (`writer.py`).
 
-Invariant: one piece is one unit of the writer, and other units may share its transaction or run between pieces. A piece
-deletes a bounded number of rows (`_ROWS`, or one response with its items and events). Each unit checks again that its
-rows are still expired.
+A *piece* is one batch of deletions. Invariants: each piece is one unit of the writer, so requests can write between
+pieces. A piece deletes at most `_ROWS` rows, or one response with its items and events. Its transaction checks again
+that the rows are still expired.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _LOOKED_AT = 200
 _FOR_EVER = (1 << 63) - 1
 
 _RUNNING = "SELECT 1 FROM jobs j JOIN responses r ON r.id = j.response_id WHERE r.chain_id = old.id"
-# A chain's responses in the order of storing, the first one first. The count of rows stops at the size of a piece.
+# Selects the responses of expired chains. `rows` is the number of rows that the deletion of a response would delete,
+# counted up to the size of a piece.
 OLD_RESPONSES = f"""
 WITH gone (chain_id) AS (
   SELECT old.id FROM chains old WHERE old.updated_at < :before AND NOT EXISTS ({_RUNNING})
@@ -36,7 +37,8 @@ SELECT gone.chain_id AS chain_id, r.id AS id, 1
   + (SELECT count(*) FROM (SELECT 1 FROM response_events e WHERE e.response_id = r.id LIMIT :rows)) AS rows
 FROM gone LEFT JOIN responses r ON r.chain_id = gone.chain_id LIMIT :limit
 """
-# From here on no response continues the chain (`responses.py` checks `expires_at`), and it stays the oldest.
+# After this statement, no response can continue the chain, because NEXT_RESPONSES (`response_rows.py`) checks
+# `expires_at`. With `updated_at = 0`, the next sweeps select this chain first.
 CLOSE_CHAINS = f"""
 UPDATE chains AS old SET expires_at = :now, updated_at = 0
 WHERE id IN (SELECT value FROM json_each(:chains)) AND updated_at < :before AND NOT EXISTS ({_RUNNING})
@@ -91,10 +93,10 @@ CLOSE_STREAMS = "UPDATE responses SET background = 2 WHERE id IN (SELECT value F
 
 
 class SqlitePieces:
-    """`Pieces` on a writer and readers that the caller closes."""
+    """Implements `Pieces`. The caller closes the writer and the readers."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, rows: int = _ROWS) -> None:
-        """`rows`: the maximum rows of one piece."""
+        """`rows`: the maximum number of rows that one piece deletes."""
         self._most = rows
         self._writer = writer
         self._readers = readers
@@ -125,7 +127,7 @@ class SqlitePieces:
         changed, _ = await self._delete(
             Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
         )
-        # The conversation has more items.
+        # 0 conversations were deleted completely, because this conversation has more items than one piece may delete.
         return changed, 0
 
     async def streams(self, age: int) -> Piece:
@@ -137,13 +139,15 @@ class SqlitePieces:
         return await self._delete(Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids))
 
     async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, int]]:
-        """The rows that fit into one piece, and the parameters of the age check."""
+        """Query candidates older than `age` milliseconds. Returns the rows that fit into one piece, and the parameters
+        for checking their age again."""
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}
         rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})
         return fitting(rows, self._most), named
 
     async def _delete(self, *unit: Statement) -> Piece:
-        """Run the unit; its last statement counts the deleted objects."""
+        """Run the statements as one unit. Returns the number of changed rows, and of objects that the last statement
+        deleted."""
         counts = await self._writer.run(unit)
         return sum(counts), counts[-1]

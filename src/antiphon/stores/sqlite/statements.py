@@ -1,9 +1,9 @@
-"""Defines the steps of a unit of writes: statements, and rows for a table.
+"""Defines the steps of a unit of writes. A step is a statement, or rows to insert.
 
-Lives here: rows for a table. Not here: statements (`../tables.py`), running steps (`units.py`), transactions, threads
-(`writer.py`), SQL of any store.
+Lives here: rows to insert and their INSERT statement. Not here: other statements (`../tables.py`), running steps
+(`units.py`), transactions and threads (`writer.py`), SQL of any store.
 
-Invariant: a step can run again after its transaction was rolled back, and then produces all its results again.
+Invariant: a step may run again after its transaction was rolled back, and produces the same results.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from antiphon.stores.tables import Statement
 
 
 class Insertion:
-    """How to insert rows into a table: one statement for any number of rows; each row inserts one row or none."""
+    """An INSERT statement for any number of rows. Each row of parameters inserts one table row or none."""
 
     def __init__(self, before: str, row: str, behind: str = "") -> None:
-        """`row`: the parameters of one row in brackets, repeated between `before` and `behind`."""
+        """`row`: the placeholders of one row in brackets, such as `(?, ?)`. `sql` repeats them between `before` and
+        `behind`."""
         self.width = row.count("?")
         self._before = before
         self._row = row
@@ -27,7 +28,7 @@ class Insertion:
         self._made: dict[int, str] = {}
 
     def sql(self, count: int) -> str:
-        """The statement for `count` rows."""
+        """Return the SQL that inserts `count` rows."""
         sql = self._made.get(count)
         if sql is None:
             sql = self._made[count] = f"{self._before} {', '.join([self._row] * count)} {self._behind}"
@@ -35,10 +36,11 @@ class Insertion:
 
 
 class Rows(Struct, frozen=True):
-    """Rows that a unit inserts, all of them, or none with `RowsMissing`. `values`: the values of all rows in sequence.
+    """Rows that a unit of writes inserts. If one row cannot be inserted, the unit fails with `RowsMissing`. `values`:
+    the values of all rows in one flat tuple.
 
-    `light`: one statement may insert them together with rows of other units. SQLite keeps a statement's last values in
-    memory.
+    `light`: one statement may insert these rows together with rows of other units. Set it only for small rows, because
+    SQLite keeps the last values of a cached statement in memory.
     """
 
     insertion: Insertion
@@ -47,7 +49,7 @@ class Rows(Struct, frozen=True):
 
     @property
     def sql(self) -> str:
-        """One of the statements that insert them."""
+        """The SQL that inserts one of the rows."""
         return self.insertion.sql(1)
 
 

@@ -1,7 +1,7 @@
-"""Implements `Tables` for SQLite: its writer and its readers.
+"""Implements `Tables`, the database interface of the stores, with a SQLite writer and readers.
 
-Lives here: the SQLite form of the shared SQL words, opening and closing writer and readers, and their figures. Not
-here: the words (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).
+Lives here: translating the shared SQL dialect into SQLite's, opening and closing writer and readers, and their metrics.
+Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _WORDS = (
 
 @lru_cache(maxsize=1024)
 def sqlite_sql(sql: str) -> str:
-    """The SQLite form of a shared store's statement."""
+    """Translate a statement of a shared store into SQLite's dialect."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
     return sql
 
 
 class SqliteTables:
-    """`Tables` on a writer and readers, and the `StoreFigures` of their database."""
+    """Implements `Tables` with one writer and a pool of readers, and `StoreFigures` with metrics of their database."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
         self.writer = writer
@@ -62,8 +62,8 @@ class SqliteTables:
         timeouts: TimeoutSettings,
         connections: int = 2,
     ) -> SqliteTables:
-        """Open the database; create it where needed. `prepare` gets the writer's connection first. `connections`: the
-        number of readers. Raises `StoreError`."""
+        """Open the database, and create it if it is missing. `prepare` receives the writer's connection before the
+        first write. `connections`: the number of readers. Raises `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
         readers = SqliteReaders(place, connections, seconds=timeouts.read)
@@ -75,38 +75,39 @@ class SqliteTables:
         return cls(writer, readers)
 
     async def aclose(self) -> None:
-        """Finish the accepted writes, then close. The writer closes last, because it moves the log into the file."""
+        """Finish the accepted queries and writes, then close all connections. The writer closes last, because SQLite's
+        last connection moves the write-ahead log into the database file."""
         await self.readers.aclose()
         await self.writer.aclose()
 
     @property
     def name(self) -> str:
-        """The name of its place."""
+        """The database's name in metric labels, for example `sessions`."""
         return self.writer.place.name
 
     @property
     def waiting(self) -> int:
-        """The number of units in the writer's queue."""
+        """The number of units of writes in the writer's queue."""
         return self.writer.waiting
 
     @property
     def busy(self) -> int:
-        """The number of readers in use."""
+        """The number of readers that run a query."""
         return self.readers.busy
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """The number of transactions by the number of writes in each; a copy, because the writer's thread keeps
-        counting."""
+        """A histogram of commits: the number of transactions by the number of units in each. Returns a copy, because
+        the writer's thread changes the original."""
         return Counter(dict(self.writer.groups))
 
     async def look(self) -> DatabaseFigures:
-        """The figures of its place."""
+        """Measure the size of the database in a worker thread."""
         return DatabaseFigures(await SIZES.run(self.writer.place.size))
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> list[Row]:
         """See `Tables.fetch`."""
-        # The lease clock is a function of the writer's connection only.
+        # Only the writer's connection has the SQL function `lease_now()`, so a query gets the time as a parameter.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
         return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
 
@@ -116,7 +117,7 @@ class SqliteTables:
 
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
-    """The steps for the writer from statements of shared stores."""
+    """Translate statements of shared stores into steps for the writer."""
     return [
         Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
         for step in unit
@@ -126,7 +127,7 @@ def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
 def _given(parameters: Parameters) -> Parameters:
     if isinstance(parameters, Mapping):
         return _bound(parameters)
-    # SQLite's own statements may have positional parameters.
+    # Statements that only the SQLite backend uses may have positional parameters.
     return [_bound(each) if isinstance(each, Mapping) else each for each in parameters] if parameters else parameters
 
 

@@ -1,14 +1,14 @@
-"""Defines units of writes, and runs a group of them in one transaction.
+"""Defines units of writes, and runs a group of units in one transaction.
 
-Lives here: the state of a unit, its deadline, running its steps, and merging the inserts of similar units. Not here:
-the transaction and its thread (`writer.py`), the steps (`statements.py`).
+Lives here: the state of a unit, its deadline, running its steps, and merging the INSERT statements of similar units.
+Not here: the transaction and its thread (`writer.py`), the steps (`statements.py`).
 
-For each statement, Python's sqlite3 releases the interpreter lock several times, and must wait for a busy event loop to
-get it back. So one statement inserts the rows that several units add to the same table. It succeeds or fails for all of
-them; running the units one by one then finds the failing one.
+For each statement, Python's sqlite3 releases the GIL several times, and then waits for a busy event loop to get the GIL
+back. So this module merges INSERT statements: one statement inserts the rows that several units add to the same table.
+If a merged statement fails, the writer runs the units one by one to find the failing unit.
 
-Invariant: unless it fails, a group has the same effect as its units one after the other, in some order. No caller gets
-a result before all are committed, so the order is not observable.
+Invariant: a group that succeeds has the same effect as running its units one after the other in some order. No caller
+gets a result before the whole group is committed, so callers cannot observe the order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from antiphon.stores.tables import Counts, RowsMissing
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
-# Each number of rows is a separate prepared statement: any number up to the first constant, or one of the second.
+# SQLite prepares a separate statement for each number of rows. To limit their number, an INSERT has 1 to `_FEW` rows,
+# or one of the numbers in `_MANY`.
 _FEW: Final = 8
 _MANY: Final = (32, 16)
 
 
 class Unit:
-    """Steps that all take effect or none, and the caller that waits for them.
+    """A list of steps that take effect together or not at all, and the future of the caller that waits for them.
 
-    The writer's lock guards the flags. `withdrawn`: must not take effect. `committing`: too late to withdraw.
-    `committed`: took effect. `over`: the outcome is known. `forsaken`: its caller got an error with an unknown outcome.
+    The writer's lock guards the flags. `withdrawn`: the unit must not be committed. `committing`: the commit has begun,
+    so the unit can no longer be withdrawn. `committed`: the commit succeeded. `over`: the outcome is known. `forsaken`:
+    the caller got an error with an unknown outcome.
     """
 
     def __init__(
@@ -56,17 +58,17 @@ class Unit:
 
 
 class Deadlines:
-    """The deadlines of one event loop's units. Calls `over` once per `wait` for each unit whose deadline passes, unless
-    `forget` removed it before.
+    """The deadlines of all units that callers of one event loop wait for. Calls `over(unit)` once when a unit's
+    deadline passes, unless `forget` removed the deadline before.
 
-    A timer per unit would be created and cancelled with every write. Instead, one timer checks which deadlines have
-    passed, and restarts for the rest.
+    One timer serves all units, because a timer per unit would be created and cancelled with every write. When the timer
+    fires, it checks every deadline, and restarts for the earliest remaining deadline.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, over: Callable[[Unit], None]) -> None:
         self.loop = loop
         self.releasing = False
-        """Whether this turn of the loop will release its units at its end."""
+        """Whether the writer has scheduled `_release` for the current iteration of the event loop."""
         self._over = over
         self._waiting: set[Unit] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -83,7 +85,7 @@ class Deadlines:
         self._waiting.discard(unit)
 
     def close(self) -> None:
-        """Stop: no further call of `over`."""
+        """Remove all deadlines and cancel the timer: `over` is not called again."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -108,12 +110,13 @@ class Deadlines:
 
 
 def run_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> Counts:
-    """Run the steps in order. Raises `RowsMissing` and `sqlite3.Error`; then the caller's transaction rolls back."""
+    """Run the steps in order. Returns the number of changed rows of each step. Raises `RowsMissing` and
+    `sqlite3.Error`, after which the caller rolls back its transaction."""
     return tuple([_run(connection, step) for step in steps])
 
 
 def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
-    """Run all units; False when one failed and the caller must roll back."""
+    """Run all units in the current transaction. Returns False when one unit failed: the caller must roll back."""
     try:
         for alike in _bunches(units):
             if len(alike) == 1:
@@ -122,14 +125,15 @@ def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
                 _run_alike(connection, alike)
     except Exception:
         if not connection.in_transaction:
-            # A full disk or an I/O error has ended the transaction, so a second try is useless.
+            # SQLite rolls back the transaction on a full disk or an I/O error, so a second attempt is useless.
             raise
         return False
     return True
 
 
 def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.AbstractEventLoop, list[Answer]]:
-    """The results by event loop: one wake-up per event loop and group, not one per unit."""
+    """Group the results of units by the event loop of their callers, so that a group wakes each event loop only
+    once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
     for unit in group:
         failure = unit.error if error is None else error.again()
@@ -141,7 +145,8 @@ def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.
 
 
 def settle(answers: Sequence[Answer]) -> None:
-    """In the event loop: set the results; the future of a cancelled caller is already done."""
+    """Set the results of the callers' futures. Runs in the event loop. Skips futures of cancelled callers, which are
+    already done."""
     for future, result, error in answers:
         if future.done():
             continue
@@ -152,7 +157,7 @@ def settle(answers: Sequence[Answer]) -> None:
 
 
 def adds(unit: Unit) -> bool:
-    """Whether the unit needs disk space."""
+    """Return whether the unit inserts rows, and so needs disk space."""
     return any(_adds(step) for step in unit.steps)
 
 
@@ -178,7 +183,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
 
 
 def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[Any]) -> int:
-    """Insert the rows in as few statements as possible."""
+    """Insert the rows in few statements. Returns the number of rows. Raises `RowsMissing` if a row was not inserted."""
     width = insertion.width
     count = len(values) // width
     at = 0
@@ -194,7 +199,8 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
 
 
 def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
-    """The units, grouped by similarity."""
+    """Group the units so that `_run_alike` can run each group with merged INSERT statements. A unit without similar
+    units is a group of one."""
     bunches: list[list[Unit]] = []
     adding: list[list[Unit]] = []
     for unit in units:
@@ -213,7 +219,7 @@ def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    """Whether two units differ only in their values, and all their rows may be inserted together."""
+    """Return whether two units have the same statements with different values, and all their rows are `light`."""
     if len(one) != len(other):
         return False
     for step, beside in zip(one, other, strict=True):
@@ -228,7 +234,8 @@ def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
 
 
 def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
-    """Run similar units together, step by step."""
+    """Run similar units step by step. One statement inserts the rows of all units, and other statements run once per
+    unit."""
     counts: list[list[int]] = [[] for _ in units]
     for number, first in enumerate(units[0].steps):
         if isinstance(first, Rows):

@@ -1,23 +1,25 @@
-"""Runs all writes to a SQLite database in this process: one thread with group commit.
+"""Runs all of this process's writes to a SQLite database in one thread, with group commit.
 
-Lives here: the queue of units, the transaction that they share, their deadlines, and how results return to the event
-loop. Not here: running the steps of units (`units.py`), table names or SQL of any store, reading (`readers.py`).
+Lives here: the queue of units, the transaction that a group of units shares, their timeouts, and the return of results
+to the event loop. Not here: running the steps of units (`units.py`), table names or SQL of any store, reading
+(`readers.py`).
 
-A *unit* is a list of steps that all take effect or none. The thread takes every waiting unit, runs them all in one
-transaction, and commits once. So all of them share the price of `synchronous=FULL`, one flush to disk. No transaction
-is ever open across an `await`.
+A *unit* is a list of statements that take effect together or not at all. The writer's thread takes all waiting units,
+runs them in one transaction, and commits once. So the units share one flush to disk, which `synchronous=FULL` requires
+per commit. No transaction is ever open across an `await`.
 
-Nearly always all units succeed, so the first run has no savepoints; they would cost a third of the statements' time.
-When a unit fails, the thread rolls the transaction back and runs it again with a savepoint around each unit. So it
-finds the failing unit and undoes only that one.
+The first run of a group has no savepoints, because units rarely fail and savepoints would cost a third of the
+statements' time. When a unit fails, the thread rolls the transaction back and runs the group again with a savepoint
+around each unit. This second run rolls back only the failing unit.
 
-**One truth per unit.** A caller that times out withdraws its unit, until the thread begins to commit; one lock
-serializes the two. So only a commit that the disk delays can be late. The caller waits longer for its outcome. If the
-caller finally gets `unknown`, the transaction after the late commit runs the unit's `undo` before any other write.
+A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes withdrawing and
+committing. So only a disk that delays the commit can exceed the timeout, and then the caller waits up to
+`settle_seconds`. After that time the caller gets an error with the reason `unknown`. If the commit succeeds later, the
+next transaction runs the unit's `undo` before any other write.
 
-Invariant: a unit's future succeeds only after its commit, into files that are still in their places. A failing unit is
-undone alone, and the others of its group stay. When the commit itself fails, every unit of the group fails. Each
-accepted unit gets exactly one result, also during closing.
+Invariants: a unit's future succeeds only after its commit, and only if no database file was moved or replaced. A
+failing unit is rolled back without the other units of its group. When the commit itself fails, every unit of the group
+fails. Each accepted unit gets exactly one result, also while the writer closes.
 """
 
 from __future__ import annotations
@@ -58,10 +60,11 @@ _CLEARLY_MORE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """`queued`: the maximum of waiting units; one more is refused at once. `group`: the maximum of units per commit.
+    """The queue size and the timeouts of a writer. `queued`: the maximum number of waiting units. `run` rejects further
+    units immediately. `group`: the maximum number of units per commit.
 
-    `lock_seconds`: how long to wait for another process's write lock. `seconds`: a unit whose commit has not begun by
-    then is withdrawn. `settle_seconds`: the whole waiting time for a unit whose commit has begun.
+    `lock_seconds`: the timeout for getting the write lock from another process. `seconds`: the timeout of a unit until
+    its commit begins. `settle_seconds`: the timeout of a unit until its commit ends, counted from the same call.
     """
 
     queued: int = 4096
@@ -72,12 +75,13 @@ class WriterLimits:
 
 
 def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
-    """The limits of a writer for these timeouts."""
+    """Derive a writer's limits from the `timeouts` settings."""
     return WriterLimits(seconds=timeouts.save, settle_seconds=max(timeouts.save, timeouts.settle))
 
 
 class FullDisk:
-    """Whether the disk is full. The state ends when an insert succeeds, or when clearly more space is free."""
+    """Tracks whether the disk is full. The state ends when an insert succeeds, or when over 256 KiB more space is free
+    than at the failure."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -85,7 +89,7 @@ class FullDisk:
         self.error: StoreError | None = None
 
     def note(self, group: Sequence[Unit], error: StoreError | None) -> None:
-        """Record the outcome of a group of units; `error` is the error of the whole group."""
+        """Record the outcome of a group of units. `error`: the error of the whole group, or None."""
         if error is None and self.error is None and all(unit.error is None for unit in group):
             return
         failures = [unit.error for unit in group if unit.error is not None]
@@ -99,7 +103,7 @@ class FullDisk:
 
 
 class SqliteWriter:
-    """Runs units in a separate thread. Any event loop of the process may call `run`."""
+    """Runs units of writes in a separate thread. Coroutines of any event loop of the process may call `run`."""
 
     def __init__(
         self,
@@ -107,7 +111,8 @@ class SqliteWriter:
         prepare: Callable[[sqlite3.Connection], None],
         limits: WriterLimits = WriterLimits(),
     ) -> None:
-        """`prepare` gets the new connection before the first unit, for example to migrate the schema."""
+        """`prepare`: called in the thread with the new connection before the first unit, for example to migrate the
+        schema."""
         self.place = place_of(where)
         self._prepare = prepare
         self.limits = limits
@@ -115,14 +120,15 @@ class SqliteWriter:
         self._waiting: deque[Unit] = deque()
         self._released = False
         self._news: SimpleQueue[None] = SimpleQueue()
-        """Gets an element whenever units are released, and at the end."""
+        """Wakes the thread. `_release` and `aclose` put an element into this queue."""
         self._idle = False
         self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
         self._lost = False
         self.disk = FullDisk(self.place)
         self.groups: Counter[int] = Counter()
-        """The number of transactions by their number of units; only the thread writes it."""
+        """A histogram: the number of transactions by their number of units. Only the writer's thread changes the
+        counter."""
         self._ended = threading.Event()
         self._stop_watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._main, name="antiphon-sqlite-writer", daemon=True)
@@ -130,16 +136,17 @@ class SqliteWriter:
 
     @property
     def full(self) -> StoreError | None:
-        """The error of a full disk at the last write, or None; small writes may still succeed."""
+        """The error of a write that failed because the disk is full, or None. On a full disk, small writes may still
+        succeed."""
         return self.disk.error
 
     @property
     def waiting(self) -> int:
-        """The number of units that no transaction contains yet."""
+        """The number of units in the queue, which no transaction has started yet."""
         return len(self._waiting)
 
     async def start(self) -> None:
-        """Create and open the database in the thread. Raises `StoreError`."""
+        """Start the thread, which creates and opens the database. Raises `StoreError`."""
         loop = asyncio.get_running_loop()
         self._started = (loop, loop.create_future())
         self._thread.start()
@@ -150,11 +157,12 @@ class SqliteWriter:
             raise
 
     async def run(self, steps: Sequence[Step], *, undo: Undo = ()) -> Counts:
-        """Run the steps as one unit; returns when they are durable.
+        """Run the steps as one unit of writes. Returns the number of changed rows of each step when the commit is
+        durable.
 
-        Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` runs if they
-        take effect later. (A function that creates it is called in the thread, and only then.) Cancelling the caller
-        withdraws the unit if its commit has not begun.
+        If the call raises `StoreError`, the steps had no effect, unless the reason is `unknown`. After an `unknown`
+        error, the thread runs the steps `undo` if the commit succeeds later. If `undo` is a function, the thread calls
+        it only in this case. Cancelling the caller withdraws the unit if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         deadlines = self._deadlines.get(loop)
@@ -169,8 +177,8 @@ class SqliteWriter:
             self._waiting.append(unit)
         if not deadlines.releasing:
             deadlines.releasing = True
-            # After the other callbacks of this turn: units of one turn form one group, and the thread needs the
-            # interpreter lock when the loop is idle.
+            # Wake the thread only after the other callbacks of this loop iteration. So the units of one iteration form
+            # one group, and the thread takes the GIL when the loop is idle.
             loop.call_soon(self._release, deadlines)
         deadlines.wait(unit, self.limits.seconds)
         try:
@@ -182,7 +190,7 @@ class SqliteWriter:
             deadlines.forget(unit)
 
     def _release(self, deadlines: Deadlines) -> None:
-        """Let the thread take the units of this turn of the loop."""
+        """Wake the thread for the units that callbacks of this loop iteration queued."""
         deadlines.releasing = False
         with self._lock:
             if self._released or not self._waiting:
@@ -191,7 +199,8 @@ class SqliteWriter:
         self._news.put(None)
 
     def _expire(self, unit: Unit) -> None:
-        """The deadline has passed: the one for the begin of the commit, or the one for its end."""
+        """Handle a passed deadline of a unit. After the first deadline (`seconds`) withdraw the unit, or wait for its
+        commit until the second deadline (`settle_seconds`)."""
         limits = self.limits
         if unit.future.done():
             return
@@ -205,16 +214,17 @@ class SqliteWriter:
             self._deadlines[unit.loop].wait(unit, max(0.0, limits.settle_seconds - limits.seconds))
 
     def _withdraw(self, unit: Unit) -> bool:
-        """Withdraw the unit; False when its commit has begun."""
+        """Withdraw the unit. Returns False when its commit has already begun."""
         with self._lock:
             unit.withdrawn = not unit.committing
             return unit.withdrawn
 
     def _forsake(self, unit: Unit) -> None:
-        """The disk has not confirmed the commit for very long: the caller gets the reason `unknown`."""
+        """Give the caller an error with the reason `unknown`, because the commit has not ended within
+        `settle_seconds`."""
         with self._lock:
             if unit.over:
-                return  # it has: the result follows
+                return  # the commit has ended, and the result is on its way to the caller
             unit.forsaken = True
         limit = f"{self.limits.settle_seconds:g} seconds ('timeouts.settle')"
         then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
@@ -222,8 +232,8 @@ class SqliteWriter:
         unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
-        """Run the accepted units, then close the database and end the thread. Waits for a hanging disk no longer than a
-        caller would."""
+        """Run the accepted units, then close the database and end the thread. Waits for a hanging disk at most
+        `settle_seconds`."""
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[None] = loop.create_future()
         with self._lock:
@@ -237,10 +247,10 @@ class SqliteWriter:
         if not stopped.done():
             stopped.cancel()
             _log.error("database_not_closed", database=str(self.place), seconds=self.limits.settle_seconds)
-            # Callers that still wait for a write get their timeout.
+            # Callers that still wait for a write get an error after their timeout.
             return
         if self._thread.ident:
-            self._thread.join()  # it ends after this wake-up
+            self._thread.join()  # the thread ends right after it set `stopped`
         if (deadlines := self._deadlines.pop(loop, None)) is not None:
             deadlines.close()
 
@@ -259,7 +269,7 @@ class SqliteWriter:
                     self._answer(group, error)
                     if wrong:
                         self._undo(connection, wrong)
-                    # Free the group now, not when the next one comes: it may be large.
+                    # Free the group's memory before waiting for the next group.
                     del group, wrong
         finally:
             if connection is not None:
@@ -275,7 +285,7 @@ class SqliteWriter:
             self.place.create()
             connection = self.place.connect()
             self._prepare(connection)
-            connection.execute("SELECT count(*) FROM sqlite_schema")  # now the log is open too
+            connection.execute("SELECT count(*) FROM sqlite_schema")  # opens the `-wal` file, for `remember`
             self.place.remember()
         except Exception as cause:
             error = store_error("Opening", self.place, cause)
@@ -287,7 +297,8 @@ class SqliteWriter:
         return connection
 
     def _take(self) -> list[Unit]:
-        """All released units, up to one group; empty when closing and nothing is left."""
+        """Wait for released units, and take at most `group` of them from the queue. Returns an empty list when the
+        writer closes and the queue is empty."""
         while True:
             with self._lock:
                 if self._closing or (self._released and self._waiting):
@@ -300,7 +311,8 @@ class SqliteWriter:
             self._idle = False
 
     def _write(self, connection: sqlite3.Connection, group: list[Unit]) -> StoreError | None:
-        """Run the group in one transaction. Returns the group's error; a unit's error is set on the unit."""
+        """Run the group in one transaction. Returns the error of the whole group, or None. The error of a single unit
+        is stored in `unit.error`."""
         try:
             apart = False
             while True:
@@ -315,9 +327,9 @@ class SqliteWriter:
                     continue
                 if self._may_commit(ran):
                     break
-                # One unit was withdrawn after its statements ran: run all others once more, without it.
+                # One unit was withdrawn after its statements ran: roll back, and run the group again without this unit.
                 connection.execute("ROLLBACK")
-            # Not needed before the statements: their effect on replaced files is no loss.
+            # The check before the commit is early enough: uncommitted statements on a replaced file lose nothing.
             self._look()
             connection.execute("COMMIT")
             for unit in ran:
@@ -331,7 +343,7 @@ class SqliteWriter:
         return None
 
     def _error(self, cause: Exception) -> StoreError:
-        """The error that the files are missing, if they are; else the error of SQLite."""
+        """Return the error of `place.check` if a database file is missing or replaced, else the error of SQLite."""
         try:
             self._look()
         except StoreError as lost:
@@ -340,7 +352,8 @@ class SqliteWriter:
         return store_error("Writing", self.place, cause)
 
     def _may_commit(self, ran: Sequence[Unit]) -> bool:
-        """Begin the commit: no unit can be withdrawn from here on. False when one already was."""
+        """Mark the units as committing, so that no caller can withdraw them. Returns False when a caller has already
+        withdrawn one."""
         with self._lock:
             if any(unit.withdrawn for unit in ran):
                 return False
@@ -349,7 +362,8 @@ class SqliteWriter:
             return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-        """Mark the units as over. Returns those that took effect although their caller gets, or got, an error."""
+        """Mark the units as over. Returns the committed units whose callers got, or now get, an error: `_undo` must
+        revert them."""
         with self._lock:
             for unit in group:
                 unit.over = True
@@ -369,7 +383,8 @@ class SqliteWriter:
         _log.warning("late_commit_undone", database=str(self.place), writes=len(undone), kept=len(wrong) - len(undone))
 
     def _look(self) -> None:
-        """Raise `StoreError` unless the files are in their places. Logs each change of this state once."""
+        """Raise `StoreError` if a database file was deleted, moved or replaced. Logs when files become lost and when
+        they are found again."""
         try:
             self.place.check()
         except StoreError as error:
@@ -382,14 +397,14 @@ class SqliteWriter:
         self._lost = False
 
     def _run_apart(self, connection: sqlite3.Connection, unit: Unit) -> None:
-        """Run the unit in a savepoint; its error is set on the unit."""
+        """Run the unit in a savepoint. If the unit fails, roll back to the savepoint and set `unit.error`."""
         unit.error = None
         connection.execute("SAVEPOINT unit")
         try:
             unit.result = run_steps(connection, unit.steps)
         except Exception as cause:
             if not connection.in_transaction:
-                # A full disk or an I/O error ends the whole transaction, and with it the work of the other units.
+                # SQLite rolls back the whole transaction on a full disk or an I/O error, including the other units.
                 raise
             connection.execute("ROLLBACK TO unit")
             unit.error = store_error("Writing", self.place, cause)
@@ -406,13 +421,14 @@ class SqliteWriter:
             self._waiting.clear()
             self._ended.set()
             watchers, self._stop_watchers = self._stop_watchers, []
-        # Only after a failed start, or a bug that ended the thread; a regular close leaves no unit waiting.
+        # Units are left only after a failed start or a bug that ended the thread, because `aclose` runs all accepted
+        # units.
         self._answer(left, StoreError("The store is closed."))
         for loop, stopped in watchers:
             _tell(loop, [(stopped, None, None)])
 
 
 def _tell(loop: asyncio.AbstractEventLoop, answers: Sequence[Answer]) -> None:
-    # The loop is closed only when its program ended without closing the store: no caller waits.
+    # RuntimeError: the event loop is closed because the program ended without closing the store, so no caller waits.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(settle, answers)

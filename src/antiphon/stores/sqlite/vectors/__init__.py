@@ -1,5 +1,5 @@
-"""Implements vector stores on SQLite: SQL, chunks, and search by words and by vectors.
+"""Implements vector stores on SQLite: their SQL, chunks, full-text search and vector search.
 
-Lives here: the parts that only vector stores need. Not here: the API's view (`stores/vector_stores.py`), connections
-and the schema (`stores/sqlite/database.py`, `stores/sqlite/migrate.py`).
+Lives here: the SQLite code that only vector stores need. Not here: the operations of the API
+(`stores/vector_stores.py`), connections and the schema (`stores/sqlite/database.py`, `stores/sqlite/migrate.py`).
 """

@@ -1,9 +1,11 @@
-"""Implements the `ChunkIndex` port for SQLite: the reads of a search.
+"""Implements the `ChunkIndex` port for SQLite: the queries of a search in vector stores.
 
-Lives here: word search with its rank, the files that a filter accepts, vectors. Not here: the parts that all backends
-share (`stores/indexing.py`), comparing vectors (`matrices.py`), writing (`ingestion.py`).
+Lives here: full-text search ranked by BM25, and the queries for the files that match a filter and for vectors. Not
+here: the code that all backends share (`stores/indexing.py`), comparing vectors (`matrices.py`), writing
+(`ingestion.py`).
 
-Invariant: a search finds only completed files, and its filter is part of the statement that ranks.
+Invariant: a search returns only chunks of completed files. The ranking statement itself applies the filter, so the
+filter never shortens the list of results.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
 _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
-# The filter is an expression of the row's number, so SQLite cannot use it as an access path into the index. Otherwise
-# it would look up the words once for every accepted chunk, which takes minutes.
+# MATCH filters by the expression `rowid >> CHUNK_BITS`. SQLite cannot use an expression to look up rows of the index.
+# With a plain `rowid`, SQLite would run the word search once per accepted chunk, which takes minutes.
 MATCH = f"""
 SELECT rowid, -bm25({{table}}, {TITLE_WEIGHT}, {TEXT_WEIGHT}) AS score FROM {{table}}
 WHERE {{table}} MATCH :query AND rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
@@ -50,7 +52,7 @@ CROSS JOIN vector_stores s ON s.no = f.store_no AND s.no IN (SELECT value FROM j
 
 
 class SqliteChunkIndex(SqlChunkIndex):
-    """`ChunkIndex` of a SQLite database. `matrix_bytes`: memory for vectors."""
+    """Implements `ChunkIndex` on a SQLite database. `matrix_bytes`: the maximum memory for cached vectors."""
 
     number = "no"
     hits_sql = HITS
@@ -63,31 +65,33 @@ class SqliteChunkIndex(SqlChunkIndex):
         self._matrices: Matrices | None = None
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that contain words of the query, best first, by BM25."""
+        """Return the chunks that contain words of the query, sorted by BM25 score, best first."""
         terms = query_terms(query)
         if not terms:
             return []
         condition, named = ATTRIBUTES.condition(filters)
-        # Terms consist of letters and digits of any script, so between quotes they contain no syntax.
+        # Terms consist only of letters and digits of any script, so a quoted term cannot contain FTS5 syntax.
         named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "limit": limit}
         sql = MATCH.format(table=index_table(store.id), condition=condition)
         try:
             rows = await self._tables.fetch(sql, named)
         except StoreError as error:
             if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" in str(error.__cause__):
-                return []  # the store was deleted since the check
+                return []  # the store was deleted since `known` returned it
             raise
         return chunk_hits(rows)
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks nearest to the vector, best first; see `ChunkIndex.nearest`. The search is exact."""
+        """Return the chunks nearest to the vector, best first. The search compares all vectors, so the result is exact.
+        See `ChunkIndex.nearest`."""
         return await self.matrices.nearest(store, model, vector, filters, limit)
 
     @property
     def matrices(self) -> Matrices:
-        """The vectors in memory; created at the first use, because it needs NumPy."""
+        """The cache of vectors in memory. The first use creates the cache and imports NumPy, which other requests do
+        not need."""
         if self._matrices is None:
             from antiphon.stores.sqlite.vectors.matrices import Matrices
 
@@ -95,17 +99,17 @@ class SqliteChunkIndex(SqlChunkIndex):
         return self._matrices
 
     def forget(self, store_id: str) -> None:
-        """Drop a deleted store's vectors from memory."""
+        """Drop the vectors of a deleted store from memory."""
         if self._matrices is not None:
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """The numbers of the completed files that have vectors of this model and match the filter."""
+        """Return the numbers of the store's completed files that have vectors of this model and match the filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
         return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))
 
     async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
-        """The chunk numbers and vectors of these files."""
+        """Return the chunks of these files as pairs of chunk number and vector (little-endian float16)."""
         rows = await self._tables.fetch(VECTORS, {"numbers": list(file_numbers)})
         return [(row[0], row[1]) for row in rows]

@@ -1,10 +1,10 @@
-"""Implements the `Ingestion` port for SQLite: claims files and writes their chunks.
+"""Implements the `Ingestion` port for SQLite: workers claim files to ingest and write their chunks.
 
-Lives here: claiming files, writing chunks with their words, and clearing up. Not here: the parts that all backends
-share (`stores/indexing.py`), searching (`chunk_index.py`).
+Lives here: claiming files, writing chunks and their full-text index entries, and deleting chunks of removed files. Not
+here: the code that all backends share (`stores/indexing.py`), searching (`chunk_index.py`).
 
-Invariant: one unit writes or deletes chunks together with their words, and only once. A statement that would remove
-words from an index a second time is rolled back with its unit.
+Invariant: one transaction inserts or deletes a chunk together with its index entry. Deleting an index entry twice would
+damage the index. So the transaction requires that its DELETE finds every chunk, and rolls back otherwise.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from antiphon.stores.tables import Statement, changed, milliseconds
 from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500
-"""The number of chunks that one piece of clearing up deletes; it takes the writer some milliseconds."""
+"""The maximum number of chunks that one call of `sweep` deletes. This takes the writer a few milliseconds."""
 
 _JOB = """
 SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts
 FROM vector_files f CROSS JOIN vector_stores s ON s.no = f.store_no
 """
 CLAIMABLE = "SELECT 1 FROM vector_files WHERE status = 'in_progress' AND lease_until <= :at LIMIT 1"
-# The unclaimed file that has waited longest: the same one in every statement of a claim, which is one transaction. A
-# retried file gets another number, so that no row of the earlier attempt conflicts.
+# Selects the file that has waited longest without a claim. All statements of a claim run in one transaction, so each
+# selects the same file. A retried file gets a new number, so that its chunks do not conflict with chunks of the earlier
+# attempt.
 _NEXT = """(
   SELECT no FROM vector_files WHERE status = 'in_progress' AND lease_until <= lease_now()
   ORDER BY lease_until, no LIMIT 1
@@ -44,7 +45,7 @@ UPDATE vector_files SET claim = :claim, lease_until = lease_now() + :lease, atte
 WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
-# The file number must still belong to the claim, and the store must exist, because then its index exists.
+# Fails the unit unless the claim still holds the file. Then the store exists too, and so does its full-text index.
 HOLD = f"UPDATE vector_files SET title = :title WHERE {HELD.format(number='no')}"
 INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
 INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"
@@ -66,18 +67,18 @@ WHERE file_no = :no AND NOT EXISTS (SELECT 1 FROM chunks WHERE id >= :first AND 
 
 
 class SqliteIngestion(SqlIngestion):
-    """`Ingestion` on a database that the caller closes."""
+    """Implements `Ingestion` on a vector database. The caller closes the database."""
 
     def __init__(self, tables: SqliteTables, clock: Clock = now) -> None:
-        """`clock`: the dates by which stores expire."""
+        """`clock`: the wall clock in seconds, by which vector stores expire."""
         trash = TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.claim = :claim")
         super().__init__(tables, number="no", store="store_no", key="no", trash=trash)
         self._readers = tables.readers
         self._clock = clock
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Claim waiting files; see `Ingestion.claim`."""
-        # Usually no file waits, and then this costs no write.
+        """Claim waiting files for ingestion. See `Ingestion.claim`."""
+        # Usually no file waits, so a read comes first and avoids a write.
         if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
             return []
         unit = []
@@ -89,7 +90,8 @@ class SqliteIngestion(SqlIngestion):
         return [ingest_job(job) for job in jobs]
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write chunks from position `first` on."""
+        """Insert chunks and their index entries. `first`: the position of the first chunk in the file. Returns False if
+        the worker lost its claim."""
         start = (job.number << CHUNK_BITS) + first
         rows = [(start + place, one.tokens, one.vector, one.text) for place, one in enumerate(chunks)]
         title = index_text(title)
@@ -102,7 +104,8 @@ class SqliteIngestion(SqlIngestion):
         )
 
     async def sweep(self) -> bool:
-        """Clear up a piece; see `Ingestion.sweep`."""
+        """Delete one batch of chunks of removed files or expired stores. Returns whether the call found any work. See
+        `Ingestion.sweep`."""
         date = {"now_ms": milliseconds(self._clock())}
         rows = await self._tables.fetch(EXPIRED, date)
         if rows:
@@ -126,10 +129,11 @@ class SqliteIngestion(SqlIngestion):
         unit = [Statement(EMPTIED, {"no": number, "first": first, "end": end})]
         if chunks:
             span = {"first": chunks[0][0], "last": chunks[-1][0]}
-            # `rows`: another process may have done this piece.
+            # `rows` rolls the unit back if another process has already deleted these chunks.
             deleted = [Statement(DELETE_CHUNKS, span, rows=len(chunks))]
             if store_id is not None:
-                # The words as they were written: an index without content needs them for the deletion.
+                # A contentless FTS5 index stores no text, so deleting an entry needs exactly the words of its
+                # insertion.
                 words = [(chunk, title, index_text(text)) for chunk, text in chunks]
                 deleted.append(Statement(DELETE_WORDS.format(table=index_table(store_id)), words, many=True))
             unit = [*deleted, *unit]

@@ -1,15 +1,17 @@
-"""Searches vectors in memory: one matrix per store, compared with the query in one operation.
+"""Searches vectors in memory. NumPy multiplies the query with one matrix per store.
 
 Lives here: the matrices, their synchronization with the database, and the comparison. Not here: creating vectors
-(`Embedder`) and reading them (`chunk_index.py`). SQLite has no vector index, so this process compares the vectors.
+(`Embedder`), reading vectors from the database (`chunk_index.py`). SQLite has no vector index, so this process compares
+the vectors.
 
-A matrix holds the vectors of a set of files. When the store's version differs from that of the last search, the matrix
-reads the list of files. It drops the rows of removed files and reads those of new ones. This is sufficient, because the
-chunks of a file number never change. Empty matrices are not kept. A deleted store's matrix is dropped (`forget`), and
-when all together are too large, those unused for longest are dropped. The key of a matrix is the store's id, which is
-never reused.
+A matrix contains the vectors of all files of a store that one embedding model created. When the store's version has
+changed since the last search, the search updates the matrix. The update drops the rows of removed files and reads the
+rows of new files. Other rows stay valid, because the chunks of a file number never change. The cache drops the matrices
+of deleted stores (`forget`) and empty matrices. Above the memory limit, the cache drops the least recently used
+matrices. The key of a matrix is the store's id, which is never reused, and the model.
 
-Invariant: a search compares every vector of every accepted file. So it is exact, and a filter costs no recall.
+Invariant: a search compares every vector of every file that matches the filter. So the result is exact, and a filter
+costs no recall.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 _FILES_PER_READ = 64
 _ENTRY_BYTES = 1 << 10
-"""The overhead of a matrix in bytes, so that many small ones count too."""
+"""The assumed overhead of a matrix in bytes, so that many small matrices also count towards the memory limit."""
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -38,7 +40,8 @@ _Key = tuple[str, str]
 
 @dataclass(eq=False)
 class _Matrix:
-    """The row `i` of `vectors` belongs to the chunk `chunks[i]`; `files` are the files of all rows."""
+    """The vectors of one store and model. Row `i` of `vectors` is the vector of chunk number `chunks[i]`. `files`: the
+    numbers of all files in the matrix."""
 
     version: int = -1
     files: frozenset[int] = frozenset()
@@ -53,7 +56,8 @@ class _Matrix:
 
 
 class Matrices:
-    """Exact search by cosine. `max_bytes`: the limit for all matrices together, except the one in use."""
+    """Searches by cosine similarity in cached matrices. `max_bytes`: the memory limit of all matrices together. The
+    matrix of the current search stays in memory even if it exceeds the limit."""
 
     def __init__(self, source: SqliteChunkIndex, max_bytes: int) -> None:
         self._source = source
@@ -67,14 +71,15 @@ class Matrices:
         return len(self._matrices)
 
     def forget(self, store_id: str) -> None:
-        """Drop a deleted store's matrices. A running search keeps the arrays that it began with."""
+        """Drop a deleted store's matrices. A running search keeps its arrays until it ends."""
         for key in [key for key in self._matrices if key[0] == store_id]:
             self._drop(key)
 
     async def nearest(
         self, store: KnownStore, model: str, query: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks nearest to the vector (float16), best first. The score is the cosine."""
+        """Return the chunks nearest to the vector, best first. `query`: a float16 vector of length 1. The score is the
+        cosine similarity."""
         allowed = None if filters is None else await self._source.files(store, model, filters)
         if allowed is not None and not allowed:
             return []
@@ -85,22 +90,24 @@ class Matrices:
         return await SEARCH.run(_nearest, chunks, vectors, vector, allowed, limit)
 
     async def _current(self, store: KnownStore, model: str) -> tuple[Numbers, Floats]:
-        """All rows of the store, at the version that the search knows."""
+        """Return the chunk numbers and vectors of the store, updated at least to `store.version`."""
         key = (store.id, model)
         matrix = self._matrices.get(key)
         if matrix is None:
             matrix = self._matrices[key] = _Matrix()
             self._held += matrix.counted
         self._matrices.move_to_end(key)
-        async with matrix.lock:  # one caller reads the new rows, the others wait for it
+        async with matrix.lock:  # one search updates the matrix, and concurrent searches wait
             try:
                 if matrix.version != store.version:
                     await self._follow(matrix, await self._source.files(store, model, None))
-                    # The version was read before the files: at worst the next search reads them once more.
+                    # The search read the version before the list of files. If the store changed in between, the next
+                    # search reads the list again.
                     matrix.version = store.version
             finally:
                 self._count(key, matrix)
-            # A later change creates new arrays: these two belong together and never change.
+            # An update replaces both arrays and never modifies them, so the caller may use the returned pair without
+            # the lock.
             return matrix.chunks, matrix.vectors
 
     async def _follow(self, matrix: _Matrix, wanted: frozenset[int]) -> None:
@@ -115,7 +122,7 @@ class Matrices:
             if rows:
                 parts.append(await SEARCH.run(_rows, rows))
         width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
-        # Vectors of different widths cannot be compared: the server behind the model's name has changed.
+        # Skip vectors of another width, which cannot be compared: another model must have served this model name.
         parts = [(numbers, block) for numbers, block in parts if block.shape[1] == width]
         if parts:
             if not len(chunks):
@@ -125,7 +132,8 @@ class Matrices:
         matrix.files, matrix.chunks, matrix.vectors = wanted, chunks, vectors
 
     def _count(self, used: _Key, matrix: _Matrix) -> None:
-        """Count the bytes of the matrix in use, and drop others to stay under the limit."""
+        """Update the total memory after a search used `matrix`, and drop the least recently used matrices above the
+        limit."""
         if self._matrices.get(used) is not matrix:
             return  # dropped meanwhile
         if not len(matrix.chunks):
@@ -155,7 +163,8 @@ def _nearest(
         scores = vectors @ query
     else:
         fits = np.flatnonzero(np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed))))
-        # A small selection is copied and compared alone. For a large one, all rows are compared, and then selected.
+        # If less than a quarter of the rows match the filter, copying these rows is cheaper. Otherwise compare all
+        # rows, then select the scores.
         scores = vectors[fits] @ query if len(fits) * 4 < len(chunks) else (vectors @ query)[fits]
         chunks = chunks[fits]
     if len(scores) > limit:

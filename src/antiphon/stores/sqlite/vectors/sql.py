@@ -1,9 +1,10 @@
-"""The part of the vector stores' SQL that is specific to SQLite.
+"""Defines the SQL of vector stores that is specific to SQLite.
 
-Lives here: numbers of files, the full-text index of each store, and marking chunks for clearing up. Not here: the parts
+Lives here: numbering of files, the full-text index of each store, and marking chunks for deletion. Not here: the SQL
 that all backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
 
-Invariant: a unit that removes a file records its number in `vector_trash`, and `Ingestion.sweep` deletes its chunks.
+Invariant: the transaction that removes a file inserts the file's number into `vector_trash`. Later `Ingestion.sweep`
+deletes the file's chunks.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ CREATE VIRTUAL TABLE {table} USING fts5(
   title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
 )
 """
-# BM25 gives no weight to a word that most documents contain. In a store of three chunks that is every word, so all
-# scores would be zero. So each index begins with some documents that no search finds, because their numbers belong to
-# no file. In a store of hundreds of chunks they make no difference.
+# BM25 gives no weight to a word that most documents contain. In a store of three chunks that applies to nearly every
+# word, so all scores would be zero. So each index begins with 16 padding documents. A search never returns them,
+# because their negative numbers belong to no file. In a store of hundreds of chunks, the padding does not change the
+# ranking.
 INSERT_PADDING = "INSERT INTO {table} (rowid, title, text) VALUES (?, '', ?)"
 PADDING = [(-number, "zzpadding " * 100) for number in range(1, 17)]
 DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
 DROP_INDEX = "DROP TABLE IF EXISTS {table}"
 
-# Stores and files share one counter, so a number is never reused after a deletion.
+# Stores and files get their numbers from one counter that only increases, so a deleted number is never reused.
 NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
 INSERT_STORE = """
 INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_at, last_active_at, expires_days,
@@ -39,7 +41,8 @@ INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_a
 SELECT last, :id, :owner, :name, :description, :metadata, now_ms(), now_ms(), :days, now_ms() + :days * 86400000
 FROM file_numbers
 """
-# In every unit that changes the set of completed files.
+# Every unit that changes a store's set of completed files runs this statement, so that caches of vectors notice the
+# change.
 BUMP = "UPDATE vector_stores SET version = version + 1 WHERE {which}"
 TRASH_FILES = """
 INSERT OR IGNORE INTO vector_trash (file_no, store_id, title)
@@ -59,7 +62,8 @@ TRASH = {
 ORPHAN_TRASH = "UPDATE vector_trash SET store_id = NULL WHERE store_id = :id"
 DELETE_STORE = "DELETE FROM vector_stores WHERE id = :id AND owner = :owner"
 
-# Adding a file that is already in the store creates a new ingestion: its number changes, and its batches keep it.
+# If the file is already in the store, this statement restarts its ingestion with a new number. The foreign keys of its
+# batches follow the new number.
 INSERT_FILE = """
 INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, chunk_overlap,
                           created_at)
@@ -76,7 +80,7 @@ ATTRIBUTES = AttributeSql(
     file="f.no",
     found="SELECT file_no FROM file_attributes WHERE store_no = :store",
     columns=("value", "value"),
-    # SQLite's integers have 64 bits.
+    # SQLite's integers have 64 bits, so larger numbers become floats.
     number=lambda number: number if isinstance(number, float) or -_BIG <= number < _BIG else float(number),
 )
 _FILES = "FROM vector_files f JOIN vector_stores s ON s.no = f.store_no"
@@ -88,12 +92,13 @@ DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file_no IN (SELECT f.no {_
 INSERT_BATCH_FILE = (
     "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
 )
-# Revokes the claim: the worker notices it at its next write.
+# Revokes the worker's claim of each file. The worker's next write then fails, and the worker stops.
 CANCEL_FILES = """
 UPDATE vector_files SET status = 'cancelled', claim = NULL, usage_bytes = 0
 WHERE status = 'in_progress' AND no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)
 """
-# A chunk's id combines its file's number and its position in the file.
+# Selects the chunks of one file. A chunk's id is the file's number shifted left by 20 bits, plus the chunk's position
+# in the file.
 FILE_TEXT = f"""
 SELECT c.text {_FILES} LEFT JOIN chunks c
   ON f.status = 'completed' AND c.id >= (f.no << 20) + :first AND c.id < (f.no + 1) << 20
@@ -102,14 +107,15 @@ WHERE {_FILE} ORDER BY c.id LIMIT :limit
 
 
 def index_table(store_id: str) -> str:
-    """The name of a store's full-text index. Antiphon's ids consist of letters, digits and underscores."""
+    """Return the table name of a store's full-text index. The name is safe in SQL, because Antiphon's ids consist of
+    letters, digits and underscores. Raises `StoreError` for any other id."""
     if not is_id(store_id, "vs"):
         raise StoreError("That is no id of a vector store.")
     return INDEX_PREFIX + store_id
 
 
 class SqliteVectorSql(VectorSql):
-    """`VectorSql` for SQLite."""
+    """Implements `VectorSql` for SQLite."""
 
     file_text = FILE_TEXT
     drop_attributes = DROP_ATTRIBUTES
