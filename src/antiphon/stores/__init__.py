@@ -1,10 +1,10 @@
-"""Stores durable state: the stores, over SQLite or PostgreSQL.
+"""Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
-Lives here: opening the stores of the backend that `state.url` selects, and the checks before that. Not here: the
-selection (`choice.py`), a backend's interface (`backend.py`), the backends, the contents of files (`blobs/`), rows
-(`pages.py`), schema steps (`schema_steps.py`).
+Lives here: the function that opens the stores of the backend that `state.url` selects, and the checks before a start.
+Not here: the selection of the backend (`choice.py`), the interface of a backend (`backend.py`), the backends
+(`sqlite/`, `postgres/`), file contents (`blobs/`), pages of lists (`pages.py`), schema steps (`schema_steps.py`).
 
-Invariant: no backend is imported before `state.url` selects it.
+Invariant: the process imports a backend's modules only when `state.url` selects that backend.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _ON_DISK = BlobSettings()
 async def open_stores(
     state: StateSettings, data: Path, *, blobs: BlobSettings = _ON_DISK, **options: Unpack[StoreOptions]
 ) -> Stores:
-    """Open the stores and create what they lack: folder, database, tables. `data`: the data folder. `blobs`: the
-    storage for the contents of files. Raises `ConfigError` and `StoreError`."""
+    """Open the stores. The backend creates a missing folder, database or table.
+
+    `data`: the data folder. `blobs`: the storage for the contents of files. Raises `ConfigError` and `StoreError`."""
     backend = backend_of(state, data)
     backend.check_not_moved()
     await check_migrated(state, data)
@@ -49,8 +50,8 @@ async def open_stores(
 
 
 async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:
-    """Check that this process's keys match the keys that the database records. Raises `ConfigError` when they differ,
-    and `StoreError`."""
+    """Check that this process's owner key and sealing keys match the fingerprints of keys in the database. Raises
+    `ConfigError` when the keys differ, and `StoreError` when the database fails."""
     await backend_of(state, data).check_keys(keys)
 
 

@@ -1,10 +1,10 @@
 """Stores file attributes as rows, and translates attribute filters into SQL, for any backend.
 
-Lives here: what each comparison means in SQL, and how attributes become rows. Not here: the shape a client sends
-(`api/`), and the searches that use the condition.
+Lives here: the SQL of each comparison operator of a filter, and the conversion of attributes to rows. Not here: the
+JSON form of filters and attributes in requests (`api/`), the searches that apply the SQL condition.
 
-Invariant: keys and values travel as SQL parameters. A comparison matches values of the same kind only, so `"5"`, `5`
-and `true` never match each other.
+Invariant: the store passes attribute keys and values to the database as SQL parameters, never as SQL text. A comparison
+matches only values of the same type, so `"5"`, `5` and `true` never match each other.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ _NEGATIONS = frozenset({"ne", "nin"})
 
 
 class AttributeSql:
-    """How one backend stores attributes. `number` converts a number to a value that the database compares exactly."""
+    """Converts file attributes to one backend's rows, and attribute filters to its SQL. `number` converts a number to a
+    value that the database compares exactly."""
 
     def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], object]) -> None:
-        """`file`: the SQL expression for the file of row `f` of `vector_files`. `found`: selects the files of store
-        `:store` by their attributes. `columns`: the names of the text column and the number column."""
+        """`file`: the SQL expression that identifies the file in row `f` of `vector_files`. `found`: the beginning of a
+        query that selects files of store `:store` by an attribute. `columns`: the names of the text column and the
+        number column."""
         self._file = file
         self._found = found
         self._columns = {"s": columns[0], "n": columns[1], "b": columns[1]}
         self._number = number
 
     def rows(self, attributes: Attributes) -> list[dict[str, object]]:
-        """One row per attribute: its key, its kind, and its value as a text or a number."""
+        """Convert attributes to rows. A row has the key, the kind (`s` text, `n` number, `b` boolean), and the value in
+        the text column or the number column."""
         typed = [(key, *self._typed(value)) for key, value in attributes.items()]
         return [
             {
@@ -42,7 +45,8 @@ class AttributeSql:
         ]
 
     def condition(self, filters: Filter | None) -> tuple[str, dict[str, object]]:
-        """An SQL condition on row `f` of `vector_files` in store `:store`, and the parameters of the condition."""
+        """Return an SQL condition on row `f` of `vector_files` in store `:store`, and the parameters of the condition.
+        Without `filters` the condition is `true`."""
         named: dict[str, object] = {}
         return ("true" if filters is None else self._condition(filters, named)), named
 
@@ -57,7 +61,7 @@ class AttributeSql:
             name = f"value{len(named)}"
             named[name] = plain
             by_kind.setdefault(kind, []).append(f":{name}")
-        # An empty list matches no file.
+        # `in` with an empty list matches no file, and `nin` with an empty list matches every file.
         found = " UNION ALL ".join(
             f"{self._found} AND key = :{key} AND kind = '{kind}' "
             f"AND {self._columns[kind]} {_OPERATORS[one.kind]} ({', '.join(values)})"

@@ -1,9 +1,9 @@
-"""Defines the interface of a backend: the database that holds the state.
+"""Defines the interface of a backend, which stores Antiphon's state in one kind of database.
 
-Lives here: what every backend offers, the stores that all backends share, and the default options. Not here: the
-selection of a backend (`choice.py`), the backends.
+Lives here: the operations of every backend, the assembly of the stores that all backends share, and the default
+options. Not here: the selection of a backend (`choice.py`), the backends (`sqlite/`, `postgres/`).
 
-Invariant: nothing here imports a backend. Other packages use an opened backend through this module, a shared store
+Invariant: this module imports no backend. Other packages use an opened backend through this module, a shared store
 (`conversations.py`, …) or a port (`engine/ports/`).
 """
 
@@ -49,7 +49,8 @@ KeyFiles = Mapping[KeyName, tuple[bytes, ...]]
 
 @dataclass(frozen=True, slots=True)
 class StateFinding:
-    """One finding of a check of the state. `advice`: what the operator should do."""
+    """One finding of `antiphon doctor` about the state's database. `advice`: the action that the operator should
+    take."""
 
     verdict: Literal["ok", "note", "problem"]
     what: str
@@ -58,7 +59,8 @@ class StateFinding:
 
 @dataclass(frozen=True, slots=True)
 class StateNeeds:
-    """What the settings require of the state. `connections`: the sum over all processes of this machine."""
+    """The requirements of the settings on the state's database. `connections`: the number of database connections that
+    all processes of this machine open together."""
 
     keys: Keys
     connections: int
@@ -67,8 +69,9 @@ class StateNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """The contents of an archive: the number of file contents, the total bytes, the names of the keys. `vanished`:
-    files that were deleted during the backup and are missing from the archive."""
+    """A summary of a backup archive of the data folder. `contents`: the number of file contents. `size`: the total
+    bytes. `keys`: the names of the keys. `vanished`: the number of files that clients deleted during the backup, so
+    that the archive lacks them."""
 
     contents: int
     size: int
@@ -77,7 +80,7 @@ class Archived:
 
 
 class StoreOptions(TypedDict, total=False):
-    """The options that every backend is opened with."""
+    """The options with which the caller opens a backend. `all_options` adds the defaults."""
 
     chain_items: Required[int]
     """The maximum number of history items that one request may load."""
@@ -90,17 +93,17 @@ class StoreOptions(TypedDict, total=False):
     upload_lease: float
     """Seconds without a write after which an upload counts as abandoned."""
     owner_bytes: int | None
-    """The maximum bytes of one owner's other data; None: no limit."""
+    """The maximum bytes of one owner's data other than files; None: no limit."""
     kept: RetentionSettings
-    """The retention periods."""
+    """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
-    """How long a caller waits for the database."""
+    """The timeouts in seconds of a write to the database."""
     keep_keys: float
     """Seconds for which an idempotency key is stored."""
     bodies: Bodies
     """Encrypts stored bodies, and decrypts them."""
     measured: Measured
-    """Measures the operations of workers on jobs."""
+    """Measures the duration and outcome of each operation of a worker on background jobs."""
 
 
 _DEFAULTS: StoreOptions = {
@@ -119,29 +122,29 @@ _DEFAULTS: StoreOptions = {
 
 
 def all_options(given: StoreOptions) -> StoreOptions:
-    """The given options, completed with the defaults."""
+    """Return the given options, with defaults for the missing ones."""
     return {**_DEFAULTS, **given}
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFigures:
-    """Figures that one query reads from a database. All but `size` describe a database server; SQLite leaves them
-    empty."""
+    """Statistics that one query reads from a database. All fields except `size` describe a database server, so SQLite
+    leaves them empty."""
 
     size: int
     """The size of the database in bytes."""
     tables: Mapping[str, int] = field(default_factory=dict)
-    """The size of each table with its indexes, in bytes."""
+    """The size in bytes of each table with its indexes, by table name."""
     connections: Mapping[str, int] = field(default_factory=dict)
-    """The number of client connections to the whole server, by state."""
+    """The number of client connections to the whole server, by connection state (`active`, `idle`, …)."""
     most_connections: int | None = None
     """The maximum number of connections of the server."""
     oldest_xmin: int | None = None
-    """The age of the oldest snapshot in use, as a number of transactions that began after it."""
+    """The age of the oldest snapshot in use, as the number of transactions that began after that snapshot."""
 
 
 class StoreFigures(Protocol):
-    """Live figures of one database in this process."""
+    """Current statistics of one database, and of this process's use of it, for metrics."""
 
     @property
     def name(self) -> str:
@@ -149,7 +152,7 @@ class StoreFigures(Protocol):
 
     @property
     def waiting(self) -> int:
-        """The number of queued writes."""
+        """The number of writes that wait in this process's queue."""
 
     @property
     def busy(self) -> int:
@@ -157,27 +160,29 @@ class StoreFigures(Protocol):
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """The number of transactions since the start, by the number of writes in each."""
+        """The number of write transactions since the process started, by the number of writes in each transaction."""
 
     async def look(self) -> DatabaseFigures:
-        """Read the figures with one query. Raises `StoreError`."""
+        """Read the database's statistics with one query. Raises `StoreError`."""
 
 
 @dataclass(frozen=True)
 class VectorDatabase(ABC):
-    """The vector stores: the API's view, the ingestion queue, the search index, and the idempotency keys of
-    creations."""
+    """The vector stores of one backend. `stores` serves the API, and `index` serves searches. `ingestion` is the queue
+    of files to index. `keys` holds the idempotency keys of requests that create vector stores or batches."""
 
     stores: VectorStores
     ingestion: Ingestion
     index: ChunkIndex
     keys: IdempotencyStore
     figures: tuple[StoreFigures, ...]
-    """Figures of its separate database; empty where it shares a database with the other stores."""
+    """Statistics of the separate database of the vector stores. Empty when the vector stores share a database with the
+    other stores."""
 
     @abstractmethod
     async def check_vectors(self) -> None:
-        """Check that the database can store vectors; it can always store words. Raises `StoreError` with advice."""
+        """Check that the database can store embedding vectors. Every database can store the words for word search.
+        Raises `StoreError` with advice."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -185,12 +190,13 @@ class VectorDatabase(ABC):
 
 
 class Stores(ABC):
-    """All stores except vector stores, which `open_vectors` opens on demand."""
+    """All stores of one backend. `open_vectors` opens the vector stores only when a caller needs them."""
 
     figures: tuple[StoreFigures, ...]
-    """Figures of every database that these stores use."""
+    """Statistics of every database that these stores use."""
     containers: ContainerRows | None = None
-    """The rows of code containers, where several machines share them. None: the data folder holds them."""
+    """The rows of code containers that several machines share. None: the data folder of this machine holds the
+    containers."""
 
     def __init__(
         self,
@@ -206,7 +212,7 @@ class Stores(ABC):
         ended: ChangeListener = notify_nobody,
     ) -> None:
         """Build the stores over these tables. `options` must be complete (`all_options`). The keyword arguments are the
-        parts that each backend implements itself."""
+        SQL and the writers that each backend implements itself."""
         self.keys = keys
         self.signals = signals
         bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
@@ -226,23 +232,24 @@ class Stores(ABC):
 
     @abstractmethod
     def has_vectors(self) -> bool:
-        """Whether vector stores may exist. If False, `open_vectors` would create their database."""
+        """Return whether vector stores may exist. False means that their database does not exist and that
+        `open_vectors` would create it."""
 
     @abstractmethod
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> VectorDatabase:
-        """Open the vector stores; the caller closes them before these stores. `matrix_bytes`: memory for vectors where
-        this process compares them. Raises `StoreError`."""
+        """Open the vector stores. The caller closes the vector stores before it closes this object. `matrix_bytes`: the
+        bytes of memory for vectors if this process compares vectors itself (SQLite). Raises `StoreError`."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish the accepted writes, then close what was opened."""
+        """Finish the accepted writes, then close the database and the storage for file contents."""
 
 
 class Backend(ABC):
-    """The operations on a state as a whole, for one kind of `state.url`.
+    """The operations on the whole state: open, check, migrate, archive. Each kind of `state.url` has a subclass.
 
-    Failures raise `StoreError`; settings that forbid the operation raise `ConfigError`. Methods that only read create
-    nothing.
+    A method raises `StoreError` when the database fails, and `ConfigError` when the settings forbid the operation.
+    Methods that only read create no folder, database or table.
     """
 
     def __init__(self, state: StateSettings, data: Path) -> None:
@@ -252,55 +259,60 @@ class Backend(ABC):
 
     @abstractmethod
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
-        """Open the stores and create what they lack. `contents`: the storage for file contents; the stores close it."""
+        """Open the stores. Creates a missing database or table. `contents`: the storage for file contents, which the
+        stores close."""
 
     async def open_contents(self, blobs: BlobSettings) -> BlobStore:
         """Open the storage for the contents of files; the caller closes it."""
         return await open_blobs(blobs, self.data / FILES_FOLDER)
 
     def check_not_moved(self) -> None:
-        """Raise an error where the state was moved to another place, or a move is in progress."""
+        """Raise `ConfigError` when `antiphon admin move` has moved this state to another database, or is still moving
+        it."""
         return
 
     @abstractmethod
     def check_there(self) -> None:
-        """Raise `ConfigError` when there is no state for an operator's command to work on."""
+        """Raise `ConfigError` when no state exists, because an operator's command has nothing to work on."""
 
     @abstractmethod
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
-        """Open the data of all owners; the caller closes it. `bodies` decrypts sealed bodies."""
+        """Open the export and deletion of owners' data. The caller closes the returned object. `bodies` decrypts sealed
+        bodies."""
 
     def has_rows(self, *, hashed: bool) -> bool:
-        """Whether this machine stores data that depends on the keys of the data folder. With `hashed`, only data of
-        owners whose id is the hash of a token counts."""
-        # With a shared database the keys are settings. State in memory starts empty with the process.
+        """Return whether this machine stores data that clients cannot reach or read without the keys in the data
+        folder. With `hashed`, only data of owners whose id is the hash of a token counts."""
+        # A shared database takes its keys from the settings, and state in memory starts empty with each process.
         return False
 
     @abstractmethod
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
-        """Open all schemas of this state. `seconds`: the timeout of one step. `within`: how long to wait for a server
-        that does not answer."""
+        """Open all database schemas of this state. `seconds`: the timeout of one schema step. `within`: the seconds to
+        wait for a server that does not answer."""
 
     async def recorded_keys(self) -> Recorded | None:
-        """The key fingerprints in a database that machines share; None where machines share none."""
+        """Return the key fingerprints in a database that several machines share. None: this backend's database belongs
+        to one machine."""
         return None
 
     async def check_keys(self, keys: Keys) -> None:
-        """Compare these keys with the recorded ones and record new ones, in one transaction. Raises `ConfigError` when
-        a process must not start with them. A backend without a shared database accepts any keys."""
+        """Compare these keys with the recorded keys and record new keys, in one transaction. Raises `ConfigError` when
+        a process must not start with these keys. A backend without a shared database accepts any keys."""
         return
 
     async def accept_keys(self, keys: Keys) -> None:
-        """Replace the recorded keys of a shared database by these."""
+        """Replace the recorded keys of a shared database with these keys."""
         return
 
     @abstractmethod
     def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
-        """Yield findings about the state for an operator. `shared`: the findings about the schema and the keys."""
+        """Yield findings about the state for `antiphon doctor`. `shared`: the findings about the schema and the keys,
+        which every backend yields as well."""
 
     def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:
-        """Write an archive of the data folder. `keys`: all keys in force. `with_contents`: whether the data folder
-        holds the contents of files."""
+        """Write an archive of the data folder to `target`. `keys`: all keys in use. `with_keys`: whether the archive
+        includes the keys. `with_contents`: whether the data folder holds the contents of files."""
         raise _no_archives(self.state)
 
     def open_archive(self, source: Path, keys: KeyFiles) -> Archived:

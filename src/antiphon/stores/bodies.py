@@ -1,18 +1,19 @@
-"""Encrypts stored bodies at rest (sealing), or leaves them as they are.
+"""Encrypts the stored bodies of items and responses ("sealing") when `state.seal` is on, and decrypts them.
 
-Lives here: the format of a sealed body, the keys and their rotation, and which parts of an item or a response are
-bodies. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients
-hold (`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed: the database searches and counts by
-them.
+Lives here: the format of a sealed body, the keys and their rotation, and the choice of the fields that are bodies. Not
+here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients hold
+(`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed, because the database searches and counts
+by them.
 
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. Each body is encrypted with a
 separate key, derived from a configured key and the salt. So one configured key can seal any number of bodies. Bodies
-are not compressed: the stored size is close to the size in memory, so limits in bytes hold.
+are not compressed, so a sealed body has almost the size of the plain body, and limits in bytes apply to both.
 
-Invariants: a sealed body that none of the keys opens raises `StoreError`; it is never returned as a body. With
-`state.seal` a store seals each body; without it, the store writes the body unchanged. Reading returns the original body
-in both cases. So one database may hold both, and an operator can turn the setting on and off.
+Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
+`state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
+read returns the original body in both cases. So one database may hold sealed and plain bodies, and an operator can turn
+the setting on and off.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ def is_sealed(stored: bytes) -> bool:
 
 
 class Bodies:
-    """Seals with the first secret if `seals` is set, and opens with every secret."""
+    """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed."""
 
     def __init__(self, secrets: Sequence[bytes], *, seals: bool) -> None:
         keys = [hashlib.sha256(b"antiphon key of stored bodies\0" + secret).digest() for secret in secrets]
         named = [(hashlib.sha256(b"antiphon id of that key\0" + key).digest()[:_KEY_ID], key) for key in keys]
-        # Two keys may have the same id (4 bytes: very unlikely). Then `open` tries both.
+        # Two keys can have the same 4-byte id, which is very unlikely. `open` then tries both keys.
         self._keys: dict[bytes, list[bytes]] = {}
         for name, key in named:
             self._keys.setdefault(name, []).append(key)
         self._first = named[0] if seals else None
 
     def seal(self, body: bytes) -> bytes:
-        """The stored form of a body."""
+        """Return the stored form of a body: encrypted if `seals` was set, otherwise unchanged."""
         if self._first is None:
             return body
         name, key = self._first
@@ -64,7 +65,7 @@ class Bodies:
         return head + _cipher(key, head).encrypt(_NONCE, body, head)
 
     def open(self, stored: bytes) -> bytes:
-        """The original body of a stored value. Raises `StoreError`."""
+        """Return the original body of a stored value. Raises `StoreError` when no key decrypts the value."""
         if not is_sealed(stored):
             return stored
         from cryptography.exceptions import InvalidTag
@@ -83,13 +84,13 @@ class Bodies:
         )
 
     def open_response(self, stored: bytes, status: str) -> bytes:
-        """The response object for this status. A running response's row has the body from the time it was queued.
-        Raises `StoreError`."""
+        """Decrypt the response object and set its status. A running response needs this, because its row still has the
+        body from when it was queued. Raises `StoreError`."""
         body = self.open(stored)
         return with_status(body, status) if status == "in_progress" else body
 
     def seal_item(self, item: StoredItem) -> StoredItem:
-        """The stored form of an item."""
+        """Return the item with its `body` and `shown` in stored form."""
         if self._first is None:
             return item
         return StoredItem(
@@ -97,7 +98,7 @@ class Bodies:
         )
 
     def open_item(self, item: StoredItem) -> StoredItem:
-        """The original item of a stored one. Raises `StoreError`."""
+        """Return the stored item with its `body` and `shown` decrypted. Raises `StoreError`."""
         if not is_sealed(item.body) and (item.shown is None or not is_sealed(item.shown)):
             return item
         return StoredItem(
@@ -105,11 +106,11 @@ class Bodies:
         )
 
     def open_items(self, items: tuple[StoredItem, ...]) -> tuple[StoredItem, ...]:
-        """The original items of stored ones. Raises `StoreError`."""
+        """Return the stored items, each decrypted. Raises `StoreError`."""
         return tuple([self.open_item(item) for item in items])
 
     def seal_record(self, record: ResponseRecord) -> ResponseRecord:
-        """The stored form of a response."""
+        """Return the response with its body and its items in stored form."""
         if self._first is None:
             return record
         return replace(
@@ -121,11 +122,11 @@ class Bodies:
 
 
 PLAIN = Bodies((), seals=False)
-"""Leaves bodies unchanged."""
+"""The `Bodies` of a store without sealing: bodies stay unchanged."""
 
 
 def _cipher(key: bytes, head: bytes) -> AESGCM:
-    # Imported at the first use: the module takes 8 MiB.
+    # Imported at the first use, because the module takes 8 MiB of memory.
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return AESGCM(hmac.digest(key, head, "sha256"))

@@ -1,9 +1,9 @@
 """Selects the backend by the scheme of `state.url`.
 
 Lives here: the list of backends. Not here: the interface of a backend (`backend.py`), the backends. Each backend is a
-package with all its SQL (`sqlite/`, `postgres/`).
+package that contains all of its SQL (`sqlite/`, `postgres/`).
 
-Invariant: no other file outside a backend imports it, and this file imports it only when `state.url` selects it.
+Invariant: outside a backend's package, only this file imports the backend, and only when `state.url` selects it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def backend_of(state: StateSettings, data: Path) -> Backend:
-    """The backend of this state. `data`: the data folder. Raises `ConfigError` when its driver is not installed."""
+    """Return the backend that `state.url` selects. `data`: the data folder. Raises `ConfigError` when the backend's
+    driver is not installed."""
     try:
         match state.place.kind:
             case "sqlite":
@@ -41,15 +42,15 @@ def backend_of(state: StateSettings, data: Path) -> Backend:
 
 
 def export_of(folder: Path) -> FolderExport:
-    """Open the state in this folder as the source of a move. Raises `StoreError`."""
+    """Open the SQLite state in this folder as the source of `antiphon admin move`. Raises `StoreError`."""
     from antiphon.stores.sqlite.exporting import FolderExport
 
     return FolderExport(folder)
 
 
 def import_into(url: str, name: str) -> DatabaseImport:
-    """Open the database at this URL as the target of a move. `name`: the URL without the password, for messages. Raises
-    `ConfigError` when its driver is not installed."""
+    """Open the PostgreSQL database at this URL as the target of `antiphon admin move`. `name`: the URL without the
+    password, for messages. Raises `ConfigError` when the driver is not installed."""
     try:
         from antiphon.stores.postgres.importing import DatabaseImport
     except ImportError:

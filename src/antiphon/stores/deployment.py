@@ -1,17 +1,18 @@
-"""Checks that all processes on one database use the same owner and sealing keys.
+"""Checks that all processes on one database use the same owner key and sealing keys.
 
-Lives here: which keys match a database, and when a process may start with others. Not here: the rows (each backend's),
-the purpose of a key (`doors/owners.py`, `sealing.py`).
+Lives here: the comparison of a process's keys with the recorded keys, and the rules for a start with other keys. Not
+here: the SQL of the rows (in each backend), the purpose of a key (`doors/owners.py`, `sealing.py`).
 
-With a different `owner.key`, a client would not find its data, and its new data would be invisible on other machines.
-Without a key that other machines seal with, a process could not open their bodies. So the database records fingerprints
-of the keys. A fingerprint identifies a key and reveals nothing about it.
+With a different `owner.key`, a client would not find its data, and other machines would not find its new data. Without
+a sealing key of the other machines, a process could not decrypt the bodies that they sealed. So the database records
+fingerprints of the keys. A fingerprint identifies a key and reveals nothing about it.
 
-An operator rotates sealing keys while the machines serve. First all machines get the new key behind the old one; every
-start records a key that only opens. Then they get it in front of the old one. `antiphon admin keys --accept` retires a
-key that sealed.
+An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key on all
+machines. Each start then records the new key as a key that only decrypts. Then the operator puts the new key in front
+of the old key, so that the machines seal with the new key. `antiphon admin keys --accept` removes the record of an old
+sealing key.
 
-Invariant: no process starts that could not open the bodies that another one seals.
+Invariant: a process does not start if it lacks a key with which another process seals bodies.
 """
 
 from __future__ import annotations
@@ -26,36 +27,38 @@ from antiphon.errors import ConfigError
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
-"""The row that marks the target of a move in progress; its value is the source."""
+"""The name of the row that marks this database as the target of a move in progress. The row's value names the
+source."""
 _SEALS, _OPENS = "seals", "opens"
 _ACCEPT = "To start with the keys set here anyway, run `antiphon admin keys --accept` with them"
 
 Recorded = Mapping[str, str]
-"""The rows: the fingerprint of the owner key, and the use of each sealing key."""
+"""The recorded rows by name: the fingerprint of the owner key, and the use (`seals` or `opens`) of each sealing key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Fingerprints of a process's keys. `owner`: None where no owner id is the hash of a token. `sealing`: the first
-    one seals, all of them open."""
+    """Fingerprints of a process's keys. `owner` is None when no owner id is the hash of a token. The process seals with
+    the first key in `sealing`, and decrypts with all of them."""
 
     owner: str | None
     sealing: tuple[str, ...]
 
     def recorded(self) -> dict[str, str]:
-        """The rows of a database that records exactly these keys."""
+        """Return the rows of a database that records exactly these keys."""
         rows = {} if self.owner is None else {OWNER: self.owner}
         first = self.sealing[:1]
         return rows | {_SEALING + one: _SEALS if one in first else _OPENS for one in self.sealing}
 
 
 def fingerprint(key: bytes, what: Literal["owner.key", "sealing.keys"]) -> str:
-    """The fingerprint of a key: it identifies the key and reveals nothing about it."""
+    """Return the fingerprint of a key: 32 hexadecimal digits that identify the key and reveal nothing about it."""
     return hmac.digest(key, f"antiphon deployment {what}".encode(), hashlib.sha256).hex()[:32]
 
 
 def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
-    """The rows to write for a process that starts with these keys. Raises `ConfigError` when it must not start."""
+    """Return the rows that a process must write when it starts with these keys. Raises `ConfigError` when the process
+    must not start."""
     if MOVING in recorded:
         raise ConfigError(
             f"A move from {recorded[MOVING]} into this database is unfinished. Run `antiphon admin move` "
@@ -82,5 +85,5 @@ def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
             f"process seals. Put it second, restart all machines, then put it first. {_ACCEPT}."
         )
     wanted = keys.recorded()
-    # A key that sealed once stays recorded as a sealing key, whatever its position now.
+    # The record of a key that has sealed stays `seals`, even if the process now only decrypts with the key.
     return {name: use for name, use in wanted.items() if recorded.get(name) not in (use, _SEALS)}
