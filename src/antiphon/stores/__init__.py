@@ -1,8 +1,8 @@
 """Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
 Lives here: the function that opens the stores of the backend that `state.url` selects, and the checks before a start.
-Not here: the selection of the backend (`choice.py`), the interface of a backend (`backend.py`), the backends
-(`sqlite/`, `postgres/`), file contents (`blobs/`), pages of lists (`pages.py`), schema steps (`schema_steps.py`).
+Not here: the selection of a backend (`choice.py`), its interface (`backend.py`), the backends (`sqlite/`, `postgres/`),
+file contents (`blobs/`), pages (`pages.py`), schema steps (`schema_steps.py`).
 
 Invariant: the process imports a backend's modules only when `state.url` selects that backend.
 """

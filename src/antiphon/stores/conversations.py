@@ -1,20 +1,20 @@
 """Stores conversations, their ordered items, and the lock of a running response, for any backend.
 
-Lives here: the SQL, limits of a history, cursors and pages, and the outcome of a change to a locked conversation. Not
-here: how a backend runs statements (`tables.py`), how a response's items join its conversation (the transaction that
-stores the response).
+Lives here: the SQL, the limits of a history, cursors and pages, and the error for a change to a locked conversation.
+Not here: how a backend runs statements (`tables.py`), the transaction that stores a response and appends its items to
+the conversation (`sqlite/`, `postgres/`).
 
 The lock is a lease. `locked_by` names the response that runs on the conversation; `locked_until` is the time at which
-the lease expires unless it is renewed. A later response overwrites both when it takes the lock. So the previous holder
-finds no row to append to. An expired lock stays with its response until another response takes it. A background
-response keeps its conversation locked as long as its job exists.
+the lease expires unless it is renewed. A later response overwrites both columns when it takes the lock. The previous
+holder then no longer matches `locked_by`, so it cannot append items. An expired lock stays with its response until
+another response takes it. A background response keeps its conversation locked as long as its job exists.
 
-Clients may choose conversation ids, so a client may delete a conversation and create another one with the same id. The
-positions of the new items start above all positions of the old ones. So a response of the old conversation never finds
-items of the new one.
+Clients may choose conversation ids, so a client may delete a conversation and create another with the same id. The
+positions of the new conversation's items start above all positions of the old items. So a response of the old
+conversation never loads items of the new conversation.
 
-Invariants: every statement names the owner, except those of the lock, which name the response that holds it. A
-statement that changes items changes nothing while the conversation is locked.
+Invariants: every statement names the owner, except the statements that renew or release a lock, which name the response
+that holds the lock. A statement that changes items changes no row while the conversation is locked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ UPDATE_METADATA = f"""
 UPDATE conversations SET metadata = :metadata, updated_at = greatest(updated_at, now_ms())
 WHERE owner = :owner AND id = :id AND {_NOT_SWEPT}
 """
-# The next statement needs this row lock. A snapshot from before the lock could miss a job that the last holder created.
+# Locks the conversation's row before the statement that checks its lease. A snapshot from before the row lock could
+# miss a job that the last holder of the lease created.
 HOLD = "SELECT 1 FROM conversations WHERE owner = :owner AND id = :id FOR UPDATE"
 # A background response keeps its conversation locked as long as its job exists, whichever worker runs the job.
 _UNLOCKED = """(locked_by IS NULL OR (
@@ -63,7 +64,7 @@ _UNLOCKED = """(locked_by IS NULL OR (
 ))"""
 DELETE = f"DELETE FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED}"
 
-# A page lies strictly between two conversations of the list, and either cursor may be absent.
+# A page contains the conversations strictly between the cursors `:low` and `:high`. Either cursor may be absent.
 LIST = both_ways("""
 SELECT id, created_at, metadata FROM conversations
 WHERE owner = :owner
@@ -75,7 +76,7 @@ WHERE owner = :owner
 ORDER BY created_at {order}, id {order} LIMIT :limit
 """)
 
-# The conversation's row assigns the positions, so two writers never get the same ones.
+# The counter `next_pos` in the conversation's row assigns the positions, so two writers never get the same positions.
 MAKE_ROOM = f"""
 UPDATE conversations SET next_pos = next_pos + :count, updated_at = greatest(updated_at, now_ms())
 WHERE owner = :owner AND id = :id AND {_UNLOCKED}
@@ -95,7 +96,8 @@ GET_ITEM = """
 SELECT item_id, type, body FROM conversation_items
 WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
 """
-# The conversation is the left side of the join. No row: no such conversation. One row without an item: it is empty.
+# The conversation is the left side of the join. No row means that the conversation does not exist. One row without an
+# item means that the conversation is empty.
 LOAD = f"""
 SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
@@ -119,7 +121,7 @@ LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id
 WHERE c.owner = :owner AND c.id = :id
 ORDER BY cut.place {{order}}
 """)
-# One item per requested id: the newest. No bodies when they exceed the limit of bytes.
+# Finds the newest item for each requested id. The query returns no bodies when they exceed `:bytes` together.
 FIND_ITEMS = """
 WITH found (conversation_id, pos, size) AS (
   SELECT c.conversation_id, c.pos, length(c.body) + coalesce(length(c.shown), 0) FROM conversation_items c
@@ -132,19 +134,21 @@ FROM total CROSS JOIN found
 JOIN conversation_items i ON i.owner = :owner AND i.conversation_id = found.conversation_id AND i.pos = found.pos
 """
 
-# The same holder may lock twice: a queued response locks its conversation again when it runs.
+# The same holder may lock twice, because a queued response locks its conversation again when it runs.
 _TAKE = """
 UPDATE conversations SET locked_by = :holder, locked_until = lease_in(:lease) WHERE owner = :owner AND id = :id
 """
-# The common case: no response holds the lock, and the holder has no stored row. Only a background response has one.
+# Handles the common case: no response holds the lock, and the new holder has no stored row. Only a background response
+# has a stored row before it runs.
 LOCK_FREE = f"{_TAKE} AND locked_by IS NULL AND NOT EXISTS (SELECT 1 FROM responses WHERE id = :holder)"
-# A finished background response gets no lock. Its worker may not know yet that a client cancelled it.
+# A finished background response gets no lock. Its worker may still run because it does not know yet that a client
+# cancelled the response.
 LOCK = f"""{_TAKE} AND ({_UNLOCKED} OR locked_by = :holder)
   AND NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = :holder AND r.status NOT IN ('queued', 'in_progress'))
 """
 RELEASE = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :id"
-"""Releases the locks of this response."""
-# Locks the rows in one order, as every statement that locks several rows.
+"""Releases the locks that the response `:id` holds."""
+# Locks the rows in the order of their keys, as every statement that locks several rows does, to avoid deadlocks.
 RENEW = """
 WITH held AS MATERIALIZED (
   SELECT owner, id FROM conversations WHERE locked_by IN (:holders...) ORDER BY owner, id FOR UPDATE
@@ -155,10 +159,10 @@ WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) R
 
 
 class ConversationStore:
-    """Conversations in tables that the caller closes.
+    """Stores conversations in tables that the caller closes.
 
-    Every method raises `StoreError` when the database fails; none blocks the event loop. Methods that change items or
-    delete the conversation raise `ConversationLocked` while a response runs on it.
+    Every method raises `StoreError` when the database fails. No method blocks the event loop. Methods that change items
+    or delete the conversation raise `ConversationLocked` while a response runs on the conversation.
     """
 
     def __init__(
@@ -172,8 +176,8 @@ class ConversationStore:
         bodies: Bodies = PLAIN,
         clock: Clock = now,
     ) -> None:
-        """`max_items`, `history_bytes`: the limits of a response's history. `page_bytes`: the maximum bytes of a page
-        of items. `bodies` seals metadata and items."""
+        """`max_items` and `history_bytes` limit the history that a response may load. `page_bytes`: the maximum bytes
+        of a page of items. `bodies` encrypts metadata and items."""
         self._tables = tables
         self._keys = keys
         self._limit = max_items
@@ -190,37 +194,38 @@ class ConversationStore:
         items: Sequence[StoredItem] = (),
         once: OnceOnly | None = None,
     ) -> StoredConversation:
-        """Create a conversation with these items, all or nothing. Raises `AlreadyMade` when the key is already
-        bound."""
+        """Create a conversation with these items in one transaction. Raises `AlreadyMade` when the idempotency key
+        `once` already belongs to a created conversation."""
         named = self._named(owner, conversation_id, metadata)
         unit = [Statement(INSERT, named), *self._adding(owner, conversation_id, items)]
         await self._keys.make(once, conversation_id, unit, [Statement(DELETE, named)])
         return StoredConversation(conversation_id, named["at"] / 1000, metadata)
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The id of the conversation that the same request created earlier, or None. Call it before reading what the
-        request refers to."""
+        """Return the id of the conversation that an earlier request with the same idempotency key created, or None.
+        Call this before reading the objects that the request refers to, because they may be deleted by now."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
-        """The conversation, or None."""
+        """Return the conversation, or None if the owner has no conversation with this id."""
         rows = await self._tables.fetch(GET, {"owner": owner, "id": conversation_id})
         return self._conversation(rows[0]) if rows else None
 
     async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
-        """Replace the metadata; None when there is no such conversation."""
+        """Replace the metadata and return the conversation, or None if the conversation does not exist."""
         named = self._named(owner, conversation_id, metadata)
         if not await changed(self._tables, Statement(UPDATE_METADATA, named, rows=1)):
             return None
         return await self.get(owner, conversation_id)
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
-        """Delete the conversation with its items; False when it does not exist. Its responses stay."""
+        """Delete the conversation with its items. Returns False when the conversation does not exist. The responses of
+        the conversation stay."""
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
-        """A page of the owner's conversations, by creation time. Cursors are ids of conversations.
+        """Return a page of the owner's conversations, ordered by creation time. Cursors are ids of conversations.
 
         An unknown cursor raises `InvalidRequest`.
         """
@@ -230,7 +235,7 @@ class ConversationStore:
         return Page(page.shown(found), has_more=len(found) > page.limit)
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
-        """Append the items, all or none; False when the conversation does not exist."""
+        """Append the items in one transaction. Returns False when the conversation does not exist."""
         named = {"owner": owner, "id": conversation_id}
         undo = [Statement(TAKE_BACK_ITEM, [named | {"item_id": item.id} for item in items], many=True)]
         try:
@@ -242,27 +247,29 @@ class ConversationStore:
         return True
 
     async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the items, or None when the conversation does not exist.
+        """Return a page of the items, or None when the conversation does not exist.
 
-        A page of large items may end before `limit`, with `has_more`. An unknown cursor raises `InvalidRequest`.
+        A page of large items may have fewer than `limit` items and set `has_more`. An unknown cursor raises
+        `InvalidRequest`.
         """
         named = {"owner": owner, "id": conversation_id, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
-        """One item of the conversation, or None."""
+        """Return one item of the conversation, or None if the conversation has no item with this id."""
         rows = await self._tables.fetch(GET_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
         return self._bodies.open_item(stored_item(rows[0])) if rows else None
 
     async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
-        """Remove one item; False when it is not there."""
+        """Remove one item. Returns False when the conversation has no item with this id."""
         gone = await self._change(DELETE_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
         if gone or await self.get_item(owner, conversation_id, item_id) is None:
             return gone
         raise ConversationLocked()
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, in any conversation; unknown ids are left out. Raises `HistoryTooLarge`."""
+        """Return the owner's items with these ids, from any conversation. The result lacks unknown ids. Raises
+        `HistoryTooLarge` when the items exceed the limit of bytes."""
         if not item_ids:
             return {}
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
@@ -272,18 +279,20 @@ class ConversationStore:
     async def load(
         self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
     ) -> tuple[StoredItem, ...] | None:
-        """All items, oldest first; None when the conversation does not exist (`create` creates it).
+        """Return all items, oldest first, or None when the conversation does not exist. With `create`, this method
+        creates a missing conversation.
 
-        A `holder` (a response's id) first locks the conversation for `seconds`. If another response holds the lock,
-        this raises `ConversationLocked`. The same holder may lock again. Saving that response (`ResponseStore.save`) or
-        `release` releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
+        With a `holder` (a response's id), this method first locks the conversation for `seconds`. It raises
+        `ConversationLocked` if another response holds the lock. The same holder may lock again. `ResponseStore.save` of
+        that response, or `release`, releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
         """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:
             taken = await self._take(owner, conversation_id, holder, seconds, create)
             if not taken and not await self._missing(owner, conversation_id):
                 return None
-        # A separate statement: the snapshot of one that began before the lock might miss the last items.
+        # A separate statement reads the items. The snapshot of a statement that began before the lock might miss the
+        # last items.
         most = {"limit": self._limit + 1, "bytes": self._history_bytes}
         rows = await self._tables.fetch(LOAD, {**named, **most})
         if not rows:
@@ -295,7 +304,7 @@ class ConversationStore:
         return self._bodies.open_items(tuple([history_item(row) for row in rows if row["item_id"] is not None]))
 
     async def release(self, holder: str) -> None:
-        """Release the lock, if `holder` has it."""
+        """Release the locks that the response `holder` has."""
         await self._tables.run([Statement(RELEASE, {"id": holder})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
@@ -303,7 +312,8 @@ class ConversationStore:
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def _take(self, owner: str, conversation_id: str, holder: str, seconds: float, create: bool) -> bool:
-        """Create the conversation if `create` is set and it is missing, and lock it if there is a holder."""
+        """Create a missing conversation if `create` is set, and lock the conversation if `holder` is not empty. Returns
+        False when the conversation does not exist or another response holds the lock."""
         named = {"owner": owner, "id": conversation_id}
         locking = {**named, "holder": holder, "lease": milliseconds(seconds)}
         if holder:
@@ -322,7 +332,8 @@ class ConversationStore:
         return True
 
     async def _change(self, sql: str, named: dict[str, object]) -> bool:
-        """Run a statement that changes an unlocked conversation, after locking its row."""
+        """Lock the conversation's row, then run a statement that changes one row. Returns False when the statement
+        found no row or the conversation is locked."""
         try:
             await self._tables.run([Statement(HOLD, named, into=[]), Statement(sql, named, rows=1)])
         except RowsMissing:
@@ -340,8 +351,8 @@ class ConversationStore:
         return [Statement(MAKE_ROOM, named, rows=1), Statement(INSERT_ITEM, rows, many=True)]
 
     async def _missing(self, owner: str, conversation_id: str) -> bool:
-        """Explain a change that changed nothing. False: the conversation does not exist. Otherwise it is locked: raises
-        `ConversationLocked`."""
+        """Find out why a change found no row. Returns False when the conversation does not exist. Raises
+        `ConversationLocked` when the conversation exists, because then a response has locked it."""
         if await self.get(owner, conversation_id) is None:
             return False
         raise ConversationLocked()

@@ -1,12 +1,12 @@
-"""Stores files: metadata rows for any backend, contents in any `BlobStore`.
+"""Stores uploaded files: the metadata in rows of any backend, the contents in any `BlobStore`.
 
-Lives here: the SQL, the order of writing row and content, and the sweep of expired files. Not here: the SQL that
-differs by backend (`sqlite/files.py`, `postgres/files.py`), contents that belong to no file (`blobs/pending.py`), the
-storage for contents (`blobs/`).
+Lives here: the SQL, the order in which the store writes row and content, and the sweep that deletes expired files. Not
+here: the SQL that differs by backend (`sqlite/files.py`, `postgres/files.py`), contents that belong to no file
+(`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
-that inserts the file's row deletes the pending row; the one that deletes the file's row inserts a pending row. So a
-crash at any moment leaves no row without its content and no content without a row.
+that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts
+a pending row. So after a crash, every row still has its content, and every content has a row.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
 LEAST_ROOM = 4096
-"""The minimum bytes counted per file, because an empty file uses disk space as well."""
+"""The minimum bytes that a file counts toward its owner's limit, because even an empty file uses disk space."""
 COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _BATCH = 200
 _EVER = (1 << 63) - 1
 
 
 class ContentTaken(Exception):
-    """A sweep deleted the content, so no file can be made of it."""
+    """A sweep deleted the uploaded content because its lease expired, so the store cannot create the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """A file and the key of its content."""
+    """A file's metadata, and the key of its content in the `BlobStore`."""
 
     file: StoredFile
     blob: str
@@ -57,7 +57,8 @@ class FileRow:
 
 KEPT = "SELECT CAST(coalesce(sum(size), 0) AS bigint) FROM files"
 DELETE = "DELETE FROM files WHERE owner = :owner AND id = :id AND blob = :blob"
-# Only files that the same transaction released: a file may expire between two statements.
+# Deletes only the files for which the same transaction has inserted a pending row (`let_go_expired`), because another
+# file may expire between the two statements.
 DELETE_LET_GO = """
 DELETE FROM files WHERE blob IN (:blobs...)
   AND EXISTS (SELECT 1 FROM pending_blobs WHERE key = files.blob AND lease_until = taken())
@@ -66,12 +67,12 @@ RETURNING blob
 
 
 class FileSql:
-    """The statements of files in one backend."""
+    """The SQL statements of the file store in one backend."""
 
     def __init__(self, *, ends: str, used: str, insert: tuple[str, ...]) -> None:
-        """The SQL that differs by backend. `ends`: when a file expires. `used`: the bytes that an owner's files take.
-        `insert`: the statements that add a file. Each changes one row if there is room (`:room`, at most `:limit` in
-        all)."""
+        """The arguments are the SQL that differs by backend. `ends`: the expression for a file's expiry time. `used`:
+        the query for the bytes of an owner's files. `insert`: the statements that add a file. Each statement changes
+        one row if the file's `:room` bytes fit into the owner's `:limit`."""
         self.used = used
         self.insert = insert
         there = f"(expires_at IS NULL OR {ends} > now_ms())"
@@ -91,10 +92,10 @@ ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 
 
 class FileStore:
-    """Files of all owners. Every method raises `StoreError` when the storage fails.
+    """Stores the files of all owners. Every method raises `StoreError` when the storage fails.
 
-    A missing, an expired and another owner's file give the same result: None or False. The caller closes the tables;
-    the store closes the storage of contents.
+    A missing file, an expired file and another owner's file give the same result: None or False. The caller closes the
+    tables, and this store closes the storage for contents.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class FileStore:
         owner_bytes: int | None = None,
         clock: Clock = now,
     ) -> None:
-        """`owner_bytes`: the maximum bytes of one owner's files. `clock`: the date, where the database has none."""
+        """`owner_bytes`: the maximum bytes of one owner's files; None: no limit. `clock`: the source of the current
+        time for a database without a clock (SQLite)."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
@@ -117,38 +119,39 @@ class FileStore:
         self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
-        """Called with owner and id before the sweep deletes an expired file."""
+        """A callback that the sweep awaits with the owner and the file's id before it deletes an expired file."""
 
     async def aclose(self) -> None:
-        """Wait for reads and writes of contents to end."""
+        """Wait until running reads and writes of contents end, then close the storage for contents."""
         await self._pending.aclose()
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[FileUpload]:
-        """Begin a new file."""
+        """Begin an upload. The caller writes the content to the yielded `FileUpload`, then calls its `keep`."""
         async with self._pending.uploading() as blob:
             yield FileUpload(self, blob)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
-        """The file, or None."""
+        """Return the file's metadata, or None if the owner has no such file."""
         kept = await self._found(owner, file_id)
         return kept.file if kept is not None else None
 
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """The file with its content open, or None. The caller closes it."""
+        """Open the file and its content for reading, or return None. The caller closes the returned file."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return None
         try:
             return OpenedFile(kept.file, await self._blobs.open(kept.blob))
         except StoreError:
-            # Another request deleted the file between the two reads: then its row is deleted by now.
+            # Another request may have deleted the file after this method read its row. The row is then missing now.
             if await self._found(owner, file_id) is None:
                 return None
             raise
 
     async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
-        """A page by creation time, or None when `after` is not a file of the owner."""
+        """Return a page of the owner's files, ordered by creation time, or None when `after` is not a file of the
+        owner."""
         end = (_EVER, "") if query.descending else (-1, "")
         if query.after is not None:
             after = await self.get(owner, query.after)
@@ -191,8 +194,10 @@ class FileStore:
             raise ContentTaken from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
-        """Delete the file; False when it does not exist. Its content is deleted now, or by the next sweep if the
-        storage fails. For readers of the content at that moment see `BlobReader`."""
+        """Delete the file. Returns False when the file does not exist.
+
+        This method also deletes the content. If the storage fails, the next sweep deletes the content. `BlobReader`
+        says how the deletion affects open readers."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return False
@@ -203,17 +208,17 @@ class FileStore:
         return True
 
     async def used(self, owner: str) -> int:
-        """The bytes that all the owner's files take; each file counts at least `LEAST_ROOM`."""
+        """Return the bytes that the owner's files use together. Each file counts at least `LEAST_ROOM` bytes."""
         rows = await self._tables.fetch(self._sql.used, {"owner": owner})
         return int(rows[0][0]) if rows else 0
 
     async def stored_bytes(self) -> int:
-        """The bytes of all files of all owners."""
+        """Return the total bytes of all owners' files."""
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and the contents of pending blobs with an expired lease. Returns the number of each.
-        Any process may run it at any time."""
+        """Delete expired files, and the contents of pending blobs with an expired lease. Returns both numbers. Any
+        process may run a sweep at any time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 
@@ -242,7 +247,7 @@ class FileStore:
 
 
 class FileUpload:
-    """A file during its upload. Unless `keep` returned, the store removes everything of it."""
+    """A file during its upload. If `keep` does not return successfully, the store deletes the uploaded content."""
 
     def __init__(self, files: FileStore, blob: PendingBlob) -> None:
         self._files = files
@@ -254,12 +259,15 @@ class FileUpload:
         return self._blob.size
 
     async def write(self, data: bytes) -> None:
-        """Append to the content. Raises `StoreError`, also when a sweep deleted an upload that stalled for too long."""
+        """Append to the content. Raises `StoreError` when the storage fails, or when a sweep has deleted this upload
+        because it stalled for too long."""
         await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
-        """Create the owner's file; it is durable when this returns. Raises `OwnerStorageFull`. Raises `AlreadyMade` for
-        a key that is bound to the same fields and content."""
+        """Create the owner's file from the uploaded content. The file is durable when this method returns.
+
+        Raises `OwnerStorageFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
+        file with the same fields and content."""
         blob = await self._blob.seal()
         file = StoredFile(
             fields.id,
@@ -272,11 +280,11 @@ class FileUpload:
             None if fields.expires_at is None else _as_kept(fields.expires_at),
         )
         if once is not None:
-            # The content is part of the request's fingerprint, and is known only now.
+            # The content is part of the request's fingerprint, and its hash is known only after the upload.
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
         self._blob.settled = True
         try:
-            # Until the insert has ended, the content may or may not belong to a file.
+            # `settled` prevents that the upload deletes the content while the outcome of the insert is unknown.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentTaken:
             self._blob.settled = False
@@ -288,7 +296,7 @@ class FileUpload:
 
 
 class OpenedFile:
-    """`OpenFile`: a file with its content open."""
+    """Implements `OpenFile`: a file whose content is open for reading."""
 
     def __init__(self, file: StoredFile, content: BlobReader) -> None:
         self.file = file
@@ -296,11 +304,11 @@ class OpenedFile:
 
     @property
     def path(self) -> Path | None:
-        """The path of its content on this machine's disk, or None."""
+        """The path of the content on this machine's disk, or None if the content is in object storage."""
         return self._content.path
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Bytes from `start`: at most `limit` of them, or all the rest."""
+        """Read at most `limit` bytes from offset `start`. Without `limit`, read up to the end."""
         return await self._content.read(start, max(0, self._content.size - start) if limit is None else limit)
 
     async def aclose(self) -> None:
@@ -309,7 +317,7 @@ class OpenedFile:
 
 
 def _kept(row: Row) -> FileRow:
-    """The file in a row that has a column for each field."""
+    """Convert a row with the columns `COLUMNS` to a file."""
     file = StoredFile(
         id=row["id"],
         name=row["name"],
@@ -324,5 +332,5 @@ def _kept(row: Row) -> FileRow:
 
 
 def _as_kept(seconds: float) -> float:
-    """A time, rounded to the milliseconds that the database stores."""
+    """Round a time in seconds to the milliseconds that the database stores."""
     return round(seconds * 1000) / 1000

@@ -3,10 +3,10 @@
 Lives here: the SQL, and the statements that other stores add to the transaction that creates an object. Not here: the
 meaning of a key and its errors (`engine/ports/idempotency.py`), how a backend runs statements (`tables.py`).
 
-When two requests use one key, the second waits for the first one's commit, and then sees the committed row.
+When two requests use one key, the second request waits for the first request's commit, and then sees the committed row.
 
-Invariant: one transaction binds a key to an object and stores the object, so neither exists without the other. A key
-that is held for an object that is not stored yet is a lease.
+Invariant: one transaction binds a key to an object and stores the object, so neither exists without the other. Before
+that transaction, a running request holds the key with a lease.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
 KEEP_SECONDS = 86_400.0
-"""The default of the seconds for which a key is stored."""
+"""The default lifetime in seconds of a key that is bound to an object."""
 _PIECE = 500
 _TRIES = 3
 
-# A free key: it is expired, or its holder's lease is expired and the holder has claimed no calls.
+# True if the holder of the key `known` has not claimed tool calls. Another request may take a key with an expired lease
+# only under this condition. It may always take an expired key.
 _FREE = f"""NOT EXISTS (
     SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
   )"""
@@ -46,14 +47,16 @@ ON CONFLICT (owner, key) DO UPDATE
       expires_at = excluded.expires_at
   WHERE known.expires_at <= date_now() OR (known.lease_until <= lease_now() AND {_FREE}) {{or_own}}
 """
-# While a key is held, only the end of its lease frees it. Its holder may claim again when the first result was lost.
+# A held key becomes free only when its lease ends. The holder may claim its key again, because it may have lost the
+# result of the first claim.
 CLAIM = _TAKE.format(
     lease="lease_in(:lease)",
     expires="for_ever()",
     or_own="OR (known.object_id = :id AND known.fingerprint = :fingerprint AND known.lease_until IS NOT NULL)",
 )
 BIND_NEW = _TAKE.format(lease="NULL", expires="date_in(:keep)", or_own="")
-# Only the key's holder can bind it. It may bind again: a queued response already holds its key.
+# Only the holder of a key can bind the key. A repeated bind is allowed, because a queued response has bound its key
+# before it ends.
 BIND = """
 UPDATE idempotency SET lease_until = NULL, expires_at = date_in(:keep)
 WHERE owner = :owner AND key = :key AND object_id = :id
@@ -77,7 +80,7 @@ WITH held AS MATERIALIZED (
 UPDATE idempotency AS i SET lease_until = lease_in(:lease) FROM held
 WHERE i.owner = held.owner AND i.key = held.key RETURNING object_id
 """
-# Only the response that used an approval may use it again.
+# Records which response uses an approval. Only the same response may use the approval again.
 SPEND = """
 INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
 VALUES (:owner, :key, '', :id, NULL, date_in(:keep))
@@ -89,7 +92,8 @@ UNSPEND = (
     f"DELETE FROM idempotency WHERE object_id = :id AND owner = :owner"
     f" AND substr(key, 1, {len(APPROVALS)}) = '{APPROVALS}'"
 )
-# A concurrent transaction that would take the key waits, and then finds it held.
+# Renews the lease of the request's key, so that a concurrent transaction that wants the key waits and then finds it
+# held.
 HOLD_KEY = """
 UPDATE idempotency SET lease_until = lease_in(:lease)
 WHERE owner = :owner AND key = :held AND object_id = :id AND lease_until IS NOT NULL
@@ -119,7 +123,7 @@ SWEEP_GONE = _SWEEP.format(
 
 
 class IdempotencyStore:
-    """Keys of all owners, in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the idempotency keys of all owners in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(
         self,
@@ -130,8 +134,9 @@ class IdempotencyStore:
         clock: Clock = now,
         piece: int = _PIECE,
     ) -> None:
-        """`keep`: seconds for which a key is stored after it created an object. `bodies` seals the records of claimed
-        calls. `clock`: the date, where the database has none. `piece`: how many rows a sweep deletes at once."""
+        """`keep`: seconds for which the store keeps a key after the request created an object. `bodies` encrypts the
+        records of claimed calls. `clock`: the source of the current time for a database without a clock (SQLite).
+        `piece`: the number of rows that a sweep deletes per statement."""
         self._tables = tables
         self.keep = keep
         self._bodies = bodies
@@ -139,16 +144,16 @@ class IdempotencyStore:
         self._piece = piece
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
-        """For the transaction that stores an object with a held key: the statements that bind the key, and those that
-        undo it."""
+        """Return the statements that bind a held key, and the statements that undo the binding. The caller adds them to
+        the transaction that stores the object. Both lists are empty without a key."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
         return [Statement(BIND, named, rows=1)], [Statement(UNBIND, named)]
 
     def binding(self, once: OnceOnly, object_id: str) -> Statement:
-        """For the transaction that creates an object: its statement changes no row unless the key is free. `explain`
-        gives the reason."""
+        """Return the statement that takes and binds a free key, for the transaction that creates the object. If the key
+        is not free, the statement changes no row, the transaction fails, and `explain` raises the reason."""
         return Statement(BIND_NEW, self._named(once, object_id), rows=1)
 
     async def make(
@@ -157,7 +162,8 @@ class IdempotencyStore:
         """Run a transaction that creates an object, only once per key. Raises `AlreadyMade`, `ApiError` and
         `RowsMissing`.
 
-        Without `undo`, an object stays if its commit succeeds after the caller's timeout, and so does its key.
+        `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, the object and its
+        key stay in that case.
         """
         if once is None:
             await self._tables.run(unit, undo=undo)
@@ -174,10 +180,11 @@ class IdempotencyStore:
                     raise  # the key was not the reason
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
-        """Hold the key for a new object for `seconds`. Returns None, or the id of the object that the key created
-        before.
+        """Hold the key with a lease of `seconds` while the request creates its object. Returns None, or the id of the
+        object that an earlier request with this key created.
 
-        Raises `ApiError` when the key belongs to another request, or its request is in progress. Raises `LeftBehind`.
+        Raises `ApiError` when the key belongs to a different request, or the same request still runs. Raises
+        `LeftBehind` when the process of the earlier request died after it claimed tool calls.
         """
         named = self._named(once, object_id) | {"lease": milliseconds(seconds)}
         for _ in range(_TRIES):
@@ -193,29 +200,33 @@ class IdempotencyStore:
         raise in_progress()
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The id of the object that the same request created with this key; None in all cases that `claim` explains."""
+        """Return the id of the object that the same request created earlier with this key. Returns None in all other
+        cases, which `claim` distinguishes."""
         rows = await self._tables.fetch(MADE, self._named(once, ""))
         return str(rows[0][0]) if rows else None
 
     async def explain(self, once: OnceOnly) -> None:
-        """Raise the reason why the key is not free: `AlreadyMade` or `ApiError`. Returns when the key is free by
-        now."""
+        """Raise the reason why the key is not free: `AlreadyMade`, `LeftBehind` or `ApiError`. Returns if the key has
+        become free."""
         rows = await self._tables.fetch(LOOK, self._named(once, ""))
         explain(once, [(row[0], row[1], row[2], row[3]) for row in rows])
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
-        """Release the key if it is held for this object and the object is not stored."""
+        """Release the key if this object's request holds it and the store has not stored the object."""
         await self._tables.run([Statement(RELEASE, self._named(once, object_id))], again=True)
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """Keep the key bound, without a lease, even if no object is stored with it; `object_id` must hold the key."""
+        """Bind the key to `object_id`, which must hold the key, even though no object with this id is stored. The key
+        has no lease afterwards."""
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
-        """Record that this response uses the answers to these approval requests. Returns those that another response
-        has used, each with that response; these do not change. Idempotent."""
+        """Record that this response uses the answers to these approval requests. Idempotent.
+
+        Returns the requests whose answers another response has already used, each with that response's id. The records
+        of these requests stay unchanged."""
         by_key = {approval_key(each): each for each in requests}
-        # All transactions lock the rows in one order.
+        # All transactions lock the rows in the order of the keys, to avoid deadlocks.
         keys = sorted(by_key)
         named = {"owner": owner, "id": response_id, "keep": milliseconds(KEEP_APPROVALS), **self._date()}
         rows: list[Row] = []
@@ -227,17 +238,17 @@ class IdempotencyStore:
         return {by_key[row[0]]: row[1] for row in rows}
 
     async def unspend(self, owner: str, response_id: str) -> None:
-        """Release the approvals that this response uses."""
+        """Delete the records of the approvals that this response uses, so that another response may use them."""
         await self._tables.run([Statement(UNSPEND, {"owner": owner, "id": response_id})], again=True)
 
     async def claim_calls(
         self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
     ) -> bool:
-        """Record, with a lease of `seconds`, that this response sends calls now. `record` is the content for the
-        process that finds the lease expired. Idempotent; a later claim replaces the record.
+        """Record, with a lease of `seconds`, that this response is about to send tool calls. Idempotent. If the lease
+        expires, another process reads `record` and ends the response. A later claim replaces the record.
 
-        Returns False, without a record, when another process assumed that this one is dead. Then a process other than
-        `by` has claimed calls of the response, or the response no longer holds the key `once`."""
+        Returns False, and stores no record, when another process has assumed that this process is dead. In that case a
+        process other than `by` has claimed calls of the response, or the response no longer holds the key `once`."""
         named: dict[str, object] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
         named |= {"lease": milliseconds(seconds), "record": self._bodies.seal(record)}
         unit = [] if once is None else [Statement(HOLD_KEY, named | {"held": once.key}, rows=1)]
@@ -248,26 +259,26 @@ class IdempotencyStore:
         return True
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
-        """The record of a response that has claimed calls."""
+        """Return the record that `claim_calls` stored for this response, or None."""
         rows = await self._tables.fetch(CLAIMED_CALLS, {"owner": owner, "key": calls_key(response_id)})
         return self._bodies.open(bytes(rows[0][0])) if rows else None
 
     async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses with an expired claim, as pairs of owner and response id; a limited number at a time."""
+        """Return up to 500 responses whose claim of tool calls has expired, as pairs of owner and response id."""
         rows = await self._tables.fetch(LEFT_CALLS, {"limit": _PIECE})
         return [(row[0], row[1]) for row in rows]
 
     async def end_calls(self, owner: str, response_id: str) -> None:
-        """Delete the response's claim, because the response is over."""
+        """Delete the response's claim of tool calls after the response has ended."""
         await self._tables.run([Statement(END_CALLS, {"owner": owner, "key": calls_key(response_id)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Extend the leases of these objects' keys to `seconds` from now. Returns the objects that still held their
-        key."""
+        """Extend the leases of the keys that these objects hold to `seconds` from now. Returns the objects that still
+        held their key."""
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:
-        """Delete expired keys, and keys whose lease expired `keep` seconds ago or more. Returns the number of deleted
+        """Delete expired keys, and keys whose lease expired at least `keep` seconds ago. Returns the number of deleted
         keys."""
         gone = 0
         while True:
