@@ -1,1 +1,2 @@
-"""Shapes of both APIs: Responses (items, request, response, events) and Chat Completions. Data only."""
+"""Data types of both APIs: Responses (items, request, response, events) and Chat Completions. The package holds data
+only."""

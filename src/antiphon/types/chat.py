@@ -1,9 +1,9 @@
 """Chat Completions shapes: the request that Antiphon sends (exact) and the chunk that it accepts (tolerant).
 
-Lives here: typed views of the fields that are used. Not here: the treatment of a wrong shape
+Lives here: typed views of the fields that the translation uses. Not here: the handling of malformed chunks
 (`translation/answer/chunk.py`), nor any vendor's name.
 
-Invariant: decoding into these never copies text; text fields stay raw JSON until they are emitted.
+Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChatToolCall(Struct):
 
 
 class ChatMessage(Struct, omit_defaults=True, gc=False):
-    """One message of a chat request; `content` is raw JSON (a string, an array of parts, or null)."""
+    """One message of a chat request. `content` is raw JSON: a string, an array of parts, or null."""
 
     role: str
     content: Raw | UnsetType = UNSET
@@ -40,8 +40,8 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A Chat Completions request, in the order it is written. The fields that go to the server as they are follow it
-    (`translation/chat/body.py`)."""
+    """A Chat Completions request, with its fields in the order in which they are encoded. `translation/chat/body.py`
+    appends the fields that go to the server unchanged."""
 
     model: str
     messages: list[ChatMessage]
@@ -70,9 +70,11 @@ class CustomDelta(Struct, gc=False):
 
 
 class ToolCallDelta(Struct, gc=False):
-    """One entry of `tool_calls`. The server's own custom tools have `custom` instead of `function`.
+    """One entry of `tool_calls`. A call of a custom tool that the server itself declares has `custom` instead of
+    `function`.
 
-    Google requires `extra_content` (its thought signature) again with the call."""
+    `extra_content` carries Google's thought signature. Google requires it again when a later request repeats the call.
+    """
 
     index: int | None = None
     id: str | None = None
@@ -82,7 +84,7 @@ class ToolCallDelta(Struct, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """The delta of a chunk, or the message of a completion: the keys are the same."""
+    """The delta of a chunk, or the message of a completion. Both have the same keys."""
 
     content: Raw = ABSENT
     refusal: Raw = ABSENT
@@ -107,7 +109,7 @@ class Choice(Struct, gc=False):
 
 
 class Chunk(Struct, gc=False):
-    """A chunk of a stream, or a whole completion."""
+    """A chunk of a streamed answer, or a whole completion."""
 
     choices: list[Choice] | None = None
     usage: Raw = ABSENT
@@ -123,7 +125,7 @@ TokenCount = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class UsageDetails(Struct, gc=False):
-    """The details of a usage besides its sums, for the prompt or for the output."""
+    """The detail counts inside a usage object, either for the prompt or for the output."""
 
     cached_tokens: TokenCount | None = None
     cache_write_tokens: TokenCount | None = None
@@ -131,7 +133,7 @@ class UsageDetails(Struct, gc=False):
 
 
 class ChatUsage(Struct, gc=False):
-    """A usage object, in every spelling that servers have for it."""
+    """A usage object, with every key under which servers report a token count."""
 
     prompt_tokens: TokenCount | None = None
     input_tokens: TokenCount | None = None

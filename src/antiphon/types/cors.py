@@ -1,9 +1,10 @@
-"""The CORS rules, the same for every door: which origins may call, and their response headers.
+"""The CORS rules, the same for the HTTP server and Envoy: the allowed origins, and the response headers they get.
 
-Lives here: which origins are allowed, and their response headers. Not here: the servers that send them (the HTTP
-server, Envoy's cors filter), WebSockets (`websocket.origins`).
+Lives here: the check of an origin, and the response headers. Not here: the servers that send the headers (the HTTP
+server, Envoy's cors filter), and the origins of WebSockets (`websocket.origins`).
 
-Invariant: credentials of the browser's own (cookies) are never allowed; a page shows the bearer token it was given.
+Invariant: the responses never allow credentials that the browser adds by itself (cookies). A page sends a bearer token
+instead.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from typing import Final
 from antiphon.types.transport import Headers
 
 ALLOW_METHODS: Final = "GET,POST,PUT,DELETE"
-# A star does not stand for authorization.
+# Browsers do not count `authorization` as covered by the wildcard, so the list names it.
 ALLOW_HEADERS: Final = "authorization,*"
 EXPOSE_HEADERS: Final = "*"
 MAX_AGE: Final = "600"
 
 
 def allows(origins: tuple[str, ...], origin: str | None) -> bool:
-    """Whether pages of this origin may ask and read."""
+    """Whether pages of this origin may send requests and read the responses."""
     return origin is not None and ("*" in origins or origin in origins)
 
 
 def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
-    """The response headers for this origin. Empty if no origin is allowed."""
+    """The CORS response headers for this origin. They are empty if the settings allow no origin."""
     if not origins:
         return ()
     vary = ("vary", "origin")
@@ -35,7 +36,7 @@ def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
 
 
 def preflight_headers(origin: str) -> Headers:
-    """The answer to a browser that asks before it sends."""
+    """The response headers for a browser's preflight request (`OPTIONS`)."""
     return (
         ("access-control-allow-origin", origin),
         ("access-control-allow-methods", ALLOW_METHODS),

@@ -1,7 +1,7 @@
-"""Stream events: one class per event, as OpenAI's service sends them.
+"""Stream events: one class for each event type that OpenAI's service sends.
 
-Lives here: names and fields. Not here: counters, ids, or when an event is sent (`translation/events/builder.py`), and
-the framing on the wire (`translation/events/encode.py`).
+Lives here: names and fields. Not here: counters and ids, and the times at which events are sent
+(`translation/events/builder.py`), and their encoding as server-sent events (`translation/events/encode.py`).
 
 Invariant: `type` comes first and every event has a `sequence_number`.
 """
@@ -51,7 +51,8 @@ class ErrorDetail(Struct):
 
 
 class ErrorEvent(Event, tag="error"):
-    """Flat fields for OpenAI's schema, nested `error` for Open Responses' and the real service."""
+    """An error event. OpenAI's schema has the flat fields. Open Responses and the real service have the nested
+    `error`."""
 
     code: str | None
     message: str
@@ -116,13 +117,13 @@ class ReasoningTextDone(_Part, tag="response.reasoning_text.done"):
 
 
 class ReasoningDelta(_Part, tag="response.reasoning.delta"):
-    """Open Responses' name of `response.reasoning_text.delta`."""
+    """The event that Open Responses sends in place of OpenAI's `response.reasoning_text.delta`."""
 
     delta: JsonText
 
 
 class ReasoningDone(_Part, tag="response.reasoning.done"):
-    """Open Responses' name of `response.reasoning_text.done`."""
+    """The event that Open Responses sends in place of OpenAI's `response.reasoning_text.done`."""
 
     text: JsonText
 
@@ -241,7 +242,8 @@ class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_di
 
 
 class _ShellCommand(Event):
-    """Observed: no `item_id`; the output index says which call it is."""
+    """The members of every event about a shell command. OpenAI's service sends no `item_id` in these events, so
+    `output_index` identifies the call."""
 
     output_index: int
     command_index: int

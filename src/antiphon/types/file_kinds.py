@@ -1,11 +1,11 @@
 """Determines a file's plain name and media type from its metadata and its first bytes.
 
-Lives here: plain names, media types, which files are text, which pictures models look at, and a file as the translation
-gets it (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching one (`upstream/fetch.py`), and
-what a chat server takes (`translation/chat/content.py`).
+Lives here: plain names, media types, the text types, the image types that models accept, and the file type of the
+translation (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching a file
+(`upstream/fetch.py`), and the file types that a chat server accepts (`translation/chat/content.py`).
 
-Invariants: a plain name holds no path, no control character and nothing that turns the direction of writing. A media
-type is in lower case and without parameters.
+Invariants: a plain name holds no path, no control character and no character that reverses the writing direction. A
+media type is in lower case and without parameters.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mimetypes import MimeTypes
 from typing import Final
 
 BYTES: Final = "application/octet-stream"
-"""The media type of what could be anything."""
+"""The media type of a file whose type is unknown."""
 
 FIRST_BYTES: Final = 16
-"""How much of a file `image_type` looks at."""
+"""The number of bytes at a file's start that `image_type` needs."""
 
 _UNNAMEABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MAX_NAME: Final = 255
@@ -30,7 +30,7 @@ _TEXT_ENDINGS: Final = (
     *(".html", ".htm", ".css", ".js", ".ts", ".tsx", ".jsx", ".py", ".rb", ".go", ".rs", ".java", ".c", ".h", ".cpp"),
     *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
 )
-# The tables of the standard library alone: what a machine's own files add must not change what a file is.
+# Only the standard library's tables: the media types that a machine's own files define must not change the result.
 _TYPES: Final = MimeTypes()
 for _ending, _type in {
     ".md": "text/markdown",
@@ -49,7 +49,8 @@ for _ending, _type in {
 
 
 def plain_name(name: str) -> str:
-    """The file name alone, cut to 255 bytes at its ending; empty when nothing of it can be kept."""
+    """The file name without its path, cut to 255 bytes; the cut keeps a short extension. Empty when no character
+    remains."""
     name = _UNNAMEABLE.sub("", re.split(r"[/\\]", name)[-1]).strip()
     if name.strip(".") == "":
         return ""
@@ -63,10 +64,10 @@ def plain_name(name: str) -> str:
 
 
 def media_type_of(name: str, declared: str = "") -> str:
-    """The media type of a file: by its name's ending, else the declared type, else `application/octet-stream`."""
+    """The media type of a file: that of its extension, else the declared type, else `application/octet-stream`."""
     guessed, coding = _TYPES.guess_type(name.lower(), strict=True)
     if guessed is not None and coding is None:
-        # Source code has registered types that say nothing (`.ts` is a film).
+        # Some extensions of source code have a registered type of another format (`.ts` is a video).
         named_text = name.lower().endswith(_TEXT_ENDINGS) and not guessed.startswith(_TEXT_TYPES)
         return "text/plain" if named_text else guessed
     if name.lower().endswith(_TEXT_ENDINGS):
@@ -75,14 +76,14 @@ def media_type_of(name: str, declared: str = "") -> str:
 
 
 def is_text(name: str, media_type: str) -> bool:
-    """Whether a model can read the file's bytes as they are."""
+    """Whether the file is text, so that a model can read its bytes unchanged."""
     if media_type and media_type != BYTES:
         return media_type.startswith(_TEXT_TYPES)
     return name.lower().endswith(_TEXT_ENDINGS)
 
 
 def image_type(start: bytes) -> str | None:
-    """The media type of a picture by its first bytes; None for what models do not look at."""
+    """The media type of a PNG, JPEG, GIF or WebP image, from the file's first bytes. None for every other file."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if start.startswith(b"\xff\xd8\xff"):
@@ -96,8 +97,8 @@ def image_type(start: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
-    """A file as the translation sees it: `name` is a plain file name (never empty, no path), `media_type` is in lower
-    case and without parameters."""
+    """A file that the translation puts into a chat request. `name` is a plain file name: not empty, and without a path.
+    `media_type` is in lower case and without parameters."""
 
     name: str
     media_type: str

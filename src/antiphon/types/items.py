@@ -1,11 +1,12 @@
-"""Items and content parts: as clients send them, as they are stored, as they are emitted.
+"""Items and content parts, in the forms in which clients send them, stores keep them and responses emit them.
 
-Lives here: the one tolerant shape all input items share (`InputItem`, clients omit and add keys freely) and the exact
-shapes of output items. Not here: how items become chat messages (`translation/chat/messages.py`).
+Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. The exact
+types of output items are here too. Not here: the conversion of items into chat messages
+(`translation/chat/messages.py`).
 
-Sources: Open Responses schema `ItemParam` and `ItemField`; OpenAI's observed field tables.
+Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 
-Invariant: text inside output items is raw JSON, never decoded on its way from the upstream to the client.
+Invariant: text inside output items is raw JSON. It is never decoded between the upstream and the client.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that mean something here; others are ignored
-    (`translation/item_kinds.py`).
+    """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` handles the other keys.
 
-    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;
-    `action`, `operation` and `environment` belong to shells and patches, `tools` to items that bring tools.
-    `source` is the whole item where it is shown or stored as it came (hosted tools of earlier turns).
+    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a custom tool's
+    call. `action`, `operation` and `environment` belong to calls of shells and patches. `tools` belongs to items that
+    declare tools. `source` is the whole item, unchanged, for items that Antiphon shows or stores as the client sent
+    them. Items of hosted tools from earlier turns are among them.
     """
 
     type: str | None = None
@@ -52,7 +53,8 @@ class InputItem(Struct, gc=False):
 
 
 class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
-    """An item with no other keys. It is a note of a client or server, without meaning for a model."""
+    """An item that has only known keys. The keys below are notes of a client or server, and the model does not see
+    them."""
 
     caller: Raw = ABSENT
     created_by: Raw = ABSENT
@@ -75,7 +77,7 @@ class InputPart(Struct, gc=False):
 
 
 class KnownPart(InputPart, gc=False, forbid_unknown_fields=True):
-    """A part that has no key but these; the others are about a text that a model has written."""
+    """A part that has only known keys. `annotations` and `logprobs` describe text that a model has written."""
 
     annotations: Raw = ABSENT
     logprobs: Raw = ABSENT
@@ -92,7 +94,7 @@ ItemStatus = Annotated[
         }
     ),
 ]
-"""How far an item is."""
+"""The progress of an item."""
 
 
 MessagePhase = Literal["commentary", "final_answer"]
@@ -117,20 +119,20 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
 
 
 class _EmittedItem(Struct, kw_only=True):
-    """The members of every emitted item."""
+    """The members of every item in a response's output."""
 
     id: str
     type: str
 
 
 class _Tracked(_EmittedItem, kw_only=True):
-    """The fields of emitted items that have a `status`."""
+    """The members of every output item that has a `status`."""
 
     status: ItemStatus
 
 
 class _ClientCall(_Tracked, kw_only=True):
-    """Calls that the client answers."""
+    """A call whose output the client sends in a later request."""
 
     call_id: str
 
@@ -138,8 +140,8 @@ class _ClientCall(_Tracked, kw_only=True):
 class Message(_Tracked, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
 
-    `phase` is `commentary` for the text of a turn that calls tools and `final_answer` for the answer. It is known at
-    the end of the message. It stays unknown if the answer was cut or the model reasoned on.
+    `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer. It
+    is known at the end of the message. It stays unset if the answer was cut, or if the model went on reasoning.
     """
 
     type: Literal["message"] = "message"
@@ -149,8 +151,8 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. It has no `status` (observed 197 of 197); `content` is absent when the text is a summary,
-    `encrypted_content` when it was not asked for."""
+    """A reasoning item. It has no `status` (observed in 197 of 197 items). `content` is absent when `summary` holds the
+    text. `encrypted_content` is absent when the request did not ask for it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -159,8 +161,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON string that itself holds JSON; `namespace` is there when the
-    tool was declared in one, `encrypted_function_args` (none) when it asked for some of them to be encrypted."""
+    """A call of a function tool. `arguments` is a JSON string that itself holds JSON. `namespace` is present when the
+    tool was declared in one. `encrypted_function_args` is present, as an empty list, when the tool asked for encrypted
+    arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -171,7 +174,7 @@ class FunctionCall(_Tracked, kw_only=True):
 
 
 class CustomToolCall(_ClientCall, kw_only=True):
-    """A call of a custom tool; `input` is free text."""
+    """A call of a custom tool. `input` is free text."""
 
     type: Literal["custom_tool_call"] = "custom_tool_call"
     name: str
@@ -180,14 +183,14 @@ class CustomToolCall(_ClientCall, kw_only=True):
 
 
 class LocalShellCall(_ClientCall, kw_only=True):
-    """A command for the client's machine; `action` is `{type: exec, command, env, …}`."""
+    """A command for the client's machine. `action` is `{type: exec, command, env, …}`."""
 
     type: Literal["local_shell_call"] = "local_shell_call"
     action: JsonObject
 
 
 class ShellCall(_ClientCall, kw_only=True):
-    """Command lines for a shell; `action` is `{commands, timeout_ms, max_output_length}`."""
+    """Command lines for a shell. `action` is `{commands, timeout_ms, max_output_length}`."""
 
     type: Literal["shell_call"] = "shell_call"
     action: JsonObject
@@ -195,14 +198,14 @@ class ShellCall(_ClientCall, kw_only=True):
 
 
 class ApplyPatchCall(_ClientCall, kw_only=True):
-    """A change of one file; `operation` is `{type, path, diff}`."""
+    """A change of one file. `operation` is `{type, path, diff}`."""
 
     type: Literal["apply_patch_call"] = "apply_patch_call"
     operation: JsonObject
 
 
 class ToolSearchCall(_ClientCall, kw_only=True):
-    """A search for tools that the client performs; `arguments` is an object."""
+    """A search for tools that the client performs. `arguments` is an object."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
     execution: Literal["client"] = "client"
@@ -210,18 +213,18 @@ class ToolSearchCall(_ClientCall, kw_only=True):
 
 
 NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
-"""Calls that are emitted whole: nothing comes between their added and done events."""
+"""Call items that the stream emits only when their arguments are complete."""
 
 
 class Compaction(_EmittedItem, kw_only=True):
-    """An item that replaces an earlier part of the conversation. It has no `status`."""
+    """An item that replaces an earlier section of the conversation by a summary. It has no `status`."""
 
     type: Literal["compaction"] = "compaction"
     encrypted_content: str
 
 
 class FileSearchCall(_Tracked, kw_only=True):
-    """A search in vector stores; `results` only where `include` asks for them."""
+    """A search in vector stores. `results` is present only if the request's `include` names it."""
 
     type: Literal["file_search_call"] = "file_search_call"
     queries: list[str]
@@ -229,15 +232,15 @@ class FileSearchCall(_Tracked, kw_only=True):
 
 
 class WebSearchCall(_Tracked, kw_only=True):
-    """A search, or a page that was opened; `action` is `{type: search, query, sources?}` or `{type: open_page, url}`
-    and is there when the call is done."""
+    """A web search, or a page that Antiphon opened. `action` is `{type: search, query, sources?}` or `{type:
+    open_page, url}`, and is present when the call is done."""
 
     type: Literal["web_search_call"] = "web_search_call"
     action: JsonObject | UnsetType = UNSET
 
 
 class CodeInterpreterCall(_Tracked, kw_only=True):
-    """Code that was run; `outputs` only where `include` asks for them."""
+    """Code that Antiphon ran. `outputs` is present only if the request's `include` names it."""
 
     type: Literal["code_interpreter_call"] = "code_interpreter_call"
     code: str
@@ -246,7 +249,8 @@ class CodeInterpreterCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchCall(_Tracked, kw_only=True):
-    """A search for tools that ran here; `arguments` is an object, and there is no id that the client could answer."""
+    """A search for tools that Antiphon performs. `arguments` is an object. `call_id` is null, because the client
+    sends no output for it."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
     call_id: None = None
@@ -255,7 +259,7 @@ class HostedToolSearchCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchOutput(_Tracked, kw_only=True):
-    """The declarations of the tools that such a search found; they can be called from here on."""
+    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call them from this item on."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     call_id: None = None
@@ -264,7 +268,7 @@ class HostedToolSearchOutput(_Tracked, kw_only=True):
 
 
 class McpCall(_Tracked, kw_only=True):
-    """A call of an MCP server's tool; `error` is an object when it failed."""
+    """A call of an MCP server's tool. `error` is an object when the call failed."""
 
     type: Literal["mcp_call"] = "mcp_call"
     approval_request_id: str | None = None
@@ -276,7 +280,7 @@ class McpCall(_Tracked, kw_only=True):
 
 
 class McpListTools(_EmittedItem, kw_only=True):
-    """The tools of an MCP server; no `status`."""
+    """The list of tools that an MCP server offers. The item has no `status`."""
 
     type: Literal["mcp_list_tools"] = "mcp_list_tools"
     server_label: str
@@ -285,7 +289,7 @@ class McpListTools(_EmittedItem, kw_only=True):
 
 
 class McpApprovalRequest(_EmittedItem, kw_only=True):
-    """A call that the client must approve first; no `status`."""
+    """A call of an MCP tool that the client must approve before Antiphon runs it. The item has no `status`."""
 
     type: Literal["mcp_approval_request"] = "mcp_approval_request"
     arguments: str
@@ -303,6 +307,6 @@ HostedItem = (
     | HostedToolSearchCall
     | HostedToolSearchOutput
 )
-"""The items that hosted tools emit."""
+"""The output items that hosted tools emit."""
 
 OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem

@@ -1,7 +1,7 @@
 """Operations on JSON text as bytes, without decoding, for the hot path.
 
-Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes. Fragments
-can be joined and put between quotes to make a JSON string again. Not here: any message shape.
+Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes. Fragments can be
+joined and put between quotes to make a JSON string again. Not here: types of messages.
 
 Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.
 """
@@ -21,16 +21,16 @@ encode = msgspec.json.encode
 NULL: Final = msgspec.Raw(b"null")
 
 JsonText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string"})]
-"""A JSON string as it is on the wire; the schema is for the API's own document, as are those below."""
+"""An undecoded JSON string. `extra_json_schema` gives its type in the API's OpenAPI document."""
 
 JsonObject = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
-"""A JSON object as it is on the wire."""
+"""An undecoded JSON object."""
 
 JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array", "items": {"type": "object"}})]
-"""A JSON array of objects as it is on the wire."""
+"""An undecoded JSON array of objects."""
 
 ABSENT: Final = msgspec.Raw()
-"""The default of raw fields (a union of raw JSON and None cannot be decoded into)."""
+"""The default of raw fields that the data may omit. msgspec cannot decode a union of raw JSON and None."""
 
 _NOTHING: Final = msgspec.Raw(b"")
 
@@ -38,17 +38,17 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def raw(value: object) -> msgspec.Raw:
-    """Any value as raw JSON."""
+    """Any value, encoded as raw JSON."""
     return msgspec.Raw(encode(value))
 
 
 def quoted(fragment: bytes) -> msgspec.Raw:
-    """A fragment as a JSON string."""
+    """The JSON string that holds this fragment."""
     return msgspec.Raw(b'"%b"' % fragment)
 
 
 def fragment_of(text: str) -> bytes:
-    """Text as a fragment; lone surrogates, which no valid JSON text can carry as UTF-8, become U+FFFD."""
+    """The fragment for a text. A lone surrogate becomes U+FFFD, because UTF-8 cannot encode it."""
     try:
         return encode(text)[1:-1]
     except UnicodeEncodeError:
@@ -56,24 +56,24 @@ def fragment_of(text: str) -> bytes:
 
 
 def first(value: msgspec.Raw) -> bytes:
-    """The first byte, which tells the kind of value; empty when absent. Copies nothing."""
+    """The first byte of a raw value, which identifies its JSON type. Empty when the value is absent. Copies no data."""
     return bytes(memoryview(value)[:1])
 
 
 def given(value: msgspec.Raw) -> bool:
-    """Whether there is a value, and it is not null."""
+    """Whether the value is present and not null."""
     return value is not ABSENT and value != NULL and value != _NOTHING
 
 
 def text_of(fragment: bytes) -> str:
-    """The text of a fragment."""
+    """The text of a fragment, with its escapes decoded."""
     text = msgspec.json.decode(b'"%b"' % fragment)
     assert isinstance(text, str)
     return text
 
 
 def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
-    """The decoded value. None for another kind of value, for text that is no JSON, and for too deep nesting."""
+    """The decoded value. None for a value of another type, for invalid JSON, and for too deep nesting."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -81,9 +81,10 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 
 
 def decode_any(data: bytes | str) -> Any:
-    """Decode JSON leniently: invalid UTF-8 is replaced, lone surrogates and NaN are accepted.
+    """Decode JSON leniently: replace invalid UTF-8, and accept lone surrogates and NaN.
 
-    For an upstream's data that the strict decoder refused. Raises ValueError when it is not JSON at all.
+    For an upstream's data that the strict decoder refused. Raises ValueError when the data is not JSON, or is nested
+    too deeply.
     """
     try:
         return msgspec.json.decode(data)
@@ -98,7 +99,7 @@ def decode_any(data: bytes | str) -> Any:
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
-    """The object that `decode_any` finds; empty for anything else."""
+    """The object that `decode_any` returns. An empty dict for any other value, and for data that is not JSON."""
     try:
         value = decode_any(data)
     except ValueError:
@@ -117,7 +118,7 @@ def _without_surrogates(value: object) -> object:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether these bytes are text."""
+    """Whether these bytes are valid UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

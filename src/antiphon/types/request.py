@@ -1,11 +1,12 @@
-"""The create-response request body.
+"""The body of a create-response request.
 
-Lives here: the request as the code reads it, with the types inside its fields. Not here: types, limits and fates of the
-fields (`translation/request/fields.py`), combinations and errors (`translation/request/body.py`).
+Lives here: the validated request that the code reads, with the types of its nested fields. Not here: the types, limits
+and support of the fields (`translation/request/fields.py`), and the checks of their combinations
+(`translation/request/body.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
 
-Invariant: large parts (`input`, tool parameters, schemas) stay raw slices of the request.
+Invariant: large values (`input`, tool parameters, schemas) stay raw slices of the request.
 """
 
 from __future__ import annotations
@@ -53,18 +54,21 @@ class PromptCacheOptions(Struct):
 
 
 class CreateResponse(Struct):
-    """A valid request. `ignored` has the names of parts without effect here (the header `antiphon-ignored`).
+    """A validated create-response request.
 
-    `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and
-    `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: compact the
-    conversation instead of answering it; `compact_threshold`: compacted first when it has that many tokens (0: when the
-    model's context is nearly full). `prewarm`: everything but the model call.
-
-    `forwarded` are the fields that a chat server gets as they are, if it takes them (`Field.forward`).
-
-    `parameters` are fields that chat servers know and the Responses API does not. `others` are members that neither
-    knows. `allowed` holds the names of both that the operator lets through. `unknown` decides about fields and values
-    that Antiphon does not know, and has the names of those that were left out.
+    - `prompt` is the reference that the response repeats. `prompt_messages` are the messages of its template.
+    - `logprobs`, `encrypted_reasoning` and `obfuscation` hold the options that `include` and `stream_options` set.
+    - `compact`: the response is a compaction of the conversation instead of an answer.
+    - `compact_threshold`: Antiphon compacts the conversation first when it has that many tokens. 0 means when the
+      model's context is nearly full.
+    - `prewarm`: Antiphon does everything except the model call.
+    - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
+    - `parameters` are fields that chat servers know and the Responses API does not.
+    - `others` are fields that neither chat servers nor the Responses API know.
+    - `allowed` holds the names in `parameters` and `others` that the operator lets through.
+    - `ignored` has the names of fields without effect, which the header `antiphon-ignored` lists.
+    - `unknown` decides about fields and values that Antiphon does not know. It records the names that Antiphon left
+      out.
     """
 
     model: str

@@ -1,10 +1,10 @@
-"""The Response object as every snapshot carries it.
+"""The Response object, as every event with a whole response and every JSON answer carries it.
 
-Lives here: the response object, and the usage object. Not here: the fields of the request that a response repeats as
-they are (`translation/request/fields.py`). The order of the keys and the origin of the values are in
+Lives here: the response object and the usage object. Not here: the request's fields that a response repeats unchanged
+(`translation/request/fields.py`). The order of the keys and the origin of the values are in
 `translation/events/initial_response.py` and `translation/events/builder.py`.
 
-Invariant: every key is present in every snapshot, `null` where nothing is known.
+Invariant: every key is present in every copy of the response. An unknown value is `null`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class ConversationReference(Struct):
 
 
 class Response(Struct, kw_only=True):
-    """One response. `output` is left out of the stored body (`UNSET`); `conversation` and `prompt` are there when the
-    request named them; every other key is always there."""
+    """One response. `output` is left out of the stored body (`UNSET`). `conversation` and `prompt` are present when the
+    request named them. Every other key is always present."""
 
     id: str
     object: Literal["response"] = "response"

@@ -1,7 +1,7 @@
-"""A search query as values: attribute conditions and ranking options.
+"""A search query as values: attribute filters and ranking options.
 
-Lives here: the values. Not here: how they are read from a request (`translation/request/search_options.py`), and their
-meaning in a database.
+Lives here: the values. Not here: reading them from a request (`translation/request/search_options.py`), and their
+translation into a database query.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Attributes = Mapping[str, str | float | bool]
 class Filter:
     """A condition on the attributes of a file.
 
-    A comparison has `key` and `value` (a tuple for `in` and `nin`), a compound (`and`, `or`) has `parts`. A file
-    without the attribute, or with one of another kind, fits `ne` and `nin` alone.
+    A comparison has `key` and `value` (a tuple for `in` and `nin`). A compound (`and`, `or`) has `parts`. A file that
+    lacks the attribute, or has a value of another type, matches only `ne` and `nin`.
     """
 
     kind: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"]
@@ -30,10 +30,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How hits are ranked: hits below `threshold` (0..1) are left out.
+    """The ranking of search hits. The search leaves out hits whose score is below `threshold` (0..1).
 
-    The weights say how much the two sides of a hybrid search count; they matter only where there are vectors. A side
-    whose weight is 0 is not asked at all.
+    The weights set the shares of the embedding score and the text score in a hybrid search. They matter only if the
+    store has vectors. The search skips a side whose weight is 0.
     """
 
     threshold: float = 0.0

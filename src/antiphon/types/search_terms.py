@@ -1,12 +1,12 @@
-"""Splits text into words: which ones a text is indexed under, and which ones a query searches.
+"""Splits text into words: the words under which the index finds a text, and the words that a query searches.
 
-Lives here: stop words, and the cutting of scripts that write no spaces. Not here: stemming and folding of case and
-accents, which the index does on both sides.
+Lives here: stop words, and splitting scripts that write no spaces. Not here: stemming and the folding of case and
+accents, which the index applies to texts and queries.
 
-Scripts without spaces are indexed letter by letter, and a query's run of such letters becomes its pairs: "検索機能"
+The index stores scripts without spaces letter by letter. A query's run of such letters becomes its pairs: "検索機能"
 looks for 検索, 索機 and 機能.
 
-Invariant: a query never holds syntax: whatever a client writes, the terms are words.
+Invariant: a query never holds search syntax. Every term is a word, even if a client writes operators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Final
 
 MAX_TERMS: Final = 64
-"""A longer query is cut: each term costs time, and the first ones say what it is about."""
+"""The maximal number of terms. A longer query is cut, because each term costs time and the first terms say most."""
 
 # Thai, Lao, Myanmar, Khmer; kana; CJK ideographs, their extensions and compatibility forms.
 _UNSPACED: Final = (
@@ -37,16 +37,17 @@ STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
 def index_text(text: str) -> str:
-    """The text as the index gets it."""
+    """The text in the form for the index: with a space around each letter of a script without spaces."""
     if not _HAS_UNSPACED.search(text):
         return text
     return _HAS_UNSPACED.sub(lambda letter: f" {letter[0]} ", text)
 
 
 def query_terms(query: str) -> list[str]:
-    """The terms to look for, each a word or the letters of a pair with a space; none twice, no stop words.
+    """The terms of a query, without duplicates and stop words. A term is a word, or two letters with a space in
+    between.
 
-    A query of stop words alone keeps them.
+    A query that consists only of stop words keeps them.
     """
     terms: dict[str, None] = {}
     for word in _WORD.findall(query.lower()):

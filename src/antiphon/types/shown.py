@@ -1,14 +1,14 @@
-"""Keeps the model's view of an item, if the model saw more than the item holds.
+"""Stores the text that the model saw for an item, if the model saw more than the item holds.
 
-Lives here: its form next to a stored item, and an item that was read back with it. Not here: its form in a chat
-(`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
+Lives here: the record that is stored next to an item, and an item that was loaded with it. Not here: its form in a chat
+request (`translation/chat/messages.py`), and storing it (`engine/exchange/`, `stores/`).
 
-A model server finds a conversation in its prefix cache only if its beginning is the same, byte for byte, every time. A
-search's item tells a client the queries. It holds the results only if the client asked for them, but the model has
-read all of them. So Antiphon stores the text that the model has read for later requests, and never shows it to a
-client.
+A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
+every time. The item of a search tells a client the queries. It holds the results only if the client requested them, but
+the model has read all results. So Antiphon stores the text that the model has read for later requests, and never sends
+it to a client.
 
-Invariant: it never comes from a client: `HistoryItem` joins a stored item and its stored view.
+Invariant: the record never comes from a client. `HistoryItem` joins a stored item and its stored record.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from antiphon.types.json import ABSENT
 
 
 class ShownCall(Struct, omit_defaults=True):
-    """A call of a tool that runs here, with its result: `arguments` and `output` are JSON strings.
+    """A call of a hosted tool, with its result. `arguments` and `output` are JSON strings.
 
-    `output` is absent if the item has the same. `asked` is the id of the request for approval that stands for the call.
-    Calls of one `round` were made in one answer of the model.
+    `output` is absent if the item holds the same text. `asked` is the id of the approval request for this call. Calls
+    with the same `round` come from one answer of the model.
     """
 
     call_id: str
@@ -39,9 +39,12 @@ class ShownCall(Struct, omit_defaults=True):
 
 
 class Shown(Struct, omit_defaults=True):
-    """`calls` is what stands for the item; `call_id` the id by which the model knows the item's call, where it is
-    another now; `marks` the highest number so far by which the model could cite a source; `beside` has the ids of the
-    client's calls that the model made after these, in the same answer."""
+    """The calls that the model sees in place of an item.
+
+    - `call_id` is the id by which the model knows the item's call, if the item has a different id.
+    - `marks` is the highest citation number that the sources of the conversation have so far.
+    - `beside` has the ids of the client's calls that the model made in the same answer, after these calls.
+    """
 
     calls: tuple[ShownCall, ...] = ()
     call_id: str | None = None
@@ -50,7 +53,7 @@ class Shown(Struct, omit_defaults=True):
 
 
 class HistoryItem(InputItem):
-    """An item as it was stored."""
+    """A stored item, with the stored record of the text that the model saw."""
 
     shown: Shown | None = None
 
@@ -59,21 +62,21 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """The value stored next to an item."""
+    """Decode the record that is stored next to an item. None if the item has none."""
     return None if kept is None else _SHOWN.decode(kept)
 
 
 def shown_of(item: InputItem) -> Shown | None:
-    """The text that the model got for this item, as far as it is known."""
+    """The record of the text that the model saw for this item. None if the item has no record."""
     return item.shown if isinstance(item, HistoryItem) else None
 
 
 def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
-    """The item, with the model's view of it."""
+    """The item, joined with the record of the text that the model saw."""
     fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
     return HistoryItem(**fields, shown=shown)
 
 
 def highest_mark(items: Iterable[tuple[str, InputItem]]) -> int:
-    """The highest number by which a source in this conversation can be cited."""
+    """The highest citation number of any source in this conversation, or 0."""
     return max((shown.marks for _, item in items if (shown := shown_of(item)) is not None), default=0)

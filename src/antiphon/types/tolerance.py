@@ -1,18 +1,18 @@
-"""Handles unknown fields and values: leaves them out and names them, or refuses them (`strict`).
+"""Handles unknown fields and values: leaves them out and lists their names, or refuses them (`strict`).
 
-The API grows faster than any gateway: clients send items, parts, tools and values that came after this version. Most
-of them do not change the model's prompt. A client that is refused for one is worse off than a client whose answer
-lacks it.
+The API grows faster than any gateway: clients send items, parts, tools and values that are newer than this version of
+Antiphon. Most of them do not change the model's prompt. A client is worse off with a refused request than with an
+answer that lacks such a value.
 
-Lives here: the decision, and the names of ignored parts. Not here: the known names (each reader has its own), known
-parts without effect (`CreateResponse.ignored`).
+Lives here: the decision, and the names of ignored parts. Not here: the known names (each reader has its list), and
+known fields without effect (`CreateResponse.ignored`).
 
-Tools are separate. An answer without a tool that the client relies on may be wrong. This holds even if the tool is
-known but not set up here. So they have their own list and their own decision (`refuse_tools`).
+Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
+may be wrong. This holds for unknown tools, and for known tools that the operator has not configured.
 
-Invariants: every ignored part has its name in `names` (the 65th and all further ones are `...`), and an ignored tool in
-`tools`. In strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search,
-never comes here: that is refused in any case.
+Invariants: every ignored part has its name in `names` (the 65th and all further names are `...`), and an ignored tool
+in `tools`. In strict mode no unknown part is left out. Antiphon always refuses an unknown output that a call waits for.
+It also always refuses an unknown restriction of an answer or a search. Neither reaches this module.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from antiphon.errors import InvalidRequest
 
 _LONGEST: Final = 128
 MAX_NAMES: Final = 64
-"""The maximal number of names of left-out parts, and of parts without effect."""
+"""The maximal number of names that one response lists: unknown parts that were left out, and parts without effect."""
 _MORE: Final = "..."
 
 
 @dataclass(slots=True)
 class Tolerance:
-    """The leftovers of one request. `names`: the unknown names that the translation leaves out. `tools`: the tools that
-    it leaves out, known or unknown. Each stands once, in the order of the request."""
+    """The unknown parts and the tools that the translation leaves out of one request. `names` holds the names of
+    unknown parts. `tools` holds the tools that the model does not see, known or unknown. Each list has the order of the
+    request, without duplicates."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)
@@ -40,7 +41,8 @@ class Tolerance:
     tools: list[str] = field(default_factory=list)
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
-        """The names that are not `known`, up to the limit of names, because a request may have millions."""
+        """The names that are not `known`. The iteration stops when `names` is full, because a request may have millions
+        of names."""
         for name in names:
             if name in known:
                 continue
@@ -49,15 +51,17 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Note an unknown part, by the name that the client gets: `input.future_call`, `include:future`.
+        """Record the name of an unknown part, in the form that the client gets: `input.future_call`, `include:future`.
 
-        Raises `error` in strict mode."""
+        Raises `error` in strict mode.
+        """
         if self.strict:
             raise error
         self.note(name)
 
     def leave_out_tool(self, name: str, error: InvalidRequest) -> None:
-        """Record a tool that the model does not see. Raises `error` if the settings refuse such a request."""
+        """Record a tool that the model does not see. Raises `error` if the settings refuse a request with such a
+        tool."""
         if self.refuse_tools:
             raise error
         name = name[:_LONGEST]
@@ -65,7 +69,7 @@ class Tolerance:
             self.tools.append(name)
 
     def note(self, name: str) -> None:
-        """Add a name to the ignored parts, whether `strict` is set or not."""
+        """Add a name to the ignored parts, in strict mode too."""
         name = name[:_LONGEST]
         if name not in self.names and len(self.names) <= MAX_NAMES:
             self.names.append(name if len(self.names) < MAX_NAMES else _MORE)

@@ -1,7 +1,7 @@
 """Tools as clients declare them, and the choice among them.
 
-Lives here: the one tolerant shape of all tool types, and what every form of `tool_choice` comes down to. Not here:
-which types can be called (`translation/request/tools.py`) and what they become (`translation/chat/tools.py`).
+Lives here: one tolerant type for all tool declarations, and one type for all forms of `tool_choice`. Not here: the tool
+types that the model can call (`translation/request/tools.py`), and their chat form (`translation/chat/tools.py`).
 
 Invariant: schemas and grammars stay raw slices of the request.
 """
@@ -14,8 +14,9 @@ from antiphon.types.json import ABSENT
 
 
 class ToolDeclaration(Struct):
-    """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo).
-    `unhurried` (`async`): the conversation continues before its calls have their output."""
+    """Any tool declaration. `tools` are the tools of a namespace. `source` is the unchanged declaration, which the
+    response repeats. `unhurried` (`async` in JSON): the conversation may continue before calls of the tool have their
+    output."""
 
     type: str
     name: str | None = None
@@ -35,9 +36,13 @@ class ToolDeclaration(Struct):
 
 
 class ToolChoice(Struct, frozen=True):
-    """`mode` is auto, none or required. `tools` are the (name, namespace) pairs that may be called, None for all;
-    a whole namespace is (None, namespace). `single` says that exactly one tool was named. `echo` is what the response
-    repeats."""
+    """The choice that all forms of `tool_choice` reduce to. `mode` is auto, none or required.
+
+    - `tools` are the (name, namespace) pairs that the model may call. None allows all tools. (None, namespace) allows a
+      whole namespace.
+    - `single`: the request names exactly one tool.
+    - `echo` is the value that the response repeats.
+    """
 
     mode: str
     echo: Raw
@@ -51,12 +56,13 @@ class ToolChoice(Struct, frozen=True):
         return (name, namespace) in self.tools or (namespace is not None and (None, namespace) in self.tools)
 
     def means_of(self, namespace: str | None) -> bool:
-        """Whether the choice names a tool of this namespace, or the whole of it."""
+        """Whether the choice names a tool of this namespace, or the whole namespace."""
         return self.tools is not None and any(space == namespace for _, space in self.tools)
 
     @property
     def searches(self) -> bool:
-        """Whether it allows a search for tools, among others.
+        """Whether the choice names `tool_search` among several tools, so that the model may search for tools.
 
-        The model may find the deferred tools that the choice names, or all of them where it names none."""
+        The model may find the deferred tools that the choice names. If the choice names none, it may find all of them.
+        """
         return not self.single and self.means("tool_search", None)

@@ -1,4 +1,4 @@
-"""What a transport reports about a call: headers, and how the call failed."""
+"""Headers, and the failures of a call, as the transport reports them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from enum import Enum
 from typing import Final
 
 Headers = tuple[tuple[str, str], ...]
-"""Header pairs in order, names in lower case; duplicates are kept."""
+"""Header pairs in order, with names in lower case. A repeated header keeps all its pairs."""
 
 LOCAL_REPLY: Final = "x-antiphon-local-reply"
-"""The header by which Envoy marks an answer that it made itself, because no upstream gave one: `unreachable:`, and the
-reason in Envoy's words."""
+"""The header by which Envoy marks a reply that it generates itself, because no upstream answered. The value is
+`unreachable:`, followed by the reason in Envoy's words."""
 
 OWN_JSON: Final = "antiphon_"
 OWN_STREAM: Final = "antiphon_stream_"
-"""How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
+"""Prefixes of the details of the sidecar's immediate responses, which Envoy's access log shows. `OWN_JSON` marks a JSON
+body, `OWN_STREAM` an event stream."""
 
 ENDED_EARLY: Final = "stream_ended_early"
-"""The name of Envoy's line about a relayed stream that ended before its time."""
+"""The name of the line that Envoy logs when a relayed stream ends too early."""
 
 PICKER_REPLY: Final = "picker"
-"""The beginning of the value of `LOCAL_REPLY` if the endpoint picker chose no endpoint. The status and the reason
-follow, after colons."""
+"""The prefix of the value of `LOCAL_REPLY` if the endpoint picker chose no endpoint. The status and the reason follow,
+separated by colons."""
 
 NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
-"""In the cause of a call that never got as far as Envoy."""
+"""The cause of a model call that could not connect to Envoy's listener for model calls."""
 
 SECRET_HEADER: Final = "x-antiphon-secret"
-"""The header with the secret that the sidecar shares with the gateway in front. Only that gateway may use the sidecar's
-ports."""
+"""The header with the secret that the sidecar shares with the gateway in front. The sidecar's ports accept only callers
+with this secret."""
 
 BACKEND_HEADER: Final = "x-antiphon-backend"
-"""Which upstream a model call is for; Envoy's routes find the cluster by it. Clients cannot send it."""
+"""The name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients cannot set
+it."""
 
 UPSTREAM_HEADER: Final = "antiphon-upstream"
-"""Which of several upstreams has answered; clients get it too."""
+"""The response header that names the upstream that answered, if there are several. Clients get it too."""
 
 TRIED_HEADER: Final = "x-antiphon-tried"
-"""How many of several upstreams were asked for an answer, the one that gave it included."""
+"""The number of upstreams that were tried for an answer, including the one that answered."""
 
 
 def header_value(headers: Headers, name: str) -> str | None:
-    """The first value of a header, by lower-case name."""
+    """The first value of a header, or None. `name` is in lower case."""
     for key, value in headers:
         if key == name:
             return value
@@ -50,8 +52,8 @@ def header_value(headers: Headers, name: str) -> str | None:
 
 
 class UpstreamFault(Enum):
-    """Why an upstream call ended without a proper end. `HELD`: nothing came in time, which may be the client's doing:
-    it did not read, and who is in between held the upstream back."""
+    """The reason why an upstream call did not end properly. `HELD`: no data came before the timeout, but the client may
+    be the cause. When a client stops reading, the hops in between stop reading from the upstream."""
 
     UNREACHABLE = "unreachable"
     TIMED_OUT = "timed_out"
@@ -62,7 +64,7 @@ class UpstreamFault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamError:
-    """An upstream call that failed in transport. `detail` is for logs, and holds no secrets."""
+    """A model call that failed in transport. `detail` is for logs, and holds no secrets."""
 
     fault: UpstreamFault
     detail: str

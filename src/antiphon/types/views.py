@@ -1,10 +1,10 @@
-"""Typed views of JSON objects: each names only the fields that one step reads.
+"""Typed views of JSON objects. Each view names only the fields that one step reads.
 
-Lives here: their shapes, each for the one module that decodes it. Not here: their translation, and objects that are
-read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).
+Lives here: the views, each for the one module that decodes it. Not here: their translation, and the types of objects
+that are decoded completely (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
-msgspec reads the annotations of these classes at run time. So they stand in a separate module, which a compiler of
-Python would leave as it is (docs/explanation/performance.md).
+msgspec reads the annotations of these classes at run time. So the classes are in a separate module, which a compiler of
+Python would leave unchanged (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from antiphon.types.request import TextFormat
 
 
 class OnlyModel(Struct):
-    """A request's body, read only for its model."""
+    """A request's body, decoded only for its model."""
 
     model: str | None = None
 
@@ -31,13 +31,13 @@ class Manner(Struct):
 
 
 class ConversationName(Struct):
-    """`conversation` of a request, as an object."""
+    """The field `conversation` of a request, in its form as an object."""
 
     id: str
 
 
 class PromptMember(Struct):
-    """`prompt` of a request."""
+    """The field `prompt` of a request."""
 
     id: str
     version: str | int | None = None
@@ -45,14 +45,14 @@ class PromptMember(Struct):
 
 
 class PromptValue(Struct):
-    """A value for a prompt's variable, as an object: a part of a message."""
+    """The value of a prompt's variable, in its form as an object: a content part."""
 
     type: str
     text: str | None = None
 
 
 class PromptMessage(Struct):
-    """A message of a template, with the keys that are looked at; the others stay in `source`."""
+    """A message of a prompt template, with the keys that the code reads."""
 
     type: str = "message"
     role: str = ""
@@ -60,39 +60,39 @@ class PromptMessage(Struct):
 
 
 class ReasoningUpdate(Struct):
-    """`reasoning` of a `configuration_update`."""
+    """The field `reasoning` of a `configuration_update` item."""
 
     effort: str | UnsetType | None = UNSET
 
 
 class TextUpdate(Struct):
-    """`text` of a `configuration_update`."""
+    """The field `text` of a `configuration_update` item."""
 
     format: TextFormat | UnsetType | None = UNSET
 
 
 class ConfigurationUpdate(Struct):
-    """The parts of a `configuration_update` that have an effect."""
+    """A `configuration_update` item, with the fields that have an effect."""
 
     reasoning: ReasoningUpdate | None = None
     text: TextUpdate | None = None
 
 
 class KeptConfiguration(Struct):
-    """The same, for the names of all its settings."""
+    """A `configuration_update` item, decoded for the names of all its settings."""
 
     reasoning: dict[str, Raw] | None = None
     text: dict[str, Raw] | None = None
 
 
 class ToolEnvironment(Struct):
-    """`environment` of a shell tool."""
+    """The field `environment` of a shell tool."""
 
     type: str | None = None
 
 
 class CustomFormat(Struct):
-    """`format` of a custom tool."""
+    """The field `format` of a custom tool."""
 
     type: str
     syntax: str | None = None
@@ -100,7 +100,7 @@ class CustomFormat(Struct):
 
 
 class Skill(Struct):
-    """A skill of a shell tool's environment."""
+    """A skill in a shell tool's `environment`."""
 
     name: str
     description: str | None = None
@@ -108,13 +108,13 @@ class Skill(Struct):
 
 
 class Skills(Struct):
-    """`environment` of a shell tool, for its skills."""
+    """The field `environment` of a shell tool, decoded for its skills."""
 
     skills: list[Skill] | None = None
 
 
 class AllowedTools(Struct):
-    """`allowed_tools` of an MCP tool."""
+    """The field `allowed_tools` of an MCP tool."""
 
     allowed_tools: Any = None
 
@@ -129,7 +129,7 @@ class NamedTool(Struct):
 
 
 class AnyToolChoice(Struct):
-    """`tool_choice`, as an object of any kind."""
+    """The field `tool_choice`, in any of its forms as an object."""
 
     type: str
     name: str | None = None
@@ -141,7 +141,7 @@ class AnyToolChoice(Struct):
 
 
 class FilePart(Struct):
-    """A part of a content, for the file it names."""
+    """A content part, decoded for the file that it refers to."""
 
     type: str | None = None
     file_url: str | None = None
@@ -149,48 +149,49 @@ class FilePart(Struct):
 
 
 class StoredParts(Struct):
-    """An item of history, for the contents that have parts."""
+    """A stored item, decoded for its content parts, which may refer to files."""
 
     content: Raw = ABSENT
     output: Raw = ABSENT
 
 
 class AgentNames(Struct):
-    """An item between agents, for who speaks to whom."""
+    """An `agent_message` item, decoded for its sender and recipient."""
 
     author: str | None = None
     recipient: str | None = None
 
 
 class AgentPart(Struct):
-    """A part of such an item."""
+    """A content part of an `agent_message` item."""
 
     type: str | None = None
     encrypted_content: Raw = ABSENT
 
 
 class SaidText(Struct):
-    """A part, for its text."""
+    """An `agent_reasoning` item, decoded for its text."""
 
     text: Raw = ABSENT
 
 
 class ChatImage(Struct):
-    """`image_url` of a part in Chat Completions' form."""
+    """The field `image_url` of an image part in Chat Completions' form."""
 
     url: Raw = ABSENT
     detail: str | None = None
 
 
 class PlainMessage(Struct):
-    """A system, developer or user message."""
+    """A system, developer or user message of a chat request."""
 
     role: str
     content: Raw
 
 
 class SealedReasoning(Struct):
-    """The content of an encrypted reasoning item, or of a compaction."""
+    """The decrypted payload of a reasoning item's or compaction's `encrypted_content`, with the fields that a model
+    call needs."""
 
     text: Raw = ABSENT
     details: list[Raw] = []
@@ -198,7 +199,7 @@ class SealedReasoning(Struct):
 
 
 class SealedCompaction(Struct):
-    """The content of a compaction: the summary, the kept items, and whether it covers all earlier items."""
+    """The decrypted payload of a compaction: the summary, the kept items, and whether it covers all earlier items."""
 
     text: Raw = ABSENT
     items: list[Raw] = []
@@ -206,13 +207,13 @@ class SealedCompaction(Struct):
 
 
 class ShellAction(Struct):
-    """`action` of a shell call."""
+    """The field `action` of a shell call."""
 
     commands: list[str] = []
 
 
 class PatchOperation(Struct, omit_defaults=True):
-    """`operation` of a patch call."""
+    """The field `operation` of a patch call."""
 
     type: str
     diff: str | None = None
@@ -220,32 +221,33 @@ class PatchOperation(Struct, omit_defaults=True):
 
 
 class PassedResponse(Struct):
-    """A response inside of an event, for its usage."""
+    """A response object inside an event, decoded for its token usage."""
 
     usage: Raw = Raw()
 
 
 class PassedAnswer(Struct):
-    """A chat completion, a chunk, a response, a list of embeddings; or an event with a response in it."""
+    """An upstream answer, decoded for its token usage. It is a chat completion, a chunk, a response, a list of
+    embeddings, or an event that holds a response."""
 
     usage: Raw = Raw()
     response: PassedResponse | None = None
 
 
 class CodeArguments(Struct):
-    """Arguments of a call of the code interpreter."""
+    """The arguments of a code interpreter call."""
 
     code: str = ""
 
 
 class RanInContainer(Struct):
-    """A code interpreter call, for where it ran."""
+    """A code interpreter call, decoded for the id of its container."""
 
     container_id: str | None = None
 
 
 class QueuedCredentials(Struct):
-    """An MCP tool, for what opens its server."""
+    """The declaration of an MCP tool, decoded for the credentials of its server."""
 
     authorization: str | None = None
     headers: Raw = ABSENT
