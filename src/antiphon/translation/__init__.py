@@ -1,1 +1,2 @@
-"""Pure translation between Responses and Chat Completions: bytes and values in, bytes and values out."""
+"""Translation between the Responses API and Chat Completions, as pure functions of bytes and values. It performs no
+I/O."""

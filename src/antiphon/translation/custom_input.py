@@ -1,13 +1,15 @@
 r"""Extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they stream.
 
-Lives here: finding one JSON string inside the JSON of a call's arguments, cut anywhere. Not here: which calls are of
-custom tools (`tool_map.py`), events (`translation/events/builder.py`).
+Lives here: finding one JSON string inside the JSON of a call's arguments, which chunks may split at any byte. Not here:
+which calls are of custom tools (`tool_map.py`), events (`translation/events/builder.py`).
 
-A fragment of arguments is whole at its outer level, since each chunk is a JSON text. So a line end of the input arrives
-as `\\n` and is `\n` once decoded. The server may cut that inner level anywhere.
+Arguments are JSON inside a JSON string. Each fragment of the outer string is complete, since each chunk is a complete
+JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer level is decoded. The server may
+split the inner JSON anywhere.
 
-Invariants: the returned pieces join to the input. `complete` is true only when the arguments are exactly `{"input":
-string}`, or no JSON object at all. In the second case the model wrote the bare input, which the reader takes.
+Invariants: the returned fragments join to the input. `complete` is true only when the arguments are a JSON object with
+the key `input`, or text that does not begin with `{`. In the second case the model wrote the bare input, and the reader
+returns all of it.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from typing import Final
 from antiphon.types.json import fragment_of, text_of
 
 _OPENING: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-# Whole characters and escapes. The first half of a surrogate pair counts only once what follows it is known.
+# Whole characters and escapes. The first half of a surrogate pair matches only if the text behind it is already known.
 _INSIDE: Final = re.compile(
     r'(?:[^"\\]+|\\["\\/bfnrt]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
 )
 _CLOSING: Final = re.compile(r"\s*\}\s*")
-# What an opening may look like while it is not whole: longer beginnings are something else.
+# The longest incomplete beginning that may still become the usual opening. Longer beginnings have another form.
 _LONGEST_OPENING: Final = 64
 
 
@@ -34,13 +36,14 @@ class _InputState(Enum):
     OPENING = auto()
     INSIDE = auto()
     CLOSING = auto()
-    # Not of the usual form: judged when it is whole.
+    # Arguments without the usual opening, which are parsed when they are complete.
     WHOLE = auto()
     BARE = auto()
 
 
 class CustomInput:
-    """One call's arguments. Feed fragments; `end` when no more come. `bare`: they are the input itself."""
+    """Reads the input from one call's arguments. Callers pass fragments to `feed`, and call `end` after the last one.
+    `bare`: the arguments are the input itself."""
 
     def __init__(self, *, bare: bool = False) -> None:
         self._state = _InputState.BARE if bare else _InputState.OPENING
@@ -48,7 +51,7 @@ class CustomInput:
         self.complete = False
 
     def feed(self, fragment: bytes) -> bytes:
-        """The piece of the input that these arguments add, as a fragment."""
+        """Add a fragment of arguments. Returns the text that it adds to the input, as a fragment."""
         text = text_of(fragment)
         self._text += text
         if self._state is _InputState.OPENING:
@@ -59,7 +62,7 @@ class CustomInput:
         return self._inside() if self._state is _InputState.INSIDE else b""
 
     def end(self) -> bytes:
-        """The rest of the text. Sets `complete`."""
+        """End the arguments and set `complete`. Returns the text that was not yet returned."""
         if self._state is _InputState.CLOSING:
             self.complete = _CLOSING.fullmatch(self._text) is not None or _is_object('{"input":""' + self._text)
         elif self._state is _InputState.BARE:
@@ -69,7 +72,7 @@ class CustomInput:
         return b""
 
     def _opened(self) -> _InputState:
-        """The state that follows from the beginning of the arguments."""
+        """The state after the first characters of the arguments."""
         start = self._text.lstrip()
         if not start:
             return _InputState.OPENING
@@ -88,12 +91,12 @@ class CustomInput:
         if text[end : end + 1] == '"':
             self._state, self._text = _InputState.CLOSING, text[end + 1 :]
         else:
-            # An escape waits for its end.
+            # Keep an incomplete escape until the next fragment.
             self._text = text[end:]
         return fragment_of(json.loads(f'"{text[:end]}"', strict=False)) if end else b""
 
     def _judge_whole(self) -> bytes:
-        """Parse the whole arguments, because their beginning was unusual: another key, other quotes, or no value."""
+        """Parse the complete arguments, because their beginning was unusual: another key, other quotes, or no value."""
         try:
             value = json.loads(self._text, strict=False)
         except (ValueError, RecursionError):

@@ -1,10 +1,10 @@
 """Tables of the words, codes and statuses by which servers report errors.
 
-Lives here: only data. It has the words of different servers for the same error, Chat's names of fields with another
-name in the request, and Envoy's own replies. Not here: what follows for a client
+Lives here: data only. The tables hold the words of different servers for the same error, and Envoy's own replies. They
+also map chat field names to the names in a Responses request. Not here: the error that a client gets
 (`translation/answer/upstream_errors.py`).
 
-Invariant: nothing here decides anything.
+Invariant: this module makes no decision.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ OF_THE_CLIENT: Final = frozenset(
         "unsupported_parameter",
     }
 )
-# Of the client's doing, or to be known to it; every other 4xx is about what the gateway sent.
+# The client gets these statuses, because its request caused the error or because it must react. Any other 4xx is about
+# the request that the gateway made.
 CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
 SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
-# Chat's names for what the client called differently. The rest have one name in both.
+# Chat field names, and the names of the same values in the client's request. All other fields have one name in both.
 PARAMS: Final = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -84,9 +85,9 @@ PARAMS: Final = {
     "verbosity": "text.verbosity",
 }
 
-# Behind Envoy a call that fails in transport comes back as Envoy's own answer, in these words.
+# Behind Envoy, a call that fails in transport returns a reply that Envoy generates, with these words.
 ENVOY_REPLIES: Final = (
-    # The upstream had taken the request when the connection ended.
+    # The upstream had accepted the request when the connection ended.
     (b"upstream connect error or disconnect/reset before headers. reset reason: connection term", UpstreamFault.CUT),
     (
         b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "
@@ -99,22 +100,22 @@ ENVOY_REPLIES: Final = (
     (b"stream timeout", UpstreamFault.TIMED_OUT),
 )
 
-# Images and audio that a model's server refuses
+# Patterns for errors about images and audio that a model's server refuses.
 
 MEDIA_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
 _TAKES_NO: Final = r"(does not|doesn't|do not|don't|cannot|can't) (support|accept|take|process|handle|read) "
 _MEDIA_WORDS: Final = {
     "image": (
-        # llama.cpp, without and with "by this server"; its templates' own words.
+        # llama.cpp, with and without "by this server", and the words of its chat templates.
         r"\bimage input is not supported"
         r"|unsupported content part type: .{0,3}image_url"
-        # vLLM, of a model that reads text.
+        # vLLM's words for a model that reads only text.
         r"|\bis not a multi-?modal model"
-        # Ollama: of a model without a projector, and by its list of capabilities.
+        # Ollama's words for a model without a projector, and for a model whose list of capabilities lacks images.
         r"|missing data required for image input"
-        # Ollama, LM Studio, hosted models.
+        # Words of Ollama, LM Studio and hosted models.
         rf"|\b{_TAKES_NO}(any )?(images?|vision|multi-?modal|pictures?)\b"
-        # DeepSeek (and whoever else reads its requests with serde), OpenAI, OpenRouter.
+        # Words of DeepSeek and other servers that decode requests with serde, of OpenAI and of OpenRouter.
         r"|unknown variant .{0,3}image_url"
         r"|\bimage_url is only supported by certain models"
         r"|no endpoints found that support image input"
@@ -131,7 +132,7 @@ _MEDIA_WORDS: Final = {
 MEDIA_REFUSED: Final = {kind: re.compile(words, re.IGNORECASE) for kind, words in _MEDIA_WORDS.items()}
 MEDIA_NAMES: Final = {"image": "images", "audio": "audio"}
 
-# Keys that an upstream refuses
+# Patterns for errors about API keys that an upstream refuses.
 
 KEY_CODE: Final = re.compile(
     rb'"(invalid_api_key|api_key_invalid|incorrect_api_key|api_key_expired|api_key_disabled|api_key_blocked'

@@ -1,11 +1,11 @@
 """The table of known item types.
 
-Lives here: the whole list, and what each type becomes. Leaving out items of other types, and unknown members of known
-items, is here too. Not here: the code that makes messages of items (`chat/messages.py`), items that only refer to
-others.
+Lives here: the complete list of types, and the effect of each. Leaving out items of other types, and unknown members of
+known items, is here too. Not here: converting items into messages (`chat/messages.py`), and resolving items that only
+refer to stored items.
 
-Invariant: every item that passes has a type that `chat/messages.py` knows, or no type. Then its role marks a message,
-and its id a reference.
+Invariant: every item that passes has a type that `chat/messages.py` knows, or no type. An item without a type is a
+message if it has a role, and a reference to a stored item if it has an id.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """`means` is what becomes of such items, in a word; `prefix` begins their ids; `members` are those in addition to
-    the members of any item. `support` is its row in the table of supported items. It is None for another spelling of
-    such an item."""
+    """One known item type. `means` names, in a word or two, what such items become in a chat request.
+
+    - `prefix` begins the ids of such items.
+    - `members` are the members that such items have in addition to the members of all items.
+    - `support` is the type's row in the table of supported items. It is None for an alternative name of a type that has
+      a row.
+    """
 
     means: str
     prefix: str
@@ -109,7 +113,7 @@ ITEMS: Final = {
         "trigger", "item", handled("as the last item: the answer is a compaction, made by the model")
     ),
 }
-"""Every type that an item of an input may have, in a readable order."""
+"""Every type that an item of an input may have."""
 
 
 ROLES: Final = ("user", "assistant", "system", "developer")
@@ -128,12 +132,12 @@ def _meaning(means: str) -> frozenset[str]:
 CALLS: Final = _meaning("call")
 OUTPUTS: Final = _meaning("output")
 HOSTED: Final = _meaning("hosted")
-"""Types of items that are shown as a call and its result."""
+"""Types of items that the model sees as a call and its result."""
 COMPACTIONS: Final = _meaning("compaction")
 FOREIGN_MESSAGES: Final = _meaning("foreign message")
 FOREIGN_REASONING: Final = _meaning("foreign reasoning")
 READ_BEFORE: Final = _meaning("read before")
-"""Items that configure the request and are not for the model."""
+"""Types of items that configure the request. The model does not see them."""
 
 _SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
 _ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}
@@ -141,9 +145,10 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> list[InputItem]:
-    """The items of a list (called `where`) but those of unknown types. Raises `InvalidRequest` in strict mode.
+    """The items with a known type, in order. `where` names the list in errors. Raises `InvalidRequest` in strict mode.
 
-    An output of an unknown type whose call is known is missed later: the call has no output then.
+    A known call whose output has an unknown type loses that output. The translation then refuses the request because
+    the call has no output.
     """
     kept = []
     for number, item in enumerate(items):
@@ -161,8 +166,8 @@ def members_of(kind: str) -> frozenset[str]:
 
 
 def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
-    """Leave out the unknown members of items that have a source. Items that the model sees as they came have none.
-    Raises `InvalidRequest` in strict mode."""
+    """Record the unknown members of items. Items that the model sees unchanged are skipped. Raises `InvalidRequest` in
+    strict mode."""
     for number, item in enumerate(items):
         kind = item.type or "message"
         if kind in _SHOWN_WHOLE or kind not in ITEMS:

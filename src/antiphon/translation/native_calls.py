@@ -1,15 +1,15 @@
 """Converts calls of shells, patches and tool searches from chat function arguments into the client's own items.
 
-Lives here: reading those arguments into items, what comes between such a call's added and done events, and writing
-earlier items back as arguments. Not here: which functions stand for them (`chat/tools.py`), indices and numbers
-(`translation/events/builder.py`).
+Lives here: converting those arguments into items, and the events between such a call's added and done events. Writing
+earlier items back as arguments is here too. Not here: the functions that the model sees for them (`chat/tools.py`),
+output indices and sequence numbers (`translation/events/builder.py`).
 
-Such a call is emitted once its arguments are whole, so each text has one delta. Grammar and fields as observed: an item
-is added empty. A shell call streams its commands one by one, and a patch its diff (none if it deletes a file). The
-others stream nothing.
+Antiphon emits such a call only when its arguments are complete, so each text has one delta. The events follow OpenAI's
+service: the added item is empty. A shell call streams its commands one by one. A patch streams its diff, unless it
+deletes a file. Other calls stream nothing.
 
-Invariant: what does not have the form is no such item (the caller emits a function call instead), so no client runs
-half a command. The deltas join to the content of the item.
+Invariant: arguments that do not have the expected form become a function call instead of such an item. So no client
+runs half a command. The deltas join to the content of the item.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATCHES: Final = ("create_file", "update_file", "delete_file")
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
-    """The finished item for these arguments, None when they do not have its form."""
+    """The finished item for these arguments. None when they do not have the form that this kind of call needs."""
     try:
         given = decode_any(arguments or "{}")
         make, member, read = NATIVE_FORMS[kind]
@@ -38,12 +38,12 @@ def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> N
             return None
         return make(id=item_id, status="completed", call_id=call_id, **{member: read_as})
     except (ValueError, OverflowError):
-        # No JSON, or numbers that none can hold.
+        # The arguments are not JSON, or hold a number that is too large.
         return None
 
 
 def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
-    """The arguments with which the model made an earlier call, as a JSON string."""
+    """The function arguments of an earlier call, as a JSON string. They have the form in which the model wrote them."""
     source = {"apply_patch_call": operation, "tool_search_call": arguments}.get(kind, action)
     if first(source) != b"{":
         return Raw(b'"{}"')
@@ -96,11 +96,11 @@ NATIVE_FORMS: Final[
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
     CallKind.TOOL_SEARCH: (ToolSearchCall, "arguments", raw),
 }
-"""The item of each kind, its member with the action, and the reader of that member."""
+"""For each kind of call: the item's type, the member that holds the action, and the function that makes that member."""
 
 
 def _strings(value: object) -> list[str]:
-    """A list of strings; a single one is a list of one."""
+    """The strings of a list. A single string becomes a list of one. Any other value becomes an empty list."""
     if isinstance(value, str):
         return [value] if value else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -122,7 +122,7 @@ _NOTHING: Final = Raw(b"{}")
 
 
 def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> Iterator[ev.Event]:
-    """All events of a finished call, in order; `number` gives the next sequence number."""
+    """All events of a finished call, in order. `number` returns the next sequence number."""
     if isinstance(item, ShellCall):
         yield ev.OutputItemAdded(number(), index, _opened(item, action=_NO_COMMANDS))
         commands = msgspec.json.decode(item.action, type=ShellAction).commands
@@ -146,5 +146,5 @@ def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> It
 
 
 def _opened(item: NativeCall, **empty: Raw) -> NativeCall:
-    """The item as it is before anything is known of it."""
+    """The item for the added event: in progress, and with empty content."""
     return msgspec.structs.replace(item, status="in_progress", **empty)

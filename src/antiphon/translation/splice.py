@@ -1,15 +1,15 @@
-"""Turns a run of alike chunks into events: cuts out each text and splices it into an event.
+"""Turns a run of similar chunks into events: cuts out each text and splices it into an event.
 
-Lives here: the work for each chunk of a run, in Python. Also the choice between that and the same in C (`_splice.c`,
-which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: the common pattern of chunks
-(`translation/answer/alike.py`), the form of an event (`translation/events/encode.py`), the use of the text
+Lives here: the Python code that runs for each chunk of a run, and the choice between that code and its C version
+(`_splice.c`). The C version exists only if `scripts/lib/build_splice.py` compiled it. Not here: the common pattern of
+the chunks (`translation/answer/alike.py`), the form of an event (`translation/events/encode.py`), collecting the text
 (`translation/events/response_draft.py`).
 
-Why C: with it a chunk takes 0.80 of the sidecar's CPU in a burst and 0.88 under saturation.
+Why C: with the C version, a chunk takes 0.80 of the sidecar's CPU time in a burst, and 0.88 under saturation.
 
-Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event. The decoder
-would have read each chunk that is cut here as the same chunk with that text. Both implementations give the same for the
-same arguments.
+Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event. The JSON
+decoder would read every chunk that is cut here as the same chunk with that text. Both versions return the same result
+for the same arguments.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from typing import Final
 from antiphon.types.json import is_utf8
 
 _JOINT: Final = b" "
-# Any number of fragments with a blank between them. A lone surrogate has no UTF-8: what may be one is read in full.
+# Any number of fragments, separated by spaces. Escapes of surrogates do not match, because a lone one has no UTF-8
+# form. The caller leaves such chunks to the JSON decoder.
 _FRAGMENTS: Final = re.compile(
     rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
 ).fullmatch
 
 
 def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """The texts of the chunks at the beginning of `data`, without empty ones, and the chunks' size in bytes. A chunk is
-    `before`, a text and `behind`.
+    """The texts of the chunks at the beginning of `data`, without empty texts, and the size of these chunks in bytes. A
+    chunk consists of `before`, a text and `behind`.
 
-    `behind` begins with the quote that ends the text, and ends with the end of an event, the only one in it. The cut
-    stops at the first chunk that is different or not whole, or whose text begins with a `refused` that is not empty.
+    `behind` begins with the quote that ends the text. It ends with the end of the event, and contains no other end of
+    an event. The cut stops at the first chunk that is different or incomplete. If `refused` is not empty, the cut also
+    stops at a text that begins with it.
     """
     if not data.startswith(before):
         return [], 0
@@ -53,7 +55,7 @@ def _are_texts(joined: bytes) -> bool:
 
 
 def _cut_one_by_one(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """The same, where something else is among the chunks."""
+    """Do the same as `cut`, chunk by chunk, for data that also holds different chunks."""
     texts = []
     at = 0
     while data.startswith(before, at):
@@ -71,14 +73,14 @@ def _cut_one_by_one(data: bytes, before: bytes, behind: bytes, refused: bytes) -
 def splice_in_python(
     data: bytes, before: bytes, behind: bytes, head: bytes, middle: bytes, tail: bytes, number: int, refused: bytes
 ) -> tuple[bytes, bytes, int, int]:
-    """Makes the events of the chunks that `cut` finds. Returns four values:
+    """Make the events of the chunks that `cut` finds. Returns four values:
 
-    - the events, one behind the other, numbered from `number`;
-    - their texts, joined;
-    - the count of the events;
-    - the size of the chunks in `data`, those without text included.
+    - the concatenated events, numbered from `number`;
+    - their concatenated texts;
+    - the number of events;
+    - the size of the chunks in `data` in bytes, including chunks without text.
 
-    An event is `head`, its number, `middle`, the text, `tail`.
+    An event consists of `head`, its number, `middle`, the text and `tail`.
     """
     texts, used = cut(data, before, behind, refused)
     if not texts:
@@ -94,5 +96,5 @@ Splice = Callable[[bytes, bytes, bytes, bytes, bytes, bytes, int, bytes], tuple[
 try:
     from antiphon.translation._splice import splice as splice
 except ImportError:
-    # It is not compiled here, or only for another machine.
+    # The C version is not compiled, or is compiled only for another machine.
     splice = splice_in_python

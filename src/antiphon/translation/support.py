@@ -1,7 +1,7 @@
-"""The values of the support table: how a part of a request is treated.
+"""The values of the support table: how Antiphon treats a field, item or other element of a request.
 
-Lives here: the words, and how a rule depends on the upstream's profile. Not here: the rows (`request/fields.py` for
-fields, `translation/request/field_support.py` for everything else).
+Lives here: the four kinds of support, and how a rule depends on the upstream's profile. Not here: the rows of the table
+(`request/fields.py` for fields, `translation/request/field_support.py` for everything else).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ SupportKind = Literal["sent", "handled", "ignored", "rejected"]
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What Antiphon does with a part of a request.
+    """The treatment of one element of a request.
 
-    `sent`: the chat request has it, in the form that chat has for it. `handled`: Antiphon does it, or reaches the same
-    with weaker means of chat. `ignored`: Antiphon serves the request without it, and lists it in `antiphon-ignored`.
-    `rejected`: the request gets a 400 that names it. `note` says how; it is empty where the kind is enough.
+    - `sent`: the chat request has the element, in the form that chat servers know.
+    - `handled`: Antiphon does the work itself, or gets the same effect with other means of chat servers.
+    - `ignored`: Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
+    - `rejected`: the request gets a 400 that names the element.
+
+    `note` gives details. It is empty where the kind says enough.
     """
 
     kind: SupportKind
@@ -35,25 +38,25 @@ IGNORED: Final = Support("ignored")
 
 
 def sent(note: str) -> Support:
-    """The chat server gets it. `note` says in which form."""
+    """The chat server gets the element. `note` describes its form in the chat request."""
     return Support("sent", note)
 
 
 def handled(note: str) -> Support:
-    """Antiphon does it, and how."""
+    """Antiphon does the work itself. `note` describes how."""
     return Support("handled", note)
 
 
 def ignored(note: str) -> Support:
-    """It has no effect, and when it has."""
+    """The element has no effect. `note` names the exceptions."""
     return Support("ignored", note)
 
 
 def rejected(note: str) -> Support:
-    """It is a 400, and why."""
+    """The request gets a 400. `note` gives the reason."""
     return Support("rejected", note)
 
 
 def logprobs(profile: UpstreamProfile) -> Support:
-    """Log probabilities, which a request can ask for in two ways."""
+    """The support for log probabilities. A request can ask for them with `include` or with `top_logprobs`."""
     return SENT if profile.logprobs else rejected("this server gives no log probabilities")

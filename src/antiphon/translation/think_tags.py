@@ -1,12 +1,13 @@
 """Separates reasoning from content between `<think>` and `</think>` while it streams.
 
-Lives here: telling the two apart while the content streams. Not here: which servers do that (`profiles/`).
+Lives here: the parser for both kinds of answers, which works on streamed fragments. Not here: the servers that send
+such answers (`profiles/`).
 
-Two kinds: *tagged*, an answer that begins with `<think>` (blanks before it are allowed). And *opened*, where the chat
-template wrote the opening tag, so that everything up to `</think>` is reasoning. A tag anywhere else is text.
+A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *opened* answer the chat template wrote
+the opening tag, so everything up to `</think>` is reasoning. A tag anywhere else is text.
 
-Invariant: all input comes out, once and in order, as reasoning or as text, except the tags and the blanks around them.
-Only what could be the beginning of a tag is held back.
+Invariant: the parser returns all input once and in order, as reasoning or as text, except the tags and the blanks
+around them. It holds back only bytes that could be the beginning of a tag.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 _OPEN, _CLOSE = b"<think>", b"</think>"
 _MAX_HELD: Final = 1_024
 _BLANKS: Final = re.compile(rb"(?: |\\n|\\r|\\t)*")
-# Some servers escape the brackets; an escaped backslash before them is no escape.
+# Some servers send `<` and `>` as `\u003c` and `\u003e`. Behind an escaped backslash, the same letters are text.
 _ESCAPED: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
 _MAY_START: Final = (b"<", b" ", b"\\", b"")
 
@@ -29,7 +30,8 @@ _ONLY: Final = re.compile(
 
 
 def only_thought(text: bytes) -> bytes | None:
-    """The text between the tags if the whole text is one thought. Some clients send reasoning back that way."""
+    """The text between the tags if the whole text is one `<think>` block, else None. Some clients send reasoning back
+    in this form."""
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 
@@ -41,7 +43,7 @@ class _ThinkState(Enum):
 
 
 class ThinkTags:
-    """One answer's content. `done`: from now on everything is text."""
+    """The parser for one answer's content. `opened`: the chat template wrote the opening tag."""
 
     def __init__(self, *, opened: bool) -> None:
         self._state = _ThinkState.THINKING if opened else _ThinkState.START
@@ -51,13 +53,13 @@ class ThinkTags:
 
     @property
     def done(self) -> bool:
-        """Whether nothing can be reasoning any more, and nothing is held."""
+        """Whether all further content is text, and no bytes are held back."""
         return self._state is _ThinkState.TEXT and not self._fresh
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
-        """Reasoning and text that this content adds, as fragments."""
+        """The reasoning and the text that the next fragment of content adds, both as fragments."""
         if self._state is _ThinkState.START and not self._held and fragment[:1] not in _MAY_START:
-            # The usual answer: no tags at all.
+            # The usual answer has no tags.
             self._state, self._fresh = _ThinkState.TEXT, False
             return b"", fragment
         if b"\\u003" in fragment:
@@ -65,7 +67,7 @@ class ThinkTags:
         data, self._held = self._held + fragment, b""
         if self._state is _ThinkState.START:
             start = _after_blanks(data)
-            # Blanks without end are text: to hold them for ever would be to read them again with every one that comes.
+            # At most 1,024 bytes are held back. Otherwise a long run of blanks would be read again with every fragment.
             if len(data) < _MAX_HELD and len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
                 self._held = data
                 return b"", b""
@@ -78,7 +80,7 @@ class ThinkTags:
         return b"", self._text(data)
 
     def end(self) -> tuple[bytes, bytes]:
-        """The text that was held back, at the end of the stream."""
+        """The reasoning and the text that were held back, at the end of the stream."""
         held, self._held = self._held, b""
         if self._state is _ThinkState.THINKING:
             if held and self._unclosed is not None:
@@ -88,15 +90,15 @@ class ThinkTags:
 
     @property
     def unclosed(self) -> bytes:
-        """All text that was emitted as reasoning only because the profile says that the template opens it. No end tag
-        came."""
+        """All text that was returned as reasoning, if the answer is *opened* and no end tag came. Empty in all other
+        cases."""
         return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:
         if self._fresh:
             data = data[_after_blanks(data) :]
             while data.startswith(_OPEN):
-                # The template opened it, and the model did so as well.
+                # The template wrote the opening tag, and the model wrote it again.
                 data = data[len(_OPEN) :]
                 data = data[_after_blanks(data) :]
             if len(data) < len(_OPEN) and _OPEN.startswith(data):
@@ -117,7 +119,8 @@ class ThinkTags:
         return data, b""
 
     def _text(self, data: bytes) -> bytes:
-        """Text after the closing tag; blanks between them, and the tag again (seen: MAI-DS-R1), are no part of it."""
+        """The text behind the closing tag. Blanks before the text, and a repeated closing tag (seen: MAI-DS-R1), are
+        not part of it."""
         while self._fresh:
             data = data[_after_blanks(data) :]
             if data.startswith(_CLOSE):

@@ -1,12 +1,12 @@
-"""Reads token usage in every place and spelling that providers use.
+"""Reads token usage from every key and spelling that providers use.
 
-Lives here: reading a chat usage object into ours, finding the usage of an answer that passes untouched, and the sum of
-several model calls. Not here: when it is read (`answer/stream.py`, `engine/exchange/native_request.py`), when it is
-summed (the phases of `engine/exchange/`).
+Lives here: converting a chat usage object into the Responses API's, and adding the usage of several model calls. Lives
+here too: finding the usage of an answer that Antiphon relays unchanged. Not here: the callers that read it
+(`answer/stream.py`, `engine/exchange/native_request.py`) or add it (the phases of `engine/exchange/`).
 
-Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
-non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count.
-This module reads only complete events and answers in which upstreams report usage.
+Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Text that a
+model or a client wrote is never taken for the upstream's count. This module reads only complete events and answers in
+which upstreams report usage.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _read_leniently(data: bytes) -> ChatUsage:
-    """The readable numbers of a malformed usage."""
+    """The valid numbers of a malformed usage object. Invalid numbers are left out."""
     value = decode_object(data)
     details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
     return ChatUsage(**_counts(value, _COUNTS), **details)
@@ -86,7 +86,7 @@ def _count(value: object) -> int | None:
 
 
 def read_groq_usage(data: bytes) -> UsageObject | None:
-    """Usage inside `x_groq` (older Groq)."""
+    """The usage in the value of a chunk's `x_groq` member, which older versions of Groq send."""
     usage = decode_object(data).get("usage")
     return read_usage(raw(usage)) if isinstance(usage, dict) else None
 
@@ -114,8 +114,8 @@ def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
 
 
 def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObject:
-    """The server's counts; reasoning that it gave and did not count is estimated, by its share of the output:
-    `reasoned` of `written` bytes."""
+    """The server's usage. If the answer had reasoning and the server did not count it, its tokens are estimated. The
+    estimate is `reasoned / written` (both in bytes) of the output tokens. Changes `usage` in place."""
     if reasoned and not usage.output_tokens_details.reasoning_tokens:
         usage.output_tokens_details.reasoning_tokens = round(usage.output_tokens * (reasoned / written))
     return usage
@@ -125,7 +125,7 @@ _PASSED: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:
-    """The usage in a whole JSON answer (or in an event's data), or None."""
+    """The usage in a whole JSON answer, or in the data of one event. None if there is none."""
     passed = try_decode(_PASSED, body)
     if passed is None:
         return None

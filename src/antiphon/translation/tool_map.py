@@ -1,11 +1,11 @@
 """Maps chat function names to Responses tools and back, for one request.
 
-Lives here: the names chat servers see, and the way back from a call to the tool it means. Not here: declarations
+Lives here: the names that chat servers see, and the lookup of the tool that a call means. Not here: declarations
 (`chat/tools.py`), the items of calls (`translation/events/builder.py`).
 
-Chat servers know one kind of tool, a function with a flat name of at most 64 characters; Responses has kinds and
-namespaces. A name that does not fit is shortened, with a hash of the whole. So the same tool has the same name in every
-turn.
+Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and
+namespaces. A name that does not fit is shortened and gets a hash of the whole name. So the same tool has the same name
+in every turn.
 
 Invariant: within one request a chat name means one tool, and every tool has one chat name.
 """
@@ -30,7 +30,8 @@ _UNFIT: Final = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 class CallKind(StrEnum):
-    """The kind of item that a call becomes. The values are the item types, except for a tool search that runs here."""
+    """The kind of item that a call becomes. The values are item types, except for a tool search that Antiphon itself
+    performs."""
 
     FUNCTION = "function_call"
     CUSTOM = "custom_tool_call"
@@ -54,13 +55,13 @@ HOSTED_KINDS: Final = frozenset(
         CallKind.HOSTED_TOOL_SEARCH,
     }
 )
-"""Calls of tools that run here."""
+"""Kinds of calls that Antiphon runs itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """A tool as the client knows it. `told_plain`: its declaration wants arguments encrypted, and its calls say that
-    they are not."""
+    """A tool, with the name and namespace that the client knows. `told_plain`: the declaration asks for encrypted
+    arguments, so the items of its calls state that the arguments are not encrypted."""
 
     kind: CallKind
     name: str
@@ -73,7 +74,7 @@ class HostedFunction:
     """The function that the model sees for a hosted tool. `parameters` is a JSON schema.
 
     - `approval`: the sidecar asks the client before it runs a call.
-    - `deferred`: where the model can search for tools, it sees this one only after a search has found it.
+    - `deferred`: in a request with tool search, the model sees the function only after a search has found it.
     - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. It sends any other call at
       most once.
     """
@@ -89,7 +90,7 @@ class HostedFunction:
 
     @property
     def target(self) -> CallTarget:
-        """The tool a call of this function means."""
+        """The tool that a call of this function means."""
         return CallTarget(self.kind, self.name, self.namespace)
 
 
@@ -104,10 +105,11 @@ def flat_name(name: str, namespace: str | None = None) -> str:
 
 
 def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
-    """The id as it is, or one in its place that the chat server takes; the same for the call and its output.
+    """The id itself, or a replacement of a length that the chat server accepts. The same id always gets the same
+    replacement, so a call and its output keep matching ids.
 
-    OpenAI's chat API takes 40 characters at most; longer ids come from other gateways, and from ourselves. `nine`: the
-    server takes nine letters and digits, no more and no less.
+    OpenAI's chat API accepts at most 40 characters, but other gateways and Antiphon make longer ids. `nine`: the server
+    accepts only ids of exactly nine letters and digits.
     """
     if _NINE.fullmatch(call_id) if nine else len(call_id) <= _LONGEST_CALL_ID:
         return call_id
@@ -116,12 +118,14 @@ def fitting_call_id(call_id: str, *, nine: bool = False) -> str:
 
 
 class ToolMap:
-    """The tools of one request, and which of them the model may call now.
+    """The tools of one request, and which of them the model may call.
 
-    `callable` holds the chat names that may be called (None: whatever the model calls), `required` says that one must
-    be; `single` says that one answer may hold one call at most; `call_ids` are those of the calls in the history;
-    `unhurried` are the chat names of functions whose output may come later, `declared` those of all tools that the
-    request brings.
+    - `callable` holds the chat names that the model may call. None allows every name.
+    - `required`: the model must call a tool.
+    - `single`: one answer may hold at most one call.
+    - `call_ids` are the ids of the calls in the history.
+    - `unhurried` are the chat names of functions whose output may come in a later request.
+    - `declared` are the chat names of all tools that the request declares.
     """
 
     def __init__(self) -> None:
@@ -134,7 +138,7 @@ class ToolMap:
         self.declared: set[str] = set()
 
     def add(self, target: CallTarget, where: str) -> str:
-        """Make a tool known; returns its chat name. Raises `InvalidRequest` when another tool has that name."""
+        """Add a tool. Returns its chat name. Raises `InvalidRequest` when another tool already has that name."""
         chat_name = flat_name(target.name, target.namespace)
         self.declared.add(chat_name)
         known = self._targets.setdefault(chat_name, target)
@@ -145,11 +149,13 @@ class ToolMap:
         return chat_name
 
     def remember(self, target: CallTarget) -> None:
-        """A tool that was called earlier and need not be declared any more. A declared tool of that name wins."""
+        """Add a tool that the history calls and the request may no longer declare. A declared tool with the same name
+        wins."""
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def target(self, chat_name: str) -> CallTarget:
-        """The tool a call means. An undeclared name is a function of that name: the client may know it."""
+        """The tool that a call means. A name that the request does not declare means a function, because the client may
+        know it."""
         return self._targets.get(chat_name) or CallTarget(CallKind.FUNCTION, chat_name)
 
     def may_call(self, chat_name: str) -> bool:

@@ -1,10 +1,9 @@
 """Plain values that the steps of the translation pass to each other.
 
-Lives here: plain values without a method. Not here: their makers (each value names its maker), and the wire format
-(`antiphon.types`).
+Lives here: classes without methods. Not here: the code that makes the values, and the JSON formats (`antiphon.types`).
 
-msgspec makes these classes of their annotations at run time. So they stand in a separate module, which a compiler of
-Python would leave as it is (docs/explanation/performance.md).
+msgspec builds these classes from their annotations at run time. So the classes are in a separate module, which a
+compiler of Python would leave unchanged (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.tolerance import Tolerance
 
 Seal = Callable[[bytes], str]
-"""Makes a reasoning item's `encrypted_content` of its payload."""
+"""Makes a reasoning item's `encrypted_content` from its payload."""
 
 
 class Ending(Struct, frozen=True):
-    """How the upstream's answer ended: `status` is completed, incomplete or failed.
+    """How the upstream's answer ended. `status` is completed, incomplete or failed.
 
-    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` belong to failed. `error`
-    is the upstream's error, if it gave one: a client without a response head yet gets that.
+    `reason` belongs to incomplete (max_output_tokens, content_filter). `code` and `message` belong to failed. `error`
+    is the upstream's error, if it gave one. A client that has not yet received a response head gets that error.
     """
 
     status: str
@@ -37,11 +36,16 @@ class Ending(Struct, frozen=True):
 
 
 class BuilderOptions(Struct, frozen=True):
-    """`events`: whether events are wanted at all (a JSON client wants none), `error_events`: whether `error` is one.
+    """The options of the builder that makes a response's events and items.
 
-    `reasoning_as_summary` and `open_responses_names` choose the form of reasoning; `obfuscate` pads deltas to hide
-    their length; `seal` makes a reasoning item's `encrypted_content` of its payload; `max_bytes` bounds all text of
-    the response; `first_number` is where the numbers go on of a stream that was begun already (`queue`)."""
+    - `events`: the builder emits events. A client that wants one JSON answer needs none.
+    - `error_events`: a failed response emits an `error` event too.
+    - `reasoning_as_summary` and `open_responses_names` choose the form of reasoning.
+    - `obfuscate`: deltas get padding that hides their length.
+    - `seal` makes a reasoning item's `encrypted_content` from its payload.
+    - `max_bytes` limits all text of the response.
+    - `first_number` is the next sequence number of a stream that `queue` has begun. 0 begins a new stream.
+    """
 
     events: bool
     error_events: bool = True
@@ -54,8 +58,9 @@ class BuilderOptions(Struct, frozen=True):
 
 
 class ItemSources(Struct, frozen=True):
-    """The sources of the content that items refer to. `unseal` decrypts Antiphon's encrypted contents (text, param).
-    `files` are the files fetched by URL, or the reason of the failure. `tolerance` decides about unknown parts."""
+    """The sources of the content that items refer to. `unseal` decrypts encrypted content that Antiphon made; its
+    arguments are the text and the parameter for errors. `files` are the files fetched by URL, or the error of a failed
+    fetch. `tolerance` decides about unknown parts."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}
@@ -63,9 +68,11 @@ class ItemSources(Struct, frozen=True):
 
 
 class ChatTranslation(Struct):
-    """The chat request's body, what calls in its answer mean, and what of the request the upstream cannot do.
+    """A translated request: the chat request's body, the map from its calls to tools, and the fields that the upstream
+    ignores.
 
-    `sent`: where the first `image` and the first `audio` of the request stand, which some models do not take.
+    `sent` holds the positions of the first `image` and the first `audio` in the request, because some models accept
+    neither.
     """
 
     body: bytes
@@ -75,7 +82,8 @@ class ChatTranslation(Struct):
 
 
 class ChatTools(Struct):
-    """The tools of one request in chat form, what their calls mean, and whether a `strict` was left out."""
+    """The tools of one request in chat form, and the map from calls to tools. `strict_left_out`: a tool lost its
+    `strict`."""
 
     map: ToolMap
     declarations: list[Raw]
@@ -84,9 +92,10 @@ class ChatTools(Struct):
 
 
 class Turn(Struct):
-    """The output of one assistant turn, until it becomes one message and its tool messages.
+    """The output of one assistant turn, until it becomes one assistant message and its tool messages.
 
-    `answer`: in which answer of the model, counted by what clients said in between; `round`: that of its hosted calls.
+    `answer` is the number of the model's answer that the turn belongs to. It increases when output of the model follows
+    input of the client. `round` is the round of the turn's hosted calls (`ShownCall.round`).
     """
 
     text: list[bytes] = []
@@ -101,7 +110,8 @@ class Turn(Struct):
 
 
 class PromptReference(Struct, frozen=True):
-    """A request's `prompt`: which version of which prompt (None: the default one), and the values of its variables."""
+    """The field `prompt` of a request: the prompt's id, the version, and the values of the variables. None means the
+    default version."""
 
     id: str
     version: int | None
@@ -109,14 +119,14 @@ class PromptReference(Struct, frozen=True):
 
 
 class PromptTemplate(Struct, frozen=True):
-    """A version of a prompt: `body` is its template, a JSON object."""
+    """A version of a prompt. `body` is its template, a JSON object."""
 
     version: int
     body: bytes
 
 
 class ServerSentEvent(Struct, frozen=True, gc=False):
-    """One event: its `type` (empty when no `event` field was given) and its data."""
+    """One server-sent event. `type` is empty when the event has no `event` field."""
 
     type: bytes
     data: bytes

@@ -1,6 +1,6 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: all fields except messages and tools, by profile. Not here: reading and checking them
+Lives here: all fields except messages and tools, as the upstream's profile demands. Not here: reading and checking them
 (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
 
 Invariant: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
@@ -39,7 +39,7 @@ _CHAT_REQUEST: Final = cast(
         omit_defaults=True,
     ),
 )
-"""With the fields that go to the server as they are."""
+"""`ChatRequest`, with the fields that go to the server unchanged."""
 _USAGE: Final = Raw(b'{"include_usage":true}')
 _JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
 _SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
@@ -60,9 +60,11 @@ def translate_request(
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    `items` is the history and the input, `sources` the content that they refer to; `model` the upstream's name of the
-    model, when it differs; `context_tokens` the model's context size, if it is known; `hosted` the functions of tools
-    that run here; `extra` has fields that the operator adds to every request of the model, unless the request has them.
+    - `items` is the history and the input, and `sources` holds the content that they refer to.
+    - `model` is the upstream's name of the model, if it differs from the client's.
+    - `context_tokens` is the model's context size, if it is known.
+    - `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
+    - `extra` has fields that the operator adds to every request for the model. Fields of the request override them.
     """
     made = make_chat_tools(
         request.tools,
@@ -94,7 +96,7 @@ def translate_request(
     sent: dict[str, str] = {}
     messages = translate_items(request.instructions, items, profile, sources, sent, made.map)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
-        # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
+        # No chat server answers an empty list of messages. Codex sends only tools when it warms up a connection.
         raise wrong_value("'input' has no message or call that a model could answer.", "input")
     if sources.tolerance.strict and text is not None and text.format is not None and text.format.type == "json_object":
         check_json_word(messages)
@@ -137,7 +139,7 @@ _OTHERS: Final = [row for row in FORWARDED.values() if row.name not in SAMPLING]
 def _forward(
     rows: list[Field], request: CreateResponse, chat: ChatRequest, profile: UpstreamProfile, ignored: list[str]
 ) -> None:
-    """Send the fields of these rows where the upstream takes them; name them as ignored where not."""
+    """Put these fields into the chat request if the upstream accepts them. Otherwise add their names to `ignored`."""
     if not request.forwarded:
         return
     for row in rows:
@@ -157,7 +159,8 @@ def _more_members(
     extra: Mapping[str, Raw],
     ignored: list[str],
 ) -> dict[str, Raw]:
-    """The members of the chat request besides the known fields of Chat Completions."""
+    """The members of the chat request that are not fields of `ChatRequest`: parameters, and the operator's `extra`
+    fields."""
     asked: dict[str, Raw] = {}
     for name, value in request.parameters.items():
         if name in profile.parameters or name in request.allowed:
@@ -173,14 +176,14 @@ def _more_members(
 _REASONING: Final = frozenset({"reasoning", *FOREIGN_REASONING})
 
 
-# Some models know no more than to reason or not to.
+# `default` stands for every effort above none: some models can only switch reasoning on or off.
 _PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "default": EFFORTS.index("medium")}
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
-    """The effort in the server's words: the nearest one it knows."""
+    """The effort that the server knows and that is nearest to the requested effort."""
     if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
-        # One that nobody knows was named when it was read.
+        # The request's reader has already listed an unknown effort as ignored.
         return UNSET
     if not profile.reasoning_effort:
         ignored.append("reasoning.effort")
@@ -190,9 +193,9 @@ def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignore
         return reasoning.effort
     place = _PLACES[reasoning.effort]
     if place:
-        # To reason a little is not to reason not at all.
+        # A request for some reasoning must not become one for no reasoning.
         known = tuple(value for value in known if value != "none") or known
-    # Of two that are as near, the one that thinks longer.
+    # If two efforts are equally near, choose the higher one.
     return min(known, key=lambda value: (abs(_PLACES[value] - place), -_PLACES[value]))
 
 
@@ -208,7 +211,7 @@ def _response_format(
 ) -> Raw | UnsetType:
     """The chat form of `text.format`.
 
-    A server that knows weaker forms only gets the strongest it knows, and the schema as an instruction.
+    A server that knows only weaker forms gets the strongest form that it knows, and the schema as an instruction.
     """
     if text is None or text.format is None or text.format.type == "text":
         return UNSET

@@ -1,14 +1,15 @@
 """Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
-Lives here: what each kind of call and output becomes. Not here: their order (`messages.py`), names
-(`translation/tool_map.py`), running hosted tools, the stored record of what the model saw of them (`types/shown.py`).
+Lives here: the chat form of each kind of call and output. Not here: their order (`messages.py`), names
+(`translation/tool_map.py`), running hosted tools, and the stored record of the text that the model saw
+(`types/shown.py`).
 
 A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
 read that better than prose, and strict servers accept it. The conversion drops only content that no model can read
 (images in base64, encrypted parts).
 
-Invariant: the arguments of a call are always the JSON of an object, whatever the client or the model wrote. Chat
-servers parse them and fail on anything else.
+Invariant: the arguments of a call are always a JSON object, even if the client or the model wrote something else. Chat
+servers parse the arguments and fail on anything else.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from antiphon.types.json import decode_any, encode, first, fragment_of, given, q
 from antiphon.types.shown import shown_of
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
-"""Outputs that may come without the id of a call, with the name of the tool at most."""
+"""Outputs that a client may send without the id of a call. Such an output has only the name of the tool, or no name."""
 
 APPROVED: Final = fragment_of("The user approved it.")
-"""An approval that gives no reason."""
+"""The text of an approval that gives no reason."""
 _FAILED_SEARCH: Final = (
     "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
     "what the tools should do or how they are called. Search again."
@@ -42,8 +43,8 @@ _STRING: Final = msgspec.json.Decoder(str)
 
 
 def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
-    """Call id, chat name and arguments (a JSON string) of a call item. An item without an id gets one from `number`,
-    its place in the conversation. Raises `InvalidRequest`."""
+    """The call id, chat name and arguments (a JSON string) of a call item. An item without an id gets one from
+    `number`, its position in the conversation. Raises `InvalidRequest`."""
     kind = item.type or ""
     call_id = known_id(item) or f"call_{number}"
     if kind == "function_call":
@@ -55,13 +56,14 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
             raise invalid_type(f"{where}.input", "expected a string")
         text = _STRING.decode(item.input) if given(item.input) else ""
         return call_id, name, raw(encode({"input": text}).decode())
-    # The client runs these by their type.
+    # The item's type determines the client's tool, so the type is the chat name.
     arguments = native_arguments(kind, item.action, item.operation, item.arguments)
     return call_id, kind.removesuffix("_call"), arguments
 
 
 def native_output(where: str, item: InputItem) -> bytes | None:
-    """The text of an output that is no string or list of parts, as a fragment; None for the usual kinds."""
+    """The text of an output whose type has a format other than a string or a list of parts, as a fragment. None for all
+    other types."""
     kind = item.type
     if kind == "tool_search_output":
         found = []
@@ -100,7 +102,7 @@ def native_output(where: str, item: InputItem) -> bytes | None:
 
 
 def _as_text(value: object) -> str:
-    """A result that is a text, or any JSON."""
+    """A tool's result as text. A string stays unchanged, None becomes empty, and any other value becomes JSON."""
     return value if isinstance(value, str) else "" if value is None else encode(value).decode()
 
 
@@ -121,25 +123,27 @@ def _shell_text(outputs: object) -> str:
 
 
 def sound_arguments(where: str, value: Raw) -> Raw:
-    """Arguments as a JSON string with an object, even if the model wrote something else. Raises `InvalidRequest`."""
+    """The arguments as a JSON string that holds an object, even if the model wrote something else. Raises
+    `InvalidRequest`."""
     if not given(value) or bytes(value) == b'""':
         return NO_ARGUMENTS
     if first(value) == b"{":
-        # An object instead of a string that holds one.
+        # The client sent an object instead of a string that holds one.
         return raw(bytes(value).decode())
     if first(value) != b'"':
         raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
     text = _STRING.decode(value)
     if try_decode(_OBJECT, text) is None:
-        # What a model broke off, or never was an object: the words are kept, the form is made sound.
+        # The model's arguments are cut off or are not an object. Keep the text as the member of an object, which is
+        # valid JSON.
         return NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
     return value
 
 
-# Items of hosted tools
+# Items of hosted tools.
 
 _OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
-"""Calls of an MCP server's tools, made or asked for: under the name by which the model knows the tool."""
+"""Calls, and requests for approval of calls, that carry the name of an MCP server's tool."""
 _RESULTS: Final = ("results", "output", "outputs", "error", "tools", "revised_prompt")
 _NOT_SHOWN: Final = frozenset(
     {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
@@ -149,9 +153,10 @@ _NOT_SEEN: Final = b"[There are images, which cannot be shown to you.]"
 
 
 def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, bytes]:
-    """Call id, chat function name, arguments and result (both as fragments) of one item.
+    """The call id, chat function name, arguments and result of a hosted tool's item. Arguments and result are
+    fragments.
 
-    Raises ValueError for one that is nested too deeply.
+    Raises ValueError for an item that is nested too deeply.
     """
     item = decode_any(bytes(given_item.source))
     kind = str(item.get("type"))
@@ -173,13 +178,13 @@ def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, by
 
 
 def known_id(item: InputItem) -> str | None:
-    """The id by which the model knows the call that stands for an item; None when the item brings no id."""
+    """The id by which the model knows the call of this item. None when the item has no id."""
     shown = shown_of(item)
     return item.call_id or (shown.call_id if shown is not None else None) or item.id
 
 
 def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """The result of a hosted tool as the model reads it: a fragment, and the images after it."""
+    """The result of a hosted tool in the form that the model reads: a fragment, and the images that follow it."""
     if not images:
         return output, []
     if not rules.profile.images:
@@ -204,7 +209,8 @@ def _result(item: dict[str, object], kind: str) -> str:
 
 
 def _tool_of(item: dict[str, object]) -> str:
-    """The name that the model knows an MCP server's tool by, when the same server is there again."""
+    """The name by which the model knows this MCP tool when a request declares its server. Empty if the item has no
+    name."""
     name, label = item.get("name"), item.get("server_label")
     if not isinstance(name, str) or not name:
         return ""

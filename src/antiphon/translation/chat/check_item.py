@@ -1,11 +1,10 @@
 """Checks items that a client adds to a conversation or a prompt without a model call.
 
-Lives here: refusing items that would make every later request fail. Not here: reading the items
-(`translation/request/body.py`), items of a request's `input` (`translation/request/body.py`). There the model's server
-decides about the limits.
+Lives here: refusing items that would make every later request fail. Not here: reading the items, and checking items of
+a request's `input` (`translation/request/body.py`). For items of `input`, the model's server decides about the limits.
 
-Invariant: an item that passes here can fail later for two reasons only. Its place is wrong (an output without its
-call), or the model's server cannot take its content (pictures, files).
+Invariant: an item that passes this check can fail later for two reasons only. The conversation has no call for an
+output, or the model's server does not accept the content (images, files).
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ _TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_inpu
 
 
 def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
-    """Raise `InvalidRequest` for an item that no model could ever read. `tolerance` decides about unknown parts. The
-    caller has removed items of unknown types already (`only_known`)."""
+    """Raise `InvalidRequest` for an item that no model can read. `tolerance` decides about unknown parts. The caller
+    has already removed items of unknown types (`only_known`)."""
     rules = ContentRules(_TAKES_ALL, {}, tolerance=tolerance)
     kind = item.type or ("message" if item.role is not None else None)
     if kind is None:
@@ -64,6 +63,6 @@ def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
         elif kind in ("item_reference", "compaction_trigger"):
             raise invalid_value(f"{where}.type", f"items of type {kind!r} are not supported here")
     except FileNotFetched:
-        pass  # fetched when a response needs it
+        pass  # the exchange fetches the file when a response needs it
     except (ValueError, RecursionError, msgspec.MsgspecError):
         raise invalid_parameter(where, "its content cannot be read") from None

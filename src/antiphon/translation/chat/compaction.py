@@ -1,16 +1,16 @@
-"""Compaction: replaces a conversation by a summary, and keeps what must stay unchanged.
+"""Compaction: replaces a conversation by a summary, and keeps the items that must stay unchanged.
 
-Lives here: the request for a summary, the content of a compaction, and how to unpack one again. Not here: when a
-conversation is compacted (`engine/exchange/loaded_request.py`), the model's call (`engine/exchange/made_response.py`),
-sealing.
+Lives here: the request for a summary, the payload of a compaction, and replacing a compaction by its payload. Not here:
+the decision to compact (`engine/exchange/loaded_request.py`), the model call (`engine/exchange/made_response.py`), and
+sealing the payload.
 
-These stay in addition to the summary:
+These items stay in addition to the summary:
 
-- calls without an output yet, and the reasoning before them (the client sends the output next);
-- tools that items brought;
+- calls without an output, and the reasoning before them (the client sends the output next);
+- items that declare tools or change settings;
 - the latest turn, if the conversation continues in the same response.
 
-Invariant: a compaction needs nothing but itself: a client that holds it can go on without the items it replaces.
+Invariant: a compaction is self-contained. A client that has one can continue without the items that it replaces.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted, raw
 from antiphon.types.views import SealedCompaction
 
-# What holds from where it stands on.
+# Items whose effect lasts for the conversation after them.
 _BROUGHT: Final = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
 _NO_CALLS: Final = frozenset({None, "message", "reasoning", "item_reference"})
-# What the client is given back beside the summary: its own latest words.
+# The limit of the latest user messages that a client gets back in addition to the summary.
 _USER_TOKENS: Final = 20_000
 
 _REQUEST: Final = (
@@ -53,8 +53,8 @@ _PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
 
 
 def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:
-    """Split the items: those to summarize, and those that stay unchanged. With `latest`, the last user message and the
-    last outputs stay too."""
+    """Split the items into those to summarize and those that stay unchanged. With `latest`, the last user message stays
+    too, and so do the last outputs with their calls."""
     answered = {_answers(item) for _, item in items if item.type in OUTPUTS} - {None}
     kept = [
         item.type in _BROUGHT or (_is_call(item) and item.call_id not in answered and item.id not in answered)
@@ -63,7 +63,7 @@ def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[In
     if latest:
         _keep_latest(items, kept)
     for number in range(len(items) - 1, 0, -1):
-        # Reasoning goes with what it led to.
+        # Reasoning stays with the call that it led to.
         if kept[number] and _is_call(items[number][1]) and items[number - 1][1].type == "reasoning":
             kept[number - 1] = True
     return (
@@ -73,20 +73,18 @@ def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[In
 
 
 def ask_for_summary() -> Named:
-    """The last message of the model call that makes a summary."""
+    """The user message that ends the model call for a summary."""
     return "input", InputItem(type="message", role="user", content=raw(_REQUEST))
 
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:
-    """The payload that is then sealed. `summary` is a fragment of escaped text, `kept` are whole items as JSON."""
+    """The payload of a compaction, before it is sealed. `summary` is a fragment, and `kept` are whole items as JSON."""
     return encode(SealedCompaction(quoted(summary), [Raw(item) for item in kept], covers))
 
 
 def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
-    """Replace compactions by their content. The items that a compaction keeps follow it. The items that the latest one
-    covers are removed. Compactions of other servers stay unchanged. Raises `InvalidRequest` for one that cannot be
-    opened.
-    """
+    """Insert the kept items of each compaction behind it, and remove the items that the latest compaction covers. Other
+    servers' compactions stay unchanged. Raises `InvalidRequest` for a compaction that cannot be opened."""
     if not any(item.type in COMPACTIONS for _, item in items):
         return items
     brings = any(item.type == "additional_tools" for _, item in items)
@@ -109,13 +107,13 @@ def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
         if payload.covers:
             expanded = [named for named in expanded if _outlasts(named[1])]
         expanded.append((where, item))
-        # Tools that the client brings again itself must not be declared twice.
+        # The request must not declare a tool twice if the client sends its tools again.
         expanded += [(where, one) for one in kept if not (brings and one.type == "additional_tools")]
     return expanded
 
 
 def latest_users(items: Sequence[Named]) -> list[InputItem]:
-    """The latest user messages, in order, up to about 20,000 tokens."""
+    """The latest user messages, oldest first, up to about 20,000 tokens."""
     found: list[InputItem] = []
     left = _USER_TOKENS
     for _, item in reversed(items):
@@ -140,13 +138,13 @@ def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
         elif not is_user(item):
             break
     for number, (_, item) in enumerate(items):
-        # An output needs its call.
+        # Keep the call of each kept output.
         if _is_call(item) and (item.call_id in wanted or (item.id is not None and item.id in wanted)):
             kept[number] = True
 
 
 def _answers(item: InputItem) -> str | None:
-    """The call id in an output."""
+    """The id of the call that an output answers."""
     return item.call_id or item.approval_request_id or item.id
 
 

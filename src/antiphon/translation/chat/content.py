@@ -1,10 +1,11 @@
 """Converts content parts of Responses items into chat content.
 
-Lives here: strings and parts of messages and of tool outputs, as the upstream takes them. Lives here too: the list of
-files that the parts name, and the decision which of them may be missing. Not here: which message they go into
-(`messages.py`), fetching and reading files (`engine/running/loading.py`).
+Lives here: the chat form of strings and parts, in messages and in tool outputs. Lives here too: the list of files that
+the parts name, and the decision which of them may be missing. Not here: building the messages (`messages.py`), fetching
+and reading files (`engine/running/loading.py`).
 
-Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
+Invariant: the conversion copies text as raw JSON and never decodes it. A part without a chat form gets a 400 that names
+it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _EMPTY: Final = Raw(b'""')
 _IMAGES: Final = ("input_image", "image_url", "computer_screenshot")
 _TEXT: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 KNOWN_PARTS: Final = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
-"""Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
+"""Every type that a content part may have. Some types come from Chat Completions, or from items that models make."""
 
 
 _CHAT_IMAGE: Final = msgspec.json.Decoder(ChatImage)
@@ -64,11 +65,11 @@ _DETAILS: Final = ("low", "high", "auto", "original")
 
 
 class ContentRules:
-    """The content that a message may have: the upstream's profile, and the files that were fetched by URL or read by
-    id.
+    """The content that a message may have. The rules hold the upstream's profile, and the files that were fetched by
+    URL or read by id.
 
-    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance` decides
-    about unknown parts.
+    `sent` records the positions of the first image and the first audio part, because not every model accepts them.
+    `tolerance` decides about unknown parts.
     """
 
     __slots__ = ("files", "profile", "sent", "tolerance")
@@ -86,8 +87,8 @@ class ContentRules:
         self.tolerance = Tolerance() if tolerance is None else tolerance
 
     def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
-        """The parts whose kind is known, each with its place. In strict mode, raises `InvalidRequest` for other parts
-        and for unknown members."""
+        """The parts of known types, each with its path for errors. In strict mode, raises `InvalidRequest` for unknown
+        parts and unknown members."""
         parts: Sequence[InputPart]
         try:
             parts = _KNOWN_PARTS.decode(content)
@@ -121,8 +122,8 @@ class ContentRules:
 
 
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
-    """The chat content of a message: a JSON string, or for users with more than text an array of parts. None where all
-    its parts were left out."""
+    """The chat content of a message. It is a JSON string, or an array of parts for a user message with more than text.
+    None if no part is of a known type."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
@@ -141,18 +142,18 @@ def message_content(where: str, role: str, content: Raw, rules: ContentRules) ->
         return _EMPTY
     made = [bytes(_part(place, part, rules)) for place, part in parts]
     if not rules.profile.images and all(part.startswith(_TEXT_PART) for part in made):
-        # Servers of models that read text only often take a string only.
+        # Servers of text-only models often accept only a string.
         return quoted(rb"\n".join(_inside(part) for part in made))
     return Raw(b"[%b]" % b",".join(made))
 
 
 def _says_something(parts: Raw | bytes) -> bool:
-    """Whether there is something in a list."""
+    """Whether a list has any entry."""
     return bool(bytes(parts)[1:-1].strip())
 
 
 def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """A tool output as a text fragment, and the images in it as chat parts."""
+    """The text of a tool output as a fragment, and its images as chat parts."""
     if not given(output):
         raise missing_parameter(f"{where}.output")
     data = bytes(output)
@@ -161,22 +162,23 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
     if data[:1] == b"{":
         part = _parts(f"{where}.output", Raw(b"[%b]" % data))[0]
         if first(part.text) == b'"' and (part.type is None or part.type in _TEXT):
-            # One part, not in a list.
+            # The client sent one part without a list around it.
             return bytes(part.text)[1:-1], []
         if part.type in _IMAGES:
             data = b"[%b]" % data
     if data[:1] == b"{":
-        # An object instead of a string of JSON: the model gets the JSON.
+        # The client sent an object instead of a string that holds JSON. The model gets that JSON.
         return encode(data.decode())[1:-1], []
     if data[:1] != b"[":
         raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
     text, images = [], []
     parts = rules.known(f"{where}.output", Raw(data))
     if not parts and any(part.type == "encrypted_content" for part in _parts(f"{where}.output", Raw(data))):
-        # What another server found for a client's search: the conversation goes on, and the model may search again.
+        # Another server encrypted the results of a client's search. The conversation continues, and the model may
+        # search again.
         return fragment_of(ENCRYPTED_OUTPUT), []
     if not parts and _says_something(data):
-        # The call waits for it: a result without its content is none.
+        # A call waits for this output, so an output without its content would be wrong.
         raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")
     for name, part in parts:
         if part.type in _TEXT:
@@ -187,7 +189,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
                 text.append(_inside(bytes(made)))
             else:
                 images.append(made)
-    # An empty output is an error for some servers, and tells the model nothing.
+    # Some servers refuse an empty output, and the model learns nothing from one.
     return rb"\n".join(text) or (_SHOWN_BELOW if images else b""), images
 
 
@@ -217,7 +219,7 @@ _SHOWN_BELOW: Final = b"(The output is in the next message.)"
 
 
 def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
-    """One content part of a user message, as a chat part."""
+    """The chat form of one content part of a user message."""
     kind = part.type
     if kind in _TEXT:
         return _text_part(_text(where, part))
@@ -241,7 +243,7 @@ def _text_part(fragment: bytes) -> Raw:
 
 
 def _inside(part: bytes) -> bytes:
-    """The fragment of a text part."""
+    """The text of a chat text part, as a fragment."""
     return part[len(_TEXT_PART) : -2]
 
 
@@ -250,7 +252,7 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
         raise _unsupported(where, "This model's server takes no images; send text.")
     _check_source(where, image_url=_says(part.image_url), file_id=part.file_id is not None)
     if first(part.image_url) == b"{":
-        # As Chat Completions has it.
+        # The client sent the image part in the form of Chat Completions.
         url = _CHAT_IMAGE.decode(part.image_url)
         return _image(where, InputPart(image_url=url.url, detail=url.detail or part.detail), rules)
     if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
@@ -273,20 +275,21 @@ def _says(value: Raw) -> bool:
 
 
 def _check_source(where: str, **sources: bool) -> None:
-    """Raise if a part has more than one source: it is unclear which one the client means."""
+    """Raise if a part has more than one source, because the client's intention is unclear."""
     sent = [name for name, there in sources.items() if there]
     if len(sent) > 1:
         raise mutually_exclusive(*(f"{where}.{name}" for name in sent[:2]))
 
 
 def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
-    """How closely a picture is looked at, in the words of Chat Completions."""
+    """The level of detail for an image, as a Chat Completions value."""
     known = known_choice(f"{where}.detail", detail, _DETAILS, rules.tolerance)
     return "high" if detail == "original" else detail or "auto" if known else "auto"
 
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
-    """A file: as text where it is text, else as a file part for servers that have one."""
+    """The chat form of a file. A text file becomes a text part. Other files become file parts if the server accepts
+    them."""
     by_url, by_id = part.file_url is not None, part.file_id is not None
     _check_source(where, file_data=_says(part.file_data), file_url=by_url, file_id=by_id)
     if part.file_url is not None:
@@ -299,7 +302,7 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
             return _as_text(name, _decoded(where, bytes(part.file_data)[1:-1]))
         data = bytes(part.file_data)
         if not media_type:
-            # Chat servers want a data URL; here it may be base64 alone.
+            # Chat servers expect a data URL. The Responses API also accepts base64 without the prefix.
             media_type = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), BYTES)
             data = b'"data:%b;base64,%b' % (media_type.encode(), data[1:])
         return _file_part(where, name, media_type, data, part, rules)
@@ -309,7 +312,8 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
 
 
 def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
-    """The file of this URL or id."""
+    """The file with this URL or id. Raises `FileNotFetched` if it is not yet fetched, and `InvalidRequest` if the fetch
+    failed."""
     found = rules.files.get(name)
     if found is None:
         raise FileNotFetched(where)
@@ -330,7 +334,7 @@ def _data_url(media_type: str, data: bytes) -> bytes:
 
 
 def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
-    """The content of a data URL: a picture, or another file."""
+    """The chat form of a data URL: an image part, or a file part."""
     if media_type.startswith("image/") and rules.profile.images:
         return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
@@ -355,8 +359,8 @@ def _unsupported(where: str, what: str) -> InvalidRequest:
     return unsupported_parameter(f"Invalid '{where}': {what}", where)
 
 
-# Which files a request wants fetched or read: one without them costs nothing, and what cannot be read is left to the
-# translation, where it is an error.
+# The functions below list the files that a request refers to. A request without files costs nothing. An unreadable part
+# is skipped, because the translation reports it as an error.
 
 _GONE: Final = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
 
@@ -366,10 +370,10 @@ _STORED: Final = msgspec.json.Decoder(StoredParts)
 
 
 class FileNotFetched(InvalidRequest):
-    """The translation met a `file_url` or `file_id` without its file. The exchange fetches the files, and the
-    translation begins again.
+    """The translation met a `file_url` or `file_id` without its file. The exchange then fetches the file and translates
+    the request again.
 
-    A client sees it only for a file that a second translation still misses.
+    A client gets this error only if the second translation still lacks the file.
     """
 
     def __init__(self, where: str) -> None:
@@ -377,32 +381,32 @@ class FileNotFetched(InvalidRequest):
 
 
 def file_urls(items: Iterable[InputItem | StoredParts]) -> list[str]:
-    """The URLs in messages and tool outputs, in their order, with repetitions."""
+    """The URLs of files in messages and tool outputs, in order, with duplicates."""
     return [part.file_url for part in _file_parts_of(items) if _is_fetched(part) and part.file_url]
 
 
 def file_ids(items: Iterable[InputItem | StoredParts]) -> list[str]:
-    """The ids of files in messages and tool outputs, pictures among them."""
+    """The ids of files, including images, in messages and tool outputs."""
     return [part.file_id for part in _file_parts_of(items) if part.file_id and not _is_fetched(part)]
 
 
 def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
-    """Items as they are stored, for the contents that have parts."""
+    """Decode stored items for their content parts."""
     return [_STORED.decode(body) for body in bodies]
 
 
 def forgive_history(
     files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
 ) -> dict[str, FetchedFile | ApiError]:
-    """The files. A note for the model replaces each missing file that only the history names. So a conversation
-    continues after a signed URL has expired or a file was deleted. A missing file of this request stays an error.
-    """
+    """The files, with a note for the model in place of each missing file that only the history names. So a conversation
+    continues after a signed URL has expired or a file was deleted. A missing file of the request's own input stays an
+    error."""
     named = set(input_names)
     return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
 
 
 def _is_fetched(part: FilePart) -> bool:
-    # A part with both is taken by its URL, as the translation does.
+    # If a part has a URL and an id, the translation uses the URL.
     return part.type == "input_file" and part.file_url is not None
 
 
@@ -412,7 +416,7 @@ def _file_parts_of(items: Iterable[InputItem | StoredParts]) -> Iterator[FilePar
 
 def _file_parts(raw: Raw) -> list[FilePart]:
     if first(raw) == b"{":
-        # One part, not in a list.
+        # The client sent one part without a list around it.
         raw = Raw(b"[%b]" % bytes(raw))
     if first(raw) != b"[":
         return []

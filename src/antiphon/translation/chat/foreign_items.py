@@ -1,14 +1,14 @@
 """Converts items that other agents and servers made into messages that any model can read.
 
-Lives here: what agents tell each other (`agent_message`), reasoning in Codex's older form (`agent_reasoning`), notes in
-place of what only its maker can open. Not here: where the messages stand (`messages.py`), items of hosted tools
-(`call_items.py`).
+Lives here: messages between agents (`agent_message`), and reasoning in Codex's older form (`agent_reasoning`). A note
+replaces content that another server encrypted. Not here: the order of the messages (`messages.py`), items of hosted
+tools (`call_items.py`).
 
-Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138. It
-puts one agent's message to another into an `encrypted_content` part, and expects that OpenAI's server has encrypted it.
-Behind another server the part holds the model's own words.
+Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138.
+That version puts one agent's message to another into an `encrypted_content` part, and expects that OpenAI's server has
+encrypted it. Behind another server the part holds the model's plain text.
 
-Invariant: every word that can be read here reaches the model; what cannot is named.
+Invariant: the model gets all text that is not encrypted. A note or an ignored name stands for encrypted content.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ COMPACTED_ELSEWHERE: Final = (
 )
 ENCRYPTED_OUTPUT: Final = "(The output was encrypted by another server and cannot be read here.)"
 ENCRYPTED_PART: Final = "content.encrypted_content"
-"""How a part that only its maker can open is named."""
+"""The name under which the response lists an encrypted part as ignored."""
 
 _CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
-"""Text that no model writes to another: nothing, a token with the beginning of OpenAI's (Fernet) or Antiphon's, or one
-that long."""
+"""Content that cannot be a message between agents. It is empty, or a token with the prefix of OpenAI's (Fernet) or
+Antiphon's encryption, or a token of at least 64 characters."""
 _PARTS: Final = msgspec.json.Decoder(list[Raw])
 
 
 class ForeignContent(InvalidRequest):
-    """Encrypted content that was not made here."""
+    """Encrypted content that another server made."""
 
 
 _AGENTS: Final = msgspec.json.Decoder(AgentNames)
@@ -47,8 +47,8 @@ _SAID: Final = msgspec.json.Decoder(SaidText)
 
 
 def agent_content(item: InputItem) -> tuple[Raw, bool]:
-    """The content of a user's message that stands for a message between agents and names its sender. Also whether a
-    part of it is unreadable. Raises `msgspec.MsgspecError` for any other item."""
+    """The content of the user message that stands for a message between agents, and whether a part of it is encrypted.
+    The content names the sender. Raises `msgspec.MsgspecError` for any other item."""
     agents = _AGENTS.decode(item.source)
     between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
     if first(item.content) == b'"':
@@ -62,7 +62,8 @@ def agent_content(item: InputItem) -> tuple[Raw, bool]:
 
 
 def _readable(part: Raw) -> Raw | None:
-    """The part, as text where it is called encrypted and is not; None for what only its maker can open."""
+    """The part, as text if its type is `encrypted_content` and its content is plain text. None for encrypted
+    content."""
     told = _PART.decode(part)
     if told.type != "encrypted_content":
         return part
@@ -72,7 +73,7 @@ def _readable(part: Raw) -> Raw | None:
 
 
 def agent_thought(item: InputItem) -> bytes:
-    """The text of an `agent_reasoning`, as a fragment. Raises ValueError if it is no text."""
+    """The text of an `agent_reasoning` item, as a fragment. Raises ValueError if the text is not a string."""
     text = _SAID.decode(item.source).text
     if given(text) and first(text) != b'"':
         raise ValueError("the text of an agent_reasoning item is not a string")

@@ -1,14 +1,14 @@
 """Converts items into chat messages: their order and grouping.
 
-Lives here: order and grouping.
-- A turn's reasoning, text and calls are one assistant message.
-- A call's output follows directly after it, wherever the client put it.
-- System and developer messages are one system message at the beginning. Some servers take later ones anywhere.
-Not here: content parts (`content.py`), calls and outputs (`call_items.py`), the rest of the chat request (`body.py`).
+Lives here: three rules for the messages.
+- A turn's reasoning, text and calls become one assistant message.
+- The output of a call directly follows the call, even if the client sent it later.
+- System and developer messages become one system message at the beginning. Some servers accept later ones too.
+Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
 Invariants:
 - Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
-- The text of a tool is a tool message, whenever it comes: no text of a stranger has the authority of the user.
-- Later items only add messages behind those that the model has seen (exceptions: `docs/explanation/exactness.md`).
+- The output of a tool is always a tool message, so text from outside never has the authority of the user.
+- Later items only append messages to those that the model has seen (exceptions: `docs/explanation/exactness.md`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from antiphon.types.views import PlainMessage, SealedReasoning
 
 
 def _write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
-    """The assistant message, its tool messages (one for each call, in order), and the images behind them."""
+    """Append the turn's assistant message, one tool message for each call in order, and then the images."""
     reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
     nine = profile.call_ids == "nine"
     ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
@@ -85,7 +85,7 @@ def _write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfil
     for number, call_id in enumerate(ids):
         messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
     if turn.images:
-        # The tool role takes text only: images follow in a user message that says whose they are.
+        # The tool role takes only text. So the images follow in a user message that names their source.
         parts = b",".join([_NOT_THE_USERS, *(bytes(part) for part in turn.images)])
         messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % parts)))
 
@@ -94,7 +94,7 @@ _NOT_THE_USERS: Final = b'{"type":"text","text":"From the outputs of the tools a
 
 
 def instruct(messages: list[ChatMessage], text: str) -> None:
-    """Say something in the system message; there is one at the beginning, if any."""
+    """Add text to the system message, which is the first message. Insert a system message if there is none."""
     fragment = fragment_of(text)
     if messages and messages[0].role == "system" and isinstance(messages[0].content, Raw):
         messages[0].content = quoted(bytes(messages[0].content)[1:-1] + rb"\n\n" + fragment)
@@ -112,8 +112,8 @@ def translate_items(
 ) -> list[ChatMessage]:
     """The chat messages for these items, oldest first. Raises `InvalidRequest`.
 
-    `items` pairs each item with how an error names it (`input[3]`, or the history); `sent` gets where the first image
-    and the first audio stand (`ContentRules.sent`). `tools` tell which calls need no output yet.
+    `items` pairs each item with its path for errors (`input[3]`, or the history). `sent` receives the
+    paths of the first image and audio (`ContentRules.sent`). `tools` names the functions that may answer later.
     """
     entries = _Grouping(ContentRules(profile, sources.files, sent, sources.tolerance), sources, tools).group(items)
     if not entries and any(name.startswith("content.") for name in sources.tolerance.names):
@@ -126,20 +126,20 @@ def translate_items(
             leading = False
             _write_turn(entry, messages, profile)
         elif entry.role != "user" and (leading or not profile.system_anywhere):
-            # Many templates fail on a system message that is not the first: its words keep their rank, not their place.
+            # Many templates fail on a later system message, so its text moves to the first one.
             system.append(bytes(entry.content)[1:-1])
         else:
             leading = False
             role = profile.developer_role if entry.role == "developer" else entry.role
             messages.append(ChatMessage(role=role, content=entry.content))
-    # Empty instructions say nothing, and some servers refuse a message without text.
+    # Some servers refuse a message without text, so empty instructions add none.
     if said := rb"\n\n".join(text for text in system if text):
         messages.insert(0, ChatMessage(role="system", content=quoted(said)))
     return messages
 
 
 class _Grouping:
-    """Items on their way into turns."""
+    """Groups items into turns and plain messages."""
 
     def __init__(self, rules: ContentRules, sources: ItemSources, tools: ToolMap | None) -> None:
         self._rules = rules
@@ -151,17 +151,17 @@ class _Grouping:
         self._waiting: dict[str, tuple[Turn, int]] = {}
         self._answered: dict[str, tuple[Turn, int]] = {}
         self._put_off_calls: dict[str, tuple[Turn, int]] = {}
-        # The client's calls that the model made behind calls that ran here, and the turn of both.
+        # The ids of the client's calls that the model made in the same answer as hosted calls, with the turn of both.
         self._beside: dict[str, Turn] = {}
-        # Calls whose output says no more than how far their approval is.
+        # Calls whose output states only the progress of their approval.
         self._unsettled: set[str] = set()
         self._search: str | None = None
         self._hosted_searches: set[str] = set()
         self._by_item: dict[str, str] = {}
-        # The model's answers: what it emits behind what a client said is another one.
+        # The number of the model's answer. It increases when the model's output follows the client's input.
         self._answer = 0
         self._client_spoke = False
-        # Reasoning belongs to what it led to, which comes after it.
+        # Reasoning belongs to the text or call that follows it.
         self._thoughts: list[bytes] = []
         self._details: list[Raw] = []
         self._signature = ABSENT
@@ -171,7 +171,7 @@ class _Grouping:
             try:
                 self._add(where, item, number)
             except (ValueError, RecursionError, msgspec.MsgspecError):
-                # What was kept raw until now turns out to be unreadable, or nested too deeply.
+                # Raw content that is decoded only here turns out to be unreadable, or nested too deeply.
                 raise invalid_parameter(where, "its content cannot be read") from None
         self._put_off()
         for call_id in self._waiting:
@@ -201,14 +201,14 @@ class _Grouping:
             self._unknown(where, kind, item)
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
-        """Note that the client has spoken. The model has then read all earlier items, so a waiting call counts as put
-        off."""
+        """Record whether the client or the model made the item. If the model goes on after the client, it has read all
+        earlier items. Waiting calls of unhurried or undeclared tools then get placeholder outputs."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
             models = item.role == "assistant"
         else:
-            # Tools that a search here found are no client's words.
+            # Tools that Antiphon's own search found do not come from the client.
             models = kind in _MODELS or (kind == "tool_search_output" and not item.call_id)
         if models and self._client_spoke:
             self._answer += 1
@@ -216,8 +216,8 @@ class _Grouping:
         self._client_spoke = not models
 
     def _open_turn(self, *, fresh: bool) -> Turn:
-        """The turn that assistant items go into now, with the reasoning before them; with `fresh`, another one if this
-        one has spoken. Text behind a call without an answer is still the call's turn: the model said both at once."""
+        """The turn for the next assistant item, with the reasoning before it. `fresh` starts a new turn if the current
+        turn has text and no call. Text behind a call without an output joins that call's turn."""
         turn = self._turn
         if turn is None or turn.outputs or (fresh and turn.text and not turn.calls):
             turn = self._turn = Turn(answer=self._answer)
@@ -229,14 +229,14 @@ class _Grouping:
         return turn
 
     def _close_turn(self) -> None:
-        """End the turn. Reasoning without a text or call behind it is dropped: no chat message could carry it."""
+        """End the turn. Reasoning without text or a call behind it is dropped, because no chat message can carry it."""
         self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
             self._thoughts, self._details, self._signature = [], [], ABSENT
 
     def _unknown(self, where: str, kind: str | None, item: InputItem) -> None:
-        """Raises for a value that is no item. An unknown item is left out."""
+        """Leave out an unknown item. Raises for a value that is no item."""
         if kind is None or (kind == "item_reference" and not item.id):
             raise missing_parameter(f"{where}.{'type' if kind is None else 'id'}")
         self._sources.tolerance.leave_out(f"input.{kind}", unknown_item(where, kind))
@@ -248,7 +248,7 @@ class _Grouping:
                 return
             text = bytes(said)[1:-1]
             if self._rules.profile.replay_reasoning != "off" and (thought := only_thought(text)) is not None:
-                # Clients that do not know the model send what it thought as text.
+                # Some clients that do not know the model send its reasoning back as text.
                 self._thoughts.append(thought)
                 return
             self._open_turn(fresh=True).text.append(text)
@@ -273,7 +273,7 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """Open sealed reasoning. Content that another server has sealed counts as empty, and is listed as ignored."""
+        """Decrypt reasoning. Content that another server encrypted counts as empty, and is listed as ignored."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
@@ -282,7 +282,7 @@ class _Grouping:
         return msgspec.json.decode(opened, type=SealedReasoning)
 
     def _compaction(self, where: str, item: InputItem) -> None:
-        """Add the summary of an earlier part of the conversation."""
+        """Add a user message with the summary that a compaction holds."""
         summary = self._unsealed(
             where, required(where, "encrypted_content", item.encrypted_content), f"input.{item.type}"
         )
@@ -296,7 +296,7 @@ class _Grouping:
         self._plain("user", message_content(where, "user", content, self._rules))
 
     def _say(self, text: bytes) -> None:
-        """Add a message for an item that has no form in chat. It never holds a tool's output."""
+        """Add a user message for an item that has no chat form. The text never contains a tool's output."""
         self._plain("user", quoted(text))
 
     def _call(self, where: str, item: InputItem, number: int) -> None:
@@ -316,13 +316,13 @@ class _Grouping:
                 self._hosted_searches.add(call_id)
             shown = shown_of(item)
             for more in shown.calls if shown is not None else ():
-                # Calls beside the search that were not run.
+                # The model made these calls in the same answer as the search, and Antiphon did not run them.
                 self._made(turn, more.call_id, more.name, more.arguments, bytes(more.output)[1:-1])
         if item.id and item.id != call_id:
             self._by_item[item.id] = call_id
 
     def _hosted(self, where: str, item: InputItem, number: int) -> None:
-        """A call with its result in one item: the server that made the call has answered it."""
+        """Add a hosted call with its result, which one item holds."""
         named, name, arguments, result = hosted_call(item, number)
         shown = shown_of(item)
         if shown is not None and shown.calls:
@@ -332,11 +332,11 @@ class _Grouping:
                 self._beside.update(dict.fromkeys(shown.beside, self._turn))
             return
         if item.type == "mcp_call" and (asked := self._named_by(item.approval_request_id or "")) in self._answered:
-            # It is the call that was asked for, beside the thoughts that led to it.
+            # The result belongs to the call, and its reasoning, that an earlier approval request holds.
             self._answer_more(asked, named, result, [])
             self._answered.setdefault(named, self._answered[asked])
             return
-        # A client's call that is still open may have the same id.
+        # A client's open call may have the same id.
         call_id = f"{named}_{number}" if named in self._waiting else named
         self._made(self._open_turn(fresh=False), call_id, name, quoted(arguments), result)
         if item.type == "mcp_approval_request":
@@ -345,7 +345,7 @@ class _Grouping:
             self._by_item[item.id] = call_id
 
     def _shown(self, where: str, call: ShownCall, item: InputItem, output: bytes) -> None:
-        """A call that ran here, as the model saw it: in one turn with the others of its round."""
+        """Add a hosted call as the model saw it, in one turn with the other calls of its round."""
         content, images = told(where, output, call.images, self._rules)
         if call.asked is not None and (asked := self._named_by(call.asked)) in self._answered:
             self._answer_more(asked, call.call_id, content, images, call.round)
@@ -358,14 +358,14 @@ class _Grouping:
         turn.images.extend(images)
 
     def _made(self, turn: Turn, call_id: str, name: str, arguments: Raw, result: bytes) -> None:
-        """A call with its result."""
+        """Add a call with its result."""
         self._answered[call_id] = (turn, len(turn.calls))
         turn.outputs[len(turn.calls)] = result
         turn.calls.append((call_id, name, arguments))
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
-        """Add another output of a call. It follows the first output, unless the model has already read that. Then the
-        call is shown once more, as `again`."""
+        """Add another output of a call. It follows the first output, unless the model has already read that. In that
+        case the call is repeated with the new id `again`."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)
@@ -380,8 +380,8 @@ class _Grouping:
     def _show_again(
         self, owner: Turn, number: int, again: str, content: bytes, images: list[Raw], ran_in: str = ""
     ) -> None:
-        """A call whose tool message the model has read, with the result that came since. Its thoughts and its signature
-        follow, because some servers require them with each call."""
+        """Repeat a call whose tool message the model has already read, with the newer result. The call's reasoning and
+        signature are repeated too, because some servers require them with each call."""
         turn = self._turn
         if turn is None or not ran_in or turn.round != ran_in:
             turn = self._fresh_turn()
@@ -403,7 +403,7 @@ class _Grouping:
         """Add the user's decision about a call that waits for approval."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
-            # The model has read that the call waits. These are the user's own words.
+            # The model has read that the call waits, so the decision becomes a user message.
             self._say(fragment_of(f"About the call {owner.calls[number][1]} ({call_id}): ") + content)
         elif call_id in self._unsettled:
             owner.outputs[number] = content
@@ -421,7 +421,7 @@ class _Grouping:
         if content is None:
             content, images = output_content(where, item.output, self._rules)
         if call_id is None:
-            # What a tool says on its own. A tool message needs a call.
+            # The output has no call, but a tool message needs one. So the turn gets a call with a generated id.
             turn = self._fresh_turn()
             named = flat_name(item.name, item.namespace) if item.name else _NAMELESS
             self._made(turn, f"output_{number}", named, NO_ARGUMENTS, content)
@@ -440,20 +440,20 @@ class _Grouping:
             self._answer_more(call_id, f"{call_id}_{number}", content, images)
 
     def _answered_call(self, item: InputItem) -> str | None:
-        """The id of the call that an output answers."""
+        """The id of the call that an output answers. None if the item names no call."""
         if item.call_id:
             return self._named_by(item.call_id)
         if item.type in NAMED_OUTPUTS:
             return self._only_call(item)
         if item.type == "tool_search_output" and self._search is not None:
-            # Searches that OpenAI ran itself have no call id; the output follows its call.
+            # OpenAI's own searches have no call id. Their output follows the call.
             return self._search
-        # A shell's output may name its call by the item.
+        # The output of a shell may name the item of its call instead of the call.
         call_id = item.approval_request_id or item.id
         return call_id and self._named_by(call_id)
 
     def _only_call(self, item: InputItem) -> str | None:
-        """The one open call that an output without an id can mean: of the tool it names, or the only one there is."""
+        """The only open call, of the tool that the output names if it names one. None if there are several."""
         name = flat_name(item.name, item.namespace) if item.name else None
         fitting = [
             call_id
@@ -463,9 +463,8 @@ class _Grouping:
         return fitting[0] if len(fitting) == 1 else None
 
     def _put_off(self, *, went_on: bool = False) -> None:
-        """Add placeholder outputs for calls of tools that may answer later, so the conversation continues without them.
-        `went_on`: the model has answered since. For a tool that is no longer declared, the output says that the call
-        was put off."""
+        """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues.
+        `went_on`: the model has answered since. Then calls of tools that are no longer declared get one too."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):
@@ -473,23 +472,23 @@ class _Grouping:
                 turn.outputs[number] = _LATER
                 self._put_off_calls[call_id] = turn, number
             elif call_id in self._hosted_searches:
-                # Its response was cut while it ran: no client can answer it.
+                # A hosted search was interrupted with its response. No client can send its output.
                 self._answered[call_id] = self._waiting.pop(call_id)
                 turn.outputs[number] = _BROKEN_OFF
 
     def _named_by(self, name: str) -> str:
-        """The call that has this id, or whose item has it."""
+        """The id of the call that this name identifies: a call id, or the id of a call's item."""
         known = name in self._waiting or name in self._answered or name in self._put_off_calls
         return name if known else self._by_item.get(name, name)
 
 
 def _text_inside(sealed: SealedReasoning) -> Raw:
-    """The text inside, as a JSON string."""
+    """The text of a decrypted payload, as a JSON string."""
     return sealed.text if first(sealed.text) == b'"' else Raw(b'""')
 
 
 _MODELS: Final = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
-"""The items that do not come from the client."""
+"""Types of items that the model or the server makes, not the client."""
 _BROKEN_OFF: Final = fragment_of("The search was broken off.")
 _LATER: Final = fragment_of("The tool is at work; its output will follow.")
 

@@ -1,12 +1,12 @@
-"""Counts the tokens of a request: asks the server if it can count, else estimates.
+"""Counts the tokens of a request. Antiphon asks the server if it has a counting API, and otherwise estimates.
 
-Lives here: each kind of server's path and request, its answer, and the client's object. Not here: the estimate
-(`truncation.py`), which servers count (`profiles/`).
+Lives here: the path, request and response of each kind of server's API, and the object that the client gets. Not here:
+the estimate (`truncation.py`), and the servers that have such an API (`profiles/`).
 
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
 
-Invariant: an unusable answer is no failure. The estimate replaces it and is marked as an estimate.
+Invariant: a useless response from the server is no failure. The estimate replaces it and is marked as an estimate.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _MAX_COUNT: Final = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class TokenCounter:
-    """How one kind of server counts a chat request without running the model.
+    """The API by which one kind of server counts a chat request's tokens, without running the model.
 
-    `path` is below the base URL. With `above` it replaces the URL's last `/v1`; `answer` is the member that holds the
-    number; `added` are members of the question that the chat request does not have.
+    - `path` is appended to the base URL. With `above` it replaces the URL's last `/v1`.
+    - `answer` is the response member that holds the number.
+    - `added` are request members that the chat request does not have.
     """
 
     path: str
@@ -47,7 +48,7 @@ class TokenCounter:
         return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
 
     def read(self, answer: bytes) -> int | None:
-        """The server's count, None when it gave none."""
+        """The number of tokens in the server's response. None if it holds no valid number."""
         count = try_decode(_NUMBER, (try_decode(_FIELDS, answer) or {}).get(self.answer, ABSENT))
         return count if count is not None and 0 <= count < _MAX_COUNT else None
 
@@ -56,10 +57,10 @@ COUNTERS: Final[Mapping[str, TokenCounter]] = {
     "vllm": TokenCounter("/tokenize", "count", above=True, added={"add_generation_prompt": True}),
     "llamacpp": TokenCounter("/chat/completions/input_tokens", "input_tokens"),
 }
-"""By the name that a profile's `tokenizer` gives."""
+"""The counting APIs, by the value of a profile's `tokenizer`."""
 
 
 def counted(tokens: int, *, estimated: bool) -> tuple[bytes, Headers]:
-    """The client's answer and its headers."""
+    """The body and the headers of the client's response."""
     body = encode({"object": "response.input_tokens", "input_tokens": tokens})
     return body, _ESTIMATED if estimated else ()

@@ -1,15 +1,16 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the declaration of every kind of tool, and the chat form of the choice among them. Not here: names
-(`translation/tool_map.py`), reading (`translation/request/tools.py`), the way back (`translation/native_calls.py`,
-`translation/events/builder.py`).
+Lives here: the chat declaration of every kind of tool, and the chat form of the choice among them. Not here: names
+(`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls back into items
+(`translation/native_calls.py`, `translation/events/builder.py`).
 
-A kind that chat servers do not know becomes a function, whose schema says what the client's tool takes. A custom tool's
-text is the one string argument `input`. Its grammar is part of the description, and the sidecar does not enforce it.
+A kind that chat servers do not know becomes a function, whose schema describes the input of the client's tool. A custom
+tool's text is the one string argument `input`. Its grammar is part of the description, and the sidecar does not enforce
+it.
 
-Invariant: the sidecar changes a schema in two places only. An object without `properties` gets an empty one, since
-servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt what the model writes:
-the sidecar does not.
+Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
+because servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt the arguments.
+The sidecar does not encrypt them.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ def make_chat_tools(
 ) -> ChatTools:
     """All members of the chat request about tools. Raises `InvalidRequest`.
 
-    `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
-    `hosted` are the functions of the tools that run here, by their place in `tools`.
+    `items` is the whole input including the history, because `additional_tools` and `tool_search_output` items declare
+    tools. `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
     """
-    # Where the model may search, what the choice names is found before it is shown.
+    # If the model may search, its search has to find the tools that the choice names before the model sees them.
     maker = _Maker(profile, choice if choice is not None and not choice.searches else None)
     tools = list(tools)
     searching = any(tool.type == "tool_search" for tool in tools)
@@ -121,7 +122,7 @@ def make_chat_tools(
             for function in hosted[number]:
                 maker.add_hosted(f"tools[{number}]", function, hide_deferred=searching)
         elif tool.type == "tool_search" and tool.execution != "client":
-            # There is nothing to search for.
+            # A tool search needs deferred hosted tools. Without `hosted` functions there is nothing to search.
             continue
         else:
             maker.add(f"tools[{number}]", tool, hide_deferred=searching)
@@ -145,7 +146,7 @@ def make_chat_tools(
         elif item.name is not None and item.type in _NAMED_CALLS:
             earlier.append(CallTarget(CallKind(item.type), item.name, item.namespace))
     for target in earlier:
-        # The model may call again what it called before; the client gets that in the same form.
+        # The model may repeat an earlier call, and the client gets that call as the same kind of item.
         maker.map.remember(target)
     made = ChatTools(maker.map, maker.declarations(), strict_left_out=maker.strict_left_out)
     made.map.single = parallel is False
@@ -187,8 +188,8 @@ def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
 
 
 class _Maker:
-    """Declarations under their chat names. `wanted` is a choice whose tools are shown in any case; `targets` are the
-    tools that are shown, `deferred` those that are not."""
+    """Collects declarations under their chat names. `wanted` is a choice whose tools the model sees even if they are
+    deferred. `targets` are the tools that the model sees, and `deferred` are those that it does not see yet."""
 
     def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
@@ -212,7 +213,7 @@ class _Maker:
             self._show(name, function)
 
     def show_hosted(self, found: Iterable[tuple[str, str]]) -> None:
-        """Show hidden functions that a search has found, by namespace and name."""
+        """Declare the hidden functions that a search has found. `found` has their namespaces and names."""
         for space, tool in found:
             name = flat_name(tool, space)
             if (function := self._hidden.pop(name, None)) is not None:
@@ -250,12 +251,13 @@ class _Maker:
         if tool.unhurried:
             self.map.unhurried.add(name)
         if hide_deferred and tool.defer_loading and not _is_meant(target, self._wanted):
-            # The model finds it by searching; the search's output brings the declaration.
+            # The model finds the tool by a search, and the search's output declares it.
             self.deferred.append(target)
             return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
-            # Once is enough: the names tell which tools belong together.
+            # The first declared tool of a namespace carries its description. The names show which tools belong
+            # together.
             description = f"{description}\n\n(The tools {space}__… : {namespace.description})".strip()
         function: dict[str, object] = {"name": name}
         if description:
@@ -275,7 +277,7 @@ class _Maker:
 
 
 def _with_skills(description: str, skills: list[str]) -> str:
-    """The description of a shell, with the skills on the client's machine."""
+    """The description of a shell tool, with the skills on the client's machine."""
     if not skills:
         return description
     listed = "\n".join(f"- {skill}" for skill in skills)
@@ -283,21 +285,21 @@ def _with_skills(description: str, skills: list[str]) -> str:
 
 
 def _sound_schema(parameters: Raw) -> Raw:
-    """The schema, with an empty list of properties for an object that declares none."""
+    """The schema. An object schema without `properties` gets an empty `properties`."""
     if not given(parameters):
         return _NO_PARAMETERS
     schema = _SCHEMA.decode(parameters)
     if not schema:
         return _NO_PARAMETERS
     kind = bytes(schema.get("type", _OBJECT))
-    # What is no type at all says as little as none. Another type is for the server to judge.
+    # An invalid `type` counts as a missing one. The server judges a schema with another valid type.
     if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
         return raw({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)})
     return parameters
 
 
 def _plain_schema(parameters: Raw) -> tuple[Raw, bool]:
-    """The schema without `encrypted` in its properties, and whether one had it."""
+    """The schema without `encrypted` in its properties, and whether a property had it."""
     if b'"encrypted"' not in bytes(parameters):
         return parameters, False
     schema = _SCHEMA.decode(parameters)
@@ -317,7 +319,7 @@ def _members(value: Raw) -> dict[str, Raw]:
 
 def _custom_description(tool: ToolDeclaration) -> str:
     parts = [tool.description] if tool.description else []
-    # Looked at when the tools were read: a grammar has its definition.
+    # `read_tools` has checked the format: a grammar has its definition.
     form = msgspec.json.decode(tool.format, type=CustomFormat) if given(tool.format) else None
     if form is not None and form.type == "grammar":
         parts.append(f"The `input` must match this {form.syntax or 'lark'} grammar exactly:\n{form.definition}")

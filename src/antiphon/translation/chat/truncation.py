@@ -1,16 +1,16 @@
-"""`truncation: auto`: drops the oldest turns when a conversation is too long for its model.
+"""Drops the oldest turns when a conversation is too long for its model (`truncation: auto`).
 
-Lives here: estimating tokens, and the choice of turns to drop. Not here: how long a model's context is (a setting);
-without it nothing is dropped, and the field is named as ignored.
+Lives here: estimating tokens, and the choice of turns to drop. Not here: the size of a model's context (a setting).
+Without that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
-A turn is a user message and everything up to the next one; turns that a call and its output span go together.
-Instructions, system and developer messages, compactions (they stand for what was dropped before), searches that brought
-tools, and the latest turn always stay.
+A turn is a user message with all items up to the next user message. Turns are dropped together if a call in one has its
+output in the other. Instructions, system and developer messages, compactions, searches that found tools, and the latest
+turn always stay. Compactions stay because they summarize items that were dropped earlier.
 
-The estimate is four bytes a token, as is usual for English; data in base64 counts as one picture. It errs on the long
-side for code and JSON, and can err on the short side for other scripts. So set `context_tokens` with some room.
+The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture. The estimate is
+too high for code and JSON, and can be too low for other scripts. So set `context_tokens` with some room.
 
-Invariant: what stays is in its order, and is a conversation that a chat server accepts when the whole one was.
+Invariant: the remaining items keep their order. A chat server accepts them if it accepts the whole conversation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Named = tuple[str, InputItem]
 
 
 def estimate_tokens(item: InputItem) -> int:
-    """About how many tokens an item is for the model."""
+    """The estimated number of tokens of an item."""
     size = pictures = 0
     for raw in (item.content, item.arguments, item.output, item.input, item.summary, item.action, item.operation):
         data = bytes(raw)
@@ -55,7 +55,7 @@ def estimate_tokens(item: InputItem) -> int:
 
 
 def estimate_body(body: bytes) -> int:
-    """About how many tokens a chat request is for the model, its tools and instructions included."""
+    """The estimated number of tokens of a chat request, including its tools and instructions."""
     pictures = 0
     if b'"data:' in body:
         body, pictures = _DATA.subn(b"", body)
@@ -63,7 +63,8 @@ def estimate_body(body: bytes) -> int:
 
 
 def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
-    """The items without the oldest turns, so that about `tokens` remain; the latest turn stays, whatever its size."""
+    """The items without the oldest turns, so that about `tokens` remain. The latest turn stays, even if it is
+    larger."""
     sizes = [estimate_tokens(item) for _, item in items]
     excess = sum(sizes) - tokens
     if excess <= 0:
@@ -72,7 +73,7 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
     if len(starts) < 2:
         return list(items)
     dropped: set[int] = set()
-    # Assistant items before the first user message belong to no turn of ours: they go first.
+    # Assistant items before the first user message belong to no turn, so they are dropped first.
     for start, end in zip([0, *starts[:-1]], starts, strict=True):
         if excess <= 0:
             break
@@ -83,7 +84,7 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
 
 
 def _starts(items: Sequence[Named]) -> list[int]:
-    """The places where turns begin: user messages that are not between a call and its output."""
+    """The indexes at which turns begin: user messages that are not between a call and its output."""
     made: dict[str, int] = {}
     answered: dict[int, int] = {}
     for number, (_, item) in enumerate(items):
@@ -103,7 +104,7 @@ def _starts(items: Sequence[Named]) -> list[int]:
 
 
 def is_user(item: InputItem) -> bool:
-    """Whether it is a user message."""
+    """Whether the item is a user message."""
     return item.type in (None, "message") and item.role == "user"
 
 

@@ -1,16 +1,17 @@
 """Upstream profiles: the particularities of each chat server, as data.
 
-Lives here: the registry, the choice by name or host, and by the signs in a server's list of models. Not here:
+Lives here: the registry, and choosing a profile by its name, by the host, or by marks in a server's list of models. Not
+here:
 
-- the type and families of models (`profile.py`);
+- the profile type, and the families of models (`profile.py`);
 - the vendors (`vendors.py`);
-- fetching a server's list (`upstream/identity.py`, and with more paths `antiphon doctor`);
+- fetching a server's list (`upstream/identity.py`, and `antiphon doctor`, which tries more paths);
 - code that acts on the flags (the translators).
 
-To add a vendor: a row in `vendors.py`, with a reason next to each flag.
+To add a vendor, add a row to `vendors.py`, with a reason next to each flag.
 
-Invariants: a profile never changes; translators ask for flags, never for names; a server whose list says nothing is
-`""`, never a guess.
+Invariants: a profile never changes. Translators read flags, never names. A server whose list has no known mark gets the
+name `""`, never a guess.
 """
 
 from __future__ import annotations
@@ -30,24 +31,26 @@ PROFILES: dict[str, UpstreamProfile] = {
 """Every profile by name, `generic` first."""
 
 DEMO_OWNER = "antiphon-demo"
-"""The owner of the demo upstream's models."""
+"""The `owned_by` value of the models that the demo upstream lists."""
 
 
 def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile] = PROFILES) -> UpstreamProfile:
-    """The profile of these called `name`, or with `auto` the one for this host. Raises KeyError for an unknown name."""
+    """The profile with this name. `auto` chooses the profile for this host, or `generic`. Raises KeyError for an
+    unknown name."""
     if name == "auto":
         return next((profile for profile in profiles.values() if profile.serves(host.lower())), PROFILES["generic"])
     return profiles[name]
 
 
 _OWNERS = {profile.owned_by: profile.name for profile in VENDORS if profile.owned_by}
-# The demo upstream needs nothing special.
+# The demo upstream needs no flag that differs from the generic profile.
 _OWNERS[DEMO_OWNER] = "generic"
 _SERVERS = {profile.server: profile.name for profile in VENDORS if profile.server}
 
 
 def named_by_list(listed: Any, server: str) -> str:
-    """The profile's name; `listed` is the decoded body of a list of models, `server` the header of that name."""
+    """The name of the profile that a server's list of models identifies, or `""`. `listed` is the decoded body of the
+    list, and `server` is the value of its `server` header."""
     entries = listed.get("data") if isinstance(listed, dict) else None
     for entry in entries if isinstance(entries, list) else ():
         owner = entry.get("owned_by") if isinstance(entry, dict) else None

@@ -1,7 +1,8 @@
 """The profile type: all flags that the translation may read about an upstream.
 
-Lives here: the flags, their defaults, and how a model narrows them. The families of models are here too. Their flags
-belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor (`vendors.py`).
+Lives here: the flags, their defaults, and how a model's name changes them. Lives here too: the families of models.
+Their flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
+(`vendors.py`).
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where another value is better.
 Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that documents it.
@@ -22,7 +23,7 @@ from antiphon.translation.request.parameters import EVERY_PARAMETER
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:
-    """Changes of the profile for models whose name (in lower case) fits one of the globs."""
+    """Changes of the profile for models whose name (in lower case) matches one of the globs."""
 
     patterns: tuple[str, ...]
     changes: tuple[tuple[str, object], ...]
@@ -33,15 +34,18 @@ class ModelNote:
 
 
 def on_models(*patterns: str, **changes: object) -> ModelNote:
-    """`on_models("qwen/*", logprobs=False)`: flags that differ for these models."""
+    """The flags that differ for the models that match these globs, for example `on_models("qwen/*",
+    logprobs=False)`."""
     return ModelNote(patterns, tuple(changes.items()))
 
 
 FAMILIES: tuple[ModelNote, ...] = (
-    # The template opens the reasoning: only its end is in the answer. azure/req_llm-azure-mai-ds-r1-multi-tool.
+    # The chat template opens the reasoning, so the answer holds only the closing tag.
+    # azure/req_llm-azure-mai-ds-r1-multi-tool.
     on_models("*mai-ds-r1*", think="opened"),
-    # "Tool call id was … but must be a-z, A-Z, 0-9, with a length of 9": Mistral's API (error code 3280) and the chat
-    # templates of its open models, so every server of them; github.com/ml-explore/mlx-lm/issues/1375.
+    # "Tool call id was … but must be a-z, A-Z, 0-9, with a length of 9": this error comes from Mistral's API (code
+    # 3280). The chat templates of its open models raise it too, on every server that runs them;
+    # github.com/ml-explore/mlx-lm/issues/1375.
     on_models("*mistral*", "*ministral*", "*mixtral*", "*codestral*", "*devstral*", "*magistral*", call_ids="nine"),
 )
 
@@ -54,48 +58,49 @@ class UpstreamProfile:
 
     - `name` is the profile's name in settings, `title` the vendor's name for people.
     - `hosts` are globs of host names for which `auto` chooses the profile.
-    - `owned_by` is the value in a server's list of models that means this server.
-    - `server` is a part of the header `server`, in lower case, that means this server.
+    - `owned_by` is the value in a server's list of models that identifies this server.
+    - `server` is text in the response header `server`, in lower case, that identifies this server.
 
     Request:
 
-    - `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer messages
-      get.
-    - `system_anywhere` says whether such messages may follow others. If not, their text goes into the one at the
-      beginning: many templates fail otherwise.
-    - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether the field is
-      sent at all.
-    - `effort_values` are the efforts the server knows (None: sent as they are, else the nearest). `default` stands for
-      everything between none and high.
-    - `structured_output` is the strongest form of `text.format` the server takes. An instruction emulates stronger
-      forms.
-    - `json_object` says whether the server takes that form too; `json_object_schema` whether it obeys only with a
-      schema.
-    - `named_tool_choice` says how the request demands one tool. `required`: only that tool is shown, and a call is
-      required.
-    - `passed_fields` are request fields sent on under their own name.
-    - `parameters` are the fields sent on that the Responses API does not have (sampling, guided decoding). `seed_field`
-      is the server's name for `seed`.
-    - `images`, `files` and `audio_input` say which content the server takes. `text`: files that are text become text,
-      others are refused.
-    - `call_ids` are the ids of calls the server takes (`nine`: exactly nine letters and digits).
-    - `replay_reasoning` is the key under which earlier reasoning goes back.
-    - `replay_details` says whether `reasoning_details` go back too, `replay_signatures` whether a call's
-      `extra_content` does.
+    - `token_limit_field` is the chat field that carries `max_output_tokens`.
+    - `developer_role` is the role that developer messages get.
+    - `system_anywhere` says whether system and developer messages may follow other messages. If not, their text goes
+      into the system message at the beginning, because many chat templates fail otherwise.
+    - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
+      the field.
+    - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. None:
+      Antiphon sends every effort unchanged. `default` stands for all efforts between none and high.
+    - `structured_output` is the strongest form of `text.format` that the server accepts. An instruction to the model
+      emulates stronger forms.
+    - `json_object` says whether the server also accepts the form `json_object`.
+    - `json_object_schema` says whether the server obeys `json_object` only with a schema.
+    - `named_tool_choice` says how a request demands one tool. `required`: the model sees only that tool, and must call
+      a tool.
+    - `passed_fields` are the request fields that Antiphon forwards under their Responses name.
+    - `parameters` are forwarded fields that the Responses API does not have (sampling, guided decoding).
+    - `seed_field` is the server's name for `seed`.
+    - `images`, `files` and `audio_input` say which content the server accepts. `text`: Antiphon inserts text files as
+      text, and refuses other files.
+    - `call_ids` is the format of call ids that the server accepts (`nine`: exactly nine letters and digits).
+    - `replay_reasoning` is the message key under which Antiphon sends earlier reasoning back.
+    - `replay_details` says whether Antiphon sends `reasoning_details` back.
+    - `replay_signatures` says whether Antiphon sends a call's `extra_content` back.
 
     Answer:
 
-    - `logprobs` says whether the server gives log probabilities.
-    - `end_without_finish` is the meaning of a stream that ends after useful output without a `finish_reason`.
-    - `think` says where reasoning hides in the content: nowhere, or in an answer that begins with `<think>`. The third
-      value means everything before `</think>`, because the template opened it.
-    - `stream_usage` asks for usage in streams.
+    - `logprobs` says whether the server returns log probabilities.
+    - `end_without_finish` is the status of a stream that ends after useful output without a `finish_reason`.
+    - `think` says where the content holds reasoning. `off`: nowhere. `tagged`: in an answer that begins with `<think>`.
+      `opened`: everything before `</think>`, because the chat template wrote the opening tag.
+    - `stream_usage` says whether Antiphon asks for usage in streams.
 
-    Both: `tokenizer` is how the server counts the tokens of a request (`translation/chat/token_count.py`).
+    `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/token_count.py`).
 
-    `by_model` has the differences of some models. `overrides` has the operator's flags (`with_flags`).
+    `by_model` has the flags that differ for some models. `overrides` has the operator's flags (`with_flags`).
 
-    Compared by identity: every request looks its profile up (`for_model`), and hashing all flags would cost too much.
+    Profiles are compared by identity, because every request looks up its profile (`for_model`). Hashing all flags would
+    cost too much.
     """
 
     name: str
@@ -135,11 +140,11 @@ class UpstreamProfile:
     overrides: tuple[tuple[str, object], ...] = ()
 
     def serves(self, host: str) -> bool:
-        """Whether this host name is the vendor's."""
+        """Whether this host name belongs to the vendor."""
         return any(fnmatchcase(host, pattern) for pattern in self.hosts)
 
     def for_model(self, model: str) -> UpstreamProfile:
-        """This profile as it holds for one model; the same object when nothing differs."""
+        """This profile with the changes for one model. Returns the same object when no flag differs."""
         return _narrowed(self, model)
 
 
@@ -147,7 +152,7 @@ class UpstreamProfile:
 def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
     name = model.lower()
     changes: dict[str, Any] = {}
-    # A vendor knows its own models better than what is said of their family.
+    # The vendor's notes come last and override those of the family, because a vendor knows its own models better.
     for note in (*FAMILIES, *profile.by_model):
         if note.fits(name):
             changes.update(note.changes)
@@ -160,7 +165,8 @@ _NO_FLAGS = frozenset({"name", "title", "hosts", "owned_by", "server", "by_model
 
 
 def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
-    """Flags as an operator gives them, with their proper types. Raises ValueError naming what is wrong."""
+    """Convert flags from the operator's settings to their types. Raises ValueError that names the wrong flag or
+    value."""
     kinds = get_type_hints(UpstreamProfile)
     known = [field.name for field in fields(UpstreamProfile) if field.name not in _NO_FLAGS]
     read: dict[str, Any] = {}
@@ -168,7 +174,7 @@ def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"{name!r} is no flag of a profile; known flags are {', '.join(sorted(known))}")
         if value is False and "off" in get_args(kinds[name]):
-            # How YAML reads the word.
+            # YAML reads the unquoted word `off` as false.
             value = "off"
         try:
             read[name] = msgspec.convert(value, kinds[name])
@@ -180,7 +186,7 @@ def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> UpstreamProfile:
-    """The profile with these flags, for any model. They override its own flags."""
+    """The profile with these flags, for every model. They override the profile's flags and those of its models."""
     if not flags:
         return profile
     overrides: dict[str, Any] = {**dict(profile.overrides), **flags}

@@ -1,7 +1,7 @@
 """The vendors' profiles, by name.
 
-Lives here: rows with a reason next to each flag: a recording (under `tests/recordings/chat`) or a page of
-documentation. Not here: what holds for a family of models wherever it is served (`profile.py`).
+Lives here: one row for each vendor, with a reason next to each flag: a recording (under `tests/recordings/chat`) or a
+page of documentation. Not here: flags of a family of models that hold on every server (`profile.py`).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from antiphon.translation.profiles.profile import UpstreamProfile, on_models
 from antiphon.translation.request.parameters import STANDARD_PARAMETERS
 
 VENDORS = (
-    # Azure OpenAI, and Azure AI Foundry, which serves other makers' models behind the same endpoint.
+    # Azure OpenAI, and Azure AI Foundry, which serves other vendors' models behind the same endpoint.
     UpstreamProfile(
         "azure",
         title="Azure OpenAI and AI Foundry",
         hosts=("*.openai.azure.com", "*.services.ai.azure.com", "*.cognitiveservices.azure.com"),
-        # As OpenAI, whose reasoning models refuse `max_tokens`: azure/fantasy-testazurecommon-azure-gpt-5-mini-….
+        # OpenAI's reasoning models refuse `max_tokens`, here too: azure/fantasy-testazurecommon-azure-gpt-5-mini-….
         token_limit_field="max_completion_tokens",
         verbosity=True,
         # azure/dd-trace-py-openai-v1-azure-chat-completion-streamed.
         passed_fields=frozenset({"user"}),
-        # As OpenAI: unknown keys in messages are refused.
+        # The server refuses unknown keys in messages, as OpenAI does.
         replay_reasoning="off",
-        # As OpenAI.
+        # The server accepts the same parameters as OpenAI.
         parameters=STANDARD_PARAMETERS,
         by_model=(
-            # A 422, "Input should be a valid string", for a tool by name:
+            # The server refuses a request for one tool by name with a 422, "Input should be a valid string":
             # azure/req_llm-azure-mai-ds-r1-tool-round-trip-1.
             on_models("*mai-ds-r1*", named_tool_choice="required"),
         ),
@@ -37,7 +37,7 @@ VENDORS = (
         hosts=("bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"),
         # bedrock/ruby_llm-chat-audio-models-bedrock--tral-voxtral-mini-3b-2507-can-understand-audio.
         audio_input=True,
-        # Documented for its OpenAI-compatible endpoints: OpenAI's own.
+        # The documentation of its OpenAI-compatible endpoints lists OpenAI's parameters.
         parameters=STANDARD_PARAMETERS,
     ),
     # Cerebras (inference-docs.cerebras.ai).
@@ -46,17 +46,17 @@ VENDORS = (
         title="Cerebras",
         hosts=("api.cerebras.ai",),
         token_limit_field="max_completion_tokens",
-        # A 400 each: frequency_penalty, presence_penalty, parallel_tool_calls, service_tier (hexdocs.pm/req_llm,
-        # cerebras).
+        # The server refuses each of frequency_penalty, presence_penalty, parallel_tool_calls and service_tier with a
+        # 400 (hexdocs.pm/req_llm, cerebras).
         penalties=False,
         parallel_tool_calls=False,
-        # "property 'messages.2.assistant.reasoning_content' is unsupported"
+        # The server refuses the key: "property 'messages.2.assistant.reasoning_content' is unsupported"
         # (github.com/Kilo-Org/kilocode/issues/10375).
         replay_reasoning="off",
-        # Text models.
+        # The vendor's models read only text.
         images=False,
         files="text",
-        # The documented ones.
+        # The vendor documents these parameters.
         parameters=STANDARD_PARAMETERS,
     ),
     UpstreamProfile("cloudflare", title="Cloudflare Workers AI", hosts=("api.cloudflare.com",)),
@@ -65,10 +65,10 @@ VENDORS = (
         "dashscope",
         title="Alibaba Model Studio",
         hosts=("dashscope.aliyuncs.com", "dashscope-*.aliyuncs.com"),
-        # json_schema is documented for its newest models alone.
+        # The vendor documents json_schema only for its newest models.
         structured_output="json_object",
         files="text",
-        # The documented ones.
+        # The vendor documents these parameters.
         parameters=frozenset({"seed", "stop", "top_k", "repetition_penalty", "enable_thinking", "thinking_budget"}),
     ),
     # Databricks model serving.
@@ -76,12 +76,14 @@ VENDORS = (
         "databricks",
         title="Databricks",
         hosts=("*.databricks.com", "*.azuredatabricks.net"),
-        # Refused (posit-dev/chatlas, the Databricks provider); usage comes unasked, on every chunk.
+        # The server refuses `stream_options` (posit-dev/chatlas, the Databricks provider). It sends usage on every
+        # chunk anyway.
         stream_usage=False,
-        # Not among the documented fields; what it asks for is seen to here.
+        # The vendor does not document the field. Antiphon itself limits an answer to one call when the client asks for
+        # that.
         parallel_tool_calls=False,
         files="text",
-        # The documented ones.
+        # The vendor documents these parameters.
         parameters=frozenset({"stop", "top_k"}),
     ),
     # DeepSeek's platform (api-docs.deepseek.com).
@@ -89,66 +91,70 @@ VENDORS = (
         "deepseek",
         title="DeepSeek",
         hosts=("api.deepseek.com",),
-        # "This response_format type is unavailable now" (github.com/llm-exe/llm-exe/issues/662).
+        # The server refuses json_schema: "This response_format type is unavailable now"
+        # (github.com/llm-exe/llm-exe/issues/662).
         structured_output="json_object",
-        # Documented (guides/thinking_mode): other names are mapped there, and the chat API has no `none`.
+        # The server maps other names to these (documented in guides/thinking_mode), and the chat API has no `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
-        # Documented (guides/thinking_mode): a tool-calling turn without its reasoning is a 400 later on;
+        # If a tool-calling turn comes back without its reasoning, later requests get a 400 (documented in
+        # guides/thinking_mode). The recording
         # deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1 sends it.
         replay_reasoning="reasoning_content",
-        # A 400, "unknown variant `image_url`, expected `text`":
+        # The server refuses images with a 400, "unknown variant `image_url`, expected `text`":
         # deepseek/rig-deepseek-wire-shape-matrix-blocking-image-base64-part-reaches-the-wire.
         images=False,
         files="text",
-        # The documented ones (api/create-chat-completion); `thinking` switches thinking (guides/thinking_mode).
+        # The vendor documents these parameters (api/create-chat-completion). `thinking` switches thinking
+        # (guides/thinking_mode).
         parameters=frozenset({"stop", "thinking"}),
     ),
     UpstreamProfile("fireworks", title="Fireworks", hosts=("api.fireworks.ai",), passed_fields=frozenset({"user"})),
-    # Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). It reads strictly: what it does not
-    # know is a 400, "Unknown name …: Cannot find field".
+    # Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). The server refuses unknown fields with
+    # a 400, "Unknown name …: Cannot find field".
     UpstreamProfile(
         "gemini",
         title="Gemini (compatible endpoint)",
         hosts=("generativelanguage.googleapis.com",),
-        # `Unknown name "frequency_penalty"`: github.com/versun/RSSBox/issues/132.
+        # The server refuses penalties: `Unknown name "frequency_penalty"` (github.com/versun/RSSBox/issues/132).
         penalties=False,
-        # Not among the documented fields.
+        # The vendor does not document log probabilities.
         logprobs=False,
         strict_tools=False,
         replay_reasoning="off",
-        # Documented: `none` to `high`; `minimal` is refused by some models (the issue above).
+        # The vendor documents `none` to `high`. Some models refuse `minimal` (github.com/versun/RSSBox/issues/132).
         effort_values=("none", "low", "medium", "high"),
-        # Gemini 3 refuses a call of its own that comes back without its thought signature (…/docs/thought-signatures).
+        # Gemini 3 refuses an earlier call that comes back without its thought signature (…/docs/thought-signatures).
         replay_signatures=True,
-        # Documented: audio understanding.
+        # The vendor documents audio understanding.
         audio_input=True,
-        # The only one of them that is documented.
+        # The vendor documents no other parameter.
         parameters=frozenset({"stop"}),
     ),
     UpstreamProfile(
         "github-copilot",
         title="GitHub Copilot",
         hosts=("api.githubcopilot.com", "*.githubcopilot.com"),
-        # OpenAI's and others' models behind OpenAI's form.
+        # The gateway serves models of OpenAI and other vendors behind OpenAI's API.
         parameters=STANDARD_PARAMETERS,
     ),
-    # Groq (console.groq.com/docs): strict about keys, and about what each model can do.
+    # Groq (console.groq.com/docs). The server is strict about unknown keys, and about the features of each model.
     UpstreamProfile(
         "groq",
         title="Groq",
         hosts=("api.groq.com",),
         token_limit_field="max_completion_tokens",
-        # Documented: `logprobs` and `top_logprobs` are a 400 (docs/openai).
+        # The server refuses `logprobs` and `top_logprobs` with a 400 (docs/openai).
         logprobs=False,
-        # Parts are text and images: groq/pydantic-test-multimodal-tool-returns-….
+        # The server accepts only text and image parts: groq/pydantic-test-multimodal-tool-returns-….
         files="text",
-        # "property 'reasoning_content' is unsupported" for every model (github.com/janhq/jan/issues/8136), and
-        # `reasoning` only on models that reason (github.com/vercel/ai/pull/8057).
+        # The server refuses the key for every model: "property 'reasoning_content' is unsupported"
+        # (github.com/janhq/jan/issues/8136). It accepts `reasoning` only for models that reason
+        # (github.com/vercel/ai/pull/8057).
         replay_reasoning="off",
-        # Documented for gpt-oss and Qwen 3 alone (docs/reasoning); others refuse the field.
+        # The vendor documents the field only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse it.
         reasoning_effort=False,
         passed_fields=frozenset({"user", "service_tier"}),
-        # Documented (docs/openai): `logit_bias` is a 400; others are unknown keys.
+        # The server refuses `logit_bias` with a 400 (docs/openai). It does not know the other parameters.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
             on_models(
@@ -168,20 +174,22 @@ VENDORS = (
         title="llama.cpp",
         owned_by="llamacpp",
         server="llama.cpp",
-        # Parts are text, image_url and input_audio ("unsupported content[].type" otherwise).
+        # The server accepts only text, image_url and input_audio parts, and refuses others with "unsupported
+        # content[].type".
         files="text",
         audio_input=True,
-        # llamacpp/fantasy-testopenaicompatiblecommon-llama-cpp-gpt-oss-tool-streaming-1 sends it.
+        # The recording llamacpp/fantasy-testopenaicompatiblecommon-llama-cpp-gpt-oss-tool-streaming-1 sends this key.
         replay_reasoning="reasoning_content",
-        # A tool by name is not kept: text, or a call of another tool (build 10434).
+        # The server does not obey a choice of one tool by name. The model writes text or calls another tool (build
+        # 10434).
         named_tool_choice="required",
-        # Without a schema beside it, `json_object` is not kept (build 10434).
+        # The server obeys `json_object` only when a schema comes with it (build 10434).
         json_object_schema=True,
-        # common/arg and tools/server/README.md: the fields of /completion count in chat requests too.
+        # The server accepts the fields of /completion in chat requests too (common/arg and tools/server/README.md).
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "ignore_eos"}
         | {"chat_template_kwargs", "grammar", "json_schema"},
-        # Renders the chat template and counts, without running the model.
+        # The server renders the chat template and counts the tokens, without running the model.
         tokenizer="llamacpp",
     ),
     # LM Studio (lmstudio.ai/docs/developer/openai-compat).
@@ -189,30 +197,33 @@ VENDORS = (
         "lmstudio",
         title="LM Studio",
         owned_by="organization_owner",
-        # "Invalid tool_choice type: 'object'. Supported string values: none, auto, required":
-        # github.com/lmstudio-ai/lmstudio-bug-tracker/issues/670.
+        # The server refuses a choice by name: "Invalid tool_choice type: 'object'. Supported string values: none, auto,
+        # required" (github.com/lmstudio-ai/lmstudio-bug-tracker/issues/670).
         named_tool_choice="required",
-        # "'response_format.type' must be 'json_schema' or 'text'": the same tracker, issue 189.
+        # The server refuses json_object: "'response_format.type' must be 'json_schema' or 'text'" (issue 189 of the
+        # same tracker).
         json_object=False,
         files="text",
-        # The documented ones.
+        # The vendor documents these parameters.
         parameters=STANDARD_PARAMETERS | {"top_k", "repeat_penalty"},
     ),
-    # Mistral's platform (docs.mistral.ai/api). Its nine-character call ids are in `profile.py`.
+    # Mistral's platform (docs.mistral.ai/api). `profile.py` has the nine-character call ids of Mistral's models on
+    # other servers.
     UpstreamProfile(
         "mistral",
         title="Mistral",
         hosts=("api.mistral.ai", "codestral.mistral.ai"),
         call_ids="nine",
-        # The API has none, and refuses unknown keys.
+        # The API returns no log probabilities, and refuses unknown keys.
         logprobs=False,
-        # Two values: mistral/ruby_llm-chat-with-extended-thinkin--hinking-signatures-between-turns-when-provided.
+        # The server knows only two efforts:
+        # mistral/ruby_llm-chat-with-extended-thinkin--hinking-signatures-between-turns-when-provided.
         effort_values=("none", "high"),
-        # Unknown keys in messages are refused; its own form for reasoning is content parts.
+        # The server refuses unknown keys in messages. It carries reasoning in content parts of its own type.
         replay_reasoning="off",
-        # Documents are named by URL there (`document_url`), there is no `file` part.
+        # The server reads documents only by URL (`document_url`). It has no `file` part.
         files="text",
-        # Unknown keys are a 422, "Extra inputs are not permitted"; the seed is called `random_seed` there.
+        # The server refuses unknown keys with a 422, "Extra inputs are not permitted". It calls the seed `random_seed`.
         parameters=frozenset({"seed", "stop"}),
         seed_field="random_seed",
     ),
@@ -223,13 +234,14 @@ VENDORS = (
         title="Ollama",
         hosts=("ollama.com", "api.ollama.com"),
         owned_by="library",
-        # "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
+        # The server refuses other efforts: "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
         effort_values=("none", "low", "medium", "high"),
-        # Its field: ollama/ruby_llm-chat-function-calling-olla--andle-multiple-tool-calls-in-a-single-response-1.
+        # The server reads reasoning under this key:
+        # ollama/ruby_llm-chat-function-calling-olla--andle-multiple-tool-calls-in-a-single-response-1.
         replay_reasoning="reasoning",
-        # Parts are text and image_url; anything else is "invalid message format".
+        # The server accepts only text and image_url parts, and refuses others with "invalid message format".
         files="text",
-        # The others are passed over there without a word (openai/openai.go, ChatCompletionRequest).
+        # The server silently ignores all other parameters (openai/openai.go, ChatCompletionRequest).
         parameters=frozenset({"seed", "stop"}),
     ),
     # OpenAI's own chat endpoint (developers.openai.com/api/reference: chat, create).
@@ -237,66 +249,67 @@ VENDORS = (
         "openai",
         title="OpenAI",
         hosts=("api.openai.com", "*.api.openai.com"),
-        # Its reasoning models refuse `max_tokens`.
+        # OpenAI's reasoning models refuse `max_tokens`.
         token_limit_field="max_completion_tokens",
-        # Its reasoning models know this role; older ones take it as `system`.
+        # OpenAI's reasoning models know this role. Older models accept it and treat it as `system`.
         developer_role="developer",
         system_anywhere=True,
         verbosity=True,
-        # Fields of its chat endpoint; elsewhere they are unknown keys, and strict servers refuse those.
+        # Only OpenAI's chat endpoint knows all these fields. Strict servers refuse them as unknown keys.
         passed_fields=frozenset(
             {"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"}
         ),
         # openai/logfire-otel-integrations-test-openai-test-chat-completions-with-audio-input.
         audio_input=True,
-        # It gives no reasoning, and refuses unknown keys in messages.
+        # The server returns no reasoning, and refuses unknown keys in messages.
         replay_reasoning="off",
         think="off",
-        # Unknown keys are a 400.
+        # The server refuses unknown keys with a 400.
         parameters=STANDARD_PARAMETERS,
     ),
-    # OpenRouter (openrouter.ai/docs): many backends behind one endpoint, which leaves out what a backend cannot do.
+    # OpenRouter (openrouter.ai/docs) serves many backends behind one endpoint. It drops fields that a backend does not
+    # support.
     UpstreamProfile(
         "openrouter",
         title="OpenRouter",
         hosts=("openrouter.ai",),
-        # Some backends give none, only the sentinel:
+        # Some backends send no `finish_reason`, only the sentinel `[DONE]`:
         # openrouter/llm-test-tools-streaming-test-tools-streaming-variant-a.
         end_without_finish="completed",
         verbosity=True,
         audio_input=True,
         passed_fields=frozenset({"user"}),
-        # Its own spelling, both ways: openrouter/pydantic-test-openrouter-….
+        # OpenRouter sends and reads reasoning under this key: openrouter/pydantic-test-openrouter-….
         replay_reasoning="reasoning",
-        # Encrypted and signed reasoning must come back as it was:
+        # Encrypted and signed reasoning must come back unchanged:
         # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
         replay_details=True,
-        # The documented ones (docs/api-reference/parameters).
+        # The vendor documents these parameters (docs/api-reference/parameters).
         parameters=STANDARD_PARAMETERS | {"top_k", "min_p", "top_a", "repetition_penalty"},
     ),
-    # Perplexity's Sonar (docs.perplexity.ai): it searches by itself.
+    # Perplexity's Sonar (docs.perplexity.ai). Its models search the web by themselves.
     UpstreamProfile(
         "perplexity",
         title="Perplexity",
         hosts=("api.perplexity.ai",),
-        # Not among the documented fields.
+        # The vendor does not document log probabilities.
         logprobs=False,
-        # Its reasoning is in the content, and nothing reads it back.
+        # The content holds the reasoning, and no message key takes it back.
         replay_reasoning="off",
-        # Its own part is `file_url`:
+        # The server reads files only from its `file_url` part:
         # perplexity/ruby_llm-chat-document-models-perplexity-sonar-pro-understands-docx-documents.
         files="text",
-        # The only one of them that is documented.
+        # The vendor documents no other parameter.
         parameters=frozenset({"top_k"}),
     ),
-    # Parts are text, images, audio and video (python/sglang/srt/entrypoints/openai/protocol.py).
+    # SGLang accepts text, image, audio and video parts (python/sglang/srt/entrypoints/openai/protocol.py).
     UpstreamProfile(
         "sglang",
         title="SGLang",
         owned_by="sglang",
         server="sglang",
         files="text",
-        # The same file.
+        # The same source file, protocol.py, declares these parameters.
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos"}
         | {"chat_template_kwargs", "regex", "ebnf"},
@@ -306,17 +319,17 @@ VENDORS = (
         "snowflake",
         title="Snowflake Cortex",
         hosts=("*.snowflakecomputing.com",),
-        # Its thinking models end a stream with the sentinel alone:
+        # The server's thinking models end a stream with the sentinel `[DONE]` and no `finish_reason`:
         # snowflake/pydantic-test-snowflake-test-snowflake-thinking-streaming.
         end_without_finish="completed",
-        # snowflake/pydantic-test-snowflake-test-snowflake-thinking-1 sends them back, and nothing else.
+        # The recording snowflake/pydantic-test-snowflake-test-snowflake-thinking-1 sends back only `reasoning_details`.
         replay_reasoning="off",
         replay_details=True,
         files="text",
-        # The only one of them that is documented.
+        # The vendor documents no other parameter.
         parameters=frozenset({"stop"}),
     ),
-    # Parts are text and images, `logit_bias` is there and unused (router/src/lib.rs).
+    # TGI accepts text and image parts. It declares `logit_bias` but never uses it (router/src/lib.rs).
     UpstreamProfile("tgi", title="Text Generation Inference", files="text", parameters=frozenset({"seed", "stop"})),
     UpstreamProfile("together", title="Together", hosts=("api.together.xyz", "api.together.ai")),
     UpstreamProfile("venice", title="Venice", hosts=("api.venice.ai",)),
@@ -328,12 +341,13 @@ VENDORS = (
         title="vLLM",
         owned_by="vllm",
         server="vllm",
-        # Parts are text, images, audio and video; there is no `file`.
+        # The server accepts text, image, audio and video parts. It has no `file` part.
         files="text",
         audio_input=True,
-        # Renders the chat template and counts, without running the model.
+        # The server renders the chat template and counts the tokens, without running the model.
         tokenizer="vllm",
-        # protocol.py, ChatCompletionRequest; `guided_*` up to 0.11, `structured_outputs` since.
+        # ChatCompletionRequest in protocol.py declares these parameters: `guided_*` up to version 0.11,
+        # `structured_outputs` since then.
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "repetition_penalty", "length_penalty", "min_tokens", "stop_token_ids", "bad_words"}
         | {"ignore_eos", "chat_template_kwargs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
@@ -345,37 +359,38 @@ VENDORS = (
         "xai",
         title="xAI",
         hosts=("api.x.ai", "*.api.x.ai"),
-        # Documented (guides/reasoning): an error with the models that reason, which is all current ones.
+        # Models that reason refuse penalties (documented in guides/reasoning), and all current models reason.
         penalties=False,
-        # Documented for grok-4.3 and later (guides/reasoning).
+        # The vendor documents these efforts for grok-4.3 and later (guides/reasoning).
         effort_values=("none", "low", "medium", "high"),
         files="text",
         passed_fields=frozenset({"user"}),
-        # The documented ones; `logit_bias` is documented as unsupported.
+        # The vendor documents these parameters, and documents `logit_bias` as unsupported.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
-            # "Model grok-code-fast-1 does not support parameter reasoningEffort":
-            # xai/req_llm-xai-grok-code-fast-1-reasoning-basic; the others: opencode-oci-provider 0.2.3, @ai-sdk/xai
-            # 4.0.8.
+            # The server refuses the field: "Model grok-code-fast-1 does not support parameter reasoningEffort"
+            # (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). Sources for the other models: opencode-oci-provider
+            # 0.2.3, @ai-sdk/xai 4.0.8.
             on_models("grok-code*", "grok-4", "grok-4-*", "grok-4.20*", reasoning_effort=False),
-            # xai/fantasy-testopenaicompatiblethinking-xai-grok-3-mini-thinking-1; documented: low and high.
+            # The vendor documents low and high, and the recording
+            # xai/fantasy-testopenaicompatiblethinking-xai-grok-3-mini-thinking-1 sends high.
             on_models("grok-3-mini*", effort_values=("low", "high")),
         ),
     ),
-    # Z.ai (docs.z.ai), also as Zhipu's open.bigmodel.cn.
+    # Z.ai (docs.z.ai). Zhipu's open.bigmodel.cn serves the same API.
     UpstreamProfile(
         "zai",
         title="Z.ai",
         hosts=("api.z.ai", "open.bigmodel.cn"),
-        # Documented: text and json_object.
+        # The vendor documents only text and json_object.
         structured_output="json_object",
-        # Not among the documented fields.
+        # The vendor documents neither penalties nor log probabilities.
         penalties=False,
         logprobs=False,
-        # zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends it.
+        # The recording zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends this key.
         replay_reasoning="reasoning_content",
         files="text",
-        # The documented ones; `thinking` switches thinking.
+        # The vendor documents these parameters. `thinking` switches thinking.
         parameters=frozenset({"stop", "thinking"}),
     ),
 )
