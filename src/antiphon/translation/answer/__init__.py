@@ -1,1 +1,1 @@
-"""Reads the upstream's answer: SSE, chunks, tool call deltas and errors become calls of the builder."""
+"""Reads the upstream's answer: turns SSE, chunks, tool call deltas and errors into calls of the response builder."""

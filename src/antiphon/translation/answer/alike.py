@@ -1,14 +1,15 @@
-"""Recognises chunks that differ from the previous one only in a piece of text, by their bytes.
+"""Recognises chunks that differ from the previous chunk only in their text, by comparing bytes.
 
-Lives here: the bytes around the text of a chunk that was decoded in full. Not here: cutting further chunks of the same
-bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), what its text leads to (`stream.py`).
+Lives here: finding the bytes around the text of a chunk that was fully decoded. Not here: cutting later chunks with the
+same bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), the effect of its text
+(`stream.py`).
 
-Servers send hundreds of chunks that have one piece of text each and are equal in all else. The sidecar reads one such
-chunk in full. It then makes an event of each further piece, without reading the rest of its chunk again. Without this a
-chunk takes 1.31 times the sidecar's CPU in a burst and 1.23 times under saturation.
+Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes one such chunk
+fully. It then makes an event of each later text, without decoding the rest of its chunk. Without this optimization a
+chunk takes 1.31 times the sidecar's CPU time in a burst, and 1.23 times under saturation.
 
-Invariant: the decoder reads the learned bytes around any text as a chunk of that text alone. Decoding them once around
-another text shows it. A text that is the whole inside of a JSON string cannot change the rest.
+Invariant: the decoder reads the learned bytes around any text as a chunk that holds only that text. Decoding them once
+around a test text proves it. A text that is the whole inside of a JSON string cannot change the rest of the chunk.
 """
 
 from __future__ import annotations
@@ -34,10 +35,9 @@ class Alike(Struct, frozen=True, gc=False):
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:
-    """The bytes that later chunks may share with this one. None unless the chunk has exactly one text, of the kind that
-    `text_of` reads. `data`: bytes of the stream with its event. `payload`: that event's data. `chunk`: the decoded
-    data.
-    """
+    """The bytes that later chunks may share with this chunk. None unless the chunk has exactly one text, of the kind
+    that `text_of` names. `data` is the bytes of the stream that hold the event. `payload` is the event's data, and
+    `chunk` is the decoded payload."""
     found = _only_text(chunk)
     if found is None or found[0] is not text_of:
         return None
@@ -57,7 +57,7 @@ def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike |
 
 
 def _framing(data: bytes, payload: bytes) -> tuple[bytes, bytes] | None:
-    """The bytes before and after an event's data."""
+    """The bytes before and after an event's data. None if the event is not a single `data` line."""
     at = data.find(payload)
     before, behind = data[:at], data[at + len(payload) :]
     prefix = before[before.rfind(b"\n") + 1 :]
@@ -66,7 +66,8 @@ def _framing(data: bytes, payload: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _only_text(chunk: Chunk) -> tuple[TextOf, bytes, Raw] | None:
-    """The one field of text that a chunk has, None when it has none, several, or anything else that counts."""
+    """The only text field of a chunk: its kind, its key and its value. None when the chunk has no text, several texts,
+    or any other field with an effect."""
     if chunk.choices is None or len(chunk.choices) != 1 or _any_given(chunk.error, chunk.citations, chunk.x_groq):
         return None
     choice = chunk.choices[0]
@@ -117,8 +118,8 @@ def _any_given(*values: Raw) -> bool:
 
 
 def _is_read_so(head: bytes, tail: bytes, text_of: TextOf, name: bytes) -> bool:
-    """Whether the decoder reads a text between `head` and `tail` as the chunk's only text, in that field. One text
-    shows it for all: the inside of a JSON string cannot change the rest."""
+    """Whether the decoder reads a text between `head` and `tail` as the chunk's only text, in the field `name`. One
+    test text proves it for all texts, because the inside of a JSON string cannot change the rest."""
     if not (is_utf8(head) and is_utf8(tail)):
         return False
     try:

@@ -1,10 +1,13 @@
 """Reads annotations, log probabilities and reasoning details from chat chunks.
 
-Lives here: reading the shapes chat servers use, and which of an answer's texts each annotation belongs to. Annotations:
-OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`. Log probabilities, in Responses' form
-(`{token, bytes, logprob, top_logprobs}`, as observed; Chat allows `bytes` to be null). The text in `reasoning_details`,
-and the details that the next turn needs. Not here: when any of it is used (`stream.py`), the events
-(`translation/events/builder.py`, which seals details too).
+Lives here: reading the formats that chat servers use, and assigning each annotation to one of an answer's texts.
+
+- Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`.
+- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as observed. Chat allows
+  `bytes` to be null.
+- The text in `reasoning_details`, and the details that the next turn needs.
+
+Not here: using the values (`stream.py`), the events (`translation/events/builder.py`, which seals details too).
 
 Invariants: every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. An entry of
 log probabilities has all four keys with the right types, or is left out.
@@ -24,7 +27,7 @@ _MAX_FOUND: Final = 1000
 
 
 class Annotations:
-    """The annotations of one answer. They get their places in the text when the text is complete."""
+    """The annotations of one answer. They get their offsets when the text is complete."""
 
     def __init__(self) -> None:
         self._found: list[dict[str, object]] = []
@@ -35,30 +38,31 @@ class Annotations:
         return bool(self._found) or self._sources is not ABSENT
 
     def receive(self, data: Raw) -> None:
-        """The `annotations` of a delta or message: new ones, or all so far."""
+        """Read the `annotations` of a delta or message. They may be new ones, or all annotations so far."""
         for entry in _objects(_list(data)):
             inner = entry.get("url_citation")
             citation = inner if isinstance(inner, dict) else entry
             url = citation.get("url")
-            # Files that a server read (`type: file`) have no place in a text.
+            # Annotations of files that a server read (`type: file`) have no offsets in a text.
             if entry.get("type") == "url_citation" and isinstance(url, str) and len(self._found) < _MAX_FOUND:
                 found = {key: citation.get(key) for key in ("url", "title", "start_index", "end_index")}
                 if found not in self._found:
                     self._found.append(found)
 
     def receive_sources(self, urls: Raw, results: Raw) -> None:
-        """A list of URLs to which `[1]`, `[2]`, … in the text refer, and the search results, which have the titles.
+        """Store the URLs to which `[1]`, `[2]`, … in the text refer, and the search results, which have the titles.
 
-        Each chunk repeats all of it, so it is read when the text is whole.
+        Each chunk repeats both lists, so they are decoded only when the text is complete.
         """
         self._sources, self._titles = urls, results
 
     def place(self, text: str) -> list[Raw]:
-        """The annotations of this text, in Responses' form: all that no earlier text of the answer got."""
+        """The annotations of this text, in the form of the Responses API. They are those that no earlier text of the
+        answer got."""
         found, self._placed = self._found[self._placed :], len(self._found)
         made = [self._citation(one, len(text)) for one in found]
         if not self._found:
-            # A server that sends both says the same twice.
+            # A server that sends annotations and a list of URLs names the same sources twice, so the URLs are not used.
             made += self._marked(text)
         return [Raw(encode(citation)) for citation in made]
 
@@ -77,7 +81,7 @@ class Annotations:
         title = found.get("title")
         start, end = (_offset(found.get(key), length) for key in ("start_index", "end_index"))
         if end == 0 and start == 0:
-            # Said of the whole text, not of a place in it.
+            # An annotation without offsets applies to the whole text.
             end = length
         return {
             "type": "url_citation",
@@ -102,25 +106,27 @@ def _objects(value: object) -> list[dict[str, object]]:
 
 
 def _decoded(data: Raw) -> object:
-    """The decoded value, or None if the data is no JSON."""
+    """The decoded value, or None if the data is not JSON."""
     try:
         return decode_any(bytes(data)) if data is not ABSENT else None
     except ValueError:
         return None
 
 
-# Log probabilities
+# Log probabilities.
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
-    """The entries for the tokens of the content; those of reasoning and refusals are no part of a text."""
+    """The entries for the tokens of the content. Entries for reasoning and refusals are left out, because they belong
+    to no text."""
     value = _decoded(data)
     entries = value.get("content") if isinstance(value, dict) else None
     return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]
 
 
 def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
-    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before them."""
+    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before these
+    entries."""
     left = len(text.encode("utf-8", "replace"))
     number = len(entries)
     while number and left > 0:
@@ -143,24 +149,24 @@ def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not isinstance(octets, list) or not all(isinstance(octet, int) and 0 <= octet < 256 for octet in octets):
         octets = list(token.encode("utf-8", "replace"))
-    # JSON knows no infinity, and no float holds every integer; OpenAI's own floor is -9999.
+    # JSON has no infinity, and a float cannot hold every integer. OpenAI's lowest value is -9999.
     return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
 
 
-# Details of reasoning
+# Details of reasoning.
 
 _JOINED: Final = ("text", "summary")
 
 
 class ReasoningDetails:
     """The details of one answer's reasoning that some servers send in addition to its text. The next request must
-    return them. Streamed pieces of one detail become one."""
+    return them. Streamed fragments of one detail are joined."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []
 
     def receive(self, data: Raw) -> bytes:
-        """Take the details of a delta. Returns their text as a fragment."""
+        """Add the details of a delta. Returns their text as a fragment."""
         parts = []
         for detail in _objects(_decoded(data)):
             text = detail.get("text") or detail.get("summary")
@@ -170,7 +176,7 @@ class ReasoningDetails:
         return fragment_of("".join(parts))
 
     def take(self) -> list[Raw]:
-        """The details that the next request must return, unchanged."""
+        """The details that the next request must return. Clears them."""
         kept, self._kept = self._kept, []
         return [Raw(encode(detail)) for detail in kept]
 

@@ -1,9 +1,11 @@
 """Decodes a chat chunk or completion tolerantly.
 
-Lives here: the fast typed decoder, and the slow path for chunks that it refuses. These have wrong types, content as an
-array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: the effect of a chunk (`stream.py`).
+Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. Such chunks have wrong
+types, content as an array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: the effect of a chunk
+(`stream.py`).
 
-Invariant: after `read_chunk` every text field is None or a raw, valid JSON string; nothing raises but `NotAChunk`.
+Invariant: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
+`NotAChunk`.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ _decode: Final = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL: Final = tuple(b'"n')
 _TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning", "text", "input"})
-"""Members that are read as text, in addition to arguments."""
+"""Keys whose values are read as text. The key `arguments` is handled separately."""
 
 _Shape = TypeVar("_Shape", bound=Struct)
 
 
 class NotAChunk(ValueError):
-    """The data is no JSON object."""
+    """The data is not a JSON object."""
 
 
 def read_chunk(data: bytes) -> Chunk:
-    """Decode a chunk. Raises `NotAChunk` when the data is no JSON object."""
+    """Decode a chunk. Raises `NotAChunk` when the data is not a JSON object."""
     try:
         return decode_chunk(data)
     except NotAChunk:
@@ -47,7 +49,7 @@ def read_chunk(data: bytes) -> Chunk:
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Decode a chunk in which everything has the type it should have. Raises `NotAChunk` for any other."""
+    """Decode a chunk whose values all have the expected types. Raises `NotAChunk` for any other chunk."""
     if data.isascii() or is_utf8(data):
         try:
             chunk = _decode(data)
@@ -63,7 +65,7 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 def fragment(value: Raw) -> bytes:
-    """The fragment of a text field; empty when absent, null or the empty string."""
+    """The fragment of a text field. Empty when the field is absent, null or the empty string."""
     if value is ABSENT:
         return b""
     data = bytes(value)
@@ -77,10 +79,10 @@ def read_transcript(data: bytes) -> bytes:
 
 
 def _plain(delta: Delta | None) -> bool:
-    """Whether every text field is a string or null, as the fast path needs it."""
+    """Whether every text field is a string or null, as the fast path requires."""
     if delta is None:
         return True
-    # Most are absent in most chunks, and an absent one is always the same object.
+    # Most fields are absent in most chunks, and every absent field is the same object.
     for value in (delta.content, delta.refusal, delta.reasoning_content, delta.reasoning):
         if value is not ABSENT and memoryview(value)[0] not in _TEXT_OR_NULL:
             return False
@@ -95,7 +97,7 @@ def _plain(delta: Delta | None) -> bool:
 
 
 def _loose(kind: type[_Shape], value: object) -> _Shape | None:
-    """The members of an object that fit this shape. None for a value that is no object."""
+    """Make an object of this type from the members that fit its fields. None for a value that is not an object."""
     if not isinstance(value, dict):
         return None
     found = {name: read(value.get(name)) for name, read in _readers(kind)}
@@ -108,7 +110,7 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 
 @lru_cache(maxsize=8)
 def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """How each member of a shape is read: by its type, and by its name where that is raw JSON."""
+    """The reader for each field of a type. Its annotation chooses the reader, and for raw JSON its name does."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 
@@ -126,7 +128,8 @@ def _each(kind: type[_Shape], value: object) -> list[_Shape] | None:
 
 
 def _content(value: object) -> tuple[Raw, Raw]:
-    """Content as text and thinking: a string, an array of parts (seen: mistral), or parsed JSON (seen: cloudflare)."""
+    """The text and the reasoning in `content`: a string, an array of parts (seen: mistral), or parsed JSON (seen:
+    cloudflare)."""
     if value is None or isinstance(value, str):
         return _text(value), ABSENT
     if not isinstance(value, list):
@@ -148,7 +151,7 @@ def _content(value: object) -> tuple[Raw, Raw]:
 
 
 def _arguments(value: object) -> Raw:
-    """Arguments, also as an object instead of JSON in a string."""
+    """The arguments of a call as text. Some servers send an object instead of a string with JSON."""
     return _text(value if value is None or isinstance(value, str) else encode(value).decode())
 
 
@@ -165,5 +168,5 @@ def _int(value: object) -> int | None:
 
 
 def _raw(value: object) -> Raw:
-    """Encode a leniently decoded value. It has no surrogates and only JSON's types."""
+    """Encode a leniently decoded value. The value has no surrogates and only JSON's types."""
     return ABSENT if value is None else Raw(encode(value))

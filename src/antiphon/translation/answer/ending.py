@@ -1,9 +1,9 @@
-"""Names the ways in which an upstream's answer ends, and reads the servers' finish reasons.
+"""Names the endings of an upstream's answer, and reads the servers' finish reasons.
 
-Lives here: the endings and the many spellings of `finish_reason`. Not here: which ending an answer has (`stream.py`),
-the response that the client gets (`engine/exchange/client_answer.py`).
+Lives here: the endings and the many spellings of `finish_reason`. Not here: choosing the ending of an answer
+(`stream.py`), the response that the client gets (`engine/exchange/client_answer.py`).
 
-Invariant: a finish reason is lower case, and every word for a cut is one of Chat Completions' own.
+Invariant: `plain_finish` returns lower case, and maps every known name of a cut to Chat Completions' name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from antiphon.translation.answer.upstream_errors import as_event_failure
 from antiphon.translation.values import Ending
 from antiphon.types.json import decode_object
 
-# What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
+# Other names for a cut answer, from `finish_details` (old vision models), Mistral, and gateways before Gemini or
+# Claude.
 _FINISHES: Final = {
     "max_tokens": "length",
     "max_output_tokens": "length",
@@ -28,18 +29,18 @@ _FINISHES: Final = {
 
 
 def failed(message: str, code: str = "server_error") -> Ending:
-    """An ending by a failure, with the code and message that the client gets."""
+    """The ending of a failed answer, with the code and message that the client gets."""
     return Ending("failed", code=code, message=message)
 
 
 def reported(error: ApiError) -> Ending:
-    """An error that the upstream put into its answer."""
+    """The ending for an error that the upstream put into its answer."""
     code, message = as_event_failure(error)
     return Ending("failed", code=code, message=message, error=error)
 
 
 def ending_by(finish: str) -> Ending:
-    """The ending that a finish reason means, in Chat Completions' words."""
+    """The ending for a finish reason with Chat Completions' name."""
     if finish == "length":
         return Ending("incomplete", reason="max_output_tokens")
     if finish == "content_filter":
@@ -50,12 +51,12 @@ def ending_by(finish: str) -> Ending:
 
 
 def plain_finish(reason: str) -> str:
-    """The finish reason in Chat Completions' words. Some servers shout."""
+    """The finish reason with Chat Completions' name. Some servers send it in upper case."""
     reason = reason.lower()
     return _FINISHES.get(reason, reason)
 
 
 def finish_of(details: Raw) -> str:
-    """The finish reason in `finish_details` (old vision models)."""
+    """The finish reason in `finish_details`, which old vision models send. Empty if there is none."""
     kind = decode_object(bytes(details)).get("type")
     return kind if isinstance(kind, str) else ""

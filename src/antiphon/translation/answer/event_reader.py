@@ -1,14 +1,14 @@
-"""Reads an upstream's event stream as single events and as runs of chunks that are alike.
+"""Reads an upstream's event stream as single events and as runs of similar chunks.
 
-Lives here: the choice between the two ways of reading, and when it pays to learn what chunks have in common. Not here:
-the grammar of events (`sse.py`), what chunks have in common (`alike.py`), cutting them (`translation/splice.py`), what
-any of it means (`stream.py`).
+Lives here: the choice between these two modes, and the decision when to learn the common pattern of chunks. Not here:
+the grammar of events (`sse.py`), the common pattern (`alike.py`), cutting chunks (`translation/splice.py`), the effect
+of events and chunks (`stream.py`).
 
 Invariants:
 
 - the learned pattern holds until a different chunk comes;
-- runs and events come in the order of the bytes, however the bytes are split;
-- a stream whose chunks are never alike costs no more than a few tries.
+- runs and events come in the order of the bytes, and do not depend on how the bytes are split;
+- a stream whose chunks are never similar costs only a few attempts to learn.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from antiphon.types.chat import Chunk
 _TRIES = 16
 """After this many useless attempts in a row the reader stops learning."""
 _ALONE: Final = 4
-"""So many events of one read are read one by one, since those behind them may be like them."""
+"""The number of events that the reader takes one by one from each read, so that it can learn a pattern from one of
+them."""
 
 
 class EventReader:
-    """`feed` takes bytes in any split; `next` returns their content, until it returns None.
+    """Splits a stream's bytes into events and runs. Callers pass bytes to `feed` in any split, and call `next` until it
+    returns None.
 
-    The reader skips chunks that are like the previous one: `next` returns their common pattern. The caller takes all
-    such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
+    When the bytes begin with chunks like the previous chunk, `next` returns their common pattern. The caller then takes
+    these chunks from the beginning of `data`, and reports their size with `took`.
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")
@@ -44,20 +46,21 @@ class EventReader:
         self._events: list[ServerSentEvent] = []
         self._event: ServerSentEvent | None = None
         self._alike: Alike | None = None
-        # Nothing at the beginning of the data was like what was learned.
+        # Whether the caller took no chunk of the learned pattern, so that the next event is decoded fully.
         self._in_full = False
-        # What the last events were read from.
+        # The bytes from which the last events were parsed.
         self._piece = b""
         self._tries = _TRIES
         self._alone = 0
 
     def feed(self, data: bytes) -> None:
-        """Take more bytes. Call it only after `next` has returned None."""
+        """Pass more bytes. Call `feed` only after `next` has returned None."""
         self.data = data
         self._alone = _ALONE
 
     def next(self) -> ServerSentEvent | Alike | None:
-        """The next event, or None if it is not complete. Raises `EventTooLarge`."""
+        """The next event, or the pattern of the next run. None if the bytes hold no complete event. Raises
+        `EventTooLarge`."""
         while True:
             if self._events:
                 self._alike = None
@@ -73,7 +76,8 @@ class EventReader:
             self._events.reverse()
 
     def took(self, size: int) -> None:
-        """So many bytes of `data` were taken as chunks that are alike; none: those there are read in full."""
+        """Report how many bytes of `data` the caller took as similar chunks. After 0, the next event is decoded
+        fully."""
         if size:
             self._tries = _TRIES
             self.data = self.data[size:]
@@ -81,18 +85,20 @@ class EventReader:
             self._in_full = True
 
     def learn(self, chunk: Chunk, text_of: TextOf) -> None:
-        """The last event was read as this chunk, and its text is of this: those behind it may be like it."""
+        """Try to learn a pattern from the last event. The caller decoded it as this chunk, and `text_of` is the kind of
+        its text."""
         if self._event is None or self._events or not self._tries or self._event.type:
             return
         self._tries -= 1
         self._alike = learn(self._piece, self._event.data, chunk, text_of)
 
     def close(self) -> list[ServerSentEvent]:
-        """The stream has ended. Raises `EventTooLarge`."""
+        """End the stream. Returns the last event if the stream ended without a blank line. Raises `EventTooLarge`."""
         return self._sse.close()
 
     def _is_at_an_event(self) -> bool:
-        """Whether the data begins where an event does, once its beginning was taken back that was read before."""
+        """Whether the data begins at the start of an event. Bytes of that event that were read before are put back
+        first."""
         line = self._sse.take_line()
         if line is None:
             return False
@@ -101,7 +107,7 @@ class EventReader:
         return len(self.data) <= self._limit
 
     def _apart(self) -> tuple[bytes, bytes]:
-        """Split the unread bytes: the part to read next, and the rest."""
+        """Split the unread bytes into those to parse next, and the rest."""
         data = self.data
         if self._alone and self._tries:
             self._alone -= 1

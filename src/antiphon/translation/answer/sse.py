@@ -1,16 +1,17 @@
 """An incremental parser for server-sent events.
 
 Lives here: the event stream grammar of the HTML standard, on bytes. It covers CR, LF, CRLF, comments, several `data`
-lines, a byte order mark, and a stream that ends without its last blank line. Two tolerances come on top:
+lines, a byte order mark, and a stream that ends without its last blank line. The parser also accepts two kinds of lines
+outside the grammar:
 
-- A line `error: …` counts as an event of type `error`: one family of servers (seen: gpustack) writes it instead of an
-  event.
-- A line that is a JSON object counts as an event: some gateways call a whole answer an event stream
+- A line `error: …` counts as an event of type `error`, because one family of servers (seen: gpustack) writes that line
+  instead of an event.
+- A line that is a JSON object counts as an event, because some gateways label a whole JSON answer as an event stream
   (github.com/decolua/9router/issues/3492).
 
 Not here: the meaning of the data.
 
-Invariants: the same bytes give the same events, however they are split; the parser holds at most `limit` bytes.
+Invariants: the same bytes give the same events in any split. The parser holds at most `limit` bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class EventTooLarge(ValueError):
 
 
 class SseDecoder:
-    """`feed` takes bytes in any split and returns the events that are complete."""
+    """The parser's state. Callers pass bytes to `feed` in any split, and get the completed events."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -40,7 +41,7 @@ class SseDecoder:
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Events completed by these bytes. Raises `EventTooLarge`."""
+        """Parse more bytes. Returns the events that they complete. Raises `EventTooLarge`."""
         if (
             data.startswith(b"data: ")
             and data.endswith(b"\n\n")
@@ -50,14 +51,14 @@ class SseDecoder:
             and b"\r" not in data
         ):
             if data.find(b"\n") == len(data) - 2:
-                # The usual case: one whole event of one line.
+                # The usual case: the bytes are one whole event with one line.
                 return [ServerSentEvent(b"", data[6:-2])]
             found = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(found):
-                # The next usual case: several of them.
+                # The second usual case: the bytes are several whole events with one line each.
                 return [ServerSentEvent(b"", one) for one in found]
         if self._after_cr and data:
-            # The CR was taken as a line end when it came; its LF belongs to it.
+            # The CR at the end of the last bytes already counted as a line end, so an LF behind it is skipped.
             self._after_cr = False
             if data[:1] == b"\n":
                 data = data[1:]
@@ -87,15 +88,15 @@ class SseDecoder:
         return events
 
     def take_line(self) -> bytes | None:
-        """The beginning of an event's first line, given back; None when more than that is held, or the stream has not
-        begun."""
+        """Take back the incomplete first line of an event. None when the parser holds more than that line, or when the
+        stream has not begun."""
         if not self._started or self._data or self._type or self._after_cr:
             return None
         rest, self._rest = self._rest, b""
         return rest
 
     def close(self) -> list[ServerSentEvent]:
-        """The stream has ended: the event that was begun, when it has data, counts as complete."""
+        """End the stream. An incomplete event counts as complete if it has data."""
         events: list[ServerSentEvent] = []
         if self._rest:
             self._line(self._rest, events)
@@ -123,7 +124,7 @@ class SseDecoder:
         if name == b"event":
             self._type = value.strip()
         elif name == b"data":
-            # A space before the field name: outside the grammar, seen in hand-kept recordings.
+            # A space before the field name is outside the grammar, but some recordings have it.
             self._line(b"data:" + value, events)
         elif name == b"error":
             events.append(ServerSentEvent(b"error", value.strip()))

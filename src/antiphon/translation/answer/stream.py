@@ -1,13 +1,12 @@
 """Turns chat chunks into builder calls.
 
-Lives here: which builder calls a chunk's fields lead to, in which order, and how an answer ends. The limit of bytes
+Lives here: the builder calls for each field of a chunk, their order, and the ending of an answer. The limit of bytes
 that an upstream may send without output is here too. Comments, empty deltas and fields that the client did not request
-are no output, however many come. A whole completion is one chunk whose delta is its message. Not here: reading bytes
-(`sse.py`, `chunk.py`), how an ending and its reason are written (`ending.py`), events
-(`translation/events/builder.py`).
+never count as output. A whole completion is read as one chunk whose delta is its message. Not here: reading bytes
+(`sse.py`, `chunk.py`), the form of an ending and its reason (`ending.py`), events (`translation/events/builder.py`).
 
-Invariants: a bad chunk never raises: the response fails. `null` and the empty string never open an item. Of several
-spellings of reasoning the sidecar uses one, never two.
+Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
+carries reasoning under several keys, the sidecar uses only one of them.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ from antiphon.types.json import ABSENT, first, given, text_of
 from antiphon.types.response import UsageObject
 
 _MAX_GARBAGE: Final = 1_000
-# Other servers have tiers of their own ("on_demand"), which OpenAI's clients do not know.
+# Some servers report tiers with other names ("on_demand"), which OpenAI's clients do not know.
 _TIERS: Final = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
 _BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
-"""A fragment of nothing but blanks and escaped line ends."""
+"""Matches a fragment that consists of blanks and escaped line ends."""
 
 
 _BYTES_PER_BYTE: Final = 1024
-"""Bytes that an upstream may send for each byte of its output, in addition to a fixed allowance."""
+"""The number of bytes that an upstream may send for each byte of its output, in addition to a fixed allowance."""
 
 
 class IdleBytes:
-    """`idle`: bytes that came since there was any output to speak of; `output`: bytes of output; `limit`: how many may
-    be idle."""
+    """Counts the bytes that an upstream sends without output. `idle` is the number of such bytes so far, and `limit`
+    the allowed number. `output` is the size of the output so far."""
 
     __slots__ = ("idle", "limit", "output")
 
@@ -63,23 +62,25 @@ class IdleBytes:
         self.idle = 0
 
     def exceeds(self, received: int, output: int) -> bool:
-        """Note the received bytes and the bytes of output. Returns whether too many bytes carried no output."""
+        """Add the received bytes, and compare the size of the output. Returns whether too many bytes carried no
+        output."""
         idle = self.idle + received
         if output != self.output:
-            # What came is paid for by what was emitted: a token with all that a server says of it is a kilobyte or so.
+            # New output pays for received bytes, because a token with all its metadata takes about a kilobyte.
             idle = max(0, idle - (output - self.output) * _BYTES_PER_BYTE)
             self.output = output
         self.idle = idle
         return idle > self.limit
 
     def failure(self) -> Ending:
-        """How an answer ends that has too many."""
+        """The ending of an answer with too many bytes without output."""
         limit = f"more than {self.limit} bytes (limits.no_output_bytes)"
         return failed(f"The upstream sent {limit} without any output to speak of.", "upstream_no_output")
 
 
 class ChatStream:
-    """One upstream answer. Feed it, then ask `end`; `ended` says that nothing more is needed."""
+    """Reads one upstream answer. Callers pass the answer's bytes and then call `end`. When `ended` is true, no more
+    bytes are needed."""
 
     def __init__(
         self,
@@ -94,9 +95,14 @@ class ChatStream:
         citations: Citations | None = None,
         secrets: KnownSecrets = (),
     ) -> None:
-        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations` has
-        the sources that the model may cite, if any; `idle_limit` how many bytes may come without output; No error's
-        message may contain one of the `secrets`."""
+        """Prepare to read an answer.
+
+        - `tools` maps calls to tools and says which calls are allowed.
+        - `logprobs`: the client wants log probabilities.
+        - `citations` has the sources that the model may cite, if any.
+        - `idle_limit` is the number of bytes that may come without output.
+        - `secrets`: no error's message may contain one of them.
+        """
         self._citations = citations
         self._secrets = secrets
         self._builder = builder
@@ -118,14 +124,14 @@ class ChatStream:
         self._service_tier: str | None = None
         self._in_text = False
         self._blanks = b""
-        # What was said while a call was not whole: it follows the call.
+        # Output that came while a call was incomplete. It is emitted after the call.
         self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._saw_chunk = False
         self._garbage = 0
         self.ended = False
 
     def receive_data(self, data: bytes) -> None:
-        """Bytes of an event stream, in any split."""
+        """Read bytes of an event stream, in any split."""
         reader = self._reader
         reader.feed(data)
         try:
@@ -140,7 +146,7 @@ class ChatStream:
             self._fail(self.idle.failure())
 
     def receive_completion(self, body: bytes) -> None:
-        """A whole JSON answer."""
+        """Read a whole JSON answer."""
         try:
             chunk = read_chunk(body.removeprefix(b"\xef\xbb\xbf"))
         except NotAChunk:
@@ -151,18 +157,19 @@ class ChatStream:
             return
         self._chunk(chunk, whole=True)
         if self._failure is None and self._finish is None and self._builder.has_output:
-            # A complete answer without a finish_reason (seen: OpenRouter, old vision models) is complete.
+            # A whole answer without a finish_reason (seen: OpenRouter, old vision models) counts as complete.
             self._finish = "stop"
 
     def end(self, cut: Ending | None = None) -> Ending:
-        """End the answer (`cut`: the upstream broke it off). Closes the open item and says how it ended."""
+        """End the answer and close the open item. `cut` is the ending if the transport broke off. Returns how the
+        answer ended."""
         if cut is None and self._failure is None:
             try:
                 for event in self._reader.close():
                     self._event(event)
             except EventTooLarge:
                 pass
-        # A model that had finished is not cut, although the transport broke off behind it.
+        # If the model had finished, a broken transport after that does not count as a cut.
         ending = self._failure or (cut if self._finish is None else None) or self._judge()
         try:
             self._end_thinking()
@@ -195,7 +202,7 @@ class ChatStream:
             return ending_by(self._finish)
         if self._builder.has_output or self._calls:
             if self._profile.end_without_finish == "completed" and self.ended:
-                # The sentinel came: it was not cut.
+                # The stream ended with the sentinel, so it was not cut.
                 return Ending("completed")
             return failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
         if self._garbage and not self._saw_chunk:
@@ -215,8 +222,8 @@ class ChatStream:
         try:
             chunk = read_chunk(data)
         except NotAChunk:
-            # One bad event is skipped; a stream of nothing else is an error at its end, and one of many at once: they
-            # are small, and each costs more than a good one.
+            # The stream skips single events that are not JSON. If it has no others, it fails at its end. If it has
+            # many, it fails immediately, because each of them costs more than a valid event.
             self._garbage += 1
             if self._garbage > _MAX_GARBAGE:
                 self._fail(
@@ -229,8 +236,8 @@ class ChatStream:
             self._reader.learn(chunk, text_of)
 
     def _open_text(self, chunk: Chunk) -> TextOf | None:
-        """The kind of text that further chunks add, if they differ from this one only in their text. None if they may
-        mean more."""
+        """The kind of text that later chunks add, if they differ from this chunk only in their text. None if they may
+        have other effects."""
         text_of = self._builder.text_of
         if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
             return None
@@ -242,9 +249,9 @@ class ChatStream:
         return text_of
 
     def _more(self, alike: Alike, data: bytes) -> int:
-        """Add text to the open item, from the chunks at the beginning of `data` that are like the previous ones. How
-        many bytes these are; none when they must be read in full."""
-        # Nothing is like what failed, so that there is no failure yet.
+        """Add the texts of the similar chunks at the beginning of `data` to the open item. Returns the size of these
+        chunks in bytes, or 0 when they must be decoded fully."""
+        # There is no failure yet, because a failed chunk is never learned as a pattern.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)
         return self._builder.draft.splice(data, alike.before, alike.behind, b"")[1]
@@ -258,10 +265,11 @@ class ChatStream:
                     continue
                 delta = choice.message if whole else choice.delta
                 if delta is None:
-                    # A whole answer with a delta; an event with a whole message (not one that repeats the deltas).
+                    # Some whole answers hold a delta, and some events hold a whole message. A message that repeats
+                    # earlier deltas is skipped.
                     delta = choice.delta if whole else None if self._builder.has_output else choice.message
                 if whole and delta is not None:
-                    # Each entry of a whole answer is a call of its own, whatever ids and indices it has.
+                    # In a whole answer each entry is a separate call, even if entries share ids or indices.
                     for number, call in enumerate(delta.tool_calls or ()):
                         call.index = number
                 if self._wants_logprobs and given(choice.logprobs):
@@ -275,7 +283,8 @@ class ChatStream:
                 elif choice.finish_details is not ABSENT:
                     self._note_finish(finish_of(choice.finish_details))
                 if choice.error is not ABSENT and not given(error):
-                    # OpenRouter: a whole answer with its calls, and inside the choice that they are broken.
+                    # OpenRouter sends a whole answer with calls, and reports inside the choice that the calls are
+                    # broken.
                     error = choice.error
         except OutputTooLarge:
             self._fail(failed("The model's output is too large.", "upstream_too_large"))
@@ -294,12 +303,12 @@ class ChatStream:
             self._fail(reported(read_stream_error(b'{"error":%b}' % bytes(error), self._secrets)))
 
     def _note_finish(self, reason: str) -> None:
-        # Of several finish chunks, one that says the answer was cut counts.
+        # If several chunks have a finish reason, a reason for a cut answer wins.
         if reason and self._finish not in ("length", "content_filter"):
             self._finish = plain_finish(reason)
 
     def _delta(self, delta: Delta) -> None:
-        # Most fields are absent in most chunks; asking so costs nothing, a call for each would.
+        # Most fields are absent in most chunks. An identity check costs nothing, but a call for each field would.
         reasoning = b""
         if delta.reasoning_content is not ABSENT or delta.reasoning is not ABSENT:
             reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
@@ -347,7 +356,7 @@ class ChatStream:
             if self._held:
                 self._held.append((self._text, text))
                 return
-            # Blanks before reasoning or a call (seen: zai) open no message; they go before the text that follows.
+            # Blanks before reasoning or a call (seen: zai) open no message. They are put before the text that follows.
             if _BLANK.fullmatch(text):
                 self._blanks += text
                 return
@@ -369,7 +378,7 @@ class ChatStream:
             self._builder.text(text)
 
     def _cited_text(self, citations: Citations, text: bytes) -> None:
-        """Text in which marks may cite what tools found."""
+        """Emit text. Citation marks in it become annotations."""
         for piece in citations.feed(text):
             if isinstance(piece, Raw):
                 self._builder.cite(piece)
@@ -377,14 +386,14 @@ class ChatStream:
                 self._builder.text(piece)
 
     def _leave_text(self) -> None:
-        """Something else begins: the text that is open is whole."""
+        """End the open text, because other output follows."""
         if self._in_text:
             self._in_text = False
             self._annotate()
 
     def _waits(self, say: Callable[[bytes], None], fragment: bytes) -> bool:
-        """Keep this for later while a call is not whole: its other half is still to come (seen: GLM, llama.cpp).
-        Whole calls are emitted."""
+        """Queue this output while a call is incomplete, because the rest of the call may follow (seen: GLM, llama.cpp).
+        Emit complete calls first. Returns whether the output was queued."""
         if self._held or (self._calls and self._calls.unfinished):
             self._held.append((say, fragment))
             return True
@@ -398,11 +407,11 @@ class ChatStream:
             say(said)
 
     def _end_calls(self) -> None:
-        """The calls have ended: emit them, and the output that waited for them."""
+        """End the calls: emit them, and then the queued output."""
         halved = bool(self._held) and self._calls.unfinished
         self._calls.flush()
         if halved:
-            # Half a call must not look like a whole one when something follows it.
+            # An incomplete call must not look complete when other output follows it.
             self._builder.close("incomplete")
         self._release()
 
@@ -421,7 +430,7 @@ class ChatStream:
         self._builder.reasoning(reasoning)
 
     def _content(self, tags: ThinkTags, content: bytes) -> None:
-        """Content of an answer that may still hold reasoning."""
+        """Emit content that may still hold reasoning between tags."""
         reasoning, text = tags.feed(content)
         if tags.done:
             self._think = None
@@ -430,19 +439,20 @@ class ChatStream:
         self._text(text)
 
     def _end_thinking(self) -> None:
-        """Emit the text that was held back because it might have been a tag."""
+        """Emit the text that was held back because it could have been a tag."""
         tags, self._think = self._think, None
         if tags is not None:
             reasoning, text = tags.end()
             if reasoning:
                 self._reason(reasoning)
             if tags.unclosed and self._finish in ("stop", "eos") and not self._calls:
-                # The model answered without thinking: nothing ended what the template was said to open.
+                # The profile says that the template opens the reasoning, but no end tag came. So the model answered
+                # without reasoning.
                 text = tags.unclosed
             self._text(text)
 
     def _end_details(self) -> None:
-        """Add the details of the reasoning, which has now ended. An incomplete call must be completed first."""
+        """Add the details of the reasoning, which has now ended. Does nothing while a call is incomplete."""
         if self._calls.unfinished:
             return
         details, self._details = self._details, None
@@ -450,9 +460,9 @@ class ChatStream:
             self._builder.reasoning_details(kept)
 
     def _sign(self, call: ToolCallDelta) -> None:
-        """Put the data that the upstream must get again with this call into the reasoning before the call."""
+        """Put the signature of this call into the reasoning before the call, because the upstream must get it again."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
-            # Such servers send whole calls: the one before is over.
+            # Servers that sign calls send whole calls, so the call before is complete.
             if self._calls:
                 self._calls.flush()
             self._builder.sign_next_call(call.extra_content)

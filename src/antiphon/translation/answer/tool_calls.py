@@ -2,14 +2,14 @@
 
 Lives here: assigning deltas to calls, the condition for opening a call, and the errors of calls at the end. Chat
 servers interleave calls, omit the index, repeat it with a new id, or send names late. Responses clients get one open
-item at a time. Not here: the events (`translation/events/builder.py`), which tool a name means
+item at a time. Not here: the events (`translation/events/builder.py`), finding the tool of a name
 (`translation/tool_map.py`).
 
 Invariants:
 
 - calls are opened in the order in which they first appeared;
 - a call is opened only once its name is known;
-- the arguments emitted are the concatenation of the fragments received for that call;
+- the emitted arguments are the concatenation of the fragments received for that call;
 - a call that `tool_choice` or `parallel_tool_calls` forbids is never emitted.
 """
 
@@ -31,7 +31,8 @@ from antiphon.types.json import text_of
 
 _LONGEST_ID: Final = 64
 _PLACEHOLDER: Final = [b"{}"]
-"""Arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. The real ones may follow."""
+"""The empty arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. Real arguments may
+follow."""
 
 
 class TooManyToolCalls(Exception):
@@ -51,7 +52,8 @@ class _OpenCall:
 
 
 class ToolCalls:
-    """Feeds a builder with calls; `flush` when no more deltas can come."""
+    """Collects the deltas of an answer's calls and emits the calls to a builder. The caller runs `flush` after the last
+    delta."""
 
     def __init__(self, builder: ResponseBuilder, tools: ToolMap, limit: int) -> None:
         self._builder = builder
@@ -62,27 +64,27 @@ class ToolCalls:
         self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a closed call. Then the emitted call is wrong."""
+        """Whether arguments came for a call that was already closed. The emitted call is then wrong."""
         self.forbidden = ""
-        """The name of a tool the model called although the request does not allow it."""
+        """The name of a tool that the model called although the request does not allow it."""
         self.made = 0
-        """How many calls were emitted, those of tools that run here among them."""
+        """The number of emitted calls, including those of hosted tools."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
     @property
     def unfinished(self) -> bool:
-        """Whether more arguments must come for a call that was begun."""
+        """Whether a call that was begun still lacks arguments."""
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
 
     def failure(self, *, refused: bool, answered: bool) -> Ending | None:
         """The error in the calls of an otherwise complete answer, or None.
 
-        `refused`: the model declined to answer; `answered`: it gave any output that the client can see.
+        `refused`: the model declined to answer. `answered`: the model gave output that the client can see.
         """
         if any(not call.name and (call.waiting or call.id) for call in self._calls):
-            # It cannot be emitted.
+            # A call without a name cannot be emitted.
             return failed("The upstream sent a tool call without a name.", "upstream_invalid")
         if self.broken:
             return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
@@ -102,7 +104,7 @@ class ToolCalls:
         return None
 
     def receive(self, delta: ToolCallDelta) -> None:
-        """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
+        """Add one entry of `tool_calls`. Raises `TooManyToolCalls`."""
         function, custom = delta.function, delta.custom
         if function is not None:
             name, part = function.name or "", fragment(function.arguments)
@@ -118,7 +120,7 @@ class ToolCalls:
                 raise TooManyToolCalls
             call = _OpenCall(delta.index)
             self._calls.append(call)
-        # First value wins: later ones are repetitions, or null or "" instead of absent.
+        # The first value wins. Later values are repetitions, or null or "" instead of absent.
         call.id = call.id or delta.id or ""
         call.name = call.name or name
         call.bare = call.bare or (custom is not None and function is None)
@@ -132,26 +134,26 @@ class ToolCalls:
         self._advance()
 
     def continues(self, delta: ToolCallDelta) -> bool:
-        """Whether this entry is of the call that is open, and all that came of it was emitted: `splice` may be used
-        for more like it."""
+        """Whether this entry continues the open call, and all earlier arguments were emitted. Then `splice` may add
+        more."""
         call = self._open
         if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
             return False
         return self._find(delta, "", b"") is call
 
     def splice(self, data: bytes, before: bytes, behind: bytes) -> int:
-        """More arguments of the open call, of the chunks at the beginning of `data` that are these bytes before and
-        behind a text. How many bytes these are; none when they must be read in full."""
+        """Add arguments to the open call, from the chunks at the beginning of `data`. Each chunk consists of `before`,
+        a text and `behind`. Returns the size of these chunks in bytes, or 0 when they must be decoded fully."""
         call = self._open
         assert call is not None, "no call is open"
-        # What begins like arguments may be a repetition of them all: it is looked at by itself.
+        # A text that begins with `{` may repeat all arguments, so its chunk is decoded fully.
         text, used = self._builder.draft.splice(data, before, behind, b"{")
         if text:
             call.sent.append(text)
         return used
 
     def flush(self) -> None:
-        """No more deltas come: emit every call that waited for an earlier one."""
+        """End all calls after the last delta, and emit those that waited for an earlier call."""
         for call in self._calls[self._first :]:
             if call.name:
                 self._emit(call, True)
@@ -160,7 +162,7 @@ class ToolCalls:
         self._open = None
 
     def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _OpenCall | None:
-        """The call this delta continues, or None for a new one."""
+        """The call that this delta continues, or None for a new call."""
         last = self._calls[-1] if self._calls else None
         if delta.index is None:
             if last is None or (delta.id and delta.id != last.id) or (name and not delta.id and last.name):
@@ -168,23 +170,24 @@ class ToolCalls:
             return last
         for call in reversed(self._calls):
             if call.key == delta.index:
-                # The same index with another id and a name is a new call (seen: Gemini behind OpenRouter).
+                # The same index with another id and a name begins a new call (seen: Gemini behind OpenRouter).
                 other = bool(delta.id and call.id and delta.id != call.id and name)
                 if name and not delta.id and (name != call.name or part[:1] == b"{"):
-                    # Without ids: another name, or other arguments, after a whole call (seen: Ollama behind LiteLLM).
+                    # Without ids, another name or other arguments after a complete call begin a new call (seen: Ollama
+                    # behind LiteLLM).
                     other = _is_another(call, name, part)
                 return None if other else call
         return None
 
     @staticmethod
     def _is_repetition(call: _OpenCall, part: bytes) -> bool:
-        """Whether a server sends the whole call again at its end, or blanks after it."""
+        """Whether a server repeats all arguments of a call at its end, or sends blanks after them."""
         if not part.strip(b" ") and call.done:
             return True
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
 
     def _advance(self) -> None:
-        """Emit as much as possible: the open call's fragments, and the next call when the open one is complete."""
+        """Emit as much as possible: the open call's fragments, and the next call when the open call is complete."""
         while self._first < len(self._calls):
             call = self._calls[self._first]
             if not call.name:
@@ -198,7 +201,7 @@ class ToolCalls:
             self._first += 1
 
     def _emit(self, call: _OpenCall, last: bool) -> None:
-        """Emit the present parts of a call; `last` when the next one has begun, or nothing more comes."""
+        """Emit the arguments of a call so far. `last`: the next call has begun, or no more deltas come."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []
@@ -209,14 +212,14 @@ class ToolCalls:
                 self._emit(call, last)
                 return
             if not _is_usable(call.id):
-                # Clients refuse ids that are too long, or hold what they cannot.
+                # Clients refuse ids that are too long, or that hold certain characters.
                 call.id = f"call_{hashlib.sha256(call.id.encode('utf-8', 'replace')).hexdigest()[:32]}"
             if call.id in self._ids:
-                # Two calls with one id could not be told apart; some servers count from 0 in every answer.
+                # A client could not tell apart two calls with the same id. Some servers count from 0 in every answer.
                 call.id = ""
             self._ids.add(call.id)
             self.made += 1
-            # A custom tool of the server's own kind: its input is no JSON.
+            # In a call of the server's own custom tool, the input is not JSON (`bare`).
             self._builder.open_call(call.id, self._tools.target(call.name), bare=call.bare)
             self._open = call
         if call.waiting and (last or call.waiting != _PLACEHOLDER):
@@ -233,21 +236,21 @@ class ToolCalls:
 
 
 def _is_another(call: _OpenCall, name: str, part: bytes) -> bool:
-    """Whether a name and arguments that come under a call's index, without an id, begin another call."""
+    """Whether a name and arguments under a call's index begin another call, if they come without an id."""
     had = b"".join((*call.sent, *call.waiting))
     if not (call.name and had and _is_whole(call)):
-        # The name comes in pieces, or again and again, or after the arguments.
+        # The server sends the name in fragments, repeats it, or sends it after the arguments.
         return False
     return name != call.name or (part != had and call.waiting != _PLACEHOLDER)
 
 
 def _is_usable(call_id: str) -> bool:
-    """Whether clients and chat servers take the id back: 64 characters at most, none that needs escaping."""
+    """Whether clients and chat servers accept the id: at most 64 characters, and none that JSON must escape."""
     return len(call_id) <= _LONGEST_ID and call_id.isascii() and call_id.isprintable() and '"' not in call_id
 
 
 def _is_whole(call: _OpenCall) -> bool:
-    """Whether the arguments are complete JSON, so that no more of them can come."""
+    """Whether the arguments are complete JSON, so that no more can follow."""
     if call.bare:
         return False
     try:

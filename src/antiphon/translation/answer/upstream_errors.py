@@ -1,28 +1,28 @@
 """Maps an upstream's error to the error that the client receives.
 
-Lives here: error bodies in all their shapes, the client's status, the code of a failed response, and the upstream's
+Lives here: error bodies in all their forms, the client's status, the code of a failed response, and the upstream's
 headers that the client needs.
 
 Not here:
 
 - the words with which servers name an error (`translation/error_words.py`);
 - retries (Envoy's work);
-- what counts as a secret (`redaction.py`);
-- servers whose profile is known to take no images (`translation/chat/content.py`);
-- which keys go where (the doors, Envoy).
+- the definition of a secret (`redaction.py`);
+- servers whose profile says that they accept no images (`translation/chat/content.py`);
+- the choice of the API key for a call (the HTTP server, the ext_proc server, Envoy).
 
 Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
 slow (5xx). Two kinds change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only the gateway
-can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. Codes are OpenAI's where the meaning is
-known, whatever the upstream called it: clients (Codex above all) decide by them whether to retry.
+can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known error gets OpenAI's code, even
+if the upstream uses another one. Clients, above all Codex, decide by the code whether to retry.
 
 A refusal of an image or audio counts as an error in the client's input. Some servers call it another error: llama.cpp
 and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture again and again. The
 rule applies only when the request held such a part.
 
-A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 (Gemini's) is if
-its code does. Most others are about the model, the region or the content, which the client can change. No text of an
-upstream about the gateway's key reaches a client.
+A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 (Gemini's) is
+about the key if its code says so. Most other errors are about the model, the region or the content, which the client
+can change. An upstream's text about the gateway's key never reaches a client.
 
 Invariants: the outcome is always an OpenAI error object. The sidecar searches every upstream text for secrets before a
 client gets it, and cuts it to 2,000 characters.
@@ -59,9 +59,9 @@ _MISCONFIGURED: Final = (
 def map_upstream_answer(
     status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
 ) -> ApiError:
-    """The error for an upstream's non-2xx answer; It must not contain one of the `secrets`.
+    """The error for an upstream's non-2xx answer. Its text contains none of the `secrets`.
 
-    `sent`: where the request held what not every model takes (`media_refusal`).
+    `sent` has the paths of the request's images and audio, which some models refuse (`media_refusal`).
     """
     for start, fault in said.ENVOY_REPLIES:
         if body.startswith(start):
@@ -90,15 +90,15 @@ def map_transport_error(error: UpstreamError) -> ApiError:
 
 
 def read_stream_error(data: bytes, secrets: KnownSecrets = ()) -> ApiError:
-    """The error for one that came inside a 2xx answer: its status is the number it names, else 502."""
+    """The error for an error object inside a 2xx answer. Its status is the number in that object, else 502."""
     told = _read(data, secrets)
     return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
 
 
 def as_event_failure(error: ApiError) -> tuple[str, str]:
-    """(code, message) of a failed response for an error that can no longer be an HTTP answer.
+    """The (code, message) of a failed response, for an error after the HTTP response has begun.
 
-    Codex takes its waiting time from the words "try again in", so a `retry-after` is put into them.
+    Codex reads its waiting time from the words "try again in", so the message gets the seconds of `retry-after`.
     """
     message = error.message
     code = error.code or ("rate_limit_exceeded" if error.status == 429 else "server_error")
@@ -129,8 +129,8 @@ def _at_most(limit: int) -> Callable[[str], bool]:
     return lambda value: _NUMBER.fullmatch(value) is not None and float(value) <= limit
 
 
-# Of what tells a client how long to wait, only what makes sense: some wait for whatever is said. (OpenAI's SDKs read
-# parts of seconds too.)
+# Some clients wait as long as these headers say, so only plausible values pass. (OpenAI's SDKs accept fractions of
+# seconds too.)
 _NUMBER: Final = re.compile(r"\d{1,12}(\.\d{1,6})?")
 _DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
 _DAY: Final = 86_400
@@ -141,12 +141,12 @@ _FORMS: Final[dict[str, Callable[[str], bool]]] = {
 }
 
 
-# What was told
+# The content of an error body.
 
 
 @dataclass(slots=True)
 class _Told:
-    """The content of an error body, without secrets. `number` is a status that the body contains."""
+    """The content of an error body, without secrets. `number` is an HTTP status that the body contains."""
 
     message: str = ""
     type: str = ""
@@ -156,7 +156,7 @@ class _Told:
 
 
 def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError:
-    """Status, type, code and param; `status` 0 when the error came without one."""
+    """Choose the client's status, type, code and param. `status` is 0 when the error came without a status."""
     words = f"{told.code} {told.type}"
     text = f"{words} {message}"
     kind = told.type if told.type in said.KNOWN_TYPES else ""
@@ -186,7 +186,7 @@ def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError
 def _is_quota(status: int, text: str, message: str) -> bool:
     if status == 402:
         return True
-    # A quota that is there again in some seconds (Gemini's words for a rate limit) is none that has run out.
+    # A quota that returns after some seconds (Gemini's words for a rate limit) is not an exhausted quota.
     return status in (0, 403, 429) and said.QUOTA.search(text) is not None and not said.AGAIN.search(message)
 
 
@@ -208,7 +208,7 @@ def _error(status: int, message: str, kind: str, code: str | None, param: str | 
 
 
 def _retry_seconds(headers: Headers) -> str:
-    """The seconds of `retry-after-ms` or `retry-after`, empty when neither is a plain number."""
+    """The seconds of `retry-after-ms` or `retry-after`. Empty when neither is a plain number."""
     headers = passed_headers(headers)
     milliseconds = header_value(headers, "retry-after-ms") or ""
     if milliseconds.isdecimal() and len(milliseconds) < 10:
@@ -217,11 +217,11 @@ def _retry_seconds(headers: Headers) -> str:
     return seconds if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", seconds) else ""
 
 
-# Shapes
+# The forms of error bodies.
 
 
 def _read(body: bytes, secrets: KnownSecrets) -> _Told:
-    """Read the body, in any of the known shapes."""
+    """Read an error body in any of the known forms."""
     try:
         value = decode_any(body)
     except ValueError:
@@ -245,12 +245,12 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
     for source in sources:
         _take(told, source)
     told.message = redacted(told.message, _MAX_MESSAGE, secrets)
-    # Deepseek gives the type once more as the code.
+    # Deepseek repeats the type as the code.
     told.code = (
         told.code if _CODE.fullmatch(told.code) and told.code not in said.KNOWN_TYPES - {"insufficient_quota"} else ""
     )
     told.param = _our_param(told.param)
-    # Names are short and passed on as they are: one that holds anything secret is none.
+    # Codes and params pass unchanged, so one that contains a secret is dropped.
     told.code, told.param = (
         name if redacted(name, _MAX_MESSAGE, secrets) == name else "" for name in (told.code, told.param)
     )
@@ -283,7 +283,7 @@ def _message(source: dict[str, object]) -> str:
         text = " ".join(_words(source.get(name)))
         if text:
             break
-    # What really went wrong, where the message is a general one (Azure's `details`, OpenRouter's `metadata.raw`).
+    # If the message is general, the specific cause is in Azure's `details` or OpenRouter's `metadata.raw`.
     more = " ".join(_words(source.get("details")))
     metadata = source.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
@@ -295,7 +295,7 @@ def _message(source: dict[str, object]) -> str:
 
 
 def _message_in(value: dict[str, object]) -> str:
-    """The message of an error inside another."""
+    """The message of an error object inside another one."""
     inner = value.get("error")
     if isinstance(inner, str):
         return inner
@@ -303,7 +303,8 @@ def _message_in(value: dict[str, object]) -> str:
 
 
 def _words(value: object, depth: int = 0) -> list[str]:
-    """The texts in a message that may be one, a list of problems (`{"loc": […], "msg": …}`), or an object."""
+    """The texts in a message. A message may be a string, a list of problems (`{"loc": […], "msg": …}`), or an
+    object."""
     if isinstance(value, str):
         return [value] if value.strip() else []
     if depth > 3:
@@ -325,7 +326,7 @@ def _words(value: object, depth: int = 0) -> list[str]:
 
 
 def _our_param(name: str) -> str:
-    """The client's name for a parameter of the chat request, empty when it is no name."""
+    """The client's name for a parameter of the chat request. Empty when the value is no valid name."""
     if not _PARAM.fullmatch(name):
         return ""
     top = re.split(r"[.\[]", name, maxsplit=1)[0]
@@ -333,7 +334,8 @@ def _our_param(name: str) -> str:
 
 
 def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
-    """A short text that is no page: servers and proxies answer `Unauthorized` or `404 page not found`."""
+    """A short plain-text body, or an empty string. Servers and proxies answer `Unauthorized` or `404 page not
+    found`."""
     kind = (header_value(headers, "content-type") or "").lower()
     if not 0 < len(body) <= _MAX_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
         return ""
@@ -346,13 +348,14 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
     return redacted(text, _MAX_PLAIN, secrets)
 
 
-# Images and audio that a model's server refuses
+# Images and audio that a model's server refuses.
 
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
-    """The client's error when an upstream's (its status and message) says that its model takes no such input.
+    """The client's error when the upstream's status and message say that the model accepts no images or no audio. None
+    for all other errors.
 
-    `sent`: the place of the first part of each kind in the request.
+    `sent` has the path of the request's first part of each kind.
     """
     if status not in said.MEDIA_STATUSES:
         return None
@@ -367,7 +370,7 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
     return None
 
 
-# The gateway's own key
+# The gateway's own API key.
 
 _LOOKED_AT: Final = 16 << 10
 
@@ -379,12 +382,12 @@ def is_about_the_key(status: int, body: bytes) -> bool:
     looked_at = body[:_LOOKED_AT]
     if status in (400, 403) and said.KEY_CODE.search(looked_at) is not None:
         return True
-    # A key that may not use a model is for the client to know, who can name another.
+    # An error about a key that may not use a model goes to the client, which can choose another model.
     return status == 403 and said.KEY_WORDS.search(looked_at) is not None and said.MODEL.search(looked_at) is None
 
 
 def own_credentials_refused() -> ApiError:
-    """The error for a refusal that no client can do anything about: its own key did not reach the upstream."""
+    """The error when the upstream refuses the gateway's own credentials, which no client can correct."""
     return UpstreamFailed(
         "The upstream refused this gateway's own credentials; yours are not in question. Its operator must look at "
         "'upstream.api_key'.",
