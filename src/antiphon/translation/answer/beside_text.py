@@ -113,7 +113,7 @@ def _decoded(data: Raw) -> object:
         return None
 
 
-# Log probabilities.
+# Log probabilities
 
 
 def read_logprobs(data: Raw) -> list[Raw]:
@@ -153,7 +153,7 @@ def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
     return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
 
 
-# Details of reasoning.
+# Details of reasoning
 
 _JOINED: Final = ("text", "summary")
 

@@ -141,7 +141,7 @@ _FORMS: Final[dict[str, Callable[[str], bool]]] = {
 }
 
 
-# The content of an error body.
+# The content of an error body
 
 
 @dataclass(slots=True)
@@ -217,7 +217,7 @@ def _retry_seconds(headers: Headers) -> str:
     return seconds if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", seconds) else ""
 
 
-# The forms of error bodies.
+# The forms of error bodies
 
 
 def _read(body: bytes, secrets: KnownSecrets) -> _Told:
@@ -348,7 +348,7 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
     return redacted(text, _MAX_PLAIN, secrets)
 
 
-# Images and audio that a model's server refuses.
+# Images and audio that a model's server refuses
 
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
@@ -370,7 +370,7 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
     return None
 
 
-# The gateway's own API key.
+# The gateway's own API key
 
 _LOOKED_AT: Final = 16 << 10
 

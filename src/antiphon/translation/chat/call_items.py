@@ -140,7 +140,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
     return value
 
 
-# Items of hosted tools.
+# Items of hosted tools
 
 _OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
 """Calls, and requests for approval of calls, that carry the name of an MCP server's tool."""

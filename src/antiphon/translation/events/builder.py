@@ -1,14 +1,14 @@
 """The builder: the only code that makes items, ids, indices, sequence numbers and events of a response.
 
-Lives here: the grammar of a response: its lifecycle, and which item is open. Not here:
+Lives here: the order of a response's events: its lifecycle, and the one open item. Not here:
 
 - the events of an open item (`open_items.py`);
-- numbers and bytes (`response_draft.py`);
+- sequence numbers and bytes (`response_draft.py`);
 - the meaning of a chat chunk (`translation/answer/stream.py`);
-- when a response is saved or sent (`engine/exchange/response_end.py`).
+- saving and sending a response (`engine/exchange/response_end.py`).
 
-Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is 0,
-1, 2, … without gaps; `response` always equals the fold of the events made so far.
+Invariants: at most one item is open. Every opened item is closed exactly once, in order. `sequence_number` is 0, 1, 2,
+… without gaps. `response` always equals the state that a client computes from the events so far.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ResponseBuilder:
         self._options = options
         self._started = False
         self._open: OpenItem | None = None
-        # What the items write to: how much there is of them, and the numbers of events.
+        # The state that the items write to: finished items, event numbers, and the size of the output.
         self.draft = ResponseDraft(
             new_id,
             events=options.events,
@@ -62,7 +62,7 @@ class ResponseBuilder:
         response.output = self.draft.output
 
     def take(self) -> bytes:
-        """All events since the last call, as bytes."""
+        """Return all framed events since the last call, as bytes."""
         draft = self.draft
         out = draft.out
         if not out:
@@ -72,17 +72,19 @@ class ResponseBuilder:
 
     @property
     def has_output(self) -> bool:
-        """Whether there is any output, a call of a tool that runs here among it."""
+        """Whether there is any output. Calls of hosted tools count."""
         return bool(self.draft.output or self.draft.hosted_calls) or self._open is not None
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed. Then the client returns the details that the upstream must get again."""
+        """Whether reasoning is sealed. If so, the client sends the upstream's details back inside the sealed
+        content."""
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """New calls since the last `take_hosted_calls`: of tools that run here, and of the client's tools behind them.
-        Each has the tool, the call's id and the arguments as text. The builder has emitted none of them yet."""
+        """New calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's tools behind
+        them. Each entry has the tool, the call's id and the arguments as text. The builder has emitted none of them
+        yet."""
         calls, self.draft.hosted_calls = self.draft.hosted_calls, []
         self.draft.calling = False
         return calls
@@ -90,15 +92,15 @@ class ResponseBuilder:
     # Lifecycle
 
     def queue(self) -> None:
-        """Emit `response.created` and `response.queued`, with which a background stream begins before the response
-        runs."""
+        """Emit `response.created` and `response.queued`. A background stream begins with these events before the
+        response runs."""
         self.response.status = "queued"
         self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
 
     def start(self) -> None:
-        """`response.created`, `response.in_progress`; the second call does nothing. A stream of a queued response was
-        already created."""
+        """Emit `response.created` and `response.in_progress`. A second call does nothing. The stream of a queued
+        response already has `response.created`."""
         if self._started:
             return
         self._started = True
@@ -110,19 +112,19 @@ class ResponseBuilder:
         draft.emit(ev.ResponseInProgress(draft.next(), self.response))
 
     def complete(self, completed_at: float) -> None:
-        """The terminal event `response.completed`. Items are closed already (`close`)."""
+        """Emit the terminal event `response.completed`. The caller has already closed all items (`close`)."""
         self._settle("completed")
         self.response.completed_at = int(completed_at)
         self.draft.emit(ev.ResponseCompleted(self.draft.next(), self.response))
 
     def incomplete(self, reason: str) -> None:
-        """The terminal event `response.incomplete`; `reason` is max_output_tokens or content_filter."""
+        """Emit the terminal event `response.incomplete`. `reason` is max_output_tokens or content_filter."""
         self._settle("incomplete")
         self.response.incomplete_details = raw({"reason": reason})
         self.draft.emit(ev.ResponseIncomplete(self.draft.next(), self.response))
 
     def fail(self, code: str, message: str) -> None:
-        """The `error` event (where it is wanted) and the terminal event `response.failed`."""
+        """Emit the `error` event, if the options ask for it, and the terminal event `response.failed`."""
         self._settle("failed")
         self.response.error = ResponseError(code=code, message=message)
         if self._options.error_events:
@@ -137,7 +139,7 @@ class ResponseBuilder:
     # Messages and reasoning
 
     def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
-        """More text of the answer, with the log probabilities of its tokens where they were asked for."""
+        """Add text to the answer. `logprobs` has the log probabilities of its tokens, if the request asked for them."""
         item = self._open
         if item.__class__ is not OpenText:
             item = self._open_text()
@@ -147,43 +149,46 @@ class ResponseBuilder:
             self.draft.add(fragment)
 
     def empty_message(self) -> None:
-        """Open a message without text: an answer that is complete and empty (observed: no deltas, text "")."""
+        """Open a message without text, for a complete answer that is empty (observed: no deltas, text "")."""
         self._open_text()
 
     def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:
-        """Annotations of the open text: `make` gets the text so far. Does nothing when no text is open."""
+        """Add annotations to the open text. `make` gets the text so far and returns them. Does nothing when no text is
+        open."""
         item = self._open
         if isinstance(item, OpenText):
             for annotation in make(item.text()):
                 item.annotate(annotation)
 
     def cite(self, annotation: Raw) -> None:
-        """An annotation at the end of the text so far."""
+        """Add an annotation at the end of the text so far."""
         item = self._open
         if not isinstance(item, OpenText):
             item = self._open_text()
         item.annotate(annotation)
 
     def refusal(self, fragment: bytes) -> None:
-        """More text of a refusal."""
+        """Add text to a refusal."""
         if not isinstance(self._open, OpenRefusal):
             self._close("completed")
             self._open = OpenRefusal(self.draft)
         self.draft.add(fragment)
 
     def reasoning(self, fragment: bytes) -> None:
-        """More reasoning text."""
+        """Add reasoning text."""
         if not isinstance(self._open, OpenReasoning):
             self._open_reasoning()
         self.draft.add(fragment)
 
     def reasoning_details(self, details: Sequence[Raw]) -> None:
-        """Add details that the upstream must get again with this reasoning. A client gets them only sealed."""
+        """Add details that the upstream must get again with this reasoning. A client gets them only inside sealed
+        content."""
         if self.seals:
             self._open_reasoning().add_details(details)
 
     def sign_next_call(self, signature: Raw) -> None:
-        """Add a signature that the upstream must get again with the next call. It travels like `reasoning_details`."""
+        """Add a signature that the upstream must get again with the next call. The client gets it only inside sealed
+        content."""
         self._open_reasoning().sign(signature)
 
     def compaction(self, encrypted_content: str) -> None:
@@ -201,7 +206,7 @@ class ResponseBuilder:
         return item
 
     def _open_reasoning(self) -> OpenReasoning:
-        """The open reasoning, or a new one."""
+        """The open reasoning item, or a new one."""
         item = self._open
         if not isinstance(item, OpenReasoning):
             self._close("completed")
@@ -211,8 +216,9 @@ class ResponseBuilder:
     # Calls
 
     def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
-        """Begin a call of this tool; its arguments follow with `arguments`. `bare`: of a custom tool, whatever the kind
-        of `target`, and what follows is its input itself, not JSON around it."""
+        """Begin a call of this tool. The caller passes its arguments to `arguments`. `bare`: the arguments are the
+        input itself instead of JSON around it. Such a call becomes a custom tool's call, whatever the kind of `target`.
+        """
         if isinstance(self._open, OpenMessage):
             self._open.phase = "commentary"
         self._close("completed")
@@ -230,11 +236,11 @@ class ResponseBuilder:
         return OPEN_CALLS[target.kind](self.draft, call_id, target)
 
     def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
-        """A call of the client's tool that waited for its place."""
+        """Emit a call of the client's tool that waited for a hosted tool."""
         self._close("completed")
         draft = self.draft
         told = draft.later.pop(call_id)
-        # It was counted when it came.
+        # The bytes were counted when the call came, and `add` counts them again.
         draft.size -= told.size
         draft.written -= told.size
         item = self._begun(call_id, target, told.bare)
@@ -243,39 +249,41 @@ class ResponseBuilder:
         item.close(told.status)
 
     def emit_all_later(self) -> None:
-        """No tool runs any more: the client's calls that wait for one are emitted."""
+        """Emit the waiting calls of the client's tools, because no more hosted tool runs."""
         for target, call_id, arguments in self.take_hosted_calls():
             if call_id in self.draft.later:
                 self.emit_later(target, call_id, arguments)
 
     def arguments(self, fragment: bytes) -> None:
-        """More arguments of the open call."""
+        """Add arguments to the open call."""
         item = self._open
         assert item is not None, "no call is open"
         item.add(fragment)
 
-    # More of whatever is open
+    # The text of the open item
 
     @property
     def text_of(self) -> TextOf | None:
-        """The kind of the open text if it is emitted at once. Then `ResponseDraft.splice` may be used."""
+        """The kind of the open text, if its fragments are emitted immediately. Only then may `ResponseDraft.splice` be
+        used."""
         return None if self._open is None else self._open.text_of
 
-    # Tools that run here
+    # Hosted tools
 
     def hosted(self, item: HostedItem) -> None:
-        """Begin the item of a tool that runs now; `item` has the members that are known before its end."""
+        """Begin the item of a hosted tool that starts to run. `item` has the members that are known before the tool
+        ends."""
         self._close("completed")
         self._open = OpenHostedItem(self.draft, item)
 
     def hosted_done(self, item: HostedItem) -> None:
-        """The tool that began last has ended; `item` is its present state."""
+        """End the item of the hosted tool that began last. `item` has all members."""
         open_item, self._open = self._open, None
         assert isinstance(open_item, OpenHostedItem), "no tool runs"
         open_item.end(item)
 
     def close(self, status: str) -> None:
-        """End the turn: close the open item, if there is one, as `completed` or `incomplete`."""
+        """End the turn, and close the open item, if any, with the status `completed` or `incomplete`."""
         if isinstance(self._open, OpenMessage) and status == "completed":
             self._open.phase = "commentary" if self.draft.calling else "final_answer"
         self._close(status)

@@ -1,12 +1,13 @@
 """Turns citation marks in the model's text into annotations.
 
-Lives here: the mark a model writes, taking it out of the text as it streams, and the annotation in its place. Not here:
-annotations that the upstream makes itself (`translation/answer/beside_text.py`), running tools.
+Lives here: the form of a mark, removing marks from the text as it streams, and the annotation that replaces a mark. Not
+here: annotations that the upstream makes itself (`translation/answer/beside_text.py`), running tools.
 
 A tool's result shows each source with its mark, `【3】`, and the model repeats the mark after text from that source.
-Models write variants of it (`【3†source】`, `【3, 4】`); all of them are understood. What only looks like a mark stays.
+Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks like
+a mark stays.
 
-Invariant: no text is lost. Text that was held back follows with the next piece or at the end.
+Invariant: no text is lost. Text that was held back follows with the next fragment, or at the end.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?。])\s+|\n+")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Something that can be cited: the annotation without its place in the text (`type`, `file_id`, …)."""
+    """A source that the model can cite. `annotation` is the annotation without its offsets in the text (`type`,
+    `file_id`, …)."""
 
     annotation: dict[str, object]
 
 
 def mark(number: int) -> str:
-    """How a model cites the source of this number."""
+    """The mark with which a model cites the source of this number."""
     return f"{_OPEN}{number}{_CLOSE}"
 
 
@@ -46,7 +48,7 @@ def _lenient(fragment: bytes) -> str:
 
 
 def unmarked(text: str) -> str:
-    """A stranger's text, in which nothing can be taken for a mark of ours."""
+    """Text from outside, changed so that it holds nothing that the parser reads as a mark."""
     return text.replace(_OPEN, "[").replace(_CLOSE, "]").replace("{cite:", "{cite :")
 
 
@@ -54,21 +56,22 @@ class Citations:
     """The sources of one response, and the marks in one message's text."""
 
     def __init__(self, known: int = 0) -> None:
-        """`known`: the highest number of the responses before, whose sources are theirs to name."""
+        """Start with the numbers after `known`, the highest citation number of the conversation's earlier responses.
+        Marks with lower numbers get no annotation."""
         self._known = known
         self._sources: list[Source] = []
         self._held = ""
         self._length = 0
         self._tail = ""
-        """The last sentence so far, which a citation is about."""
+        """The last sentence so far. A citation annotates that sentence."""
 
     @property
     def highest(self) -> int:
-        """The highest number that the model was shown."""
+        """The highest citation number that the model has seen."""
         return self._known + len(self._sources)
 
     def add(self, sources: tuple[Source, ...], output: str) -> str:
-        """Make sources known; returns the tool's output with their marks in place of `{cite:N}`."""
+        """Add sources. Returns the tool's output with their marks in place of `{cite:N}`."""
         first = self.highest + 1
         self._sources += sources
         return re.sub(
@@ -78,7 +81,7 @@ class Citations:
         )
 
     def feed(self, fragment: bytes) -> Iterator[bytes | Raw]:
-        """More text, as a fragment: fragments without marks, and annotations where those were."""
+        """Parse the next fragment of text. Yields fragments without marks, and an annotation in place of each mark."""
         text = _lenient(fragment)
         if not self._held and not any(opener in fragment for opener in _OPENERS):
             self._count(text)
@@ -88,7 +91,7 @@ class Citations:
         yield from self._cut(text)
 
     def end(self) -> bytes:
-        """End the message. Text that was held back is plain text."""
+        """End the message. Returns the text that was held back, which is plain text."""
         held, self._held = self._held, ""
         self._length, self._tail = 0, ""
         return fragment_of(held)
@@ -133,6 +136,6 @@ class Citations:
     def _count(self, text: str) -> None:
         self._length += len(text)
         tail = self._tail + text
-        # A sentence begins with its first letter: right after a full stop a mark is about the sentence before it.
+        # A sentence begins with its first letter. A mark directly after a full stop cites the sentence before it.
         begins = max((end.end() for end in _SENTENCE.finditer(tail) if end.end() < len(tail)), default=0)
         self._tail = tail[begins:][-_LONGEST_SENTENCE:]

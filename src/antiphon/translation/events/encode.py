@@ -1,10 +1,10 @@
 """Encodes events as bytes.
 
-Lives here: the framings (server-sent events; none, for a client that wants one JSON answer) and the pre-rendered
-templates of the frequent delta events. Not here: which event is sent when (`builder.py`).
+Lives here: the encoding of events as server-sent events, and the pre-rendered templates of the frequent delta events.
+Not here: choosing the events and their order (`builder.py`).
 
-Invariant: one framed event, its blank line included, is one bytes object, so that no write can end inside it. A
-delta rendered from its template equals the event encoded by its class, byte for byte.
+Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside it. A delta
+rendered from its template equals the event encoded by its class, byte for byte.
 """
 
 from __future__ import annotations
@@ -30,25 +30,22 @@ _DELTA: Final = Raw(b'"\\u0000delta"')
 
 
 def frame(event: Event) -> bytes:
-    """One event as a server-sent event."""
+    """Encode one event as a server-sent event."""
     return b"event: %b\ndata: %b\n\n" % (type(event).__struct_config__.tag.encode(), encode(event))  # type: ignore[union-attr]
 
 
 def padded(event: bytes, padding: bytes) -> bytes:
-    """A framed delta event with `obfuscation`: letters that hide its text's length from who watches the wire."""
+    """Add `obfuscation` to a framed delta event: letters that hide the length of its text from network observers."""
     return b'%b,"obfuscation":"%b"}\n\n' % (event[: -len(_EVENT_END)], padding)
 
 
 class DeltaTemplate:
-    """A delta event of one open part, rendered once; per delta only the number and the text are put in.
-
-    `make(sequence_number, delta)` is the event's constructor with everything else filled in.
-    """
+    """A delta event of one open part, rendered once. Each delta replaces only the sequence number and the text."""
 
     __slots__ = ("_head", "_middle", "_tail")
 
     def __init__(self, event: Event) -> None:
-        """`event` is the event as it should look, with any number and any delta."""
+        """Render the template from `event`. Its sequence number and delta may have any value."""
         event.sequence_number = _NUMBER
         event.delta = _DELTA  # type: ignore[attr-defined]
         rendered = frame(event)
@@ -62,12 +59,13 @@ class DeltaTemplate:
     def splice(
         self, sequence_number: int, data: bytes, before: bytes, behind: bytes, refused: bytes
     ) -> tuple[bytes, bytes, int, int]:
-        """The framed events for the texts of chunks that are alike, from this number on: see `splice.splice`."""
+        """Make the framed events for the texts of similar chunks, beginning with this sequence number (see
+        `splice.splice`)."""
         return splice(data, before, behind, self._head, self._middle, self._tail, sequence_number, refused)
 
 
 class PaddedTemplate(DeltaTemplate):
-    """A template with `obfuscation`. `padding` makes the letters for a fragment."""
+    """A template whose events have `obfuscation`. `padding` makes the letters for a fragment."""
 
     __slots__ = ("_padding",)
 
@@ -76,9 +74,9 @@ class PaddedTemplate(DeltaTemplate):
         self._padding = padding
 
     def render(self, sequence_number: int, fragment: bytes) -> bytes:
-        """The framed event for this text fragment, padded."""
+        """The framed event for this text fragment, with padding."""
         return padded(super().render(sequence_number, fragment), self._padding(fragment))
 
     def render_many(self, sequence_number: int, fragments: Sequence[bytes]) -> bytes:
-        """The framed events for these text fragments, each padded; the first has this number."""
+        """The framed events for these text fragments, each with padding. The first event has this sequence number."""
         return b"".join([self.render(number, one) for number, one in enumerate(fragments, sequence_number)])

@@ -1,9 +1,9 @@
 """Emits the events of hosted tool calls, at their start and at their end.
 
-Lives here: the grammar of hosted calls, as observed. Not here: when a tool runs (`engine/exchange/tool_turns.py`),
-numbers and indices (`builder.py`).
+Lives here: the events of hosted calls, in the order observed from OpenAI's service. Not here: when a tool runs
+(`engine/exchange/tool_turns.py`), sequence numbers and output indices (`builder.py`).
 
-The added event has an empty item. Its content follows in its other events and in its done event.
+The added event has an empty item. The item's content follows in the later events and in the done event.
 
 Invariant: the deltas together equal the finished item's text.
 """
@@ -20,7 +20,7 @@ from antiphon.types import events as ev
 from antiphon.types import items as it
 
 Made = tuple[Callable[..., ev.Event], tuple[str, ...]]
-"""An event's class, and its members besides number, item id and output index."""
+"""An event's class, and the values of its members after the sequence number, item id and output index."""
 
 _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},
@@ -32,7 +32,7 @@ _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.HostedToolSearchCall: {"status": "in_progress", "arguments": Raw(b"{}")},
     it.HostedToolSearchOutput: {"status": "in_progress", "tools": Raw(b"[]")},
 }
-"""The members of each kind of item in its added event."""
+"""The values of members in each kind of item's added event, before the tool has run."""
 
 _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
     it.FileSearchCall: ((ev.FileSearchInProgress, ""), (ev.FileSearchSearching, "")),
@@ -50,7 +50,8 @@ _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
         (ev.McpCallArgumentsDone, "arguments"),
     ),
 }
-"""The events after an item's added event, each with the member of the item that it carries."""
+"""The events after an item's added event. Each entry has the event's class and the item's member that the event
+carries."""
 
 _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.FileSearchCall: (ev.FileSearchCompleted, ev.FileSearchCompleted),
@@ -59,11 +60,11 @@ _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.McpListTools: (ev.McpListToolsCompleted, ev.McpListToolsFailed),
     it.McpCall: (ev.McpCallCompleted, ev.McpCallFailed),
 }
-"""The event before an item's done event: after success, and after failure."""
+"""The last event before an item's done event, after success and after failure."""
 
 
 def opened(item: it.HostedItem) -> it.HostedItem:
-    """The item as it is added."""
+    """The item for the added event, without the content that follows later."""
     return msgspec.structs.replace(item, **_BEGUN[type(item)])
 
 

@@ -1,10 +1,10 @@
-"""Builds the initial Response object: the request's fields, with OpenAI's defaults for absent ones.
+"""Builds the initial Response object from the request's fields, with OpenAI's defaults for absent fields.
 
-Lives here: the members of a response in their order, and how fields are repeated that have more to them than a row
-(`translation/request/fields.py`). Not here: what changes while the response runs (`builder.py`).
+Lives here: the order of a response's members, and the repeated fields whose form needs more than a row of the table
+(`translation/request/fields.py`). Not here: changes while the response runs (`builder.py`).
 
-Source: OpenAI's observed echo rules, with two listed differences. A function's omitted `strict` is echoed as null (no
-schema is rewritten). At the end `service_tier` is the upstream's value, or `default`.
+Source: OpenAI's observed responses, with two listed differences. A function's omitted `strict` is repeated as null,
+because no schema is rewritten. At the end `service_tier` is the upstream's value, or `default`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from antiphon.types.tools import ToolDeclaration
 _AUTO: Final = Raw(b'"auto"')
 _NO_METADATA: Final = Raw(b"{}")
 _FALLBACK: Final = "antiphon_upstream"
-"""The key of a response's metadata that names the upstream which has answered for another."""
+"""The metadata key for the name of the upstream that answered in place of the first one."""
 _IGNORED: Final = "antiphon_ignored"
-"""The key that names the tools which the model was not shown."""
+"""The metadata key for the names of the tools that the model did not see."""
 _LONGEST_VALUE: Final = 512
 _MOST_METADATA: Final = 16
 _NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
 
 def _with_echoes() -> type[Response]:
-    """A response with a member for each field that it repeats, in OpenAI's order: alphabetical, except five."""
+    """The response type with a member for each field that responses repeat. The order is OpenAI's: alphabetical, except
+    for five members."""
     own = {
         field.name: (field.name, field.type) if field.required else (field.name, field.type, field.default)
         for field in msgspec.structs.fields(Response)
@@ -51,7 +52,7 @@ _HELD: Final = tuple(ECHOED.keys() - FORWARDED.keys())
 
 
 def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
-    """The first snapshot: `in_progress`, no output, no usage."""
+    """The response at its beginning: `in_progress`, without output and usage."""
     return WHOLE_RESPONSE(
         id=response_id,
         created_at=int(created_at),
@@ -73,12 +74,12 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
 
 
 def echo_configuration(response: Response, request: CreateResponse) -> None:
-    """Have the response repeat what items of the conversation have changed of its request."""
+    """Repeat in the response the reasoning and text settings that items of the conversation have changed."""
     response.reasoning, response.text = _reasoning(request), _text(request.text)
 
 
 def with_fallback(metadata: Raw, upstream: str) -> Raw:
-    """The metadata with the upstream that has answered for another."""
+    """The metadata, with the name of the upstream that answered in place of the first one."""
     return _with_pair(metadata, _FALLBACK, upstream)
 
 
@@ -94,7 +95,7 @@ def _metadata(request: CreateResponse) -> Raw:
 
 
 def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
-    """The metadata with a pair of ours, unless the client's own are as many as there may be."""
+    """The metadata with an additional pair of Antiphon's, unless the client's pairs reach the maximum."""
     pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
     if key not in pairs and len(pairs) >= _MOST_METADATA:
         return metadata
@@ -102,7 +103,8 @@ def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
 
 
 def _instructions(request: CreateResponse) -> Raw | None:
-    """The request's instructions. If a prompt has messages, they follow in a list, because OpenAI shows them here."""
+    """The request's instructions. If a prompt has messages, they follow in a list, because OpenAI's responses show them
+    here."""
     if not request.prompt_messages:
         return request.instructions
     said: list[object] = [item.source for item in request.prompt_messages]
@@ -113,8 +115,8 @@ def _instructions(request: CreateResponse) -> Raw | None:
 
 
 def _tool(tool: ToolDeclaration) -> Raw:
-    """A tool as the response repeats it. A function and a tool search get every key that OpenAI's responses have, with
-    null for missing values. Other tools stay as the client declared them; they contain no secret."""
+    """A tool in the form that the response repeats. A function and a tool search get every key that OpenAI's responses
+    have, with null for missing values. Other tools stay as the client declared them, because they contain no secret."""
     if tool.type == "mcp":
         return _mcp(tool.source)
     if tool.type not in ("function", "tool_search"):
@@ -128,13 +130,13 @@ def _tool(tool: ToolDeclaration) -> Raw:
         return raw({**shown, "execution": tool.execution} if tool.execution is not None else shown)
     shown |= {"name": tool.name, "strict": tool.strict}
     if tool.defer_loading:
-        # Observed: there only when it was asked for.
+        # OpenAI's responses have the key only when the request set it.
         shown["defer_loading"] = True
     return raw(shown)
 
 
 def _mcp(source: Raw) -> Raw:
-    """An MCP server as it was declared, without what opens it."""
+    """An MCP server's declaration without its credentials."""
     shown = msgspec.json.decode(source, type=dict[str, Raw])
     shown.pop("authorization", None)
     return raw({"allowed_tools": None, "require_approval": "always", **shown, "headers": None})

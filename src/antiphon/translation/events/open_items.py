@@ -1,14 +1,14 @@
-"""The open item of a response: one class for each kind, from its added event to its done event.
+"""The open item of a response: one class for each kind of item, from its added event to its done event.
 
-Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here:
+Lives here: the events of each kind of item, and the item's final text. Not here:
 
-- which item is opened when (`builder.py`);
-- numbers, bytes and counts (`response_draft.py`);
+- the decision to open an item (`builder.py`);
+- sequence numbers, bytes and counts (`response_draft.py`);
 - the events of finished native calls (`translation/native_calls.py`);
-- the events of tools that run here (`hosted_events.py`).
+- the events of hosted tools (`hosted_events.py`).
 
-Text comes as fragments (`types/json.py`): escaped JSON, never decoded on its way. Grammar and fields: observed from
-OpenAI's service; see `types/events.py`.
+Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
+follow OpenAI's service (`types/events.py`).
 
 Invariants: constructing an object emits the item's added event. `close` emits its done event, and nothing follows. The
 deltas between them join to the text of the item.
@@ -56,38 +56,37 @@ class TextOf(Enum):
 
 
 class OpenItem:
-    """An item that was begun and is not done: `add` its text, then `close` it once.
+    """An item that has begun and is not yet done. Callers pass its text to `add`, and call `close` once.
 
-    The draft holds the text itself, because only one item is open at a time. So one kind of object takes every token.
-    The class is no ABC, because each token calls `isinstance`, which would cost four times as much. The type checker
-    sees that each kind has a `close`.
+    The draft holds the text itself, because only one item is open at a time. So one object of one type receives every
+    token. The class is no ABC, because each token runs `isinstance`, which would take four times as long. The type
+    checker sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")
 
     text_of: ClassVar[TextOf | None] = None
-    """The kind of its text if each fragment only goes to the draft, else None."""
+    """The kind of the item's text, if each fragment goes unchanged to the draft. Otherwise None."""
 
     def __init__(self, draft: ResponseDraft) -> None:
         self._draft = draft
         self._index = len(draft.output)
 
     def add(self, fragment: bytes) -> None:
-        """More of its text, with a delta event. Raises `OutputTooLarge`."""
+        """Add text, with a delta event. Raises `OutputTooLarge`."""
         self._draft.add(fragment)
 
     @abstractmethod
     def close(self, status: str) -> None:
         """End the item with the status `completed` or `incomplete`. Emits its last events and adds it to the output.
-        Never fails, because the limits were checked before.
-        """
+        Never fails, because the limits were checked before."""
 
 
 # Messages and reasoning
 
 
 class OpenMessage(OpenItem):
-    """The base of messages. `phase` is set before it is closed, where it is known then."""
+    """The base of messages. The builder sets `phase` before it closes the message, if the phase is known then."""
 
     __slots__ = ("phase",)
 
@@ -97,7 +96,7 @@ class OpenMessage(OpenItem):
 
 
 class OpenText(OpenMessage):
-    """A message whose one part is text. Log probabilities and annotations come with it."""
+    """A message with one text part. Log probabilities and annotations belong to that part."""
 
     __slots__ = ("_annotations", "_item", "_logprobs", "_part")
 
@@ -112,7 +111,7 @@ class OpenText(OpenMessage):
         draft.begin_text(ev.OutputTextDelta(0, self._item.id, self._index, 0, EMPTY, []))
 
     def add_with_logprobs(self, fragment: bytes, logprobs: Sequence[Raw]) -> None:
-        """More text, with the log probabilities of its tokens. Raises `OutputTooLarge`."""
+        """Add text, with the log probabilities of its tokens. Raises `OutputTooLarge`."""
         draft = self._draft
         draft.hold(fragment)
         draft.size += sum(len(bytes(entry)) for entry in logprobs)
@@ -121,7 +120,7 @@ class OpenText(OpenMessage):
         draft.emit_delta(delta, fragment)
 
     def annotate(self, annotation: Raw) -> None:
-        """An annotation of the text so far."""
+        """Add an annotation of the text so far, with its event."""
         draft, number = self._draft, len(self._annotations)
         self._annotations.append(annotation)
         draft.emit(ev.OutputTextAnnotationAdded(draft.next(), self._item.id, self._index, 0, number, annotation))
@@ -139,13 +138,13 @@ class OpenText(OpenMessage):
         if draft.events:
             draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
             draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
-        # Observed: the part's own event goes without them, the item's has them.
+        # In OpenAI's streams, the part's event has no log probabilities, but the item's event has them.
         part.logprobs = self._logprobs
         draft.done(self._index, item)
 
 
 class OpenRefusal(OpenMessage):
-    """A message whose one part is a refusal. Its deltas are never padded."""
+    """A message with one refusal part. Its deltas never have padding."""
 
     __slots__ = ("_item", "_part")
 
@@ -175,14 +174,14 @@ def _begin_message(draft: ResponseDraft, index: int, part: OutputText | Refusal)
 
 
 class OpenReasoning(OpenItem):
-    """A reasoning item with its text. A sealed one carries the data that the upstream wants back: the client returns
-    it."""
+    """A reasoning item with its text. A sealed item also carries data that the upstream must get again. The client
+    sends the item back with the next request."""
 
     __slots__ = ("_details", "_item", "_seal", "_signature")
 
     text_of: ClassVar[TextOf | None] = TextOf.REASONING
 
-    # The member that its one part stands in, that part, and the events of both.
+    # The item's member that holds the part, the type of the part, and the events of both.
     _parts: ClassVar[str] = "content"
     _part: ClassVar[type[Any]] = ReasoningText
     _part_added: ClassVar[type[Any]] = ev.ContentPartAdded
@@ -209,7 +208,7 @@ class OpenReasoning(OpenItem):
         self._signature = signature
 
     def close(self, status: str) -> None:
-        """See `OpenItem.close`; reasoning has no status."""
+        """See `OpenItem.close`. A reasoning item has no status."""
         text = self._draft.end_text()
         self._draft.reasoned += len(bytes(text)) - 2
         if self._seal is not None:
@@ -239,7 +238,7 @@ class OpenReasoning(OpenItem):
 
 
 class OpenOwnReasoning(OpenReasoning):
-    """The same, with the event names of Open Responses."""
+    """Reasoning that uses the event names of Open Responses."""
 
     __slots__ = ()
 
@@ -248,7 +247,7 @@ class OpenOwnReasoning(OpenReasoning):
 
 
 class OpenSummary(OpenReasoning):
-    """Reasoning whose text is shown as its summary."""
+    """Reasoning whose text the client gets as a summary."""
 
     __slots__ = ()
 
@@ -264,7 +263,7 @@ class OpenSummary(OpenReasoning):
 
 
 class OpenFunctionCall(OpenItem):
-    """A call of a function: its arguments are emitted as they come."""
+    """A call of a function. Its arguments are emitted as they come."""
 
     __slots__ = ("_item",)
 
@@ -287,7 +286,8 @@ class OpenFunctionCall(OpenItem):
     def close(self, status: str) -> None:
         """See `OpenItem.close`."""
         if not self._draft.text and status == "completed":
-            # No arguments at all (seen: databricks): clients parse them as JSON, and OpenAI sends an empty object.
+            # The call has no arguments (seen: databricks). Clients parse arguments as JSON, and OpenAI sends an empty
+            # object.
             self._draft.append(b"{}")
         draft, item, text = self._draft, self._item, self._draft.end_text()
         item.arguments = text
@@ -316,7 +316,7 @@ class OpenCustomCall(OpenItem):
         draft.begin_text(ev.CustomToolCallInputDelta(0, self._item.id, self._index, EMPTY))
 
     def add(self, fragment: bytes) -> None:
-        """More arguments. Raises `OutputTooLarge`."""
+        """Add arguments, and emit the text inside them. Raises `OutputTooLarge`."""
         if piece := self._input.feed(fragment):
             super().add(piece)
 
@@ -326,7 +326,7 @@ class OpenCustomCall(OpenItem):
         if piece := self._input.end():
             draft.append(piece)
         if not self._input.complete:
-            # Half an input must not look like one that can be run.
+            # An incomplete input must not look like a complete one, which the client would run.
             draft.cut_calls = draft.cut_calls or status == "completed"
             status = "incomplete"
         text = self._draft.end_text()
@@ -337,7 +337,7 @@ class OpenCustomCall(OpenItem):
 
 
 class HeldCall(OpenItem):
-    """The base of calls of which nothing is emitted before their arguments are whole."""
+    """The base of calls that emit nothing before their arguments are complete."""
 
     __slots__ = ("_call_id", "_target")
 
@@ -347,17 +347,18 @@ class HeldCall(OpenItem):
         self._target = target
 
     def add(self, fragment: bytes) -> None:
-        """More arguments. Raises `OutputTooLarge`."""
+        """Add arguments without an event. Raises `OutputTooLarge`."""
         self._draft.hold(fragment)
 
 
 class OpenNativeCall(HeldCall):
-    """A native call: its form (a shell call, say) is known only when its arguments are whole."""
+    """A native call, for example a shell call. Only the complete arguments show whether they have the form of such a
+    call."""
 
     __slots__ = ()
 
     def close(self, status: str) -> None:
-        """Emit the call in its own form, or as a function call where its arguments do not fit."""
+        """Emit the call as its native item, or as a function call if its arguments do not have that item's form."""
         draft, kind = self._draft, self._target.kind
         made: NativeCall | None = None
         if status == "completed":
@@ -381,12 +382,12 @@ class OpenNativeCall(HeldCall):
 
 
 class OpenHostedCall(HeldCall):
-    """A call of a tool that runs here: nothing of it is emitted before the tool runs."""
+    """A call of a hosted tool. It emits nothing before the tool runs."""
 
     __slots__ = ()
 
     def close(self, status: str) -> None:
-        """The call is whole, as far as the model wrote it: it waits to be run."""
+        """End the call, and queue it with the arguments that the model wrote. `ToolTurns` runs the tool later."""
         draft = self._draft
         arguments = text_of(bytes(draft.text))
         draft.end_text()
@@ -394,8 +395,8 @@ class OpenHostedCall(HeldCall):
 
 
 class OpenLaterCall(HeldCall):
-    """A call of the client's tool that follows a call of a tool that runs here. The builder emits it after that tool
-    has run, so items keep the order of the calls."""
+    """A call of the client's tool that follows a call of a hosted tool. The builder emits it after the hosted tool has
+    run, so that items keep the order of the calls."""
 
     __slots__ = ("_bare",)
 
@@ -404,7 +405,7 @@ class OpenLaterCall(HeldCall):
         self._bare = bare
 
     def close(self, status: str) -> None:
-        """End the call. It waits for its place."""
+        """End the call, and queue it behind the hosted calls."""
         draft = self._draft
         fragment = draft.take_text()
         draft.written += len(fragment)
@@ -418,7 +419,7 @@ class OpenLaterCall(HeldCall):
 
 
 class OpenHostedItem(OpenItem):
-    """A tool that runs now; `item` has the members that are known before its end."""
+    """A hosted tool that runs. `item` has the members that are known before the tool ends."""
 
     __slots__ = ("_item",)
 
@@ -430,14 +431,14 @@ class OpenHostedItem(OpenItem):
             draft.emit(event(draft.next(), item.id, self._index, *more))
 
     def end(self, item: HostedItem) -> None:
-        """The tool has ended; `item` is its present state."""
+        """End the item after the tool has ended. `item` has all members."""
         draft = self._draft
         for event, more in ended(item):
             draft.emit(event(draft.next(), item.id, self._index, *more))
         draft.done(self._index, item)
 
     def close(self, status: str) -> None:
-        """The tool did not end: the item stays as it was."""
+        """End the item of a tool that did not end. The item keeps its initial members."""
         self._draft.done(self._index, self._item)
 
 

@@ -1,11 +1,11 @@
-"""Rebuilds the event stream of a stored response, with each text in one piece.
+"""Rebuilds the event stream of a stored response, with one delta for each text.
 
-Lives here: events out of a finished response object, for a request that comes again with its idempotency key. Not here:
-streams that were stored as they were made (background responses), and those of models (`builder.py`).
+Lives here: making events from a finished response object, for a repeated request with the same idempotency key. Not
+here: stored streams of background responses, and the streams of models (`builder.py`).
 
-Invariants: numbers are gapless from 0, every item is opened and closed once, in order, and the fold of the events is
-the stored object. The stored object does not say how the first stream was cut, so each text is one delta. A hosted call
-has no events between its added and its done event.
+Invariants: sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that
+applies the events gets the stored object. The stored object does not hold the first stream's deltas, so each text is
+one delta. A hosted call has no events between its added and its done event.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AT_THE_BEGINNING: Final[dict[str, Any]] = {
 
 
 def replayed(response: bytes) -> bytes:
-    """All events of the response but `[DONE]`."""
+    """All events of the response, without the sentinel `[DONE]`."""
     whole: dict[str, Any] = decode_any(response)
     begun = whole | {name: value for name, value in _AT_THE_BEGINNING.items() if name in whole}
     events: list[Made] = [("response.created", {"response": begun}), ("response.in_progress", {"response": begun})]
@@ -108,7 +108,7 @@ def _reasoning(item: dict[str, Any], index: int) -> Iterator[Made]:
 
 
 def _part(place: dict[str, Any], part: dict[str, Any], whole: str, piece: str, name: str) -> Iterator[Made]:
-    """A part with one text, which is its member of this name."""
+    """The events of a part with one text. `name` is the part's member that holds the text."""
     yield f"response.{whole}.added", {**place, "part": {**part, name: ""}}
     yield f"response.{piece}.delta", {**place, "delta": part[name]}
     yield f"response.{piece}.done", {**place, name: part[name]}

@@ -1,9 +1,9 @@
 """The response under construction: its event numbers and bytes, its finished items, and the counts of both.
 
-Lives here: the state that the builder and its open items share. Not here: which event comes when (`builder.py`,
-`open_items.py`), how one event becomes bytes (`encode.py`).
+Lives here: the state that the builder and its open items share. Not here: the order of events (`builder.py`,
+`open_items.py`), encoding an event as bytes (`encode.py`).
 
-Invariants: `sequence_number` has no gaps; the counted text never exceeds `max_bytes` without `OutputTooLarge`.
+Invariants: `sequence_number` has no gaps. If the counted text exceeds `max_bytes`, the draft raises `OutputTooLarge`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from antiphon.types.items import OutputItem
 from antiphon.types.json import quoted
 
 EMPTY: Final = Raw(b'""')
-"""The text of a part that was added and has none yet."""
+"""The text of a part that has just begun."""
 
 _PADDED_TO: Final = 16
 
 
 class LaterCall(NamedTuple):
-    """`status` of a call when it is emitted; `bare`: its arguments are its input itself; `size` in bytes, which was
-    counted."""
+    """A call of a client's tool that waits for a hosted tool. `status` is the call's status when it is emitted. `bare`:
+    its arguments are the input itself. `size` is the number of its bytes, which `ResponseDraft.size` already
+    includes."""
 
     status: str
     bare: bool
@@ -42,8 +43,10 @@ class OutputTooLarge(Exception):
 class ResponseDraft:
     """The response under construction, to which all its items write.
 
-    `events` says whether events are wanted, `obfuscate` whether deltas are padded to hide their length; `max_bytes`
-    bounds all text of the response; `number` is the next event's.
+    - `events`: the draft makes events.
+    - `obfuscate`: deltas get padding that hides their length.
+    - `max_bytes` limits all text of the response.
+    - `number` is the sequence number of the next event.
     """
 
     __slots__ = (
@@ -72,69 +75,71 @@ class ResponseDraft:
         self.max_bytes = max_bytes
         self.number = number
         self.out: list[bytes] = []
-        """Framed events that still wait to be sent."""
+        """Framed events that are not yet sent."""
         self.output: list[OutputItem] = []
-        """The items that are done, in order."""
-        # Not a list: a token is a few bytes, and an object of its own many.
+        """The finished items, in order."""
+        # A bytearray instead of a list, because a token has only a few bytes and a separate object would need many
+        # more.
         self.text = bytearray()
-        """The text of the open item so far, as fragments."""
+        """The text of the open item so far: its fragments, concatenated."""
         self.template: DeltaTemplate | None = None
         """The template of the open item's deltas."""
         self.size = 0
-        """Bytes of output so far, those of open items and of log probabilities among them."""
+        """Bytes of output so far, including open items and log probabilities."""
         self.written = 0
-        """Bytes of text in all items that are closed, calls of tools that run here among them."""
+        """Bytes of text in all closed items, including calls of hosted tools."""
         self.reasoned = 0
-        """How many of them are reasoning."""
+        """Bytes of reasoning among the bytes in `written`."""
         self.hosted_calls: list[tuple[CallTarget, str, str]] = []
-        """Calls of tools that run here, whole: the tool, the call's id, the arguments as text. Those of the client's
-        own tools that came behind one of them wait there too."""
+        """Complete calls of hosted tools: the tool, the call's id, and the arguments as text. Calls of the client's
+        tools that follow one of them wait in the same list."""
         self.later: dict[str, LaterCall] = {}
-        """The kind of emission for each of the latter, by its id."""
+        """The state of each waiting call of a client's tool, by its call id."""
         self.calling = False
         """Whether the model calls tools in this turn. Its text is then not the final answer."""
         self.cut_calls = False
-        """Whether a call is incomplete because its arguments do not make sense."""
+        """Whether a call is incomplete because its arguments have no valid form."""
 
     def next(self) -> int:
-        """The next event's number, which is used up."""
+        """Take the sequence number of the next event."""
         number = self.number
         self.number += 1
         return number
 
     def emit(self, event: ev.Event) -> None:
-        """Append an event, where events are wanted."""
+        """Append an event, if the draft makes events."""
         if self.events:
             self.out.append(frame(event))
 
     def emit_delta(self, event: ev.Event, fragment: bytes) -> None:
-        """Append a delta event that has no template, for this text."""
+        """Append a delta event without a template. `fragment` is its text, which determines the padding."""
         if self.events:
             self.out.append(padded(frame(event), self.padding(fragment)) if self.obfuscate else frame(event))
 
     def padding(self, fragment: bytes) -> bytes:
-        """Letters of padding, so that the length of fragment and padding reveals little."""
+        """Letters of padding for a fragment. They make the length of fragment and padding a multiple of 16."""
         letters = self.new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
         return letters[: -len(fragment) % _PADDED_TO]
 
-    # The text of the item that is open
+    # The text of the open item
 
     def begin_text(self, delta: ev.Event, *, padded: bool = True) -> None:
-        """An item begins whose deltas look like this one (`padded`: where lengths are hidden, theirs are)."""
+        """Begin an item's text. `delta` is the model of its delta events. `padded`: they get padding if the draft
+        obfuscates."""
         if self.events:
             hides = padded and self.obfuscate
             self.template = PaddedTemplate(delta, self.padding) if hides else DeltaTemplate(delta)
 
     def add(self, fragment: bytes) -> None:
-        """More text, with a delta event. Raises `OutputTooLarge`."""
+        """Add text, with a delta event. Raises `OutputTooLarge`."""
         self.size = size = self.size + len(fragment)
         if size > self.max_bytes:
             raise OutputTooLarge
         self.append(fragment)
 
     def append(self, fragment: bytes) -> None:
-        """Add text with a delta event, without a check of the limit. The text was counted before, or is a byte or two,
-        because the end of an item must not fail."""
+        """Add text with a delta event, without a check of the limit. The text was counted before, or has only a few
+        bytes, because the end of an item must not fail."""
         self.text += fragment
         template = self.template
         if template is not None:
@@ -144,8 +149,8 @@ class ResponseDraft:
 
     def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[bytes, int]:
         """Add the texts of the chunks at the beginning of `data`, with a delta event for each. A chunk is `before`, a
-        text and `behind` (`splice.cut`). Returns the added text and the chunks' size in bytes. When the text would be
-        too much, adds nothing and returns none."""
+        text and `behind` (`splice.cut`). Returns the added text and the chunks' size in bytes. If the text would exceed
+        the limit, adds nothing and returns an empty text and 0."""
         template = self.template
         if template is None or isinstance(template, PaddedTemplate):
             return self._add_cut(template, *cut(data, before, behind, refused))
@@ -161,7 +166,7 @@ class ResponseDraft:
         return text, used
 
     def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
-        """Add texts like `splice`, for a client that takes no events, or with a separate padding for each."""
+        """Add texts as `splice` does, for a draft without events, or with separate padding for each delta."""
         text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:
@@ -179,7 +184,7 @@ class ResponseDraft:
         self.text += fragment
 
     def end_text(self) -> Raw:
-        """The whole text, as a JSON string: it was written."""
+        """End the item's text. Returns the whole text as a JSON string, and adds its size to `written`."""
         text = quoted(bytes(self.text))
         self.written += len(self.text)
         self.text = bytearray()
@@ -187,13 +192,13 @@ class ResponseDraft:
         return text
 
     def take_text(self) -> bytes:
-        """Take the whole text so far. The caller appends it again, so it stays counted."""
+        """Remove and return the whole text so far. Its size stays counted, because the caller adds the text again."""
         text = bytes(self.text)
         self.text = bytearray()
         return text
 
     def count(self, size: int) -> None:
-        """So many bytes of output more. Raises `OutputTooLarge`."""
+        """Add this number of bytes to the size of the output. Raises `OutputTooLarge`."""
         self.size += size
         if self.size > self.max_bytes:
             raise OutputTooLarge
@@ -201,18 +206,18 @@ class ResponseDraft:
     # Items
 
     def added(self, index: int, item: OutputItem) -> None:
-        """An item begins: its added event."""
+        """Emit the added event of an item."""
         if self.events:
             self.emit(ev.OutputItemAdded(self.next(), index, item))
 
     def done(self, index: int, item: OutputItem) -> None:
-        """An item is whole: it joins the output, and its done event is the last of it."""
+        """Add a finished item to the output, and emit its done event, which is the item's last event."""
         self.output.append(item)
         if self.events:
             self.emit(ev.OutputItemDone(self.next(), index, item))
 
     def mute(self) -> None:
-        """Stop the events: the client takes no more of them."""
+        """Stop making events, because the client takes no more of them. Drops events that are not yet sent."""
         self.events = False
         self.template = None
         self.out = []
