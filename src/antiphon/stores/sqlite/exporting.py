@@ -1,7 +1,7 @@
 """Exports the rows of a data folder for a move to another backend.
 
 Lives here: locking the folder, and reading its rows in the column order of `stores/moved.py`. Not here: writing to the
-target (`postgres/importing.py`).
+target (`stores/postgres/importing.py`).
 
 Invariant: no other process has the databases open during the export. SQLite's exclusive locks enforce this. The
 operating system releases the locks when the process ends.
