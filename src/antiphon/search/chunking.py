@@ -1,18 +1,18 @@
 """Splits a text into overlapping chunks.
 
-Lives here: the boundaries of chunks, and the estimate of a text's number of tokens. Not here: extracting the text
-(`extract.py`), the token counts of a model's server (`translation/chat/token_count.py`).
+Lives here: choosing the boundaries of chunks, and estimating a text's number of tokens. Not here: extracting the text
+(`extract.py`), token counts of a model server (`translation/chat/token_count.py`).
 
-A text is first split into pieces: sentences and lines. A chunk contains as many pieces as fit. It ends at the end of a
-paragraph, if there is one in its second half. The next chunk begins with as many of the last pieces as fit into the
-overlap.
+`cut` first splits a text into pieces: sentences and lines. A chunk contains as many pieces as fit. If a paragraph ends
+in the second half of a chunk, the chunk ends with the last such paragraph. The next chunk begins with as many of the
+previous chunk's last pieces as fit into the overlap.
 
-The estimate counts each six letters of a word, each mark and each line end as a token. Compared with OpenAI's o200k it
-counts 10 to 33 percent too many for prose, and up to 50 percent for source code. So chunks may be smaller than
-requested, but never much larger.
+The estimate counts one token per six letters of a word, per punctuation mark, and per run of line breaks. Compared with
+OpenAI's tokenizer o200k, the estimate is 10 to 33 percent too high for prose, and up to 50 percent for source code. So
+chunks may be smaller than requested, but never much larger.
 
-Invariant: no chunk has more than `size` tokens (the sum over its pieces), and no two neighbours share more than
-`overlap`. Every character except white space at the edges is in some chunk.
+Invariants: the estimated tokens of a chunk's pieces sum to at most `size`. Two consecutive chunks share at most
+`overlap` tokens. Every character is in some chunk, except white space at the edges of chunks.
 """
 
 from __future__ import annotations
@@ -24,38 +24,40 @@ _TOKEN = re.compile(r"[^\W_]{1,6}|[^\w\s]|_|\n+")
 
 
 def count_tokens(text: str) -> int:
-    """The estimated number of tokens of the text."""
+    """Estimate the number of tokens of a text."""
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
 def fitting(text: str, limit: int) -> int:
-    """The length of the text's longest prefix with at most `limit` tokens; at least 1."""
+    """Return the length in characters of the longest prefix with at most `limit` estimated tokens, but at least 1."""
     for number, piece in enumerate(_TOKEN.finditer(text)):
         if number == limit:
             return max(1, piece.start())
     return len(text)
 
 
-# A sentence ends before the white space after its mark: tokenizers assign the space to the next word.
+# A sentence ends right after its punctuation mark. The following space belongs to the next piece, because tokenizers
+# join a space with the next word.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
-# A line of megabytes is split window by window, with so many characters per token of a chunk. So the rest of the line
-# is not counted again for each of its parts.
+# The number of characters per token of a chunk in a window. `_pieces` splits a very long line window by window, so it
+# never counts the tokens of the whole remaining line for each piece.
 _WINDOW = 8
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*\Z")
 
 
 def cut(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
-    """The chunks of at most `size` tokens, each with its number of tokens; neighbours share at most `overlap`."""
+    """Yield the chunks of a text, each with its estimated number of tokens. A chunk has at most `size` tokens, and
+    consecutive chunks share at most `overlap` tokens."""
     held: list[tuple[str, int]] = []
     total = 0
-    fresh = 0  # held[fresh:] is in no chunk yet
+    fresh = 0  # no chunk contains held[fresh:] yet
     for piece, count in _pieces(text, size):
         while total + count > size and fresh < len(held):
             end = _best_end(held, fresh, size)
             yield from _chunk(held[:end])
             held, fresh = _kept(held, end, overlap)
             total = sum(each for _, each in held)
-        while total + count > size:  # nothing fresh: drop overlap
+        while total + count > size:  # all pieces in `held` are overlap: drop the oldest
             total -= held.pop(0)[1]
             fresh -= 1
         held.append((piece, count))
@@ -85,7 +87,8 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
-    """The number of pieces in the chunk: up to the last paragraph end in its second half, else all."""
+    """Return the number of held pieces that form the chunk. The chunk ends with the last paragraph end in its second
+    half, or contains all pieces if there is none."""
     total = 0
     best = len(held)
     found = False
@@ -97,7 +100,8 @@ def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
 
 
 def _kept(held: list[tuple[str, int]], end: int, overlap: int) -> tuple[list[tuple[str, int]], int]:
-    """The pieces for the next chunk: the overlap and the unused pieces; and the index of the first unused one."""
+    """Return the pieces for the next chunk (the overlap, then the unused pieces), and the index of the first unused
+    piece."""
     start, shared = end, 0
     while start > 1 and shared + held[start - 1][1] <= overlap:
         start -= 1

@@ -1,13 +1,13 @@
 """Extracts the text and title of a file.
 
-Lives here: the choice of a reader, and the readers. Some read plain formats (text, Markdown, source code, JSON, CSV,
-HTML). Others read PDF and office files with the libraries of the extra `vector-stores`. Not here: the process that runs
-this (`reader_process.py`).
+Lives here: one reader function per file format, and the choice of the function. Text, Markdown, source code, JSON, CSV
+and HTML need no library. PDF and office files need the libraries of the extra `vector-stores`. Not here: the process
+that calls this module (`reader_process.py`).
 
 The input files are untrusted; `reader_process.py` sets the resource limits.
 
-Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes, and no message contains the file's
-content. An archive whose directory shows too large a content is refused before it is unpacked.
+Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes. No error message contains the file's
+text. Before unpacking an office file (a zip archive), this module rejects it if its directory lists too much XML.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from antiphon.html_text import html_text
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's text; `title` is empty when it has none."""
+    """The extracted text of a file. `title` is empty when the file has no title."""
 
     text: str
     title: str = ""
 
 
 class Unreadable(Exception):
-    """The file cannot be read; a retry does not help."""
+    """The file cannot be read, and a retry would fail in the same way."""
 
     def __init__(self, message: str, code: Literal["unsupported_file", "invalid_file"] = "invalid_file") -> None:
         super().__init__(message)
@@ -45,7 +45,8 @@ class Unreadable(Exception):
 
 
 def table_text(rows: list[list[str]]) -> str:
-    """A table as lines `column: value, …`, so that each row is understandable alone."""
+    """Convert a table to one line per row: `column: value, column: value`. So each row makes sense without the header.
+    The first row is the header."""
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         return "\n".join(", ".join(row) for row in rows)
@@ -68,9 +69,11 @@ _NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extr
 
 
 def extract(path: Path, name: str, max_bytes: int) -> Document:
-    """The text of the file at `path`; `name` is the owner's file name. Raises `Unreadable`.
+    """Extract the text and title of the file at `path`. `name`: the uploaded file's name. Its suffix and the file's
+    first bytes select the reader. Raises `Unreadable`.
 
-    `max_bytes` limits the text and the unpacked size of an archive.
+    `max_bytes`: the maximum characters of the text. The unpacked XML of an office file may have eight times as many
+    bytes.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -83,7 +86,8 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
 
 
 def decode(data: bytes) -> str:
-    """Decode UTF-8, UTF-16 (with a byte order mark) or, if it is neither, Windows-1252. Raises `Unreadable`."""
+    """Decode UTF-8 or UTF-16 (with a byte order mark). Decode other data as Windows-1252. Raises `Unreadable` for
+    binary data."""
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
             try:
@@ -123,7 +127,7 @@ def _read_text(path: Path, max_bytes: int) -> Document:
 
 
 def _heading(text: str) -> str:
-    """The Markdown heading in the first line, or an empty text."""
+    """Return the text of a Markdown heading (`# …`) in the first non-blank line, or an empty string."""
     first = text.lstrip()[:256].split("\n", 1)[0]
     return first[2:].strip() if first.startswith("# ") else ""
 
@@ -131,7 +135,7 @@ def _heading(text: str) -> str:
 def _read_json(path: Path, max_bytes: int) -> Document:
     text = _load(path, max_bytes)
     if max(map(len, text.splitlines()), default=0) > _LONG_LINE:
-        # A very long line has no boundaries for chunks.
+        # Chunks end at line ends, so reformat JSON that has a very long line.
         with suppress(ValueError, RecursionError):
             text = json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     return Document(text)
@@ -171,7 +175,8 @@ def _too_long(max_bytes: int) -> Unreadable:
 
 
 def read_pdf(path: Path, max_bytes: int) -> Document:
-    """The text of all pages; empty for scans."""
+    """Extract the text of all pages of a PDF file. The text is empty if the pages are scanned images. Raises
+    `Unreadable`."""
     with _libraries():
         import pypdfium2 as pdfium
     try:
@@ -185,7 +190,7 @@ def read_pdf(path: Path, max_bytes: int) -> Document:
         for number in range(len(document)):
             page = document[number]
             text_page = page.get_textpage()
-            # U+FFFE is a hyphen at a line's end.
+            # PDFium writes U+FFFE for a hyphen at a line's end. Removing it joins the two parts of the word.
             text = text_page.get_text_bounded().replace("\ufffe\r\n", "").replace("\ufffe", "").replace("\r\n", "\n")
             text_page.close()
             page.close()
@@ -202,7 +207,8 @@ def read_pdf(path: Path, max_bytes: int) -> Document:
 
 
 def read_docx(path: Path, max_bytes: int) -> Document:
-    """Paragraphs and tables in their order."""
+    """Extract the paragraphs and tables of a Word file, in document order. Raises `Unreadable` if the library is
+    missing."""
     with _libraries():
         import docx
         from docx.text.paragraph import Paragraph
@@ -217,7 +223,8 @@ def read_docx(path: Path, max_bytes: int) -> Document:
 
 
 def read_pptx(path: Path, max_bytes: int) -> Document:
-    """The text of the slides, and the notes."""
+    """Extract the text of each slide of a PowerPoint file, followed by its speaker notes. Raises `Unreadable` if the
+    library is missing."""
     with _libraries():
         import pptx
     deck = pptx.Presentation(str(path))
@@ -241,10 +248,10 @@ def _shape_texts(shape: Any) -> Iterator[str]:
 
 
 def read_xlsx(path: Path, max_bytes: int) -> Document:
-    """Every sheet, one line per row."""
+    """Extract every sheet of an Excel file, one line per row (see `table_text`). Raises `Unreadable`."""
     with _libraries():
         import openpyxl
-    # By path, the library requires the suffix .xlsx.
+    # openpyxl would reject a path without the suffix .xlsx, so pass an open file.
     with path.open("rb") as file:
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         sheets, size = [], 0
@@ -262,13 +269,14 @@ def read_xlsx(path: Path, max_bytes: int) -> Document:
 
 
 def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: int) -> Document:
-    """Read an office file after a check of its unpacked size."""
+    """Check the unpacked size of an office file, then read it with `read`. Raises `Unreadable`."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError):
         raise Unreadable("The file is damaged.") from None
-    # Counts only XML: pictures and fonts are not read, and the XML is a few times larger than the text in it.
+    # Count only XML, because the libraries do not read pictures and fonts. XML is a few times larger than the text that
+    # it contains.
     xml = sum(entry.file_size for entry in entries if entry.filename.endswith((".xml", ".rels")))
     if len(entries) > _MAX_ENTRIES or xml > 8 * max_bytes:
         raise Unreadable("The file unpacks to too much.")
@@ -277,7 +285,7 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
     except (Unreadable, MemoryError):
         raise
     except Exception:
-        # These libraries raise any error of their XML and zip parsers: KeyError, lxml's errors, their own.
+        # These libraries raise many kinds of errors for damaged files, for example KeyError and lxml's errors.
         raise Unreadable("The file is damaged.") from None
 
 

@@ -1,13 +1,15 @@
-"""Runs the background worker that turns files into searchable chunks.
+"""Runs the background worker that splits uploaded files into searchable chunks.
 
-Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: reading a document
-(`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
+Lives here: claiming files, renewing claims, embedding and writing chunks, retries, and triggering the sweep of deleted
+chunks. Not here: reading a document (`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
 
-One task looks for work when `wake` is called, when a file is done, and every `idle` seconds (other processes add files
-too). Each file has its own task, at most `files` at once.
+One task looks for files to ingest after each call of `wake` and after each finished file. It also looks every `idle`
+seconds, because other processes add files too. Each file has a separate task. At most `ingest` tasks (a setting) run
+concurrently.
 
-Invariants: one claim at a time works on a file, and writes of a lost claim change nothing. A file ends as completed or
-failed, or is released for another attempt. The end of a process loses only time.
+Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. A file ends as
+completed or failed, or gets another attempt. If a process crashes, another worker ingests its files again after the
+claims expire.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ _COPIED = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class IngestPace:
-    """`idle`: seconds between checks for work. `rest`: seconds after which idle reader processes are ended.
+    """The intervals of the worker, and the retry limit. `idle`: seconds between checks for files. `rest`: the idle time
+    in seconds after which the worker ends a reader process.
 
-    `attempts`: the maximum of attempts when the process or the embeddings server fails. The pause before another
-    attempt doubles, starting at `pause` seconds.
+    `attempts`: the maximum number of attempts per file when a process or the embeddings server fails. `pause`: seconds
+    before the second attempt. The pause doubles for each further attempt.
     """
 
     idle: float = 5.0
@@ -56,11 +59,11 @@ class IngestPace:
 
 
 class _ClaimLost(Exception):
-    """Another worker has the claim, or the file was deleted."""
+    """A write failed because another worker holds the claim, or the file was deleted."""
 
 
 class Ingester:
-    """The worker of one process."""
+    """The ingestion worker of one process."""
 
     def __init__(
         self,
@@ -73,7 +76,8 @@ class Ingester:
         metrics: Metrics | None = None,
         pace: IngestPace = IngestPace(),
     ) -> None:
-        """The settings used: `ingest` (files at once), and `lease` (the duration of a claim without renewal)."""
+        """Of `settings`, the worker uses `ingest`, the maximum number of concurrent files, and `lease`, the seconds for
+        which a claim holds without renewal. Without `embedder`, chunks get no vectors."""
         self._ingestion = ingestion
         self._files = files
         self._readers = readers
@@ -89,15 +93,15 @@ class Ingester:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start looking for work."""
+        """Start the task that looks for files. Call this method in a running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """Report that there may be work."""
+        """Make the worker look for files immediately, for example after a client added files."""
         self._woken.set()
 
     async def aclose(self) -> None:
-        """Stop, and release the files in progress."""
+        """Stop the worker, cancel the files in progress, and release their claims. End idle reader processes."""
         self._closing = True
         self._woken.set()
         if self._task is not None:
@@ -129,7 +133,8 @@ class Ingester:
                     await self._woken.wait()
 
     async def _look(self) -> bool:
-        """Renew claims, claim files, clear up one piece. Returns whether there is more to clear up."""
+        """Renew claims, claim files, and sweep one batch of deleted chunks. Returns whether more chunks may need
+        deletion."""
         now, lease = asyncio.get_running_loop().time(), self._settings.lease
         if self._running and now >= self._renew_at:
             held = await self._ingestion.renew(list(self._running), lease)
@@ -155,7 +160,7 @@ class Ingester:
         except _ClaimLost:
             _log.info("ingestion_lost", file_id=job.file_id, vector_store_id=job.store_id)
         except StoreError as error:
-            # The claim expires, and another attempt follows.
+            # The claim expires, and a worker then starts another attempt.
             _log.error("ingestion_not_written", file_id=job.file_id, error=str(error))
         except Exception as bug:
             _log.error("ingestion_failed", file_id=job.file_id, error=type(bug).__name__, exc_info=True)
@@ -231,8 +236,8 @@ class Ingester:
         return [replace(chunk, vector=vector) for chunk, vector in zip(chunks, vectors, strict=True)]
 
     async def _try_again(self, job: IngestJob, failure: FileError) -> float | None:
-        """Release the file for another attempt, and return the pause in seconds. None: this was the last attempt, and
-        the file has failed."""
+        """Release the file for another attempt, and return the pause in seconds. After the last attempt, mark the file
+        as failed and return None."""
         if job.attempts >= self._pace.attempts:
             await self._fail(job, failure)
             return None
@@ -250,7 +255,8 @@ class Ingester:
 
 @asynccontextmanager
 async def _on_disk(file: OpenFile) -> AsyncIterator[Path]:
-    """A path of the file for the reader process."""
+    """Provide a path on the local disk that the reader process can open. Copies the file to a temporary folder if its
+    blob is not on the local disk."""
     if file.path is not None:
         yield await DOCUMENTS.run(file.path.absolute)
         return

@@ -1,6 +1,7 @@
 """Defines the messages between a serving process and its document reader process.
 
-Lives here: only the messages, so that the serving process does not import the readers (`reader_process.py`).
+The messages have a separate module, so that the serving process does not import the libraries for documents
+(`reader_process.py`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import struct
 import msgspec
 
 LENGTH = struct.Struct(">I")
-"""The length of the following answer."""
+"""The four bytes before each `ReadAnswer`: its length in bytes, as a big-endian unsigned integer."""
 
 
 class ReadRequest(msgspec.Struct):
-    """A file to read and split. Units of the limits: characters, tokens, and seconds of CPU time."""
+    """A request to read a file and split its text. `size`, `overlap`: the tokens of a chunk, and of the overlap of two
+    chunks. `max_bytes`: the maximum characters of the text. `max_tokens`: its maximum tokens. `seconds`: the maximum
+    CPU time."""
 
     path: str
     name: str
@@ -26,9 +29,10 @@ class ReadRequest(msgspec.Struct):
 
 
 class ReadAnswer(msgspec.Struct, omit_defaults=True):
-    """Chunks with their numbers of tokens, and the title. The last answer of a file has `end`, and possibly an error.
+    """A batch of a document's chunks, each with its number of tokens, and the document's title. The last answer of a
+    file has `end` set, and `code` and `message` if reading failed.
 
-    `dying`: the process ends itself, because its state is unknown.
+    `dying`: the reader process exits after this answer, because it ran out of memory and its state is unknown.
     """
 
     chunks: list[tuple[str, int]] = []

@@ -1,13 +1,13 @@
 """Runs the document reader process: `python -m antiphon.search.reader_process`.
 
-Lives here: its resource limits and its loop. Not here: its messages (`read_messages.py`), starting, watching and ending
-it (`readers.py`), reading a format (`extract.py`).
+Lives here: the process's resource limits, and the loop that handles requests. Not here: the messages
+(`read_messages.py`), starting, watching and ending the process (`readers.py`), reading a file format (`extract.py`).
 
-It reads one `ReadRequest` per line from standard input, and writes `ReadAnswer`s to standard output, each after its
-length in four bytes. The last one of a file has `end`.
+The process reads one `ReadRequest` per line (JSON) from standard input, and writes `ReadAnswer`s (MessagePack) to
+standard output. Four bytes with the length precede each answer. The last answer of a file has `end` set.
 
-Invariant: a malicious file (crash, endless loop, memory) affects only this process. It cannot start processes or write
-files, and it has no secrets.
+Invariant: a malicious file that causes a crash, an endless loop or high memory use affects only this process. The
+process cannot start processes or write files, and it has no secrets.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def main() -> None:
     answers = sys.stdout.buffer
     for line in sys.stdin.buffer:
         request = decoder.decode(line)
-        # CPU time counts from the process's start; exceeding the soft limit ends the process.
+        # RLIMIT_CPU counts CPU time since the process's start, so the new limit includes the time used so far. The
+        # kernel ends a process that exceeds the soft limit.
         used = resource.getrusage(resource.RUSAGE_SELF)
         soft = int(used.ru_utime + used.ru_stime) + request.seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
@@ -50,7 +51,8 @@ def main() -> None:
 
 
 def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
-    """Process one request. Returns whether the process can continue."""
+    """Handle one request and write its answers. Returns False when the process must exit, because it ran out of
+    memory."""
     try:
         document = extract(Path(request.path), request.name, request.max_bytes)
         answer = ReadAnswer(title=document.title[:512])
@@ -58,7 +60,7 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
         for chunk, count in cut(document.text, request.size, request.overlap):
             answer.chunks.append((_clean(chunk), count))
             tokens += count
-            # Subtracts the overlap, because the limit is about the file.
+            # The limit applies to the file's text, so the overlap of chunks does not count.
             if tokens * (request.size - request.overlap) // request.size > request.max_tokens:
                 raise Unreadable(f"The file holds more than {request.max_tokens} tokens.")
             if len(answer.chunks) == _CHUNKS_PER_ANSWER:
@@ -80,7 +82,8 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
 
 
 def _clean(text: str) -> str:
-    # Lone surrogates (from PDF and JSON) have no UTF-8 form, and some readers treat NUL as the end of a text.
+    # Replace lone surrogates (from PDF and JSON), which UTF-8 cannot encode, and NUL, which some programs treat as the
+    # end of a text.
     return text.encode("utf-8", "replace").decode().replace("\x00", " ")
 
 

@@ -1,14 +1,15 @@
 """Starts, watches and ends document reader processes.
 
-Lives here: starting, watching and ending `reader_process`. Not here: the work inside it.
+Lives here: the pool of reader processes, the timeout of a reading, and the reaction to a crash. Not here: the code that
+runs in the process (`reader_process.py`).
 
-A process reads one file after another, because starting one takes a third of a second. After a number of files, or a
-failure, a new process replaces it.
+A process reads one file after another, because starting a process takes a third of a second. After `files_per_process`
+files or a crash, the pool replaces the process.
 
-If a process dies while it is idle, the next file is not the cause: the file gets another process. If a reused process
-dies before its first answer, the file gets one new process.
+If a process died while it was idle, the next file is not the cause, so the pool gives the file another process. If a
+reused process dies before its first answer, the pool retries the file once in a new process.
 
-Invariant: when a reading ends, in whatever way, its process is idle or dead.
+Invariant: when a reading ends with success, error or cancellation, its process is either idle in the pool or dead.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ _FILES_PER_PROCESS = 200
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some chunks of a document."""
+    """A batch of consecutive chunks of a document, with the document's title."""
 
     title: str
     chunks: list[DocumentChunk]
 
 
 class ReadingFailed(Exception):
-    """The file is unreadable; a retry would not help."""
+    """The file is unreadable, and a retry would fail in the same way."""
 
     def __init__(self, error: FileError) -> None:
         super().__init__(error.message)
@@ -54,7 +55,7 @@ class ReadingFailed(Exception):
 
 
 class _Died(Exception):
-    """The process ended before its last answer."""
+    """The reader process ended before its last answer. `status`: its exit status, negative for a signal."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -71,14 +72,14 @@ class _Process:
         with suppress(ProcessLookupError):
             self.child.kill()
         await self.child.wait()
-        # The pipe's transport closes with the last of its ends; a cancelled reader may have left this end open.
+        # A cancelled reading may leave a pipe to the process open, so close the transport with all pipes.
         transport = getattr(self.child, "_transport", None)
         if transport is not None:
             transport.close()
 
 
 class DocumentReaders:
-    """Reads files; one process per concurrent reading."""
+    """Reads documents with a pool of reader processes. Each concurrent reading uses a separate process."""
 
     def __init__(self, limits: VectorStoreSettings, *, files_per_process: int = _FILES_PER_PROCESS) -> None:
         self._limits = limits
@@ -86,7 +87,8 @@ class DocumentReaders:
         self._idle: list[_Process] = []
 
     async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
-        """The chunks of a file (an absolute path), in pieces. Raises `ReadingFailed`."""
+        """Yield the chunks of a file in batches. `path` must be absolute. `name`: the uploaded file's name. Raises
+        `ReadingFailed`."""
         limits = self._limits
         request = ReadRequest(
             path=str(path),
@@ -107,13 +109,14 @@ class DocumentReaders:
                         yield piece
                 return
             except _Died as death:
-                # A reused process may have been dying already; for a new one, the file is the cause.
+                # If a new process died, the file is the cause. A reused process may have been dying before this file.
                 if answered or process.files == 1:
                     raise _failed(_why_ended(death.status)) from None
                 _log.warning("reader_died_idle", status=death.status)
 
     async def _ask(self, process: _Process, request: bytes) -> AsyncGenerator[Piece, None]:
-        """Read one file with one process, which is idle or dead afterwards. Raises `ReadingFailed`, `_Died`."""
+        """Read one file with this process, and afterwards return the process to the pool or end it. Raises
+        `ReadingFailed` and `_Died`."""
         reusable = False
         try:
             assert process.child.stdin is not None
@@ -121,7 +124,7 @@ class DocumentReaders:
                 process.child.stdin.write(request)
                 await process.child.stdin.drain()
             while True:
-                # The timeout covers only the process's work: the consumer of the chunks may be slow.
+                # The timeout covers only the wait for the process, not the consumer of the chunks, which may be slow.
                 answer = await self._answer(process)
                 if answer.code:
                     reusable = not answer.dying
@@ -138,7 +141,7 @@ class DocumentReaders:
                 await process.end()
 
     async def _take(self, *, new: bool) -> _Process:
-        """A live idle process, or a new one."""
+        """Take a live idle process from the pool, or start a new process. `new`: do not reuse a process."""
         while self._idle and not new:
             process = self._idle.pop()
             if process.child.returncode is None:
@@ -151,19 +154,20 @@ class DocumentReaders:
         return process
 
     async def rest(self, seconds: float) -> None:
-        """End the processes that were idle for `seconds`: each takes some 160 MB."""
+        """End the processes that have been idle for `seconds`, because each uses about 160 MB of memory."""
         now = time.monotonic()
         while self._idle and now - self._idle[0].used_at >= seconds:
-            # The most recently used process is reused first, so the first one has been idle longest.
+            # `_take` reuses the last element, so the first element has been idle longest.
             await self._idle.pop(0).end()
 
     async def aclose(self) -> None:
-        """End the idle processes."""
+        """End the idle processes. The caller must cancel running readings first."""
         while self._idle:
             await self._idle.pop().end()
 
     async def _start(self) -> _Process:
-        # Pass only the variables that Python needs: settings in the environment may be secrets.
+        # Pass only the environment variables that Python needs, because the environment may contain secrets of the
+        # settings.
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
@@ -171,7 +175,7 @@ class DocumentReaders:
             *(sys.executable, "-P", "-m", "antiphon.search.reader_process", str(self._limits.file_memory_bytes)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            # Libraries quote documents in their warnings.
+            # Discard stderr, because libraries quote documents in their warnings.
             stderr=asyncio.subprocess.DEVNULL,
             env=environment,
             cwd="/",
@@ -191,7 +195,7 @@ class DocumentReaders:
         except TimeoutError:
             raise _failed("The file takes too long to be read.") from None
         except asyncio.IncompleteReadError:
-            # A process may also be killed from outside during a shutdown, but then no caller waits for the file.
+            # A shutdown may also kill the process, but then no caller waits for the file.
             raise _Died(await process.child.wait()) from None
         except msgspec.DecodeError:
             raise _failed("The file could not be read.") from None

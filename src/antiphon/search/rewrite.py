@@ -1,8 +1,9 @@
-"""Rewrites a user's words into a search query with a model.
+"""Rewrites a user's search text into a better search query by calling a model.
 
-Lives here: the prompt for the model, and the extraction of the query from its answer. Not here: the search.
+Lives here: the prompt for the model, and extracting the query from the model's response. Not here: the search
+(`searcher.py`).
 
-Invariant: whatever the model or its server does, there is a query; on a failure it is the original one.
+Invariant: `rewrite` always returns a query. If the model or its server fails, `rewrite` returns the original text.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _Completion(msgspec.Struct):
 
 
 class ModelRewriter:
-    """Calls `model` over its usual route, with a timeout of `seconds`."""
+    """Calls `model` through the route that Antiphon's settings give this model, with a timeout of `seconds`."""
 
     def __init__(self, upstream: Upstream, routes: ModelRoutes, model: str, *, seconds: float) -> None:
         self._upstream = upstream
@@ -53,7 +54,8 @@ class ModelRewriter:
         self._seconds = seconds
 
     async def rewrite(self, query: str, headers: Headers) -> str:
-        """The query to search for. `headers`: the client's, for credentials that are passed through."""
+        """Return the rewritten query, or `query` itself on a failure. `headers`: the client's request headers. If the
+        route passes credentials through, the model server receives the client's credentials."""
         passed = _OF_THE_ACCOUNT if self._route.passthrough else frozenset()
         model = self._route.model or self._model
         body = {

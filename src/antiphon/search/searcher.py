@@ -1,16 +1,18 @@
-"""Searches vector stores: implements the `Searcher` port.
+"""Implements the `Searcher` port: keyword, vector and hybrid search in vector stores.
 
-Lives here: which searches run, the merge of their hits, and the meaning of a score. Not here: SQL, vectors.
+Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. Not here: SQL
+and comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
 
-Both searches return more hits than the limit (at least a hundred): a hit at rank ten in each can be first in the
-combination. Filters are part of both searches.
+Each search requests more hits than the caller's limit, at least a hundred. A hit at rank ten in both searches can be
+first after merging. Both searches apply the filters.
 
-A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum: 1 means first in both searches. With vectors
-alone the score is the cosine (negative: 0). With keywords alone it is `s / (s + 10)` of the BM25 score `s`. It grows
-with the number and rarity of the matching words and never reaches 1.
+A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum. So 1 means the first rank in both searches.
+The score of a vector search is the cosine similarity, or 0 if negative. The score of a keyword search is `s / (s +
+10)`, where `s` is the BM25 score. This score grows with the number and rarity of the matching words and never reaches
+1.
 
-Invariant: a failing embeddings server makes a search worse, but never impossible. Equal data gives equal results: ties
-are sorted by chunk number.
+Invariants: if the embeddings server fails, the search uses keywords only and does not fail. Equal data gives equal
+results, because hits with equal scores are sorted by chunk number.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _SHOWN_ID = 128
 
 
 class VectorStoreSearcher:
-    """A `Searcher` over an index, with vectors if there is an `embedder`."""
+    """Implements `Searcher` on a `ChunkIndex`. Without `embedder`, every search uses keywords only."""
 
     def __init__(
         self,
@@ -63,8 +65,9 @@ class VectorStoreSearcher:
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[FoundChunk]:
-        """The best hits of all queries over all stores together; see `Searcher.search`."""
-        # A check for the existence of stores is not a retrieval.
+        """Return the best chunks over all queries and all stores, best first. A chunk's score is its best score over
+        the queries. Raises `NotFound`, `InvalidRequest` and `StoreError`. See `Searcher.search`."""
+        # A call without queries only checks that the stores exist, so it gets no retrieval span.
         with span(names.RETRIEVAL, "client") if queries else nullcontext() as traced:
             if traced is not None:
                 traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})
@@ -124,8 +127,8 @@ class VectorStoreSearcher:
         ranking: Ranking,
         limit: int,
     ) -> dict[int, float]:
-        """The scores of the chunks for one query."""
-        # Without a vector, only words can rank, whatever their weight.
+        """Run the searches of one query. Returns scores by chunk number."""
+        # Without a vector, rank by keywords even if their weight is 0.
         by_words = ranking.text_weight > 0 or vector is None
 
         async def keyword_side() -> list[ChunkHit]:
@@ -139,7 +142,7 @@ class VectorStoreSearcher:
             found = [await self._index.nearest(store, model, vector, filters, limit) for store in stores]
             return merge(found, limit)
 
-        # In separate threads: one search in SQLite, the other in NumPy.
+        # Both searches run in other threads (SQLite and NumPy), so they run in parallel.
         keywords, nearest = await asyncio.gather(keyword_side(), vector_side())
         if not nearest:
             return keyword_scores(keywords)
@@ -151,24 +154,25 @@ _HALF = 10.0
 
 
 def merge(lists: Iterable[list[ChunkHit]], limit: int) -> list[ChunkHit]:
-    """The best hits of several stores' lists from one search, best first."""
+    """Merge the hits of several stores from the same kind of search. Returns the best `limit` hits, best first."""
     every = [hit for one in lists for hit in one]
     every.sort(key=lambda hit: (-hit.score, hit.chunk))
     return every[:limit]
 
 
 def keyword_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """The chunks and scores of a keyword search."""
+    """Convert BM25 scores to scores from 0 to below 1, by chunk number."""
     return {hit.chunk: max(0.0, hit.score) / (max(0.0, hit.score) + _HALF) for hit in hits}
 
 
 def vector_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """The chunks and scores of a vector search."""
+    """Limit cosine similarities to the range from 0 to 1. Returns scores by chunk number."""
     return {hit.chunk: min(1.0, max(0.0, hit.score)) for hit in hits}
 
 
 def fuse(keywords: list[ChunkHit], vectors: list[ChunkHit], ranking: Ranking) -> dict[int, float]:
-    """The chunks and scores of a hybrid search; both lists are sorted, best first."""
+    """Combine the hits of both searches by weighted reciprocal rank fusion. Both lists must be sorted, best first.
+    Returns scores from 0 to 1 by chunk number."""
     scores: dict[int, float] = {}
     for weight, hits in ((ranking.text_weight, keywords), (ranking.embedding_weight, vectors)):
         for place, hit in enumerate(hits, 1):

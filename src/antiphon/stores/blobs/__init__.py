@@ -1,4 +1,4 @@
-"""Stores the contents of files. The other stores hold the files' metadata."""
+"""Stores the contents of uploaded files on disk, in memory or in S3. The database stores the files' metadata."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from antiphon.stores.blobs.disk import DiskBlobs
 
 
 async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool = False) -> BlobStore:
-    """Open the storage of the settings, or one in `folder`. `of_several`: whether other machines share the files' rows.
+    """Open the bucket that `blobs.url` names, or else disk storage in `folder`. `of_several`: whether other machines
+    share the database of the files' metadata.
 
-    Raises `ConfigError`. Raises `StoreError` with advice when the storage is unusable.
+    Raises `ConfigError` when the extra `s3` is not installed. Raises `StoreError` with advice when the bucket is
+    unusable.
     """
     if settings.url is None:
         return DiskBlobs(folder, of_several=of_several)

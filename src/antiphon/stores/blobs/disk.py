@@ -1,13 +1,13 @@
-"""Stores file contents on disk: a `BlobStore` over a folder.
+"""Implements `BlobStore` with files in a folder.
 
-Lives here: writing, opening, deleting and listing. Not here: which contents are needed (`pending.py`, the backends'
-file stores).
+Lives here: writing, opening, deleting and listing blobs. Not here: deciding which blobs to delete (`pending.py`).
 
-A writer writes a content into `new/<key>`, flushes it to disk, and renames it to `ab/cd/<key>`.
+A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it to `ab/cd/<key>`. `abcd` are the first
+four digits of the key.
 
-Invariants: a file under its key is complete. One lock guards both use and close of a descriptor, so the last write of a
-cancelled caller never hits another file. All disk operations, also closing, run in this module's threads, so a slow
-disk never blocks the event loop.
+Invariants: a file at `ab/cd/<key>` is complete. One lock guards use and close of a file descriptor, so the last write
+of a cancelled caller never hits another file. All disk operations, including closing, run in this module's thread pool,
+so a slow disk never blocks the event loop.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from antiphon.errors import StoreError, file_failure
 T = TypeVar("T")
 
 FILES_FOLDER = "files"
-"""The folder for contents in a data folder."""
+"""The subfolder of the data folder that contains blobs."""
 
 KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
-# Flushing half a gigabyte takes seconds, so contents have a separate thread pool.
+# Flushing half a gigabyte takes seconds, so blobs have a separate thread pool.
 _THREADS = 8
 
 
@@ -49,34 +49,35 @@ def flush_folder(folder: Path) -> None:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it is valid. Raises `StoreError` for a key that Antiphon never creates."""
+    """Return the key unchanged. Raises `StoreError` unless the key has the form that `new_blob_key` creates: 48
+    hexadecimal digits."""
     if not KEY.fullmatch(key):
         raise StoreError("A stored file has a key that is none of ours.")
     return key
 
 
 def content_place(folder: Path, key: str) -> Path:
-    """The path of a complete content in a folder."""
+    """Return the path of a complete blob in a folder: `ab/cd/<key>`."""
     return folder / key[:2] / key[2:4] / key
 
 
 class DiskBlobs:
-    """`BlobStore` in one folder, which any number of processes may share."""
+    """A `BlobStore` in one folder, which any number of processes may share."""
 
     def __init__(self, folder: Path, *, of_several: bool = False) -> None:
-        """`of_several`: whether machines with separate folders share the rows, so that a missing content may be on
-        another machine."""
+        """`of_several`: whether several machines with separate folders share the database. Then a missing blob may be
+        on another machine, and `open` raises `StoreError` with the reason `elsewhere`."""
         self._folder = folder
         self._of_several = of_several
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="antiphon-files")
 
     async def aclose(self) -> None:
-        """Wait for the running operations."""
+        """Wait for the running disk operations. Later operations raise `StoreError`."""
         await asyncio.to_thread(self._threads.shutdown)
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[DiskBlobWriter]:
-        """Begin a content under a new key."""
+        """Begin the upload of a blob under a new key."""
         writer = DiskBlobWriter(self, self._folder / _NEW / key, self.place(key))
         try:
             await self.run("Beginning a file", writer.begin)
@@ -85,12 +86,12 @@ class DiskBlobs:
             await self.finish(writer.close)
 
     async def open(self, key: str) -> DiskBlobReader:
-        """Open a content. Raises `StoreError` when it does not exist."""
+        """Open a blob for reading. Raises `StoreError` when the blob does not exist."""
         opening = asyncio.ensure_future(self.run("Opening a file", lambda: DiskBlobReader(self, self.place(key))))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The caller left: close the content when the thread has opened it.
+            # The caller was cancelled: close the file as soon as the thread has opened it.
             opening.add_done_callback(self._close_opened)
             raise
         except StoreError as error:
@@ -99,7 +100,7 @@ class DiskBlobs:
             raise
 
     async def delete(self, key: str) -> None:
-        """Delete all files of a content, if any."""
+        """Delete the complete file and the draft of a blob, if they exist."""
         places = (self.place(key), self._folder / _NEW / key)
 
         def delete() -> None:
@@ -109,8 +110,8 @@ class DiskBlobs:
         await self.run("Deleting a file", delete)
 
     async def keys(self, at_once: int = 500) -> AsyncIterator[list[str]]:
-        """The keys of all contents, complete and unfinished, about `at_once` at a time. Needed for contents from
-        versions without pending blobs."""
+        """Yield the keys of all blobs, complete and unfinished, in batches of about `at_once`. The SQLite backend uses
+        the keys to find blobs of old versions, which had no pending rows."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -126,11 +127,12 @@ class DiskBlobs:
             yield found
 
     def place(self, key: str) -> Path:
-        """The path of a complete content."""
+        """Return the path of a complete blob. Raises `StoreError` for an invalid key."""
         return content_place(self._folder, checked_key(key))
 
     async def run(self, doing: str, action: Callable[[], T]) -> T:
-        """Run this in a thread. Raises `StoreError` when it fails."""
+        """Run `action` in the thread pool. `doing` names the operation in errors, as a gerund. Raises `StoreError` when
+        `action` raises `OSError`."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, action)
         except OSError as error:
@@ -139,11 +141,12 @@ class DiskBlobs:
             raise StoreError("The store is closed.") from error
 
     async def finish(self, close: Callable[[], None]) -> None:
-        """Close in a thread, because a running write or flush delays it. Completes even if the caller is cancelled."""
+        """Run `close` in the thread pool, because it waits for a running write or flush. `close` completes even if the
+        caller is cancelled."""
         try:
             closing = asyncio.get_running_loop().run_in_executor(self._threads, close)
         except RuntimeError:
-            # The store is closed, and no operation is running.
+            # The thread pool is shut down, so no operation is running and `close` does not block.
             close()
             return
         await to_the_end(closing)
@@ -160,10 +163,10 @@ class DiskBlobs:
 
 
 class DiskBlobWriter:
-    """The upload of one file's content, before it is complete."""
+    """The running upload of one blob."""
 
     def __init__(self, blobs: DiskBlobs, draft: Path, place: Path) -> None:
-        """`draft`: the path while it is written. `place`: the path when it is complete."""
+        """`draft`: the path during the upload. `place`: the path of the complete blob."""
         self._blobs = blobs
         self._draft = draft
         self._place = place
@@ -174,19 +177,19 @@ class DiskBlobWriter:
         self._closed = False
 
     async def write(self, data: bytes) -> None:
-        """Append."""
+        """Append `data`. Raises `StoreError`."""
         self.size += len(data)
         await self._blobs.run("Writing a file", lambda: self._write(data))
 
     async def seal(self) -> Blob:
-        """Make it durable under its key."""
+        """Make the blob durable and readable under its key. Returns its size and SHA-256. Raises `StoreError`."""
         return await self._blobs.run("Storing a file", self._seal)
 
     def begin(self) -> None:
-        """Create the file; called in a thread."""
+        """Create the draft file. Runs in the thread pool."""
         with self._using:
-            # A caller that was cancelled before a thread was free has already closed this writer, and deletes the
-            # content.
+            # The caller was cancelled before a thread was free. The caller has already closed this writer, and deletes
+            # the blob.
             if self._closed:
                 return
             _make_folder(self._draft.parent.parent)
@@ -194,7 +197,7 @@ class DiskBlobWriter:
             self._descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
-        """Close the file. Waits for a write or a flush, so never call it in the event loop."""
+        """Close the file. Waits for a running write or flush, so never call this method in the event loop."""
         with self._using:
             self._closed = True
             if self._descriptor >= 0:
@@ -228,7 +231,7 @@ class DiskBlobWriter:
 
 
 class DiskBlobReader:
-    """An open content."""
+    """A blob on disk that is open for reading."""
 
     def __init__(self, blobs: DiskBlobs, path: Path) -> None:
         self._blobs = blobs
@@ -238,15 +241,15 @@ class DiskBlobReader:
         self.size = os.fstat(self._descriptor).st_size
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`: `limit` of them, or fewer at the end."""
+        """Return `limit` bytes from offset `start`, or fewer at the end of the file. Raises `StoreError`."""
         return await self._blobs.run("Reading a file", lambda: self._read(start, limit))
 
     async def aclose(self) -> None:
-        """Close the file, after a running read."""
+        """Close the file after a running read has ended."""
         await self._blobs.finish(self.close)
 
     def close(self) -> None:
-        """The same without an event loop."""
+        """Close the file from a thread without an event loop."""
         with self._using:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
@@ -265,5 +268,5 @@ class DiskBlobReader:
 
 
 def _make_folder(folder: Path) -> None:
-    # One by one: `parents` would create the parent folders readable by all users.
+    # Callers create each parent folder separately, because `parents=True` would create parents that all users can read.
     folder.mkdir(mode=0o700, exist_ok=True)

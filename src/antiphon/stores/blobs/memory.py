@@ -1,10 +1,9 @@
-"""Stores file contents in memory: a `BlobStore` for a state that ends with the process.
+"""Implements `BlobStore` in memory. The process's end deletes all file contents.
 
-Lives here: the contents. Not here: which contents are needed (the backends: `stores/sqlite/files.py`), their size limit
-(`files.owner_bytes`).
+Lives here: the bytes of all blobs. Not here: deciding which blobs to delete (`pending.py`), the size limit (setting
+`files.owner_bytes`).
 
-Invariant: a content is readable from its completion (`seal`) until its deletion. A reader can finish reading a deleted
-content.
+Invariant: a blob is readable from `seal` until `delete`. A reader that is open can still read a deleted blob.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from antiphon.stores.blobs.disk import checked_key
 
 
 class MemoryBlobs:
-    """A `BlobStore`. `contents` holds complete contents, `drafts` those during an upload."""
+    """A `BlobStore` in memory. `contents`: the complete blobs by key. `drafts`: the blobs of running uploads."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
@@ -28,7 +27,7 @@ class MemoryBlobs:
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[MemoryBlobWriter]:
-        """Begin a content under this key."""
+        """Begin the upload of a blob under this key."""
         writer = MemoryBlobWriter(self, checked_key(key))
         try:
             yield writer
@@ -36,13 +35,13 @@ class MemoryBlobs:
             writer.closed = True
 
     async def open(self, key: str) -> MemoryBlobReader:
-        """Open a content. Raises `StoreError` when it does not exist."""
+        """Open a blob for reading. Raises `StoreError` when no blob has this key."""
         if checked_key(key) not in self.contents:
             raise StoreError("There is no such content.")
         return MemoryBlobReader(self.contents[key])
 
     async def delete(self, key: str) -> None:
-        """Delete all of a content, if it exists."""
+        """Delete the blob of this key, complete or not. Does nothing when no blob has this key."""
         self.contents.pop(checked_key(key), None)
         self.drafts.pop(key, None)
 
@@ -51,7 +50,7 @@ class MemoryBlobs:
 
 
 class MemoryBlobWriter:
-    """The upload of one file's content, before it is complete."""
+    """The running upload of one blob."""
 
     def __init__(self, blobs: MemoryBlobs, key: str) -> None:
         self._blobs = blobs
@@ -62,7 +61,7 @@ class MemoryBlobWriter:
         blobs.drafts[key] = bytearray()
 
     async def write(self, data: bytes) -> None:
-        """Append."""
+        """Append `data`. Raises `StoreError` after the upload has ended."""
         if self.closed:
             raise StoreError("This content is closed.")
         self._blobs.drafts[self._key] += data
@@ -70,7 +69,8 @@ class MemoryBlobWriter:
         self.size += len(data)
 
     async def seal(self) -> Blob:
-        """Complete the content."""
+        """Complete the blob, which makes it readable. Returns its size and SHA-256. Raises `StoreError` after the
+        upload has ended."""
         if self.closed:
             raise StoreError("This content is closed.")
         self._blobs.contents[self._key] = bytes(self._blobs.drafts.pop(self._key))
@@ -78,7 +78,7 @@ class MemoryBlobWriter:
 
 
 class MemoryBlobReader:
-    """An open content in memory."""
+    """A blob in memory that is open for reading."""
 
     path: Path | None = None
 
@@ -88,11 +88,11 @@ class MemoryBlobReader:
         self.size = len(data)
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`."""
+        """Return at most `limit` bytes from offset `start`. Raises `StoreError` after `aclose`."""
         if self._closed:
             raise StoreError("This content is closed.")
         return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:
-        """Close the content."""
+        """Close the reader."""
         self._closed = True

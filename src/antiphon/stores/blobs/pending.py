@@ -1,12 +1,12 @@
-"""Tracks pending blobs, in every backend: contents that no file owns yet, or no longer owns (`engine/ports/files.py`).
+"""Tracks pending blobs for every backend. A pending blob is a file content without a file row, during an upload or
+after a deletion (`engine/ports/files.py`).
 
-Lives here: their rows, leases, the order of row and content, and the sweep that deletes contents. The statements for
-transactions that turn a content into a file, or delete a file, are here too. Not here: files (`../files.py`), the
-storages for contents (the other modules here).
+Lives here: the table `pending_blobs`, the leases of uploads, and the sweep that deletes abandoned blobs. Other stores
+run the statements `KEEP` and `LET_GO` when they add or delete the row that owns a blob. Not here: file rows
+(`../files.py`), the storage of blobs (the other modules of this folder).
 
-Invariants: once a sweep has reserved a row ("taken"), no process renews the row or makes a file of its content. Both
-check the row in their transaction. A sweep deletes a content only after it has reserved the row, and deletes the row
-after the content.
+Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob.
+Both operations check the row in their transaction. A sweep first reserves the row, then deletes the blob, then the row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 UPLOAD_LEASE_SECONDS = 900.0
 
 _BATCH = 200
-# So many failures in a row mean that the storage fails, not one content.
+# After this many consecutive failures, the sweep stops, because the storage is failing rather than a single blob.
 _FAILURES = 3
 
 BEGIN = """
@@ -39,15 +39,15 @@ WITH held (id) AS MATERIALIZED (SELECT key FROM pending_blobs WHERE key IN (:hol
 UPDATE pending_blobs AS p SET lease_until = lease_in(:lease) FROM held
 WHERE p.key = held.id AND p.lease_until > taken() RETURNING key
 """
-# For the transaction that turns the content into a file.
+# Runs in the transaction that adds the file row of an uploaded blob.
 KEEP = "DELETE FROM pending_blobs WHERE key = :blob AND lease_until > taken()"
-# For the transaction that deletes a file.
+# Runs in the transaction that deletes a file row.
 LET_GO = """
 INSERT INTO pending_blobs (key, lease_until) VALUES (:blob, taken())
 ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 """
 IS_HELD = "SELECT 1 FROM pending_blobs WHERE key = :key AND lease_until > taken()"
-# Skips rows that another transaction is renewing or keeping.
+# Skips rows that another transaction has locked, to renew the lease or to add the file row.
 TAKE_OVERDUE = """
 UPDATE pending_blobs SET lease_until = taken() WHERE key IN (
   SELECT key FROM pending_blobs WHERE lease_until > taken() AND lease_until <= lease_now() FOR UPDATE SKIP LOCKED
@@ -58,55 +58,57 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 
 class PendingRows:
-    """The rows. Each has a lease by the lease clock, or is *taken* (reserved for deletion) for good. Every method
-    raises `StoreError`."""
+    """The rows of `pending_blobs`. Each row has a lease, or is *taken*: reserved for deletion forever. Leases use the
+    lease clock. Every method raises `StoreError`."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
     """The transaction that reserves all rows with an expired lease."""
 
     def __init__(self, tables: Tables) -> None:
-        """`tables`: the caller closes them."""
+        """`tables`: the database, which the caller closes."""
         self.tables = tables
 
     async def begin(self, key: str, seconds: float) -> None:
-        """Insert a row with a lease."""
+        """Insert the pending row of a new blob, with a lease of `seconds`."""
         await self.tables.run([Statement(BEGIN, {"key": key, "lease": milliseconds(seconds)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Extend the leases of these rows unless they are taken, even if they are expired. Returns the renewed keys."""
+        """Renew the leases of these keys for `seconds`, even expired ones, but not those of taken rows. Returns the
+        renewed keys."""
         return await renewed(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
-        """Whether this row exists and is not taken."""
+        """Return whether the key's row exists and is not taken."""
         return bool(await self.tables.fetch(IS_HELD, {"key": key}))
 
     async def take_overdue(self) -> None:
-        """Reserve all rows with an expired lease."""
+        """Reserve all rows with an expired lease for deletion."""
         await self.tables.run(self.taking, again=True)
 
     async def taken(self, after: str, limit: int) -> Sequence[str]:
-        """The keys of taken rows after this key, in order."""
+        """Return the keys of taken rows, in order, starting after the key `after`. Returns at most `limit` keys."""
         return [row[0] for row in await self.tables.fetch(TAKEN, {"after": after, "limit": limit})]
 
     async def forget(self, key: str) -> None:
-        """Delete the row, taken or not."""
+        """Delete the key's row, whether taken or not."""
         await self.tables.run([Statement(FORGET, {"key": key})], again=True)
 
 
 class PendingBlobs:
-    """All operations on pending blobs, except turning them into files."""
+    """Uploads, renews, deletes and sweeps pending blobs. The file store adds the file rows (`../files.py`)."""
 
     def __init__(self, rows: PendingRows, blobs: BlobStore, lease: float, leases: Leases | None = None) -> None:
-        """`lease`: seconds without renewal after which an upload counts as abandoned. `leases` renews them."""
+        """`lease`: seconds without renewal after which an upload counts as abandoned. `leases` renews the leases of
+        running uploads."""
         self.rows = rows
         self._blobs = blobs
         self._leases = leases or Leases(lease)
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[PendingBlob]:
-        """Begin a content. On exit, a content that is not settled is deleted."""
+        """Begin the upload of a blob under a new key. On exit, delete the blob unless the caller set `settled`."""
         key = new_blob_key()
-        # A caller that is cancelled during this write leaves a row without a content; a sweep deletes it.
+        # If the caller is cancelled during this write, a row without a blob remains, and a sweep deletes the row.
         await self.rows.begin(key, self._leases.seconds)
         self._leases.hold(self.rows, key)
         blob = PendingBlob(self, key)
@@ -121,15 +123,16 @@ class PendingBlobs:
                 await to_the_end(self.forget(key))
 
     def is_renewed(self, key: str) -> bool:
-        """Whether this process still renews the lease."""
+        """Return whether this process still renews the key's lease."""
         return self._leases.holds(self.rows, key)
 
     async def open(self, key: str) -> BlobReader:
-        """Open a content. Raises `StoreError`."""
+        """Open a stored blob for reading. Raises `StoreError`."""
         return await self._blobs.open(key)
 
     async def forget(self, key: str) -> None:
-        """Delete a content that becomes no file, then its row. If that fails, the next sweep does it."""
+        """Delete a blob that no file needs, then its row. If the deletion fails, log a warning: a later sweep deletes
+        both."""
         self._leases.drop(self.rows, key)
         try:
             await self._delete(key)
@@ -137,7 +140,8 @@ class PendingBlobs:
             _log.warning("blob_not_deleted", key=key, error=str(error))
 
     async def sweep(self) -> int:
-        """Delete the contents that are taken or have an expired lease. Returns their number."""
+        """Delete all blobs whose row is taken or has an expired lease. Returns the number of deleted blobs. Raises
+        `StoreError` after some blobs could not be deleted."""
         await self.rows.take_overdue()
         gone, failed, after = 0, 0, ""
         failure: StoreError | None = None
@@ -158,7 +162,7 @@ class PendingBlobs:
         return gone
 
     async def aclose(self) -> None:
-        """Stop renewing, and wait for running operations on contents."""
+        """Stop renewing leases, and wait for running operations on blobs."""
         await self._leases.aclose()
         await self._blobs.aclose()
 
@@ -168,7 +172,7 @@ class PendingBlobs:
 
 
 class PendingBlob:
-    """A content that is to become a file."""
+    """A blob during its upload."""
 
     content: BlobWriter
 
@@ -176,25 +180,26 @@ class PendingBlob:
         self._pending = pending
         self.key = key
         self.settled = False
-        """Whether it belongs to a file, or may belong to one. Then only the rows decide about it."""
+        """Whether a file row refers to the blob, or may refer to it after a write with an unknown outcome. Then
+        `uploading` does not delete the blob on exit."""
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """The number of bytes written so far."""
         return self.content.size
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises `StoreError`, also when a sweep has reserved it."""
+        """Append `data`. Raises `StoreError`, also when this process has lost the lease of the upload."""
         if not self._pending.is_renewed(self.key):
             raise self.lost()
         await self.content.write(data)
 
     async def seal(self) -> Blob:
-        """Make the content durable. Raises `StoreError`, also when a sweep has reserved it."""
+        """Make the blob durable. Raises `StoreError`, also when a sweep has reserved the blob."""
         if not await self._pending.rows.is_held(self.key):
             raise self.lost()
         return await self.content.seal()
 
     def lost(self) -> StoreError:
-        """The error of an upload that a sweep has reserved."""
+        """Return the error for an upload that a sweep has reserved for deletion."""
         return StoreError("The upload paused for so long that the server deleted it. Send the file again.")

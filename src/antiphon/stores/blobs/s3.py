@@ -1,21 +1,23 @@
-"""Stores file contents in an S3 bucket.
+"""Implements `BlobStore` in an S3 bucket.
 
-Lives here: writing, opening and deleting, and the classification of failures. Not here: which contents are needed
-(`pending.py`).
+Lives here: writing, opening and deleting blobs, and the classification of failures. Not here: deciding which blobs to
+delete (`pending.py`).
 
-A content is several objects: `<prefix>/<key>/000000`, `000001`, …, of 8 MiB each, or less while many uploads are open.
-The last one has the suffix `-last` (`000007-last`), and the writer writes it when all others are stored.
+A blob consists of several S3 objects, called pieces: `<prefix>/<key>/000000`, `000001`, …. A piece has 8 MiB, or less
+while many uploads are open. The last piece has the suffix `-last` (`000007-last`). The writer sends the last piece only
+after all other pieces are stored.
 
-S3's multipart uploads would give one object. But the parts of an unfinished upload are in no list of objects. Only the
-upload's id can abort it, and the client library does not expose the id. The pieces of an unfinished content are listed
-under its key like those of a finished one. So one deletion by key removes them all, even if their writer crashed.
+Antiphon does not use S3's multipart uploads, because S3 does not list the parts of an unfinished upload as objects.
+Aborting an unfinished upload needs its id, which the client library does not expose. Pieces are ordinary objects, so S3
+lists them under the blob's key even if their writer crashed. So one deletion by key removes every piece.
 
-Invariants: a content without a last piece is never read. An upload buffers one piece and has `_SENDING` requests in
-progress; all uploads together have `_SENDING_ALL`. A download buffers one stretch and has one request in progress.
-Pieces and stretches shrink when many are open, so the sum of all buffers stays bounded (`_share`). Every request has a
-deadline. A closed writer sends no piece. If a piece may still arrive late, its content does not count as deleted at
-once. Messages show only an error code (letters) of the server or the library. So no key, signature or foreign address
-reaches a log or a response.
+Invariants: a blob without a last piece is never read. An upload buffers one piece and has at most `_SENDING` requests
+in progress. All uploads together have at most `_SENDING_ALL`. A sequential download buffers one stretch (a byte range)
+and fetches the next in advance. Pieces and stretches shrink while many blobs are open, so the sum of all buffers stays
+bounded (`_share`). Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still store
+the piece later. So the first deletion of the blob reports a failure, and a sweep deletes again. Error messages contain
+only an error code of the server, an HTTP status or advice. So no key, signature or foreign address reaches a log or a
+response.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ _LAST = "-last"
 _SENDING = 2
 _SENDING_ALL = 16
 _STRETCH = 2 << 20
-# The buffers of all uploads, and of all downloads, of a process together, unless each already has the minimum.
+# The maximum bytes of the buffers of all uploads of a process, and the same for downloads. `LEAST` per upload or
+# download may exceed this maximum.
 _HELD_ALL = 64 << 20
 LEAST = 128 << 10
 _FETCHING = 4
@@ -55,7 +58,7 @@ _CHECK = "check"
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})\b")
 _UNREACHABLE = re.compile(r"kind: Connect\b|dns error|tcp connect error|ConnectError")
-# The addresses that a client asks for a role's credentials when no others are configured.
+# Link-local addresses of AWS metadata services. The library requests credentials there when none are configured.
 _ROLE = re.compile(r"//169\.254\.(169\.254|170\.2|170\.23)\b")
 
 _NO_CREDENTIALS = "no credentials were found; set blobs.key_id and blobs.secret."
@@ -68,11 +71,11 @@ _BUSY = frozenset({"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "To
 
 
 class S3Blobs:
-    """`BlobStore` in one bucket, which any number of machines may share."""
+    """A `BlobStore` in one bucket, which any number of machines may share."""
 
     def __init__(self, settings: BlobSettings, piece: int = PIECE, least: int = LEAST) -> None:
-        """`settings` must have a `url`. Does not connect yet. `piece`: the bytes of a piece of an upload. While many
-        uploads are open, pieces shrink, but not below `least`."""
+        """`settings` must have a `url`. The constructor does not connect. `piece`: the size of an upload's pieces in
+        bytes. While many uploads are open, pieces shrink, but not below `least`."""
         self._piece, self._least = piece, least
         self._bucket, prefix = settings.place
         self._where = f"{settings.url} ({settings.endpoint or settings.region})"
@@ -90,20 +93,20 @@ class S3Blobs:
 
     @property
     def stretch(self) -> int:
-        """The current number of bytes per read of a download."""
+        """The current number of bytes that one read request of a download fetches."""
         return _share(_STRETCH, self._downloads, self._least)
 
     async def check(self) -> None:
         """Check that the credentials allow every operation on contents. Raises `StoreError` with advice."""
         path = f"{_CHECK}/0"
-        # Lists first: some servers create a missing bucket on the first write.
+        # List objects before writing, because some servers create a missing bucket on the first write.
         await self.pieces(_CHECK)
         await self.put(path, b"antiphon")
         await self.remove([path])
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
-        """Begin a content under a new key."""
+        """Begin the upload of a blob under a new key."""
         writer = S3BlobWriter(self, checked_key(key), self._sending)
         self._uploads += 1
         try:
@@ -114,7 +117,7 @@ class S3Blobs:
                 self._late.add(key)
 
     async def open(self, key: str) -> S3BlobReader:
-        """Open a content. Raises `StoreError` when it does not exist."""
+        """Open a blob for reading. Raises `StoreError` when a piece is missing."""
         pieces = await self.pieces(checked_key(key))
         numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
@@ -126,12 +129,14 @@ class S3Blobs:
         return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
 
     def closed(self) -> None:
-        """Called when a reader closes."""
+        """Count one open download less. A reader calls this method when it closes."""
         self._downloads -= 1
 
     async def delete(self, key: str) -> None:
-        """Delete all pieces of a content, if any."""
-        # Even if this succeeds, the sweep deletes it again later, when no piece can arrive any more.
+        """Delete all pieces of a blob, if any exist. Raises `StoreError`, also when a failed PUT may still store a
+        piece later."""
+        # For a blob with a failed PUT, `delete` raises below even after deleting. So the pending row stays, and a sweep
+        # deletes again when S3 can no longer store the piece.
         late = key in self._late
         self._late.discard(key)
         pieces = await self.pieces(checked_key(key))
@@ -143,19 +148,19 @@ class S3Blobs:
             )
 
     async def aclose(self) -> None:
-        """Do nothing: the client library closes idle connections itself."""
+        """Do nothing: the client library closes idle connections."""
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write one object."""
+        """Store one S3 object at `path`. Raises `StoreError`."""
         await self._ask("Storing a file", lambda: self._store.put_async(path, data, use_multipart=False))
 
     async def fetch(self, path: str, start: int, end: int) -> bytes:
-        """The bytes `start` to `end` of one object."""
+        """Return the bytes from `start` up to, but not including, `end` of one S3 object. Raises `StoreError`."""
         got = await self._ask("Reading a file", lambda: self._store.get_range_async(path, start=start, end=end))
         return got.to_bytes()
 
     async def pieces(self, key: str) -> dict[str, int]:
-        """The stored pieces of a content and their sizes, in order."""
+        """Return the stored pieces of a blob in order, each with its size in bytes."""
 
         async def found() -> dict[str, int]:
             return {
@@ -167,11 +172,12 @@ class S3Blobs:
         return dict(sorted((await self._ask("Looking for a file", found)).items()))
 
     async def remove(self, paths: list[str]) -> None:
-        """Delete these objects."""
+        """Delete the S3 objects at these paths. Raises `StoreError`."""
         await self._ask("Deleting a file", lambda: self._store.delete_async(paths))
 
     async def _ask(self, doing: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Send a request. Raises `StoreError` when it fails, without the library's message."""
+        """Send a request with the timeout of the settings. Raises `StoreError`, which does not quote the library's
+        message."""
         try:
             async with asyncio.timeout(self._seconds):
                 return await request()
@@ -182,7 +188,7 @@ class S3Blobs:
 
 
 class S3BlobWriter:
-    """The upload of one file's content, before it is complete."""
+    """The running upload of one blob."""
 
     def __init__(self, blobs: S3Blobs, key: str, places: asyncio.Semaphore) -> None:
         self._blobs = blobs
@@ -198,12 +204,12 @@ class S3BlobWriter:
         self._closed = False
 
     async def write(self, data: bytes) -> None:
-        """Append; waits while the maximum of pieces is in progress."""
+        """Append `data`. Waits while the maximum number of requests is in progress. Raises `StoreError`."""
         self._check()
         self.size += len(data)
         view = memoryview(data)
         while view:
-            # A full piece waits for further data, because the last one has a different name.
+            # Send a full piece only when more data follows, because the last piece has a different name.
             if self.held_size >= self._blobs.piece:
                 await self._send("")
             some = bytes(view[: self._blobs.piece - self.held_size])
@@ -213,7 +219,7 @@ class S3BlobWriter:
             self.held_size += len(some)
 
     async def seal(self) -> Blob:
-        """Write the last piece after all others are stored."""
+        """Store the last piece after all other pieces. Returns the blob's size and SHA-256. Raises `StoreError`."""
         self._check()
         await self._until_sent(0)
         await self._send(_LAST)
@@ -222,7 +228,8 @@ class S3BlobWriter:
         return Blob(self._key, self.size, self._hash.hexdigest())
 
     async def close(self) -> bool:
-        """Stop sending, and wait for the requests in progress. Returns whether a failed piece may still arrive."""
+        """Stop sending, and wait for the requests in progress. Returns whether a request failed, so that S3 may still
+        store its piece later."""
         self._closed = True
         self._held.clear()
         if self._sending:
@@ -248,7 +255,7 @@ class S3BlobWriter:
             self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
 
     async def _until_sent(self, most: int) -> None:
-        """Wait until at most `most` pieces are in progress."""
+        """Wait until at most `most` PUT requests are in progress. Raises `StoreError` if one failed."""
         while len(self._sending) > most:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         self._check()
@@ -261,7 +268,8 @@ class S3BlobWriter:
 
 
 class S3BlobReader:
-    """An open content in the bucket. For a reader that reads sequentially, it fetches the next stretch in advance."""
+    """A blob in the bucket that is open for reading. If the caller reads sequentially, the reader fetches the next
+    stretch in advance."""
 
     path: Path | None = None
 
@@ -278,7 +286,7 @@ class S3BlobReader:
         self._closed = False
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`: `limit` of them, or fewer at the end."""
+        """Return `limit` bytes from offset `start`, or fewer at the end of the blob. Raises `StoreError`."""
         if self._closed:
             raise StoreError("This file is closed.")
         end = min(start + limit, self.size)
@@ -292,7 +300,7 @@ class S3BlobReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def aclose(self) -> None:
-        """Close the content."""
+        """Close the reader, and cancel a fetch in progress."""
         if self._closed:
             return
         self._closed = True
@@ -304,13 +312,13 @@ class S3BlobReader:
             await to_the_end(asyncio.wait({ahead[1]}))
 
     async def _long(self, start: int, end: int) -> bytes:
-        """A large range: several stretches in parallel."""
+        """Read a large range by fetching up to `_FETCHING` stretches concurrently. Returns at least one byte."""
         most = min(end, start + _FETCHING * _STRETCH)
         spans = [(at, min(at + _STRETCH, most)) for at in range(start, most, _STRETCH)]
         return b"".join(await asyncio.gather(*(self._fetch(*span) for span in spans)))
 
     async def _short(self, start: int, end: int) -> bytes:
-        """Bytes from `start`, at most up to `end`."""
+        """Return bytes from `start` on, up to `end` or the end of the buffered stretch."""
         first, window = self._window
         if not first <= start < first + len(window):
             ahead, self._ahead = self._ahead, None
@@ -322,7 +330,7 @@ class S3BlobReader:
             elif start and start == self._read_to:
                 window = await self._fetch(start, min(start + self._blobs.stretch, self.size))
             else:
-                # The first read of its kind: the reader may not want the bytes after it.
+                # The caller has not read sequentially so far, so fetch only the requested bytes.
                 return await self._fetch(start, end)
             first = start
             self._window = (first, window)
@@ -336,7 +344,7 @@ class S3BlobReader:
             self._ahead = (start, task)
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        """Exactly the bytes from `start` to `end`."""
+        """Fetch exactly the bytes from `start` up to, but not including, `end`, across pieces."""
         parts = []
         while start < end:
             number = bisect_right(self._starts, start) - 1
@@ -387,13 +395,13 @@ def _connected(settings: BlobSettings, bucket: str, prefix: str) -> S3Store:
 
 
 def store_error(doing: str, where: str, bucket: str, error: BaseException) -> StoreError:
-    """The error for the failure of `doing` (a gerund) at the storage `where`."""
+    """Return the error for a failed operation. `doing` names the operation as a gerund, `where` the storage."""
     advice, reason = _advice(bucket, str(error))
     return StoreError(f"{doing} failed in {where}: {advice}", reason=reason)
 
 
 def too_slow(doing: str, where: str, seconds: float) -> StoreError:
-    """The error for a storage that did not answer in time."""
+    """Return the error for a storage that did not respond within `seconds`."""
     return StoreError(f"{doing} failed in {where}: no answer within {seconds:g} seconds.", reason="slow")
 
 
