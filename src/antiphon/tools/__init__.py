@@ -1,10 +1,11 @@
-"""Hosted tools: tools that the gateway runs itself when the model calls them.
+"""Hosted tools: tools that the sidecar itself runs when the model calls them.
 
-Lives here: one module for each tool, and `box.py`, which holds them together. Not here: when a call runs and what its
-item looks like (`engine/exchange/tool_turns.py`, `translation/events/hosted_events.py`).
+Lives here: one module or package for each tool, and `box.py`, which dispatches calls to the tools. Not here: the order
+of calls in a response (`engine/exchange/tool_turns.py`), the items and events of a call
+(`translation/events/hosted_events.py`).
 
-To add a tool:
-- Write a class with `types`, `prepare` and `run` (`box.ServerTool`).
-- Add a `CallKind`, and an item in `types/items.py` with its events.
-- Add one line in `app/tools.py`. The tool contract suite runs on the tool.
+To add a hosted tool:
+- Write a class that implements `box.ServerTool`.
+- Add a `CallKind`, an item class in `types/items.py`, and the events of the item.
+- Add one line in `app/tools.py`. The tool contract tests then run on the new tool.
 """

@@ -1,16 +1,17 @@
-"""The toolbox: dispatches calls to the hosted tools of a process and enforces the limits of every call.
+"""Dispatches calls to the hosted tools of a process, and enforces the limits of every call.
 
 Lives here:
-- the tool that a call goes to, a call's timeout, the limit of its output, and the conversion of a failure to a result;
-- how many calls of a process, of one owner and of one response run at once, and which call is next.
+- dispatching a call, the timeout of a call, the limit of its output, and converting a failure into a result;
+- the limits of concurrent calls per process, owner and response, and the choice of the next waiting call.
 
-Not here: any tool.
+Not here: the tools themselves (the other modules of this package).
 
-A response has at most a quarter of the places, and an owner three quarters, so that there is room for others. A free
-place goes to the owner that has the fewest, and among these to the one that waits longest.
+A process has a fixed number of slots, and a running call occupies one slot. A response occupies at most a quarter of
+the slots, and an owner at most three quarters, so that other owners' calls can run. A free slot goes to the owner with
+the fewest running calls. If several owners have equally few, the owner that has waited longest gets the slot.
 
-Invariants: `run` answers every call with a result. Nothing a tool does or raises reaches the exchange in another form.
-No call waits while there is a place that it may have.
+Invariants: `run` returns a result for every call, even when the tool raises any exception. No call waits while a slot
+is free that its owner and response may occupy.
 """
 
 from __future__ import annotations
@@ -40,27 +41,29 @@ _CUT = "\n[The rest was cut off: it is too long.]"
 
 
 class ToolFailed(Exception):
-    """A call failed in a way that the model should know of: the message is written for it."""
+    """A call failed, and the model reads the message of this exception as the call's output."""
 
 
 class ServerTool(Protocol):
-    """One tool. `types` are the declared types it serves."""
+    """One hosted tool. `types`: the `type` values of the request's `tools` entries that this tool handles."""
 
     types: frozenset[str]
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Check the declaration. Returns the functions that the model sees. Raises `ApiError` whose `param` begins with
-        `tools[i]`."""
+        """Check the tool's declaration in a request. Returns the functions that the model sees. Raises `ApiError` whose
+        `param` begins with `tools[i]`."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run a call. Raises `ToolFailed` (or returns a failed result with the item's own fields)."""
+        """Run a call of the model. Raises `ToolFailed`, or returns a failed result if the call's item needs fields that
+        describe the failure."""
 
     async def aclose(self) -> None:
-        """Release its resources."""
+        """Release the tool's connections and processes."""
 
 
 class LazyTool:
-    """A tool that a thread makes at its first use, because its imports would make every start longer."""
+    """A wrapper that creates a tool on its first use, because the tool's imports would slow down every start. A thread
+    creates the tool."""
 
     def __init__(self, types: frozenset[str], make: Callable[[], ServerTool]) -> None:
         self.types = types
@@ -77,7 +80,7 @@ class LazyTool:
         return await (await self._made()).run(call)
 
     async def aclose(self) -> None:
-        """Close the tool, if it was made."""
+        """Close the tool if a request has used it."""
         if self._tool is not None:
             await self._tool.aclose()
 
@@ -89,7 +92,7 @@ class LazyTool:
 
 
 class Toolbox:
-    """`ToolRunner` over these tools."""
+    """Implements `ToolRunner` with a set of tools."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class Toolbox:
         metrics: Metrics | None = None,
         places: Places | None = None,
     ) -> None:
-        """`places`: those of the process, where it has more than one toolbox."""
+        """`places`: the slots that several toolboxes of a process share. None: this toolbox has separate slots."""
         self._tools = {kind: tool for tool in tools for kind in tool.types}
         self._limits = limits
         self._metrics = metrics or Metrics()
@@ -108,7 +111,7 @@ class Toolbox:
     async def prepare(
         self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
     ) -> tuple[PreparedTool, ...] | ApiError:
-        """All tools of a request, at once; the first that cannot be used is the answer."""
+        """Prepare all tools of a request concurrently. Returns the first `ApiError` if a tool cannot be prepared."""
         try:
             prepared = await asyncio.gather(*(self._prepare(owner, response_id, tool) for tool in tools))
         except ApiError as error:
@@ -141,7 +144,8 @@ class Toolbox:
             ) from None
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the limits. Raises nothing except cancellation."""
+        """Run one call within the limits. A failure or a timeout becomes a failed result. Raises only
+        `asyncio.CancelledError`."""
         started = time.perf_counter()
         begun, outcome = False, "failed"
         try:
@@ -185,7 +189,7 @@ class Toolbox:
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
     async def aclose(self) -> None:
-        """Close every tool once."""
+        """Close every tool once, even if it handles several types."""
         for tool in dict.fromkeys(self._tools.values()):
             await tool.aclose()
 
@@ -195,7 +199,8 @@ class _Labelled(msgspec.Struct):
 
 
 def _server_of(tool: HostedTool) -> dict[str, str]:
-    """The label of an MCP server, as a field of the log. Empty where there is none, or one that is no name."""
+    """Return the label of an MCP server as a field of a log line. Returns an empty dict if the declaration has no label
+    or an invalid one."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         label = msgspec.json.decode(tool.declaration, type=_Labelled).server_label
         if is_name(label):
@@ -213,7 +218,7 @@ def _about(call: HostedCall) -> dict[str, Value]:
 
 
 def _failed(call: HostedCall, message: str) -> ToolResult:
-    # Of all items only that of an MCP call has room for what went wrong; the others leave it out.
+    # Only the item class of MCP calls has a field `error`. The items of other tools ignore the field.
     error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": message}]}
     return ToolResult(call.call_id, f"The call failed: {message}", {"error": error}, failed=True)
 
@@ -222,11 +227,12 @@ _Waiting = deque[tuple[str, asyncio.Future[None]]]
 
 
 class Places:
-    """A fixed number of places for the calls of all owners, shared fairly."""
+    """A fixed number of slots for concurrent calls, which the owners share fairly."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
-        # With very few places shares would mean that one call of a response runs after the other.
+        # With very few slots, a quarter would be less than two, and the calls of a response would run one after the
+        # other.
         self._max_of_response = max(2, total // 4)
         self._max_of_owner = max(2, total * 3 // 4)
         self._owners: Counter[str] = Counter()
@@ -235,12 +241,13 @@ class Places:
 
     @property
     def untouched(self) -> bool:
-        """Whether no call has a place or waits for one, and no count of an earlier call is left."""
+        """Whether no call occupies a slot or waits for one, and all counters are empty. Tests use this property to find
+        leaks."""
         return self._free == self._total and not (self._waiting or self._owners or self._responses)
 
     @asynccontextmanager
     async def one(self, owner: str, response_id: str) -> AsyncIterator[None]:
-        """Wait for a place, and hold it inside the context."""
+        """Wait for a slot, and occupy it inside the `async with` block."""
         await self._take(owner, response_id)
         try:
             yield
@@ -255,7 +262,7 @@ class Places:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                # It came at the moment in which nobody wanted it any more.
+                # The call got a slot in the moment of its cancellation, so return the slot.
                 self._give_back(owner, response_id)
             else:
                 self._forget(owner, place)
@@ -265,7 +272,7 @@ class Places:
         self._free += 1
         self._owners[owner] -= 1
         self._responses[owner, response_id] -= 1
-        # Only what is not 0 is kept.
+        # Adding an empty Counter removes the entries that are 0.
         self._owners += Counter()
         self._responses += Counter()
         self._serve()
@@ -280,8 +287,8 @@ class Places:
             place.set_result(None)
 
     def _next(self) -> tuple[str, str, asyncio.Future[None]] | None:
-        """The next waiting call. Owners with the fewest running calls come first, and `sorted` keeps the order of
-        arrival."""
+        """Return the waiting call that gets the next slot, or None. Owners with the fewest running calls come first.
+        `sorted` is stable, so equal owners keep their order in `_waiting`."""
         for owner in sorted(self._waiting, key=self._owners.__getitem__):
             if self._owners[owner] >= self._max_of_owner:
                 return None
@@ -293,7 +300,7 @@ class Places:
     def _forget(self, owner: str, place: asyncio.Future[None]) -> None:
         left = deque(one for one in self._waiting[owner] if one[1] is not place)
         if left:
-            # At the end: who was served stands behind the others.
+            # Move the owner to the end of the dict, behind the other waiting owners.
             del self._waiting[owner]
             self._waiting[owner] = left
         else:

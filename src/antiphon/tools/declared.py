@@ -1,8 +1,8 @@
-"""Decodes a tool's declaration and call arguments into the tool's own structs.
+"""Decodes the JSON of a tool's declaration and of call arguments into structs that the tool defines.
 
-Lives here: the decoding, and the errors that name the field. Not here: the allowed values (each tool).
+Lives here: decoding, and errors that name the invalid field. Not here: checking the values (each tool's module).
 
-Invariant: an error says where and what kind of value is wrong, never the value: it may be a secret.
+Invariant: an error names the field and the expected type, but never the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def read_declared(tool: HostedTool, kind: type[T]) -> T:
-    """The declaration as a `kind`. Raises `InvalidRequest` whose `param` is the field."""
+    """Decode a tool's declaration into the struct `kind`. Raises `InvalidRequest` whose `param` names the field."""
     try:
         return msgspec.json.decode(tool.declaration, type=kind)
     except msgspec.ValidationError as error:
@@ -28,11 +28,12 @@ def read_declared(tool: HostedTool, kind: type[T]) -> T:
 
 
 def read_arguments(arguments: str, kind: type[T]) -> T | None:
-    """The arguments that a model wrote as a `kind`; None where they are none."""
+    """Decode the arguments of the model's call into the struct `kind`. Returns None if the text is invalid JSON or does
+    not match `kind`."""
     return try_decode(msgspec.json.Decoder(kind), arguments)
 
 
 def check_length(where: str, entries: list[str], limit: int) -> None:
-    """Raises `InvalidRequest` where a list has more than `limit` entries."""
+    """Raise `InvalidRequest` if a list has more than `limit` entries. `where` names the field in the error."""
     if len(entries) > limit:
         raise too_many_entries(where, len(entries), limit)

@@ -1,9 +1,10 @@
-"""`file_search`: the model searches the vector stores that the request names.
+"""Implements the hosted tool `file_search`: the model searches the vector stores that the request names.
 
-Lives here: the declaration, the model's function, and the model's view of the hits. Not here: searching
-(`engine/ports/vector_stores.Searcher`), marks and annotations (`translation/events/citations.py`).
+Lives here: the tool's declaration, the function that the model calls, and formatting the hits for the model. Not here:
+the search (port `Searcher` in `engine/ports/vector_stores.py`), citation marks and annotations
+(`translation/events/citations.py`).
 
-Invariant: only stores that the declaration names are searched, and only the owner's.
+Invariant: a call searches only vector stores that the declaration names and that belong to the request's owner.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _DESCRIPTION = (
 _MAX_QUERIES = 5
 _MAX_RESULTS = 50
 _SHOWN_RESULTS = 10
-"""The number of results if the request has none."""
+"""The maximum number of results if the declaration has no `max_num_results`."""
 _MAX_STORES = 16
 
 
@@ -52,7 +53,7 @@ class _FileSearchArguments(Struct):
 
 
 class FileSearch:
-    """The tool over a searcher."""
+    """The hosted tool `file_search`, which searches with a `Searcher`."""
 
     types = frozenset({"file_search"})
 
@@ -60,11 +61,11 @@ class FileSearch:
         self._searcher = searcher
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Check the declaration, and that the stores exist. Raises `InvalidRequest`."""
+        """Check the declaration, and check that the vector stores exist. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
         declared = read_declared(tool, _FileSearchDeclaration)
         if declared.filter is not None:
-            # Passed over, it would let documents in that the client means to keep out.
+            # Ignoring `filter` would return documents that the client wants to exclude.
             raise unknown_parameter(f"{where}.filter", "Did you mean 'filters'?")
         stores = _stores(declared)
         if not stores:
@@ -76,7 +77,7 @@ class FileSearch:
         read_filters(declared.filters, f"{where}.filters")
         read_ranking(declared.ranking_options, f"{where}.ranking_options")
         try:
-            # A search for nothing tells whether the stores are there.
+            # A search without queries only checks that the stores exist.
             await self._searcher.search(owner, stores, (), limit=1)
         except (NotFound, InvalidRequest) as error:
             raise InvalidRequest(error.message, param=f"{where}.vector_store_ids", code="not_found") from None
@@ -85,7 +86,7 @@ class FileSearch:
         )
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Search for all queries of a call together."""
+        """Run the search for all queries of a call. Raises `ToolFailed` if the arguments contain no query."""
         declared = read_declared(call.tool, _FileSearchDeclaration)
         queries = _queries(call.arguments)
         if not queries:
@@ -109,11 +110,12 @@ class FileSearch:
         )
 
     async def aclose(self) -> None:
-        """Does nothing: there is nothing to close."""
+        """Do nothing: the searcher belongs to the application."""
 
 
 def _stores(declared: _FileSearchDeclaration) -> list[str]:
-    """The stores by their ids; some clients name one alone."""
+    """Return the ids of the vector stores. Some clients send a single `vector_store_id` instead of
+    `vector_store_ids`."""
     alone = [declared.vector_store_id] if declared.vector_store_id else []
     return list(dict.fromkeys([*declared.vector_store_ids, *alone]))
 

@@ -1,17 +1,19 @@
-"""`tool_search`: the model searches tools that the request deferred, and the gateway finds them.
+"""Implements the hosted tool `tool_search`: the model searches the tools that the request defers (`defer_loading`), and
+the sidecar returns the matching declarations.
 
-Lives here: the description of the deferred tools for the model, and finding the tools that match a query. Not here:
-which tools are deferred (`engine/exchange/declared_tools.py`), how the model sees the found tools (the items bring
+Lives here: listing the deferred tools for the model, and finding the tools that match a query. Not here: deciding which
+tools are deferred (`engine/exchange/declared_tools.py`), showing the found tools to the model (the output item contains
 them).
 
-Words are looked for in names, namespaces, descriptions and parameters. A name in the query counts more than all words.
-A namespace's name means all its tools.
+A search compares the query's words with names, namespaces, descriptions and parameters of the tools. A tool's full name
+in the query scores higher than any other match. A namespace's name in the query matches all its tools.
 
 Invariants:
-- The same query over the same declarations finds the same tools, in the same order.
-- A search returns declarations as the client sent them. Limits of number and size make them fit a conversation.
-- A limited number of words of a query and of each tool counts. A thread compares them, so that no declaration, however
-  large, delays other requests.
+- The same query on the same declarations returns the same tools in the same order.
+- A search returns declarations as the client sent them. Limits of number and size keep the result small enough for a
+  conversation.
+- A search compares at most 16 words of a query and about 128 words of each tool. A thread runs the search, so that
+  large declarations do not delay other requests.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _PREFIX = 0.5
 _SHORTEST_PREFIX = 4
 _NAMED, _SPACE_NAMED = 1_000.0, 100.0
 _LEAST = 0.3
-"""The share of the best score that a result needs."""
+"""The minimum score of a result, as a fraction of the best score."""
 _MOST, _MOST_NAMED = 8, 32
 _MOST_BYTES = 64 << 10
 _QUERY_TERMS, _TERMS = 16, 128
@@ -72,12 +74,12 @@ class _Declared(Struct):
 
     @property
     def title(self) -> str:
-        """The name by which the model knows it."""
+        """The name that the model sees: the function's name, or the label of an MCP server."""
         return self.server_label if self.type == "mcp" else self.name
 
     @property
     def about(self) -> str:
-        """The tool's purpose, for the model."""
+        """The description of the tool for the model, or an empty string."""
         return (self.server_description if self.type == "mcp" else self.description) or ""
 
 
@@ -87,7 +89,8 @@ _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """One deferred tool: `place` is its declaration's place, `terms` what its words weigh."""
+    """One deferred tool. `place`: the index of its declaration among the searchable declarations. `space`: the name of
+    its namespace or MCP server. `terms`: the weight of each of its words."""
 
     place: int
     source: Raw
@@ -97,18 +100,18 @@ class _Candidate:
 
 
 class ToolSearch:
-    """The tool. It keeps nothing and needs nothing."""
+    """The hosted tool `tool_search`. It has no state."""
 
     types = frozenset({"tool_search"})
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """One function, whose description lists the searchable tools."""
+        """Return one function for the model. Its description lists the searchable tools."""
         told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
         function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS, read_only=True)
         return PreparedTool(tool, (function,))
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """One search."""
+        """Run one search. Raises `ToolFailed` if the arguments contain no query."""
         query = (read_arguments(call.arguments, _ToolSearchArguments) or _ToolSearchArguments()).query
         if not query.strip():
             raise ToolFailed("the arguments must be an object with 'query', a string.")
@@ -116,11 +119,12 @@ class ToolSearch:
         return ToolResult(call.call_id, f"{len(found)} declarations were found.", {"tools": found})
 
     async def aclose(self) -> None:
-        """Does nothing: there is nothing to close."""
+        """Do nothing: the tool has no resources."""
 
 
 def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:
-    """The declarations that a query means, best first; members of one namespace stand together."""
+    """Return the declarations that match a query, best first. Matching tools of one namespace become one
+    declaration."""
     candidates = [one for place, source in enumerate(searchable) for one in _read(place, source)]
     scored = [(score, one) for one, score in zip(candidates, _scores(query, candidates), strict=True) if score > 0]
     scored.sort(key=lambda pair: -pair[0])
@@ -139,7 +143,7 @@ def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:
 
 
 def _declaration(source: bytes, members: list[Raw]) -> Raw:
-    """A tool as it was declared, a namespace or an MCP server with these members alone."""
+    """Return a declaration as the client sent it. A namespace or MCP server lists only the tools in `members`."""
     kind = _DECLARED.decode(source).type
     if kind == "namespace":
         return Raw(encode({**_OBJECT.decode(source), "tools": [_whole(one) for one in members]}))
@@ -151,7 +155,8 @@ def _declaration(source: bytes, members: list[Raw]) -> Raw:
 
 
 def _whole(source: Raw) -> Raw:
-    """A function with all keys that it has in an answer."""
+    """Return a function declaration with the keys `parameters` and `strict`, which OpenAI's output item always has.
+    Other declarations stay unchanged."""
     if _DECLARED.decode(source).type != "function":
         return source
     return Raw(encode({"parameters": None, "strict": None, **_OBJECT.decode(source)}))
@@ -177,7 +182,7 @@ def _parts(declared: _Declared) -> list[tuple[float, str]]:
 
 
 def _parameters(schema: object, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Names and descriptions of the members of a schema's objects."""
+    """Yield the names and descriptions of a JSON schema's properties, down to three levels of nested objects."""
     properties = schema.get("properties") if isinstance(schema, dict) and depth < 3 else None
     for name, inner in properties.items() if isinstance(properties, dict) else ():
         described = inner.get("description") if isinstance(inner, dict) else None
@@ -196,7 +201,8 @@ def _weighed(parts: Iterable[tuple[float, str]]) -> dict[str, float]:
 
 
 def _terms(text: str) -> list[str]:
-    """The words of a text, `getUserById` and `get_user_by_id` taken apart, without their plural."""
+    """Split a text into lower-case words in the singular. Names like `getUserById` and `get_user_by_id` become several
+    words."""
     return [_singular(term) for term in query_terms(_CAMEL.sub(" ", text[:_LONGEST_TEXT]).replace("_", " "))]
 
 
@@ -207,7 +213,7 @@ def _singular(term: str) -> str:
 
 
 def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
-    """How well each fits; 0 for not at all. A word that few have counts more."""
+    """Return the score of each candidate, 0 for no match. A word weighs more if fewer candidates contain it."""
     scores = [0.0] * len(candidates)
     for term in list(dict.fromkeys(_terms(query)))[:_QUERY_TERMS]:
         weights = [_weight(term, one.terms) for one in candidates]
@@ -217,7 +223,8 @@ def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
             scores = [score + weight * rarity for score, weight in zip(scores, weights, strict=True)]
     words = {name.strip(".").casefold() for name in _NAMES.findall(query[:_LONGEST_TEXT])}
     names = {name for one in candidates for name in _names(one)}
-    # A name of one plain word is one only among names: "search for mail" does not mean a tool called `search`.
+    # Treat a name of letters only as a name only if all words of the query are names. "search for mail" does not name a
+    # tool called `search`.
     named = words if words <= names else {word for word in words & names if not word.isalpha()}
     for number, one in enumerate(candidates):
         if named & _names(one):
@@ -246,7 +253,7 @@ def _weight(term: str, terms: dict[str, float]) -> float:
 
 
 def _listing(searchable: Sequence[bytes]) -> str:
-    """The searchable tools, one line each, as far as there is room. A namespace is one line."""
+    """Describe the searchable tools for the model in at most about 4,000 characters, one line per tool or namespace."""
     lines = []
     room = _LISTED
     for number, source in enumerate(searchable):

@@ -1,5 +1,5 @@
-"""`mcp`: the gateway calls tools of MCP servers.
+"""Implements the hosted tool `mcp`: the sidecar calls tools of MCP servers for the model.
 
-Lives here: what a request may declare and which servers may be reached (`servers.py`), connections to them
-(`connections.py`), and the tool (`tool.py`). Not here: the protocol itself (the official SDK).
+Lives here: checking a declaration and its server (`servers.py`), connections to servers (`connections.py`), and the
+tool (`tool.py`). Not here: the MCP protocol, which the official SDK implements.
 """

@@ -1,13 +1,13 @@
-"""Connections to MCP servers: one for each server and response, closed after idle time.
+"""Manages sessions with MCP servers. Each response has one session per server, which closes after an idle time.
 
-Lives here: the guarded HTTP client, the SDK's transports, the life of a session. Not here: which server may be reached
-(`servers.py`), what is made of a result (`tool.py`).
+Lives here: an HTTP client that connects only to checked addresses, the SDK's transports, and opening and closing
+sessions. Not here: checking the declared server (`servers.py`), converting results (`tool.py`).
 
-The task that enters one of the SDK's contexts must also leave it. Each session therefore has a separate task; calls
-come from any task.
+The SDK requires that the same task enters and leaves its context managers. So each session has a separate task, and
+other tasks only call the session.
 
-Invariant: the socket goes to a checked address, and a redirect leads nowhere else. A session that failed is not used
-again.
+Invariants: every TCP connection, also after a redirect, goes to an address that `Permit` has checked. A session that
+failed is not used again.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ from antiphon.config.tools import McpSettings
 from antiphon.tools.mcp.servers import McpServer
 
 Permit = Callable[[str, int, bool, bool], Awaitable[str]]
-"""`host, port, secure, registered -> address` to connect to; raises OSError when there is none that may be reached."""
+"""`(host, port, secure, registered) -> address`. Resolves a host and returns an address to which Antiphon may connect.
+`secure`: the URL is https. Raises `OSError` if no such address exists."""
 
 _CLIENT = Implementation(name="antiphon", version=__version__)
-# Their own logs name URLs and show what servers sent, which may hold a secret; what went wrong is told by us.
+# The logs of these libraries quote URLs and responses, which may contain secrets. Antiphon reports the errors itself.
 for _name in ("httpx2", "httpcore2", "mcp"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Refused(Exception):
-    """The address may not be reached, or there is none."""
+    """`Permit` found no address for the server to which Antiphon may connect."""
 
 
 class ServerFailed(Exception):
-    """The session with the server failed; `status` is its HTTP status, 0 when there was none."""
+    """The session with the server failed. `status`: the HTTP status of the server's response, or 0 without a
+    response."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -58,7 +60,7 @@ Enter = Callable[[McpServer, AsyncExitStack], Awaitable[ClientSession]]
 
 
 class McpConnections:
-    """The sessions of a process, `max_sessions` at once. `permit` judges addresses; `enter` opens a session."""
+    """The MCP sessions of a process, at most `max_sessions`. `permit` checks addresses. `enter` opens a session."""
 
     def __init__(
         self, permit: Permit, limits: McpSettings, max_sessions: int = 256, enter: Enter | None = None
@@ -75,13 +77,13 @@ class McpConnections:
 
     @contextlib.asynccontextmanager
     async def session(self, server: McpServer, response_id: str) -> AsyncIterator[ClientSession]:
-        """The session with this server for this response, opened where needed. Raises `ServerFailed`."""
+        """Provide the response's session with this server, and open it on the first use. Raises `ServerFailed`."""
         key = (response_id, server.key)
         kept = self._sessions.get(key)
         if kept is None or kept.ended:
             self._make_room()
             made = kept = self._sessions[key] = _McpSession(server, self._enter, self._limits)
-            # Forgotten when it is over, whatever ended it.
+            # Remove the session from `_sessions` when its task ends for any reason.
             made.task.add_done_callback(lambda _: self._drop(key, made))
         self._sessions.move_to_end(key)
         try:
@@ -95,11 +97,12 @@ class McpConnections:
             self._drop(key, kept)
             if isinstance(error, ServerFailed):
                 raise
-            # Whatever the SDK's streams raise when the other end is gone.
+            # The SDK's streams raise various exceptions when the connection breaks.
             raise ServerFailed("The connection broke.") from error
 
     def _make_room(self) -> None:
-        """End the session that was idle longest; those in use go on. Raises `ServerFailed`."""
+        """If the maximum number of sessions is open, close the session that has been idle longest. Raises
+        `ServerFailed` if all sessions are in use."""
         if len(self._sessions) < self._max_sessions:
             return
         idle = next(((key, one) for key, one in self._sessions.items() if not one.users), None)
@@ -123,13 +126,13 @@ class McpConnections:
 
 
 class _McpSession:
-    """One session, and the task that holds its contexts."""
+    """One session with an MCP server, and the task that enters and leaves the SDK's context managers."""
 
     def __init__(self, server: McpServer, enter: Enter, limits: McpSettings) -> None:
         self._server = server
         self._enter = enter
         self._limits = limits
-        # Who waits for it or calls with it.
+        # The number of callers that wait for the session or use it.
         self.users = 0
         self._closing = asyncio.Event()
         self.ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
@@ -138,12 +141,12 @@ class _McpSession:
 
     @property
     def ended(self) -> bool:
-        """Whether it cannot be used any more."""
+        """Whether the session has ended or is closing, so that callers need a new one."""
         return self.task.done() or self._closing.is_set()
 
     @contextlib.contextmanager
     def used(self) -> Any:
-        """Mark the session as in use inside the context: it is not idle."""
+        """Mark the session as in use inside the `with` block. The idle timer starts when the last user leaves."""
         self.users += 1
         if self._idle is not None:
             self._idle.cancel()
@@ -156,13 +159,13 @@ class _McpSession:
                 self._idle = loop.call_later(self._limits.idle, self._closing.set)
 
     def close(self) -> None:
-        """End it soon."""
+        """Ask the session's task to close the session. Does not wait."""
         if self._idle is not None:
             self._idle.cancel()
         self._closing.set()
 
     async def closed(self) -> None:
-        """Wait for its end."""
+        """Wait until the session's task ends, at most `limits.connect` seconds, then cancel the task."""
         await asyncio.wait({self.task}, timeout=self._limits.connect)
         self.task.cancel()
 
@@ -186,7 +189,8 @@ class _McpSession:
 
 
 async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, stack: AsyncExitStack) -> ClientSession:
-    """Open a session with a server; `stack` closes it. Raises `ServerFailed`, and the SDK's errors."""
+    """Connect to a server and initialize an MCP session. Closing `stack` closes the session. Raises `ServerFailed` and
+    the SDK's errors."""
     transport = _Guarded(server, permit, limits.answer_bytes)
     timeout = httpx2.Timeout(limits.connect, read=300.0)
 
@@ -220,12 +224,13 @@ async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, 
 
 @cache
 def authorities() -> ssl.SSLContext:
-    """Reading their certificates blocks for tens of milliseconds, so it happens once."""
+    """Return the TLS context with the certificate authorities. The result is cached, because loading certificates
+    blocks for tens of milliseconds."""
     return httpx2.create_ssl_context(trust_env=False)
 
 
 class _Guarded(httpx2.AsyncBaseTransport):
-    """Connects to addresses that were judged, reads no more than it may."""
+    """An HTTP transport that connects only to addresses that `permit` returns, and limits the size of responses."""
 
     def __init__(
         self, server: McpServer, permit: Permit, max_bytes: int, inner: httpx2.AsyncBaseTransport | None = None
@@ -242,16 +247,17 @@ class _Guarded(httpx2.AsyncBaseTransport):
         try:
             address = await self._permit(url.host, port, url.scheme == "https", self._registered)
         except OSError:
-            # The same words for a name that does not exist: the client learns nothing of the network.
+            # The message is the same for a host that does not exist and for a private one, so that a client cannot scan
+            # the private network.
             raise Refused(
                 "The server's address does not exist or is not public; 'fetch.allow_private' allows private ones."
             ) from None
         request.extensions = {**request.extensions, "sni_hostname": url.host}
         request.url = url.copy_with(host=address)
-        # What is unpacked has no limit.
+        # The size limit applies to the bytes received, so a compressed response could exceed it after decompression.
         request.headers["accept-encoding"] = "identity"
         answer = await self._inner.handle_async_request(request)
-        # Redirects inside the SDK are judged by the name.
+        # Restore the host name in the URL, because the SDK resolves redirects relative to it.
         request.url = url
         self.last_status = answer.status_code
         stream = answer.stream
@@ -269,9 +275,9 @@ class _Guarded(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A body that breaks off when it is too large.
+    """A response body that raises `httpx2.ReadError` when it exceeds the limit.
 
-    An event stream (`endless`) does not end by itself and may be 16 times as large; its events are bounded."""
+    An event stream (`endless`) stays open for the whole session, so its limit is 16 times as high."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner
@@ -289,7 +295,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 def _failure(error: BaseException) -> ServerFailed:
-    """The reason for a failed session, as far as a client may read it."""
+    """Convert the error of a failed session into a `ServerFailed` with a message that clients may read."""
     for one in _leaves(error):
         if isinstance(one, ServerFailed):
             return one

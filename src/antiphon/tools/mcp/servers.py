@@ -1,18 +1,18 @@
-"""Parses and checks an `mcp` declaration, and resolves the server it names.
+"""Parses and checks an `mcp` declaration, and determines the address and headers of its server.
 
 Lives here:
 - the declaration's fields, the tools that the model may see, and the calls that the client must approve;
-- the key of a server (`McpServer.key`: address and headers, credentials included), by which the gateway keeps lists and
+- the cache key of a server (`McpServer.key`, a hash of address, headers and credentials) for lists of tools and
   connections;
-- the operator's connectors and allow-list, applied to the declaration.
+- applying the operator's connectors and allow-list (setting `mcp.allow`) to the declaration.
 
-Not here: resolving names and checking addresses (given by the composition root), connecting (`connections.py`).
+Not here: resolving host names and checking IP addresses (`Permit` in `connections.py`), connecting (`connections.py`).
 
-Source: OpenAI's MCPTool.
+Source: the schema `MCPTool` of OpenAI's API specification.
 
-Invariants: the values of `headers` and `authorization` appear in no message and no representation. The gateway reaches
-a server that a client names only over https, at a public address, and if the list allows it. A server that the operator
-registered may be anywhere.
+Invariants: the values of `headers` and `authorization` appear in no error message and in no `repr`. Antiphon connects
+to a server that a client names only over https, at a public address, and if `mcp.allow` permits the URL. A server that
+the operator registered may have any address.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,8192}")
 _MAX_HEADERS = 32
-# What belongs to the connection, or would let a client speak as somebody else to a server of the operator's.
+# Headers that a client must not set. They belong to the connection, or would let a client impersonate another host or
+# client towards the operator's servers.
 _OWN_HEADERS = frozenset(
     {
         *("host", "content-length", "content-type", "transfer-encoding", "connection", "te", "upgrade", "accept"),
@@ -46,7 +47,8 @@ _OWN_HEADERS = frozenset(
 
 
 class RemoteTool(Struct, frozen=True):
-    """A tool as its server describes it: `schema` and `annotations` are JSON values."""
+    """A tool as its MCP server describes it. `schema` is the JSON schema of the arguments. `annotations` are MCP's
+    hints, such as `readOnlyHint`."""
 
     name: str
     description: str | None
@@ -55,19 +57,20 @@ class RemoteTool(Struct, frozen=True):
 
     @property
     def read_only(self) -> bool:
-        """Whether the server declares that the tool changes nothing. A tool without a declaration may change something,
-        as MCP defines it."""
+        """Whether the server declares that the tool changes nothing (`readOnlyHint`). MCP's default for this hint is
+        false."""
         return bool(self.annotations and self.annotations.get("readOnlyHint"))
 
 
 class ToolFilter(Struct, frozen=True, forbid_unknown_fields=True):
-    """Tools by name, or by whether they change anything. Passed over, another member would let more tools in."""
+    """Selects tools by name, or by `readOnlyHint`. Antiphon rejects unknown fields, because ignoring one would select
+    more tools than the client wants."""
 
     tool_names: list[str] | None = None
     read_only: bool | None = None
 
     def fits(self, tool: RemoteTool) -> bool:
-        """Whether the filter selects the tool. An empty filter means no filter."""
+        """Return whether the filter selects the tool. An empty filter selects no tool."""
         if self.tool_names is None and self.read_only is None:
             return False
         if self.tool_names is not None and tool.name not in self.tool_names:
@@ -81,7 +84,7 @@ class _Approval(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class McpDeclaration(Struct, frozen=True):
-    """A checked declaration."""
+    """An `mcp` entry of the request's `tools`, after `read_declaration` has checked it."""
 
     server_label: str | None = None
     server_url: str | None = None
@@ -96,21 +99,22 @@ class McpDeclaration(Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """The server's label, which is there in a checked declaration."""
+        """The server's label. `read_declaration` rejects a declaration without a label."""
         return self.server_label or ""
 
     def __repr__(self) -> str:
         return f"McpDeclaration({self.server_label!r})"
 
     def shows(self, tool: RemoteTool) -> bool:
-        """Whether the model may see the tool."""
+        """Return whether `allowed_tools` lets the model see the tool."""
         allowed = self.allowed_tools
         if allowed is None:
             return True
         return tool.name in allowed if isinstance(allowed, list) else allowed.fits(tool)
 
     def asks(self, tool: RemoteTool) -> bool:
-        """Whether the client must approve a call. Without a declared rule it must."""
+        """Return whether the client must approve a call of the tool. Without `require_approval`, the client must
+        approve every call."""
         wanted = self.require_approval
         if not isinstance(wanted, _Approval):
             return wanted != "never"
@@ -122,7 +126,7 @@ class McpDeclaration(Struct, frozen=True):
 
 
 def read_declaration(tool: HostedTool) -> McpDeclaration:
-    """The declaration. Raises `InvalidRequest` that names the field."""
+    """Decode and check an `mcp` declaration. Raises `InvalidRequest` that names the field."""
     where = f"tools[{tool.index}]"
     declared = read_declared(tool, McpDeclaration)
     if declared.server_label is None:
@@ -158,14 +162,15 @@ _MAX_URL = 2_048
 _OPENS = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 _SHORTEST_VALUE = 20
-# What another reader of the URL could take for another host or folder is not judged but refused.
+# Two URL parsers may read an unusual URL as different hosts or folders. So only plain hosts are allowed, and paths with
+# dot segments are rejected.
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """A server that the operator registered under a name, with the headers that open it."""
+    """An MCP server that the operator registered under a name (`connector_id`). `headers` contain its credentials."""
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -173,7 +178,8 @@ class Connector:
 
 @dataclass(frozen=True, slots=True)
 class McpServer:
-    """A server that may be reached. `registered`: by the operator, so that its address may be private."""
+    """An MCP server that a request may use. `registered`: the operator registered the server, so its address may be
+    private."""
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -181,14 +187,17 @@ class McpServer:
 
     @property
     def key(self) -> str:
-        """A key that is equal for equal servers with equal credentials, and that does not reveal them."""
+        """A hash of the URL and headers. Requests with the same server and credentials share the key. The key does not
+        reveal the credentials."""
         text = "\0".join((self.url, *(part for pair in self.headers for part in pair)))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def hide(self, text: str) -> str:
-        """The server's words without what opens it: servers like to repeat it in their errors."""
+        """Replace the server's credentials in a text that it sent with `…`, because servers often quote credentials in
+        their errors."""
         for name, value in self.headers:
-            # An ordinary word that some header holds may stand in what a tool answers.
+            # A header without credentials may contain an ordinary word that also occurs in results, so hide only its
+            # long values.
             least = _SHORTEST_SECRET if _OPENS.search(name) else _SHORTEST_VALUE
             for secret in (value, value.partition(" ")[2].strip()):
                 if len(secret) >= least:
@@ -200,15 +209,16 @@ class McpServer:
 
 
 class McpServers:
-    """`allow` holds host names (`*.example.com` for all below one) and beginnings of URLs; None lets everything public
-    in."""
+    """Finds the server of a declaration. `allow`: host names (`*.example.com` for subdomains) and URL prefixes. With
+    None, requests may use every server at a public address."""
 
     def __init__(self, allow: Sequence[str] | None, connectors: Mapping[str, Connector]) -> None:
         self._allow = allow
         self._connectors = connectors
 
     def find(self, where: str, declared: McpDeclaration) -> McpServer:
-        """The declared server. Raises `InvalidRequest`."""
+        """Return the server that a checked declaration names. `where` names the declaration in errors. Raises
+        `InvalidRequest`."""
         sent = [(name.lower(), value) for name, value in (declared.headers or {}).items()]
         if declared.authorization is not None:
             token = declared.authorization
@@ -254,5 +264,6 @@ class McpServers:
 def _allows(entry: str, url: str, host: str) -> bool:
     if "://" not in entry:
         return fnmatchcase(host.lower(), entry.lower())
-    # What follows must not go on with the host or the last segment.
+    # The URL must continue with `/` or `?` after the prefix. Otherwise a prefix would also match longer host names or
+    # path segments.
     return url == entry or url.startswith((entry.rstrip("/") + "/", entry + "?"))

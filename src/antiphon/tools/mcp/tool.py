@@ -1,9 +1,10 @@
-"""The `mcp` tool: shows an MCP server's tools as functions, and converts the results of calls.
+"""Implements the `mcp` tool: shows the tools of an MCP server to the model as functions, and converts the results of
+calls.
 
-Lives here: lists of tools and for how long they are remembered (under whose key: `servers.py`), results in the forms of
-the item. Not here: declarations, connections.
+Lives here: listing a server's tools, caching the lists, and converting results into the fields of an `mcp_call` item.
+Not here: declarations and cache keys (`servers.py`), connections (`connections.py`).
 
-Invariant: nothing a server sends ends a response: it becomes a list, an output or an error that the model can read.
+Invariant: an error during a call never ends the response. The error becomes an output that the model can read.
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ _MAX_IMAGES = 16
 _MAX_SHOWN = 1 << 20
 _INVALID_PARAMS = -32602
 _NO_ANNOTATIONS = {"read_only": False}
-"""OpenAI's value for a tool without annotations. With null, Vercel's AI SDK fails."""
+"""The annotations that OpenAI's API returns for a tool without annotations. Vercel's AI SDK fails if the value is
+null."""
 
 _MAX_LISTS = 256
-"""How many servers' lists of tools are remembered."""
+"""The maximum number of servers whose lists of tools are cached."""
 _MAX_DESCRIPTION = 4_000
-"""Characters of one tool's description."""
+"""The maximum characters of a tool's description."""
 
 
 class Mcp:
-    """MCP servers as a tool."""
+    """The hosted tool `mcp`."""
 
     types = frozenset({"mcp"})
 
@@ -62,7 +64,8 @@ class Mcp:
         self._lists: OrderedDict[str, tuple[float, list[RemoteTool]]] = OrderedDict()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """The server's tools, as far as the declaration shows them. Raises `ApiError`."""
+        """List the server's tools. Returns a function for each tool that the declaration allows, and an
+        `mcp_list_tools` item. Raises `ApiError`."""
         where = f"tools[{tool.index}]"
         declared = read_declaration(tool)
         server = self._servers.find(where, declared)
@@ -87,7 +90,7 @@ class Mcp:
         return PreparedTool(tool, tuple(_function(declared, one) for one in shown), (listed,))
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Call the tool at its server."""
+        """Call the tool on its MCP server. Returns a failed result if the server or the tool fails."""
         declared = read_declaration(call.tool)
         server = self._servers.find(f"tools[{call.tool.index}]", declared)
         arguments = _arguments(call.arguments)
@@ -115,7 +118,7 @@ class Mcp:
         return _result(call, result, server)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close all sessions with MCP servers."""
         await self._connections.aclose()
 
     async def _list(
@@ -128,7 +131,7 @@ class Mcp:
         try:
             tools = await self._ask(server, response_id)
         except (ServerFailed, MCPError) as failure:
-            # The service's own status for what somebody else's server did.
+            # OpenAI's API also returns status 424 when the client's MCP server fails.
             raise ApiError(
                 f"Error retrieving tool list from MCP server: '{declared.label}'. {server.hide(str(failure))[:300]}",
                 status=424,
@@ -163,7 +166,8 @@ class Mcp:
 
 
 def _trace() -> RequestParamsMeta | None:
-    # As the conventions have it: the context goes along in the call's `_meta`, since one connection has many calls.
+    # OpenTelemetry's conventions for MCP put the trace context into the call's `_meta`, because all calls share one
+    # connection.
     traced = trace_headers()
     return cast(RequestParamsMeta, dict(traced)) if traced else None
 
@@ -171,7 +175,7 @@ def _trace() -> RequestParamsMeta | None:
 def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
     schema = tool.schema
     if schema.get("type") == "object" and not {"properties", "$ref", "anyOf", "oneOf", "allOf"} & schema.keys():
-        # Servers refuse an object that does not say what it holds.
+        # Model servers reject a schema of type object without `properties`.
         schema = {**schema, "properties": {}}
     return HostedFunction(
         CallKind.MCP,
@@ -208,12 +212,13 @@ def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> Tool
 
 
 def _cut(text: str) -> str:
-    """The part of an output that clients see and the store keeps. The toolbox limits the model's part."""
+    """Limit the output in the response's item, which clients receive and the store saves. `box.py` limits the output
+    that the model reads."""
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 
 def _contents(content: Sequence[object]) -> tuple[list[str], list[str]]:
-    """Texts, and images as data URLs."""
+    """Split an MCP result into texts, and images as data URLs."""
     texts: list[str] = []
     images: list[str] = []
     for part in content:

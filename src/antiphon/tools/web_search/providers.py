@@ -1,12 +1,13 @@
-"""Clients for search services: one query, a list of results.
+"""Defines clients for web search services. A client sends one query and returns a list of results.
 
-Lives here: the request to each service (with allowed domains), and reading its answer. Not here: the model's view of
-results and pages, and leaving out blocked domains (`tool.py`).
+Lives here: the HTTP request to each service, including the allowed domains, and parsing the response. Not here:
+formatting results and pages for the model, and removing results of blocked domains (`tool.py`).
 
-The operator sets a service's address, not the client, so the address may be private. The service gets the query and the
-user's location, and nothing else of the client.
+The operator configures a service's address, not the client, so the address may be private. The service receives the
+query and, at most, the user's country, and no other data of the client.
 
-Invariant: a provider returns results or raises `ToolFailed` with a message that holds no key and no address.
+Invariant: a provider returns results or raises `ToolFailed`. The message contains no API key and no address of the
+service.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SPANS = ((1, "day"), (7, "week"), (31, "month"), (366, "year"))
 
 @dataclass(frozen=True, slots=True)
 class WebHit:
-    """One result. `url` is http or https."""
+    """One search result. `url` begins with `http://` or `https://`. `text` is the snippet."""
 
     url: str
     title: str
@@ -40,7 +41,8 @@ class WebHit:
 
 
 class UserLocation(Struct, frozen=True):
-    """The user's approximate location in the request. Unknown parts are empty or None. `country` has two letters."""
+    """The user's approximate location, from the tool's declaration in the request. Unknown fields are empty or None.
+    `country` is a two-letter code."""
 
     country: str | None = None
     region: str | None = None
@@ -49,12 +51,13 @@ class UserLocation(Struct, frozen=True):
 
     @property
     def words(self) -> str:
-        """For people and models."""
+        """The location as text for the model, for example `Berlin, DE`."""
         return ", ".join(part[:100] for part in (self.city, self.region, self.country, self.timezone) if part)
 
 
 def fits_domains(url: str, domains: Sequence[str]) -> bool:
-    """Whether the URL is of one of these domains, or of a subdomain; every valid URL fits an empty list."""
+    """Return whether the URL's host is one of these domains or a subdomain of one. An empty list allows every valid
+    URL."""
     try:
         host = (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:
@@ -63,12 +66,13 @@ def fits_domains(url: str, domains: Sequence[str]) -> bool:
 
 
 class SearchProvider:
-    """A search service: one session, limits, errors."""
+    """The base class of search clients: an HTTP session with a timeout and a size limit, and the conversion of errors
+    into `ToolFailed`."""
 
     name = ""
 
     def __init__(self, url: str, *, key: str = "", seconds: float = 15.0) -> None:
-        # Parameters of the URL itself, such as a proxy's key, go with every request.
+        # Every request contains the query parameters of the configured URL, for example a proxy's key.
         parts = urlsplit(url)
         self._url = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._key = key
@@ -78,8 +82,8 @@ class SearchProvider:
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """The best results, up to a limit. With `domains` only results from those (and their subdomains). With `days`
-        only results of about that age, as far as the service knows it.
+        """Return the best results, at most `limit`. `domains`: return only results of these domains and their
+        subdomains. `days`: return only results of about this age or newer, if the service knows their age.
 
         Raises `ToolFailed`.
         """
@@ -136,14 +140,15 @@ class SearchProvider:
 
 
 class Searxng(SearchProvider):
-    """A SearXNG instance; its settings must allow `format: json` (`search.formats`)."""
+    """Client for a SearXNG instance. The instance's settings must allow the format `json` (`search.formats`)."""
 
     name = "searxng"
 
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """SearXNG hands the query to other engines, most of which understand `site:`."""
+        """Search with SearXNG, which forwards the query to other search engines. The query restricts domains with
+        `site:`, which most engines support."""
         sent = {"q": _with_sites(query, domains), "format": "json"}
         if span := _span(days):
             sent["time_range"] = span
@@ -156,14 +161,15 @@ class Searxng(SearchProvider):
 
 
 class Brave(SearchProvider):
-    """Brave's search API."""
+    """Client for Brave's search API."""
 
     name = "brave"
 
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """Results of the web section, with their further snippets."""
+        """Search with Brave. Returns the results of the response's `web` section. A result's text includes its extra
+        snippets."""
         sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
         if place.country is not None and len(place.country) == 2:
             sent["country"] = place.country.upper()
@@ -180,14 +186,14 @@ class Brave(SearchProvider):
 
 
 class Tavily(SearchProvider):
-    """Tavily's search API."""
+    """Client for Tavily's search API."""
 
     name = "tavily"
 
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """Tavily takes domains itself."""
+        """Search with Tavily, whose API has a parameter for the allowed domains."""
         body: dict[str, object] = {"query": query, "max_results": min(limit, 20)}
         if domains:
             body["include_domains"] = list(domains)
@@ -202,11 +208,12 @@ SERVICES: dict[str, tuple[type[SearchProvider], str]] = {
     "brave": (Brave, "https://api.search.brave.com"),
     "tavily": (Tavily, "https://api.tavily.com"),
 }
-"""By name, with the address where that is always the same."""
+"""The search clients by name, with the public address of the service. A self-hosted service has no default address."""
 
 
 def _span(days: int | None) -> str | None:
-    """The shortest span of the service that covers this many days."""
+    """Return the shortest time span that covers `days`: `day`, `week`, `month` or `year`. Returns None without `days`,
+    or for more than a year."""
     if days is None or days > _SPANS[-1][0]:
         return None
     return next(name for most, name in _SPANS if days <= most)

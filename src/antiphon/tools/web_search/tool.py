@@ -1,14 +1,16 @@
-"""The `web_search` tool: its declaration, the three functions shown to the model, and their results.
+"""Implements the `web_search` tool: its declaration, the three functions that the model sees, and their results.
 
 Lives here:
-- searching: how many results the tool requests, and which of them pass `filters`;
-- opening a page, and finding a text in it: which kinds of pages have a text, where their links lead.
+- searching: the number of results, and removing results that the declaration's `filters` forbid;
+- opening a page and finding text in it: extracting the page's text, and resolving its links.
 
-Not here: services (`providers.py`), text out of HTML (`antiphon.html_text`), guards of fetching (`upstream/fetch.py`,
-behind `PageFetcher`). Also not here: the commands of a client that searches by itself (`api/standalone_search.py`).
-Such a client can request more than the model: a page by its lines, and a link of it.
+Not here: clients of search services (`providers.py`), converting HTML to text (`antiphon.html_text`), fetching pages
+from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for clients that search
+without a model (`api/standalone_search.py`). Such a client may also request a page from a given line, or a page that a
+link leads to.
 
-Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
+Invariants: with `allowed_domains`, the tool neither shows nor opens URLs of other domains. Only the `PageFetcher`
+fetches pages.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.file_kinds import FetchedFile
 
 _SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000, 60_000)}
-"""Results of a search, characters of each, characters of a page."""
+"""For each `search_context_size`: the number of search results, the characters per result, and the characters per
+page."""
 
 _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9-]{2,63}")
 _MAX_DOMAINS = 100
@@ -57,8 +60,8 @@ _Read = TypeVar("_Read")
 
 
 class _Filters(Struct, forbid_unknown_fields=True):
-    """The domains that a search may or may not use. Antiphon refuses an unknown filter, because a search that ignores
-    it would show what the client excludes."""
+    """The domains that a search may or may not use. Antiphon rejects an unknown filter, because ignoring it would show
+    results that the client excludes."""
 
     allowed_domains: list[str] | None = None
     blocked_domains: list[str] | None = None
@@ -71,11 +74,11 @@ class _WebSearchDeclaration(Struct):
 
     @property
     def allowed(self) -> list[str]:
-        """The only domains that the tool may show and open. An empty list allows all."""
+        """The only domains whose URLs the tool may show and open. An empty list allows all domains."""
         return [domain.lower() for domain in (self.filters and self.filters.allowed_domains) or ()]
 
     def allows(self, url: str) -> bool:
-        """Whether it may be shown and opened."""
+        """Return whether the filters allow the tool to show and open this URL."""
         blocked = [domain.lower() for domain in (self.filters and self.filters.blocked_domains) or ()]
         return fits_domains(url, self.allowed) and not (blocked and fits_domains(url, blocked))
 
@@ -86,18 +89,19 @@ class _WebSearchArguments(Struct):
     pattern: str = ""
     days: int | None = None
     line: int | None = None
-    """With it a page is shown by its lines, from this one on, and with its links."""
+    """The first line to show. The tool then numbers the page's lines and lists its links. Only clients that search
+    without a model send this field."""
     link: int | None = None
-    """The page that this link (the first is 1) of the one at `url` leads to."""
+    """The number of a link on the page at `url`, from 1. The tool opens the page that the link leads to."""
 
 
 PageFetcher = Callable[[tuple[str, ...], Callable[[str], bool] | None], Awaitable[dict[str, FetchedFile | ApiError]]]
-"""Fetches pages, guarded: every URL's page or its error, without raising. It fetches only URLs that the second argument
-allows, including redirects."""
+"""Fetches the pages of these URLs from public addresses. Returns each URL's page or error, and does not raise. The
+second argument decides which URLs, including redirects, may be fetched."""
 
 
 class WebSearch:
-    """The tool over a search service; without `pages` it only searches."""
+    """The hosted tool `web_search`. Without `pages`, the model can search but not open pages."""
 
     types = frozenset({"web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"})
 
@@ -106,7 +110,7 @@ class WebSearch:
         self._pages = pages
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Check the declaration. Raises `InvalidRequest`."""
+        """Check the tool's declaration, and return the functions for the model. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
         declared = read_declared(tool, _WebSearchDeclaration)
         if declared.search_context_size not in (None, *_SIZES):
@@ -125,7 +129,7 @@ class WebSearch:
         return PreparedTool(tool, tuple(functions))
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """One search, or one look at a page."""
+        """Run one call: a search, opening a page, or finding text in a page. Raises `ToolFailed`."""
         arguments = read_arguments(call.arguments, _WebSearchArguments)
         if arguments is None:
             raise ToolFailed("the arguments must be a JSON object of strings.")
@@ -135,7 +139,7 @@ class WebSearch:
         return await self._look(call, arguments, declared)
 
     async def aclose(self) -> None:
-        """Close the connections to the service."""
+        """Close the connections to the search service."""
         await self._provider.aclose()
 
     async def _search(
@@ -194,12 +198,12 @@ class WebSearch:
         if not declared.allows(url):
             raise ToolFailed("the request does not allow this domain.")
         assert self._pages is not None
-        # Redirects too: what lies outside is neither shown nor asked.
+        # The fetcher checks redirects with `allows` too, and requests no URL outside the allowed domains.
         page = (await self._pages((url,), declared.allows))[url]
         if isinstance(page, ApiError):
             raise ToolFailed(page.message)
         try:
-            # In a thread: pages may be large, and others are answered meanwhile.
+            # Parse in a thread, because a large page would block other requests.
             return await PAGES.run(read, page)
         except ValueError:
             raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
@@ -239,14 +243,14 @@ _LONGEST_LINE = 500
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link of a page: `url` is http or https."""
+    """A link on a page. `url` is absolute and begins with `http://` or `https://`."""
 
     text: str
     url: str
 
 
 def page_text(page: FetchedFile) -> tuple[str, str]:
-    """Title and text of a page. Raises ValueError if it is no text."""
+    """Return the title and the text of a page. Raises `ValueError` if the media type is not text."""
     kind = page.media_type
     if kind in _HTML:
         return html_text(decode_page(page.data))
@@ -256,7 +260,8 @@ def page_text(page: FetchedFile) -> tuple[str, str]:
 
 
 def around(text: str, pattern: str, *, limit: int = 10, reach: int = 300) -> list[str]:
-    """The pieces of the text around a pattern, whatever its case; touching ones are one."""
+    """Return the passages of a text around each match of a pattern, at most `limit`. Matching ignores case. A passage
+    extends `reach` characters around the match. Overlapping passages are merged."""
     found: list[tuple[int, int]] = []
     for match in re.finditer(re.escape(pattern), text, re.IGNORECASE):
         start, end = max(0, match.start() - reach), min(len(text), match.end() + reach)
@@ -268,7 +273,7 @@ def around(text: str, pattern: str, *, limit: int = 10, reach: int = 300) -> lis
 
 
 def page_links(page: FetchedFile, url: str) -> list[Link]:
-    """Where a page at this address leads, in the page's order; links within the page are none."""
+    """Return the links of a page at this URL, in the page's order, without links to the page itself."""
     if page.media_type not in _HTML:
         return []
     links = []
@@ -284,7 +289,7 @@ def page_links(page: FetchedFile, url: str) -> list[Link]:
 
 
 def by_lines(text: str, first: int, limit: int) -> str:
-    """The text from this line on (the first is 1), each line with its number, as far as the limit goes."""
+    """Return the text with numbered lines, from line `first` (counted from 1), up to `limit` characters."""
     lines = [
         line[at : at + _LONGEST_LINE] for line in text.split("\n") for at in range(0, max(len(line), 1), _LONGEST_LINE)
     ]
