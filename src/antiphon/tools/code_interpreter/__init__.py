@@ -1,12 +1,13 @@
-"""`code_interpreter`: the model writes Python, and a sandbox runs it.
+"""Implements the hosted tool `code_interpreter`: the model writes Python code, and a sandbox runs the code.
 
-This is the package's public face:
-- `open_rooms`: the rooms for code, and `CodeInterpreter`, the tool over them.
-- `try_out` makes a `Trial`: whether this machine can confine code.
-- `OwnersContainers`: what an owner's containers hold.
+Other packages use only these names:
+- `open_rooms` returns `ContainerRooms`, which manages all containers. `CodeInterpreter` is the tool.
+- `try_out` tests whether this machine can confine code, and returns a `Trial`.
+- `OwnersContainers` counts, exports and deletes an owner's containers.
 
-Behind it, `local.py` is the sandbox, which needs nothing but Linux. `containers.py` keeps each owner's containers.
-`tool.py` is what the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
+`local.py` is the sandbox, which needs only Linux with Landlock. `containers.py` manages the containers. `tool.py`
+defines the function that the model sees. `interpreter.py`, `confinement.py` and `space.py` run inside the sandbox's
+process.
 """
 
 from antiphon.tools.code_interpreter.containers import ContainerRooms, open_rooms

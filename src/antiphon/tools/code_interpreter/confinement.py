@@ -1,20 +1,21 @@
-"""Confines the sandbox's process: afterwards it cannot reach the network, other processes or the host's files.
+"""Confines the sandboxed process, so that its code cannot reach the network, other processes or the host's files.
 
-Lives here: limits of resources, another user where that is allowed, Landlock (files), seccomp (system calls). Not here:
-running anything (`interpreter.py`). This module runs in the sandbox's process before any foreign code does, under the
-Python that the operator chose. It therefore imports only the standard library, and nothing of this package.
+Lives here: resource limits, changing the user if the process is root, Landlock (files), seccomp (system calls). Not
+here: running code (`interpreter.py`). The sandboxed process runs this module before it runs any code of the model, with
+the Python that the operator configured. Therefore this module imports only the standard library.
 
-Files: Landlock lets it read the interpreter's libraries and write in the container's two folders; nothing else can be
-opened. System calls: the filter allows those on a list and refuses all others. Not on it: sockets, new processes, other
-programs, signals to others, tracing, mounting, shared memory, io_uring, changing limits or rights. Calls that change a
-file's mode, owner or times pretend to have worked: Landlock does not guard them, and libraries make them.
+Files: Landlock lets the process read the interpreter's libraries and write in the container's two folders. The process
+can open no other file. System calls: the seccomp filter allows the calls on a list and rejects all others. The list
+excludes sockets, new processes, other programs, signals to other processes, tracing, mounting, shared memory, io_uring,
+and changing limits or rights. Calls that change a file's mode, owner or times return success without an effect, because
+libraries make these calls and Landlock does not control them.
 
-Freezing: between runs the process is stopped from outside (SIGSTOP), and only SIGCONT undoes that. Nothing in here can
-bring one about: not `kill` and its like, and no timer or descriptor that sends a signal of one's choice.
+Stopping: between runs, the parent stops the process with SIGSTOP, and only SIGCONT continues it. The code cannot cause
+a SIGCONT. The filter rejects `kill` with SIGCONT, and calls that let a timer or a descriptor send a chosen signal.
 
-Invariant: `confine` raises `CannotConfine` unless every part is in force.
+Invariant: `confine` raises `CannotConfine` unless every restriction is in force.
 
-Sources: the Linux manual pages landlock(7), seccomp(2), prctl(2), capset(2); numbers of system calls from Linux's
+Sources: the Linux manual pages landlock(7), seccomp(2), prctl(2) and capset(2), and the system call numbers in Linux's
 headers.
 """
 
@@ -32,14 +33,12 @@ from typing import NamedTuple
 
 
 class CannotConfine(Exception):
-    """This machine cannot confine foreign code."""
+    """This machine cannot confine the process. The message names the missing feature."""
 
 
 class Limits(NamedTuple):
-    """Bytes of address space and of one file, how many threads, descriptors; `uid` 0 keeps the user.
-
-    `counted`: calls that make files are shown to a counter (`space.py`).
-    """
+    """The limits of a sandboxed process. `memory`: bytes of address space. `file_bytes`: bytes of one file. `threads`,
+    `descriptors`: maximum numbers. `uid`: the user id to change to; 0 keeps the user."""
 
     memory: int
     file_bytes: int
@@ -50,7 +49,7 @@ class Limits(NamedTuple):
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-# Numbers on x86_64 and on aarch64.
+# The allowed system calls, with their numbers on x86_64 and on aarch64.
 _NONE = -1
 CALLS: dict[str, tuple[int, int]] = {
     # descriptors
@@ -61,7 +60,7 @@ CALLS: dict[str, tuple[int, int]] = {
     "select": (23, _NONE), "pselect6": (270, 72), "epoll_create": (213, _NONE), "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21), "epoll_wait": (232, _NONE), "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441),
     "eventfd2": (290, 19), "timerfd_create": (283, 85), "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87),
-    # one end of a pair to the other
+    # between the two ends of a socketpair
     "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210), "getsockopt": (55, 209),
     "getsockname": (51, 204), "getpeername": (52, 205),
     # files
@@ -84,10 +83,10 @@ CALLS: dict[str, tuple[int, int]] = {
     "nanosleep": (35, 101),
     "gettimeofday": (96, 169), "time": (201, _NONE), "getitimer": (36, 102), "setitimer": (38, 103),
     "alarm": (37, _NONE), "pause": (34, _NONE), "times": (100, 153), "getrusage": (98, 165),
-    # its own signals
+    # signals of the process itself
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
     "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
-    # what it is
+    # information about the process and the system
     "wait4": (61, 260), "waitid": (247, 95), "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173),
     "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "getgroups": (115, 158),
     "getresuid": (118, 148), "getresgid": (120, 150), "getpgrp": (111, _NONE),
@@ -100,51 +99,55 @@ _PRETENDED: dict[str, tuple[int, int]] = {
     "fchown": (93, 55), "lchown": (94, _NONE), "fchownat": (260, 54),
 }  # fmt: skip
 _ABSENT: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
-"""Libraries ask for these first and know another way."""
+"""Libraries try these calls first and use another call after ENOSYS."""
 
 _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8), "lgetxattr": (192, 9),
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
     "fallocate": (285, 47),
 }  # fmt: skip
-"""Programs that copy a file try the attribute calls, and accept a file system without attributes. `fallocate` is
-forbidden, because it evades the limit of a file's size. Libraries write instead."""
+"""These calls return EOPNOTSUPP. Programs that copy a file try the extended attribute calls, and accept a file system
+without attributes. The filter rejects `fallocate`, because this call evades the limit of a file's size. Libraries then
+write zeros instead."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
-"""No path is a link: Landlock does not guard what one leads to."""
+"""These calls return EINVAL, as for a path that is not a link, because Landlock does not control reading a link."""
 
 _CLONE, _KILL, _TGKILL, _FCNTL, _RENAMEAT2 = (56, 220), (62, 129), (234, 131), (72, 25), (316, 276)
 _CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))
-"""clock_gettime, clock_getres, clock_nanosleep."""
+"""The numbers of clock_gettime, clock_getres and clock_nanosleep."""
 
 _GETPGID, _GETSID, _GETPRIORITY, _GETAFFINITY = (121, 155), (124, 156), (140, 141), (204, 123)
 _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 261), (53, 199), (317, 277)
 
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
-"""The flags with which glibc and musl start a thread. Other flags would start a process."""
+"""The `clone` flags with which glibc and musl start a thread. Other flags would start a process."""
 
 _FCNTLS = (0, 1, 2, 3, 4, 5, 36, 1030, 1032)
-"""Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
+"""The allowed fcntl commands. The list excludes F_SETOWN and F_SETSIG, which send signals, and the commands for leases
+and pipe sizes."""
 
 _LOCKING = (6, 7, 37, 38)
-"""F_SETLK, F_SETLKW and their variants for open file descriptions return success without locking. Each lock would take
-kernel memory that no limit counts, and no other process uses these files."""
+"""F_SETLK, F_SETLKW and their variants for open file descriptions return success without locking. Each lock would use
+kernel memory outside every limit. Locks are unnecessary, because no other process uses these files."""
 
 _RENAMINGS = (0, 1, 2)
-"""A plain rename, RENAME_NOREPLACE and RENAME_EXCHANGE. RENAME_WHITEOUT would create a file that the quota does not
-count."""
+"""The allowed flags of renameat2: none, RENAME_NOREPLACE and RENAME_EXCHANGE. RENAME_WHITEOUT would create a file that
+the counter does not see."""
 
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-"""Is it a terminal, its size, how much can be read, not to block, close on exec."""
+"""The allowed ioctl requests: terminal attributes, terminal size, the number of readable bytes, non-blocking mode,
+close-on-exec."""
 
 _PRCTLS = (15, 16, 0x53564D41)
-"""A thread's name; names of areas of memory."""
+"""The allowed prctl options: set and get a thread's name, name a memory area."""
 
 _CLOCKS = tuple(range(12))
-"""The machine's and its own; a number below 0 would be another process's."""
+"""The allowed clocks: those of the system and of the process itself. A negative id would name another process's
+clock."""
 
 _SIGNALS = tuple(number for number in range(65) if number != 18)
-"""All but SIGCONT."""
+"""The signals that the process may send to itself: all except SIGCONT."""
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
@@ -154,7 +157,8 @@ _COUNTERS_THREADS = 2
 
 
 class Kernel:
-    """The system calls of the confinement. Every irreversible call goes through this class."""
+    """The system calls of this module. Every irreversible call goes through this class, so that tests can replace the
+    calls."""
 
     system, machine, pointer_bytes = sys.platform, platform.machine(), struct.calcsize("P")
     prctl, capset, syscall = staticmethod(_LIBC.prctl), staticmethod(_LIBC.capset), staticmethod(_LIBC.syscall)
@@ -164,15 +168,15 @@ class Kernel:
     getrlimit, setrlimit = staticmethod(resource.getrlimit), staticmethod(resource.setrlimit)
 
     def threads_of(self, uid: int) -> int:
-        """How many threads a user has."""
+        """See the function `threads_of`."""
         return threads_of(uid)
 
     def passable(self, path: str) -> bool:
-        """Whether every user can get to this path."""
+        """See the function `passable`."""
         return passable(path)
 
     def die_first(self) -> None:
-        """If the machine runs out of memory, the kernel kills this process first. Raises `OSError`."""
+        """Make the kernel kill this process first if the machine runs out of memory. Raises `OSError`."""
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
 
@@ -186,9 +190,11 @@ def confine(
     start_counter: Callable[[], Callable[[int], None]] | None = None,
     kernel: Kernel = KERNEL,
 ) -> None:
-    """Give up everything but reading the interpreter's libraries and writing in `folders`. Raises `CannotConfine`.
+    """Confine this process: afterwards it can only read the interpreter's libraries and write in `folders`. Raises
+    `CannotConfine`.
 
-    With `start_counter` the counter is started as the user that this becomes, and given the calls that make files.
+    `start_counter` starts the counter process of `space.py` after the change of user. Its result is a function that
+    takes the seccomp listener, through which the counter decides about calls that create files.
     """
     if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
         raise CannotConfine("it needs Linux on x86_64 or aarch64")
@@ -200,7 +206,7 @@ def confine(
     elif kernel.geteuid() == 0:
         raise CannotConfine("as root it needs a separate user")
     give = start_counter() if start_counter is not None else None
-    # After the change of user, which takes it away again.
+    # Set PDEATHSIG after the change of user, which resets it.
     check("prctl(PR_SET_PDEATHSIG)", kernel.prctl(1, 9, 0, 0, 0))
     check("prctl(PR_SET_NO_NEW_PRIVS)", kernel.prctl(38, 1, 0, 0, 0))
     check("landlock_restrict_self", kernel.syscall(446, rules, 0))
@@ -210,18 +216,18 @@ def confine(
         check("seccomp, new listener", shown)
         give(shown)
         kernel.close(shown)
-    # The last thing: beside busy programs nothing goes on quickly from here.
+    # Lower the priority last, because the remaining steps would be slow on a busy machine.
     kernel.setpriority(os.PRIO_PROCESS, 0, 19)
     check("seccomp", install(steps_of_all_calls(kernel.machine), column, 0, kernel))
 
 
 def landlock_version(kernel: Kernel = KERNEL) -> int:
-    """The version of Landlock that this kernel has; 0: none."""
+    """Return the version of the kernel's Landlock interface, or 0 without Landlock."""
     return max(0, int(kernel.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
 def library_folders(search_path: list[str] = sys.path) -> list[str]:
-    """The folders of this interpreter and its libraries, which foreign code may read."""
+    """Return the folders of this interpreter and its libraries, which the model's code may read."""
     ours = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     ours |= {path for path in search_path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
     base = os.path.realpath(sys.base_prefix)
@@ -230,7 +236,8 @@ def library_folders(search_path: list[str] = sys.path) -> list[str]:
 
 
 def set_limits(limits: Limits, kernel: Kernel) -> None:
-    """Limit this process's resources, without a way back. Raises `CannotConfine`."""
+    """Lower the soft and hard resource limits of this process, which cannot raise them again. Raises
+    `CannotConfine`."""
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CORE, 0),
@@ -244,8 +251,8 @@ def set_limits(limits: Limits, kernel: Kernel) -> None:
         _, limit = kernel.getrlimit(kind)
         value = value if limit == resource.RLIM_INFINITY else min(value, limit)
         kernel.setrlimit(kind, (value, value))
-    # Threads count per user. Without one of its own there are everybody else's; with one, what its predecessor left in
-    # the moment of its end, and its counter.
+    # RLIMIT_NPROC counts all threads of the user. So add the user's current threads: those of other processes, or of an
+    # ending predecessor of this sandbox. Also add the threads of the counter.
     threads = limits.threads + kernel.threads_of(limits.uid or kernel.getuid()) + _COUNTERS_THREADS
     _, limit = kernel.getrlimit(resource.RLIMIT_NPROC)
     threads = threads if limit == resource.RLIM_INFINITY else min(threads, limit)
@@ -257,7 +264,7 @@ def set_limits(limits: Limits, kernel: Kernel) -> None:
 
 
 def threads_of(uid: int, proc: str = "/proc") -> int:
-    """How many threads a user has."""
+    """Return the number of threads of all processes of a user."""
     count = 0
     for name in os.listdir(proc):
         try:
@@ -269,17 +276,19 @@ def threads_of(uid: int, proc: str = "/proc") -> int:
 
 
 def become(uid: int, folders: tuple[str, ...], kernel: Kernel) -> None:
-    """Become another user. Its only right is to pass through folders that only root may enter."""
+    """Change to the user id `uid` and drop all capabilities. Keep only CAP_DAC_READ_SEARCH if the user could not
+    otherwise enter the Python or data folders. Raises `CannotConfine`."""
     reachable = all(kernel.passable(folder) for folder in (sys.executable, os.__file__, *folders))
     try:
-        # SECBIT_NO_SETUID_FIXUP: else access(2) would not know of the right that is kept.
+        # SECBIT_NO_SETUID_FIXUP keeps the capability across the change of user, so that access(2) respects it.
         check("prctl(PR_SET_SECUREBITS)", 0 if reachable else kernel.prctl(28, 1 << 2, 0, 0, 0))
         kernel.setgroups([])
         kernel.setresgid(uid, uid, uid)
         kernel.setresuid(uid, uid, uid)
     except OSError as error:
         raise CannotConfine(f"as root it must be able to change its user: {error.strerror}") from None
-    # CAP_DAC_READ_SEARCH is number 2. Landlock still holds: it only makes what may be read readable.
+    # CAP_DAC_READ_SEARCH is capability number 2. Landlock still applies, so the process can read only the allowed
+    # folders.
     kept = 0 if reachable else 1 << 2
     header = struct.pack("=Ii", 0x20080522, 0)
     if kernel.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
@@ -289,7 +298,7 @@ def become(uid: int, folders: tuple[str, ...], kernel: Kernel) -> None:
 
 
 def passable(path: str) -> bool:
-    """Whether every user can get to this path."""
+    """Return whether every user may enter all parent folders of this path. Raises `OSError`."""
     path = os.path.realpath(path)
     while path != "/":
         path = os.path.dirname(path)
@@ -301,17 +310,19 @@ def passable(path: str) -> bool:
 # Files
 
 _READ = 1 << 2 | 1 << 3
-"""READ_FILE and READ_DIR; running programs is not among them."""
+"""The Landlock rights READ_FILE and READ_DIR, without EXECUTE."""
 
 _WRITE = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
-"""WRITE_FILE, the two above, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG; no devices, sockets, pipes, links."""
+"""The Landlock rights WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE, MAKE_DIR and MAKE_REG. The process
+cannot create devices, sockets, pipes or links."""
 
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
-"""Of all rights, those that a single file can have."""
+"""The Landlock rights that a rule for a single file may contain."""
 
 
 def make_ruleset(folders: tuple[str, ...], kernel: Kernel) -> int:
-    """A descriptor of Landlock's rules for these folders and the libraries. Raises `CannotConfine`."""
+    """Create a Landlock ruleset that allows writing in `folders` and reading the libraries. Returns its descriptor.
+    Raises `CannotConfine`."""
     version = landlock_version(kernel)
     if version < 1:
         raise CannotConfine("the kernel has no Landlock")
@@ -322,7 +333,7 @@ def make_ruleset(folders: tuple[str, ...], kernel: Kernel) -> int:
     attributes = struct.pack("=QQQ", files, network, scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     rules = int(kernel.syscall(444, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     check("landlock_create_ruleset", rules)
-    # Moving a file from one of its folders to the other, and cutting a file off, are rights since 2 and 3.
+    # Landlock 2 added the right to move a file between folders (REFER), and Landlock 3 the right to truncate a file.
     write = _WRITE | (files & (1 << 13 | 1 << 14))
     for path in folders:
         if not _allow(kernel, rules, path, write):
@@ -350,23 +361,23 @@ def _allow(kernel: Kernel, rules: int, path: str, rights: int) -> bool:
     return True
 
 
-# System calls: a program of four-byte comparisons over (number, architecture, pointer, six arguments)
+# System calls: a BPF program of four-byte comparisons on (number, architecture, instruction pointer, six arguments)
 
 Step = tuple[int, int, int, int]
-"""Code, how far to jump if true and if false, value."""
+"""One BPF instruction: opcode, jump offset if true, jump offset if false, operand."""
 _LOAD, _EQUAL, _RETURN, _ABOVE, _ANY_BIT = 0x20, 0x15, 0x06, 0x35, 0x45
 
 _MAKING = ((83, _NONE), (258, 34), (85, _NONE))
-"""mkdir, mkdirat, creat."""
+"""The numbers of mkdir, mkdirat and creat."""
 
 _OPENING = (((2, _NONE), 1), ((257, 56), 2))
-"""open, openat, and which argument has the flags."""
+"""The numbers of open and openat, and the index of the argument that contains the flags."""
 
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 
 
 def steps_of_all_calls(machine: str) -> list[Step]:
-    """The filter that lets the calls through that are listed here, and no others."""
+    """Build the seccomp filter that allows only the system calls that this module lists."""
     architecture, column = _ARCHITECTURES[machine]
     steps: list[Step] = [
         (_LOAD, 0, 0, 4),
@@ -375,7 +386,7 @@ def steps_of_all_calls(machine: str) -> list[Step]:
         (_LOAD, 0, 0, 0),
     ]
     if column == 0:
-        # The x32 calls have the same architecture and numbers of their own.
+        # x32 calls have the same architecture value but other numbers, so the filter kills the process on any of them.
         steps += [(_ABOVE, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL_PROCESS)]
     for calls, answer in (
         (CALLS, _ALLOW),
@@ -401,16 +412,17 @@ def steps_of_all_calls(machine: str) -> list[Step]:
     steps += _only(_RENAMEAT2[column], (4, _RENAMINGS), whole=False)
     steps += _only(_IOCTL[column], (1, _IOCTLS))
     steps += _only(_PRCTL[column], (0, _PRCTLS))
-    # Without new limits it only reads them; its own (0) and nobody else's.
+    # prlimit without new limits only reads limits. Allow it only for this process.
     steps += _only(_PRLIMIT[column], (0, (0, pid)), (2, (0,)))
-    # A pair of connected streams, which event loops need; its ends cannot be given an address.
+    # Event loops need a connected pair of Unix stream sockets. The pair cannot connect to an address.
     steps += _only(_SOCKETPAIR[column], (0, (1,)), (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)))
     steps.append((_RETURN, 0, 0, _ERRNO | _EPERM))
     return steps
 
 
 def steps_that_show_making(machine: str) -> list[Step]:
-    """The filter before that one: calls that make a file or folder wait for the counter, which listens for them."""
+    """Build the seccomp filter for mode `counted`. Each call that creates a file or folder waits for a decision of the
+    counter process."""
     _, column = _ARCHITECTURES[machine]
     steps: list[Step] = [(_LOAD, 0, 0, 0)]
     for numbers in _MAKING:
@@ -418,7 +430,7 @@ def steps_that_show_making(machine: str) -> list[Step]:
             steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _SHOW)]
     for numbers, index in _OPENING:
         if numbers[column] != _NONE:
-            # A file without a name is no file that could be counted later.
+            # Reject O_TMPFILE, because the counter cannot find a file without a name.
             body = [(_LOAD, 0, 0, 16 + 8 * index), (_ANY_BIT, 0, 1, _O_TMPFILE), (_RETURN, 0, 0, _ERRNO | _EOPNOTSUPP)]
             body += [(_ANY_BIT, 0, 1, _O_CREAT), (_RETURN, 0, 0, _SHOW), (_RETURN, 0, 0, _ALLOW)]
             steps += [(_EQUAL, 0, len(body), numbers[column]), *body]
@@ -427,7 +439,7 @@ def steps_that_show_making(machine: str) -> list[Step]:
 
 
 def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
-    """Install a filter. Returns the kernel's result."""
+    """Install a seccomp filter with these `flags`. Returns the kernel's result, negative on an error."""
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     held = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(steps), ctypes.addressof(held))
@@ -435,10 +447,10 @@ def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
 
 
 def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[Step]:
-    """Allow a call when each of these arguments is one of its values; refuse it otherwise.
+    """Allow a call if each of these arguments has one of the listed values. Otherwise the call fails with EPERM.
 
-    Both halves of an argument are compared: kernels look at all of some arguments. Not `whole`: the kernel reads only
-    the lower half of the argument as an `int`, so the upper half may be anything.
+    With `whole`, the filter compares all 64 bits of an argument. Without it, the filter compares only the lower half,
+    because the kernel reads the argument as an `int` and ignores the upper half.
     """
     body: list[Step] = []
     for index, values in arguments:
@@ -453,7 +465,8 @@ def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = Tr
 
 
 def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[Step]:
-    """Return success, without performing it, for a call whose argument has one of these values; continue for others."""
+    """Make a call return success without an effect if its argument has one of these values. Other values continue with
+    the next instructions."""
     body: list[Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ERRNO)]
@@ -462,6 +475,6 @@ def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[Step]:
 
 
 def check(name: str, result: int) -> None:
-    """Raise `CannotConfine` with the system's words when the result says that it failed."""
+    """Raise `CannotConfine` with the text of `errno` if the result of a system call is negative."""
     if result < 0:
         raise CannotConfine(f"{name}: {os.strerror(ctypes.get_errno())}")

@@ -1,17 +1,17 @@
-"""Manages containers: sandbox machines that belong to an owner and expire.
+"""Manages containers. A container is a sandbox with files and variables that belongs to one owner and expires.
 
-Lives here: opening the rooms where the settings want them and this machine can confine code. Also copying files in from
-`/v1/files`, the ids of files, runs, expiry.
+Lives here: creating, listing, using and deleting containers, copying uploaded files in, the ids of files, and expiry.
 
-Not here: the sandbox (`local.py`), the exclusive use of a container (`uses.py`), its record (`ContainerRows`), the
-model's view (`tool.py`). Code may run in another process (`neighbours.py`). Several machines may share a container's
-files (`snapshots.py`).
+Not here: the sandbox (`local.py`), exclusive use (`uses.py`), storing a container's row (`ContainerRows`), the tool
+(`tool.py`). Also not here: running code in another process (`neighbours.py`), copying files between machines
+(`snapshots.py`).
 
-A container's variables live as long as its interpreter. The interpreter ends when it fails, when the sandbox makes room
-for others, or when its process ends. Whichever process of a machine gets the call, the code runs in that interpreter.
-A container's files live as long as the container. The same container is never used twice at once.
+A container's files live as long as the container. Its variables live as long as its interpreter process. The
+interpreter ends when its code breaks a limit, when the sandbox needs its slot, or when the worker process ends. All
+worker processes of a machine run a container's code in the same interpreter. Only one request at a time uses a
+container.
 
-Invariant: each method first checks that a container belongs to the owner and has not expired.
+Invariant: each method with an `owner` first checks that the container belongs to this owner and has not expired.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ _Files = list[RowFile]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """Code that was run: how it went, and the files that it made or changed. `forgot`: the variables of earlier runs
-    were already lost; `left_behind` are paths of files that could not be brought from another machine."""
+    """The result of running code. `files`: the files that the code created or changed. `forgot`: the variables of
+    earlier runs were lost before this run. `left_behind`: the paths of files that Antiphon could not copy from another
+    machine."""
 
     run: CodeRun
     files: tuple[RowFile, ...]
@@ -67,7 +68,8 @@ class Ran:
 
 
 class ContainerRooms:
-    """All containers. `limit` is how many there may be at once, `per_owner` how many of one owner."""
+    """All containers. `limit`: the maximum number of containers of all owners. `per_owner`: the maximum number per
+    owner."""
 
     def __init__(
         self,
@@ -82,9 +84,10 @@ class ContainerRooms:
         snapshots: Snapshots | None = None,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        """`files`: the uploaded files to copy in; without it there are none. `neighbours` close with this object;
-        without them, code runs in this process alone. Without `snapshots`, all processes that share `rows` must see the
-        same files. `lease`: seconds for which a use reserves a container."""
+        """`files`: the store of uploaded files; None: containers cannot use uploaded files. `neighbours`: runs code in
+        other worker processes; None: all code runs in this process. `aclose` closes `neighbours`. Without `snapshots`,
+        all processes that share `rows` must share the containers' folder. `lease`: seconds for which a request reserves
+        a container without renewal."""
         self._sandbox = sandbox
         self._rows = rows
         self._uploaded = files
@@ -98,30 +101,32 @@ class ContainerRooms:
 
     @property
     def interpreters(self) -> int:
-        """How many interpreters live."""
+        """The number of interpreter processes that this process started and that still run."""
         return self._sandbox.interpreters
 
     def new_container_id(self) -> str:
-        """An id for a container that is made when it is first used."""
+        """Generate an id for a container that the first run creates."""
         return new_id(PREFIX)
 
     async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
-        """Make a container with these files in it. Raises `ContainerFailed`, `NotFound` for a file."""
+        """Create a container and copy the requested uploaded files into it. Raises `ContainerFailed`, and `NotFound` if
+        an uploaded file does not exist."""
         async with self.uses.alone(self.new_container_id()) as use:
             row = await self._make(use, owner, request)
             await self._snapshots.keep(row, use)
             return row
 
     async def get(self, owner: str, container_id: str) -> ContainerHead | None:
-        """The container, or None."""
+        """Return the owner's container, or None if it does not exist or has expired."""
         return await self._rows.get(container_id, owner)
 
     async def list(self, owner: str) -> Sequence[ContainerHead]:
-        """All of the owner's, oldest first."""
+        """Return all unexpired containers of the owner, oldest first."""
         return await self._rows.every(owner, expired=False)
 
     async def delete(self, owner: str, container_id: str) -> bool:
-        """End it and delete its files; False when there is none. Raises `ContainerFailed`."""
+        """Delete a container: end its interpreter and delete its files. Returns False if the owner has no such
+        container. Raises `ContainerFailed`."""
         if await self._rows.get(container_id, owner) is None:
             return False
         return await self.drop(container_id, owner)
@@ -134,9 +139,11 @@ class ContainerRooms:
         file_ids: Sequence[str] = (),
         make: ContainerRequest | None = None,
     ) -> Ran | None:
-        """Run code, with these uploaded files there; None when there is no such container. Raises `ContainerFailed`.
+        """Run code in a container, after copying in the uploaded files `file_ids` that it lacks. Returns None if the
+        owner has no such container. Raises `ContainerFailed`.
 
-        With `make` a container that is not there is made: its id must be one of `new_container_id`.
+        `make`: the properties of the container, which this call creates if it does not exist. Its id must come from
+        `new_container_id`.
         """
         async with self._using(owner, container_id, make) as row:
             if row is None:
@@ -153,7 +160,8 @@ class ContainerRooms:
         return Ran(run, tuple(changed), forgot, left_behind)
 
     async def files(self, owner: str, container_id: str) -> Sequence[RowFile] | None:
-        """Its files, oldest first; None where there is no such container. Raises `ContainerFailed`."""
+        """Return the files of a container. Returns None if the owner has no such container. Raises
+        `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
@@ -162,7 +170,8 @@ class ContainerRooms:
         return row.contents.files
 
     async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> RowFile | None:
-        """Write a file of the user's into it. Raises `ContainerFailed`."""
+        """Write a file from the client into a container, and replace a file of the same name. Returns None if the owner
+        has no such container. Raises `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
@@ -170,7 +179,8 @@ class ContainerRooms:
             return await self._write(row, name, pieces)
 
     async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> RowFile | None:
-        """Copy an uploaded file into it. Raises `ContainerFailed`, `NotFound` for the file."""
+        """Copy an uploaded file into a container. Returns None if the owner has no such container. Raises
+        `ContainerFailed`, and `NotFound` if the file does not exist."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
@@ -178,7 +188,7 @@ class ContainerRooms:
             return await self._copy(row, file_id)
 
     async def read(self, owner: str, container_id: str, file_id: str, start: int, limit: int) -> bytes | None:
-        """Bytes of a file; None when there is no such file."""
+        """Return at most `limit` bytes of a container's file from offset `start`, or None if there is no such file."""
         row = await self._rows.get(container_id, owner)
         file = row.file(file_id) if row is not None else None
         if row is None or file is None:
@@ -186,7 +196,7 @@ class ContainerRooms:
         return await self._snapshots.read(row, file, start, limit)
 
     async def remove(self, owner: str, container_id: str, file_id: str) -> bool:
-        """Delete a file; False when there is none. Raises `ContainerFailed`."""
+        """Delete a file of a container. Returns False if there is no such file. Raises `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             file = row.file(file_id) if row is not None else None
             if row is None or file is None:
@@ -199,7 +209,7 @@ class ContainerRooms:
         return True
 
     async def check_uploaded(self, owner: str, file_id: str) -> str:
-        """The name of an uploaded file. Raises `NotFound`."""
+        """Return the name of an owner's uploaded file. Raises `NotFound`."""
         found = None
         if self._uploaded is not None and is_name(file_id):
             found = await self._uploaded.get(owner, file_id)
@@ -208,12 +218,14 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete expired containers; returns how many. The next sweep deletes those that are in use now."""
+        """Delete expired containers that are not in use, and files on this machine without a container. Returns the
+        number of deleted containers in a tuple of one."""
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):
                 gone += await self.drop(head.id, patience=0.0, expired=True)
-        # Left behind by a process that died while it deleted them, or deleted by another machine.
+        # Files without a row remain when a process dies during a deletion, or when another machine deletes the
+        # container.
         left = set(await self._sandbox.keys())
         for key in left.difference(head.id for head in await self._rows.every()) if left else ():
             with suppress(InUse, StoreError):
@@ -223,11 +235,12 @@ class ContainerRooms:
         return (gone,)
 
     async def finished(self, seconds: float) -> bool:
-        """Wait for code that other processes have running here; False if it took longer than this many seconds."""
+        """Wait at most `seconds` until this process has finished the code that other worker processes sent to it.
+        Returns False on a timeout."""
         return await self._neighbours.finished(seconds)
 
     async def aclose(self) -> None:
-        """End all interpreters."""
+        """End all interpreters. The files of the containers stay."""
         await self._neighbours.aclose()
         await self._sandbox.aclose()
         await self.uses.leases.aclose()
@@ -235,8 +248,8 @@ class ContainerRooms:
     async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
-        """Delete a container of any owner, once its use has ended; returns whether it existed. With `owner`, delete
-        only one of this owner; with `expired`, only an expired one. Raises `ContainerFailed`."""
+        """Wait until no request uses the container, then delete it. Returns whether it existed. `owner`: delete only a
+        container of this owner. `expired`: delete only an expired container. Raises `ContainerFailed`."""
         async with self.uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)
@@ -254,7 +267,8 @@ class ContainerRooms:
     async def _using(
         self, owner: str, container_id: str, make: ContainerRequest | None = None
     ) -> AsyncIterator[ContainerRow | None]:
-        """Wait for exclusive use of a container; yields its row, or None without one. A use puts off the expiry."""
+        """Wait for exclusive use of a container. Yields its row, or None if the owner has no such container. Each use
+        restarts the idle time after which the container expires."""
         if make is None and await self._rows.get(container_id, owner) is None:
             yield None
             return
@@ -273,14 +287,15 @@ class ContainerRooms:
             await self._snapshots.keep(row, use)
 
     async def _put_back_after_failure(self, row: ContainerRow, use: ContainerUse) -> None:
-        # What failed is what the caller is told.
+        # The caller gets the original error, so an error here only goes to the log.
         try:
             await use.put_back(row)
         except (ContainerFailed, StoreError) as error:
             _log.warning("container_not_kept", container=row.id, error=str(error))
 
     async def _bring(self, row: ContainerRow) -> tuple[str, ...]:
-        """Have the files on this machine; the paths of those that cannot be had."""
+        """Copy the container's current files to this machine if another machine has them. Returns the paths of files
+        that no snapshot contains."""
         try:
             return tuple(shown_path(path) for path in await self._snapshots.bring(row))
         except (SandboxFailed, StoreError) as failure:
@@ -290,7 +305,7 @@ class ContainerRooms:
             ) from None
 
     async def _make(self, use: ContainerUse, owner: str, request: ContainerRequest) -> ContainerRow:
-        """A container that is in use from now on."""
+        """Create a container that `use` reserves, and copy the requested uploaded files into it."""
         for file_id in request.file_ids:
             await self.check_uploaded(owner, file_id)
         new = ContainerRow(use.container_id, owner, request.name, 0.0, 0.0, request.idle_seconds, request.memory)
@@ -307,7 +322,8 @@ class ContainerRooms:
         return row
 
     async def _look(self, row: ContainerRow) -> _Files:
-        """Bring the row's files up to date; those that are new or have changed since it was looked at last."""
+        """Update the row's list of files from the disk. Returns the files that are new or changed since the last
+        update."""
         known = {file.path: file for file in row.contents.files}
         changed: _Files = []
         row.contents.files = []
@@ -345,14 +361,15 @@ class ContainerRooms:
 async def open_rooms(
     chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
-    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
-    `shared`: the rows that several machines share; without, all of it is in the folder.
+    """Open the containers in `folder`. Returns None if the settings disable the sandbox, or if this machine cannot
+    confine code (which the log reports). `shared`: the container rows of several machines. None: the rows are in
+    `folder`.
 
     Raises `ConfigError`.
     """
     if chosen.sandbox == "none":
         return None
-    # Tried out, not believed: kernels and container runtimes differ.
+    # Run the trial instead of checking versions, because kernels and container runtimes differ.
     trial = await try_out(chosen.python, folder)
     if trial.reason:
         _log.error("code_interpreter_unavailable", reason=trial.reason)
@@ -361,7 +378,7 @@ async def open_rooms(
     sandbox = LocalSandbox(folder / "machines", chosen, trial.room)
     neighbours = Neighbours(sandbox, chosen, chosen.sockets)
     await neighbours.start()
-    # A machine is named by its folder: one with another disk has no files.
+    # The machine's name is a random key in its folder, so a machine with a new disk gets a new name.
     machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS] if shared is not None else ""
     rows = shared if shared is not None else RecordedRows(Records(folder / "records"))
     return ContainerRooms(

@@ -1,16 +1,18 @@
-"""Reads, writes and measures one machine's files from outside the sandbox. Foreign code made them and may be changing
-them.
+"""Reads, writes and measures the files of one container from outside the sandbox. The model's code created the files
+and may change them concurrently.
 
-Lives here: how much there is, reading, writing, deleting. Not here: when (`local.py`).
+Lives here: measuring, listing, reading, writing, copying and deleting. Not here: the callers that decide when
+(`local.py`, `machine_files.py`).
 
-All access uses descriptors of folders and never follows links. Code inside can make neither links nor pipes, but this
-module does not rely on that. All of it blocks: call it in a thread. A folder is a path, or a descriptor where only that
-leads to it.
+All access uses descriptors of folders and never follows links. The sandbox prevents code from creating links and pipes,
+but this module does not rely on that. All functions block, so call them in a thread. A `Folder` is a path, or a
+descriptor of a folder in a file system in memory, which has no path outside the sandbox.
 
-Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. `SandboxFile` keeps such texts from
-other modules.
+File names may contain bytes that are not UTF-8. Python's `os` functions return such bytes as lone surrogates.
+`SandboxFile.path` escapes them, so other modules never receive surrogates.
 
-Invariants: no path leaves the folder, whatever it holds; a file's name is no reason to leave it out.
+Invariants: no path leads outside its folder, even with `..` or links. Every file can be listed and read, whatever its
+name.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ _WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
 
 
 class SandboxFailed(ContainerFailed):
-    """The sandbox itself failed; the message can be shown to the model and to clients."""
+    """The sandbox failed or rejected an operation. The message is for the model and for clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxFile:
-    """A file of a machine: its path in the working folder, size in bytes, and what differs once it is written again.
+    """A file of a container. `path`: the path in the working folder. `size`: bytes. `version`: a string that changes
+    whenever the file is written.
 
-    A name is bytes, which code chooses: those that are no UTF-8 are written out in `path`, a NUL and two hexadecimal
-    digits each. No name has a NUL, so no two names are one path, and every file can be read by its path.
+    Code may choose any bytes as a name. `path` contains each byte that is not UTF-8 as a NUL and two hexadecimal
+    digits. File names never contain a NUL, so different names have different paths.
     """
 
     path: str
@@ -53,8 +56,8 @@ class SandboxFile:
 
 @dataclass(slots=True)
 class DiskUse:
-    """The size of a machine: bytes on the disk, files and folders. `deep`: its folders are nested too deeply to
-    count."""
+    """The disk usage of a folder. `bytes`: bytes on the disk. `count`: the number of files and folders. `deep`: folders
+    are nested too deeply to count all entries."""
 
     bytes: int = 0
     count: int = 0
@@ -62,12 +65,12 @@ class DiskUse:
 
 
 def open_folder(folder: Folder, name: str = ".") -> int:
-    """A descriptor of the folder, or of one in it. Raises `OSError`."""
+    """Open the folder, or its subfolder `name`, and return a descriptor. Raises `OSError`."""
     return os.open(folder / name, _FOLDER) if isinstance(folder, Path) else os.open(name, _FOLDER, dir_fd=folder)
 
 
 def use_of(folder: Folder, limit: int, least: int = 0) -> DiskUse:
-    """Add up a folder. Each file counts with at least `least` bytes. Stops counting beyond `limit` entries."""
+    """Measure a folder's disk usage. Each file counts with at least `least` bytes. Stops after `limit` entries."""
     use = DiskUse()
     for depth, _, state in _walk(folder):
         use.count += 1
@@ -81,7 +84,7 @@ def use_of(folder: Folder, limit: int, least: int = 0) -> DiskUse:
 
 
 def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
-    """Regular files by path, up to a limit."""
+    """List regular files, at most `limit`, sorted by path."""
     found = []
     for _, path, state in _walk(folder):
         if state is not None and stat.S_ISREG(state.st_mode):
@@ -92,7 +95,8 @@ def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
 
 
 def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
-    """Bytes of a regular file. Raises `SandboxFailed` when there is none."""
+    """Return at most `limit` bytes of a regular file from offset `start`. Raises `SandboxFailed` if it does not
+    exist."""
     *names, last = _names(path)
     try:
         with _inside(folder, names) as parent:
@@ -108,7 +112,8 @@ def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
 
 
 def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFile:
-    """Move a finished file in from `source`. Replaces an existing file and makes missing folders."""
+    """Move the complete file `source` to `path`. Replaces an existing file and creates missing folders. `owner`: the
+    user id of the file, 0 for the current user. Raises `SandboxFailed`."""
     *names, last = _names(path)
     try:
         with _inside(folder, names, owner) as parent:
@@ -123,14 +128,15 @@ def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFi
 
 
 def remove_file(folder: Folder, path: str) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     *names, last = _names(path)
     with suppress(OSError), _inside(folder, names) as parent:
         os.unlink(last, dir_fd=parent)
 
 
 def scan(folder: Folder, limit: int) -> dict[str, str]:
-    """All files and folders by path, each with a version that changes when it is rewritten."""
+    """Return the version of each file by path. A version changes whenever the file is written. A folder has the version
+    "". Stops after `limit` entries."""
     found: dict[str, str] = {}
     for _, path, state in _walk(folder):
         if state is not None and stat.S_ISDIR(state.st_mode):
@@ -143,13 +149,13 @@ def scan(folder: Folder, limit: int) -> dict[str, str]:
 
 
 def is_cut_off(scanned: dict[str, str]) -> bool:
-    """Whether there are folders so deep that `scan` did not look into them."""
+    """Return whether `scan` skipped the contents of some folder because of its depth."""
     return any(not version and path.count("/") >= _MAX_DEPTH for path, version in scanned.items())
 
 
 def carry(source: Folder, target: Folder, before: dict[str, str], after: dict[str, str], owner: int) -> None:
-    """Apply the changes of `source` to `target`. Raises `OSError`, for example when the disk is full. Holes stay holes,
-    so it writes no more bytes than the files in `source` take.
+    """Copy the changes in `source` between the scans `before` and `after` to `target`. Holes in sparse files stay
+    holes, so the copy needs no more disk space than `source`. Raises `OSError`, for example when the disk is full.
     """
     gone = [path for path in before if path not in after or bool(before[path]) != bool(after[path])]
     for path in sorted(gone, reverse=True):
@@ -178,7 +184,7 @@ def _copy(name: str, source: int, target: int, owner: int) -> None:
                 try:
                     at = os.lseek(taken, at, os.SEEK_DATA)
                 except OSError:
-                    break  # nothing but a hole to its end
+                    break  # the rest of the file is a hole
                 end = os.lseek(taken, at, os.SEEK_HOLE)
                 os.lseek(written, at, os.SEEK_SET)
                 while at < end and (sent := os.sendfile(written, taken, at, end - at)):
@@ -196,7 +202,8 @@ def _copy(name: str, source: int, target: int, owner: int) -> None:
 
 
 def clear(folder: Folder) -> None:
-    """Empty a folder of any depth. It moves deeper folders up first."""
+    """Delete everything in a folder, however deep it is. Moves the entries of nested folders to the top folder, so it
+    needs no recursion."""
     try:
         top = open_folder(folder)
     except OSError:
@@ -244,7 +251,8 @@ def _written_out(path: str) -> str:
 
 
 def _names(path: str) -> list[str]:
-    """The names in a path of ours, or in one that was written out."""
+    """Split a path into names, and decode the bytes that `SandboxFile.path` escapes. Raises `SandboxFailed` for an
+    invalid path."""
     names = _WRITTEN_OUT.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path).split("/")
     if not all(names) or any(name in (".", "..") or "\0" in name for name in names):
         raise SandboxFailed(f"{path!r} is not the path of a file.")
@@ -253,7 +261,8 @@ def _names(path: str) -> list[str]:
 
 @contextmanager
 def _inside(folder: Folder, names: list[str], owner: int | None = None) -> Iterator[int]:
-    """A descriptor of the folder that these names lead to. With `owner` (0: who we are) folders that lack are made."""
+    """Open the nested folder that `names` lead to, and yield its descriptor. With `owner` (a user id, 0 for the current
+    user), create missing folders. Raises `OSError`."""
     opened = open_folder(folder)
     try:
         for name in names:
@@ -270,7 +279,7 @@ def _inside(folder: Folder, names: list[str], owner: int | None = None) -> Itera
 
 
 def _make_folder(name: str, parent: int, owner: int) -> None:
-    """Make a folder, unless it is there."""
+    """Create a folder unless it exists."""
     with suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
         if owner:
@@ -278,7 +287,8 @@ def _make_folder(name: str, parent: int, owner: int) -> None:
 
 
 def _open(name: str, parent: int, flags: int, mode: int) -> int:
-    """Open an existing file or folder. One whose mode forbids access gets `mode` first. Raises `OSError`."""
+    """Open an existing file or folder. If its mode forbids access, set its mode to `mode` and try again. Raises
+    `OSError`."""
     try:
         return os.open(name, flags, dir_fd=parent)
     except PermissionError:
@@ -297,7 +307,8 @@ def _open_folder(name: str, parent: int) -> int | None:
 
 
 def _walk(folder: Folder) -> Iterator[tuple[int, str, os.stat_result | None]]:
-    """Everything below: depth, path, and state (None: deleted meanwhile). Nothing below the deepest level."""
+    """Yield the depth, path and `stat` result of each entry in a folder, recursively down to `_MAX_DEPTH`. The result
+    is None if the entry was deleted meanwhile."""
     with suppress(OSError):
         yield from _below(open_folder(folder), "", 0)
 

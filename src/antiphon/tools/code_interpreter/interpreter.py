@@ -1,14 +1,14 @@
-"""The program inside the sandbox: a Python interpreter that keeps its variables between runs.
+"""The program that runs inside the sandbox's process: a Python interpreter that keeps variables between runs.
 
-Lives here: giving up all rights, then running the code that it receives. Not here: how (`confinement.py`, `space.py`),
-who starts it, how long it may take, what becomes of its files (`machine.py`). It is run as a file by whatever Python
-the operator chose.
+Lives here: the main function, which first confines its own process and then runs the code that it receives. Not here:
+the confinement (`confinement.py`, `space.py`), starting the process, timeouts and copying files (`machine.py`). The
+Python that the operator configured (`code_interpreter.python`) runs this file as a script.
 
-It is sent lines of JSON at its standard input, `{"code": …, "mark": …}`, and answers each with one at its standard
-output. The code's output goes to the error output. The mark follows and ends it.
+The process reads lines of JSON from standard input: `{"code": …, "mark": …}`. It writes one line of JSON to standard
+output for each. The code's output goes to standard error, followed by the mark, which ends the output of this run.
 
-Invariant: no foreign code runs before `confine` has returned. After that the caller must not trust any message of this
-process.
+Invariant: the process runs no code of the model before `confine` has returned. After the first run, the parent must not
+trust any message of this process, because the code may have changed the interpreter.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import warnings
 from typing import Any
 
 _FOLDER = "/mnt/data"
-"""Where models believe their files to be."""
+"""The path at which models expect their files, as in OpenAI's containers."""
 
 _MAX_PICTURES = 10
 
 
 class Interpreter:
-    """Runs pieces of code in one namespace. `files` is the working folder; pictures are put into `pictures`."""
+    """Runs the code of each request in one namespace, so that variables persist. `files`: the working folder.
+    `pictures`: the folder for PNG files of figures."""
 
     def __init__(self, files: str, pictures: str) -> None:
         self._files = files
@@ -47,7 +48,8 @@ class Interpreter:
         self._shorter += [(path + "/", "") for path in sorted(libraries, key=len, reverse=True)]
 
     def run(self, code: str) -> dict[str, Any]:
-        """Run it as a notebook does: the value of a last expression is shown. Errors are printed, and said."""
+        """Run code like a notebook: print the value of a final expression, or its picture. Print errors to standard
+        error. Returns whether the code failed, and the names of new pictures."""
         self._count += 1
         name = f"<code {self._count}>"
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -87,7 +89,7 @@ class Interpreter:
             print(repr(value))
 
     def _draw(self, pictures: list[str]) -> None:
-        """Figures that were made and not closed are pictures, and closed then."""
+        """Save all open matplotlib figures as PNG files, then close the figures."""
         pyplot: Any = sys.modules.get("matplotlib.pyplot")
         if pyplot is None:
             return
@@ -112,17 +114,17 @@ class Interpreter:
                 print(f"SystemExit: {error.code}", file=sys.stderr)
             return
         told = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
-        # Our own frames say nothing, but where we are.
+        # Remove this file's frames from the traceback, because they only reveal its path.
         told.stack = traceback.StackSummary.from_list([one for one in told.stack if one.filename != __file__][-20:])
         text = "".join(told.format())
-        # Where things lie on this machine says nothing to the model, and nobody else needs to know.
+        # Replace paths of this machine, which do not help the model and must not reach clients.
         for path, shown in self._shorter:
             text = text.replace(path, shown)
         print(text, end="", file=sys.stderr)
 
 
 class _Places(ast.NodeTransformer):
-    """Texts that begin with `/mnt/data` mean the working folder."""
+    """Replaces `/mnt/data` at the beginning of string constants by the path of the working folder."""
 
     def __init__(self, files: str) -> None:
         self._files = files
@@ -135,7 +137,8 @@ class _Places(ast.NodeTransformer):
 
 
 def main() -> None:
-    """`interpreter.py <JSON>`: the folders and limits; then the lines."""
+    """Run `interpreter.py <JSON>`. The argument contains the folders and limits. Then handle one request per line of
+    standard input."""
     given = json.loads(sys.argv[1])
     files, scratch, control = given["files"], given["scratch"], given["control"]
     last = max(64, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20)
@@ -192,7 +195,8 @@ def main() -> None:
 
 
 def _room(given: dict[str, Any], space: Any) -> Any:
-    """Prepare the folder for files, and start their counter if there is one. Returns when the files are there."""
+    """Prepare the space for files. In mode `counted`, return a function that starts the counter. In mode `memory`,
+    mount a file system, send its descriptor to the parent, and wait until the parent has copied the files in."""
     control = given["control"]
     if given["space"] == "counted":
         return lambda: space.counter(control)

@@ -1,18 +1,20 @@
-"""A sandbox on this machine: a process without rights for each key. It needs Linux with Landlock, and nothing else.
+"""Runs code on this machine in confined processes, one per container. It needs only Linux with Landlock.
 
-Lives here: the list of machines, and their files while nothing runs. Also the trial: which room for files this machine
-allows, and whether code that tries to get out stays confined. Not here: one machine (`machine.py`), what it gives up
-(`confinement.py`), how much room its files have (`space.py`), what it does (`interpreter.py`).
+Lives here: the pool of sandboxed processes (`Machine`), and access to the containers' files between runs. Also here:
+the trial that tests whether this machine can confine code, and with which mode of limiting disk space. Not here: one
+sandboxed process (`machine.py`), its confinement (`confinement.py`), its disk limit (`space.py`), the script that it
+runs (`interpreter.py`).
 
-Code that exceeds a time limit ends the process: its variables are lost, its files stay. Code that exceeds a limit of
-room gets an error.
+If code does not stop after its timeout, the sandbox kills the process: variables are lost, files stay. Code that
+exceeds the disk or memory limit gets an error.
 
-Foreign code made everything that comes out of a machine: the sandbox trusts none of it and bounds all of it.
+The model's code controls all data that a sandboxed process sends. So the sandbox validates this data and limits its
+size.
 
 Invariants:
-- Code in a machine reaches no network, no file but its own, no other process, and nothing of another machine.
-- No process outlives its `LocalSandbox`, nor the thread that started it.
-- The sandbox relies on no confinement that a trial has not shown.
+- Code in a sandboxed process reaches no network, no other process, and no files except those of its container.
+- No sandboxed process outlives its `LocalSandbox` or the thread that started it.
+- The sandbox uses only a confinement that a trial has tested on this machine.
 """
 
 from __future__ import annotations
@@ -44,11 +46,12 @@ _log = structlog.get_logger(__name__)
 
 
 class LocalSandbox:
-    """Machines by key, each with files that stay, and an interpreter whose variables stay while it lives.
+    """A pool of sandboxed processes. A key is a container's id. Each container has files on disk, and at most one
+    interpreter process with its variables.
 
-    Files are below `folder`; `limits.python` runs the code: its libraries are what code can import. `room` is one that
-    `try_out` found to hold here; `make` makes a machine. Every method but `aclose` raises `SandboxFailed`; keys are ids
-    of this gateway's making.
+    `folder`: the folder of all containers' files. `limits.python`: the Python that runs the code, whose libraries the
+    code can import. `room`: a mode of limiting disk space that `try_out` has tested. `make`: creates a `Machine`. Every
+    method except `aclose` raises `SandboxFailed`. Keys must be ids that Antiphon generated.
     """
 
     def __init__(
@@ -68,22 +71,23 @@ class LocalSandbox:
 
     @property
     def machines(self) -> Mapping[str, Machine]:
-        """The machines whose interpreters run or start, by key. The most recently used one is last."""
+        """The sandboxed processes that run or start, by key. The most recently used one is last."""
         return MappingProxyType(self._machines)
 
     @property
     def interpreters(self) -> int:
-        """How many interpreters live."""
+        """The number of interpreter processes that run or start."""
         return len(self._machines)
 
     async def run(self, key: str, code: str, memory: int) -> CodeRun:
-        """Run code in this machine, which is made if need be. One at a time for each key."""
+        """Run code in the container's interpreter, and start the interpreter if it does not run. The caller must run
+        only one call per key at a time. `memory`: bytes of address space."""
         async with self._places:
             machine = await self._machine(key, min(memory, self._limits.memory))
             try:
                 run = await machine.run(code)
             except BaseException:
-                # Given up in the middle: nobody knows what it is doing.
+                # The call was cancelled or failed, so the state of the process is unknown.
                 machine.kill()
                 raise
             finally:
@@ -94,12 +98,13 @@ class LocalSandbox:
             return run
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
-        """Write or replace a file, within the limits of the disk."""
+        """Write or replace a file of a container. Raises `SandboxFailed` if the container is full."""
         (file,) = await self.fill(key, [(path, pieces)])
         return file
 
     async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
-        """Write several, one after the other, with the folders that they are in."""
+        """Write several files of a container in order, and create their folders. `files`: pairs of path and content.
+        Raises `SandboxFailed` if the container is full."""
         home = await SANDBOX.run(make_home, self._folder / key)
         use = await SANDBOX.run(disk.use_of, home, 2 * self._limits.files)
         left, count = self._limits.disk_bytes - use.bytes, use.count
@@ -123,34 +128,35 @@ class LocalSandbox:
         return made
 
     async def list(self, key: str) -> list[SandboxFile]:
-        """All files of the machine, by path; a machine that does not exist has none."""
+        """List the files of a container, sorted by path. Returns an empty list if the container has no folder."""
         return await SANDBOX.run(disk.list_files, self._files(key), self._limits.files)
 
     async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
-        """Bytes of a file from `start`; empty after its end."""
+        """Return at most `limit` bytes of a container's file from offset `start`. Returns no bytes after the end of the
+        file."""
         return await SANDBOX.run(disk.read_file, self._files(key), path, start, limit)
 
     async def remove(self, key: str, path: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file of a container if it exists."""
         await SANDBOX.run(disk.remove_file, self._files(key), path)
 
     async def stop(self, key: str) -> None:
-        """End the interpreter, if there is one; files stay."""
+        """End the container's interpreter in this process, if it runs. Files stay."""
         await self._stop(key, keep=True)
 
     async def keys(self) -> Sequence[str]:
-        """All machines that have files."""
+        """Return the keys of all containers that have a folder on this machine."""
         with suppress(FileNotFoundError):
             return await SANDBOX.run(os.listdir, self._folder)
         return ()
 
     async def delete(self, key: str) -> None:
-        """End the machine and delete its files."""
+        """End the container's interpreter in this process, and delete the container's files."""
         await self._stop(key, keep=False)
         await SANDBOX.run(delete_home, self._folder / key)
 
     async def aclose(self) -> None:
-        """End all interpreters; files stay."""
+        """End all interpreters of this process. Files stay."""
         machines, self._machines = list(self._machines.values()), OrderedDict()
         for machine in machines:
             await _retire(machine)
@@ -177,7 +183,7 @@ class LocalSandbox:
             if idle is None:
                 break
             await _retire(self._machines.pop(idle))
-        # At once, so that it counts while it starts.
+        # Add the machine before it starts, so that it counts towards the limit during the start.
         machine = self._machines[key] = self._make(self._folder / key, self._limits, memory, self._room)
         try:
             await SANDBOX.run(make_home, self._folder / key)
@@ -194,7 +200,8 @@ class LocalSandbox:
 
 
 async def _retire(machine: Machine) -> None:
-    """End a machine that no call needs any more. An error about its files goes to the log and fails no call."""
+    """End a sandboxed process that no call uses. An error while copying its files out does not fail the current call:
+    `MachineFiles` logs it."""
     with suppress(SandboxFailed):
         await machine.end()
 
@@ -238,7 +245,8 @@ TRIAL_LIMITS = CodeInterpreterSettings(disk_bytes=1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`reason` says why code cannot be run here, and is empty where it can; `room` is where its files can be."""
+    """The result of `try_out`. `reason`: why this machine cannot confine code, or empty if it can. `room`: the mode of
+    limiting disk space that works."""
 
     reason: str
     room: Room = "memory"
@@ -247,10 +255,11 @@ class Trial:
 async def try_out(
     python: str = "", folder: Path | None = None, rooms: tuple[Room, ...] = get_args(Room), program: Path = PROGRAM
 ) -> Trial:
-    """Try the rooms in turn.
+    """Test each mode of limiting disk space in order, with code that tries to escape. Returns the first mode that
+    confines the code, or the reasons of all failures.
 
-    `folder` is the place for containers. As root the answer depends on the users who may enter it; `program` is what
-    machines run.
+    `folder`: the folder for containers. If this process is root, the result depends on which users may enter this
+    folder. `program`: the script that sandboxed processes run.
     """
     reasons: list[str] = []
     for room in rooms:
@@ -284,7 +293,8 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
 
 
 def make_home(home: Path, user: int | None = None) -> Path:
-    """The folders of a machine, made if need be; its own user's, unless another is named. Raises `OSError`."""
+    """Create the folders of a container if they are missing, and return `home`. `user`: the user id that owns them;
+    None: the container's own user id. Raises `OSError`."""
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     user = user_of(home.name) if user is None else user
     for name in ("files", "scratch"):
@@ -297,7 +307,7 @@ def make_home(home: Path, user: int | None = None) -> Path:
 
 
 def delete_home(home: Path) -> None:
-    """The folders of a machine, with all that is in them."""
+    """Delete the folders of a container with all their files."""
     disk.clear(home)
     with suppress(OSError):
         home.rmdir()

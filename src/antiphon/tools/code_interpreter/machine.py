@@ -1,16 +1,16 @@
-"""One machine of the local sandbox: its process, its files, and one run after the other.
+"""Runs code in one sandboxed process (`Machine`), one run after the other.
 
-Lives here: starting the process, giving it its files, sending it code, time, freezing it between runs.
+Lives here: starting the process, sending code to it, timeouts, and stopping it between runs.
 
-Not here: the list of machines (`local.py`), how a process starts (`starting.py`), copying its files
-(`machine_files.py`). Inside the process: its output (`output.py`), what it gives up (`confinement.py`), what it does
-(`interpreter.py`).
+Not here: the list of sandboxed processes (`local.py`), the command line (`starting.py`), copying files
+(`machine_files.py`), collecting the output (`output.py`). Inside the process run `interpreter.py` and `confinement.py`.
 
-In a room of `memory`, code works on copies. The sandbox copies the machine's files in before a run, and changed files
-out after it, while nothing runs. In a `counted` room code works on the files themselves.
+In mode `memory`, code works on copies in a file system in memory. This module copies the container's files in before a
+run, and copies changed files out after the run, while the process is stopped. In mode `counted`, code works on the
+files on disk.
 
-Between two runs the process is stopped and cannot continue by itself. So threads that code left behind neither run nor
-write. The sandbox ends a process that it cannot stop.
+SIGSTOP stops the process between two runs, and the process cannot continue by itself. So threads that code has started
+neither run nor write files between runs. This module kills a process that it cannot stop.
 
 Invariant: when `run` has returned, the process is stopped or dead.
 """
@@ -45,13 +45,14 @@ _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
 _TOO_DEEP = "\n[There are folders within more folders than can be kept: what is innermost goes with this interpreter.]"
 
 _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
-"""One run's output is read at full speed up to `_READ_FREELY`, then with pauses: a flood slows no other work."""
+"""Limits of reading a run's output: at most `_READ` bytes per read. After `_READ_FREELY` bytes, a pause of `_REST`
+seconds follows each read, so that a flood of output does not slow other requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodeRun:
-    """How code went. `output` is what it printed, `pictures` are PNG files. `lost` is the reason for lost variables, or
-    empty; `fresh` that there were none when it began."""
+    """The result of running code. `output`: the printed text. `pictures`: PNG files. `lost`: the reason why the process
+    ended and its variables are lost, or empty. `fresh`: the process had not run code before."""
 
     output: str
     pictures: tuple[bytes, ...] = ()
@@ -61,7 +62,7 @@ class CodeRun:
 
 
 def has_stopped(pid: int) -> bool:
-    """Whether all threads of a child have stopped."""
+    """Return whether all threads of a child process have stopped. Reports each stop only once."""
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
     except ChildProcessError:
@@ -69,7 +70,7 @@ def has_stopped(pid: int) -> bool:
 
 
 def count_threads(pid: int) -> int:
-    """How many threads a process has; 0 where it is gone."""
+    """Return the number of threads of a process, or 0 if the process has ended."""
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
@@ -78,7 +79,7 @@ def count_threads(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The calls of a machine to the operating system and the event loop."""
+    """The operating system and event loop functions that `Machine` calls, which tests replace."""
 
     spawn: Callable[..., Awaitable[asyncio.subprocess.Process]] = asyncio.create_subprocess_exec
     monotonic: Callable[[], float] = time.monotonic
@@ -91,7 +92,7 @@ SYSTEM = System()
 
 
 class SandboxNotStarted(SandboxFailed):
-    """The process ended, or said why it cannot give up its rights: `reason`."""
+    """The process ended during its start, or could not confine itself. `reason` explains the failure."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("The sandbox cannot be started here.")
@@ -99,7 +100,8 @@ class SandboxNotStarted(SandboxFailed):
 
 
 class Machine:
-    """One sandboxed process, with its home below the sandbox's folder."""
+    """One sandboxed process. `home`: the folder of its container, which contains the files. `memory`: its maximum
+    address space in bytes. `room`: the mode of limiting disk space."""
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class Machine:
         self.files = MachineFiles(home, limits, room)
         self._output = Output(limits.output_bytes)
         self.printed = 0
-        """Bytes that the run printed, so far as they are read."""
+        """The number of bytes that this module has read of the run's output."""
         self._process: asyncio.subprocess.Process | None = None
         self._requests: asyncio.WriteTransport | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -131,17 +133,18 @@ class Machine:
 
     @property
     def alive(self) -> bool:
-        """Whether the process can take code."""
+        """Whether the process has started and not ended, so that `run` can send code to it."""
         return not self.ended and self._process is not None and self._process.returncode is None
 
     @property
     def pid(self) -> int:
-        """The id of the process that runs code."""
+        """The process id of the sandboxed process."""
         assert self._process is not None
         return self._process.pid
 
     async def start(self, python: str) -> None:
-        """Start it, and wait until it has given up its rights. Raises `SandboxFailed`, `OSError`."""
+        """Start the process, and wait until it has confined itself. `python`: the interpreter's path. Raises
+        `SandboxFailed` and `OSError`."""
         await SANDBOX.run(disk.clear, self._home / "scratch")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
@@ -159,7 +162,7 @@ class Machine:
                     pass_fds=(theirs.fileno(),),
                 )
         except BaseException:
-            # Given up while the process was being made: there is none whose end would close these.
+            # The start failed before the process existed, so close both ends here.
             self._control.close()
             if self._requests is not None:
                 self._requests.close()
@@ -182,8 +185,8 @@ class Machine:
             raise SandboxNotStarted(str(answer.get("refused")))
 
     async def _open_requests(self) -> int:
-        """Open the pipe that sends code to the process; the caller must close the reading end. The event loop itself
-        would use a socket, into which the code could write.
+        """Open the pipe that sends code to the process, and return its reading end. The caller must close the reading
+        end. asyncio's own stdin pipe would be a socket, to which the code could write.
         """
         taking, giving = os.pipe()
         try:
@@ -196,7 +199,8 @@ class Machine:
         return taking
 
     async def run(self, code: str) -> CodeRun:
-        """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
+        """Continue the process, send code to it, and wait for the result or a timeout. Then stop the process again, or
+        end it. Sets `begun`."""
         process = self._process
         assert process is not None and self._requests is not None
         fresh = not self.begun
@@ -208,7 +212,7 @@ class Machine:
         self._signal(signal.SIGCONT)
         answering = asyncio.create_task(self._answer())
         try:
-            # uvloop's transports raise where one is closed already: that the process ended shows in what it answers.
+            # uvloop raises when code writes to a closed transport. If the process has ended, `_answer` returns None.
             if not self._requests.is_closing():
                 self._requests.write(json.dumps({"code": code, "mark": mark}).encode() + b"\n")
             said, lost = await self._watch(answering)
@@ -240,17 +244,18 @@ class Machine:
     # Files
 
     async def _furnish(self) -> None:
-        """Take the descriptor of its file system, and bring its files there."""
+        """Receive the descriptor of the process's file system in memory, and copy the files into it."""
         assert self._control is not None
         _, taken, _, _ = await SANDBOX.run(socket.recv_fds, self._control, 1, 1)
         if not taken:
-            return  # it says why in its answer
+            return  # the process reports the reason in its first answer
         self.files.enter(taken[0])
         await SANDBOX.run(self.files.bring_in)
         self._control.send(b"g")
 
     async def _prepare(self) -> None:
-        """Prepare the next run, while no code runs."""
+        """Prepare the next run while the process is stopped: copy changed files in, or tell the counter how many files
+        the code may create."""
         if self.files.copied:
             await SANDBOX.run(self.files.bring_in)
         elif self._room == "counted":
@@ -268,8 +273,8 @@ class Machine:
     # Time
 
     async def _watch(self, answering: asyncio.Task[dict[str, object] | None]) -> tuple[str, str]:
-        """Wait for the answer within the limits. Returns text to add to the output, and the reason why the process must
-        end."""
+        """Wait for the process's answer, and enforce the limits of time and threads. Returns text to append to the
+        output, and the reason to end the process. Both are empty after an answer in time."""
         deadline = self._system.monotonic() + self._limits.seconds
         while True:
             left = deadline - self._system.monotonic()
@@ -286,7 +291,8 @@ class Machine:
         return said, "" if answering.done() else "it did not stop when its time was up"
 
     async def _freeze(self) -> str:
-        """Stop it, and wait until every thread has stopped: empty, or why it must end instead."""
+        """Stop the process, and wait until all its threads have stopped. Returns the reason to end the process, or an
+        empty string."""
         self._signal(signal.SIGSTOP)
         deadline = self._system.monotonic() + _STOP_SECONDS
         while not (stopped := self._system.stopped(self.pid)) and self._system.monotonic() < deadline:
@@ -306,7 +312,7 @@ class Machine:
         try:
             answer = json.loads(await self._process.stdout.readline())
         except (ValueError, RecursionError):
-            # Ended, or not our words: too long a line is a ValueError too.
+            # The process has ended, or the line is no JSON object. A line that is too long also raises ValueError.
             return None
         return answer if isinstance(answer, dict) else None
 
@@ -324,14 +330,14 @@ class Machine:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once; `end` must follow."""
+        """Send SIGKILL to the process without waiting. The caller must call `end` afterwards."""
         self.ended = True
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     async def end(self, *, keep: bool = True) -> None:
-        """End it, and wait for its end; `keep` what it wrote."""
+        """Kill the process and wait for its end. With `keep`, then copy out the files that code has changed."""
         self.kill()
         process, self._process = self._process, None
         if process is not None:
@@ -340,7 +346,7 @@ class Machine:
             if self._control is not None:
                 with suppress(OSError):
                     self._control.shutdown(socket.SHUT_RDWR)
-            # To their ends: pipes that nobody reads stay open.
+            # Read both pipes to the end, because an unread pipe stays open.
             await asyncio.gather(process.wait(), self._reading, _drain(process), return_exceptions=True)
         try:
             if keep and self.files.copied and self.begun:

@@ -1,9 +1,12 @@
-"""The files of one machine while it has a process: brought to the code, taken from it, counted. All of it blocks.
+"""Copies a container's files into and out of its sandboxed process, and counts files. All methods block, so call them
+in a thread.
 
-Lives here: copies between the home and the file system that the process has, how many files may be made, pictures. Not
-here: when it is done (`machine.py`), one folder and its files (`disk.py`), what makes the room (`space.py`).
+Lives here: copying between the container's folder and the process's file system in memory, the number of files that
+code may create, and reading pictures. Not here: the order of these steps (`machine.py`), operations on one folder
+(`disk.py`), mounting the file system (`space.py`).
 
-Invariant: work in a thread keeps its descriptor open until it ends, even if no task waits for it any more.
+Invariant: an operation in a thread has an open descriptor until it ends, even after the task that waited for it was
+cancelled.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ _PICTURE = re.compile(r"picture-\d{1,9}-\d{1,3}\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_PICTURES = 10
 _OWN_FOLDERS = 2
-"""A machine's `files` and `scratch`, which count with their content."""
+"""A container's folders `files` and `scratch`, which `disk.use_of` counts together with their contents."""
 
 
 class MachineFiles:
-    """The machine's files below `home`. In the room `memory` the code works on copies, in the folder that `enter`
-    names."""
+    """The files of one container in `home`. In mode `memory`, code works on copies in the file system whose descriptor
+    `enter` receives."""
 
     def __init__(self, home: Path, limits: CodeInterpreterSettings, room: Room) -> None:
         self._home = home
@@ -40,27 +43,27 @@ class MachineFiles:
         self._room = room
         self._user = user_of(home.name)
         self._inside: int | None = None
-        # A thread that nobody waits for any more goes on: nothing is closed under it.
+        # After a cancelled call, its thread continues. The lock prevents closing the descriptor during that time.
         self._inside_lock = threading.Lock()
         self._known: tuple[dict[str, str], dict[str, str]] = ({}, {})
 
     @property
     def copied(self) -> bool:
-        """Whether the code of this machine works on copies of the files, not on the files themselves."""
+        """Whether the code works on copies in memory instead of the files in `home`."""
         return self._inside is not None
 
     @property
     def cut_off(self) -> bool:
-        """Whether code made folders so deep that their content is lost."""
+        """Whether code created folders so deep that their contents were not copied out."""
         return disk.is_cut_off(self._known[1])
 
     def enter(self, inside: int) -> None:
-        """Copies are below this descriptor of a folder, which `leave` closes."""
+        """Set the descriptor of the process's file system in memory. `leave` closes the descriptor."""
         with self._inside_lock:
             self._inside = inside
 
     def bring_in(self) -> None:
-        """Copy in the files that changed outside. Raises `SandboxFailed`."""
+        """Copy files that changed in `home` into the process's file system. Raises `SandboxFailed`."""
         outside, limit = self._known[0], 2 * (self._limits.files + MORE_FILES)
         with self.inner("files") as inner:
             now = disk.scan(self._home / "files", limit)
@@ -72,7 +75,7 @@ class MachineFiles:
             self._known = now, disk.scan(inner, limit)
 
     def take_out(self) -> None:
-        """Copy out the files that changed while code ran. The process is stopped or dead. Raises `SandboxFailed`."""
+        """Copy files that code has changed to `home`. The process must be stopped or dead. Raises `SandboxFailed`."""
         inside, limit = self._known[1], 2 * (self._limits.files + MORE_FILES)
         with self.inner("files") as inner:
             now = disk.scan(inner, limit)
@@ -87,7 +90,8 @@ class MachineFiles:
 
     @contextmanager
     def inner(self, name: str) -> Iterator[int]:
-        """A folder of its file system, which stays open meanwhile."""
+        """Open a folder of the process's file system in memory, and yield its descriptor. The file system stays open
+        inside the block. Raises `SandboxFailed` after `leave`."""
         with self._inside_lock:
             if self._inside is None:
                 raise SandboxFailed("The container was stopped.")
@@ -98,14 +102,16 @@ class MachineFiles:
                 os.close(opened)
 
     def leave(self) -> None:
-        """Give up its file system, which ends with the process."""
+        """Close the descriptor of the process's file system. The kernel deletes the file system when the process
+        ends."""
         with self._inside_lock:
             if self._inside is not None:
                 os.close(self._inside)
                 self._inside = None
 
     def left(self) -> int:
-        """How many files may be made in a counted room: each of them could grow as large as a file can be."""
+        """Return how many files code may create in mode `counted`, assuming that each file grows to its maximum size.
+        Raises `SandboxFailed` if the container has too many files."""
         one = file_bytes(self._limits, "counted")
         most = self._limits.files + _OWN_FOLDERS
         use = disk.use_of(self._home, 2 * self._limits.files + MORE_FILES, one)
@@ -118,7 +124,8 @@ class MachineFiles:
         return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
 
     def pictures(self, answer: dict[str, object]) -> tuple[bytes, ...]:
-        """Read and delete the pictures that this answer names. It skips pictures beyond the limit of their size."""
+        """Read and delete the PNG files that the interpreter's answer names. Skips pictures that exceed the limit of
+        their total size."""
         names = answer.get("pictures")
         wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
         wanted = [name for name in wanted[:_MAX_PICTURES] if _PICTURE.fullmatch(name)]

@@ -1,20 +1,22 @@
-"""Hands code to the worker process of the same machine that has the container's interpreter.
+"""Sends code to the worker process on the same machine that runs the container's interpreter.
 
-Lives here: handing code to the process that has a container's interpreter, and running code for other processes. Not
-here: a container's owner and its exclusive use (`containers.py`), and files: all these processes see the same ones.
+Lives here: the client and the server of this protocol between worker processes. Not here: owners and exclusive use of
+containers (`containers.py`). The protocol transfers no files, because all worker processes share the folder of the
+containers.
 
-Each process listens on a socket in a folder that they share. A container's record names the process. A process that has
-ended, or does not answer with a hello, has lost its variables: the code runs in a new interpreter here. Once a process
-has received code, no process runs this code a second time, whatever the outcome: files that it wrote exist.
+Each worker process listens on a Unix socket in a shared folder. A container's row names the process that ran its code
+last. If that process has ended or sends no hello byte, the variables are lost, and this process runs the code in a new
+interpreter. After a process has received code, no other process runs the same code again, even after an error. A second
+run could repeat changes to files.
 
-A message is four bytes of length, the highest first, and MessagePack. Both ends have the same version: they are workers
-of one gateway.
+A message is its length as four big-endian bytes, followed by MessagePack. Both ends have the same version, because they
+are worker processes of one sidecar.
 
 Invariants:
-- A call passes from one process to one other, never on.
-- Each wait has an end. A process that gives a call up has ended its code.
-- No message is larger than its limit.
-- Processes of different users exchange nothing.
+- The receiver of a call runs the code itself and never forwards it.
+- Each wait has a timeout. When the sender hangs up, the receiver ends the code.
+- A receiver rejects a message that is larger than its limit.
+- Processes of different operating-system users exchange no messages.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ _log = structlog.get_logger(__name__)
 
 ASK_BYTES = 16 << 20
 HELLO = b"\x01"
-"""The first byte from the process that accepts a connection. A stopped process sends none."""
+"""The first byte that a process sends after it has accepted a connection. The kernel accepts connections for a stopped
+process, but a stopped process sends no hello."""
 _MOST_GUESTS = 1_024
 _ASK_SECONDS, _LEAVE_SECONDS = 10.0, 5.0
 _PROCESS = re.compile(r"[0-9a-f]{16}")
@@ -56,7 +59,8 @@ T = TypeVar("T")
 
 
 class Ask(Struct, array_like=True):
-    """`run` code in the machine of this key, or `drop` the machine, files and all. `memory` in bytes."""
+    """A request to another worker process. `run`: run `code` in the container `key`. `drop`: end the interpreter of
+    `key` and delete its files. `memory`: the memory limit in bytes."""
 
     do: Literal["run", "drop"]
     key: str
@@ -65,25 +69,26 @@ class Ask(Struct, array_like=True):
 
 
 class RunReply(Struct, array_like=True):
-    """The outcome of a call; or `refused`, the message of a `SandboxFailed`."""
+    """The reply to an `Ask`: the result of the code, or in `refused` the message of a `SandboxFailed`."""
 
     run: CodeRun
     refused: str = ""
 
 
 class NoMessage(Exception):
-    """The other process sent something that is no message of this protocol."""
+    """The other process sent data that is not a message of this protocol."""
 
 
 def is_of_our_user(writer: asyncio.StreamWriter) -> bool:
-    """Whether the process at the other end is of this process's user."""
+    """Return whether the process at the other end of the socket has the same operating-system user as this process."""
     given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, _ = _PEER.unpack(given)
     return bool(uid == os.geteuid())
 
 
 class Neighbours:
-    """See the module. Without `folder` there are no others. `start` before it is used, `aclose` in the end."""
+    """Runs code in whichever worker process has the container's interpreter. Without `folder`, this process runs all
+    code. Call `start` before the first use, and `aclose` at the end."""
 
     def __init__(
         self,
@@ -96,36 +101,37 @@ class Neighbours:
         ask_bytes: int = ASK_BYTES,
         is_ours: Callable[[asyncio.StreamWriter], bool] = is_of_our_user,
     ) -> None:
-        """`sandbox`: the sandbox of this process; the caller closes it.
+        """`sandbox`: the sandbox of this process, which the caller closes.
 
-        - `hello_seconds`: how long another process may take for its hello.
-        - `place_seconds`: how long code may wait for a place and for its interpreter's start. The time that the code
-          may run comes in addition.
-        - `ask_bytes`: the largest call, mostly its code.
-        - `is_ours`: whether this process accepts the process at the other end.
+        - `hello_seconds`: the timeout for another process's hello byte.
+        - `place_seconds`: the maximum time for waiting for a slot and starting the interpreter, in addition to the
+          code's own timeout.
+        - `ask_bytes`: the maximum size of a request in bytes.
+        - `is_ours`: decides whether to trust the process at the other end of a connection.
         """
         self.process = secrets.token_hex(8)
-        """How records name this process."""
+        """The random name of this process in container rows and socket paths."""
         self._sandbox = sandbox
         self._folder = folder
         self._hello_seconds = hello_seconds
         self._ask_bytes = ask_bytes
         self._is_ours = is_ours
         self._run_seconds = limits.seconds + place_seconds
-        # A byte that is no UTF-8 is shown by three.
+        # Decoding replaces an invalid UTF-8 byte by U+FFFD, which takes three bytes.
         self._answer_bytes = 4 * limits.output_bytes + limits.picture_bytes + (64 << 10)
         self._listening: asyncio.Server | None = None
         self._guests: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Take calls of others. Raises `ConfigError` where there can be no socket."""
+        """Start listening for calls of other worker processes. Raises `ConfigError` if the socket cannot be created in
+        `folder`."""
         if self._folder is None:
             return
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = self._path(self.process)
         try:
             listening.bind(str(path))
-            # Nobody can connect before it listens.
+            # No process can connect before the socket listens, so the mode is set in time.
             path.chmod(0o600)
             self._listening = await asyncio.start_unix_server(self._accept, sock=listening, backlog=socket.SOMAXCONN)
         except OSError as error:
@@ -134,35 +140,38 @@ class Neighbours:
             raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
 
     async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[CodeRun, str]:
-        """Run code where the interpreter is (`holder`, the process that ran code there last; empty: none), else here;
-        and which process ran it. Raises `SandboxFailed`."""
+        """Run code in the process `holder`, which ran the container's code last, if it still exists. Otherwise run the
+        code in this process. `holder` is empty for a new container. Returns the result, and the name of the process
+        that ran the code. Raises `SandboxFailed`."""
         if holder != self.process:
             handed = await self._hand(holder, Ask("run", key, code, memory))
             if handed is not None:
                 return handed, holder
-            # What an interpreter of ours knows is from before another process ran something.
+            # An interpreter in this process has outdated variables, because `holder` ran code after it.
             await self._sandbox.stop(key)
         return await self._sandbox.run(key, code, memory), self.process
 
     async def delete(self, holder: str, key: str) -> None:
-        """End the interpreter, wherever it is, and delete the machine's files. Raises `SandboxFailed`."""
+        """End the container's interpreter in this process or in `holder`, and delete the container's files. Raises
+        `SandboxFailed`."""
         if holder != self.process:
             try:
                 await self._hand(holder, Ask("drop", key))
             except SandboxFailed as failure:
-                # It ends when others need its place.
+                # The other process ends this interpreter when it needs the slot.
                 _log.warning("interpreter_not_ended", container=key, error=str(failure))
         await self._sandbox.delete(key)
 
     async def finished(self, seconds: float) -> bool:
-        """Wait until nothing that others handed over runs here; False if the time ran out first."""
+        """Wait at most `seconds` until this process has finished all calls of other processes. Returns False on a
+        timeout."""
         ends = asyncio.get_running_loop().time() + seconds
         while self._guests and (left := ends - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait(self._guests, timeout=left)
         return not self._guests
 
     async def aclose(self) -> None:
-        """Take no more calls, and end those that run. Their senders see the connection close."""
+        """Stop listening, and end the running calls of other processes. Their senders see the connection close."""
         listening, self._listening = self._listening, None
         if listening is None:
             return
@@ -180,7 +189,8 @@ class Neighbours:
     # To others
 
     async def _hand(self, holder: str, ask: Ask) -> CodeRun | None:
-        """The result of another process. None if that process has ended and ran nothing."""
+        """Send a request to the process `holder` and return its result. Returns None if `holder` cannot be reached, so
+        it has run nothing. Raises `SandboxFailed`."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
         message = framed(ask)
@@ -210,7 +220,7 @@ class Neighbours:
         return answer.run
 
     async def _connect(self, holder: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """A connection to a process that has said hello."""
+        """Connect to the process `holder` and wait for its hello byte. Returns None if that fails."""
         writer = None
         try:
             async with asyncio.timeout(self._hello_seconds):
@@ -221,7 +231,7 @@ class Neighbours:
                     streams, writer = (reader, writer), None
                     return streams
         except ConnectionRefusedError:
-            # Killed: it would have taken its socket away.
+            # The process was killed, because a regular end deletes the socket.
             with suppress(OSError):
                 self._path(holder).unlink()
         except FileNotFoundError:
@@ -245,7 +255,7 @@ class Neighbours:
         guest.add_done_callback(self._guests.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One call of another process; when that hangs up, its code is ended."""
+        """Handle one call of another process. If that process hangs up, end the code."""
         try:
             writer.write(HELLO)
             async with asyncio.timeout(_ASK_SECONDS):
@@ -281,14 +291,14 @@ class Neighbours:
 
 
 def framed(message: Ask | RunReply) -> bytes:
-    """The bytes of a message."""
+    """Encode a message with its length."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) -> T:
-    """The next message. Raises `NoMessage`, and `asyncio.IncompleteReadError` or `OSError` where the connection ends
-    before it does."""
+    """Read the next message of type `kind`. Raises `NoMessage` if it is invalid or larger than `limit`. Raises
+    `asyncio.IncompleteReadError` or `OSError` if the connection ends before the message does."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > limit:
         raise NoMessage(f"a message of {length} bytes, {limit} are the limit")
@@ -299,7 +309,8 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hang up, and wait until the other side has: then code that was given up has ended."""
+    """Close the sending side, and wait until the other process closes the connection. Then it has ended the code of a
+    cancelled call."""
     with suppress(OSError, TimeoutError, RuntimeError):
         writer.write_eof()
         async with asyncio.timeout(_LEAVE_SECONDS):

@@ -1,9 +1,9 @@
-"""Keeps the beginning and the end of a run's output, and finds where the output ends.
+"""Collects the output of a run, limits its size, and finds where the output ends.
 
-Lives here: the limit of the stored output, and finding the mark that ends a run. Not here: reading it from the process
-(`machine.py`).
+Lives here: limiting the output, and finding the mark that the interpreter writes after a run. Not here: reading the
+output from the process (`machine.py`).
 
-Invariant: no more than the limit is kept, however much is printed.
+Invariant: the object stores at most `limit` bytes of output, however much the code prints.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import asyncio
 
 
 class Output:
-    """The output of a run until the mark. It keeps the beginning and the end, up to `limit` bytes together."""
+    """The output of a run up to the mark. If the output exceeds `limit` bytes, only its first three quarters and last
+    quarter of `limit` bytes are stored."""
 
     def __init__(self, limit: int) -> None:
         self._max_head = limit * 3 // 4
@@ -25,13 +26,14 @@ class Output:
         self._head, self._tail, self._held, self._left_out = bytearray(), bytearray(), b"", 0
 
     def begin(self, mark: bytes) -> None:
-        """A new run."""
+        """Reset for a new run. `mark`: the random bytes that end its output."""
         self._begin()
         self._mark = mark
         self.marked.clear()
 
     def feed(self, data: bytes) -> None:
-        """More of it."""
+        """Add data that the process has printed. Sets `marked` when the mark is complete. Ignores data after the
+        mark."""
         if self.marked.is_set():
             return
         data = self._held + data
@@ -42,13 +44,13 @@ class Output:
                 self._keep(before)
                 self.marked.set()
                 return
-        # Its end may be the beginning of the mark.
+        # Keep back the last bytes, which may be the beginning of the mark.
         sure = max(0, len(data) - max(0, len(self._mark) - 1))
         self._held = data[sure:]
         self._keep(data[:sure])
 
     def take(self) -> str:
-        """All of it."""
+        """Return the collected output as text. A line in the middle tells how many bytes were left out."""
         self._keep(self._held)
         self._held = b""
         gap = f"\n[{self._left_out} bytes are left out here.]\n".encode() if self._left_out else b""

@@ -1,9 +1,9 @@
-"""Counts, exports and deletes one owner's containers, for operators.
+"""Counts, exports and deletes an owner's containers, for the operator's commands.
 
-Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
-(`commands/admin/command.py`), what else an owner has (`stores/sqlite/owner_data.py`).
+Lives here: counting containers, reading their rows and files for an export, deleting them. Not here: the command line
+(`commands/admin/command.py`), an owner's other data (`stores/sqlite/owner_data.py`).
 
-Invariant: a folder without containers gets none by being looked at.
+Invariant: counting and exporting create no files in the data folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Row = tuple[str, str, object, dict[str, object]]
 
 
 class OwnersContainers:
-    """The containers below a data folder, or, with `shared`, those of several machines."""
+    """The containers in a data folder. `shared`: the container rows of several machines, if a database server has
+    them."""
 
     def __init__(self, data: Path, shared: ContainerRows | None = None) -> None:
         folder = data / "containers"
@@ -36,11 +37,12 @@ class OwnersContainers:
         self._snapshots = Snapshots(self._sandbox, self._rows.contents)
 
     async def count(self) -> dict[str, int]:
-        """How many each owner has; those that have expired and were not swept yet count."""
+        """Return the number of containers per owner, including expired containers that no sweep has deleted yet."""
         return dict(Counter(head.owner for head in await self._rows.every()))
 
     async def export(self, owner: str) -> list[Row]:
-        """For every object: its kind, id, parent and fields. Raises `StoreError`."""
+        """Return a tuple for each container and each of its files: kind, id, parent (or creation time), and fields.
+        Raises `StoreError`."""
         rows: list[Row] = []
         for row in await self._rows_of(owner):
             fields = {"name": row.name, "last_active_at": row.last_active_at, "runs": row.runs}
@@ -51,16 +53,16 @@ class OwnersContainers:
         return rows
 
     async def contents(self, owner: str) -> AsyncIterator[tuple[str, str, AsyncIterator[bytes]]]:
-        """Every file of the owner's containers: its container, its path, its bytes in parts. Of containers that several
-        machines share these are as they were after the last use."""
+        """Yield each file of the owner's containers: the container's id, the file's path, and an iterator over its
+        bytes. If another machine has the current files, the bytes come from the last snapshot."""
         for row in await self._rows_of(owner):
             for file in await self._files(row):
                 if file.blob or self._snapshots.is_here(row):
                     yield row.id, file.shown_path, self._read(row, file)
 
     async def delete(self, owner: str) -> int:
-        """Delete the owner's containers with their files; how many. Raises `StoreError`, and `ContainerFailed` for one
-        whose code runs on and on."""
+        """Delete the owner's containers with their files. Returns their number. Raises `StoreError`, and
+        `ContainerFailed` if a container stays in use."""
         rooms = ContainerRooms(self._sandbox, self._rows, None, snapshots=self._snapshots)
         heads = await self._rows.every(owner)
         try:
@@ -71,12 +73,13 @@ class OwnersContainers:
         return len(heads)
 
     async def _rows_of(self, owner: str) -> list[ContainerRow]:
-        """The owner's rows, including expired ones."""
+        """Return the owner's container rows, including expired ones."""
         rows = [await self._rows.get(head.id) for head in await self._rows.every(owner)]
         return [row for row in rows if row is not None]
 
     async def _files(self, row: ContainerRow) -> list[RowFile]:
-        """Files as they are, where that is here; one that the row does not know has no id."""
+        """Return a container's files. If this machine has them, return the files on disk, with an empty id for files
+        that the row does not list."""
         if not self._snapshots.is_here(row):
             return row.contents.files
         known = {file.path: file for file in row.contents.files}

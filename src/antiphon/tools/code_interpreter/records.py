@@ -1,13 +1,14 @@
-"""Container records of one machine, one small file each: `ContainerRows` over a folder.
+"""Implements `ContainerRows` on one machine, with one small file per container.
 
-Lives here: reading, writing, listing and deleting the files. A lease is a lock on a file here, which ends with its
-process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).
+Lives here: reading, writing, listing and deleting these records. The lease on a container is a file lock (`flock`),
+which the kernel releases when the process ends. Not here: the files in a container (`local.py`), rows that several
+machines share (`stores/postgres/containers.py`).
 
-A file is two lines of JSON: first the container's owner and expiry, then its contents. A request for a container of
-another owner reads no more than the first line, however much is in the container.
+A record has two lines of JSON: first the container's owner and times, then its list of files. A request for another
+owner's container reads only the first line, however long the list is.
 
-Invariants: a record exists whole or not at all. Names of files are ids that Antiphon made. A lock's descriptor is
-closed when its holder releases the lock, however the holder got it.
+Invariants: a record is complete or absent. The name of a record is an id that Antiphon generated. Releasing a lock
+always closes its file descriptor.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ _READ_HEAD, _READ_CONTENTS = msgspec.json.Decoder(ContainerHead), msgspec.json.D
 
 
 class Records:
-    """All records, in a folder of their own. All of it blocks: call it in a thread."""
+    """Reads and writes the records in a folder. All methods block, so call them in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """The record, or None; with `owner` only when it is his."""
+        """Return the record of a container, or None if it does not exist. With `owner`, also None if it belongs to
+        another owner. Raises `StoreError`."""
         found = self._open(container_id, owner)
         if found is None:
             return None
@@ -57,12 +59,12 @@ class Records:
         return record
 
     def head(self, container_id: str) -> ContainerHead | None:
-        """The record without the container's content, or None."""
+        """Return the first line of the record (owner and times), or None if it does not exist. Raises `StoreError`."""
         found = self._open(container_id, None, rest=False)
         return found[0] if found is not None else None
 
     def put(self, record: ContainerRow) -> None:
-        """Write it, and replace an existing one."""
+        """Write a record atomically, and replace an existing record. Raises `StoreError`."""
         path = self._folder / f"{record.id}.json"
         incoming = path.with_suffix(f".{os.urandom(8).hex()}")
         head = msgspec.json.encode(msgspec.convert(record, ContainerHead, from_attributes=True))
@@ -76,13 +78,14 @@ class Records:
             raise file_failure("A container's record cannot be written", error) from error
 
     def delete(self, container_id: str) -> None:
-        """Delete it, if it is there."""
+        """Delete the record and the lock file of a container, if they exist."""
         for ending in ("json", "lock"):
             with suppress(FileNotFoundError):
                 (self._folder / f"{container_id}.{ending}").unlink()
 
     def lock(self, container_id: str) -> int | None:
-        """Keep all other processes from this container until the descriptor is closed; None when one has it."""
+        """Lock the container for this process without waiting. Returns a descriptor whose closing releases the lock, or
+        None if the container is locked. Raises `StoreError`."""
         path = self._folder / f"{container_id}.lock"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,12 +98,12 @@ class Records:
                 return opened
         except OSError:
             pass
-        # Somebody has it, or has just deleted it.
+        # Another holder has the lock, or has just deleted the lock file.
         os.close(opened)
         return None
 
     def every(self) -> list[ContainerHead]:
-        """All of them, oldest first; one that cannot be read is left out."""
+        """Return the first lines of all records, oldest container first. Skips unreadable records."""
         found = []
         with suppress(FileNotFoundError):
             for name in os.listdir(self._folder):
@@ -129,7 +132,8 @@ class Records:
 
 
 class RecordedRows:
-    """`ContainerRows` over records. Leases do not run out here: the kernel ends them with their process."""
+    """Implements `ContainerRows` with record files. A lease never expires: the kernel releases its file lock when the
+    process ends."""
 
     contents = None
 
@@ -198,7 +202,7 @@ class RecordedRows:
         return row
 
     def _take(self, container_id: str, holder: str, owner: str | None, expired: bool) -> ContainerRow | None:
-        # Nothing is locked, and no lock is made, for what is not there.
+        # Check first, so that a request for a missing container creates no lock file.
         if self._find(container_id, owner, expired) is None:
             return None
         with self._locking(container_id, holder):
@@ -225,7 +229,8 @@ class RecordedRows:
 
     @contextmanager
     def _locking(self, container_id: str, holder: str) -> Iterator[None]:
-        """Take the lock, and keep it after the `with` block. An error in the block releases it."""
+        """Lock the container for `holder`, and keep the lock after the `with` block. An error in the block releases the
+        lock. Raises `ContainerInUse`."""
         lock = self._records.lock(container_id)
         if lock is None:
             raise ContainerInUse

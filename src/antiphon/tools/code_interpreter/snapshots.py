@@ -1,18 +1,18 @@
-"""Snapshots of a container's files, for containers that several machines share: saved after a use, fetched before the
-next.
+"""Saves and restores snapshots of a container's files, for containers that several machines share. A machine saves a
+snapshot after a use and restores it before a use on another machine.
 
-Lives here: a snapshot's content, the decision to make a new one, and the check that a machine's files match the row.
-Not here: the storage of snapshots (`stores/blobs/pending.py`), files (`local.py`), the lease of the container
-(`uses.py`).
+Lives here: the format of a snapshot, the decision to save a new one, and the check whether this machine has the current
+files. Not here: the storage of snapshots (`stores/blobs/pending.py`), files on disk (`local.py`), the lease on the
+container (`uses.py`).
 
-A snapshot is one content with all files of a container, one after the other. The row has the place where each begins. A
-use that makes or changes a file ends with a new snapshot, which replaces the previous one. If one machine has all of
-the state, there are no snapshots, only its files.
+A snapshot is one blob that contains all files of a container, one after the other. The container's row has the offset
+of each file. A use that creates or changes a file saves a new snapshot, which replaces the previous one. If only one
+machine uses the state, Antiphon saves no snapshots.
 
-Nothing else moves between machines: empty folders, variables and open files are lost.
+Snapshots contain only files. Empty folders, variables and open files are lost when a container changes machines.
 
-Invariants: a use of a machine's files begins only once they match the row. A row names only a durable snapshot. A
-snapshot takes no more than a container's disk.
+Invariants: code runs only after the machine's files match the row. A row refers only to durable snapshots. A snapshot
+is at most as large as a container's disk.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _PIECE = 1 << 20
 
 
 class Snapshots:
-    """See the module. Without `contents` there are none; otherwise `machine` is this one's name, and `room` the bytes
-    of a container's disk."""
+    """Saves and restores snapshots. `contents`: the storage of snapshots; None: no snapshots. `machine`: the name of
+    this machine. `room`: the size of a container's disk in bytes."""
 
     def __init__(
         self, sandbox: LocalSandbox, contents: ContainerContents | None = None, machine: str = "", room: int = 0
@@ -47,13 +47,14 @@ class Snapshots:
         self._room = room
 
     def is_here(self, row: ContainerRow) -> bool:
-        """Whether the files of this machine are the row's."""
+        """Return whether this machine has the container's current files."""
         return row.machine in ("", self._machine)
 
     async def bring(self, row: ContainerRow) -> list[str]:
-        """Make the files of this machine those of the row. Give up the files that no snapshot has. Returns their paths.
+        """Restore the container's files on this machine if another machine has the current ones. Returns the paths of
+        files that no snapshot contains, which are lost.
 
-        Raises `SandboxFailed`, `StoreError`: then the row is as it was, and the next one tries again.
+        Raises `SandboxFailed` and `StoreError`. After an error the row is unchanged, so the next use tries again.
         """
         if self.is_here(row):
             row.machine = self._machine
@@ -62,7 +63,7 @@ class Snapshots:
         left_behind = [file.path for file in row.contents.files if not file.blob]
         if left_behind:
             _log.warning("container_files_left_behind", container=row.id, machine=row.machine, files=len(left_behind))
-        # What is here is from an earlier use.
+        # Files on this machine are from an earlier use and outdated.
         await self._sandbox.delete(row.id)
         async with AsyncExitStack() as opened:
             readers = {
@@ -79,7 +80,8 @@ class Snapshots:
         return left_behind
 
     async def read(self, row: ContainerRow, file: RowFile, start: int, limit: int) -> bytes | None:
-        """Bytes of a file, from where it is; None where it is nowhere. Raises `StoreError`."""
+        """Return at most `limit` bytes of a file from offset `start`, from this machine or from the snapshot. Returns
+        None if neither has the file. Raises `StoreError`."""
         if self.is_here(row):
             try:
                 return await self._sandbox.read(row.id, file.path, start, limit)
@@ -92,8 +94,9 @@ class Snapshots:
             return await opened.read(file.at + start, limit) if limit else b""
 
     async def keep(self, row: ContainerRow, use: ContainerUse) -> None:
-        """Put the row back, with a new snapshot if files have changed. Files that cannot be written stay only on this
-        machine, with a line in the log. The next use tries again. Raises `ContainerFailed`, `StoreError`."""
+        """Store the row and end the use, after saving a new snapshot if files have changed. If saving fails, log an
+        error: the files stay only on this machine, and the next use tries again. Raises `ContainerFailed` and
+        `StoreError`."""
         async with AsyncExitStack() as opened:
             snapshot = None
             fitting = self._fitting(row)
@@ -106,13 +109,14 @@ class Snapshots:
                     _log.error("container_files_not_copied", container=row.id, files=len(fitting), error=str(error))
             went = _unnamed(row)
             if snapshot is not None:
-                # The rows decide what becomes of it: one that none names is a sweep's when its lease is over.
+                # `put_back` may fail with an unknown outcome, so only a sweep may delete this snapshot. A sweep deletes
+                # it after its lease if no row refers to it.
                 snapshot.settled = True
             await use.put_back(row, [snapshot.key] if snapshot is not None else [], went)
         await self.forget(went)
 
     async def forget(self, keys: Iterable[str]) -> None:
-        """Delete snapshots that no row names any more."""
+        """Delete the snapshots of these keys, to which no row refers any more."""
         for key in keys:
             assert self._contents is not None
             await self._contents.forget(key)
@@ -123,7 +127,7 @@ class Snapshots:
         return await self._contents.open(key)
 
     def _fitting(self, row: ContainerRow) -> list[RowFile]:
-        """The files that a snapshot has room for, those first that are in the last one."""
+        """Choose the files for a snapshot within `room` bytes. Files of the previous snapshot have priority."""
         if self._contents is None or not self.is_here(row):
             return []
         left, fitting = self._room, []
@@ -161,7 +165,7 @@ async def _read_whole(reader: BlobReader, file: RowFile) -> AsyncIterator[bytes]
 
 
 def _unnamed(row: ContainerRow) -> list[str]:
-    """Snapshots of which no file of the row is left, which it names no longer."""
+    """Remove the snapshots that contain no current file from the row, and return their keys."""
     named = {file.blob for file in row.contents.files}
     gone = [key for key in row.contents.blobs if key not in named]
     for key in gone:

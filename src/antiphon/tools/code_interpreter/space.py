@@ -1,16 +1,16 @@
-"""Limits the disk space of sandboxed code from inside the sandbox, whatever the code does.
+"""Limits the disk space of sandboxed code from inside the sandboxed process.
 
-Lives here: what happens in the sandbox's own process (and, for `counted`, in one more), before any foreign code runs.
-Not here: what is done from outside (`machine.py`), system calls that are refused (`confinement.py`). Like these it
-imports nothing but the standard library: it runs under whatever Python the operator chose.
+Lives here: mounting the file system (mode `memory`), and the counter process (mode `counted`). Both start before the
+model's code runs. Not here: the parent's side (`machine.py`), the seccomp filters (`confinement.py`). This module
+imports only the standard library, because it runs with the Python that the operator configured.
 
-- `memory`: a file system in memory, of a fixed size and a fixed number of files, which this process alone sees. It
-  needs the right to mount (root), or user namespaces that any user may make.
-- `counted`: where neither is allowed. No file grows beyond a fixed size (`RLIMIT_FSIZE`). Every system call that makes
-  a file or a folder waits until the counter, another process, lets it through. The process outside the sandbox sets
-  how many calls the counter lets through.
+- `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. This
+  mode needs the right to mount (root), or unprivileged user namespaces.
+- `counted`: the mode for machines without either. `RLIMIT_FSIZE` limits the size of each file. Each system call that
+  creates a file or folder waits until a second process, the counter, allows it. The parent process sets how many calls
+  the counter may allow.
 
-Invariant: files of this process and of those it leaves behind never take more than its limit.
+Invariant: the files that the process has created never use more disk space than its limit, also after its end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
 _PRIVATE_ALL = 1 << 18 | 1 << 14
 _NOTHING_SPECIAL = 2 | 4 | 8
-"""No set-user-id, no devices, no programs."""
+"""The mount flags nosuid, nodev and noexec."""
 
 
 def _who_we_are() -> tuple[bool, int, int]:
@@ -39,7 +39,8 @@ def _who_we_are() -> tuple[bool, int, int]:
 
 
 class Kernel(NamedTuple):
-    """The kernel calls of this module. `user` returns whether we are root, and the numbers of our user and group."""
+    """The system calls of this module, which tests replace. `user` returns whether the process is root, its user id and
+    its group id."""
 
     proc: str = "/proc"
     unshare: Callable[[int], int] = lambda flags: int(_LIBC.unshare(flags))
@@ -55,7 +56,8 @@ KERNEL = Kernel()
 
 
 def own_file_system(home: str, max_bytes: int, max_files: int, uid: int, kernel: Kernel = KERNEL) -> int:
-    """Put an empty file system in place of `home`, for this process alone; its descriptor. Raises `OSError`."""
+    """Mount an empty file system in memory at `home`, visible only to this process. Returns the descriptor of its root
+    folder. `uid`: the owner of its folders, 0 for the current user. Raises `OSError`."""
     flags = _NEW_MOUNTS
     root, user, group = kernel.user()
     if not root:
@@ -90,19 +92,21 @@ _PAUSE = 0.01
 
 
 def counter(control: int) -> Callable[[int], None]:
-    """Start the counter, which reads lines from `control`; returns a function that gives it the calls to count.
+    """Start the counter process, which reads commands from the socket `control`. Returns a function that sends the
+    seccomp listener's descriptor to the counter.
 
-    The counter answers each line with a line. `<number>` sets how many files may be made from now on. `held?` asks
-    whether the process keeps deleted files open. The counter ends with this process, or when the other end of `control`
-    closes.
+    The counter answers each line with a line. `<number>` sets how many files the code may create from now on. `held?`
+    asks whether the process has deleted files open, which still use disk space. The counter ends with this process, or
+    when the parent closes `control`.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()
-    # As another user than the one who started us, nobody could look at this process's descriptors.
+    # After a change of user, the kernel hides this process's descriptors from the counter. PR_SET_DUMPABLE makes them
+    # visible again.
     _LIBC.prctl(4, 1, 0, 0, 0)
     if os.fork() == 0:
         try:
-            # Nothing of what others wait for the end of.
+            # Close all other descriptors, because other processes wait until the pipes among them close.
             kept = sorted((control, theirs.fileno()))
             for low, high in zip((-1, *kept), (*kept, 1 << 12), strict=True):
                 os.closerange(low + 1, high)
@@ -119,7 +123,8 @@ def counter(control: int) -> Callable[[int], None]:
 
 
 class Counter:
-    """Answers calls in a thread, since waiting for one cannot be given up."""
+    """Decides about calls that create files. A separate thread waits for the calls, because this wait cannot be
+    cancelled."""
 
     def __init__(self, control: int, calls: _socket.socket, watched: int, kernel: Kernel = KERNEL) -> None:
         self._control = control
@@ -131,7 +136,7 @@ class Counter:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Take the calls to count, and the lines of `control`, until its other end closes."""
+        """Receive the seccomp listener, then handle lines from `control` until the parent closes the socket."""
         _, more, _, _ = self._calls.recvmsg(1, _socket.CMSG_SPACE(4))
         if not more:
             return
@@ -153,28 +158,30 @@ class Counter:
             try:
                 self._kernel.ioctl(listening, _RECEIVE, call, True)
             except OSError as error:
-                # A call that was given up; or the last thread is gone. (Its death sends no signal out of its sandbox.)
+                # Either a signal interrupted the call, or the sandboxed process has ended. End the counter if its
+                # parent has changed, which shows the end.
                 if error.errno not in (errno.EINTR, errno.ENOENT) or os.getppid() != self._watched:
                     self._kernel.end(0)
                     return
                 self._kernel.sleep(_PAUSE)
                 continue
-            # Code can be quicker than the thread that reads how many.
+            # The code may create a file before the main thread has read the first number.
             self._told.wait()
             with self._lock:
                 allowed = self._left > 0
                 self._left -= allowed
             if not allowed:
-                self._kernel.sleep(_PAUSE)  # whoever asks again and again waits each time
+                self._kernel.sleep(_PAUSE)  # slow down code that retries in a loop
             (number,) = struct.unpack_from("Q", call)
             answer = struct.pack("Qqii", number, 0, 0 if allowed else -errno.ENOSPC, _GO_ON if allowed else 0)
             try:
                 self._kernel.ioctl(listening, _SEND, bytearray(answer), True)
             except OSError:
-                continue  # it was given up
+                continue  # the call was interrupted
 
     def _held(self) -> bool:
-        """Whether a process holds deleted files open. A process that cannot be inspected counts as yes."""
+        """Return whether the sandboxed process has a deleted file open or mapped. Returns True if the process cannot be
+        inspected."""
         folder = f"{self._kernel.proc}/{self._watched}"
         try:
             for name in os.listdir(f"{folder}/fd"):

@@ -1,9 +1,9 @@
-"""Prepares the start of a machine's process: its command line, its environment, its user and its limits of size.
+"""Prepares the start of a sandboxed process: its command line, environment, user id and size limits.
 
-Lives here: the decisions before the process exists. Not here: the process (`machine.py`), what it gives up first
-(`confinement.py`).
+Lives here: all parameters of the process. Not here: starting and controlling the process (`machine.py`), how it
+confines itself (`confinement.py`).
 
-Invariant: nothing of the environment of this process is given to one that runs code.
+Invariant: a sandboxed process inherits no environment variable, because variables may contain secrets.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from antiphon.config.tools import CodeInterpreterSettings
 Room = Literal["memory", "counted"]
 
 PROGRAM = Path(__file__).with_name("interpreter.py")
-"""The program of the process."""
+"""The script that the sandboxed process runs."""
 MORE_FILES = 16
-"""So many more than its limit a machine may have while code runs."""
+"""The number of files beyond the limit that code may create during a run."""
 COUNTED_FILES = 64
-"""In the room `counted`: the number of files, each no larger than this part of the disk."""
+"""In mode `counted`, a file may use at most 1/64 of the disk space, so that 64 files of maximum size fill it."""
 _DESCRIPTORS = 256
 _FIRST_USER = 1_000_000_000
 
 
 def file_bytes(limits: CodeInterpreterSettings, room: Room) -> int:
-    """The limit of one file's size, in bytes."""
+    """Return the maximum size of one file in bytes. `room`: the mode of limiting disk space."""
     return limits.disk_bytes if room == "memory" else max(1, limits.disk_bytes // COUNTED_FILES)
 
 
@@ -42,7 +42,8 @@ def command(
     control: int,
     program: Path = PROGRAM,
 ) -> list[str]:
-    """The command that starts the process. The process runs `program` and has `control` as a descriptor."""
+    """Return the command line of a sandboxed process. `home`: the container's folder. `memory`: the memory limit in
+    bytes. `control`: the descriptor of its control socket. `program`: the script."""
     given = {
         "home": str(home),
         "files": str(home / "files"),
@@ -63,18 +64,18 @@ def command(
 
 
 def environment(home: Path) -> dict[str, str]:
-    """All of it: nothing of this process's own."""
+    """Return all environment variables of a sandboxed process. The process inherits none."""
     return {
         "HOME": str(home / "files"),
         "TMPDIR": str(home / "scratch"),
         "MPLCONFIGDIR": str(home / "scratch"),
         "MPLBACKEND": "agg",
-        # There are no processes for it, and it would say so each time.
+        # joblib prints a warning on each import when it cannot start processes, which the sandbox forbids.
         "JOBLIB_MULTIPROCESSING": "0",
         "LANG": "C.UTF-8",
         "MALLOC_ARENA_MAX": "2",
         "PATH": "/nonexistent",
-        # One each: more would take address space for nothing.
+        # Use one thread per library, because each thread uses address space, which is limited.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -82,7 +83,8 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def user_of(key: str, root: bool | None = None) -> int:
-    """A separate user number for each machine when we are root (`root`); otherwise 0: the process keeps our user."""
+    """Return a separate user id for each container if this process is root, else 0: the sandboxed process keeps the
+    current user. `root`: overrides the check for root."""
     if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

@@ -1,12 +1,12 @@
-"""The `code_interpreter` tool: its declaration, the function shown to the model, and the result of a run.
+"""Implements the `code_interpreter` tool: its declaration, the function that the model sees, and the result of a run.
 
-Lives here: which container a call runs in, outputs, citations of files. Not here: running (`local.py`), containers
-(`containers.py`).
+Lives here: choosing the container of a call, formatting outputs, citations of files. Not here: running code
+(`local.py`), managing containers (`containers.py`).
 
-With `container: {"type": "auto"}` a conversation keeps its container while that lives; otherwise a new one is made,
-when the model first runs something.
+With `container: {"type": "auto"}`, a conversation reuses its container until the container expires. Otherwise the first
+call of the model creates a new container.
 
-Invariant: a call runs in the container that its item names, and that is the owner's.
+Invariant: a call runs in the container whose id its item contains, and this container belongs to the request's owner.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class _CodeArguments(Struct):
 
 @dataclass(frozen=True, slots=True)
 class _ContainerChoice:
-    """Where the calls of one declaration run. With `make` the container is made if it is not there."""
+    """The container for the calls of one declaration. `make`: the properties for creating the container on the first
+    call. None: the container must exist."""
 
     container_id: str
     file_ids: tuple[str, ...] = ()
@@ -71,21 +72,22 @@ class _ContainerChoice:
 
 
 class CodeInterpreter:
-    """The tool. With `show_pictures` the model sees pictures too; without, it sees how many there are."""
+    """The hosted tool `code_interpreter`. With the setting `show_pictures`, the model receives the pictures of a run.
+    Otherwise the model reads only their number."""
 
     types = frozenset({"code_interpreter"})
 
     def __init__(
         self, rooms: ContainerRooms, settings: CodeInterpreterSettings, *, remembered: int = _REMEMBERED
     ) -> None:
-        """`remembered`: the number of declarations whose container is remembered."""
+        """`remembered`: the maximum number of declarations whose chosen container stays in memory."""
         self.rooms = rooms
         self._settings = settings
         self._remembered = remembered
         self._choices: OrderedDict[tuple[str, int], _ContainerChoice] = OrderedDict()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Check the declaration and choose the container. Raises `ApiError`."""
+        """Check the declaration, choose the container, and return the function for the model. Raises `ApiError`."""
         choice = await self._chosen(owner, response_id, tool)
         names = [await self.rooms.check_uploaded(owner, file_id) for file_id in choice.file_ids]
         files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MAX_FILES])}." if names else ""
@@ -95,7 +97,7 @@ class CodeInterpreter:
         return PreparedTool(tool, (function,), fields={"container_id": choice.container_id})
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run the code of one call."""
+        """Run the code of one call in its container. Raises `ToolFailed`."""
         code = _code(call.arguments)
         choice = await self._chosen(call.owner, call.response_id, call.tool)
         try:
@@ -107,11 +109,12 @@ class CodeInterpreter:
         return _result(call, choice.container_id, ran, self._settings.show_pictures)
 
     async def aclose(self) -> None:
-        """End all interpreters."""
+        """End all interpreters. The files of the containers stay."""
         await self.rooms.aclose()
 
     async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _ContainerChoice:
-        """The container for all calls of one declaration."""
+        """Return the container for all calls of a declaration. The first call chooses, and later calls return the same
+        container."""
         key = (response_id, tool.index)
         known = self._choices.get(key)
         if known is not None:
@@ -156,7 +159,8 @@ class CodeInterpreter:
 
 
 def _code(arguments: str) -> str:
-    """The code, as the item shows it: models that do not keep to the form write the code itself."""
+    """Return the code of a call. If the arguments are not the expected JSON, the model wrote plain code, so return them
+    unchanged. Raises `ToolFailed` if there is no code."""
     given = read_arguments(arguments, _CodeArguments)
     code = arguments if given is None else given.code
     if not code.strip():

@@ -1,9 +1,10 @@
-"""Exclusive use of a container, within a process and across machines.
+"""Grants exclusive use of a container, within a process and across processes and machines.
 
-Lives here: waiting for one's turn, within this process by a lock and beyond it by the row's lease, and holding it. Not
-here: what is done then (`containers.py`), how a lease is kept (`ContainerRows`).
+Lives here: waiting for a container, with a lock among the requests of this process and a lease among processes. Not
+here: the operations during a use (`containers.py`), storing the lease (`ContainerRows`).
 
-Invariants: each wait ends within a time. A reservation is given back, even if its task was cancelled before it arrived.
+Invariants: each wait has a timeout. Each lease is released, even if the task was cancelled while the store granted the
+lease.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FIRST_LOOK, _LAST_LOOK = 0.05, 0.5
 
 
 class InUse(ContainerFailed):
-    """Another request is using the container."""
+    """Another request used the container for the whole waiting time."""
 
     def __init__(self) -> None:
         super().__init__("The container is in use. Try again when the code that runs in it has ended.")
@@ -42,7 +43,7 @@ class _Lock:
 
 
 class Uses:
-    """The uses of containers by this process, which records name `process`."""
+    """The current uses of containers by this process. `process`: the name of this process in container rows."""
 
     def __init__(self, rows: ContainerRows, process: str, *, lease: float = LEASE_SECONDS) -> None:
         self.rows = rows
@@ -52,15 +53,16 @@ class Uses:
         self._numbers = count(1)
 
     def users(self, container_id: str) -> int:
-        """How many requests of this process use the container or wait for their turn."""
+        """Return the number of requests of this process that use the container or wait for it."""
         held = self.locks.get(container_id)
         return held.users if held is not None else 0
 
     @asynccontextmanager
     async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[ContainerUse]:
-        """Wait for the turn in this process; the caller then reserves the container.
+        """Wait until no other request of this process uses the container. Inside the block, the caller reserves the
+        container among processes with `ContainerUse.take`.
 
-        `patience`: seconds to wait. Raises `InUse` when they are over."""
+        `patience`: the timeout in seconds for this wait and for `take`. Raises `InUse` on a timeout."""
         held = self.locks.setdefault(container_id, _Lock())
         held.users += 1
         deadline = asyncio.get_running_loop().time() + patience
@@ -87,7 +89,7 @@ class Uses:
 
 
 class ContainerUse:
-    """One use of a container, held from when it is taken until it is put back or deleted."""
+    """One use of a container. `take` begins it, and `put_back`, `delete` or `let_go` ends it."""
 
     def __init__(self, uses: Uses, holder: str, container_id: str, deadline: float) -> None:
         self._rows = uses.rows
@@ -98,16 +100,17 @@ class ContainerUse:
         self.container_id = container_id
 
     async def take(self, taking: Callable[[str, float], Awaitable[ContainerRow | None]]) -> ContainerRow | None:
-        """Reserve the container as soon as it is free. `taking` reserves it for a holder and a number of seconds.
-        Raises `InUse`, `StoreError`."""
+        """Wait for the lease on the container, and renew the lease until the use ends. `taking` requests the lease for
+        a holder and a number of seconds. Returns the row, or None if `taking` returns None. Raises `InUse` and
+        `StoreError`."""
         clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
         while True:
-            # Whoever holds it elsewhere tells nobody when that is over.
+            # The holder in another process sends no notice when it releases the lease, so try again after a pause.
             try:
                 row = await to_the_end(taking(self._holder, self._leases.seconds))
                 break
             except asyncio.CancelledError:
-                # What was taken meanwhile is let go.
+                # `taking` may have got the lease before the cancellation, so `let_go` must release it.
                 self._holds = True
                 raise
             except ContainerInUse:
@@ -129,7 +132,7 @@ class ContainerUse:
         await self._ended(self._rows.delete(row, self._holder))
 
     async def let_go(self) -> None:
-        """Hold it no longer, if it is held still, or may be; where that fails its lease runs out."""
+        """Release the lease if this use holds it or may hold it. If the store fails, the lease expires."""
         if not self._holds:
             return
         self._over()

@@ -6,8 +6,8 @@ sessions. Not here: checking the declared server (`servers.py`), converting resu
 The SDK requires that the same task enters and leaves its context managers. So each session has a separate task, and
 other tasks only call the session.
 
-Invariants: every TCP connection, also after a redirect, goes to an address that `Permit` has checked. A session that
-failed is not used again.
+Invariants: every TCP connection goes to an address that `Permit` has checked. The SDK follows no redirect to another
+origin. A session that failed is not used again.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
         # The size limit applies to the bytes received, so a compressed response could exceed it after decompression.
         request.headers["accept-encoding"] = "identity"
         answer = await self._inner.handle_async_request(request)
-        # Restore the host name in the URL, because the SDK resolves redirects relative to it.
+        # Restore the host name in the URL, because the SDK follows a redirect only to the same host and port.
         request.url = url
         self.last_status = answer.status_code
         stream = answer.stream
@@ -277,7 +277,8 @@ class _Guarded(httpx2.AsyncBaseTransport):
 class _Bounded(httpx2.AsyncByteStream):
     """A response body that raises `httpx2.ReadError` when it exceeds the limit.
 
-    An event stream (`endless`) stays open for the whole session, so its limit is 16 times as high."""
+    An event stream (`endless`) stays open for the whole session, so its limit is 16 times as high. The SDK limits the
+    size of each event."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner
