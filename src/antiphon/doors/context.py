@@ -1,9 +1,11 @@
 """Holds the shared context of both servers: the engine, the API, and the state of the process.
 
-Lives here: the bundle that requests are served with, and the count of requests in flight by kind, which a drain waits
-for. Not here: gRPC, HTTP, Envoy.
+This module defines `DoorContext`, the dependencies that every request handler uses. It also defines `Admission`, which
+counts the requests in flight by kind. A drain waits until this count is zero. This module knows nothing about gRPC,
+HTTP or Envoy.
 
-Invariant: each request is admitted once and released once. After `close` no request is admitted.
+Invariant: `Admission` admits each request once and releases it once. After `close` it admits only requests on
+connections to which the HTTP server promised one more request.
 """
 
 from __future__ import annotations
@@ -26,38 +28,43 @@ from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
 
 Kind = Literal["response", "websocket", "background", "request"]
-"""The kinds of requests in flight: responses of clients, turns on WebSockets, background responses, everything else."""
+"""The kind of a request in flight. `response` is a client's response request, `websocket` is one turn on a WebSocket,
+and `background` is a background response. `request` is every other request."""
 
 
 class Admission:
-    """Counts requests in flight and refuses new ones when full or draining."""
+    """Counts the requests in flight. It refuses a new request when the limit is reached or after the drain has closed
+    admission."""
 
     def __init__(self, places: Budget) -> None:
-        """`places`: the limits of requests in flight, in total and per owner."""
+        """`places` is the budget that limits the requests in flight, in total and per owner."""
         self._places = places
         self._kinds: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
-        """The requests that ended during the drain, by kind; `given_back` counts jobs that another process
-        continues."""
+        """The number of requests that ended since the drain began, by kind. The key `given_back` counts background
+        responses that were returned to the queue for another process."""
         self.gives_back = False
-        """Whether background responses that end now were given back to the queue."""
+        """Whether a background response that ends during the drain has been returned to the queue. `end` then counts it
+        as `given_back`."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_leave: set[Callable[[], None]] = set()
-        """Called once, when the drain begins: this process starts no work that another process can do."""
+        """Callbacks that `leave` runs once, when the drain begins. A callback stops this process from starting work
+        that another process can do."""
         self.on_close: set[Callable[[], None]] = set()
-        """Called once, when no more requests are admitted: connections without a request can close."""
+        """Callbacks that `close` runs when this process stops admitting requests. A callback may close connections that
+        have no request in flight."""
 
     @property
     def leaving(self) -> bool:
-        """Whether clients should use another process: this one admits no more requests, or soon will not."""
+        """Whether the drain has begun, so clients should send their next request to another process."""
         return self._leaving
 
     @property
     def closed(self) -> bool:
-        """Whether no more requests are admitted."""
+        """Whether `close` was called, so new requests are refused."""
         return self._closed
 
     @property
@@ -67,16 +74,17 @@ class Admission:
 
     @property
     def in_flight(self) -> dict[str, int]:
-        """Requests in flight by kind."""
+        """The number of requests in flight by kind, without the kinds whose number is zero."""
         return {kind: count for kind, count in self._kinds.items() if count}
 
     def admit(self, owner: str, kind: Kind = "request", *, promised: bool = False) -> AbstractContextManager[None]:
-        """Hold a place for one request of this owner. Entering raises `Unavailable` when closed (unless the request was
-        `promised`), and `AtCapacity` when full."""
+        """Return a context manager that counts one request of this owner as in flight. Entering the context manager
+        raises `Unavailable` after `close`, except for a `promised` request. It raises `AtCapacity` when the limit is
+        reached."""
         return _Admitted(self, owner, kind, promised)
 
     def begin(self, owner: str, kind: Kind, *, promised: bool = False) -> Hold:
-        """The entry of `admit`; returns the place."""
+        """Count a request as in flight and return its reservation in the budget. Raises the same errors as `admit`."""
         if self._closed and not promised:
             raise Unavailable(
                 "The server is shutting down. Try again; another instance will answer.",
@@ -90,7 +98,7 @@ class Admission:
         return place
 
     def end(self, place: Hold, kind: Kind) -> None:
-        """The exit of `admit`; releases the place."""
+        """Count the request as ended and release its reservation."""
         place.close()
         self._kinds[kind] -= 1
         if self._leaving:
@@ -99,22 +107,22 @@ class Admission:
             self._idle.set()
 
     def leave(self) -> None:
-        """Begin the drain: report that requests should go to another process, but still admit them."""
+        """Begin the drain: set `leaving` and run the `on_leave` callbacks. Requests are still admitted."""
         if not self._leaving:
             self._leaving = True
             for told in tuple(self.on_leave):
                 told()
 
     def close(self) -> None:
-        """Admit no more requests."""
+        """Stop admitting requests and run the `on_close` callbacks."""
         self.leave()
         self._closed = True
         for told in tuple(self.on_close):
             told()
 
     async def drain(self, seconds: float, notice: float) -> bool:
-        """Begin the drain, serve requests for `notice` seconds more, then admit no more and wait for those in flight.
-        False when all this took longer than `seconds`."""
+        """Begin the drain and admit requests for `notice` more seconds. Then close admission and wait for the requests
+        in flight. Returns False when the drain takes longer than `seconds`."""
         clock = asyncio.get_running_loop().time
         last = clock() + seconds
         self.leave()
@@ -124,7 +132,7 @@ class Admission:
         return await self.drained(max(0.0, last - clock()))
 
     async def drained(self, seconds: float) -> bool:
-        """Wait until no request is in flight; False after `seconds`."""
+        """Wait until no request is in flight. Returns False when that takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -134,7 +142,8 @@ class Admission:
 
 
 class _Admitted:
-    """One request in flight. (A generator-based context manager takes four times as long.)"""
+    """The context manager that `admit` returns for one request. A generator-based context manager would take four times
+    as long."""
 
     __slots__ = ("_admission", "_kind", "_owner", "_place", "_promised")
 
@@ -155,11 +164,12 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True)
 class DoorContext:
-    """The dependencies of a request, built from the settings by `app/build.py`. The servers only read it.
+    """Holds the dependencies of the request handlers. `app/build.py` builds it from the settings, and the servers only
+    read it.
 
     `new_exchange` creates the state machine of one `POST /v1/responses`, `runner` performs its actions, and `router`
-    handles all other paths. `secret`: the shared secret that a TCP peer must present, or None. `cors_origins`: the
-    origins of pages that may use the public HTTP server.
+    handles all other paths. `secret` is the shared secret that a TCP peer must present, or None. `cors_origins` lists
+    the web origins whose pages may call the public HTTP server.
     """
 
     new_exchange: Callable[[], ResponseExchange]
@@ -174,6 +184,7 @@ class DoorContext:
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     cors_origins: tuple[str, ...] = ()
     strict: bool = False
-    """Whether unknown fields are refused instead of ignored."""
+    """Whether the server refuses a request with unknown fields. By default it ignores the fields."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
-    """The memory that all requests in flight hold together: their bodies and the data that these refer to."""
+    """The budget of memory for all requests in flight together. It covers the request bodies and the stored data that
+    the requests load."""

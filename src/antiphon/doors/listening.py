@@ -1,13 +1,13 @@
 """Provides shared code for listeners of both servers: socket files, errors for unusable addresses, connection limits.
 
-Lives here: the checks and limits before a server listens. Not here: opening the listeners (`http/listener.py`,
-`extproc/server.py`, `supervisor/listen_address.py`), raising the limit of open files (`supervisor/process.py`),
-refusing connections and requests (`http/listener.py`, admission). It imports no library, so the parent process can use
-it.
+This module has the checks and limits that apply before a server listens. It does not open listeners
+(`http/listener.py`, `extproc/server.py`, `supervisor/listen_address.py`) and does not raise the limit of open files
+(`supervisor/process.py`). `http/listener.py` refuses connections, and `doors/context.py` refuses requests. This module
+imports only the standard library, so the parent process can load it cheaply.
 
 Invariants: no process takes over a socket file that another process listens on. Client connections never use the last
-file descriptors, which databases, files and the health port need. Without a free descriptor a process cannot answer a
-health check, and would count as hung.
+file descriptors, which databases, files and the health port need. A process without a free descriptor cannot answer a
+health check, so the supervisor would treat it as hung.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Final
 from antiphon.errors import ConfigError
 
 _RESERVED: Final = 64
-"""The descriptors reserved for other uses: databases, files, the process's own sockets."""
+"""The number of file descriptors that client connections must leave free for databases, files and the process's own
+sockets."""
 _LEAST: Final = 8
 _LONGEST_SOCKET_PATH: Final = 107
 _WAYS_OUT = {
@@ -34,15 +35,16 @@ _WAYS_OUT = {
 
 
 def why_not(error: OSError) -> str:
-    """The system's reason for the failure, and advice."""
-    # Resolver errors have their own numbers, and a socket path that is too long has none.
+    """The operating system's reason for the failed bind, followed by advice for the common errors."""
+    # Resolver errors have numbers that `os.strerror` does not know, and a too long socket path has no number.
     number = error.errno or 0
     reason = os.strerror(number) if number > 0 else str(error)
     return f"{reason}; {_WAYS_OUT[number]}" if number in _WAYS_OUT else reason
 
 
 def make_room(path: Path) -> None:
-    """Remove the socket file of a dead process. Raises `ConfigError` for one that is in use."""
+    """Remove the socket file that a dead process left at `path`. Raises `ConfigError` when a process still listens on
+    it, when the path is too long, or when the file is no socket."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(
             f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter path (or data folder)"
@@ -60,23 +62,27 @@ def make_room(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError:
-            # Its queue is full (EAGAIN), or access is denied: a process listens there.
+            # The queue of the listener is full (EAGAIN), or access is denied. In both cases a process listens on this
+            # socket.
             pass
     raise ConfigError(f"unix:{path} is in use: is another instance running?")
 
 
 def max_at_once(files: int) -> int:
-    """The maximum of client connections for this number of open files: each may need a second file for an upstream."""
+    """The maximum number of client connections for a limit of `files` open files. Each client connection may need a
+    second descriptor for its upstream connection."""
     return max((files - _RESERVED) // 2, _LEAST)
 
 
 def max_connections(*, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
-    """The maximum of client connections. `raised`: for a process that raises its limit of open files to the maximum."""
+    """The maximum number of client connections in this process. `raised` is True for a process that raises its soft
+    limit of open files to the hard limit. `limits` replaces the soft and hard limit of the system."""
     now, limit = limits or resource.getrlimit(resource.RLIMIT_NOFILE)
     files = limit if raised else now
     return max_at_once(1 << 20 if files == resource.RLIM_INFINITY else files)
 
 
 def max_requests(wanted: int, *, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
-    """The wanted number of requests in flight, limited by the open files: each may need a connection to an upstream."""
+    """The configured number of requests in flight, reduced to what the limit of open files allows. Each request may
+    need its own connection to an upstream."""
     return min(wanted, max_connections(raised=raised, limits=limits))

@@ -1,10 +1,10 @@
 """Derives the caller of a request from its headers: the owner of its data, and what the client's key allows.
 
-Lives here: the rule from headers to a caller. Not here: whether a header is trustworthy (the servers remove or
-refuse headers that a client could forge before they call this module).
+This module does not decide whether a header is trustworthy. The servers remove or refuse headers that a client could
+forge before they call this module.
 
-Invariant: an owner name never contains a credential. It contains only a keyed hash of a bearer token. So the database
-holds no tokens, and without the key an attacker cannot test guesses.
+Invariant: an owner name never contains a credential. For a bearer token it contains a keyed hash (HMAC-SHA-256). So the
+database holds no tokens, and an attacker without the key cannot test guessed tokens.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 class OwnerResolver:
     """Derives the caller of a request.
 
-    `source` is `bearer` (keyed hash of the token; requests without a token share one owner), `header` (the value of the
-    trusted header `header`) or `single`. `client_keys`, if given, has the callers by the SHA-256 of
-    the only accepted tokens. A caller without an owner gets one from `source`.
+    `source` selects the owner. `bearer` takes a keyed hash of the bearer token, and requests without a token share one
+    owner. `header` takes the value of the trusted header `header`. `single` gives all requests the same owner.
+    `client_keys` maps the SHA-256 digest of each accepted token to its caller. When it is set, all other tokens are
+    refused. A caller in `client_keys` without an owner gets the owner from `source`.
     """
 
     source: Literal["bearer", "header", "single"]
@@ -44,16 +45,16 @@ class OwnerResolver:
         object.__setattr__(self, "_keyed", hmac.new(self.key, digestmod="sha256"))
 
     def resolve(self, headers: Headers) -> Caller:
-        """The caller of a request with these headers.
+        """Return the caller of the request that has these headers.
 
-        Raises `Unauthorized` when the trusted header is absent, or when client keys are configured and the token is not
-        among them.
+        Raises `Unauthorized` when the trusted header is absent. It also raises `Unauthorized` when client keys are
+        configured and the request's token is not one of them.
         """
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
         return caller if caller is not None and caller.owner else Caller(self._owner(headers))
 
     def _owner(self, headers: Headers) -> str:
-        """The owner by the source of owners, whatever the key."""
+        """Return the owner that `source` selects. Client keys do not matter at this step."""
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
@@ -63,7 +64,7 @@ class OwnerResolver:
                     "The request carries no identity. Requests must pass the gateway's authentication.",
                     code="missing_identity",
                 )
-            # Databases accept only text: a value that is not UTF-8 becomes its escaped bytes.
+            # Databases accept only valid text, so bytes that are not UTF-8 are written as escapes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
         token = _bearer(headers)
         if not token:
@@ -73,7 +74,8 @@ class OwnerResolver:
         return "b:" + digest.hexdigest()[:40]
 
     def _presented(self, headers: Headers, keys: Mapping[bytes, Caller]) -> Caller:
-        """The caller whose key the client presents. Raises `Unauthorized`."""
+        """Return the caller of the client key in the request. Raises `Unauthorized` without a key or with an unknown
+        one."""
         token = _bearer(headers)
         if not token:
             raise Unauthorized(
@@ -81,7 +83,8 @@ class OwnerResolver:
                 code="missing_api_key",
                 headers=_CHALLENGE,
             )
-        # The time of the search depends on the digest alone, and a client without the token cannot choose a digest.
+        # A lookup by digest leaks no token through its timing, because a client without the token cannot choose the
+        # digest.
         found = keys.get(hashlib.sha256(token).digest())
         if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
@@ -89,6 +92,6 @@ class OwnerResolver:
 
 
 def _bearer(headers: Headers) -> bytes:
-    """The bearer token, empty without one."""
+    """The bearer token of the request; empty when the request has none."""
     scheme, _, token = (header_value(headers, "authorization") or "").partition(" ")
     return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""

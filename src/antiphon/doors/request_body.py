@@ -1,15 +1,15 @@
-"""Limits and decompresses request bodies that are read whole, for both servers.
+"""Limits and decompresses request bodies that a server reads completely. Both servers use it.
 
-Lives here: the limits while a body arrives; gzip, deflate and zstd, also several in sequence; guards against
-decompression bombs. A thread decodes large bodies (`decoded`), so other requests do not wait. Not here: reading from a
-socket (the servers), bodies that are streamed (`http/server.py`), compressed upstream responses
-(`extproc/content_coding`).
+This module limits the size of a body while it arrives. It decodes gzip, deflate and zstd, also when a client applied
+several of them. It stops decompression bombs. `decoded` decodes large bodies in a thread, so other requests do not
+wait. The servers read the bytes from the sockets. `http/server.py` handles streamed uploads, and
+`extproc/content_coding.py` handles compressed upstream responses.
 
-Decoding begins when the body is complete. The compressed size has its own limit, and a decoder never returns more than
-the rest of the decoded limit.
+Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 
-Invariant: for any bytes, the result is the plain body or an `ApiError` (400 broken, 413 too large, 415 unknown coding).
-The decoders never produce more than `limit` bytes or, above `_FREE`, more than `_RATIO` times the received bytes.
+Invariant: for any bytes, the result is the plain body or an `ApiError`: 400 for damaged data, 413 for a too large body,
+415 for an unknown coding. A decoder returns at most one byte more than its limit. The limit is `limit` bytes, and above
+`_FREE` bytes also `_RATIO` times the received bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FREE: Final = 16 << 20
 _RATIO: Final = 200
 _MAX_CODINGS: Final = 3
 _MAX_MEMBERS: Final = 1_000
-# The size above which decoding may take longer than a few milliseconds.
+# Decoding a compressed body of this size or more may take longer than a few milliseconds, so a thread does it.
 _LARGE: Final = 64 << 10
 
 _GZIP: Final = zlib.MAX_WBITS | 16
@@ -36,7 +36,7 @@ _MIN_WINDOW, _MAX_WINDOW = 8 << 20, 128 << 20
 
 
 def too_large(limit: int, *, decoded: bool = False) -> RequestTooLarge:
-    """The error for a body over the limit."""
+    """The error for a body over the limit. `decoded` means that the body exceeds the limit only after decompression."""
     when = " when it is decompressed" if decoded else ""
     return RequestTooLarge(f"The request body is larger than {limit} bytes{when}.", code="request_too_large")
 
@@ -52,10 +52,11 @@ def too_slow(seconds: float) -> ApiError:
 
 
 class WholeBody:
-    """A body that a server reads to its end: at most `limit` bytes, before and after decompression. `hold` accounts for
-    its memory.
+    """Collects a body that a server reads completely. It allows at most `limit` bytes, before and after decompression,
+    and charges their memory to `hold`.
 
-    The constructor raises an `ApiError` (413, 415, 503) when the headers already show that the body is unacceptable.
+    The constructor raises an `ApiError` when the headers already show that the body is unacceptable: 413 (too large),
+    415 (unknown coding), 429 or 503 (no memory left).
     """
 
     def __init__(self, headers: Headers, hold: Hold, limit: int) -> None:
@@ -69,7 +70,8 @@ class WholeBody:
             declared = int(length[:18])
             if declared > limit:
                 raise too_large(limit)
-            # Reserves no memory for a body that may never arrive, but refuses one that cannot fit now.
+            # `check` reserves no memory, because the declared body may never arrive. It refuses a body that cannot fit
+            # at this moment.
             hold.check(declared)
 
     def add(self, part: bytes) -> None:
@@ -81,26 +83,29 @@ class WholeBody:
         self._parts.append(part)
 
     def decoded_now(self) -> bytes | None:
-        """The plain body when it is complete; None when decoding would delay other requests (then call `decoded`).
-        Raises `ApiError` (400, 413, 429, 503)."""
+        """Return the decoded body, after all bytes were added. Returns None for a large compressed body, because its
+        decoding would delay other requests. The caller must then use `decoded`. Raises `ApiError` (400, 413, 429,
+        503)."""
         if self.codings and self._size >= _LARGE:
             return None
         body = self.take()
         return self.account(decode_now(self.codings, body, self.limit)) if self.codings else body
 
     def take(self) -> bytes:
-        """The received bytes, undecoded. Can be called once."""
+        """Return the received bytes without decoding them, and drop them from this object. The caller may call this
+        once."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def account(self, plain: bytes) -> bytes:
-        """Account for the memory of the decoded body. Raises `ApiError` (429, 503)."""
+        """Charge the memory by which the decoded body is larger than the received one. Raises `ApiError` (429, 503)."""
         self._hold.add(max(0, len(plain) - self._size))
         return plain
 
 
 def content_codings(headers: Headers) -> tuple[str, ...]:
-    """The body's codings, in the order of their application. Raises a 415 before the body is read."""
+    """The content codings of the body, in the order in which the client applied them. Raises an `ApiError` (415) for
+    unsupported codings."""
     if header_value(headers, "content-encoding") is None:
         return ()
     named = (part.strip().lower() for name, value in headers if name == "content-encoding" for part in value.split(","))
@@ -114,7 +119,7 @@ def content_codings(headers: Headers) -> tuple[str, ...]:
 
 
 def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
-    """The plain body. Raises `InvalidRequest` (broken) or `RequestTooLarge`."""
+    """Decode the body. Raises `InvalidRequest` for damaged data and `RequestTooLarge` for a too large result."""
     allowed = min(limit, max(_FREE, _RATIO * len(body)))
     for coding in reversed(codings):
         try:
@@ -135,14 +140,14 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
 
 
 class _Broken(Exception):
-    """The bytes do not match their coding."""
+    """The bytes of the body are not valid data of the declared coding."""
 
 
 # Each decoder takes a whole body and returns at most one byte more than the limit.
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
-    """One or several gzip members."""
+    """Decode one or several gzip members."""
     parts: list[bytes] = []
     size = 0
     for _ in range(_MAX_MEMBERS):
@@ -155,7 +160,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
-    """Decodes the zlib form of the standard, or the raw form that some clients send."""
+    """Decode the zlib form that the standard requires, or the raw form that some clients send."""
     zlib_form = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
     plain, rest = _inflate(zlib.decompressobj(zlib.MAX_WBITS if zlib_form else -zlib.MAX_WBITS), body, limit + 1)
     if rest and len(plain) <= limit:
@@ -164,7 +169,7 @@ def _deflate(body: bytes, limit: int) -> bytes:
 
 
 def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, bytes]:
-    """At most `limit` plain bytes, and the bytes after the stream's end."""
+    """Return at most `limit` decoded bytes, and the bytes after the end of the compressed stream."""
     try:
         plain = stream.decompress(body, limit)
     except zlib.error:
@@ -175,11 +180,11 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """One or several zstd frames."""
-    # Imported at the first use, because few clients send zstd.
+    """Decode one or several zstd frames."""
+    # zstandard is imported at the first use, because few clients send zstd.
     import zstandard
 
-    # The decoder accepts a truncated frame as complete, so this checks the frames first.
+    # The zstd decoder accepts a truncated frame as complete, so this code checks the frames first.
     _check_frames(body)
     window = min(_MAX_WINDOW, max(_MIN_WINDOW, limit))
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << (window - 1).bit_length())
@@ -214,7 +219,8 @@ def _check_frames(body: bytes) -> None:
 
 
 def _frame_end(body: bytes, place: int) -> int:
-    """The end of the frame with its descriptor at `place`; past the body's end when the frame is truncated."""
+    """Return the offset of the end of the frame whose descriptor is at offset `place`. The result lies past the body's
+    end when the frame is truncated."""
     end = len(body)
     if place >= end:
         return end + 1
@@ -228,7 +234,7 @@ def _frame_end(body: bytes, place: int) -> int:
             return end + 1
         header = int.from_bytes(body[place : place + 3], "little")
         last = bool(header & 1)
-        # A block of type 1 (RLE) is one byte, repeated.
+        # A block of type 1 (RLE) consists of one byte that the decoder repeats.
         place += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
     return place + 4 * (descriptor >> 2 & 1)
 
@@ -253,7 +259,8 @@ def _unsupported(problem: str) -> ApiError:
 
 
 async def decoded(body: WholeBody) -> bytes:
-    """The plain body, when it is complete. Raises `ApiError` (400, 413, 429, 503)."""
+    """Decode the body, after all bytes were added; a thread decodes large bodies. Raises `ApiError` (400, 413, 429,
+    503)."""
     plain = body.decoded_now()
     if plain is None:
         plain = body.account(await DECODING.run(decode_now, body.codings, body.take(), body.limit))

@@ -1,10 +1,10 @@
 """Builds the TLS contexts of the sidecar's own TCP ports.
 
-Lives here: the files and the context. Not here: the ports that use it (`ExtProcDoor`, `HttpDoor`: on TCP only), and
-Envoy's side (`envoy/clusters.py`).
+`ExtProcDoor` and `HttpDoor` use the contexts for TCP ports. `envoy/clusters.py` configures TLS for Envoy, the client of
+these ports.
 
-Invariant: unusable files raise `ConfigError` before a server listens. With `client_ca`, a client without a certificate
-signed by it fails the handshake.
+Invariant: unusable files raise `ConfigError` before a server listens. If `client_ca` is set, the handshake fails for a
+client without a certificate from this CA.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from antiphon.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the certificate with its chain, its key, and the CA of accepted clients (None: any client)."""
+    """The paths of PEM files: the server certificate with its chain, the private key, and the CA that signs client
+    certificates. If `client_ca` is None, the server asks for no client certificate."""
 
     cert: Path
     key: Path
     client_ca: Path | None = None
 
     def context(self, protocol: str) -> ssl.SSLContext:
-        """A server's context for this ALPN protocol (`h2`, `http/1.1`). Raises `ConfigError`."""
+        """Build the server's TLS context for one ALPN protocol (`h2` or `http/1.1`). Raises `ConfigError`."""
         check_readable("sidecar.tls.cert", self.cert)
         check_readable("sidecar.tls.key", self.key)
         if self.client_ca is not None:
@@ -34,7 +35,7 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([protocol])
         try:
-            # Never prompts for a passphrase on the terminal: an encrypted key is an error.
+            # The empty password prevents a prompt on the terminal. An encrypted key is an error instead.
             context.load_cert_chain(self.cert, self.key, password=b"")
         except (OSError, ssl.SSLError, ValueError) as error:
             what = f"sidecar.tls.cert ({self.cert}) and sidecar.tls.key ({self.key})"
@@ -48,13 +49,14 @@ class TlsFiles:
         return context
 
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
-        """The bytes of certificate, key and CA, checked. Raises `ConfigError`."""
+        """The bytes of the certificate file, the key file and the CA file, after a check that they can be used
+        together. Raises `ConfigError`."""
         self.context("h2")
         return self.cert.read_bytes(), self.key.read_bytes(), self.client_ca.read_bytes() if self.client_ca else None
 
 
 def check_readable(setting: str, file: Path) -> None:
-    """Raise `ConfigError` with the setting and the file, when the file is missing or unreadable."""
+    """Raise `ConfigError` when the file is missing or unreadable. The error names the setting and the file."""
     try:
         with file.open("rb"):
             pass

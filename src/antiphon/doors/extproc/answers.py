@@ -1,7 +1,7 @@
-"""Builds parts of answers to Envoy: headers, body parts, metadata and early refusals.
+"""Builds parts of answers to Envoy: headers, body chunks, metadata and early refusals.
 
-Lives here: values and small functions. Not here: when Envoy accepts an answer (`stream.py`, `relay_state.py`,
-`immediate_response.py`), sending one (`peer.py`).
+This module has values and pure functions. `stream.py`, `relay_state.py` and `immediate_response.py` know when Envoy
+accepts an answer. `peer.py` sends it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ from antiphon.errors import ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
 
 PART = 256 * 1024
-"""The maximum bytes of a body in one message."""
+"""The maximum number of body bytes in one ext_proc message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """How Envoy learns what a response used. `cost_of`: the cost of a model's tokens, in millionths of the prices'
-    currency; 0 when unknown. `record_seconds`: the time between two records of a running stream's tokens."""
+    """Settings for the token counts and costs that the sidecar reports to Envoy as metadata.
+
+    `cost_of` returns the cost of a model's tokens, in millionths of the currency of the configured prices, or 0 when
+    the price is unknown. `record_seconds` is the time between two token records of a running stream.
+    """
 
     cost_of: Callable[[str, Usage], int]
     record_seconds: float = 5.0
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:
-    """A response's headers with the id of its request, unless a passed-through upstream response has its own."""
+    """Return the headers with the request's id as `x-request-id`. Headers that have an `x-request-id` already, from a
+    passed-through upstream response, stay unchanged."""
     if not request_id or header_value(headers, "x-request-id") is not None:
         return headers
     return (*headers, ("x-request-id", request_id))
 
 
 def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
-    """A whole body in parts of moderate size; several parts are views of it. The flag marks the last part (the only one
-    of an empty body)."""
+    """Split a body into chunks of at most `part` bytes. Several chunks are views of the body, without a copy. The flag
+    marks the last chunk; an empty body gives one empty chunk."""
     last = max(0, len(body) - 1) // part
     if not last:
         yield body, True
@@ -49,21 +53,21 @@ def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview
 def whole_answer(
     status: int, headers: Headers, body: bytes, head_told: wire.Metadata | None, end_told: wire.Metadata | None
 ) -> Iterator[bytes]:
-    """The messages of a complete response, after the request's end. (An operator's `local_reply_config` never rewrites
-    this form.)"""
+    """Build the messages of a complete response, for use after the request's end. Envoy's `local_reply_config` never
+    rewrites a response in this form, unlike an immediate response."""
     yield wire.local_head(status, headers, head_told)
     for part, last in in_parts(body):
         yield wire.local_body(part, last, end_told if last else None)
 
 
 def head_metadata(model: str) -> wire.Metadata:
-    """The metadata for Envoy with a head."""
+    """Build the metadata that accompanies a response head for Envoy."""
     return {"model": model} if model else {}
 
 
 def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> wire.Metadata:
-    """The metadata for Envoy at the end: for access logs, rate limits, metrics. (The numbers cover all calls of the
-    response; `cost` is in millionths of the prices' currency.)"""
+    """Build the metadata for Envoy's access logs, rate limits and metrics at the end of a response. The token counts
+    cover all model calls of the response. `cost` is in millionths of the currency of the configured prices."""
     metadata: wire.Metadata = {"status": finish.outcome}
     if response_id:
         metadata["response_id"] = response_id
@@ -83,15 +87,15 @@ def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> 
 
 
 def running_metadata(model: str, usage: Usage | None) -> wire.Metadata | None:
-    """The metadata for Envoy in the middle of a long stream: the tokens so far, as an estimate. If the stream is cut,
-    this is Envoy's last record of them. None: this process does not make the response."""
+    """Build the metadata for Envoy in the middle of a long stream: the estimated tokens so far. If the stream is cut,
+    Envoy has this as its last token record. Returns None without an estimate."""
     if usage is None:
         return None
     return {wire.TOKEN_USAGE: wire.TokenRecord(model, usage, estimated=True)}
 
 
 def refusal_message(error: ApiError, request_id: str) -> bytes:
-    """An immediate error response: Envoy accepts it as the first answer, even during an upload."""
+    """Build an immediate error response. Envoy accepts it as the first answer, even during an upload."""
     headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
     details = f"{OWN_JSON}{error.code or 'refused'}"
     return wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"})

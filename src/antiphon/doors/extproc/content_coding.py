@@ -1,10 +1,10 @@
-"""Decompresses an upstream response that is compressed although the request did not accept that.
+"""Decompresses an upstream response that is compressed although the request did not accept compression.
 
-Lives here: gzip and deflate, for a body in any pieces. The rules are those of aiohttp in the HTTP server: several gzip
-members, deflate with and without its zlib form, no bytes after the end. Not here: the consequence of a broken body (the
-exchange decides it).
+This module decodes gzip and deflate bodies that arrive in chunks of any size. It follows the rules of aiohttp, which
+the HTTP server uses: several gzip members, deflate with and without its zlib form, no bytes after the end. The exchange
+decides what happens after a damaged body.
 
-Invariant: a fault is stored, never raised, and one part of the input produces at most `MAX_PER_PART` bytes.
+Invariant: a decoder stores a fault and never raises it. One input chunk produces at most `MAX_PER_PART` bytes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _NAMES: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def decoder_for(encoding: str | None) -> Inflate | None:
-    """The decoder for a `content-encoding`; None when there is none to undo."""
+    """Return a decoder for a `content-encoding` value, or None for a body without compression. For an unknown encoding,
+    the decoder's `fault` is set."""
     name = (encoding or "").strip().lower()
     return None if name in ("", "identity") else Inflate(name)
 
 
 class Inflate:
-    """The decoder of one body. `fault` describes its first error, if any. One part produces at most `most` bytes."""
+    """Decodes one compressed body. `fault` describes its first error and is empty without one. One input chunk produces
+    at most `most` bytes."""
 
     __slots__ = ("_decoder", "_most", "_name", "fault")
 
@@ -35,7 +37,7 @@ class Inflate:
         self.fault = "" if self._name else f"content-encoding {encoding[:32]!r}"
 
     def feed(self, data: bytes) -> bytes:
-        """The plain bytes from these bytes."""
+        """Return the decoded bytes of one input chunk."""
         parts: list[bytes] = []
         room = self._most
         while data and not self.fault:
@@ -47,7 +49,7 @@ class Inflate:
                     break
                 self._decoder = zlib.decompressobj(_GZIP)
             try:
-                # At least 1: for zlib, 0 means no limit.
+                # `max_length` must be at least 1, because zlib takes 0 as "no limit".
                 parts.append(self._decoder.decompress(data, max(room, 1)))
             except zlib.error:
                 self.fault = f"a broken {self._name} body"
@@ -59,12 +61,13 @@ class Inflate:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def end(self) -> None:
-        """The input has ended: a truncated body is a fault."""
+        """Mark the end of the input. A truncated body sets `fault`."""
         if not self.fault and (self._decoder is None or not self._decoder.eof):
             self.fault = f"a {self._name} body that stops in the middle"
 
     def _window(self, first: int) -> int:
-        """Some servers send raw deflate; the zlib form of the standard begins with its method."""
+        """Choose zlib's `wbits` from the first byte. The zlib form of the standard begins with its method (8), but some
+        servers send raw deflate."""
         if self._name == "gzip":
             return _GZIP
         return zlib.MAX_WBITS if first & 15 == 8 else -zlib.MAX_WBITS

@@ -1,8 +1,9 @@
-"""gRPC framing over HTTP/2 as plain bytes: message prefixes, status trailers, timeouts.
+"""Encodes and decodes the gRPC framing over HTTP/2: message prefixes, status trailers and timeouts.
 
-Lives here: pure functions and the message splitter. Not here: HTTP/2 and sockets (`transport_http2.py`).
+This module has pure functions and the message splitter. `transport_http2.py` handles HTTP/2 and sockets.
 
-Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` returns whole messages for any split of the bytes.
+Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` returns the same messages however the bytes are
+split.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ _LONGEST_MESSAGE: Final = 1024
 
 
 def prefix(size: int) -> bytes:
-    """The prefix of a message of this size: uncompressed flag, length."""
+    """Return the five-byte prefix of a message with this size: the flag "uncompressed" and the length."""
     return b"\x00%b" % size.to_bytes(4, "big")
 
 
 def with_prefix(message: bytes) -> bytes:
-    """A message in its wire form: uncompressed flag, length, bytes."""
+    """Return a message in its wire form: the flag "uncompressed", the length and the bytes."""
     return b"\x00%b%b" % (len(message).to_bytes(4, "big"), message)
 
 
 class MessageSplitter:
-    """Splits a call's bytes into messages of at most `limit` bytes."""
+    """Splits a call's received bytes into messages of at most `limit` bytes."""
 
     __slots__ = ("_limit", "_rest", "_wanted")
 
@@ -39,14 +40,14 @@ class MessageSplitter:
 
     @property
     def held(self) -> int:
-        """The buffered bytes of an incomplete message."""
+        """The number of buffered bytes of an incomplete message."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that these bytes complete. Raises `CallFailed` for a compressed or oversized one."""
+        """Return the messages that these bytes complete. Raises `CallFailed` for a compressed or oversized message."""
         size = len(data)
         if not self._rest and size >= _PREFIX and int.from_bytes(data[1:_PREFIX], "big") == size - _PREFIX:
-            # The usual case: the data is one whole message.
+            # Fast path: the data is exactly one message.
             self._check(data[0], size - _PREFIX)
             return [data[_PREFIX:]]
         rest = self._rest
@@ -62,7 +63,7 @@ class MessageSplitter:
             if end > len(rest):
                 self._wanted = end - at
                 break
-            # A slice of the buffer would be copied twice.
+            # A memoryview avoids a second copy of the buffer's slice.
             with memoryview(rest) as view:
                 messages.append(bytes(view[at + _PREFIX : end]))
             at = end
@@ -81,7 +82,7 @@ class MessageSplitter:
 
 
 def status_trailers(status: GrpcStatus, message: str = "") -> list[tuple[bytes, bytes]]:
-    """The trailers that end a call; the message is percent-encoded and cut."""
+    """Return the trailers that end a call. The message is percent-encoded and truncated."""
     trailers = [(b"grpc-status", b"%d" % status)]
     if message:
         trailers.append((b"grpc-message", quote(message[:_LONGEST_MESSAGE], safe=" !#$&'()*+,/:;=?@[]").encode()))
@@ -89,7 +90,8 @@ def status_trailers(status: GrpcStatus, message: str = "") -> list[tuple[bytes, 
 
 
 def timeout_seconds(value: bytes) -> float | None:
-    """A `grpc-timeout` in seconds; None when it is not one (at most eight digits and a unit)."""
+    """Return the seconds of a `grpc-timeout` header value. Returns None when the value is not at most eight digits and
+    a unit."""
     text = value.decode("ascii", "replace")
     if not 2 <= len(text) <= 9 or not text[:-1].isdecimal() or text[-1] not in _UNITS:
         return None

@@ -1,16 +1,16 @@
 """Decodes ext_proc header messages, with a small cache for repeated headers.
 
-Lives here: the bytes of `ProcessingRequest` with request or response headers, and the cached headers. Not here: other
-messages, and unusual forms of these, which the generated classes handle (`wire.py`).
+This module decodes `ProcessingRequest` messages with request or response headers. `wire.py` handles other messages and
+unusual encodings with the generated classes.
 
-With the generated classes a small request takes 7 % more instructions from sources, and 15 % more in the compiled build
-(docs/explanation/performance.md).
+With the generated classes a small request would take 7 % more instructions in interpreted code, and 15 % more in the
+compiled build (docs/explanation/performance.md).
 
-The cache holds only short headers with the names below, none of which carries a credential. Other headers are decoded
-each time, so no client's value that could be a secret outlives its request.
+The cache holds only short headers whose names are in `_HARMLESS`, and none of these carries a credential. Other headers
+are decoded each time, so no secret value of a client outlives its request.
 
-Invariant: this code reads what the generated classes would read (a test compares them). It leaves every message without
-exactly the usual form to them. The cache has a size limit.
+Invariant: this code reads what the generated classes would read (a test compares them). It leaves every message with an
+unusual encoding to them. The cache has a size limit.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from antiphon.types.transport import Headers
 
 REQUEST_HEADERS: Final = 0x12
 RESPONSE_HEADERS: Final = 0x1A
-"""The first byte of a message from Envoy: field 2 or 3, with a length."""
-# Inside: HttpHeaders.headers, HeaderMap.headers and HeaderValue.key are field 1, HeaderValue.raw_value is 3.
+"""The first byte of a `response_headers` message from Envoy: the tag of field 3, length-delimited. `REQUEST_HEADERS` is
+the tag of field 2."""
+# Inside the message, HttpHeaders.headers, HeaderMap.headers and HeaderValue.key are field 1, and HeaderValue.raw_value
+# is field 3.
 _FIRST: Final = 0x0A
 _RAW_VALUE: Final = 0x1A
 _END: Final = b"\x18\x01"
@@ -54,14 +56,14 @@ _HARMLESS: Final = frozenset(
         "x-forwarded-proto",
     }
 )
-"""Names with few values, which describe only the transfer."""
+"""The names of headers that may be cached: they have few values and describe only the transfer."""
 _HARMLESS_FAMILY: Final = "x-stainless-"
 KEPT_HEADERS: Final[dict[bytes, tuple[str, str]]] = {}
 
 
 def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
-    """Headers, end of stream, and the bytes after the head of a message that begins with one of the two bytes; None for
-    an unusual form."""
+    """Decode a message that begins with `REQUEST_HEADERS` or `RESPONSE_HEADERS`. Returns the headers, the
+    `end_of_stream` flag and the bytes after the headers field. Returns None for an unusual encoding."""
     try:
         size, at = message[1], 2
         if size > 127:
@@ -105,7 +107,8 @@ def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
 
 
 def _read(entry: bytes) -> tuple[str, str]:
-    """One header: its name, then its raw value. Raises `ValueError` and `IndexError` for another form."""
+    """Decode one header with its name before its raw value. Raises `ValueError` or `IndexError` for another
+    encoding."""
     size = entry[1]
     stop = size + 2
     if size > 127 or entry[0] != _FIRST or stop > len(entry):
@@ -120,12 +123,12 @@ def _read(entry: bytes) -> tuple[str, str]:
             raise ValueError
         size = size & 127 | high << 7
     if entry[stop] != _RAW_VALUE or not size or at + size != len(entry):
-        # A header with an empty raw value may have a value in the other field.
+        # A header with an empty raw value may have its value in the field `value`.
         raise ValueError
     pair = name, entry[at:].decode("utf-8", "surrogateescape")
     if len(entry) < _LONGEST and _is_harmless(*pair):
         if len(KEPT_HEADERS) >= _MOST:
-            # The usual headers soon come again.
+            # A full cache is emptied. The usual headers fill it again soon.
             KEPT_HEADERS.clear()
         KEPT_HEADERS[entry] = pair
     return pair
@@ -133,7 +136,7 @@ def _read(entry: bytes) -> tuple[str, str]:
 
 def _is_harmless(name: str, value: str) -> bool:
     if name == ":path":
-        # A query may contain a key.
+        # A query string may contain a key, so a path with a query is not cached.
         return value == RESPONSES_PATH
     return name in _HARMLESS or name.startswith(_HARMLESS_FAMILY)
 

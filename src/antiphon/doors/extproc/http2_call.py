@@ -1,11 +1,12 @@
 """Implements one gRPC call on an HTTP/2 connection: its two queues, its limits and its end.
 
-Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`transport_http2.py`),
-HTTP/2 (`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).
+A call connects the processor, which serves one client request, with the HTTP/2 connection to Envoy (the peer).
+`transport_http2.py` waits on the queues for the processor. `http2_connection.py` handles HTTP/2, and `grpc_framing.py`
+encodes gRPC.
 
-Invariants: the queue for the processor is bounded, because the peer gets window back only for consumed bytes. While a
-call waits for its peer, it withholds less than a part of the window. A call that ends returns all of its share of the
-connection's window. No waiter stays behind when a call ends.
+Invariants: the queue for the processor is bounded, because a call returns flow-control window to the peer only while
+this queue is short. A call that waits for its peer withholds less than 1/8 of its window. A call that ends returns the
+whole window that it withheld. A call that ends also completes the futures of its waiters.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 
 _PARTS: Final = 8
-"""The call returns its window in parts of at least 1/8."""
+"""A call returns flow-control window to the peer in amounts of at least 1/8 of its window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """The limits for one peer.
+    """The limits that a connection applies to one peer.
 
-    In bytes: one message; the queues of a call in both directions; a call's receive window. `seconds`: how long the
-    peer may read nothing of a full queue. `resets`: the burst and the rate per second of calls that the peer resets
-    before an answer. (Envoy ends every call with a reset, but after an answer, so only unanswered calls count.)
+    `message` is the largest message, `queued` the limit of each queue of a call, and `window` a call's receive window,
+    all in bytes. If the peer reads no byte of a full queue for `seconds`, the call ends. `resets` limits the calls that
+    the peer resets before an answer: the burst, and the rate per second. Envoy ends every call with a reset, but after
+    an answer, so those resets do not count.
 
-    Any peer may make health checks: at most `checks` at once on a connection, each with a message of at most
-    `check_message` bytes within `check_seconds`. `refused_seconds` is the time that a call without the secret may stay
-    open. A peer that does not end its side of an answered call within `linger_seconds` gets a reset. Calls that were
-    answered to the end are checked every `sweep_seconds`.
+    Every peer may make health checks, also without the secret. A connection serves at most `checks` of them
+    concurrently. Each may send `check_message` bytes within `check_seconds`. A call without the secret may stay open
+    for `refused_seconds`. If the peer does not end its side of an answered call within `linger_seconds`, the server
+    resets the call. Every `sweep_seconds` the server looks for answered calls whose deadline has passed.
     """
 
     message: int = 64 << 20
@@ -54,34 +56,36 @@ class Http2Limits:
 
 
 class CallOwner(Protocol):
-    """The connection, as a call uses it."""
+    """The methods of the HTTP/2 connection that a call uses."""
 
     limits: Http2Limits
 
     def begin(self, call: Call) -> None:
-        """Send the head of the answer. Raises `StreamClosed`."""
+        """Send the response head of the call. Raises `StreamClosed`."""
 
     def send(self, call: Call, message: bytes) -> None:
-        """Queue one message. Raises `StreamClosed`."""
+        """Queue one message for the peer. Raises `StreamClosed`."""
 
     def is_full(self, call: Call) -> bool:
-        """Whether the call must wait before it sends more."""
+        """Whether the call's send queue is over its limit, so the call must wait before it sends more."""
 
     def is_queued(self, call: Call) -> bool:
-        """Whether the peer has not read all bytes of the call yet."""
+        """Whether the call's send queue still has bytes that were not written to the socket."""
 
     def block(self, call: Call) -> None:
-        """Call `resume` when the call may send again."""
+        """Remember a call that waits for room in its send queue. The connection calls `call.resume` after each
+        write."""
 
     def consumed(self, call: Call, size: int) -> None:
-        """Let the peer send this many more bytes."""
+        """Return `size` bytes of flow-control window to the peer, so that it may send as many more."""
 
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """Send the call's status."""
+        """Send the status that ends the call."""
 
 
 class Call:
-    """One call: the processor's side (which never waits), and the connection's side."""
+    """One gRPC call. The processor uses one group of its methods, which never wait. The connection uses the other
+    group."""
 
     __slots__ = (
         "_connection",
@@ -113,31 +117,31 @@ class Call:
         self._splitter = MessageSplitter(self.limits.message)
         self._messages: deque[bytes] = deque()
         self.queued = 0
-        """The bytes in the queue for the processor."""
+        """The number of bytes in the queue for the processor."""
         self._withheld = 0
         self.waiter: asyncio.Future[bytes | None] | None = None
-        """The waiter for a message."""
+        """The future of the processor, while it waits for a message."""
         self.room: asyncio.Future[None] | None = None
-        """The waiter for room in the send queue."""
+        """The future of the processor, while it waits for room in the send queue."""
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
         self.begun = False
-        """Whether the head was sent, alone or with the first message."""
+        """Whether the response head was sent, either separately or with the first message."""
         self.headed = False
-        """Whether any message was sent."""
+        """Whether any message was sent to the peer."""
         self.lingers = 0.0
-        """Seconds that the peer may still send after the answer or the refusal; 0 before. The server drops these
-        bytes."""
+        """How many seconds the peer may still send after the answer or the refusal. The value is 0 before that. The
+        server drops the bytes that the peer sends in this time."""
         self.verdict = (GrpcStatus.OK, "")
-        """The status of a lingering call."""
+        """The status that ends the call when `lingers` is over."""
         self.ended = False
         self.gone = False
 
-    # The processor's side (its waits are in `transport_http2.py`)
+    # Methods for the processor; `transport_http2.py` waits on the futures.
 
     def receive_now(self) -> bytes | None:
-        """The next message, if it has arrived."""
+        """Return the next message, or None when none has arrived."""
         if not self._messages:
             return None
         message = self._messages.popleft()
@@ -146,21 +150,21 @@ class Call:
         return message
 
     def until_message(self) -> asyncio.Future[bytes | None]:
-        """A future for the next message, or None at the end. For one caller at a time."""
+        """Return a future for the next message; its result is None at the end of the call. Only one caller may wait at
+        a time."""
         waiter = self.waiter = self._loop.create_future()
         self._hand_over()
         return waiter
 
     def begin(self) -> None:
-        """Send the head, unless it was sent. Raises `StreamClosed`."""
+        """Send the response head, unless it was sent. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
         if not self.begun:
             self._connection.begin(self)
 
     def send_now(self, message: bytes) -> bool:
-        """Send one message. Returns whether more may follow at once, because the queue is not full. Raises
-        `StreamClosed`."""
+        """Queue one message for the peer. Returns whether the send queue has room for more. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
         connection = self._connection
@@ -169,11 +173,12 @@ class Call:
 
     @property
     def unsent(self) -> bool:
-        """Whether the queue has unsent bytes."""
+        """Whether the send queue has bytes that were not written to the socket."""
         return self._connection.is_queued(self)
 
     def until_room(self) -> asyncio.Future[None] | None:
-        """A future that completes when the queue has room or the call has ended; None if that is so now."""
+        """Return a future that completes when the send queue has room or the call has ended. Returns None when no wait
+        is needed."""
         if self.gone or not self._connection.is_full(self):
             return None
         self.room = self._loop.create_future()
@@ -181,14 +186,14 @@ class Call:
         return self.room
 
     def let_end(self, seconds: float) -> None:
-        """Let the peer end the call; the connection waits for it."""
+        """Give the peer `seconds` to end the call after the answer, while the connection waits."""
         self.lingers = seconds
         self._give_back()
 
-    # The connection's side
+    # Methods for the connection.
 
     def start(self, work: Coroutine[object, object, None], seconds: float | None) -> None:
-        """Serve the call in its own task, for at most `seconds`."""
+        """Serve the call in a new task. `seconds` is the deadline from `grpc-timeout`, or None."""
         loop = self._loop
         self.task = loop.create_task(work)
         self.task.add_done_callback(self._served)
@@ -196,15 +201,16 @@ class Call:
             self._timer = loop.call_later(seconds, self._expire)
 
     def start_unary(self, answer: Callable[[Call, bytes], None]) -> None:
-        """Read one message of at most `check_message` bytes within `check_seconds`, then answer."""
+        """Read one message of at most `check_message` bytes within `check_seconds`. Then call `answer` with the
+        message."""
         limits = self.limits
         self.unary = answer
         self._splitter = MessageSplitter(limits.check_message)
         self._timer = self._loop.call_later(limits.check_seconds, self._expire)
 
     def refuse(self, refusal: CallFailed) -> None:
-        """Buffer no bytes of the call, and fail it after the peer's first message. (gRPC's client reports an earlier
-        status as an internal error.)"""
+        """Refuse the call with this status after the peer's first message, and drop all bytes of the call. gRPC's
+        client would report an earlier status as an internal error."""
         self.verdict, self.lingers = (refusal.status, refusal.message), self.limits.refused_seconds
         if self.ended:
             self.finish(*self.verdict)
@@ -212,7 +218,7 @@ class Call:
             self._timer = self._loop.call_later(self.lingers, self.finish, *self.verdict)
 
     def take(self, data: bytes, end: bool) -> None:
-        """Process bytes from the peer."""
+        """Process received bytes. `end` is True when the peer has ended its side."""
         if self.lingers:
             self._connection.consumed(self, len(data))
             self.ended = self.ended or end
@@ -245,7 +251,7 @@ class Call:
             self._hand_over()
 
     def resume(self) -> bool:
-        """Check for room in the queue; False when it is still full."""
+        """Complete the future `room` when the send queue has room. Returns False while the queue is full."""
         if self.room is None or self.room.done():
             return True
         if not self.gone and self._connection.is_full(self):
@@ -254,7 +260,7 @@ class Call:
         return True
 
     def finish(self, status: GrpcStatus, message: str = "") -> None:
-        """End the call with a status."""
+        """Send the status that ends the call."""
         if self._timer is not None:
             self._timer.cancel()
         if self.gone:
@@ -264,7 +270,7 @@ class Call:
         self._connection.finish(self, status, message)
 
     def lose(self) -> None:
-        """The peer ended the call: end the waits, then cancel the task."""
+        """Handle the peer's end of the call: complete the waiters' futures, then cancel the task."""
         self._give_back()
         self.gone = self.ended = True
         self._hand_over()
@@ -274,11 +280,11 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
         if self.task is not None and not self.task.done():
-            # The waiter for a message gets the end in order first.
+            # The processor, which may wait for a message, gets the regular end first and the cancellation after it.
             self._loop.call_soon(self.task.cancel)
 
     def _hand_over(self) -> None:
-        """Give the waiter the next message, or the end."""
+        """Complete the processor's future with the next message, or with None at the end."""
         waiter = self.waiter
         if waiter is None:
             return
@@ -292,14 +298,15 @@ class Call:
             waiter.set_result(message)
 
     def _make_room(self) -> None:
-        """Return window to the peer in larger amounts: most calls end before the peer would have to wait."""
+        """Return window to the peer once enough has been withheld. Larger amounts save frames, because most calls end
+        before the peer runs out of window."""
         limits = self.limits
         if self._withheld >= limits.window // _PARTS and self.queued <= limits.queued:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0
 
     def _give_back(self) -> None:
-        """Return the whole window, because the connection's window is shared by all calls."""
+        """Drop the queued messages and return the withheld window, because all calls share the connection's window."""
         self._messages.clear()
         self.queued = 0
         if self._withheld:
@@ -307,8 +314,8 @@ class Call:
             self._withheld = 0
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        # A cancelled task keeps its frames, and these keep the call: the whole exchange would stay until the next
-        # garbage collection.
+        # A cancelled task keeps its frames, and these refer to the call. Without this line the whole exchange would
+        # stay in memory until the next garbage collection.
         self.task = None
         if not task.cancelled():
             task.exception()

@@ -1,11 +1,12 @@
 """Implements one HTTP/2 connection of the fast transport: accepts calls and writes all their output.
 
-Lives here: the connection's events, its window, its writes, limits for a misbehaving peer, and answered calls that the
-peer has not ended yet. Not here: the listener (`transport_http2.py`), calls (`http2_call.py`), gRPC's bytes
-(`grpc_framing.py`).
+This module handles the connection's events, its flow-control window, its writes and the limits for a misbehaving peer.
+It tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, the calls are in
+`http2_call.py`, and `grpc_framing.py` encodes gRPC.
 
-Invariants: an exception in one call never affects another. (Inside `data_received` it would end the connection, and
-with it every stream of an Envoy worker.) A call's queues are bounded in both directions. Only this file imports `ngh2`.
+Invariants: an exception in one call never affects another call. An exception that leaves `data_received` would end the
+connection, and with it every stream of an Envoy worker thread. A call's queues are bounded in both directions. Only
+this file imports `ngh2`.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ _LARGE: Final = 16 << 10
 
 
 def configuration(limits: Http2Limits) -> Configuration:
-    """The configuration of all connections of a server."""
-    # nghttp2 counts every reset, also Envoy's usual ones: its limit would end connections under load.
+    """Build the nghttp2 configuration that all connections of a server share."""
+    # nghttp2 counts every reset, also those with which Envoy ends each call. Its limit would end connections under
+    # load.
     unlimited = (1 << 40, 1 << 40)
     return Configuration(
         auto_window_update=False,
@@ -73,8 +75,8 @@ def configuration(limits: Http2Limits) -> Configuration:
 
 
 class Http2Connection:
-    """One HTTP/2 connection: Envoy opens one per worker thread. It has the methods of an `asyncio.Protocol`, but is no
-    subclass, from which the compiled build gains nothing."""
+    """One HTTP/2 connection; Envoy opens one per worker thread. The class has the methods of an `asyncio.Protocol`. It
+    does not inherit from that class, because the compiled build gains nothing from it."""
 
     def __init__(self, owner: Http2Transport) -> None:
         self._owner = owner
@@ -91,10 +93,10 @@ class Http2Connection:
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
         self._flooded = False
-        # An Envoy without tracing begins every call with the same head: this caches the last one.
+        # Caches the last decoded request head. An Envoy without tracing begins every call with the same head.
         self._usual: tuple[tuple[Header, ...], Presented, float | None] = ((), Presented(None), None)
 
-    # Called by asyncio
+    # Methods that asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
@@ -109,8 +111,8 @@ class Http2Connection:
                 Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
             }
         )
-        # Each call has its own window. The connection's window is unlimited, because waiting calls must not stop the
-        # others.
+        # Each call has its own window. The connection's window is as large as HTTP/2 allows, so a call that waits does
+        # not stop the other calls.
         self._http2.set_local_window_size((1 << 31) - 1)
         self._flush()
 
@@ -177,7 +179,7 @@ class Http2Connection:
             return
         headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            # The peer may have reset it already.
+            # The peer may have reset the stream already.
             with contextlib.suppress(NGH2Error):
                 self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
@@ -186,7 +188,7 @@ class Http2Connection:
             self._calls[event.stream_id] = call
             call.ended = event.end_stream
             seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
-            # The trace context of Envoy's span.
+            # Envoy sends the trace context of its span in these metadata.
             trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
             presented = Presented(headers.get(_SECRET), trace)
             if path == _PROCESS:
@@ -202,7 +204,8 @@ class Http2Connection:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
 
     def _serve(self, call: Call, presented: Presented, seconds: float | None, standard: str | None = None) -> None:
-        """Serve a call of the processor, or of a `standard` service by its path, if the peer has the secret."""
+        """Serve a call if its peer has the secret, and refuse it otherwise. The call is for the processor, or for the
+        standard service with the path `standard`."""
         owner = self._owner
         refusal = owner.calls.refusal(presented)
         if refusal is None:
@@ -212,26 +215,27 @@ class Http2Connection:
             call.refuse(refusal)
 
     def served(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """The processor has finished a call."""
+        """Handle the end of the processor's work on a call. An answered call gets time for the peer to end it; any
+        other call gets its status."""
         if call.lingers and status is GrpcStatus.OK and not (call.ended or call.gone):
             self.ending.add(call, call.lingers)
         else:
             call.finish(status, message)
 
     def _check(self, call: Call, message: bytes) -> None:
-        """Answer a health check at once."""
+        """Answer one health check immediately."""
         try:
             answer = self._owner.calls.check(message)
         except CallFailed as failed:
             call.finish(failed.status, failed.message)
             return
-        # The peer may have left already.
+        # The peer may have reset the stream already.
         with contextlib.suppress(StreamClosed):
             self.send(call, answer)
         call.finish(GrpcStatus.OK)
 
     def _count_reset(self, call: Call | None) -> None:
-        """Count a reset: a peer that opens calls only to reset them must not cost much."""
+        """Count a reset of an unanswered call. A peer that opens calls only to reset them loses its connection."""
         if call is None or call.headed or call.unary is not None:
             return
         burst, rate = self.limits.resets
@@ -239,7 +243,7 @@ class Http2Connection:
         self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
         self._resets_at = now
         if self._resets < 0 and not self._flooded:
-            # Once, because one read may contain thousands more resets.
+            # The limit is reported once, because one read may contain thousands more resets.
             self._flooded = True
             _log.warning("extproc_reset_flood")
             self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
@@ -247,10 +251,11 @@ class Http2Connection:
             if self._transport is not None:
                 self._transport.close()
 
-    # Called by calls
+    # Methods that calls use.
 
     def begin(self, call: Call) -> None:
-        """Send the head at once, before the process does anything else. Raises `StreamClosed`."""
+        """Send the response head of the call immediately, before the process does any other work. Raises
+        `StreamClosed`."""
         call.begun = True
         try:
             self._http2.send_response(call.id, _HEAD)
@@ -259,7 +264,7 @@ class Http2Connection:
         self._flush()
 
     def send(self, call: Call, message: bytes) -> None:
-        """Queue one message. Raises `StreamClosed`."""
+        """Queue one message for the peer. Raises `StreamClosed`."""
         try:
             if not call.headed:
                 call.headed = True
@@ -269,7 +274,7 @@ class Http2Connection:
             if len(message) < _LARGE:
                 self._http2.send_data(call.id, with_prefix(message))
             else:
-                # The library keeps large data without a copy, and copies it once into the output.
+                # nghttp2 keeps a large message without a copy, and copies it once into the output.
                 self._http2.send_data(call.id, prefix(len(message)))
                 self._http2.send_data(call.id, message)
         except NGH2Error as error:
@@ -277,19 +282,19 @@ class Http2Connection:
         self.flush_soon()
 
     def is_full(self, call: Call) -> bool:
-        """Whether the call must wait before it sends more."""
+        """Whether the call's send queue is over its limit, so the call must wait before it sends more."""
         return self._http2.queued_body_size(call.id) > self.limits.queued
 
     def is_queued(self, call: Call) -> bool:
-        """Whether the peer has not read all bytes of the call yet."""
+        """Whether the call's send queue still has bytes that were not written to the socket."""
         return self._http2.queued_body_size(call.id) > 0
 
     def block(self, call: Call) -> None:
-        """Call `resume` when the call may send again."""
+        """Remember a call that waits for room in its send queue. `_flush` calls `call.resume` after each write."""
         self._blocked.append(call)
 
     def consumed(self, call: Call, size: int) -> None:
-        """Let the peer send this many more bytes."""
+        """Return `size` bytes of flow-control window to the peer, so that it may send as many more."""
         try:
             self._http2.acknowledge_received_data(size, call.id)
         except NGH2Error:
@@ -297,7 +302,7 @@ class Http2Connection:
         self.flush_soon()
 
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """Send the call's status, after its queued bytes."""
+        """Send the status that ends the call, after the call's queued bytes."""
         self._calls.pop(call.id, None)
         self._checks.discard(call.id)
         self.ending.discard(call)
@@ -311,13 +316,14 @@ class Http2Connection:
             return
         if not call.ended:
             # The peer usually ends its side when it sees the status. A reset together with the status would overtake
-            # queued bytes, and gRPC's client reports it as a failure. So only a peer that lingers gets one.
+            # queued bytes, and gRPC's client would report a failure. So the server resets only a call that the peer
+            # leaves open.
             self._lingering.add(call.id)
             self._loop.call_later(self.limits.linger_seconds, self._end_lingering, call.id)
         self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Write once, after all callbacks that are ready now."""
+        """Schedule one write after all callbacks that are ready in the event loop."""
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -357,14 +363,14 @@ class Http2Connection:
         self.flush_soon()
 
     def _forget(self, call: Call) -> None:
-        """The peer ended the call, or the connection is closed."""
+        """Remove a call, because the peer ended it or the connection is closed."""
         self._calls.pop(call.id, None)
         self._checks.discard(call.id)
         self.ending.discard(call)
         call.lose()
 
     def _fail(self, error: NGH2Error) -> None:
-        """The peer violated HTTP/2 or a limit."""
+        """Close the connection, because the peer violated HTTP/2 or a limit."""
         _log.warning("extproc_connection_failed", error=type(error).__name__, detail=str(error)[:200])
         transport = self._transport
         if transport is None:
@@ -379,7 +385,8 @@ class Http2Connection:
         return [call.task for call in self._calls.values() if call.task is not None]
 
     def announce_end(self) -> None:
-        """Announce the end: a GOAWAY that refuses no call, because some may be on their way."""
+        """Announce the end of the connection with a GOAWAY frame. The frame refuses no call, because calls may be on
+        their way."""
         try:
             self._http2.send_shutdown_notice()
         except NGH2Error:
@@ -396,18 +403,18 @@ class Http2Connection:
 
 
 class EndingCalls:
-    """The answered calls of one connection that their peer has not ended yet. One timer serves all of them; none has a
-    waiting task.
+    """Tracks the answered calls of one connection that their peer has not ended yet. One timer serves all of them, so
+    none needs a waiting task.
 
-    Envoy ends nearly every call itself, within milliseconds, by a reset. If the server ends a call earlier, unread
-    bytes may be lost, so a call with unsent bytes has more time. Every call here ends by its peer, with the connection,
-    or by a status at most `sweep` seconds after its deadline.
+    Envoy ends nearly every call itself with a reset, within milliseconds. If the server ended a call earlier, unread
+    bytes could be lost. So a call with unsent bytes has a later deadline. A tracked call ends when its peer ends it or
+    when the connection closes. Otherwise the server sends the status at most `sweep` seconds after the deadline.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweep: float) -> None:
         self._loop = loop
         self._sweep_seconds = sweep
-        # For each call: the deadline, and the deadline with unsent bytes.
+        # For each call, the deadline without unsent bytes and the deadline with unsent bytes.
         self._due: dict[Call, tuple[float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -418,27 +425,28 @@ class EndingCalls:
         return len(self._due)
 
     def add(self, call: Call, seconds: float) -> None:
-        """Give the peer `seconds` to end this call; while it has unsent bytes, up to the limit of a full queue."""
+        """Give the peer `seconds` to end this call. While the call has unsent bytes, the peer has `limits.seconds`."""
         now = self._loop.time()
         self._due[call] = (now + seconds, now + call.limits.seconds)
         if self._timer is None:
             self._timer = self._loop.call_later(self._sweep_seconds, self._sweep)
 
     def discard(self, call: Call) -> None:
-        """Remove a call that has ended, if it is here."""
+        """Remove a call that has ended. A call that is not tracked is ignored."""
         self._due.pop(call, None)
         if not self._due and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """A future that completes when no call is left. For one caller, after the last `add`."""
+        """Return a future that completes when no tracked call is left. Only one caller may use it, after the last
+        `add`."""
         self._empty = self._loop.create_future()
         if not self._due:
             self._empty.set_result(None)
         return self._empty
 
     def finish(self) -> None:
-        """End all calls now."""
+        """End all tracked calls immediately with the status OK."""
         for call in tuple(self._due):
             call.finish(GrpcStatus.OK)
 

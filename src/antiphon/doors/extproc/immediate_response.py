@@ -1,23 +1,28 @@
 """Sends responses that the sidecar makes itself: whole responses, and streams with its own model calls (drive).
 
-Lives here: streamed immediate responses. Not here: the content (the exchange, the router), relaying.
+This module sends streamed immediate responses. The exchange and the router produce their content. `relay.py` handles
+responses whose model call Envoy makes.
 
 Rules, verified against Envoy 1.40.0:
 
-- A streamed immediate response begins only after the request's end of stream. Before it, Envoy may forward the request.
-- It begins with its head, `:status` included, and ends with exactly one `end_of_stream`. Until then the client waits.
-- Envoy cancels the call within milliseconds of the end, and as fast when the client leaves. Closing the generator ends
-  the model call, so the code closes it at once and does not leave it to the garbage collector.
-- There is no flow control between Envoy and the client: Envoy reads all bytes at once. So a stream has a maximum size,
-  its end included, and a stream that is written faster than clients read waits (`Ahead`).
+- A streamed immediate response begins only after the request's end of stream. If it began earlier, Envoy might forward
+  the request.
+- A streamed immediate response begins with its head, which includes `:status`. It ends with exactly one
+  `end_of_stream`; without that the client waits forever.
+- Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. The
+  code then closes the generator explicitly, which ends the model call, and does not leave that to the garbage
+  collector.
+- A client that reads slowly does not slow the sidecar down, because Envoy buffers all bytes of an immediate response.
+  So a stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster than
+  clients read.
 
-The sidecar cannot see how much a client has read, so it estimates how far a driven stream is ahead. It assumes that a
-client reads at `RATE`, several times as fast as models write. All bytes written beyond that count as unread. A stream
-that is ahead by more than its share waits, which slows its model down. The listener cuts off a client that reads
-nothing (`timeouts.send`). Until then Envoy buffers at most its share plus the bytes at `RATE`, and never more than the
-maximum of a stream.
+The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. It assumes
+that a client reads at `RATE`, several times as fast as models write. All bytes written beyond that rate count as
+unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The listener cuts off
+a client that reads nothing (`timeouts.send`). Until this cut, Envoy buffers at most the stream's share plus the bytes
+at `RATE`, and never more than the maximum size of a stream.
 
-Invariant: for any behavior of clients, the shares of all streams together are at most `limits.drive_ahead_bytes`.
+Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
 
 from __future__ import annotations
@@ -46,12 +51,15 @@ from antiphon.errors import UpstreamFailed
 from antiphon.types.transport import Headers
 
 RATE: Final = 256 * 1024
-"""The assumed reading speed of a client in bytes per second: some 800 tokens."""
+"""The assumed reading speed of a client in bytes per second. At this speed a client reads about 800 tokens per
+second."""
 SHARE: Final = 8 << 20
-"""The bytes that a stream may be ahead while there are few streams, so that bursts do not wait."""
+"""The largest number of unread bytes that a stream may have. With few streams it is large enough that bursts do not
+wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
-"""The number of copies of the whole text in the final events: of the text, the part, the item and the response."""
+"""How often the final events repeat the whole text: in the text's, the part's, the item's and the response's final
+event."""
 
 
 async def answer_whole(
@@ -62,13 +70,14 @@ async def answer_whole(
     head_told: wire.Metadata | None = None,
     end_told: wire.Metadata | None = None,
 ) -> None:
-    """Send a complete response at once."""
+    """Send a complete response as a streamed immediate response."""
     for message in whole_answer(status, headers, body, head_told, end_told):
         await peer.send(message)
 
 
 async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:
-    """Send a response in parts, after the request's end; `parts` is closed at once when Envoy leaves."""
+    """Send a response in chunks, after the request's end. When Envoy ends the stream, this function closes `parts`
+    immediately."""
     async with aclosing(cast(Any, parts)):
         await peer.send(wire.local_head(status, headers, None))
         async for part in parts:
@@ -77,7 +86,7 @@ async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: Asyn
 
 
 class Drive:
-    """One exchange with model calls from this process."""
+    """Runs one exchange whose model calls this process makes, and sends its response to Envoy."""
 
     door = "drive"
 
@@ -104,20 +113,20 @@ class Drive:
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """The side that ended Envoy's stream early: only the client can, because the upstream has another
-        connection."""
+        """The side that ended Envoy's stream early. Here it is always the client, because this process calls the
+        upstream on a separate connection."""
         return CancelReason.CLIENT_GONE
 
     async def run(self) -> None:
-        """Send the response to the end."""
+        """Run the exchange and send its response to the end."""
         exchange, send = self._exchange, self._peer.send
         record_at = self._ahead.clock() + self._accounting.record_seconds
         with self._ahead.stream() as ahead:
-            # `drive` is a generator; closing it ends the model call at once.
+            # `drive` is an asynchronous generator; closing it ends the model call immediately.
             async with aclosing(self._runner.drive(exchange)) as actions:
                 async for action in actions:
                     if isinstance(action, SendBody):
-                        # The last bytes go out with the end, as one message.
+                        # The last bytes are sent in the same message as the end of the stream.
                         if self._head is None or not self._head.streamed or exchange.done:
                             self._held.append(action.data)
                         else:
@@ -139,17 +148,17 @@ class Drive:
                         await self._end(action)
 
     async def _hold_back(self, ahead: StreamAhead) -> None:
-        """Write no faster than a client reads, and no more than the maximum of a stream."""
+        """Wait while the stream has too many unread bytes. Fail the response when the stream gets too large."""
         exchange, limit = self._exchange, self._ahead.limits.drive_stream_bytes
         room = limit - self._written - _TIMES_AT_THE_END * exchange.known.output_bytes
-        # A byte of text counts here once as it is written, and in each copy at the end.
+        # Each byte of output text counts once when it is written, and again for each copy in the final events.
         self._look_at = self._written + min(_LOOK, max(0, room) // (1 + _TIMES_AT_THE_END))
         if room >= 0:
             if seconds := ahead.seconds(self._written):
                 await asyncio.sleep(seconds)
             return
         if exchange.state is State.FOLLOWING:
-            # The background response continues without this client, which can resume the stream.
+            # The background response continues without this client, and the client can resume the stream later.
             raise StreamCut("the stream is too large (limits.drive_stream_bytes)")
         exchange.receive_too_much(
             UpstreamFailed(
@@ -174,7 +183,8 @@ class Drive:
 
 
 class Ahead:
-    """The limit of unread bytes for all driven streams of a process. `clock`: a monotonic clock in seconds."""
+    """Divides the allowed number of unread bytes among all driven streams of a process. `clock` is a monotonic clock in
+    seconds."""
 
     def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
         self.limits = limits
@@ -183,12 +193,12 @@ class Ahead:
 
     @property
     def share(self) -> int:
-        """The bytes that one stream may be ahead now."""
+        """The number of unread bytes that each stream may have at this moment."""
         return min(SHARE, self.limits.drive_ahead_bytes // max(1, self._streams))
 
     @contextmanager
     def stream(self) -> Iterator[StreamAhead]:
-        """One stream, from its beginning to its end."""
+        """Register one stream for the duration of the `with` block."""
         self._streams += 1
         try:
             yield StreamAhead(self)
@@ -197,7 +207,7 @@ class Ahead:
 
 
 class StreamAhead:
-    """The written bytes of one stream, and the estimate of unread ones."""
+    """Counts the written bytes of one stream and estimates how many of them the client has not read."""
 
     __slots__ = ("_ahead", "_at", "_behind", "_seen")
 
@@ -208,7 +218,8 @@ class StreamAhead:
         self._behind = 0.0
 
     def seconds(self, written: int) -> float:
-        """The seconds to wait before the next write; `written` counts from the beginning."""
+        """Return how many seconds the stream must wait before its next write. `written` is the number of all bytes
+        written so far."""
         now = self._ahead.clock()
         self._behind = max(0.0, self._behind - (now - self._at) * RATE) + written - self._seen
         self._at, self._seen = now, written

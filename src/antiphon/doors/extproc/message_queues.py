@@ -1,12 +1,13 @@
 """Reads and sends the messages of one stream without waiting: takes messages that have arrived, and sends as much as
 the transport accepts.
 
-Lives here: reading messages and joining body parts; sending at once, and whether any message was sent. Not here:
-waiting for messages or for room (`peer.py`), bytes (`wire.py`). The reaction to a message and the content of answers
-are in `stream.py`, `relay.py` and `answers.py`. `relay_state.py` and `immediate_response.py` decide when an answer is
-legal.
+`Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any was sent. `peer.py`
+waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds their content.
+`stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide when Envoy accepts an
+answer.
 
-Invariants: messages keep their order, and each is delivered once. Joining parts loses and duplicates no byte of a body.
+Invariants: messages keep their order, and each is delivered once. Joining chunks loses and duplicates no byte of a
+body.
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError
 
-# A module constant, because access to an enumeration's member looks it up in the class each time.
+# This constant avoids a lookup in the enumeration class for each message.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 GATHERED: Final = 64 * 1024
-"""The maximum bytes of an upstream's body per step; then other streams get their turn."""
+"""The maximum bytes of an upstream's body that one step joins. After each step other streams get CPU time."""
 
 
 class PeerLeft(AntiphonError):
-    """Envoy ended the stream before its answer: the client has disconnected."""
+    """Envoy ended the stream before its answer was complete, usually because the client disconnected."""
 
 
 def left(closed: StreamClosed) -> PeerLeft:
-    """The `PeerLeft` for the transport's error."""
+    """Convert the transport's error to a `PeerLeft`."""
     return PeerLeft(f"the stream ended while it was answered ({closed})")
 
 
 class Inbox:
-    """The messages from Envoy on one stream that are not handled yet."""
+    """Reads the messages from Envoy on one stream."""
 
     __slots__ = ("_gathered", "_next", "_stream", "drained")
 
     def __init__(self, stream: MessageStream, gathered: int = GATHERED) -> None:
         self._stream = stream
         self._gathered = gathered
-        # The message after the joined parts of a body.
+        # The message that follows the joined chunks of a body.
         self._next: Received | None = None
         self.drained = False
-        """Whether no further message had arrived: the caller must wait for the next one."""
+        """Whether the last read took every message that had arrived. The caller must then wait for the next one."""
 
     def receive_now(self) -> Received | None:
-        """The next message, if it has arrived.
+        """Return the next message, or None when none has arrived.
 
-        A part of the upstream's body includes the parts after it that have arrived. Translating, answering and sending
-        a message costs as much as some chunks in it, and from a busy Envoy most parts arrive together.
+        A chunk of the upstream's body is joined with the chunks that follow and have arrived. The cost of a message is
+        about the same as the cost of several chunks in it, and a busy Envoy delivers many chunks together.
         """
         received = self._next
         if received is not None:
@@ -61,7 +62,8 @@ class Inbox:
         return None if message is None else self.read(message)
 
     def read(self, message: bytes | None) -> Received:
-        """A message that the caller waited for, joined with the parts after it. Raises `PeerLeft` at the end."""
+        """Decode a message for which the caller waited, and join it with the chunks that follow. Raises `PeerLeft` when
+        `message` is None, which means the end of the stream."""
         if message is None:
             raise PeerLeft("the stream ended early")
         received = wire.decode(message)
@@ -70,7 +72,7 @@ class Inbox:
         return received
 
     def _gather(self, part: Received) -> None:
-        """Join the parts that follow with this one."""
+        """Join `part` with the body chunks that follow and have arrived."""
         stream = self._stream
         message = stream.receive_now()
         if message is not None:
@@ -91,7 +93,7 @@ class Inbox:
 
 
 class Outbox:
-    """Sends messages of one stream without waiting."""
+    """Sends the messages of one stream without waiting."""
 
     __slots__ = ("_send_now", "answered", "full")
 
@@ -100,11 +102,12 @@ class Outbox:
         self.answered = False
         """Whether any answer was sent to Envoy."""
         self.full = False
-        """Whether the queue is full: the caller must wait for room, even when it has nothing more to send."""
+        """Whether the transport's queue is full. The caller must then wait for room, even when it has no more
+        messages."""
 
     def send_now(self, messages: list[bytes]) -> bool:
-        """Send messages from the list as long as that needs no waiting, and remove them. Returns whether none is left
-        and there is room for more. Raises `PeerLeft` when the peer has left."""
+        """Send messages from the list until the transport would have to wait, and remove the sent ones. Returns whether
+        the list is empty and the queue has room. Raises `PeerLeft` when Envoy has ended the stream."""
         self.answered = True
         sent = 0
         try:

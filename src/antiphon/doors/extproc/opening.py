@@ -1,7 +1,7 @@
 """Reads the first message of a stream: the request's headers, the owner, and Envoy's configuration.
 
-Lives here: the facts that are known before the body. Not here: reading the body, the choice of relay or drive
-(`stream.py`).
+This module handles what the sidecar knows before the request's body. `stream.py` reads the body and chooses between
+relay and drive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
-# A module constant, because access to an enumeration's member looks it up in the class each time.
+# This constant avoids a lookup in the enumeration class for each message.
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _REQUEST_HEADERS: Final = MessageKind.REQUEST_HEADERS
 
@@ -26,13 +26,15 @@ _DUPLEX: Final = "FULL_DUPLEX_STREAMED"
 
 
 class ProtocolError(AntiphonError):
-    """Envoy's configuration cannot work, or the peer is not Envoy. The message contains advice."""
+    """The stream cannot be served, because Envoy is misconfigured or the peer is not Envoy. The message tells the
+    operator what to change."""
 
 
 @dataclass(slots=True)
 class ClientRequest:
-    """One client request. `path` is without its `query`. `is_exchange`: it creates a response. `trace`: the trace
-    headers of Envoy's span, if it traces. `trailers`: whether the request ended with trailers."""
+    """One client request. `path` has no query string; `query` has it. `is_exchange` is True for a request that creates
+    a response. `trace` has the trace headers of Envoy's span, if Envoy traces. `trailers` is True when the request
+    ended with trailers."""
 
     method: str
     path: str
@@ -46,13 +48,14 @@ class ClientRequest:
 
 
 def is_refused_before(opening: Received) -> bool:
-    """Whether an earlier filter (a rate limit, an authentication) has answered the client. Then this answer is the only
-    message. Other statuses arrive first only if `request_header_mode` is wrong."""
+    """Whether an earlier Envoy filter, such as a rate limit, has already answered the client with a 4xx status. Envoy
+    then sends only this response to the sidecar. A response head with another status comes first only if
+    `request_header_mode` is wrong."""
     return opening.kind is _RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
 
 
 def read_opening(context: DoorContext, opening: Received, trace: Headers) -> ClientRequest:
-    """The request, still without its body. Raises `ProtocolError`."""
+    """Read the client request from the stream's first message, without its body. Raises `ProtocolError`."""
     _check_modes(opening)
     headers = opening.headers
     given = sent_id(headers)
@@ -71,7 +74,8 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
 
 
 def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
-    """The caller of the request; `NO_CALLER` for a public path. Raises `NotFound` and `Unauthorized`."""
+    """Return the caller of the request, or `NO_CALLER` for a path that needs no credentials. Raises `NotFound` and
+    `Unauthorized`."""
     if request.is_exchange:
         return context.owners.resolve(request.headers)
     path = request.path

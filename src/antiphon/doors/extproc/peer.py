@@ -1,10 +1,10 @@
 """Waits for messages from Envoy and sends messages to it, for one stream.
 
-Lives here: the waits. Not here: reading and sending without waiting (`message_queues.py`), the content of answers
-(`answers.py`, `wire.py`), when an answer is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
+`message_queues.py` reads and sends without waiting. `answers.py` and `wire.py` build the answers. `stream.py`,
+`relay_state.py` and `immediate_response.py` decide when Envoy accepts an answer.
 
-Invariant: all answers go through a `Peer`, so `Peer.answered` shows whether any was sent. Before the first one, a
-failure can still become a proper error response.
+Invariant: all answers go through a `Peer`, so `Peer.answered` shows whether any answer was sent. Before the first
+answer, a failure can still become a proper error response.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _AFTER_THE_END = 5.0
 
 
 class StreamCut(AntiphonError):
-    """The client's response cannot be completed, and nothing may follow it: its stream must break off."""
+    """The client's response cannot be completed. The sidecar must break off the stream, because no bytes may follow."""
 
 
 class Peer:
-    """Envoy's side of one stream."""
+    """Represents Envoy on one stream: receives its messages and sends answers."""
 
     __slots__ = ("inbox", "outbox", "receive_now", "stream")
 
@@ -38,26 +38,27 @@ class Peer:
         return self.outbox.answered
 
     async def receive(self) -> Received:
-        """The next message, with joined body parts (`message_queues.py`). Raises `PeerLeft` at the end."""
+        """Return the next message, with joined body chunks (`message_queues.py`). Raises `PeerLeft` at the end of the
+        stream."""
         received = self.receive_now()
         if received is not None:
             return received
         return self.inbox.read(await self.stream.receive())
 
     async def begin(self) -> None:
-        """Call this before an action that must not happen twice (a model call, a write). Afterwards Envoy does not send
-        the request to another process if this one dies. Raises `PeerLeft`."""
+        """Confirm the call to Envoy before an action that must not happen twice, such as a model call or a write. After
+        that Envoy does not send the request to another process if this process dies. Raises `PeerLeft`."""
         try:
             await self.stream.begin()
         except StreamClosed as closed:
             raise PeerLeft(f"the stream ended before it was answered ({closed})") from None
 
     async def send(self, message: bytes) -> None:
-        """Send one answer; waits for flow control. Raises `PeerLeft` when Envoy has left."""
+        """Send one answer, and wait while flow control blocks it. Raises `PeerLeft` when Envoy has ended the stream."""
         await self.send_all([message])
 
     async def send_all(self, messages: list[bytes]) -> None:
-        """Send these messages in the same way, and empty the list."""
+        """Send these answers in order and empty the list. Waits and raises as `send` does."""
         outbox, stream = self.outbox, self.stream
         try:
             while True:
@@ -72,5 +73,6 @@ class Peer:
             raise left(closed) from None
 
     async def let_end(self) -> None:
-        """The response is complete: let Envoy end the stream, because ending it here could cut off bytes."""
+        """Wait for Envoy to end the stream after a complete response. If the sidecar ended the stream, bytes could be
+        lost."""
         await self.stream.let_end(_AFTER_THE_END)

@@ -1,7 +1,8 @@
 """Defines a decoded ext_proc message from Envoy, as a plain value.
 
-Not here: its wire form (`wire.py`). msgspec builds the class from its annotations at run time. So it has a separate
-module that stays interpreted when others are compiled (docs/explanation/performance.md).
+`wire.py` decodes the message's bytes into this value. msgspec builds the class `Received` from its annotations at run
+time. So the class has a separate module, which stays interpreted when other modules are compiled
+(docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from antiphon.types.transport import Headers
 
 
 class MessageKind(Enum):
-    """The content of a message from Envoy."""
+    """The kind of a message from Envoy, by its content."""
 
     REQUEST_HEADERS = "request_headers"
     REQUEST_BODY = "request_body"
@@ -28,9 +29,9 @@ class MessageKind(Enum):
 class Received(Struct, gc=False):
     """One message from Envoy.
 
-    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `modes`: the names of
-    the request and response body modes, if this message (the stream's first) contains them. `observing`: Envoy ignores
-    every answer.
+    `headers` is set for the two header kinds, and `body` for the two body kinds. `end` is the flag `end_of_stream`.
+    `modes` has the names of the request and response body modes, if the message contains them. Only the stream's first
+    message does. `observing` is True when Envoy ignores every answer (`observability_mode`).
     """
 
     kind: MessageKind

@@ -1,9 +1,10 @@
-"""Runs one exchange with a model call by Envoy (relay): rewrites both directions on one stream.
+"""Runs one exchange in relay mode: Envoy makes the model call, and the sidecar rewrites the request and the response on
+one ext_proc stream.
 
-Lives here: waiting for Envoy, sending to it, the runner's actions; actions during silence, without a task or a lock per
-message. Not here: the content and order of the answers (`relay_state.py`).
+This module waits for Envoy, sends to it, and performs the runner's actions. During silence it runs timed actions,
+without a task or a lock per message. `relay_state.py` decides the content and the order of the answers.
 
-Invariants: an action during silence and the handling of a message never overlap. When the action fails, the stream
+Invariants: an action during silence and the handling of a message never overlap. When such an action fails, the stream
 fails.
 """
 
@@ -28,7 +29,7 @@ _MAX_AHEAD = 15.0
 
 
 class Relay:
-    """One relayed exchange (or one that is refused before the call)."""
+    """Runs one relayed exchange. The exchange may also be refused before the model call."""
 
     __slots__ = ("_exchange", "_loop", "_peer", "_runner", "_state")
 
@@ -52,7 +53,7 @@ class Relay:
 
     @property
     def finish(self) -> Finish | None:
-        """The end of the exchange, or None."""
+        """The result of the exchange, or None while it runs."""
         return self._state.finish
 
     @property
@@ -61,7 +62,7 @@ class Relay:
         return self._state.reason_of_the_end
 
     async def run(self) -> None:
-        """Send the response to the end."""
+        """Run the exchange and send its response to the end."""
         state, outbox, now = self._state, self._peer.outbox, self._loop.time
         call = None
         while (action := state.next_action()) is not None:
@@ -75,7 +76,8 @@ class Relay:
             return
         state.forward(call, now())
         await self._send()
-        # Envoy may have needed a while to read a large request.
+        # Envoy may have needed time to read a large request. So the upstream's timeout starts after the request was
+        # sent.
         state.hear(now())
         interludes = Interludes(self._peer, state.next_due, self._on_silence)
         interludes.schedule()
@@ -95,7 +97,7 @@ class Relay:
             await interludes.aclose()
 
     async def _answer(self) -> None:
-        """Send the output for the client, as far as Envoy accepts it now."""
+        """Send the output for the client, as far as Envoy accepts it at this point of the stream."""
         state = self._state
         while (action := state.answer(self._loop.time())) is not None:
             await self._perform(action)
@@ -105,7 +107,7 @@ class Relay:
             raise StreamCut(state.cut)
 
     async def _perform(self, action: CallUpstream | OwnAction) -> None:
-        """Let the runner perform an action of the exchange."""
+        """Let the runner perform one action of the exchange, such as a write to the store."""
         assert not isinstance(action, CallUpstream), "what takes more than a call is driven"
         await self._peer.begin()
         await self._runner.perform(self._exchange, action)
@@ -125,7 +127,7 @@ class Relay:
 
 
 async def translate_local_reply(peer: Peer, received: Received, request_id: str) -> None:
-    """Envoy answered the client itself, before or during the request: turn this answer into an error object."""
+    """Replace Envoy's own response by an error object. Envoy sends such a local reply before or during the request."""
     headers, body = local_reply(received, request_id)
     if received.end:
         await peer.send(wire.response_replaced(headers, (), body, {"status": "error"}))
@@ -137,14 +139,14 @@ async def translate_local_reply(peer: Peer, received: Received, request_id: str)
 
 
 class Interludes:
-    """Runs an action during the silent moments of one stream.
+    """Runs a timed action while one stream is silent.
 
     A gRPC read must not be cancelled and repeated, so a timeout around every read cannot detect silence. Instead a
     timer starts the action only while the stream waits for its next message. The stream continues with that message
     only after the action.
 
-    `next_due` returns the loop time of the next action if nothing changes; `act` is the action. The timer checks the
-    limits when it fires, so a message costs nothing here.
+    `next_due` returns the time of the next action on the event loop's clock. `act` performs the action. The timer asks
+    `next_due` again when it fires, so a message causes no work for the timer.
     """
 
     def __init__(
@@ -167,25 +169,26 @@ class Interludes:
         self._failure: BaseException | None = None
 
     def schedule(self) -> None:
-        """Check the limits again: an earlier action may be due."""
+        """Set the timer again, because an earlier action may be due."""
         due = self._next_due()
         if self._timer is not None:
             if self._at <= due:
-                # The timer checks the limits when it fires.
+                # This timer fires early enough, and `_wake` then asks `next_due` again.
                 return
             self._timer.cancel()
         if self._closed:
             self._timer = None
             return
-        # Not far ahead: for most streams the first timer is the only one, whatever becomes due meanwhile.
+        # The timer is never set far ahead. For most streams the first timer is the only one, even when an earlier
+        # action becomes due later.
         self._at = min(due, self._loop.time() + _MAX_AHEAD)
         self._timer = self._loop.call_at(self._at, self._wake)
 
     async def receive(self) -> Received:
-        """The next message, after any action that ran during the wait."""
+        """Return the next message. If an action runs while the message arrives, the message waits for the action."""
         inbox = self._peer.inbox
         if not inbox.drained and (here := inbox.receive_now()) is not None:
-            # Actions run only while the stream waits.
+            # A message that has arrived needs no wait, and actions run only during waits.
             return here
         try:
             self._listening = True
@@ -203,7 +206,7 @@ class Interludes:
         return inbox.read(message)
 
     async def aclose(self) -> None:
-        """Stop, and cancel a running action."""
+        """Stop the timer, and cancel a running action."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -212,13 +215,13 @@ class Interludes:
                 self._running.cancel()
                 await asyncio.wait({self._running})
         finally:
-            # A cancelled task and a raised failure keep their frames, and these keep this object.
+            # A cancelled task and a raised exception keep their frames, and these refer to this object.
             self._owner = self._failure = None
 
     def _wake(self) -> None:
         self._timer = None
         if not self._listening or self._running is not None:
-            # The stream is busy and not silent; check again soon.
+            # The stream handles a message, so it is not silent. The timer tries again soon.
             self._at = self._loop.time() + _BUSY_RETRY
             self._timer = self._loop.call_at(self._at, self._wake)
         elif self._loop.time() < self._next_due():

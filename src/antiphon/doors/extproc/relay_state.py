@@ -1,25 +1,28 @@
 """Implements the state machine of one relayed exchange, without IO: the sidecar's answers to Envoy, and their order.
 
-Lives here: which answers Envoy accepts when, and deadlines. Not here: waiting, sending, timers (`relay.py`), bytes
-(`wire.py`), decisions about the response (`engine/exchange/response_exchange.py`).
+This module knows which answers Envoy accepts at which point of a stream, and it computes deadlines. `relay.py` waits,
+sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the
+response.
 
 Rules, verified against Envoy 1.40.0:
 
-- The sidecar sends the request as a headers answer with the exact length, then its body. (A request with trailers is
-  not relayed, see `stream.py`.)
-- No response body part may precede the upstream's first body part (Envoy resets the stream). The answer to the response
-  headers waits for it, so an early failure still gets its HTTP status.
-- For a response without a body, Envoy accepts a body only inside the headers answer. For one with trailers but without
-  a body, it accepts one only as an immediate response. One with trailers ends with the trailers answer instead of
-  `end_of_stream`.
-- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once. It ends with the
-  upstream, because an earlier end would make Envoy drop the upstream's connection.
+- The sidecar sends the request as a headers answer with the exact length, then its body. `stream.py` does not relay a
+  request with trailers.
+- The sidecar may send no body chunk before the upstream's first body chunk, because Envoy would reset the stream. The
+  answer to the response headers also waits for that chunk, so an early failure still gets its HTTP status.
+- For a response without a body, Envoy accepts a body only inside the headers answer. If a response has trailers but no
+  body, Envoy accepts a body only as an immediate response. A response with trailers ends with the trailers answer
+  instead of `end_of_stream`.
+- An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends it
+  when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
-- After the first part the sidecar may send at any time: keep-alive comments, and an end when the upstream is silent.
+- After the upstream's first chunk the sidecar may send chunks at any time. It sends keep-alive comments, and it ends
+  the stream when the upstream is silent for too long.
 - If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the
   ext_proc stream.
 
-Invariant: nothing here waits. `outgoing` holds the messages to send, in order, and `rest` those after them.
+Invariant: no function of this module waits. `outgoing` holds the messages to send, in order, and `rest` yields the
+messages after them.
 """
 
 from __future__ import annotations
@@ -69,21 +72,21 @@ from antiphon.types.transport import (
     header_value,
 )
 
-# A module constant, because access to an enumeration's member looks it up in the class each time.
+# These constants avoid a lookup in the enumeration class for each message.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _RESPONSE_TRAILERS: Final = MessageKind.RESPONSE_TRAILERS
 
-# The parts of a stream are small while its model writes.
+# While a model writes, its stream arrives in chunks smaller than this.
 _LARGE: Final = 4 * 1024
-# The minimum of unread bytes at which Envoy begins to stop reading from the upstream: a window and a buffer.
+# The minimum number of unread bytes at which Envoy stops reading from the upstream: a flow-control window and a buffer.
 _FILLS: Final = 128 * 1024
-# Without this header Envoy finds no route (404). It describes how the client reached Envoy, not the client.
+# Without this request header, which describes how the client reached Envoy, Envoy finds no route (404).
 _ENVOYS_OWN: Final = "x-forwarded-proto"
-# The upstream's headers about the client's account pass. All others are removed, because they describe a rewritten body
-# or the upstream itself. (`x-request-id` is set by the sidecar.)
+# Upstream headers with this prefix describe the client's account and reach the client. The sidecar removes all other
+# upstream headers, because they describe a rewritten body or the upstream itself. It sets `x-request-id` itself.
 _KEPT_RESPONSE_HEADERS: Final = "x-ratelimit-"
-# The errors for responses that Envoy made itself.
+# The error messages for responses that Envoy made itself, by status.
 _SAID: Final = {
     401: ("The request's credentials were not accepted.", "invalid_api_key"),
     403: ("The request is not allowed.", "permission_denied"),
@@ -93,10 +96,10 @@ _SAID: Final = {
 
 
 class RelayState:
-    """One relayed exchange (or one that is refused before the call). Times come from one monotonic clock.
+    """The state of one relayed exchange, or of one that is refused before its model call. All times are monotonic.
 
-    After each call that may add to them, the driver sends `outgoing` and then `rest`. If `due_changed` is set, it calls
-    `next_due` again.
+    The driver (`relay.py`) sends `outgoing` and then `rest` after each call that may add messages. If `due_changed` is
+    set, the driver calls `next_due` again.
     """
 
     __slots__ = (
@@ -147,53 +150,53 @@ class RelayState:
         self._timeouts = timeouts
         self._keepalive = keepalive
         self._end_seconds = end_seconds
-        # An action that `say` must leave to the next `answer`.
+        # An action that `say` could not perform; the next `answer` returns it.
         self._first: CallUpstream | OwnAction | None = None
         self.outgoing: list[bytes] = []
-        """Messages to send now."""
+        """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, after `outgoing`: each is built when the previous one is sent."""
+        """The messages of a large body, to send after `outgoing`. Each is built when the previous one was sent."""
         self.due_changed = False
-        """Whether `next_due` may be earlier than before."""
+        """Whether `next_due` may return an earlier time than before."""
         self.finished = False
-        """Whether the response is complete once the messages are sent."""
+        """Whether the response is complete once `outgoing` and `rest` are sent."""
         self.cut = ""
-        """The reason why the client's stream must break off after these messages, or empty."""
-        # The exchange's output for the client.
+        """The reason why the client's stream must break off after `outgoing`; empty if it need not."""
+        # The output of the exchange for the client.
         self._head: SendHead | None = None
         self._waiting: list[bytes] = []
         self.finish: Finish | None = None
-        # The upstream's response, as Envoy has delivered it.
+        # The state of the upstream's response, as Envoy has delivered it.
         self._upstream_headers: Headers = ()
         self._headed = False
         self._bodiless = False
         self._body_begun = False
         self._end: MessageKind | None = None
         self._decoder: Inflate | None = None
-        # The answers sent to Envoy.
+        # The answers that were sent to Envoy.
         self._head_answered = False
         self._closing = False
-        # The time of the upstream's last byte, and of the client's last one (set with the head's answer).
+        # `_heard` is the time of the upstream's last byte, and `_sent` the time of the last byte for the client.
         self._heard: float
         self._sent: float
         self._given = 0
-        # The number of upstreams that Envoy may try in turn.
+        # The number of upstreams that Envoy may try one after another.
         self._tries = 1
-        # The next time to call `receive_time`; the time to end a complete stream without its upstream (set when it
-        # waits for that); the time of the next record of the tokens so far (set with the head's answer).
+        # `_told_at` is the next time to call `receive_time`, and `_record_at` the time of the next token record.
+        # `_close_at` is the time to end a complete stream whose upstream has not ended.
         self._told_at: float
         self._close_at: float
         self._record_at: float
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """The side that ended Envoy's stream early. A failure before the upstream's head arrives as Envoy's own
-        response. After the head, Envoy's stream ends in the same way for a client that leaves and an upstream that
-        breaks off."""
+        """The side that ended Envoy's stream early. An upstream failure before its head arrives as Envoy's own
+        response. After the head, a client that leaves and an upstream that breaks off look the same."""
         return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     def next_action(self) -> CallUpstream | OwnAction | None:
-        """Record the exchange's output for the client. Returns its first other action, or None."""
+        """Record the exchange's output for the client. Returns the first action that the runner must perform, or
+        None."""
         exchange = self._exchange
         while (action := exchange.next_action()) is not None:
             if isinstance(action, SendBody):
@@ -208,7 +211,7 @@ class RelayState:
         return None
 
     def answer_at_once(self) -> None:
-        """Prepare the complete response, which needs no model call."""
+        """Prepare a complete response that needs no model call."""
         head, finish = self._head, self.finish
         assert head is not None and finish is not None
         self.finished = True
@@ -217,10 +220,10 @@ class RelayState:
         headers = with_request_id(head.headers, self._request.request_id)
         self.rest = whole_answer(head.status, headers, body, head_metadata(self._exchange.known.model), told)
 
-    # Towards the upstream
+    # Messages towards the upstream.
 
     def forward(self, call: UpstreamRequest, now: float) -> None:
-        """Give the translated request to Envoy. Only the allowed client headers stay."""
+        """Prepare the translated request for Envoy. Client headers that the exchange did not select are removed."""
         body = call.body
         headers = (
             (":method", call.method),
@@ -242,18 +245,18 @@ class RelayState:
         self.hear(now)
 
     def hear(self, now: float) -> None:
-        """The upstream may answer from now on."""
+        """Start the upstream's timeout at `now`, because the request was sent."""
         self._heard = now
         self._told_at = self._exchange.receive_time(now)
 
-    # From the upstream
+    # Messages from the upstream.
 
     def receive(self, received: Received, now: float) -> bool:
-        """Process a message from Envoy. Returns whether other streams should go first before the output is sent: the
-        queue is bounded, and Envoy slows the upstream down."""
+        """Process a message from Envoy. Returns True when the upstream floods the sidecar. Other streams should then
+        run before the output is sent; Envoy slows the upstream down, because the queue is bounded."""
         self._heard = now
         if now >= self._told_at:
-            # An upstream that never pauses gives no silence in which to pass the time.
+            # An upstream that never pauses leaves no silence, so `pass_time` is never called for it.
             self._told_at = self._exchange.receive_time(now)
         kind = received.kind
         floods = False
@@ -272,7 +275,7 @@ class RelayState:
             self._take_head(received)
         elif kind is _RESPONSE_TRAILERS:
             self._upstream_ended(kind)
-        # Messages after the request's end (some Envoys repeat it) have no meaning.
+        # A second `end_of_stream` of the request, which some Envoy versions send, is ignored.
         return floods
 
     def _take_head(self, received: Received) -> None:
@@ -286,7 +289,7 @@ class RelayState:
             self._decoder = None
             self._upstream_ended(received.kind)
         else:
-            # A different timeout applies from now on.
+            # From the head on, `timeouts.idle` applies instead of `timeouts.head`.
             self._headed = True
             self.due_changed = True
 
@@ -300,11 +303,11 @@ class RelayState:
                 error = UpstreamError(UpstreamFault.CUT, decoder.fault)
         self._exchange.receive_upstream_end(error)
 
-    # Towards the client
+    # Messages towards the client.
 
     def answer(self, now: float) -> CallUpstream | OwnAction | None:
-        """Prepare the output for the client, as far as Envoy accepts it now. Returns an action that must run first, if
-        any; then the driver calls this again."""
+        """Prepare the output for the client, as far as Envoy accepts it at this point. Returns an action that the
+        driver must perform first, or None. After the action the driver calls `answer` again."""
         action = self._first
         if action is not None:
             self._first = None
@@ -332,7 +335,7 @@ class RelayState:
             self._sent = now
             self._record_at = now + self._accounting.record_seconds
             if head.streamed:
-                # From now on the client needs keep-alives.
+                # A stream that has begun needs keep-alives for its client.
                 self.due_changed = True
         if self.finish is not None:
             self._answer_to_the_end(head, self.finish, now)
@@ -348,8 +351,8 @@ class RelayState:
         return None
 
     def say(self, outbox: Outbox, now: float) -> bool:
-        """Run `answer`, and send its output if none of this needs waiting. Returns whether that was so. If False, the
-        driver must call `answer` again and send `outgoing` and `rest`."""
+        """Run `answer` and send its output, if that needs no waiting. Returns False if it does. The driver must then
+        call `answer` again and send `outgoing` and `rest`."""
         action = self.answer(now)
         if action is not None:
             self._first = action
@@ -359,10 +362,10 @@ class RelayState:
         return not self.outgoing or outbox.send_now(self.outgoing)
 
     def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
-        """The response is complete, and no body part came (or will come) from the upstream."""
+        """Prepare the complete response of an exchange whose upstream sent no body chunk."""
         self.finished = True
         if finish.outcome == "cut":
-            # A passed-through head came without a body; the client has seen neither.
+            # The upstream sent only a head, in passthrough mode, and the client has received nothing. It gets an error.
             silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
@@ -402,7 +405,7 @@ class RelayState:
             self.rest = _response_parts(body, told, trailers)
 
     def _close(self) -> None:
-        """All parts were sent: end the body, or answer the upstream's trailers if it has some."""
+        """End a stream whose chunks were all sent. The answer to the upstream's trailers, if any, is the end."""
         self.finished = True
         trailers = self._end is _RESPONSE_TRAILERS
         self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))
@@ -414,7 +417,7 @@ class RelayState:
         return body
 
     def _response_headers(self, head: SendHead) -> tuple[Headers, tuple[str, ...]]:
-        """The headers to set in the response's head, and the upstream's headers to remove."""
+        """Return the headers to set in the response head, and the names of the upstream's headers to remove."""
         headers, upstream = with_request_id(head.headers, self._request.request_id), self._upstream_headers
         named = dict(upstream)
         for name, _ in headers:
@@ -424,15 +427,15 @@ class RelayState:
             [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
         )
         if raw:
-            # A header that stays unchanged must not be set: of several headers with one name, setting would keep only
-            # one.
+            # A header that stays unchanged must not be set, because setting it would keep only one of several headers
+            # with this name.
             headers = tuple([pair for pair in headers if pair not in upstream])
         return ((":status", str(head.status)), *headers), removed
 
     # Silence
 
     def next_due(self) -> float:
-        """The time to call `pass_time`, if no message comes before."""
+        """Return the time at which the driver must call `pass_time`, unless a message arrives earlier."""
         if self.finished:
             return FOREVER
         if self._closing:
@@ -441,7 +444,7 @@ class RelayState:
         return min(due, self._sent + self._keepalive) if self._keeps_alive() else due
 
     def pass_time(self, now: float) -> None:
-        """A deadline has passed without a message; `answer` has the output."""
+        """Handle a deadline that passed without a message. `answer` then has the output."""
         if self._closing or self.finished:
             return
         limit = self._upstream_limit()
@@ -454,7 +457,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The seconds that the upstream may be silent in its present phase."""
+        """The maximum silence of the upstream in seconds. Before its head, each upstream tried may use the limit."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:
@@ -462,8 +465,8 @@ class RelayState:
         return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
 
     def _silence(self, limit: float) -> UpstreamError:
-        """The error for silence. When its client does not read, Envoy stops reading from the upstream, without a
-        message. This is possible only after enough bytes to fill the buffers in between."""
+        """The error for a silent upstream. Envoy also stops reading from the upstream, without a message, when the
+        client does not read. This is possible only after enough bytes to fill Envoy's buffers."""
         said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
         if self._given < _FILLS:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)
@@ -479,7 +482,7 @@ def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterato
 
 
 def _status_of(headers: Headers) -> int:
-    """The status in a response head. Raises `ProtocolError`."""
+    """Return the status of a response head. Raises `ProtocolError`."""
     status = header_value(headers, ":status") or ""
     if len(status) != 3 or not (status.isascii() and status.isdecimal()):
         raise ProtocolError("a response head has no :status of three digits: the peer is not Envoy")
@@ -487,7 +490,7 @@ def _status_of(headers: Headers) -> int:
 
 
 def local_reply(received: Received, request_id: str) -> tuple[Headers, bytes]:
-    """Envoy's own response (its head is `received`) as an error object: the headers to set, and the body."""
+    """Convert Envoy's own response with the head `received` to an error object: headers to set, and body."""
     status = _status_of(received.headers)
     said, code = _SAID.get(status, ("The request could not be served.", None))
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"

@@ -1,10 +1,12 @@
 """The ext_proc gRPC service, independent of its transport.
 
-Lives here: the service, its address, access control, draining. Not here: the message order (`stream.py`), health and
-reflection (`standard_services.py`), the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).
+This module has the service, its address, its access control and its drain. `stream.py` decides the order of messages,
+and `standard_services.py` serves health and reflection. The gRPC servers are in `transport_grpcio.py` and
+`transport_http2.py`.
 
-Invariants: a failing handler aborts its call (with a normal end, the request would pass untranslated). An exception in
-one stream never affects another. On TCP no call is served without the shared secret.
+Invariants: a failing handler aborts its call, because Envoy would forward the untranslated request after a normal end.
+An exception in one stream never affects another stream. On TCP the server serves only health checks without the shared
+secret.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ Mode = Literal["auto", "relay", "drive"]
 class ExtProcDoor:
     """Serves `ExternalProcessor/Process`, gRPC health and gRPC reflection.
 
-    In modes `auto` and `relay` Envoy makes the model call of a request with a single turn. This process makes the model
-    calls of other requests (hosted tools, compaction, background). Transport `auto` is `http2` where its library is
-    installed. `tls` is for TCP. `end_seconds`: see `ProcessorOptions`.
-    `record_seconds`: see `Accounting`.
+    In the modes `auto` and `relay` Envoy makes the model call of a request that needs only one call. This process makes
+    the model calls of other requests (hosted tools, compaction, background) and, in mode `drive`, of all requests. The
+    transport `auto` is `http2` if its library is installed, else `grpcio`. `tls` applies to TCP addresses.
+    `ProcessorOptions` explains `end_seconds`, and `Accounting` explains `record_seconds`.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class ExtProcDoor:
     async def start(self, address: str, mode: int = 0o600) -> str:
         """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`. Returns the bound address.
 
-        Raises `ConfigError` when that is impossible, or when any client could connect.
+        Raises `ConfigError` when the address is unusable. It also raises `ConfigError` for a TCP address without a
+        shared secret, because any client could connect.
         """
         transport = open_transport(self._transport_name, self)
         if address.startswith("unix:"):
@@ -110,51 +113,53 @@ class ExtProcDoor:
         return bound
 
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
-        """Report NOT_SERVING, refuse new requests, wait for those in flight; False when `seconds` were not enough.
+        """Drain the server: report NOT_SERVING, then refuse new requests and wait for those in flight. Returns False
+        when the drain takes longer than `seconds`.
 
-        During the first `notice` of these seconds new requests are still served. Connections get a GOAWAY at once
-        (Envoy opens new ones, to hosts that it considers healthy).
+        During the first `notice` seconds the server still serves new requests. It sends a GOAWAY on each connection
+        immediately, so Envoy opens new connections to hosts that it considers healthy.
         """
-        # First health, then the connections: a peer that reconnects gets NOT_SERVING.
+        # Health reports NOT_SERVING before the GOAWAY is sent, so a peer that reconnects sees this status.
         self._context.admission.leave()
-        # Each `Watch` sends it in its own task.
+        # Yields once to the event loop, so that each `Watch` task can send NOT_SERVING.
         await asyncio.sleep(0)
         if self._transport is not None:
             self._transport.announce_end()
         return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
-        """Stop; requests in flight are cut, and their rows are written."""
+        """Stop the server. Requests in flight are cut, and their responses are stored as failed."""
         self._context.admission.on_leave.discard(self._standard.leave)
         if self._transport is not None:
             self._context.admission.close()
             await self._transport.aclose(0.5)
-            # The handlers are cancelled, but may still be running: they record the cut.
+            # The cancelled handlers may still run for a moment, because they store the failed responses.
             await self._context.admission.drained(_NOTING_SECONDS)
             self._transport = None
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._socket = None
 
-    # Called by the transport
+    # Methods that the transport calls.
 
     def check(self, message: bytes) -> bytes:
         """Answer one health check."""
         return self._standard.check(message)
 
     async def standard(self, path: str, stream: MessageStream) -> None:
-        """Serve one `Watch` or one stream of reflection, whose peer has the secret (`refusal`)."""
+        """Serve one `Watch` call or one reflection stream. The transport has checked `refusal` first."""
         await self._standard.serve(path, stream)
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """The error for a TCP peer without the secret, or None. On a Unix socket the file mode controls access."""
+        """Return the error for a TCP peer without the secret, or None. On a Unix socket the file mode controls
+        access."""
         wanted, secret = self._context.secret, presented.secret
         if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             return None
         return CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
-        """Serve one stream, whose peer has the secret (`refusal`)."""
+        """Serve one stream. The transport has checked `refusal` first."""
         try:
             await serve_stream(self._context, stream, self._options, presented.trace)
         except PeerLeft as left:
@@ -170,7 +175,8 @@ class ExtProcDoor:
 
 
 def open_transport(name: TransportName, calls: Calls) -> Transport:
-    """The transport by name; each is imported only when it is used (they are heavy)."""
+    """Create the transport with this name. Each transport's module is imported only when it is used, because the
+    imports are slow."""
     if chosen_transport(name) == "grpcio":
         from antiphon.doors.extproc.transport_grpcio import GrpcioTransport
 

@@ -1,16 +1,17 @@
 """Serves gRPC's standard services on the ext_proc server: health (`Check` and `Watch`) and reflection.
 
-Lives here: health, gRPC's own servicer of reflection (`grpcio-reflection`) behind serialised messages, so that both
-transports serve them, and the descriptors that reflection shows. Not here: who may call (`server.py`), sockets and
-limits (`transport_grpcio.py`, `transport_http2.py`).
+Both services work on serialised messages, so that both transports can serve them. Reflection uses the servicer of the
+package `grpcio-reflection`. `server.py` controls access. The transports handle sockets and limits
+(`transport_grpcio.py`, `transport_http2.py`).
 
-That servicer is loaded with the first reflection call. It imports `grpc`, which takes 9 MiB and 30 ms, and the
-transport `http2` does without it.
+The first reflection call loads that servicer. Its import of `grpc` takes 9 MiB and 30 ms, and the transport `http2`
+does not need `grpc`.
 
-Health is not gRPC's servicer: that one sends under a lock, so one peer that reads nothing would stop a drain.
+This module implements health itself. gRPC's health servicer sends under a lock, so one peer that reads nothing would
+stop a drain.
 
-Invariants: after `leave` the process and the ext_proc service stay NOT_SERVING, and every `Watch` is sent that. No call
-waits for another one's peer.
+Invariants: after `leave` the process and the ext_proc service stay NOT_SERVING, and every `Watch` call sends this
+status. No call waits for the peer of another call.
 """
 
 from __future__ import annotations
@@ -37,31 +38,33 @@ from antiphon.doors.extproc.transport import (
 
 _Request = TypeVar("_Request", bound=Message)
 _SERVICES: Final = ("", SERVICE)
-"""The services with a health status: the whole process, and the ext_proc service. Both are always equal."""
+"""The names of the services that have a health status: the whole process, and the ext_proc service. Both always have
+the same status."""
 _SHOWN_FILE: Final = "envoy/service/ext_proc/v3/external_processor.proto"
 
 
 class StandardServices:
-    """Health and reflection of one server. Both services are SERVING until `leave`."""
+    """Serves health and reflection for one server. The health status is SERVING until `leave`."""
 
     def __init__(self) -> None:
         self._left = asyncio.Event()
-        # Typed loosely: gRPC's stubs lack the asyncio servicers.
+        # The type is `Any`, because gRPC's stubs lack the asyncio servicers.
         self._reflection: Any = None
 
     def leave(self) -> None:
-        """Report NOT_SERVING from now on, and to every `Watch`. It waits for none: a peer may read nothing."""
+        """Switch the health status to NOT_SERVING and notify every `Watch` call. Does not wait, because a peer may read
+        nothing."""
         self._left.set()
 
     def check(self, message: bytes) -> bytes:
-        """Answer one `Check`. Raises `CallFailed`: NOT_FOUND for an unknown service, INTERNAL for a message that cannot
-        be decoded."""
+        """Answer one `Check` call. Raises `CallFailed` with NOT_FOUND for an unknown service, and with INTERNAL for a
+        message that cannot be decoded."""
         if _decoded(health_pb2.HealthCheckRequest, message).service not in _SERVICES:
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
         return _health("NOT_SERVING" if self._left.is_set() else "SERVING")
 
     async def serve(self, path: str, stream: MessageStream) -> None:
-        """Serve one call of `Watch` or of reflection, by its path. Raises `CallFailed`."""
+        """Serve one `Watch` call or one reflection call, chosen by its path. Raises `CallFailed`."""
         try:
             if path == HEALTH_WATCH:
                 await self._watch(stream)
@@ -71,7 +74,8 @@ class StandardServices:
             raise CallFailed(GrpcStatus.CANCELLED, str(closed)) from None
 
     async def _watch(self, stream: MessageStream) -> None:
-        """Send the status now and whenever it changes. It ends when the peer cancels the call, or the server stops."""
+        """Send the health status immediately and after each change. Runs until the peer cancels the call or the server
+        stops."""
         request = _decoded(health_pb2.HealthCheckRequest, await stream.receive() or b"")
         if request.service not in _SERVICES:
             await stream.send(_health("SERVICE_UNKNOWN"))
@@ -116,10 +120,10 @@ def _decoded(kind: type[_Request], message: bytes) -> _Request:
 
 
 def _descriptors(reflection: FileDescriptor) -> DescriptorPool:
-    """The files that reflection shows, and no others of the process.
+    """Return the descriptors that reflection shows. The pool contains no other descriptors of the process.
 
-    The generated messages have a package of Antiphon's, so that a library with Envoy's messages can be loaded in the
-    same process. A client of reflection needs the names on the wire: here they have Envoy's package.
+    The generated classes use a protobuf package name of Antiphon's. So a library with Envoy's messages can be loaded in
+    the same process. A reflection client needs the names on the wire, so this pool uses Envoy's package name.
     """
     pool = DescriptorPool()
     imported = (any_pb2.DESCRIPTOR, struct_pb2.DESCRIPTOR, wrappers_pb2.DESCRIPTOR)

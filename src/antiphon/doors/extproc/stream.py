@@ -1,17 +1,18 @@
 """Serves one ext_proc stream, which is one client request: reads the whole request, then chooses relay, drive or a
 local answer.
 
-Lives here: the request phase, and the handling of every failure. Not here: the first message (`opening.py`), relaying a
-model call (`relay.py`), local answers (`immediate_response.py`), bytes (`wire.py`), the gRPC server (`server.py`).
+This module reads the request and handles every failure. `opening.py` reads the first message, `relay.py` relays a model
+call, and `immediate_response.py` sends local answers. `wire.py` encodes messages, and `server.py` is the gRPC service.
 
 All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The rules of this module:
 
-- No answer goes out before the whole request is in. The first answer decides whether Envoy makes the model call (relay)
-  or this process answers (local). The exception is an early refusal, which is an immediate response.
-- A handler that ends without an answer fails open: Envoy sends the untranslated request upstream, even half of it. So
-  `serve_stream` answers or raises, and its caller aborts the call when it raises.
+- The sidecar sends no answer before it has the whole request. The first answer decides whether Envoy makes the model
+  call (relay) or this process answers (local). Only an early refusal is sent before that, as an immediate response.
+- If a handler ended without an answer, Envoy would send the untranslated request upstream, even an incomplete one. So
+  `serve_stream` answers or raises, and its caller aborts the call after an exception.
 - A request that ended with trailers is never relayed.
-- Envoy's own local replies come through the response path, even before the request has its answer.
+- Envoy sends its own local replies to the sidecar as response messages, even before the sidecar has answered the
+  request.
 """
 
 from __future__ import annotations
@@ -49,8 +50,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProcessorOptions:
-    """`always_drive`: make every model call from this process. Otherwise Envoy makes those of a single turn.
-    `end_seconds`: how long to wait for the end of an upstream's body after its `[DONE]`."""
+    """Options of the ext_proc server for all streams.
+
+    If `always_drive` is True, this process makes every model call. Otherwise Envoy makes the model call of a request
+    that needs only one. `end_seconds` is how long the sidecar waits for the end of an upstream's body after its
+    `[DONE]`.
+    """
 
     always_drive: bool
     ahead: Ahead
@@ -61,11 +66,12 @@ class ProcessorOptions:
 async def serve_stream(
     context: DoorContext, stream: MessageStream, options: ProcessorOptions, trace: Headers = ()
 ) -> None:
-    """Serve one stream to its end; any exception must abort the gRPC call. `trace`: the trace context of Envoy's span,
-    which is within the client's trace; if empty, the request's headers provide it.
+    """Serve one stream to its end. The caller must abort the gRPC call after any exception. `trace` is the trace
+    context of Envoy's span, which is a child of the client's span. If it is empty, the request's headers provide the
+    trace context.
 
-    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, and `StreamCut`
-    when the client's stream must break off.
+    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy ended the stream early, and
+    `StreamCut` when the client's stream must break off.
     """
     peer = Peer(stream)
     opening = await peer.receive()
@@ -85,7 +91,7 @@ async def serve_stream(
     except ApiError as error:
         if peer.answered:
             raise
-        # Refused before the exchange existed, so its log line is written here.
+        # The request was refused before its exchange existed, so this function writes its log line.
         refused = refusal(error)
         operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
@@ -126,12 +132,13 @@ async def _serve(
             if ended or await _read_body(context, peer, request, hold):
                 await _serve_exchange(context, peer, request, caller, options, hold, observed)
         finally:
-            # No telemetry for a request that was not read completely.
+            # A request that was not read completely gets no telemetry.
             observed.drop()
         return
     if not ended and not await _read_body(context, peer, request, hold):
         return
-    # An Envoy that sends more than necessary: the generated configuration routes these paths to an ordinary cluster.
+    # Envoy reaches this point only with a wider configuration. The generated configuration routes these paths to an
+    # ordinary cluster.
     pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
     api_request = ApiRequest(
         request.method,
@@ -161,9 +168,10 @@ async def _serve(
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
-    """Read to the request's end and decompress. Returns False when Envoy answered the client itself meanwhile."""
+    """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself in
+    the meantime."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
-    # Most requests have arrived completely, and then need no timer.
+    # Most requests have arrived completely at this point, so no timeout is needed.
     last = None
     while last is None and (here := peer.receive_now()) is not None:
         last = _last(here, body)
@@ -186,7 +194,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
 
 
 def _last(received: Received, body: WholeBody) -> Received | None:
-    """Add the message's bytes to the body. Returns the message when the body is complete."""
+    """Add the message's bytes to the body. Returns the message that ends the request, or None when more must follow."""
     if received.kind is not MessageKind.REQUEST_BODY:
         return received
     body.add(received.body)
@@ -213,8 +221,8 @@ async def _serve_exchange(
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
         del body
-        # After request trailers Envoy sends the body twice when its route may retry. The upstream would read the
-        # surplus as the next request on its connection, which may belong to another client.
+        # If the route may retry, Envoy sends the body twice after request trailers. The upstream would read the second
+        # copy as the next request on its connection, which may belong to another client.
         if options.always_drive or exchange.needs_drive or request.trailers:
             await peer.begin()
             answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, options.accounting)
@@ -229,11 +237,12 @@ async def _serve_exchange(
             if not exchange.done and not context.admission.closed:
                 finish = await context.runner.go_on(exchange, lambda: context.admission.closed)
             if not exchange.done:
-                # The client left, Envoy cut the stream, or an error occurred: the row is written as failed.
+                # The client left, Envoy cut the stream, or an error occurred. The response is stored as failed.
                 reason = CancelReason.CLIENT_GONE if answer is None else answer.reason_of_the_end
                 if context.admission.closed:
                     reason = CancelReason.SHUTTING_DOWN
-                # A client that leaves appears first as the end of the messages, then as a cancellation.
+                # When a client leaves, the stream of messages ends first, and a cancellation follows. The store must be
+                # updated in spite of it.
                 await to_the_end(context.runner.abandon(exchange, reason))
         finally:
             if answer is not None and answer.finish is not None:

@@ -1,10 +1,10 @@
 """Defines the interface between the ext_proc service and its gRPC transport.
 
-Lives here: the protocols of the service and of the gRPC server. Not here: their implementations (`transport_grpcio.py`,
-`transport_http2.py`), the meaning of messages (`wire.py`, `stream.py`).
+`Calls` is the service's side, and `Transport` is the gRPC server's side. `transport_grpcio.py` and `transport_http2.py`
+implement `Transport`. `wire.py` and `stream.py` handle the content of messages.
 
-Invariant: `send` returns only after the transport has accepted the message. A sender whose `send_now` reports a full
-queue waits (`settle`), so flow control reaches the sender.
+Invariant: `send` returns only after the transport has accepted the message. A sender must await `settle` when
+`send_now` reports a full queue, so a slow peer slows the sender down.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 STANDARD_STREAMS = (HEALTH_WATCH, REFLECTION)
-"""Calls of gRPC's standard services that need the same right as `PROCESS`. Any peer may call `HEALTH_CHECK`."""
+"""The paths of gRPC's standard streaming services. They require the shared secret, as `PROCESS` does. Any peer may call
+`HEALTH_CHECK`."""
 
 TransportName = Literal["auto", "grpcio", "http2"]
 
 
 def chosen_transport(name: TransportName) -> TransportName:
-    """The transport to use: `auto` selects the fast one, if it is installed."""
+    """Resolve `auto` to `http2` if its library is installed, else to `grpcio`. Returns other names unchanged."""
     if name != "auto":
         return name
     return "http2" if importlib.util.find_spec("ngh2") is not None else "grpcio"
 
 
 class GrpcStatus(IntEnum):
-    """The gRPC status codes in use."""
+    """The gRPC status codes that the sidecar uses."""
 
     OK = 0
     CANCELLED = 1
@@ -53,11 +54,11 @@ class GrpcStatus(IntEnum):
 
 
 class StreamClosed(AntiphonError):
-    """The peer has left: no message can be sent any more."""
+    """The peer has ended the call, so no message can be sent."""
 
 
 class CallFailed(AntiphonError):
-    """A call ends with this status instead of `OK`."""
+    """Raised to end a call with this status instead of `OK`."""
 
     def __init__(self, status: GrpcStatus, message: str) -> None:
         super().__init__(message)
@@ -69,36 +70,36 @@ class MessageStream(Protocol):
     """One bidirectional stream of serialized messages."""
 
     def receive(self) -> Awaitable[bytes | None]:
-        """The next message, or None when the peer has ended its side."""
+        """Return the next message, or None when the peer has ended its side."""
 
     def receive_now(self) -> bytes | None:
-        """The next message, if it has arrived. None only means that it has not."""
+        """Return the next message if it has arrived, else None. None does not mean that the stream has ended."""
 
     async def begin(self) -> None:
-        """Confirm to the peer that this process serves the call: before this, it may send the same call to another
-        process.
-
-        Raises `StreamClosed` when the peer has left.
-        """
+        """Confirm to the peer that this process serves the call. Before this, the peer may send the same call to
+        another process."""
 
     def send_now(self, message: bytes) -> bool | None:
-        """Send one message, if that needs no waiting; None: it was not sent. False: it was sent, but the caller must
-        await `settle` before any other operation on the stream. Raises `StreamClosed` when the peer has left."""
+        """Send one message, if that needs no waiting. Returns None when the message was not sent. Returns False when it
+        was sent and the queue is full: the caller must then await `settle` before any other operation. Raises
+        `StreamClosed` when the peer has ended the call."""
 
     async def settle(self) -> None:
-        """Wait until the queue has room. Raises `StreamClosed` when the peer has left."""
+        """Wait until the queue has room. Raises `StreamClosed` when the peer has ended the call."""
 
     async def send(self, message: bytes) -> None:
-        """Send one message; waits for flow control. Raises `StreamClosed` when the peer has left."""
+        """Send one message, and wait while flow control blocks it. Raises `StreamClosed` when the peer has ended the
+        call."""
 
     async def let_end(self, seconds: float) -> None:
-        """All messages are sent: let the peer end the call within `seconds`, so that no byte is cut off. Messages that
-        still come are dropped. The wait may happen here, or in the transport after this returns."""
+        """Let the peer end the call within `seconds` after the last message, so that no byte is lost. Messages that
+        still arrive are dropped. An implementation may wait in this method, or return immediately and wait in the
+        background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The peer's metadata of a call: the `secret`, and the headers that continue its trace."""
+    """The metadata that the peer sent with a call: the `secret`, and the headers that continue its trace."""
 
     secret: bytes | None
     trace: Headers = ()
@@ -108,19 +109,21 @@ TRACE_METADATA = ("traceparent", "tracestate")
 
 
 class Calls(Protocol):
-    """The served calls. A transport runs `process` in a task per stream, and cancels it when the peer leaves."""
+    """The interface of the ext_proc service for its transport. The transport runs `process` in one task per stream, and
+    cancels it when the peer ends the call."""
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """The error for a call of this peer, before the server buffers any of its bytes; None: it may be served."""
+        """Return the error for a call of this peer, or None when the call may be served. The transport asks before it
+        buffers any of the call's bytes."""
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
-        """Serve one stream of `SERVICE` that is not refused. Raises `CallFailed`."""
+        """Serve one stream of `SERVICE`, after `refusal` has returned None. Raises `CallFailed`."""
 
     def check(self, message: bytes) -> bytes:
-        """Answer one `HEALTH_CHECK`. Raises `CallFailed`."""
+        """Answer one `HEALTH_CHECK` call. Raises `CallFailed`."""
 
     async def standard(self, path: str, stream: MessageStream) -> None:
-        """Serve one stream of `STANDARD_STREAMS` that is not refused. Raises `CallFailed`."""
+        """Serve one stream of `STANDARD_STREAMS`, after `refusal` has returned None. Raises `CallFailed`."""
 
 
 class Transport(Protocol):
@@ -128,14 +131,14 @@ class Transport(Protocol):
     the secret."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
-        """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, if files are given). Returns the bound address.
+        """Listen on `unix:PATH` or `HOST:PORT`. A TCP port uses TLS if `tls` is set. Returns the bound address.
 
         Raises `ConfigError`.
         """
 
     def announce_end(self) -> None:
-        """Ask every peer to open its next call on another connection, if the transport supports it. Calls are still
-        served."""
+        """Ask every peer to open its next call on another connection, if the transport supports that. Open connections
+        still serve calls."""
 
     async def aclose(self, grace: float) -> None:
-        """Stop listening; calls that do not end within `grace` seconds are cancelled."""
+        """Stop listening. Calls that do not end within `grace` seconds are cancelled."""

@@ -1,10 +1,11 @@
 """Implements the reference transport, on `grpc.aio`.
 
-Lives here: its options, handlers and the stream adapter. Not here: its address and access control (`server.py`).
+This module has the gRPC server's options, its handlers and the stream adapter. `server.py` chooses the address and
+controls access.
 
-Invariants: every call ends with a status. An exception in one call never affects another. The transport reads no
-message of a peer without the secret. gRPC's server buffers a message of any size that it reads. So it answers such a
-peer's health check without reading it, for the whole process, whichever service the check names.
+Invariants: every call ends with a status. An exception in one call never affects another call. The transport reads no
+message of a peer without the secret, because gRPC's server would buffer a message of any size. So it answers such a
+peer's health check without reading the service's name. The answer is the status of the whole process.
 """
 
 from __future__ import annotations
@@ -31,19 +32,22 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 
 _OPTIONS = (
-    # Envoy sends bodies in parts of up to its buffer limit; the server limits whole bodies itself.
+    # Envoy sends bodies in chunks of up to its buffer limit. The ext_proc server limits whole bodies itself, so gRPC's
+    # message limit is off.
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 64 * 1024),
-    # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would end them all.
+    # One connection carries all streams of an Envoy worker thread, and a GOAWAY for "too many pings" would end them
+    # all.
     ("grpc.max_concurrent_streams", 100_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    # An Envoy that hangs reads nothing and ends nothing: its connection must end, and its calls with it.
+    # An Envoy that hangs reads nothing and ends no call. Keepalive pings detect it and end its connection and its
+    # calls.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Two processes on one port would not share the load, but hide the mistake.
+    # Two processes on one port would not share the load, and the option would hide the mistake.
     ("grpc.so_reuseport", 0),
 )
 
@@ -53,7 +57,7 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioTransport:
-    """`Transport` on `grpc.aio`."""
+    """Implements `Transport` with `grpc.aio`."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -76,8 +80,8 @@ class GrpcioTransport:
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def announce_end(self) -> None:
-        """Do nothing: gRPC's server sends a GOAWAY only together with refusing calls. Health reports the drain as
-        well."""
+        """Do nothing. gRPC's server can send a GOAWAY only together with refusing calls, and the health service reports
+        the drain anyway."""
 
     async def aclose(self, grace: float) -> None:
         if self._server is not None:
@@ -85,7 +89,7 @@ class GrpcioTransport:
             self._server = None
 
     def _handlers(self) -> Iterator[grpc.GenericRpcHandler[bytes, bytes]]:
-        # Without (de)serializers the handlers get and return bytes.
+        # Without serializers the handlers get and return bytes.
         handlers = {
             PROCESS: grpc.stream_stream_rpc_method_handler(self._process),
             HEALTH_CHECK: grpc.stream_unary_rpc_method_handler(self._check),
@@ -118,7 +122,7 @@ class GrpcioTransport:
         await self._serve(context, _presented(context), self._calls.standard(path, _GrpcioStream(context)))
 
     async def _serve(self, context: _Context, presented: Presented, work: Coroutine[object, object, None]) -> None:
-        """Run a call, if its peer has the secret; the call ends with a status."""
+        """Run a call if its peer has the secret. Otherwise end the call with the status of the refusal."""
         try:
             if (refusal := self._calls.refusal(presented)) is not None:
                 work.close()
@@ -134,7 +138,7 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 class _GrpcioStream:
-    """`MessageStream` over a servicer context with raw bytes."""
+    """Implements `MessageStream` over a servicer context with raw bytes."""
 
     __slots__ = ("_begun", "_context")
 
@@ -147,7 +151,7 @@ class _GrpcioStream:
         return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
     def receive_now(self) -> bytes | None:
-        # gRPC's server has no call for this.
+        # `grpc.aio` has no way to read without waiting.
         return None
 
     async def begin(self) -> None:
@@ -160,14 +164,14 @@ class _GrpcioStream:
             raise StreamClosed(type(error).__name__) from None
 
     def send_now(self, message: bytes) -> bool | None:
-        # It accepts a message only from a waiting caller.
+        # `grpc.aio` accepts a message only from a caller that awaits the write.
         return None
 
     async def settle(self) -> None:
-        """Do nothing: `send` has waited."""
+        """Do nothing, because `send` has already waited."""
 
     async def send(self, message: bytes) -> None:
-        # The first message includes the head, unless it was sent.
+        # `write` also sends the response head, unless `begin` has sent it.
         self._begun = True
         try:
             await self._context.write(message)

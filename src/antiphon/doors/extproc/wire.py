@@ -1,15 +1,15 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated message classes.
 
-Lives here: decoding Envoy's messages and encoding the answers. Not here: reading heads (`head_reader.py`), parts of
-bodies (`body_messages.py`), which answer is legal when (`stream.py`, `relay.py`, `immediate_response.py`).
+`head_reader.py` decodes the usual header messages, and `body_messages.py` handles the usual body chunks. `stream.py`,
+`relay.py` and `immediate_response.py` decide when Envoy accepts an answer.
 
-This module encodes header changes and metadata by hand. The generated classes cost twice as much, because each field of
-each header becomes an object. Most headers are equal in every answer, so it caches them.
+This module encodes header changes and metadata by hand. The generated classes take twice the time, because they create
+an object for each field of each header. Most headers are equal in every answer, so this module caches their bytes.
 
-Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty). Setting a header replaces the
-existing one; several values of one name become one header with a list. Header bytes that are not UTF-8 survive the
-round trip. The cache never holds a value that may be a credential. The generated classes decode the hand-written bytes
-to the same values (a test compares them).
+Invariants: header values are in the field `raw_value`, because Envoy treats values in the field `value` as empty.
+Setting a header replaces the existing one; several values of one name become one header with a list. Header bytes that
+are not UTF-8 survive the round trip. The cache never holds a value that may be a credential. The generated classes
+decode the hand-written bytes to the same values (a test compares them).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from antiphon.types.transport import BACKEND_HEADER, Headers
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """Envoy's own record of a response's tokens, `envoy.data.ai.v3.TokenUsage`. `estimated`: the response still runs,
-    and the counts are estimates."""
+    """Envoy's own record of a response's tokens, `envoy.data.ai.v3.TokenUsage`. `estimated` is True while the response
+    still runs and the counts are estimates."""
 
     model: str
     usage: Usage
@@ -40,15 +40,16 @@ class TokenRecord:
 
 
 Metadata = dict[str, str | int | TokenRecord]
-"""Envoy's dynamic metadata in the namespace `antiphon`. A `TokenRecord` goes to Envoy's own namespace, which is its
-key."""
+"""Envoy's dynamic metadata by key, for the namespace `antiphon`. A `TokenRecord` goes to a separate namespace of Envoy,
+and its key is that namespace."""
 
 TOKEN_USAGE: Final = "envoy.ai.token_usage"
-"""The namespace in which Envoy (1.40 or newer) has token counts as a typed message. Older Envoys ignore it."""
+"""The metadata namespace in which Envoy (1.40 or newer) expects token counts as a typed message. Older Envoys ignore
+it."""
 
 _NAMESPACE: Final = "antiphon"
 _TOKEN_USAGE_TYPE: Final = "type.googleapis.com/envoy.data.ai.v3.TokenUsage"
-# A field's first byte has its number and its wire type: 2 for length-delimited, 1 for eight bytes, 0 for a varint.
+# A field's first byte contains its number and its wire type: 2 for length-delimited, 1 for eight bytes, 0 for a varint.
 _FIRST: Final = b"\x0a"
 _SECOND: Final = b"\x12"
 _RAW_VALUE: Final = b"\x1a"
@@ -59,16 +60,16 @@ _STRUCT: Final = b"\x2a"
 _SMALL: Final = tuple(varint(number) for number in range(1024))
 _double: Final = Struct("<d").pack
 _LONGEST_TEXT: Final = 256
-# Metadata with few values. (Response ids, for example, are all different.)
+# Metadata keys with few different values, whose bytes are cached. Response ids, for example, are all different.
 _TOLD_ALIKE: Final = frozenset({"status", "model"})
-# Headers with few values, for all clients.
+# Headers that have few different values among all clients, so their bytes are cached.
 _ALIKE: Final = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
 
 _Settings = tuple[tuple[str, str] | None, bool]
-"""The two body modes, where a message names them, and whether Envoy ignores the answers."""
+"""The two body modes, or None if the message names none, and whether Envoy ignores the answers."""
 _MOST_SETTINGS: Final = 64
 
 _KINDS: Final = {kind.value: kind for kind in MessageKind}
@@ -83,7 +84,7 @@ _HEAD_KINDS: Final = {
 
 
 def decode(message: bytes) -> Received:
-    """Decode one ProcessingRequest. Raises ValueError for other bytes."""
+    """Decode one ProcessingRequest. Raises `ValueError` for other bytes."""
     first = message[:1]
     kind = _BODY_KINDS.get(first)
     if kind is not None:
@@ -101,8 +102,8 @@ KEPT_SETTINGS: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00":
 
 
 def _read_settings(behind: bytes) -> _Settings | None:
-    """The settings after the head in a head message, if there are no other fields; else None. Cached, because Envoy
-    sends the same bytes with every request."""
+    """Decode the settings that follow the headers field in a header message. Returns None if other fields follow. The
+    result is cached, because Envoy sends the same bytes with every request."""
     try:
         message = pb.ProcessingRequest.FromString(behind)
     except DecodeError:
@@ -111,7 +112,7 @@ def _read_settings(behind: bytes) -> _Settings | None:
     message.ClearField("protocol_config")
     message.ClearField("observability_mode")
     if message.SerializeToString() not in (b"", b"\x42\x00"):
-        # Attributes, metadata of other filters, or a second head.
+        # The message contains attributes, metadata of other filters, or a second headers field.
         return None
     if len(KEPT_SETTINGS) < _MOST_SETTINGS:
         KEPT_SETTINGS[behind] = settings
@@ -127,7 +128,7 @@ def _modes(request: pb.ProcessingRequest) -> tuple[str, str] | None:
 
 
 def decode_by_classes(message: bytes) -> Received:
-    """Decode a message of any form."""
+    """Decode a message of any kind and encoding with the generated classes. Raises `ValueError`."""
     try:
         request = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -158,9 +159,11 @@ def decode_by_classes(message: bytes) -> Received:
 
 
 def _each_once(headers: Headers) -> Headers:
-    """The headers with every name once: of several, Envoy 1.40 applies only the last one, whatever the append action.
+    """Return the headers with each name once. Of several headers with one name, Envoy 1.40 applies only the last one,
+    whatever the append action.
 
-    The values of one name become a list, except cookies: there the last one remains.
+    The values of one name are joined with commas. For `set-cookie` only the last value remains, because cookies cannot
+    be joined.
     """
     names = dict(headers)
     if len(names) == len(headers):
@@ -172,13 +175,14 @@ def _each_once(headers: Headers) -> Headers:
 
 
 def _within(tag: bytes, content: bytes) -> bytes:
-    """A length-delimited field: a message or a text inside a message."""
+    """Encode a length-delimited field, such as a message or a text inside a message."""
     size = len(content)
     return tag + (_SMALL[size] if size < 1024 else varint(size)) + content
 
 
 def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:
-    """Set these headers, each once, and remove those names."""
+    """Encode a header mutation that sets these headers, each once, and removes the headers with the names in
+    `remove`."""
     parts = [_set_alike(name, value) if name in _ALIKE else _set(name, value) for name, value in _each_once(headers)]
     parts += [_removed(name) for name in remove]
     return b"".join(parts)
@@ -188,7 +192,7 @@ def _set(name: str, value: str) -> bytes:
     key, raw = _key(name), value.encode("utf-8", "surrogateescape")
     size = len(key) + len(raw)
     if size < 120:
-        # The usual case: every length is one byte.
+        # Fast path: every length fits in one byte.
         return b"\x0a%c\x0a%c%b\x1a%c%b\x18\x02" % (size + 6, size + 2, key, len(raw), raw)
     header = _within(_FIRST, key + _within(_RAW_VALUE, raw))
     return _within(_FIRST, header + _OVERWRITE_IF_EXISTS_OR_ADD)
@@ -208,7 +212,7 @@ def _removed(name: str) -> bytes:
 
 
 def dynamic_metadata(metadata: Metadata | None) -> bytes:
-    """The metadata field of an answer, which must follow all other fields. Texts are shortened by `_loggable`."""
+    """Encode the metadata field of an answer, which must follow all other fields. `_loggable` shortens the texts."""
     if not metadata:
         return b""
     entries, typed = [], b""
@@ -255,7 +259,7 @@ _told_alike: Final = lru_cache(maxsize=1024)(_told)
 
 
 def _loggable(text: str) -> str:
-    """A client's text in a form for access logs: short, and without line breaks."""
+    """Make a client's text safe for access logs: short, and without line breaks or other control characters."""
     text = text[:_LONGEST_TEXT]
     if text.isprintable():
         return text
@@ -264,19 +268,19 @@ def _loggable(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _before_number(name: str) -> bytes:
-    """All bytes of an entry before its number, which always takes eight bytes."""
+    """Encode all bytes of a metadata entry before its number. The number always takes eight bytes."""
     key = _key(name)
     return _FIRST + varint(len(key) + 11) + key + b"\x12\x09\x11"
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
-    """Answer the request headers: Envoy continues with the request and selects the route again."""
+    """Encode the answer to the request headers. Envoy then continues with the request and selects the route again."""
     common = _within(_SECOND, header_mutation(headers, remove)) + _CLEAR_ROUTE_CACHE
     return _within(_FIRST, _within(_FIRST, common)) + dynamic_metadata(metadata)
 
 
 def request_body(body: bytes | memoryview, end: bool) -> bytes:
-    """A part of the new request body."""
+    """Encode one chunk of the new request body."""
     if body:
         return write_part(REQUEST_BODY, body, end)
     response = pb.ProcessingResponse()
@@ -287,13 +291,13 @@ def request_body(body: bytes | memoryview, end: bool) -> bytes:
 
 
 def response_head(headers: Headers, remove: tuple[str, ...]) -> bytes:
-    """Answer the response headers; the body follows in parts."""
+    """Encode the answer to the response headers. The body follows in chunks."""
     common = _within(_SECOND, header_mutation(headers, remove))
     return _within(_SECOND, _within(_FIRST, common))
 
 
 def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, metadata: Metadata | None) -> bytes:
-    """Answer the headers of a response that has no body with a whole body."""
+    """Encode the answer to the headers of a response without a body. The answer contains the whole new body."""
     response = pb.ProcessingResponse()
     common = response.response_headers.response
     common.status = pb.CommonResponse.CONTINUE_AND_REPLACE
@@ -303,7 +307,7 @@ def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, me
 
 
 def response_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
-    """A part of the new response body."""
+    """Encode one chunk of the new response body."""
     if body:
         part = write_part(RESPONSE_BODY, body, end)
         return part + dynamic_metadata(metadata) if metadata else part
@@ -315,15 +319,15 @@ def response_body(body: bytes | memoryview, end: bool, metadata: Metadata | None
 
 
 def response_trailers() -> bytes:
-    """Answer the response trailers: none are changed."""
+    """Encode the answer to the response trailers, which stay unchanged."""
     response = pb.ProcessingResponse()
     response.response_trailers.SetInParent()
     return response.SerializeToString()
 
 
 def immediate(status: int, headers: Headers, body: bytes, details: str, metadata: Metadata | None = None) -> bytes:
-    """Respond to the client at once, with a complete response. Legal until a response head went out, also during an
-    upload.
+    """Encode an immediate response: a complete response to the client. Envoy accepts it until a response head was sent,
+    also during an upload.
 
     `details` appears in the access log as %RESPONSE_CODE_DETAILS%.
     """
@@ -337,7 +341,7 @@ def immediate(status: int, headers: Headers, body: bytes, details: str, metadata
 
 
 def local_head(status: int, headers: Headers, metadata: Metadata | None = None) -> bytes:
-    """Begin a streamed local answer; legal only after the request's end of stream."""
+    """Encode the head of a streamed local answer. Envoy accepts it only after the request's end of stream."""
     response = pb.ProcessingResponse()
     head = response.streamed_immediate_response.headers_response
     for name, value in ((":status", str(status)), *_each_once(headers)):
@@ -348,7 +352,7 @@ def local_head(status: int, headers: Headers, metadata: Metadata | None = None) 
 
 
 def local_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
-    """A part of a streamed local answer."""
+    """Encode one chunk of a streamed local answer."""
     response = pb.ProcessingResponse()
     part = response.streamed_immediate_response.body_response
     part.body = bytes(body)

@@ -1,7 +1,7 @@
 """Normalizes a request target before the router compares it with routes.
 
-Lives here: the same normalization as in the generated Envoy configuration (`normalize_path`, `merge_slashes`, escaped
-slashes rejected). So no spelling of a path has different meanings in Envoy and here. Not here: routes.
+The generated Envoy configuration applies the same normalization (`normalize_path`, `merge_slashes`, escaped slashes
+rejected). So a path has the same meaning in Envoy and in the sidecar, however a client spells it.
 
 Invariant: a normalized path has no empty, `.` or `..` segment, and no escape of an unreserved character.
 """
@@ -21,7 +21,7 @@ _MAX_FIELDS: Final = 200
 
 
 def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The normalized path and the decoded query. Raises `InvalidRequest` (400)."""
+    """Return the normalized path and the decoded query of a request target. Raises `InvalidRequest` (400)."""
     rest = _ABSOLUTE.sub("", target, count=1) if target[:4].lower() == "http" else target
     rest = rest.partition("#")[0]
     raw_path, _, raw_query = rest.partition("?")
@@ -45,7 +45,7 @@ def _normalise(path: str) -> str:
                 kept.pop()
         elif segment not in ("", "."):
             kept.append(segment)
-    # A trailing slash stays: `/v1/responses/` is not a path of the API.
+    # A trailing slash stays in the path, because `/v1/responses/` is not a path of the API.
     slash = "/" if kept and (path.endswith(("/", "/.", "/.."))) else ""
     return "/" + "/".join(kept) + slash
 
