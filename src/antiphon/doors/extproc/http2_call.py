@@ -209,8 +209,8 @@ class Call:
         self._timer = self._loop.call_later(limits.check_seconds, self._expire)
 
     def refuse(self, refusal: CallFailed) -> None:
-        """Refuse the call with this status after the peer's first message, and drop all bytes of the call. gRPC's
-        client would report an earlier status as an internal error."""
+        """Refuse the call with this status after the peer's first message. The server drops all bytes of the call.
+        gRPC's client would report an earlier status as an internal error."""
         self.verdict, self.lingers = (refusal.status, refusal.message), self.limits.refused_seconds
         if self.ended:
             self.finish(*self.verdict)

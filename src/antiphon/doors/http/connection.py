@@ -1,11 +1,11 @@
 """Implements one client connection of the HTTP server: aiohttp's protocol with timeouts for silent clients.
 
-Lives here: the response to bytes that are not HTTP, the timeout of a missing head, and that of a client that does not
-read. It also checks that a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not.
-Not here: requests (`server.py`), accepting connections (`listener.py`), the meaning of frames (`websocket.py`).
+This module answers bytes that are not HTTP. It closes a connection whose client sends no request head or does not read.
+It also checks that a client masks its WebSocket frames (RFC 6455, 5.1), because aiohttp's reader (3.14.5) does not.
+`server.py` serves the requests, `listener.py` accepts connections, and `websocket.py` interprets frames.
 
-Invariant: no write waits for the client forever, whether it writes a stream, a whole response or a frame. The timeout
-belongs to the connection; it starts when the write buffer is full, not with each write.
+Invariant: no write waits forever for the client, whether it writes a stream, a whole response or a frame. Each
+connection has one timeout for writes. It starts when the write buffer becomes full, not with each write.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from antiphon.doors.http.exchange import make_response
 from antiphon.errors import ApiError, InternalError, InvalidRequest
 
 _HEADER_BYTES = 64 * 1024
-# Linger for zero seconds.
+# Makes the socket's close send a reset immediately (SO_LINGER with zero seconds).
 _RESET = struct.pack("ii", 1, 0)
 
 _log = structlog.get_logger(__name__)
@@ -34,12 +34,12 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class DoorServer(web.Server):
-    """aiohttp's server around one handler, which is cancelled when its client disconnects. Creates the connections and
-    tracks the open ones.
+    """Runs aiohttp's server around one handler. When a client disconnects, its handler is cancelled. The server creates
+    the connections and tracks the open ones.
 
-    `head_seconds`: the timeout of the first request's head on a new connection. `idle_seconds`: between requests.
-    `send_seconds`: for a client to read the written bytes. `leaving`: whether clients should send their next request to
-    another process.
+    `head_seconds` is the timeout for the first request head on a new connection. `idle_seconds` is the timeout between
+    requests. `send_seconds` is how long a client may leave a full write buffer unread. `leaving` returns True when
+    clients should send their next request to another process.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class DoorServer(web.Server):
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[HttpConnection] = set()
-        # Set when a connection closes.
+        # This event is set when a connection closes.
         self._fewer = asyncio.Event()
 
     def __call__(self) -> HttpConnection:
@@ -83,18 +83,20 @@ class DoorServer(web.Server):
         self._fewer.set()
 
     def hurry(self, seconds: float) -> None:
-        """Shorten the time that clients have to read the written bytes to `seconds`."""
+        """Shorten the time that clients have to read written bytes to `seconds`, also on open connections."""
         self.send_seconds = min(self.send_seconds, seconds)
         for connection in self._open:
             connection.hurry()
 
     def promise(self) -> None:
-        """Allow one more request on every connection that is open now; its response closes the connection."""
+        """Promise every open connection one more request, although the server drains. The response to it closes the
+        connection."""
         for connection in self._open:
             connection.promised = True
 
     async def quiet(self, seconds: float) -> None:
-        """Wait until each connection with such a promise is closed, or has sent nothing for `seconds`."""
+        """Wait until each connection with a promised request is closed, or until its client has sent no byte for
+        `seconds`."""
         clock = asyncio.get_running_loop().time
         while (rest := max((one.heard_at for one in self._open if one.promised), default=0.0) + seconds) > clock():
             self._fewer.clear()
@@ -103,7 +105,7 @@ class DoorServer(web.Server):
                     await self._fewer.wait()
 
     def close_idle(self) -> bool:
-        """Close the connection that has been idle longest; False when none is idle."""
+        """Close the connection that has been idle longest. Returns False when no connection is idle."""
         idle = [connection for connection in self._open if connection.is_idle]
         if not idle:
             return False
@@ -112,12 +114,13 @@ class DoorServer(web.Server):
 
 
 class _Request(web.BaseRequest):
-    """A request that decides about `connection: close` in its response: aiohttp reads `keep_alive` when it writes a
-    head of any kind of response.
+    """A request that decides whether its response has `connection: close`. aiohttp reads `keep_alive` whenever it
+    writes a response head.
 
-    The connection closes during a drain, and after a request that makes the next one unsafe. The parser of aiohttp adds
-    the last trailer of a chunked body to the head of the next request. It reads the body of a CONNECT as requests, and
-    drops bytes that arrive together with an upgrade request. A proxy may share the connection among clients.
+    The connection closes during a drain, and after a request that makes the next request on it unsafe. aiohttp's parser
+    adds the last trailer of a chunked body to the head of the next request. It parses the body of a CONNECT as
+    requests, and drops bytes that arrive together with an upgrade request. This matters because a proxy may share one
+    connection among several clients.
     """
 
     def __init__(self, message: RawRequestMessage, *given: Any, leaving: Callable[[], bool]) -> None:
@@ -131,7 +134,8 @@ class _Request(web.BaseRequest):
 
 
 class HttpConnection(web.RequestHandler):
-    """One connection. Bytes that are not HTTP get an OpenAI error object, and silent connections time out."""
+    """One client connection. Bytes that are not HTTP get an OpenAI error object, and connections of silent clients are
+    closed."""
 
     __slots__ = (
         *("_answered", "_begun", "_begun_requests", "_clock", "_door", "_has_spoken", "_head_timer", "_heard_at"),
@@ -153,16 +157,16 @@ class HttpConnection(web.RequestHandler):
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        # The numbers of requests begun, and of requests answered.
+        # The number of requests that have begun, and the number of requests that were answered.
         self._begun_requests = self._answered = 0
-        # Whether the client sent anything since the last response, and its first bytes.
+        # Whether the client has sent any byte since the last response, and the first bytes that it sent.
         self._has_spoken = False
         self._begun = b""
         self._heard_at = 0.0
         self.answered_at = 0.0
-        """The end of the last response, by the loop's clock."""
+        """The time when the last response ended, on the event loop's clock."""
         self.promised = False
-        """Whether its next request is served during a drain."""
+        """Whether the server still serves the next request of this connection during a drain."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -178,7 +182,7 @@ class HttpConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # aiohttp also calls this without data, to continue parsing its buffer.
+        # aiohttp also calls this method without data, to continue parsing its buffer.
         if data:
             if not self._has_spoken and self._answered == self._begun_requests:
                 self._begun = data[:5]
@@ -187,13 +191,13 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def request_begins(self) -> None:
-        """A request begins, or bytes that are not a valid request."""
+        """Count a request that has begun. aiohttp also creates a request for bytes that are not valid HTTP."""
         self._begun_requests += 1
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the rest of a response. If that fails, the connection ends."""
+        """Write the rest of a response, and record its end for the idle timeout."""
         finished = await super().finish_response(request, resp, start_time)
         self._answered = self._begun_requests
         self._has_spoken = False
@@ -202,13 +206,13 @@ class HttpConnection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether its last request is answered and no byte came since."""
+        """Whether the last request on the connection was answered and no byte has arrived since."""
         return self._answered > 0 and self._answered == self._begun_requests and not self._has_spoken
 
     @property
     def heard_at(self) -> float:
-        """The time of the last byte from the client or of the end of the last response, by the loop's clock. During a
-        request it is the current time."""
+        """The time of the last byte from the client or of the end of the last response, whichever is later. The time is
+        on the event loop's clock. While a request runs, the value is the current time."""
         if self._answered != self._begun_requests:
             return self._clock.time()
         return max(self._heard_at, self.answered_at)
@@ -217,7 +221,7 @@ class HttpConnection(web.RequestHandler):
         if self._begun_requests == 0:
             self.force_close()
 
-    # Written bytes that the client does not read
+    # Timeout for written bytes that the client does not read.
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -230,7 +234,7 @@ class HttpConnection(web.RequestHandler):
             self._send_timer = None
 
     def hurry(self) -> None:
-        """Apply a shortened timeout."""
+        """Restart a running write timeout with the server's shortened time."""
         timer, seconds = self._send_timer, self._door.send_seconds
         if timer is not None and timer.when() > self._clock.time() + seconds:
             timer.cancel()
@@ -239,12 +243,12 @@ class HttpConnection(web.RequestHandler):
     def _is_stuck(self) -> None:
         if self.transport is not None:
             _log.info("client_stopped_reading", seconds=self._door.send_seconds)
-            # A normal close would wait until the client has read everything, and without a reset the kernel would wait
-            # as well.
+            # A normal close would wait until the client has read all bytes. Without a reset the kernel would wait for
+            # that too.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
-    # Bytes that are not HTTP
+    # Answers to bytes that are not HTTP.
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         super().set_parser(MaskedFrames(parser.feed_data, parser.feed_eof), data_received_cb)  # type: ignore[arg-type]
@@ -264,18 +268,18 @@ class HttpConnection(web.RequestHandler):
         else:
             error = InternalError("The server had an error while processing your request.")
         close = (("content-type", "application/json"), ("connection", "close"))
-        # No part of such a request was parsed, so only its bytes show whether it is a HEAD.
+        # aiohttp parsed no part of such a request, so only its first bytes show whether it is a HEAD request.
         return make_response(error.status, close, b"" if self._begun == b"HEAD " else error.body())
 
 
-# A reserved opcode, masked and empty.
+# A frame with a reserved opcode, masked and empty. aiohttp's reader refuses it.
 _REFUSED: Final = b"\x83\x80\0\0\0\0"
 _MASKED: Final = 0x80
 
 
 class MaskedFrames:
-    """Filters the bytes between the socket and aiohttp's reader. It passes no byte of a frame on before it has checked
-    the mask bit."""
+    """Checks the WebSocket frames between the socket and aiohttp's reader. It passes on no byte of a frame before it
+    has checked the frame's mask bit."""
 
     def __init__(self, feed_data: Callable[[bytes], tuple[bool, bytes]], feed_eof: Callable[[], None]) -> None:
         self._feed_data = feed_data
@@ -284,8 +288,8 @@ class MaskedFrames:
         self._held = b""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Process received bytes. Returns the reader's result: whether the connection is over, and the bytes after
-        it."""
+        """Check received bytes and pass them to the reader. Returns the reader's result: whether the connection has
+        ended, and the bytes after the end."""
         if self._held:
             data, self._held = self._held + data, b""
         at = self._left
@@ -304,8 +308,8 @@ class MaskedFrames:
 
 
 def _frame_size(data: bytes, at: int) -> int | None:
-    """The number of bytes from here to the next frame; None while the frame's head is incomplete. (An unmasked frame
-    may have any size, because it ends the connection.)"""
+    """Return the size in bytes of the frame that starts at offset `at`, or None while its head is incomplete. For an
+    unmasked frame the size does not matter, because that frame ends the connection."""
     if at + 2 > len(data):
         return None
     short = data[at + 1] & 0x7F

@@ -1,11 +1,12 @@
 """Serves one `POST /v1/responses` over HTTP: turns the exchange's actions into an aiohttp response.
 
-Lives here: heads, body writes, and the handling of a client that disconnects. Not here: translation, model calls,
-storage (the runner performs those), reading the request (`server.py`).
+This module writes the head and the body, and handles a client that disconnects. The runner performs translation, model
+calls and storage. `server.py` reads the request.
 
-Invariants: every `SendBody` is one awaited write, so a slow client slows the upstream down. An unfinished exchange is
-abandoned, however this function ends. A stream ends with its terminal event or is cut off, and never looks complete
-before. (The stream of a followed background response may end earlier: the client can resume it by sequence number.)
+Invariants: every `SendBody` is one awaited write, so a slow client slows the upstream down. If `ExchangeAnswer.run`
+ends before the exchange does, it abandons the exchange. A stream ends with its terminal event or is cut off, so a
+truncated stream never looks complete. The stream of a background response may end earlier, because the client can
+resume it by sequence number.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _STOPPING = CancelReason.SHUTTING_DOWN
 class ExchangeAnswer:
     """Runs one exchange and writes its HTTP response.
 
-    `outcome` is for metrics and the log line; it stays `cancelled` unless the exchange finished.
+    `outcome` is for metrics and the log line. It stays `cancelled` until the exchange finishes.
     """
 
     def __init__(
@@ -52,15 +53,16 @@ class ExchangeAnswer:
         self.outcome = "cancelled"
 
     async def run(self, leaving: Callable[[], CancelReason]) -> web.StreamResponse:
-        """Write the response, from the complete request to the last byte. `leaving` returns the reason when the task is
-        cancelled."""
+        """Run the exchange and write its response to the last byte. When the task is cancelled, `leaving` returns the
+        reason: the client left, or the process stops."""
         try:
             await self._perform()
         except (asyncio.CancelledError, ConnectionError):
             if leaving() is not _STOPPING:
                 finish = await self._runner.go_on(self._exchange, lambda: leaving() is _STOPPING)
                 self.outcome = finish.outcome if finish is not None else self.outcome
-            # The client may leave while the process stops: that is a second cancellation.
+            # The client may leave while the process stops, which causes a second cancellation. `to_the_end` shields the
+            # write of the abandoned response from it.
             await to_the_end(self._runner.abandon(self._exchange, leaving()))
             raise
         except Exception as error:
@@ -76,7 +78,7 @@ class ExchangeAnswer:
         return make_response(self._head.status, self._headers(self._head), b"".join(self._body))
 
     async def _perform(self) -> None:
-        # `drive` is a generator; closing it ends the model call at once.
+        # `drive` is an asynchronous generator; closing it ends the model call immediately.
         async with aclosing(self._runner.drive(self._exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
@@ -92,7 +94,7 @@ class ExchangeAnswer:
                 else:
                     self.outcome = action.outcome
         if self.outcome == "cut":
-            # The upstream's bytes are incomplete, and nothing may follow them.
+            # The upstream's bytes are incomplete, so the connection is cut before any further byte.
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ConnectionResetError("the upstream broke off its answer")
@@ -110,12 +112,13 @@ class ExchangeAnswer:
         return make_response(500, headers, InternalError(message).body(request_id))
 
     def _headers(self, head: SendHead) -> Headers:
-        """The exchange's headers win: an upstream with passed-through bytes sets the request's id itself."""
+        """Merge the exchange's headers with the server's own. The exchange's headers take precedence, because a
+        passed-through upstream response may have its own `x-request-id`."""
         given = {name for name, _ in head.headers}
         return (*head.headers, *((name, value) for name, value in self._own_headers if name not in given))
 
     async def _give_up(self) -> None:
-        """After a bug: store the response as `failed` if possible, and cut a stream that has begun."""
+        """Handle a bug in the exchange: store the response as `failed` if possible, and cut a stream that has begun."""
         try:
             await self._runner.abandon(self._exchange, CancelReason.SHUTTING_DOWN)
         except Exception:
@@ -126,7 +129,8 @@ class ExchangeAnswer:
 
 
 def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
-    """A complete response. `connection: close` among the headers closes the connection after it."""
+    """Build a complete response. If the headers contain `connection: close`, the connection closes after the
+    response."""
     kept = _served((name, value) for name, value in headers if name != "connection")
     response = web.Response(status=status, headers=kept, body=body or None)
     if any(name == "connection" and value == "close" for name, value in headers):
@@ -135,16 +139,16 @@ def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
 
 
 def _served(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    """The headers plus a server name without versions (aiohttp would send its own and Python's)."""
+    """Add a `server` header without versions. aiohttp would otherwise send its own version and Python's."""
     return CIMultiDict((*headers, SERVER))
 
 
 async def send_stream(
     request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
 ) -> web.StreamResponse:
-    """Send a response in parts; `parts` is closed at once when the client disconnects.
+    """Send a response in chunks. When the client disconnects, this function closes `parts` immediately.
 
-    When the parts break off, the client's stream is cut, so that it does not look complete.
+    If `parts` raises an error, the client's stream is cut, so that it does not look complete.
     """
     response = web.StreamResponse(status=status, headers=_served(headers))
     async with aclosing(cast(Any, parts)):

@@ -1,14 +1,15 @@
 """Manages the listening sockets of the HTTP server: bind, accept and refuse.
 
-Lives here: binding (TCP, Unix with its file mode), accepting, and refusing connections over the limit. Not here: the
-limit of connections (`doors/listening.py`), the connections (`connection.py`), requests (`server.py`).
+This module binds TCP ports and Unix sockets, accepts connections, and makes clients wait at the connection limit.
+`doors/listening.py` computes the limit, `connection.py` implements the connections, and `server.py` serves the
+requests.
 
-This module accepts connections, not the event loop. libuv accepts one per turn (since 1.45). Under load turns are long,
-so queued connections would wait for a second while others are served again and again. This module accepts all queued
-connections in one turn.
+This module accepts connections itself, because libuv (since 1.45) accepts one connection per iteration of the event
+loop. Under load the iterations are long, so queued connections would wait for a second while open connections are
+served again and again. This module accepts all queued connections in one iteration.
 
 Invariants: a Unix socket file has its mode before any client can connect, and the listener removes only its own file.
-Without a free descriptor, a client waits in the kernel's queue (libuv would reset it).
+Without a free file descriptor, a client waits in the kernel's queue; libuv would reset its connection.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ _log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """One bound address. `limit`: the maximum of connections; at the limit, idle ones are closed."""
+    """Listens on one address. `limit` is the maximum number of connections. At the limit, the listener closes idle
+    connections."""
 
     def __init__(self, server: DoorServer, limit: int | None = None) -> None:
         self._server = server
         self._limit = max_connections() if limit is None else limit
         self._bound: list[socket.socket] = []
         self._context: ssl.SSLContext | None = None
-        # Handshakes in progress, mostly of TLS.
+        # Tasks that set up accepted connections, mostly TLS handshakes.
         self._opening: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
         self._told_at = -_TELL_SECONDS
@@ -53,14 +55,14 @@ class Listener:
 
     @property
     def is_unix(self) -> bool:
-        """Whether peers connect over a Unix socket; its file mode controls access."""
+        """Whether clients connect over a Unix socket, whose file mode controls access."""
         return self._path is not None
 
     async def open(
         self, address: str, mode: int, *, sockets: Sequence[socket.socket] = (), tls: TlsFiles | None = None
     ) -> str:
-        """Bind and listen (on TCP with TLS, if files are given). Returns the address with its real port. `sockets`:
-        already bound there.
+        """Bind the address and listen. TCP uses TLS if `tls` is set. `sockets` are sockets that the parent process has
+        already bound to the address. Returns the address with its real port.
 
         Raises `ConfigError`.
         """
@@ -87,7 +89,8 @@ class Listener:
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
     def refuse(self) -> None:
-        """Accept the queued connections, then no more. (Closing a socket resets the connections in its queue.)"""
+        """Accept the queued connections and then close the listening sockets. Closing a socket earlier would reset the
+        connections in its queue."""
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -98,10 +101,11 @@ class Listener:
         self._bound = []
 
     async def aclose(self) -> None:
-        """Close all connections and remove the socket file."""
+        """Close all connections and remove the Unix socket file."""
         self.refuse()
         if self._opening:
-            # A connection that is cut off between its two halves would never get its end event (uvloop).
+            # If uvloop's connection setup is cancelled halfway, the connection never gets its end event. So the setup
+            # may finish first.
             _, slow = await asyncio.wait(self._opening, timeout=_CLOSE_SECONDS)
             for opening in slow:
                 opening.cancel()
@@ -124,7 +128,8 @@ class Listener:
             asyncio.get_running_loop().add_reader(bound, self._accept, bound)
 
     def _accept(self, bound: socket.socket) -> None:
-        """Accept all queued connections; at least one is queued."""
+        """Accept all queued connections of one listening socket. The event loop calls this when at least one is
+        queued."""
         room = self._room()
         if room <= 0:
             self._pause("all connections are in use")
@@ -132,18 +137,18 @@ class Listener:
             self._pause(why_not(error))
 
     def _room(self) -> int:
-        """The number of connections that may still be accepted."""
+        """The number of connections that the listener may still accept."""
         return self._limit - self._server.open - len(self._opening)
 
     def _take(self, bound: socket.socket, room: int) -> OSError | None:
-        """Accept at most `room` queued connections. Returns the error that ended this early, if any."""
+        """Accept at most `room` queued connections. Returns the error that stopped the loop early, or None."""
         for _ in range(min(room, _BACKLOG)):
             try:
                 accepted, _ = bound.accept()
             except (BlockingIOError, InterruptedError):
                 return None
             except ConnectionError:
-                # The client left while it was queued.
+                # The client disconnected while its connection was queued.
                 continue
             except OSError as error:
                 return error
@@ -154,12 +159,13 @@ class Listener:
         return None
 
     async def _open(self, accepted: socket.socket) -> None:
-        # A failure here is the client's: it left, or the TLS handshake failed. The transport closes the socket.
+        # Errors here come from the client, which left or failed the TLS handshake. The transport closes the socket.
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._context)
 
     def _pause(self, why: str) -> None:
-        """There is no room: close the connection that has been idle longest, and check again soon."""
+        """Stop accepting for a moment, because there is no room. Close the connection that has been idle longest to
+        make room."""
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             loop.remove_reader(bound)
@@ -171,7 +177,7 @@ class Listener:
 
 
 async def _bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """One socket for every address of the name."""
+    """Return one bound socket for each address of the host name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     sockets: list[socket.socket] = []
     try:
@@ -195,7 +201,7 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
     make_room(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # No client can connect between bind and listen, so the mode is right from the start.
+        # No client can connect between bind and listen, so the file has its mode before the first connection.
         bound.bind(str(path))
         path.chmod(mode)
         bound.setblocking(False)

@@ -1,12 +1,13 @@
 """Implements the HTTP server: the public port, and the sidecar's private port behind Envoy.
 
-Lives here: listening, access control, the owner of a request, reading a request within its limits, draining, one log
-line per request. Not here: the meaning of paths (`api/router.py`), the response to an exchange (`exchange.py`).
+This module listens, controls access, finds the owner of a request and reads the request within its limits. It drains
+the server and writes one log line per request. `api/router.py` routes the paths, and `exchange.py` writes the response
+of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
-and every error response has OpenAI's error object. A header that only a trusted gateway may set counts only over a Unix
-socket or with the shared secret; otherwise it is removed. The server reads an upload from the socket only as fast as
-the endpoint consumes it, so a slow disk slows the client down.
+and every error response has OpenAI's error object. The server accepts headers that only a trusted gateway may set over
+a Unix socket or with the shared secret. Otherwise it removes them. The server reads an upload from the socket only as
+fast as the endpoint consumes it, so a slow disk slows the client down.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ from antiphon.types.transport import SECRET_HEADER, Headers
 
 _PRIVATE_PREFIX = "x-antiphon-"
 GATEWAY_LEAVES_PATH = "/gateway/leaves"
-"""A draining Envoy calls this path on the private port, because it cannot see which of its WebSockets are idle."""
+"""The path on the private port that a draining Envoy calls to close idle WebSockets. Envoy cannot see which of its
+WebSockets are idle."""
 _QUIET = frozenset({"/health", "/ready", "/metrics", GATEWAY_LEAVES_PATH})
 _CLIENT_GONE = 499
 _UNAVAILABLE = 503
 _UPLOAD_BYTES = 256 << 10
-"""The maximum bytes of an upload in memory: bytes read ahead, and the current piece."""
+"""The maximum bytes of an upload in memory: the bytes read ahead, and the chunk in use."""
 _CLOSE: Headers = (("connection", "close"),)
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +67,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _RequestRecord:
-    """The facts about one request, for its log line."""
+    """Collects the facts about one request for its log line."""
 
     id: str
     method: str
@@ -76,17 +78,17 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """Set when this server makes the response; such a request has a different log line."""
+    """Set when this server makes the response. Such a request has a log line for responses instead of the usual one."""
     outcome: str = ""
     added: Headers = ()
-    """The headers that every response gets in addition."""
+    """Headers that the server adds to every response."""
 
 
 class HttpDoor:
     """One listening HTTP server.
 
-    `private`: the sidecar's port; on TCP it requires the shared secret. `drive_exchanges`: whether this server handles
-    `POST /v1/responses` (behind Envoy, these requests arrive through ext_proc).
+    `private` marks the sidecar's private port, which requires the shared secret on TCP. `drive_exchanges` is True if
+    this server handles `POST /v1/responses`. Behind Envoy it is False, because these requests arrive through ext_proc.
     """
 
     def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
@@ -97,10 +99,10 @@ class HttpDoor:
         self._server: DoorServer | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
-        # Each with the peer's address.
+        # Maps each open WebSocket to the peer's address.
         self._sockets: dict[WebSocketConnection, str] = {}
         self.socket_memory = SocketMemory(context.websocket.total_bytes)
-        """The memory of all WebSockets together."""
+        """The memory budget that all WebSockets share."""
         context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
     async def start(
@@ -111,15 +113,15 @@ class HttpDoor:
         sockets: Sequence[socket.socket] = (),
         tls: TlsFiles | None = None,
     ) -> str:
-        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT` (with TLS, if files are given). Returns the bound
-        address. Raises `ConfigError`.
+        """Listen at `unix:PATH` with the file mode `mode`, or at `HOST:PORT`. TCP uses TLS if `tls` is set. Returns the
+        bound address. Raises `ConfigError`.
 
-        `sockets`: already bound there, by the parent process that shares the port among workers.
+        `sockets` are sockets that the parent process has already bound to the address, to share the port among workers.
         """
         server = DoorServer(
             self._handle,
             head_seconds=self._context.timeouts.request,
-            # A proxy keeps connections for an hour, and must be the side that closes them.
+            # A proxy keeps connections for an hour, and the proxy must be the side that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
             send_seconds=self._context.timeouts.send,
             leaving=lambda: self._context.admission.leaving,
@@ -129,17 +131,18 @@ class HttpDoor:
         return await self._listener.open(address, mode, sockets=sockets, tls=tls)
 
     async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
-        """Refuse new requests (health checks stay), and wait for those in flight; False when `seconds` were not enough.
+        """Drain the server: refuse new requests and wait for those in flight. Returns False when the drain takes longer
+        than `seconds`. Health checks are still answered.
 
-        During the first `notice` seconds, new requests are still served, `/ready` fails, and every response has
-        `connection: close`. A connection that is still open then may send one more request, because its client has seen
-        no `close` yet. So the drain ends when these connections have sent nothing for `quiet` seconds (default:
-        `notice`).
+        During the first `notice` seconds the server still serves new requests, `/ready` fails, and every response has
+        `connection: close`. A connection that is open after that may send one more request, because its client may not
+        have seen `connection: close`. So the drain ends when these connections have sent no byte for `quiet` seconds.
+        `quiet` defaults to `notice`.
         """
         admission, server = self._context.admission, self._server
         quiet = notice if quiet is None else quiet
         if server is not None:
-            # A client that does not read must not use up the time of the others.
+            # A client that does not read may use only half of the drain's time, so that other clients can finish.
             server.hurry(notice + (seconds - notice) / 2)
         if server is None or not quiet:
             return await admission.drain(seconds, notice)
@@ -150,16 +153,16 @@ class HttpDoor:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(last):
                 await server.quiet(quiet)
-        # Requests that came meanwhile.
+        # Requests that arrived during the wait for quiet connections may still run.
         return drained and await admission.drained(max(0.0, last - clock()))
 
     def refuse(self) -> None:
-        """Stop accepting connections."""
+        """Stop accepting connections. Open connections stay open."""
         if self._listener is not None:
             self._listener.refuse()
 
     async def aclose(self) -> None:
-        """Stop listening and cancel running requests; their responses are stored as failed."""
+        """Stop listening and cancel the running requests. Their responses are stored as failed."""
         self._closing = True
         if self._listener is None:
             return
@@ -171,7 +174,7 @@ class HttpDoor:
         await self._listener.aclose()
         self._listener = None
 
-    # One request
+    # Serving one request.
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         task = asyncio.current_task()
@@ -183,21 +186,21 @@ class HttpDoor:
             self._running.discard(task)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Respond to any request."""
+        """Serve one request of any kind and write its log line."""
         context = self._context
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
         given = sent_id(headers)
         call = _RequestRecord(given or new_id("req"), request.method)
         call.headers = headers if given else with_own_id(headers, call.id)
-        # Behind Envoy, Envoy's CORS filter decides which pages may read.
+        # Behind Envoy, Envoy's CORS filter adds these headers.
         origins = () if self._private else context.cors_origins
         call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
         try:
             response = await self._answer(request, call)
             call.status = response.status
             if context.admission.closed and not _is_promised(request):
-                # The head of a stream was sent before the drain, but the next request on its connection would be
-                # refused.
+                # A stream whose head was sent before the drain has no `connection: close`. The connection closes
+                # anyway, because the next request on it would be refused.
                 response.force_close()
             return response
         except AnswerCut as cut:
@@ -235,12 +238,12 @@ class HttpDoor:
             self.send_away(_peer_address(request))
             return make_response(204, call.added, b"")
         if call.path == METRICS_PATH and not call.trusted:
-            # A client that can only reach this port must not see the metrics.
+            # A client of this port without the gateway's rights must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
         caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
         owner = caller.owner
-        # Health checks and metrics are answered during a drain, and when the server is full.
+        # Health checks and metrics need no admission, so the server answers them during a drain and at its limit.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
             nullcontext() if is_open else self._context.admission.admit(owner, kind, promised=_is_promised(request)),
@@ -269,11 +272,11 @@ class HttpDoor:
             )
             call.failure = answer.failure
             if call.method == "GET" and not is_open:
-                # Data read from the store counts as memory until its client has received it. (A change has taken
-                # effect, so its response is sent in any case.)
+                # Data from the store counts as memory until the client has received it. Only GET responses count,
+                # because a change has already taken effect and its response must be sent.
                 hold.add(len(answer.body))
             if pieces is not None and not request.content.is_eof():
-                # The rest of the body must not be read as the next request.
+                # The connection must close, because the rest of the body would be read as the next request.
                 answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
                 headers = (*answer.headers, *call.added)
@@ -281,7 +284,8 @@ class HttpDoor:
         return make_response(answer.status, (*answer.headers, *call.added), answer.body)
 
     def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
-        """The response to a browser's CORS preflight request, which has no credentials."""
+        """Return the response to a browser's CORS preflight request, which has no credentials. Returns None for other
+        requests."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
         if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
@@ -289,7 +293,8 @@ class HttpDoor:
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _RequestRecord) -> None:
-        """Check whether the peer is the trusted gateway; if not, drop the headers that only the gateway may set."""
+        """Check whether the peer is the trusted gateway. If it is not, remove the headers that only the gateway may
+        set."""
         headers = call.headers
         self._check_single(request)
         assert self._listener is not None
@@ -306,7 +311,8 @@ class HttpDoor:
         call.headers = headers
 
     def _check_single(self, request: web.BaseRequest) -> None:
-        """Refuse repeated identity headers: of two values, one reader takes the first and another the last."""
+        """Refuse a request that repeats an identity header. With two values, one program may read the first and another
+        the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
@@ -329,7 +335,7 @@ class HttpDoor:
             try:
                 await self._context.runner.receive(exchange, head, body)
             except asyncio.CancelledError:
-                # The request may hold its idempotency key already.
+                # The request may already have reserved its idempotency key.
                 await to_the_end(self._context.runner.abandon(exchange, self._leaving()))
                 raise
             del body
@@ -343,8 +349,7 @@ class HttpDoor:
             raise
 
     async def _serve_socket(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
-        """Serve a WebSocket. Each of its requests is admitted separately, so that an idle connection delays no
-        drain."""
+        """Serve a WebSocket. Each request on it is admitted separately, so an idle WebSocket does not delay a drain."""
         check_handshake(request, self._context.websocket, len(self._sockets))
         caller = self._context.owners.resolve(call.headers)
         with self._context.admission.admit(caller.owner):
@@ -353,7 +358,7 @@ class HttpDoor:
         head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
         connection = WebSocketConnection(self._context, head, self._leaving, self.socket_memory)
         self._sockets[connection] = _peer_address(request)
-        # However it ends: the response was the upgrade.
+        # The log line has status 101 however the connection ends, because the response was the upgrade.
         call.status = 101
         try:
             return await connection.run(request)
@@ -366,7 +371,8 @@ class HttpDoor:
         return tuple(self._sockets)
 
     def send_away(self, address: str | None = None) -> None:
-        """Close the WebSockets from this address, or all: idle ones at once, the others after their turn."""
+        """Close the WebSockets from this peer address, or all WebSockets if `address` is None. An idle WebSocket closes
+        immediately, and a busy one closes after its turn."""
         for connection, came_from in self._sockets.items():
             if address in (came_from, None):
                 connection.send_away()
@@ -379,13 +385,14 @@ class HttpDoor:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
     async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
-        """Read the whole body and decompress it, within the limits of size, memory and time."""
+        """Read the whole body and decompress it. Raises `ApiError` when it exceeds the limits of size, memory or
+        time."""
         seconds = self._context.timeouts.request
         try:
             body = WholeBody(call.headers, hold, self._context.limits.request_body_bytes)
             content = request.content
             if content.is_eof():
-                # The body arrived with its head, as small ones do.
+                # The body arrived together with its head, as small bodies do.
                 await _go_on_reading(request)
                 body.add(content.read_nowait())
             else:
@@ -407,7 +414,7 @@ class HttpDoor:
             observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)
             return
         seconds = time.perf_counter() - call.started
-        # Failing readiness is logged once when it begins, not for every probe.
+        # The log reports failing readiness once, when it begins. So the probes that follow get only a debug line.
         if call.path in _QUIET and (call.status < 400 or call.status == _UNAVAILABLE):
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
             return
@@ -422,7 +429,7 @@ class HttpDoor:
 
 
 def _peer_address(request: web.BaseRequest) -> str:
-    """The peer's host; empty for a Unix socket."""
+    """The host part of the peer's address; empty for a Unix socket."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
@@ -433,7 +440,8 @@ def _is_promised(request: web.BaseRequest) -> bool:
 
 
 def _and_close(error: ApiError) -> ApiError:
-    """An error before the body was read: close the connection, so that the rest is not read as the next request."""
+    """Add `connection: close` to an error that occurs before the body was read. Otherwise the rest of the body would be
+    read as the next request."""
     error.headers = (*error.headers, *_CLOSE)
     return error
 
@@ -443,7 +451,7 @@ def _without_private(headers: Headers) -> Headers:
 
 
 async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: float) -> AsyncIterator[bytes]:
-    """The pieces of the body; each may take `seconds` to arrive. Raises `ApiError` (400, 408, 415)."""
+    """Yield the chunks of an upload. Each chunk may take `seconds` to arrive. Raises `ApiError` (400, 408, 415)."""
     if content_codings(headers):
         raise ApiError(
             "Uploads are taken as they are: send the body without a content-encoding.",
@@ -473,13 +481,14 @@ async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: floa
 
 
 def _misframed() -> InvalidRequest:
-    """The error for a body without a recognizable end; the connection is unusable."""
+    """The error for a body without a recognizable end. The connection closes, because the next request on it cannot be
+    found."""
     return InvalidRequest("The request body is not framed correctly.", code="invalid_body", headers=_CLOSE)
 
 
 async def _go_on_reading(request: web.BaseRequest) -> None:
-    """Send `100 Continue` to a client that waits for it."""
+    """Send `100 Continue` to a client that waits for it before it sends the body."""
     if request.headers.get("expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # These bytes are not part of the response.
+        # The bytes of the interim response must not count as bytes of the final response.
         request.writer.output_size = 0

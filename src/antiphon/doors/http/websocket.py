@@ -1,12 +1,13 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
-Lives here: the checks of the handshake, reading frames ahead, running a turn, the choice of remembered turns, and the
-ends of a connection. Not here: the meaning of frames (`api/frames.py`), translation and model calls (the runner
-performs those), the memory itself (`engine/running/connection_memory.py`).
+This module checks the handshake, reads frames ahead and runs each request as a turn. It decides which turns the
+connection remembers and when the connection ends. `api/frames.py` interprets frames. The runner performs translation
+and model calls. `engine/running/connection_memory.py` stores the remembered turns.
 
-Invariants: one response at a time, in the order of the requests, whatever `stream_id` is. An error is a frame and
-leaves the connection open. No turn begins after the connection's time limit or during a drain of the process or its
-gateway, and a running turn finishes first. An unfinished exchange is abandoned.
+Invariants: a connection runs one response at a time, in the order of the requests, whatever `stream_id` they have. An
+error is sent as a frame, and the connection stays open. No turn begins after the connection's time limit or during a
+drain of the process or its gateway. A running turn finishes first. A turn that ends before its exchange does abandons
+the exchange.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from antiphon.types.transport import Headers
 
 _FRAMES_AHEAD = 16
 _CLOSE_SECONDS = 1.0
-# Headers of the handshake alone: they do not apply to a single request, or would be the same for each.
+# Handshake headers that are not copied to the requests. They do not apply to a single request, or would be the same for
+# each request.
 _OF_THE_HANDSHAKE = frozenset({"openai-beta", HEADER, "connection", "upgrade"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 
@@ -57,17 +59,18 @@ _log = structlog.get_logger(__name__)
 
 
 def is_upgrade(request: web.BaseRequest) -> bool:
-    """Whether the client requests a WebSocket. HTTP/1.0 has no upgrade."""
+    """Whether the request asks for a WebSocket. HTTP/1.0 has no upgrade, so the version must be 1.1."""
     if request.method != "GET" or request.version < HttpVersion11:
         return False
     return request.headers.get("upgrade", "").strip().lower() == "websocket"
 
 
 def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active: int) -> None:
-    """Check whether this client may open a WebSocket. Raises the `ApiError` for the response.
+    """Check whether this client may open a WebSocket. `active` is the number of open WebSockets. Raises the `ApiError`
+    for the response.
 
-    A browser lets any page connect to any host and adds no credentials that would show the page. So the page's origin
-    must be this host or be listed in the settings.
+    A browser lets any page connect to any host, and the handshake has no CORS check. So the page's origin must be this
+    host or be listed in the settings.
     """
     if not limits.enabled:
         raise ApiError(
@@ -103,8 +106,8 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 
 class WebSocketConnection:
-    """One connection from its handshake to its end. `head` is the upgrade request; its owner is the owner of all
-    requests here."""
+    """One WebSocket connection from its handshake to its end. `head` is the upgrade request. Its owner is the owner of
+    all requests on the connection."""
 
     def __init__(
         self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
@@ -118,7 +121,8 @@ class WebSocketConnection:
             if name not in _OF_THE_HANDSHAKE and not name.startswith(_HANDSHAKE_PREFIX)
         )
         self._head = replace(head, method="POST", headers=headers)
-        # An idempotency key identifies one request, but all requests of the connection would share this one.
+        # All requests of the connection would share the handshake's idempotency key, although a key identifies one
+        # request. So the key is ignored.
         self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
         self._memory = ConnectionMemory(context.runner.ports.store, max_bytes=self._limits.memory_bytes, shared=shared)
@@ -126,7 +130,7 @@ class WebSocketConnection:
         self._socket = web.WebSocketResponse(
             timeout=_CLOSE_SECONDS,
             heartbeat=self._limits.ping,
-            # A frame slightly over the limit is still read, so that the client gets an error with the reason.
+            # aiohttp still reads a frame slightly over the limit, so that the client gets an error with the reason.
             max_msg_size=self._max_bytes + (1 << 16),
             compress=self._limits.compression,
             decode_text=False,
@@ -137,12 +141,12 @@ class WebSocketConnection:
         self._room = asyncio.Event()
         self._over = False
         self.busy = False
-        """Whether a response is running."""
+        """Whether a turn is running."""
         self._expired = False
         self._sent_away = False
 
     def send_away(self) -> None:
-        """Close the connection as soon as no response is running: its network path is about to close."""
+        """Close the connection as soon as no turn is running. The gateway on its network path is about to stop."""
         self._sent_away = True
         self._news.set()
 
@@ -153,16 +157,17 @@ class WebSocketConnection:
 
     @property
     def waiting_bytes(self) -> int:
-        """The size of these frames."""
+        """The total size in bytes of the frames that wait for their turn."""
         return self._waiting_bytes
 
     def expire(self) -> None:
-        """Close the connection after the current turn, because its time limit is reached."""
+        """Close the connection after the running turn, because its time limit is reached."""
         self._expired = True
         self._news.set()
 
     async def run(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Do the handshake and serve until the end. Raises `InvalidRequest` when the handshake is invalid."""
+        """Do the handshake, then serve the connection until its end. Raises `InvalidRequest` for an invalid
+        handshake."""
         self._socket.headers["x-request-id"] = self._head.request_id
         self._socket.headers.update((SERVER,))
         if self._ignored:
@@ -179,7 +184,7 @@ class WebSocketConnection:
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
-                # Frees the request before the wait for the next one; only the connection's memory stays.
+                # The frame is freed before the wait for the next one. Only the remembered turns stay in memory.
                 del frame
         finally:
             self._context.admission.on_close.discard(self._news.set)
@@ -191,10 +196,10 @@ class WebSocketConnection:
             self._memory.shed()
         return self._socket
 
-    # Incoming frames
+    # Reading frames.
 
     async def _read(self) -> None:
-        """Read frames as they arrive, a bounded number ahead of the turn; aiohttp answers pings meanwhile."""
+        """Read frames as they arrive. At most 16 frames wait for their turn. aiohttp answers pings during this."""
         try:
             while True:
                 message = await self._socket.receive()
@@ -203,21 +208,22 @@ class WebSocketConnection:
                 elif message.type is WSMsgType.BINARY:
                     self._put(InvalidRequest("Send JSON in text frames, not in binary ones.", code="invalid_frame"))
                 else:
-                    # Closed, or a protocol error that aiohttp has already answered.
+                    # The client closed the connection, or aiohttp has already answered a protocol error.
                     return
                 del message
                 while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._max_bytes:
                     self._room.clear()
                     await self._room.wait()
         except ConnectionError:
-            # The connection broke during the answer to a ping.
+            # The connection broke while aiohttp answered a ping.
             return
         finally:
             self._over = True
             self._news.set()
 
     def _checked(self, frame: bytes) -> bytes | ApiError:
-        """The frame, with its memory reserved, or the error for its turn."""
+        """Reserve memory for the frame and return the frame. Returns an error instead when the frame is too large or no
+        memory is left; the frame's turn sends the error."""
         if len(frame) > self._max_bytes:
             return too_large(self._max_bytes)
         if self._shared.take(len(frame), self._memory):
@@ -234,7 +240,7 @@ class WebSocketConnection:
         self._news.set()
 
     async def _next(self) -> bytes | ApiError | None:
-        """The next frame, or None when the connection is at its end."""
+        """Wait for the next frame. Returns None when the connection must end, after this method has closed it."""
         while True:
             if self._over:
                 return None
@@ -265,10 +271,10 @@ class WebSocketConnection:
             self._news.clear()
             await self._news.wait()
 
-    # One turn
+    # Running one turn.
 
     async def _turn(self, data: bytes | ApiError) -> None:
-        """Serve one frame, to its end."""
+        """Serve one frame completely: answer it, or run it as a response."""
         context = self._context
         try:
             if isinstance(data, ApiError):
@@ -321,7 +327,7 @@ class WebSocketConnection:
         exchange.error_events = False
         await runner.receive(exchange, turn.head, turn.frame.body)
         if exchange.known.stored and previous in self._memory:
-            # The client does not want that history at rest, so no stored response may depend on it.
+            # The client asked not to store that history (`store: false`), so no stored response may depend on it.
             exchange.actions()
             raise InvalidRequest(
                 f"Previous response with id '{previous}' not found among stored responses: it was made with "
@@ -329,7 +335,7 @@ class WebSocketConnection:
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        # `drive` is a generator; closing it ends the model call at once.
+        # `drive` is an asynchronous generator; closing it ends the model call immediately.
         async with aclosing(runner.drive(exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendBody):
@@ -343,8 +349,8 @@ class WebSocketConnection:
             raise error
 
     def _remember(self, turn: _Turn) -> None:
-        """A failed turn drops the turn that it continued; a successful turn that is not stored can be continued
-        here."""
+        """Update the connection's memory after a turn. A successful turn that is not stored is remembered, so the
+        client can continue it on this connection. A failed turn removes the turn that it tried to continue."""
         if turn.outcome in ("completed", "incomplete"):
             if (record := turn.exchange.unstored_record()) is not None:
                 self._memory.keep(record)
@@ -352,15 +358,15 @@ class WebSocketConnection:
             self._memory.forget(turn.frame.previous_response_id)
 
     async def _send(self, frame: bytes) -> None:
-        """Send one text frame; a slow client slows the upstream down."""
+        """Send one text frame. The write waits for a slow client, which slows the upstream down."""
         await self._socket.send_frame(frame, WSMsgType.TEXT)
 
 
 class _Turn:
-    """The result of one request: its events, or the error that an HTTP client would get."""
+    """The output of one request: its events, or the error that an HTTP client would get."""
 
     def __init__(self, frame: ClientFrame, exchange: ResponseExchange, head: RequestHead, limit: int) -> None:
-        """`limit`: the maximum bytes of an event in a passed-through stream."""
+        """`limit` is the maximum size in bytes of one event in a passed-through stream."""
         self.frame = frame
         self._limit = limit
         self.exchange = exchange
@@ -377,14 +383,16 @@ class _Turn:
             self.frames = NativeFrames(lane, self._limit) if head.raw else EventFrames(lane, _told(head.headers))
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The frames to send now."""
+        """Return the frames to send for this output of the exchange. Returns none for a response that is not
+        streamed."""
         if self._head is not None and self._head.streamed:
             return self.frames.feed(data)
         self._body.append(data)
         return []
 
     def error(self) -> ApiError | None:
-        """The error to send when there was no stream, or an incomplete one."""
+        """Return the error to send when the response was not streamed or its stream was incomplete. Returns None after
+        a complete stream."""
         if self._head is None:
             return InternalError("There was no answer.")
         if not self._head.streamed:
@@ -393,5 +401,5 @@ class _Turn:
 
 
 def _told(headers: Headers) -> Headers:
-    """The response headers that a WebSocket client would not see otherwise."""
+    """Select the response headers that a WebSocket client would not see otherwise: `antiphon-ignored`."""
     return tuple((name, value) for name, value in headers if name == "antiphon-ignored")
