@@ -117,8 +117,8 @@ class _Request(web.BaseRequest):
     """A request that decides whether its response has `connection: close`. aiohttp reads `keep_alive` whenever it
     writes a response head.
 
-    The connection closes during a drain, and after a request that makes the next request on it unsafe. aiohttp's parser
-    adds the last trailer of a chunked body to the head of the next request. It parses the body of a CONNECT as
+    The connection closes during a drain, and after a request that makes the next request on it unsafe. The parser of
+    aiohttp adds the last trailer of a chunked body to the head of the next request. It parses the body of a CONNECT as
     requests, and drops bytes that arrive together with an upgrade request. This matters because a proxy may share one
     connection among several clients.
     """
