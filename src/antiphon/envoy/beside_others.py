@@ -1,11 +1,11 @@
 """Adapts Antiphon's Envoy configuration to a listener that also serves other routes.
 
-Lives here: the change from listener-wide settings to settings of Antiphon's routes only, where Envoy supports that. Not
-here: the parts (`snippet.py`), printing them (`gateway_api.py`, `istio.py`).
+This module replaces settings for the whole listener by settings of Antiphon's routes, where Envoy supports that.
+`snippet.py` makes the parts of the configuration, and `gateway_api.py` and `istio.py` put them into Kubernetes objects.
 
-Settings that exist only for a whole listener stay as its owner set them: header and idle timeouts, path normalisation,
-process limits, tracing. One listener-wide change remains: Envoy removes the trusted headers from client requests,
-because routes match on them.
+Some settings exist only for a whole listener: header and idle timeouts, path normalisation, process limits, tracing.
+They stay as the listener's owner has set them. One listener-wide change remains: Envoy removes the trusted headers from
+client requests, because Antiphon's routes match on them.
 
 Invariant: a request on another route gets the same response as without Antiphon, except for those headers.
 """
@@ -24,7 +24,7 @@ PREFLIGHT = "preflight"
 
 
 def beside_others(found: Parts) -> Parts:
-    """`snippet.parts`, reduced so that no part changes other routes."""
+    """Return `snippet.parts` in a form in which no part changes the routes of others."""
     manager = found["connection_manager"]
     ours = f"xds.cluster_name in [{', '.join(repr(one['name']) for one in found['clusters'])}]"
     replies = manager["local_reply_config"]
@@ -49,7 +49,8 @@ def beside_others(found: Parts) -> Parts:
 
 
 def _only(ours: str, entry: Config) -> Config:
-    """The entry, limited to our clusters. Its own filter, where it has one, comes first, because it is cheap."""
+    """Limit a log or mapper entry to requests for Antiphon's clusters. The entry's existing filter is evaluated first,
+    because it is cheap."""
     chosen = entry.get("filter")
     if chosen is None:
         return {**entry, "filter": where(ours)}
@@ -58,7 +59,8 @@ def _only(ours: str, entry: Config) -> Config:
 
 
 def _preflights(routes: list[Config]) -> list[Config]:
-    """Routes for CORS preflight requests to pass-through paths: the cors filter answers them, and needs a route."""
+    """Return routes for CORS preflight requests to pass-through paths. The cors filter answers these requests, but it
+    needs a route to run on."""
     paths = {one["match"]["path"]: None for one in routes if one["name"].startswith("model/")}
     asked = {"name": ":method", "string_match": {"exact": "OPTIONS"}}
     return [
@@ -72,7 +74,7 @@ def _preflights(routes: list[Config]) -> list[Config]:
 
 
 def _with_hosts_fields(route: Config, host: Config, idle: str) -> Config:
-    """The route with the settings of its virtual host, and the idle timeout of the listener."""
+    """Return the route with the settings of its virtual host and with the listener's idle timeout."""
     filters = {**host.get("typed_per_filter_config", {}), **route.get("typed_per_filter_config", {})}
     headers = [*route.get("response_headers_to_add", ()), *host.get("response_headers_to_add", ())]
     return {

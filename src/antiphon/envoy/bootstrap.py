@@ -1,15 +1,15 @@
 """Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
-Lives here: listeners, filters (also CORS), limits of the process, and the listener for Envoy's own metrics
-(`envoy.metrics`). Not here: the routes (`routes.py`), clusters (`clusters.py`), Envoy's own responses
-(`local_replies.py`), starting Envoy (`commands/`).
+This module generates listeners, filters (also CORS), the limits of the process, and the listener for Envoy's own
+metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters, and `local_replies.py` Envoy's
+own responses. The package `commands` starts Envoy.
 
-A comment gives the reason for every setting that differs from Envoy's default; all were tried with Envoy 1.40.0. A last
-step removes fields that an older version does not know (`versions.py`).
+A comment gives the reason for every setting that differs from Envoy's default. All settings were tried with Envoy
+1.40.0. A last step removes fields that an older Envoy does not know (`versions.py`).
 
 Invariant: `envoy --mode validate` accepts the result, and the result contains no secret. The environment of Envoy's
-process holds the secrets. Where Envoy can only compare with a literal (the model listener on TCP) there is a
-placeholder, which the starter of Envoy replaces (`fill_in_secret`).
+process holds the secrets. The routes of a model listener on TCP can only compare the secret with a literal. They
+contain a placeholder, and the command that starts Envoy replaces it (`fill_in_secret`).
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ from antiphon.types.transport import SECRET_HEADER
 
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> Config:
-    """The bootstrap for these settings and sidecar processes, in the form for this Envoy version."""
+    """Build the bootstrap for these settings and sidecar processes. Fields that this Envoy version lacks are left
+    out."""
     extensions = bootstrap_extensions(settings)
     whole: Config = {
         "admin": {"address": address(settings.place(settings.envoy.admin))},
         **({"bootstrap_extensions": extensions} if extensions else {}),
         "static_resources": {
             "listeners": [
-                # Inbound: a drain closes this listener, while model calls still use the other one.
+                # A drain closes only inbound listeners, so model calls can still use the model listener.
                 {
                     **listener("public", settings.listen, connection_manager(settings)),
                     "traffic_direction": "INBOUND",
@@ -87,29 +88,31 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
 
 
 def to_yaml(config: Config | list[Config]) -> str:
-    """The configuration as YAML, with keys in their original order."""
+    """Return the configuration as YAML, with keys in their original order."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def fill_in_secret(text: str, settings: Settings) -> str:
-    """The YAML with the shared secret in place of the placeholder; for a file that only Envoy's user can read."""
+    """Replace the placeholder in the YAML by the shared secret. The result belongs in a file that only Envoy's user can
+    read."""
     secret = settings.sidecar_secret()
     return text if secret is None else text.replace(SECRET_PLACEHOLDER, json.dumps(secret)[1:-1])
 
 
-# libyaml's writer takes a fifth of the time; a PyYAML without it has only its own.
+# The writer of libyaml takes a fifth of the time. PyYAML may be installed without libyaml.
 _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Dumper(_SafeDumper):  # type: ignore[misc, valid-type]
-    """Writes shared parts out instead of using anchors."""
+    """Writes a YAML document without anchors: a value that occurs twice is written twice."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Files within files stay readable, one line each. A plain `y` means true to Envoy, but not to PyYAML."""
+    """Write a text with line breaks as a block, so that embedded files stay readable. Quote a single `y` or `n`,
+    because Envoy reads it as a boolean and PyYAML does not."""
     style = "|" if "\n" in text else "'" if text in ("y", "Y", "n", "N") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -118,22 +121,23 @@ _Dumper.add_representer(str, _text)
 
 
 def connection_manager(settings: Settings) -> Config:
-    """The public listener's HTTP connection manager."""
+    """Build the HTTP connection manager of the public listener."""
     manager = http_manager(
         "antiphon",
         public_routes(settings, to_nowhere=bool(settings.cors.origins)),
         name="public",
         filters=[*cors_filters(settings), _readiness(), extproc_filter(settings)],
         host=virtual_host(settings),
-        # By default, silence ends a stream after 5 minutes in every phase; keep-alive comments come every 15 s.
+        # Envoy's default ends a stream after 5 minutes of silence, also before the first byte. The sidecar sends
+        # keep-alive comments every 15 s only once a stream has begun.
         stream_idle_timeout="3600s",
         request_timeout="0s",
-        # The sidecar applies timeouts to bodies; only Envoy can apply them to heads.
+        # The sidecar applies timeouts to request bodies, but only Envoy can apply one to request heads.
         request_headers_timeout=_seconds(settings.timeouts.request),
         common_http_protocol_options={"idle_timeout": _seconds(settings.timeouts.client_idle)},
-        # By default, an HTTP/1 client sees a cut stream 1 s late.
+        # With Envoy's default, an HTTP/1 client sees a cut stream 1 s late.
         delayed_close_timeout="0.25s",
-        # Normalizes every path before any route is matched.
+        # Envoy normalizes every path before it matches a route.
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
@@ -147,15 +151,17 @@ def connection_manager(settings: Settings) -> Config:
 
 
 def virtual_host(settings: Settings) -> Config:
-    """The fields that apply to all public routes."""
-    # Passed-through responses get the header that the sidecar's responses have, unless a native upstream sets its own.
+    """Build the fields of the virtual host, which apply to all public routes."""
+    # A passed-through response gets the `x-request-id` header, as the sidecar's responses do. A native upstream's own
+    # value stays.
     return {**cors_policy(settings), "response_headers_to_add": [REQUEST_ID]}
 
 
 def client_limits(settings: Settings) -> Config:
-    """The public listener's limits for slow connections. (The manager limits heads and idle connections.)"""
+    """Build the public listener's limits for slow connections. The connection manager limits request heads and idle
+    connections."""
     fields: Config = {
-        # A connection that sends nothing: this filter waits for its first bytes, and has a timeout.
+        # This filter waits for the first bytes of a connection. So its timeout closes a connection that sends nothing.
         "listener_filters": [
             {
                 "name": "envoy.filters.listener.http_inspector",
@@ -163,11 +169,11 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # Envoy's default, explicit because the limit of unsent bytes depends on it.
+        # This is Envoy's default. It is explicit, because the limit of unsent bytes depends on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":
-        # A client that does not read. Envoy has no such timeout during a response, but the kernel has.
+        # The kernel closes the connection of a client that does not read. Envoy has no such timeout during a response.
         milliseconds = int(settings.timeouts.send * 1000)
         fields["socket_options"] = [
             {
@@ -182,7 +188,7 @@ def client_limits(settings: Settings) -> Config:
 
 
 def overload_manager(settings: Settings) -> Config:
-    """The limits of the process, not of a request."""
+    """Build the limits of Envoy's whole process, which are not limits of one request."""
     heap = "envoy.resource_monitors.fixed_heap"
 
     def at(full: float) -> list[Config]:
@@ -190,7 +196,7 @@ def overload_manager(settings: Settings) -> Config:
 
     return {
         "refresh_interval": "0.25s",
-        # Streams count by their buffered bytes from one megabyte on.
+        # A stream counts for `reset_high_memory_stream` when it buffers 2^20 bytes or more.
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
         "resource_monitors": [
             {
@@ -209,8 +215,8 @@ def overload_manager(settings: Settings) -> Config:
         ],
         "actions": [
             {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.8)},
-            # Only HTTP/2 streams can be reset like this, those with the most bytes first. HTTP/1 streams end by
-            # TCP_USER_TIMEOUT, and until then no more of them are accepted.
+            # Envoy can reset only HTTP/2 streams this way, and begins with those that buffer the most. TCP_USER_TIMEOUT
+            # ends HTTP/1 streams, and until then Envoy accepts no more of them.
             {
                 "name": "envoy.overload_actions.reset_high_memory_stream",
                 "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
@@ -221,17 +227,17 @@ def overload_manager(settings: Settings) -> Config:
 
 
 def model_door(settings: Settings) -> Config:
-    """The private listener for the sidecar's own model calls."""
+    """Build the private listener for the sidecar's own model calls."""
     manager = http_manager(
         "model_door",
         model_door_routes(settings),
         stream_idle_timeout="3600s",
-        # By default, the sidecar, and so the client, would see the end of a broken upstream 1 s late.
+        # With Envoy's default, the sidecar would see a broken upstream 1 s late, and so would the client.
         delayed_close_timeout="0.25s",
         normalize_path=True,
         merge_slashes=True,
-        # A native upstream's responses pass unchanged, so Envoy's own responses in their place must be error objects
-        # too.
+        # A native upstream's responses pass unchanged. So a response that Envoy makes in place of the upstream's must
+        # also be an error object.
         local_reply_config=local_replies(to_sidecar=True),
     )
     manager.update(tracing(settings, begins=False))
@@ -242,9 +248,10 @@ def model_door(settings: Settings) -> Config:
 
 
 def extproc_filter(settings: Settings) -> Config:
-    """The external processor: off for every route, except the one that enables it."""
-    # The filter comes before the router, so no route's retries apply to it. A sidecar sends gRPC's head before any
-    # action that must not happen twice (`Peer.begin`); after a head Envoy retries nothing.
+    """Build the ext_proc filter. It is disabled on every route except the one that enables it."""
+    # The filter runs before the router, so no route's retry policy applies to its gRPC calls. A sidecar sends gRPC's
+    # response head before any action that must not happen twice (`Peer.begin`). Envoy retries no call after a response
+    # head.
     service: Config = {
         "envoy_grpc": {"cluster_name": "sidecar_grpc"},
         "retry_policy": to_another_sidecar(SEEN_TOO),
@@ -257,12 +264,14 @@ def extproc_filter(settings: Settings) -> Config:
             "filters.http.ext_proc.v3.ExternalProcessor",
             grpc_service=service,
             failure_mode_allow=False,
-            # In the modes below Envoy waits forever, whatever this value is; its default is 200 ms.
+            # In FULL_DUPLEX_STREAMED mode Envoy ignores this value and waits forever. The value is set anyway, because
+            # the default is 200 ms.
             message_timeout="3600s",
             status_on_error={"code": "ServiceUnavailable"},
-            # The sidecar sends an exact length; without this Envoy would use chunked encoding for every request.
+            # The sidecar sends an exact `content-length`. Without this option Envoy would use chunked encoding for
+            # every request.
             allow_content_length_header=True,
-            # Without it Envoy silently ignores changes of :method and :authority.
+            # Without this option Envoy silently ignores changes of :method and :authority.
             mutation_rules={"allow_all_routing": True},
             metadata_options={"receiving_namespaces": {"untyped": ["antiphon"], "typed": ["envoy.ai.token_usage"]}},
             processing_mode=FULL_DUPLEX,
@@ -272,7 +281,8 @@ def extproc_filter(settings: Settings) -> Config:
 
 
 def _readiness() -> Config:
-    """`/ready` returns the sidecars' response. After `/healthcheck/fail`, Envoy fails it itself."""
+    """Build the health check filter, which passes `/ready` through to the sidecars. After `/healthcheck/fail` on its
+    admin port, Envoy itself answers `/ready` with an error."""
     asked = [{"name": ":path", "string_match": {"exact": "/ready"}}]
     return http_filter(
         "envoy.filters.http.health_check",
@@ -281,7 +291,8 @@ def _readiness() -> Config:
 
 
 def _strip_trust(settings: Settings) -> Config:
-    """Removes the headers that the sidecar and the routes trust from clients' requests."""
+    """Build the extension that removes trusted headers from clients' requests. The sidecar and the routes rely on these
+    headers."""
     prefix = {"remove_on_match": {"key_matcher": {"prefix": "x-antiphon-", "ignore_case": True}}}
     mutations: list[Config] = [prefix, *(stripped() if is_picked(settings) else [])]
     if not settings.owner.header.startswith("x-antiphon-"):
@@ -314,7 +325,7 @@ _ADMIN = "admin"
 
 
 def metrics_listener(settings: Settings) -> list[Config]:
-    """The listener, if `envoy.metrics` is set."""
+    """Return the listener for Envoy's metrics. The list is empty unless `envoy.metrics` is set."""
     if settings.envoy.metrics is None:
         return []
     routes = [
@@ -332,7 +343,7 @@ def metrics_listener(settings: Settings) -> list[Config]:
 
 
 def metrics_cluster(settings: Settings) -> list[Config]:
-    """Envoy's admin interface as a cluster, if `envoy.metrics` is set."""
+    """Return a cluster for Envoy's admin interface. The list is empty unless `envoy.metrics` is set."""
     if settings.envoy.metrics is None:
         return []
     return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]
@@ -342,11 +353,13 @@ _CORS_FILTER = "envoy.filters.http.cors"
 
 
 def cors_filters(settings: Settings) -> list[Config]:
-    """Entries of `http_filters`, before all others that can respond."""
+    """Return the CORS entries of `http_filters`, which come before all other filters that can respond. The list is
+    empty unless `cors.origins` is set."""
     if not settings.cors.origins:
         return []
-    # The first filter processes every response last, so `vary` is always set: no cache may give one page's response to
-    # another. (Headers of the virtual host are lost in responses that replace the router's.)
+    # The first filter is the last to process a response, so this filter always sets `vary`. Without it a cache could
+    # give one page's response to another. A header of the virtual host would be missing in responses that replace the
+    # router's.
     vary = {"header": {"key": "vary", "value": "origin"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
     varies = typed(
         "filters.http.header_mutation.v3.HeaderMutation", mutations={"response_mutations": [{"append": vary}]}
@@ -358,7 +371,7 @@ def cors_filters(settings: Settings) -> list[Config]:
 
 
 def cors_policy(settings: Settings) -> Config:
-    """The CORS fields of the virtual host."""
+    """Return the CORS fields of the virtual host."""
     if not settings.cors.origins:
         return {}
     policy = typed(

@@ -1,7 +1,7 @@
 """Generates the clusters: every upstream, the sidecar's two ports, and the trace collector.
 
-Lives here: addresses, health checks, load balancing, and client TLS. Not here: the cluster of a route (`routes.py`),
-the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).
+This module generates addresses, health checks, load balancing and client TLS. `routes.py` selects the cluster of a
+route, `several.py` selects among upstreams, and `bootstrap.py` generates listeners and filters.
 
 Invariant: TLS verifies the server's name or address against the configured CA or the system's.
 """
@@ -30,19 +30,19 @@ _AUTHORITIES = (
     "/etc/ssl/ca-bundle.pem",
 )
 # Model servers close idle connections without notice (uvicorn, Node and llama.cpp after 5 s). A request sent at that
-# moment fails without a retry, so Envoy closes idle connections first.
+# moment fails without a retry, so Envoy closes idle connections after 4 s.
 _UPSTREAM_IDLE = "4s"
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
-    """All clusters; with `nowhere` also the one without endpoints."""
-    # A sidecar that hangs (stopped, swapped out) answers no pings: Envoy closes its connection, and its requests fail
-    # instead of hanging until the idle timeout. This takes 6 s; if it is the only sidecar and gets a retry before the
-    # health checks remove it, 12 s. The sidecar's server tolerates these pings.
+    """Return all clusters. If `nowhere` is True, they include the cluster without endpoints."""
+    # A sidecar that hangs (stopped, swapped out) answers no pings. Envoy then closes its connection, so its requests
+    # fail after 6 s instead of hanging until the idle timeout. If it is the only sidecar, Envoy may retry on it before
+    # the health checks remove it, which takes 12 s. The sidecar's gRPC server tolerates these pings.
     options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
     health = {
-        # A process that reports not ready or no longer listens is removed after at most two checks. A busy one answers
-        # late; removing it would give every client a 503.
+        # Envoy removes a process after at most two failed checks, when it reports not ready or no longer listens. The
+        # timeout is long, because a busy process answers late. Removing it would give every client a 503.
         "timeout": "5s",
         "interval": "1s",
         "no_traffic_interval": "1s",
@@ -53,11 +53,11 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
-        # Without a healthy process, refuse a request at once instead of trying a dead one.
+        # Without a healthy process, Envoy refuses a request immediately instead of trying a dead process.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
-    # A draining sidecar gets no requests. But if none is ready (for example, the disk is full), each still responds
-    # with the reason, so then Envoy uses all of them. (0 would mean none.)
+    # Envoy sends no requests to a draining sidecar. But if no sidecar is ready (for example, the disk is full), each
+    # sidecar still responds with the reason. So Envoy then uses all of them. The value 0 would mean that it uses none.
     asked_all_the_same = {"common_lb_config": {"healthy_panic_threshold": {"value": 1}}}
     places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
     grpc = [address(place) for place, _ in places]
@@ -104,8 +104,8 @@ def _collector(settings: Settings) -> list[Config]:
 
 
 def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
-    """TLS to a sidecar's port: verifies its host's name or address, and presents a certificate if the sidecar requires
-    one."""
+    """Return TLS fields for a sidecar's port. Envoy verifies the host's name or address. It presents a client
+    certificate if one is configured."""
     files = settings.sidecar.tls
     where = address(settings.place(place))
     if files.cert is None or "pipe" in where:
@@ -140,7 +140,7 @@ def _picker_cluster(settings: Settings) -> Config:
     host, port = picker_place(chosen)
     fields = _resolution(host)
     if chosen.tls != "off":
-        # A self-signed certificate is new at each start of the picker, so Envoy cannot verify it.
+        # A picker creates a new self-signed certificate at each start, so Envoy cannot verify it.
         unknown = chosen.tls == "self-signed"
         known = {} if unknown else _validation(host, _authorities(chosen.ca_file, "envoy.endpoint_picker.ca_file"))
         fields |= _tls(host, {**known, "alpn_protocols": ["h2"]})
@@ -148,19 +148,19 @@ def _picker_cluster(settings: Settings) -> Config:
 
 
 def _resolution(host: str) -> Config:
-    """The fields of a cluster for its host: a fixed address, or a name with DNS."""
+    """Return the cluster fields that resolve this host: a fixed address, or a name with DNS."""
     return {"type": "STATIC"} if _is_ip(host) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
 
 
 def _tls(host: str, context: Config) -> Config:
-    """The field of a cluster for TLS to a server with this name or address."""
+    """Return the cluster field for TLS to a server with this name or address."""
     name: Config = {} if _is_ip(host) else {"sni": host}
     upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **name, common_tls_context=context)
     return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
 
 
 def _validation(host: str, authorities: str) -> Config:
-    """The part of a TLS context that verifies the server's name or address."""
+    """Return the part of a TLS context that verifies the server's name or address."""
     kind = "IP_ADDRESS" if _is_ip(host) else "DNS"
     return {
         "validation_context": {
@@ -171,7 +171,7 @@ def _validation(host: str, authorities: str) -> Config:
 
 
 def _host(where: Config) -> str:
-    """The host of a socket address."""
+    """The host in an Envoy socket address."""
     return str(where["socket_address"]["address"])
 
 

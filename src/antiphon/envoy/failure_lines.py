@@ -1,17 +1,18 @@
 """Configures Envoy's log lines for failures that only Envoy sees: passed-through requests, and sidecars that do not
 answer.
 
-Each failing upstream of a request gets a line: Envoy tries the next one, and the sidecar sees only the last. A relayed
-stream that ended early gets a line: the sidecar sees its end, and only Envoy sees which side ended it.
+Envoy logs each failed upstream of a request, because it retries with the next upstream and the sidecar sees only the
+last one. Envoy logs a relayed stream that ended early, because only Envoy knows which side ended it.
 
-Lives here: the selection of these lines, and the distinction between a client that leaves and an upstream that breaks
-off. The fields equal those of the sidecar's lines (`observability/outcome.py`). Not here: the full access log
-(`bootstrap.py`), which a setting enables.
+This module selects the requests for these lines. It distinguishes a client that disconnects from an upstream that
+breaks off. The fields equal those of the sidecar's log lines (`observability/outcome.py`). `bootstrap.py` has the full
+access log, which a setting enables.
 
-The line does not contain the upstream's message. So it cannot distinguish an unknown model (404) from a wrong path, and
-blames the client for both. A sidecar that dies writes no lines for its requests, so each of them gets one here.
+A line does not contain the upstream's message. So it cannot distinguish an unknown model (404) from a wrong path, and
+names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line for
+each.
 
-Invariant: a request with a line of the sidecar gets no line `request` here.
+Invariant: Envoy writes no line `request` for a request that the sidecar logs.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_respons
 _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
 _PASSED_ON = "xds.route_name.startsWith('model/')"
-# A stream that the sidecar itself cuts also ends with an error, but its connection stays, and the sidecar writes a
-# line.
+# A stream that the sidecar cuts also has this error, but its connection stays open, so `upstream_reset` is missing. The
+# sidecar writes the line for it.
 _DIED = "(response.code_details.startsWith('ext_proc_error') && response.code_details.contains('upstream_reset'))"
 _NO_SIDECAR = (
     "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "
     f"|| {_DIED} || (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
 )
 _RELAYED = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
-# By the end of the connection, or by a stream reset in HTTP/2 or HTTP/3 (`http2.remote_reset`).
+# An HTTP/1 client ends the connection. An HTTP/2 or HTTP/3 client resets the stream (`http2.remote_reset`).
 _LEFT = "(response.code_details.startsWith('downstream') || response.code_details.contains('.remote_re'))"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 
@@ -44,13 +45,13 @@ _CODE = (
     f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
     "response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : ''"
 )
-# A share of the caller's timeout, because the caller's clock started a moment earlier.
+# The timeout is compared with 95 % of the caller's value, because the caller's clock started a moment earlier.
 _NEARLY = 0.95
 _SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getMilliseconds()) / 1000.0"
 
 
 def failure_lines() -> Config:
-    """The access log of failures, as JSON lines on standard output."""
+    """Build the access log of failed requests: JSON lines on standard output."""
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
         "message": "request",
@@ -72,7 +73,7 @@ def failure_lines() -> Config:
 
 
 def early_ends() -> Config:
-    """The access log of relayed streams that the client or the upstream ended early."""
+    """Build the access log of relayed streams that the client or the upstream ended early."""
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
         "message": ENDED_EARLY,
@@ -88,14 +89,15 @@ def early_ends() -> Config:
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
     lines = log_lines("early_ends", parts, f"{_RELAYED} && ({_LEFT} || {_CUT})")
-    # A successful request has no response flag, so its line costs no evaluation of the expression.
+    # A successful request has no response flag, so Envoy does not evaluate the CEL expression for it.
     lines["filter"] = {"and_filter": {"filters": [{"response_flag_filter": {}}, lines["filter"]]}}
     return lines
 
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
-    """The access log of one of several upstreams: the failures that make Envoy try the next one. A timeout appears here
-    as a caller that left after that time; one that left earlier is a client."""
+    """Build the access log of one upstream in a list. It logs the failures that make Envoy try the next upstream. On
+    this listener a timeout looks like a client that disconnects after `head_seconds`. An earlier disconnect comes from
+    the real client and is not logged."""
     silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",

@@ -1,18 +1,18 @@
 """Generates the Kubernetes objects that put Antiphon into an Envoy Gateway.
 
-Lives here: the objects and their order, with a comment on each, and the removal. Not here: the sidecar in the pod and
-the form of commands (`gateway_pod.py`), the parts of Envoy's configuration (`snippet.py` splits the bootstrap),
-printing (`commands/`).
+This module generates the objects in order, each with a comment, and the commands that remove them. `gateway_pod.py`
+generates the sidecar in the pod and the form of commands. `snippet.py` splits Envoy's configuration into parts. The
+package `commands` prints the result.
 
-Antiphon is a native sidecar of the Envoy that Envoy Gateway manages. They communicate over Unix sockets in memory, so
-they need no shared secret, and no other pod can connect. An HTTPRoute holds the public routes, so policies apply to
-them. One EnvoyPatchPolicy adds the filter, the clusters and the model listener of Antiphon's bootstrap
-(`gateway_routes.py`). Envoy Gateway's own objects reject Unix sockets in routes, and lack the limits and responses that
-a gateway needs.
+Antiphon is a native sidecar of the Envoy that Envoy Gateway manages. Envoy and the sidecar communicate over Unix
+sockets in a memory volume, so they need no shared secret, and no other pod can connect. An HTTPRoute holds the public
+routes, so Envoy Gateway's policies apply to them. One EnvoyPatchPolicy adds the filter, the clusters and the model
+listener of Antiphon's bootstrap (`gateway_routes.py`). Envoy Gateway's own objects reject Unix sockets in routes, and
+lack the limits and responses that a gateway needs.
 
-On a shared Gateway, no part affects the routes of others (`beside_others.py`). For objects of others (the Gateway, an
-EnvoyProxy) the output contains only commands that change them. On a Gateway for Antiphon alone (`GatewayTarget.own`),
-the output contains all objects.
+On a shared Gateway, Antiphon changes no routes of other teams (`beside_others.py`). The output does not contain the
+objects of other teams (the Gateway, an EnvoyProxy). It contains commands that change them. On a Gateway that serves
+only Antiphon (`GatewayTarget.own`), the output contains all objects.
 
 Invariant: the output contains no secret, only names of keys.
 """
@@ -45,28 +45,28 @@ from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion, fitted
 
 SYSTEM = "envoy-gateway-system"
-"""The namespace in which Envoy Gateway runs its Envoys."""
+"""The namespace in which Envoy Gateway runs its Envoy pods."""
 _USER = 65532
-"""The user of Envoy Gateway's Envoy; the sidecar uses it too, because only that user can open the sockets."""
+"""The user id of Envoy Gateway's Envoy. The sidecar uses the same id, because only that user can open the sockets."""
 _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 _VERSIONS = {_GATEWAY_API: "v1", _ENVOY_GATEWAY: "v1alpha1"}
 _NOBODY = "192.0.2.1"
-"""An address of the network for documentation (RFC 5737)."""
+"""An address at which no server listens, from the network reserved for documentation (RFC 5737)."""
 TLS_SECRET = f"{NAME}-tls"
-"""The certificate of listeners with TLS, in the Gateway's namespace."""
+"""The name of the Secret with the certificate for TLS listeners, in the Gateway's namespace."""
 
 
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """The objects in the order of their application, each with its comment. `settings`: the result of
+    """Return the objects in the order of their application, each with its comment. `settings` must be a result of
     `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
     made = rules(found["routes"])
-    # The names that Envoy Gateway gives them.
+    # The names that Envoy Gateway gives the listeners in Envoy's configuration.
     listeners = [f"{place.namespace}/{place.name}/{one}" for one in place.listeners]
     entries = json_patches(found, made, listeners, f"{place.namespace}/{NAME}")
     return [
@@ -112,7 +112,8 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """The commands that change an object of others, after all `objects` exist."""
+    """Return the commands that change an object of another team. They run after all `objects` exist. The list is empty
+    for a Gateway that serves only Antiphon."""
     if place.own:
         return []
     if place.envoy_proxy is not None:
@@ -128,7 +129,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
 
 
 def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
-    """The commands that remove everything, in order."""
+    """Return the commands that remove Antiphon, in order."""
     space, label = place.namespace, "gateway.envoyproxy.io/owning-gateway-"
     chosen = f"{label}namespace={space},{label}name={place.name}"
     rest = [f"service/{NAME}-nowhere", f"endpointslice/{NAME}-nowhere"]
@@ -167,14 +168,14 @@ def _object(group: str, kind: str, place: GatewayTarget, spec: Config, *, name: 
 
 
 def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> Config:
-    """The spec of the EnvoyProxy. All fields of the pod are in the patch, so that no other part of an EnvoyProxy of
-    others changes."""
+    """Build the spec of the EnvoyProxy. All fields of the pod are in the patch, so an existing EnvoyProxy of another
+    team keeps its other fields."""
     pod = gateway_pod.pod(settings, sidecar, user=_USER, own=place.own)
     envoy = {"name": "envoy", **gateway_pod.envoys_share(settings)}
     inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     deployment: dict[str, object] = {
-        # The owner of a shared Gateway decides about the number of pods.
+        # On a shared Gateway its owner sets the number of pods.
         **({"replicas": 1} if place.own else {}),
         "patch": {"type": "StrategicMerge", "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}}},
     }
@@ -216,7 +217,7 @@ def _nothing_here() -> Config:
 
 
 def _nowhere(place: GatewayTarget) -> list[Config]:
-    """A Service with an address where no server listens."""
+    """Return a Service and its EndpointSlice with an address at which no server listens."""
     name, port = f"{NAME}-nowhere", {"name": "http", "port": 80}
     slice_ = kubernetes_object(
         "discovery.k8s.io/v1",

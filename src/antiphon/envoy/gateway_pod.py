@@ -1,11 +1,11 @@
 """Generates the sidecar container for an Envoy pod that another controller manages on Kubernetes.
 
-Lives here: the container, its volumes and settings, the additions to Envoy's container, the form of objects, and the
-`kubectl` steps for installing and removing. Not here: the objects and steps of one kind of gateway (`gateway_api.py`,
-`istio.py`).
+This module generates the container, its volumes and settings, and the additions to Envoy's container. It also has
+helpers for Kubernetes objects and `kubectl` steps. `gateway_api.py` and `istio.py` generate the objects and steps for
+one kind of gateway.
 
-Antiphon is a native sidecar of that Envoy. They communicate over Unix sockets in memory, so they need no shared secret,
-and no other pod can connect.
+Antiphon is a native sidecar of that Envoy. Envoy and the sidecar communicate over Unix sockets in a memory volume, so
+they need no shared secret, and no other pod can connect.
 
 Invariants: the output contains no secret, only names of keys. A Gateway never refers to a deleted object, because such
 a Gateway serves no request.
@@ -29,52 +29,54 @@ from antiphon.envoy.routes import key_variable
 from antiphon.errors import ConfigError
 
 NAME = "antiphon"
-"""The default name of objects, and the name of the Secret."""
+"""The default name of the Kubernetes objects, and the name of the Secret."""
 GATEWAY = "gateways.gateway.networking.k8s.io"
-"""The resource name of the Gateway API's Gateway: Istio has a kind of the same name."""
+"""The full resource name of the Gateway API's Gateway, because Istio also has a resource named Gateway."""
 SETTINGS = "/etc/antiphon"
-"""The mount path of the settings' ConfigMap in the sidecar's container."""
+"""The path at which the ConfigMap with the settings is mounted in the sidecar's container."""
 _SOCKETS = "/run/antiphon"
 _SETTINGS_FILE = "antiphon.yaml"
 _LAST_PORT = 65535
 _HOSTNAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _METRICS_PORT = 9464
-"""The default port for Prometheus and Kubernetes' probes (see `metrics.listen`); a Gateway does not use it."""
+"""The default port for Prometheus and the Kubernetes probes (see `metrics.listen`). No Gateway uses this port."""
 _START_SECONDS = 30
-"""Seconds for a start on a busy machine, in addition to its waits."""
+"""The seconds that a start may take on a busy machine, in addition to its wait for the database."""
 _DRAIN_SECONDS = 600.0
-"""The default of `timeouts.drain`, as in the Helm chart. Agents' streams run for minutes, and a pod waits no longer
-than its clients stay connected."""
+"""The default of `timeouts.drain` in a managed pod, in seconds, as in the Helm chart. It is long because streams of
+agents run for minutes. A pod ends as soon as its clients have disconnected."""
 _WAIT = "--timeout=300s"
 _DATA = Path("/var/lib/antiphon")
 
 
 class GatewayTarget(NamedTuple):
-    """A Gateway and the listeners to use."""
+    """A Kubernetes Gateway and the listeners of it that Antiphon uses."""
 
     namespace: str
     name: str
     listeners: tuple[str, ...] = ("http",)
-    """The names of the listeners, for Envoy Gateway."""
+    """The names of the listeners. Only Envoy Gateway uses them."""
     port: int = 80
-    """The port of the listener, for Istio."""
+    """The port of the listener. Only Istio uses it."""
     hostnames: tuple[str, ...] = ()
-    """The hosts with Antiphon's routes; empty: every host."""
+    """The host names for which Antiphon's routes apply; empty for every host."""
     own: bool = False
-    """Whether only Antiphon has routes on it."""
+    """Whether the Gateway serves only Antiphon's routes."""
     envoy_proxy: str | None = None
-    """The EnvoyProxy that the Gateway already uses, for Envoy Gateway."""
+    """The name of the EnvoyProxy that the Gateway already uses, or None. Only Envoy Gateway uses it."""
 
 
 class Sidecar(NamedTuple):
-    """The sidecar's inputs: the values of its settings file, and the environment variables from a Secret."""
+    """The sidecar's configuration: the values of its settings file, and the names of the environment variables from a
+    Secret."""
 
     values: Config
     secrets: tuple[str, ...]
 
 
 def parse_place(text: str, listeners: str, port: str) -> GatewayTarget:
-    """Parse `NAMESPACE/NAME`, comma-separated listener names, and a port number. Raises `ConfigError`."""
+    """Parse the command-line values `NAMESPACE/NAME`, comma-separated listener names, and a port number. Raises
+    `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
         raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
@@ -94,7 +96,8 @@ def parse_hostname(text: str) -> str:
 
 
 def inside(settings: Settings) -> Settings:
-    """The settings inside the pod of a managed Envoy. An explicit drain timeout stays."""
+    """Return the settings for the pod of a managed Envoy. The drain timeout, the metrics address and
+    `state.unready_after` keep explicit values."""
     sockets = {
         "grpc": f"unix:{_SOCKETS}/grpc.sock",
         "http": f"unix:{_SOCKETS}/http.sock",
@@ -107,30 +110,31 @@ def inside(settings: Settings) -> Settings:
     if metrics.listen is None:
         metrics = metrics.model_copy(update={"listen": f"0.0.0.0:{_METRICS_PORT}"})
     if "unready_after" not in state.model_fields_set:
-        # An unready pod leaves its Service with the routes of others, and all pods would leave at once.
+        # A pod that is not ready leaves its Service. Routes of other teams would fail, and all pods would leave at the
+        # same moment.
         state = state.model_copy(update={"unready_after": 0.0})
     sidecar = settings.sidecar.model_copy(update=sockets)
-    # One process per Envoy: more replicas add both.
+    # One worker process per Envoy is enough, because more replicas add both.
     sections = {"timeouts": timeouts, "sidecar": sidecar, "metrics": metrics, "state": state}
     return settings.model_copy(update={"workers": 1, "data": _DATA, **sections})
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
-    """The keys of the Secret: the sidecar's variables, and those of Envoy's process."""
+    """The keys of the Secret: the variables of the sidecar, and the variables of Envoy's process."""
     return sorted({*sidecar.secrets, *_injected_keys(settings)})
 
 
 def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config:
-    """The fields of the pod's spec, for a strategic merge. `user`: the user of its Envoy and of the sidecar, because
-    only that user can open the sockets. `own`: the pod serves only Antiphon, so it may become unready with the
-    sidecar."""
+    """Return the fields of the pod's spec, for a strategic merge patch. `user` is the user id of Envoy and of the
+    sidecar, because only that user can open the sockets. If `own` is True, the pod serves only Antiphon, so it becomes
+    unready with the sidecar."""
     assert settings.metrics.listen is not None
     port = parse_address(settings.metrics.listen)[1]
     container: Config = {
         "name": NAME,
         "image": "antiphon:latest",
         "args": ["extproc"],
-        # A native sidecar: it starts before Envoy, and ends after it.
+        # Kubernetes starts a native sidecar before Envoy and ends it after Envoy.
         "restartPolicy": "Always",
         "env": [
             {"name": "ANTIPHON_CONFIG", "value": f"{SETTINGS}/{_SETTINGS_FILE}"},
@@ -147,9 +151,9 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
         },
         "ports": [{"name": "antiphon", "containerPort": port}],
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
-        # Longer than a start waits for its database (`state.start_within`).
+        # The probe allows more time than a start waits for its database (`state.start_within`).
         "startupProbe": _probe("/metrics", port, period=2, failures=_probed_for(settings) // 2),
-        # A hanging sidecar does not drain.
+        # A sidecar that hangs cannot drain, so its grace period is short.
         "livenessProbe": {**_probe("/metrics", port, period=10, failures=3), "terminationGracePeriodSeconds": 10},
         **({"readinessProbe": _probe("/ready", port, period=2, failures=2)} if own else {}),
         "volumeMounts": [
@@ -160,7 +164,7 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
         ],
     }
     return {
-        # The environment variables of Services must not be read as settings.
+        # Kubernetes sets environment variables for each Service. The sidecar must not read them as settings.
         "enableServiceLinks": False,
         "initContainers": [container],
         "volumes": [
@@ -173,18 +177,19 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
 
 
 def _probe(path: str, port: int, *, period: int, failures: int) -> Config:
-    # Kubernetes' probes cannot use Unix sockets.
+    # The probes use TCP, because Kubernetes' probes cannot use Unix sockets.
     asked = {"path": path, "port": port}
     return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
 
 
 def _probed_for(settings: Settings) -> int:
-    """Seconds until a sidecar that has not started counts as failed."""
+    """The seconds after which Kubernetes treats a sidecar that has not started as failed."""
     return int(settings.state.start_within) + _START_SECONDS
 
 
 def envoys_share(settings: Settings) -> Config:
-    """The additions to Envoy's container: the sockets, and the keys that Envoy adds to requests."""
+    """Return the additions to Envoy's container: the mount of the sockets, and the API keys that Envoy adds to
+    requests."""
     return {
         "env": [_from_secret(name) for name in _injected_keys(settings)],
         "volumeMounts": [{"name": "antiphon-sockets", "mountPath": _SOCKETS}],
@@ -192,58 +197,58 @@ def envoys_share(settings: Settings) -> Config:
 
 
 def settings_mount() -> Config:
-    """The mount of the settings' ConfigMap."""
+    """Return the volume mount for the ConfigMap with the settings."""
     return {"name": "antiphon-settings", "mountPath": SETTINGS, "readOnly": True}
 
 
 def settings_map(sidecar: Sidecar, namespace: str, more: dict[str, str] | None = None) -> Config:
-    """The ConfigMap with the sidecar's settings and further files."""
+    """Build the ConfigMap with the sidecar's settings file and the files in `more`."""
     return config_map(NAME, namespace, {_SETTINGS_FILE: to_yaml(sidecar.values), **(more or {})})
 
 
 def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
-    """A ConfigMap with these texts."""
+    """Build a ConfigMap with these files or values."""
     return kubernetes_object("v1", "ConfigMap", name, namespace, data=data)
 
 
 def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: object) -> Config:
-    """A Kubernetes object; `version` is its API version with the group."""
+    """Build a Kubernetes object. `version` is its API group and version."""
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 
 
 def to_text(named: Sequence[tuple[str, Config]]) -> str:
-    """Objects, each with its comment, as commented YAML documents."""
+    """Format the objects as YAML documents, each below its comment."""
     return "".join(f"---\n{_commented(comment)}{to_yaml(one)}" for comment, one in named)
 
 
 class CommandStep(NamedTuple):
-    """A command, and a comment with its purpose."""
+    """A command, and the comment that explains its purpose."""
 
     comment: str
     command: tuple[str, ...]
 
 
 def kubectl(comment: str, namespace: str, *words: str) -> CommandStep:
-    """A `kubectl` command in a namespace."""
+    """Build a `kubectl` command for a namespace."""
     return CommandStep(comment, ("kubectl", "-n", namespace, *words))
 
 
 def merged_into(comment: str, namespace: str, kind: str, name: str, spec: Config) -> CommandStep:
-    """Merge fields into the spec of an existing object; null removes a field."""
+    """Build a command that merges fields into the spec of an existing object. A null value removes a field."""
     patch = json.dumps({"spec": spec}, separators=(",", ":"))
     return kubectl(comment, namespace, "patch", kind, name, "--type=merge", "--patch", patch)
 
 
 def deleted(comment: str, namespace: str, *objects: str) -> CommandStep:
-    """Delete objects, each as KIND/NAME; objects that do not exist are no error."""
+    """Build a command that deletes objects, each named as KIND/NAME. It succeeds when an object does not exist."""
     return kubectl(comment, namespace, "delete", "--ignore-not-found", *objects)
 
 
 def served_without(
     comment: str, namespace: str, gateway: str, system: str, label: str
 ) -> tuple[CommandStep, CommandStep]:
-    """Wait until the Gateway's controller has accepted the change and rolled out its pods. `label` selects its
-    Deployment in the namespace `system`."""
+    """Build commands that wait until the Gateway's controller has accepted the change and rolled out its pods. `label`
+    selects the Gateway's Deployment in the namespace `system`."""
     return (
         kubectl(comment, namespace, "wait", "--for=condition=Accepted", f"{GATEWAY}/{gateway}", _WAIT),
         kubectl("", system, "rollout", "status", "deployment", "-l", label, _WAIT),
@@ -251,12 +256,12 @@ def served_without(
 
 
 def script(steps: Sequence[CommandStep]) -> str:
-    """The steps as a shell script."""
+    """Format the steps as a shell script."""
     return "".join(f"{_commented(one.comment)}{shlex.join(one.command)}\n" for one in steps)
 
 
 def as_comments(steps: Sequence[CommandStep]) -> str:
-    """The steps as comments of a YAML file."""
+    """Format the steps as comments of a YAML file."""
     return _commented(script(steps)) if steps else ""
 
 
@@ -265,7 +270,7 @@ def _commented(text: str) -> str:
 
 
 def _injected_keys(settings: Settings) -> list[str]:
-    """The variables from which the managed Envoy reads the upstreams' keys."""
+    """The environment variables from which the managed Envoy reads the upstreams' keys."""
     return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
 
 

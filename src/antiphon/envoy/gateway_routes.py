@@ -1,16 +1,17 @@
 """Generates the HTTPRoute with Antiphon's public routes, and the patches for Envoy Gateway's Envoy.
 
-Lives here: the rule of each route in the HTTPRoute, and the patches for fields that Envoy Gateway has no objects for.
-Not here: the routes (`routes.py`), the other parts of the bootstrap (`snippet.py`), the other objects
-(`gateway_api.py`).
+This module generates the rules of the HTTPRoute, and patches for Envoy fields that no object of Envoy Gateway can set.
+`routes.py` generates Envoy's routes, `snippet.py` the other parts of the bootstrap, and `gateway_api.py` the other
+objects.
 
-Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. Policies such as a
-SecurityPolicy configure each of these routes, with filters that no other route enables. A route that a patch adds has
-no policy. Routes that clients cannot reach are added as a whole, in front: they match a header that Envoy removes from
-clients' requests.
+Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. A policy, such as a
+SecurityPolicy, then applies to these routes. It does not apply to a route that a patch adds. So patches add only routes
+that clients cannot reach. These match a header that Envoy removes from clients' requests, and they come before all
+other routes.
 
-Invariants: a route that no patch matched leads to an address without a server, so it fails closed. The patches contain
-only `snippet.parts`. Antiphon's filter comes right before the router, so after all filters that control access.
+Invariants: a route to which no patch was applied leads to an address without a server, so its requests fail. The
+patches contain only `snippet.parts`. Antiphon's filter is right before the router, so it runs after all filters that
+control access.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import BACKEND_HEADER
 
 MOST_RULES = 16
-"""The Gateway API's limit of rules in one HTTPRoute."""
+"""The Gateway API's maximum number of rules in one HTTPRoute."""
 MOST_MATCHES = 64
-"""The Gateway API's limit of matches in one rule."""
+"""The Gateway API's maximum number of matches in one rule."""
 _HOSTS = "$.virtual_hosts[*]"
-"""The JSONPath of all hosts of a listener."""
+"""The JSONPath of all virtual hosts of a listener."""
 _GROUPED = "own"
-"""The name of routes that share one rule but no name prefix."""
+"""The name of routes that share one rule but have no common name prefix."""
 _TYPES = "type.googleapis.com/envoy.config."
 _MANAGER = "..filters[?(@.name == 'envoy.filters.network.http_connection_manager')].typed_config"
 _ROUTER = "..http_filters[?(@.name == 'envoy.filters.http.router')]"
@@ -40,14 +41,15 @@ _CLUSTER, _LISTENER, _ROUTES = "cluster.v3.Cluster", "listener.v3.Listener", "ro
 
 
 class Rule(NamedTuple):
-    """A rule of the HTTPRoute: its matches (in the Gateway API's form), and the Envoy route that it becomes."""
+    """A rule of the HTTPRoute: its matches in the Gateway API's form, and the Envoy route that the rule becomes."""
 
     matches: list[Config]
     route: Config
 
 
 def rules(routes: Sequence[Config]) -> list[Rule]:
-    """The public routes as rules; routes with the same action share a rule. Raises `ConfigError`."""
+    """Convert the public routes to rules. Routes with the same action share a rule. Raises `ConfigError` when an
+    HTTPRoute cannot hold them."""
     found: dict[str, tuple[list[Config], list[str]]] = {}
     reached = [one for one in routes if not _is_inner(one) and one["name"] != NOTHING]
     for number, route in enumerate(reached):
@@ -57,14 +59,15 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
         matches.append(_match(route["match"]))
         names.append(route["name"])
     made = [Rule(matches, {"name": _common(names), **json.loads(text)}) for text, (matches, names) in found.items()]
-    # The last rule handles the paths that none of these routes matches.
+    # One more rule follows for the paths that none of these routes matches.
     if len(made) >= MOST_RULES or any(len(one.matches) > MOST_MATCHES for one in made):
         raise ConfigError("upstream.path_allow: an HTTPRoute cannot have so many; leave some out")
     return made
 
 
 def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], http_route: str) -> list[Config]:
-    """The entries of `jsonPatches`. `found`: `snippet.parts`. `listeners`: the names that Envoy Gateway gives them."""
+    """Return the entries of `jsonPatches`. `found` is a result of `snippet.parts`. `listeners` has the names that Envoy
+    Gateway gives the listeners in Envoy's configuration."""
     added = [
         *((_CLUSTER, one["name"], {"path": "", "value": one}) for one in found["clusters"]),
         *((_LISTENER, one["name"], {"path": "", "value": one}) for one in found["listener"]),
@@ -78,23 +81,24 @@ def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], 
 
 def _of_listener(found: Config) -> list[Config]:
     manager: Config = {**found["connection_manager"]}
-    # Envoy Gateway writes its own access logs (EnvoyProxy.spec.telemetry); these are added to them.
+    # Envoy Gateway writes its own access logs (EnvoyProxy.spec.telemetry). Antiphon's logs are added to these.
     failures = manager.pop("access_log")
     first = [one for one in found["http_filter"] if one["name"] != EXTPROC]
     (ours,) = [one for one in found["http_filter"] if one["name"] == EXTPROC]
     return [
         *({"jsonPath": _MANAGER, "path": f"/{name}", "value": value} for name, value in manager.items()),
         *({"jsonPath": _MANAGER, "path": "/access_log/-", "value": one} for one in failures),
-        # In reverse, because each is inserted at the front.
+        # The order is reversed, because each patch inserts its filter at the front.
         *({"jsonPath": _MANAGER, "path": "/http_filters/0", "value": one} for one in reversed(first)),
-        # Inserted at the router's index, it comes before the router.
+        # A filter inserted at the router's index comes before the router.
         {"jsonPath": _ROUTER, "path": "", "value": ours},
         *({"path": f"/{name}", "value": value} for name, value in found["public_listener"].items()),
     ]
 
 
 def _of_hosts(fields: Config) -> list[Config]:
-    """The fields of every host; a filter's configuration is added to those of other filters."""
+    """Return the operations on all virtual hosts. Antiphon's filter configurations are added to those of other
+    filters."""
     filters = fields.get("typed_per_filter_config", {})
     others = {name: value for name, value in fields.items() if name != "typed_per_filter_config"}
     return [
@@ -107,13 +111,13 @@ def _of_hosts(fields: Config) -> list[Config]:
 
 
 def _of_routes(made: Sequence[Rule], routes: Sequence[Config], http_route: str) -> list[Config]:
-    """The operations on a RouteConfiguration. `http_route`: the HTTPRoute's NAMESPACE/NAME."""
+    """Return the operations on a RouteConfiguration. `http_route` is the HTTPRoute's NAMESPACE/NAME."""
     found: list[Config] = []
     for number, one in enumerate(made):
-        # The names that Envoy Gateway gives the routes of a rule.
+        # Envoy Gateway gives the routes of a rule names that begin like this.
         own = f"{_HOSTS}.routes[?(@.name =~ '^httproute/{http_route}/rule/{number}/')]"
         found += [{"jsonPath": own, "path": path, "value": value} for path, value in _fields(one.route)]
-    # The routes that only the sidecar's answer selects.
+    # Only the sidecar's answer can select these routes.
     inner = [one for one in routes if _is_inner(one)]
     found += [{"jsonPath": _HOSTS, "path": "/routes/0", "value": one} for one in reversed(inner)]
     return found
@@ -124,9 +128,9 @@ def _is_inner(route: Config) -> bool:
 
 
 def _fields(route: Config) -> list[tuple[str, object]]:
-    """Each field with its path. The cluster comes after all other fields, and the name last, because the path finds the
-    route by its name."""
-    # Envoy Gateway allows WebSocket upgrades on every route.
+    """Return each field of the route with its path. The cluster comes after all other fields. The name comes last,
+    because the JSONPath finds the route by its old name."""
+    # Envoy Gateway allows WebSocket upgrades on every route, so this turns them off.
     action = {"upgrade_configs": [], **route["route"]}
     cluster = action.pop("cluster")
     others = {name: value for name, value in route.items() if name not in ("name", "route", "typed_per_filter_config")}
@@ -145,7 +149,7 @@ def _per_filter(route: Config) -> Config:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The common name of the routes, for example `model/` for two that pass through: the prefix is the kind."""
+    """Return a common name for routes that share a rule, for example `model/` for two pass-through routes."""
     kinds = {name.partition("/")[0] for name in names}
     if len(set(names)) == 1:
         return names[0]
@@ -153,8 +157,8 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _check_own(route: Config, before: Sequence[Config]) -> None:
-    """Envoy Gateway prefers an exact path to an expression. So a path that one of Antiphon's expressions matches must
-    not belong to another route."""
+    """Raise `ConfigError` when a pass-through path is also a path of Antiphon's. Envoy Gateway prefers an exact path to
+    an expression, so the pass-through route would take the requests."""
     path = route["match"].get("path")
     for one in before:
         own = one["match"].get("safe_regex", {}).get("regex")
@@ -165,7 +169,7 @@ def _check_own(route: Config, before: Sequence[Config]) -> None:
 
 
 def _match(match: Config) -> Config:
-    """The match in the Gateway API's form."""
+    """Convert Envoy's route match to the Gateway API's form."""
     if "path" in match:
         found: Config = {"path": {"type": "Exact", "value": match["path"]}}
     else:

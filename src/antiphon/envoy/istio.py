@@ -1,12 +1,12 @@
 """Generates the Kubernetes objects that put Antiphon into an Istio gateway.
 
-Lives here: the objects of a Gateway of the class `istio`, their order, and the patch of each part. Not here: the
-sidecar in the pod (`gateway_pod.py`), the parts of Envoy's configuration (`snippet.py` splits the bootstrap), printing
-(`commands/`).
+This module generates the objects for a Gateway of the class `istio`, in order, and the patch for each part of Envoy's
+configuration. `gateway_pod.py` generates the sidecar in the pod. `snippet.py` splits Envoy's configuration into parts.
+The package `commands` prints the result.
 
-One EnvoyFilter patches the configuration that Istio sends to its Envoy. Istio does not send the limits of the process,
-which Envoy reads at its start. For these, Istio's agent merges a file into the bootstrap (`ISTIO_BOOTSTRAP_OVERRIDE`).
-Patches with applyTo BOOTSTRAP have had no effect since Istio 1.21.
+One EnvoyFilter patches the configuration that Istio sends to its Envoy. Envoy reads the limits of its process from its
+bootstrap. An EnvoyFilter cannot change the bootstrap, because patches with applyTo BOOTSTRAP have had no effect since
+Istio 1.21. So Istio's agent merges a file with the limits into the bootstrap (`ISTIO_BOOTSTRAP_OVERRIDE`).
 
 A patch with operation MERGE merges protobuf messages: it replaces single values, and appends to lists.
 
@@ -40,20 +40,20 @@ from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion
 
 _USER = 1337
-"""The user of Istio's Envoy."""
+"""The user id of Istio's Envoy."""
 _OVERLAY = f"{NAME}-deployment"
 _GATEWAY_API = "gateway.networking.k8s.io"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 _CONNECTIONS = "envoy.resource_monitors.global_downstream_max_connections"
 _BOOTSTRAP_FILE = "envoy-bootstrap.yaml"
 _MARGIN = 10
-"""Seconds of a pod's grace period beyond `timeouts.drain`."""
+"""The seconds by which a pod's grace period exceeds `timeouts.drain`."""
 
 
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """The objects in the order of their application, each with its comment. `settings`: the result of
+    """Return the objects in the order of their application, each with its comment. `settings` must be a result of
     `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
@@ -82,7 +82,8 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """The commands that change an object of others, after all `objects` exist."""
+    """Return the commands that change an object of another team. They run after all `objects` exist. The list is empty
+    for a Gateway that serves only Antiphon."""
     if place.own:
         return []
     comment = "Last: put the sidecar into the Gateway's pods. The Gateway must not name another ConfigMap."
@@ -90,7 +91,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
 
 
 def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
-    """The commands that remove everything, in order."""
+    """Return the commands that remove Antiphon, in order."""
     space = place.namespace
     steps = [deleted("1. Delete the patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
     if place.own:
@@ -107,8 +108,8 @@ def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> lis
 
 
 def _overload_manager(limits: Config) -> Config:
-    """The limits without the monitor that Istio's bootstrap already has, because Envoy rejects a second one with its
-    name."""
+    """Return the limits without the connection monitor. Istio's bootstrap already has that monitor, and Envoy rejects a
+    second one with the same name."""
     monitors = [one for one in limits["resource_monitors"] if one["name"] != _CONNECTIONS]
     return {**limits, "resource_monitors": monitors}
 
@@ -128,7 +129,7 @@ def _deployment(settings: Settings, sidecar: Sidecar, place: GatewayTarget, limi
         }
     values = {
         **of_process,
-        # Without it Istio's agent ends Envoy 5 s after the drain begins, whatever streams are open.
+        # Without this variable Istio's agent ends Envoy 5 s after the drain begins, even with open streams.
         "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
     }
     envoy = {
@@ -195,11 +196,12 @@ def _patches(found: Config, place: GatewayTarget) -> Iterator[Config]:
     for where in hosts or [routes]:
         if found["virtual_host"]:
             yield _patch("VIRTUAL_HOST", "MERGE", where, found["virtual_host"])
-        # In reverse, because each is inserted at the front.
+        # The order is reversed, because each patch inserts its route at the front.
         for route in reversed([one for one in found["routes"] if one["name"] != NOTHING]):
             yield _patch("HTTP_ROUTE", "INSERT_FIRST", where, route)
         for route in (one for one in found["routes"] if one["name"] == NOTHING):
-            # ADD appends after all existing routes. (Istio's analysis reports this as a mistake.)
+            # INSERT_AFTER without a route name appends the route after all existing routes. Istio's analysis reports
+            # this as a mistake.
             yield _patch("HTTP_ROUTE", "INSERT_AFTER", where, route)
 
 

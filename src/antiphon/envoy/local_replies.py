@@ -1,6 +1,6 @@
 """Rewrites Envoy's own error answers (local replies) as OpenAI error objects.
 
-Lives here: the error object for each of Envoy's responses. Not here: the sidecar's handling of them (`doors/extproc/`).
+The package `doors/extproc` handles the local replies that the sidecar receives.
 
 Invariant: a response that Envoy did not make itself is never rewritten.
 """
@@ -16,10 +16,11 @@ from antiphon.types.transport import LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
 
 def local_replies(*, to_sidecar: bool = False) -> Config:
-    """Envoy's own responses as OpenAI error objects.
+    """Build the local reply configuration, which rewrites Envoy's own responses as OpenAI error objects.
 
-    Each mapper selects by response code details: an unfiltered format would also rewrite the sidecar's immediate
-    responses. Where the sidecar reads the reply (`to_sidecar`), a header tells it that no upstream answered.
+    Each mapper selects responses by their response code details. A format without a filter would also rewrite the
+    sidecar's immediate responses. If `to_sidecar` is True, the sidecar reads the reply. A header then tells the sidecar
+    that no upstream answered.
     """
     unavailable = {"header": {"key": "retry-after", "value": "1"}}
     no_answer = "response.code_details.startsWith('upstream_reset_before_response_started')"
@@ -31,7 +32,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     unhandled = f"xds.route_name == '{RESPONSES}' && response.code_details == 'no_healthy_upstream'"
     return {
         "mappers": [
-            # The sidecar's immediate responses stay unchanged, even if an operator has a format for Envoy's own.
+            # These mappers keep the sidecar's immediate responses unchanged, even if an operator sets a body format for
+            # Envoy's own responses.
             *([] if to_sidecar else [_kept(OWN_STREAM, "text/event-stream"), _kept(OWN_JSON, "application/json")]),
             *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
             mapper(
@@ -41,7 +43,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            # No upstream is involved there, whatever failed with the connection.
+            # Requests to this cluster involve no upstream, so every connection failure is the sidecar's.
             mapper(
                 "xds.cluster_name == 'sidecar_http' && "
                 f"({no_answer} || response.code_details.startsWith('upstream_reset_after_response_started'))",
@@ -50,7 +52,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            # Only an Envoy without the ext_proc filter uses this route itself.
+            # A request uses this route itself only in an Envoy without the ext_proc filter.
             *([] if to_sidecar else [mapper(unhandled, NOT_HANDLED, None, status_code=502)]),
             mapper(
                 "response.code_details.startsWith('upstream_reset_after_response_started')",
@@ -65,7 +67,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[told],
             ),
             *([] if to_sidecar else [mapper(no_answer, *unreachable, status_code=502)]),
-            # The same message as the sidecars' (`api/router.py`).
+            # The sidecars send the same message (`api/router.py`).
             {
                 **mapper("response.code_details == 'health_check_failed'", "", None),
                 "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},
@@ -105,11 +107,11 @@ REQUEST_ID: Config = {
     "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
     "append_action": "ADD_IF_ABSENT",
 }
-"""Adds the request's id to a response without one."""
+"""Adds the header `x-request-id` with the request's id to a response without this header."""
 
 
 _NULL = "%DYNAMIC_METADATA(antiphon:nothing)%"
-"""Metadata that is never set, so JSON gets null. (Istio drops a literal null in an EnvoyFilter.)"""
+"""Metadata that is never set, so that JSON gets null. Istio drops a literal null in an EnvoyFilter."""
 
 
 def _kept(details: str, content_type: str) -> Config:
@@ -123,10 +125,10 @@ def _kept(details: str, content_type: str) -> Config:
 
 
 def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
-    """A response of Envoy for which the CEL expression is true, as an error object."""
+    """Build a mapper that rewrites Envoy's own response as an error object, if the CEL expression is true."""
     error = json.loads(error_body(message, kind, code))["error"]
     error = {name: _NULL if value is None else value for name, value in error.items()}
-    # Also null when Envoy responds before it has read a head.
+    # `request_id` is also null when Envoy responds before it has read a request head.
     return {
         "filter": where(expression),
         **fields,

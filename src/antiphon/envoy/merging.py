@@ -1,12 +1,12 @@
 """Merges Antiphon's parts into an existing Envoy configuration.
 
-Lives here: parsing its text as Envoy does, finding the place (listener, connection manager, virtual host), the merge,
-and a description of the changes. Not here: the parts (`snippet.py`), files (`commands/`), writing the result
-(`bootstrap.to_yaml`).
+This module parses the configuration as Envoy does and finds the listener, the connection manager and the virtual host.
+It merges Antiphon's parts into them and describes the changes. `snippet.py` generates the parts, the package `commands`
+reads and writes files, and `bootstrap.to_yaml` formats the result.
 
 Invariants: the merge loses no part of the configuration, and reports every changed value. If one of Antiphon's names
-already exists, nothing is merged. The input objects are not modified. Values keep their meaning for Envoy: YAML 1.1
-would read the version `1.10` as 1.1, and `1:20` as 80; for Envoy both are text.
+already exists, nothing is merged. The input objects are not modified. Values keep the meaning that they have for Envoy.
+For example, YAML 1.1 reads `1.10` as the number 1.1 and `1:20` as 80, but Envoy reads both as text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from antiphon.errors import ConfigError
 
 _MANAGER = "HttpConnectionManager"
 _KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
-"""Lists in which a name must be unique: the existing entry stays."""
+"""The lists in which an entry's name must be unique. If an entry with Antiphon's name exists, it stays."""
 
 
 class _EnvoyYamlLoader(yaml.SafeLoader):
-    """Knows the plain words of Envoy's yaml-cpp."""
+    """Parses plain YAML scalars as Envoy's parser (yaml-cpp) does."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012
@@ -38,7 +38,7 @@ _WORDS = (
     ("null", r"~|null|Null|NULL|"),
     ("bool", r"[yYnN]|(?i:yes|no|true|false|on|off)"),
     ("int", r"-?(?:0|[1-9][0-9]*|0[0-7]+|0x[0-9a-fA-F]+)"),
-    # Needed to read files that merge anchors.
+    # The merge key lets the loader read files that merge anchors.
     ("merge", r"<<"),
 )
 for _kind, _pattern in _WORDS:
@@ -46,16 +46,18 @@ for _kind, _pattern in _WORDS:
 
 
 def read(text: str) -> Any:
-    """The parsed text, YAML or JSON. Raises `yaml.YAMLError`, or `RecursionError` when it is nested too deeply."""
+    """Parse the text as JSON or YAML. Raises `yaml.YAMLError`, or `RecursionError` when the text is nested too
+    deeply."""
     try:
-        # Some JSON is not YAML, for example with tabs as indentation.
+        # Some JSON is not valid YAML, for example JSON with tabs as indentation.
         return json.loads(text)
     except ValueError:
         return yaml.load(text, Loader=_EnvoyYamlLoader)
 
 
 class MergeTarget(NamedTuple):
-    """The place of the merge: names, or None where only one exists."""
+    """The names of the listener and the virtual host into which the parts are merged. None means that the file has only
+    one."""
 
     listener: str | None = None
     virtual_host: str | None = None
@@ -68,9 +70,9 @@ class _Place(NamedTuple):
 
 
 def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None]) -> Config:
-    """The whole configuration with the parts. `tell` receives a line for each change.
+    """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
 
-    Raises `ConfigError` when the place does not exist or is ambiguous, or a name exists already.
+    Raises `ConfigError` when the target does not exist or is ambiguous, or when a name of Antiphon's exists already.
     """
     whole: Any = _copied(theirs)
     place = _find(whole, wanted)
@@ -80,7 +82,8 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
     static = _message(whole, "static_resources")
     for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
         _append(_list(static, kind), ours, f"static_resources.{kind}")
-    # A route that enables one of them would enable another filter with the same name.
+    # A filter of the same name must not exist, because a route that enables Antiphon's filter would also enable that
+    # filter.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
     for provider in _taking_tokens(filters):
         tell(
@@ -88,7 +91,7 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
             "clients would see one another's responses. Say `forward: true` there, or set owner.source to `header`"
         )
     routes = _list(place.host, "routes")
-    # The existing configuration decides about unknown paths.
+    # The existing configuration already handles unknown paths.
     routes[:0] = [one for one in parts["routes"] if one["name"] != NOTHING]
     _into(place.manager, parts["connection_manager"], "connection manager", tell)
     _into(place.listener, parts["public_listener"], "listener", tell)
@@ -143,7 +146,7 @@ def _places(whole: Config) -> Iterator[_Place]:
 
 
 def _taking_tokens(filters: list[Config]) -> Iterator[str]:
-    """The names of jwt_authn's providers that do not forward the token."""
+    """Yield the names of the jwt_authn providers that remove the token from requests."""
     for one in filters:
         message = _message(one, "typed_config")
         if str(message.get("@type")).endswith(".JwtAuthentication"):
@@ -163,7 +166,7 @@ def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None 
 
 
 def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -> None:
-    """Merge a part: its values replace existing ones, and its list entries come first."""
+    """Merge a part into a message. Antiphon's values replace existing values, and its list entries come first."""
     for field, value in part.items():
         name = _spelled(mine, field)
         called = f"{where}: {field}" if where else field
@@ -179,7 +182,7 @@ def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -
             _into(there, value, called, tell)
         elif value != there:
             mine[name] = value
-            # A message of the operator may contain a token.
+            # The old value is not shown when it is a message or a list, because it may contain a token.
             whole = isinstance(there, dict | list)
             tell(f"{called}: {'yours' if whole else _short(there)} is now {_short(value)}")
 
@@ -189,7 +192,8 @@ def _named(entries: Sequence[object], name: str) -> bool:
 
 
 def _plain(value: object) -> bool:
-    """Whether its fields can be merged with another message's: it has no `@type`."""
+    """Whether the value is a message without `@type`, so that its fields can be merged with those of another
+    message."""
     return isinstance(value, dict) and "@type" not in value and "typed_config" not in value
 
 
@@ -198,13 +202,13 @@ def _short(value: object) -> str:
 
 
 def _spelled(message: Config, field: str) -> str:
-    """The field's name in the file's spelling: Envoy accepts both."""
+    """Return the field's name as the file spells it, because Envoy accepts both snake case and camel case."""
     camel = re.sub("_([a-z])", lambda found: found[1].upper(), field)
     return camel if camel in message else field
 
 
 def _message(message: Config, field: str) -> Config:
-    """The message with this name; empty when it is missing."""
+    """Return the message in this field, or an empty one."""
     found = message.get(_spelled(message, field)) or {}
     if not isinstance(found, dict):
         raise ConfigError(f"--into: {field} must be an object")
@@ -212,7 +216,7 @@ def _message(message: Config, field: str) -> Config:
 
 
 def _list(message: Config, field: str) -> list[Config]:
-    """The list with this name, created when it is missing."""
+    """Return the list in this field. A missing list is created."""
     name = _spelled(message, field)
     if message.get(name) is None:
         message[name] = []
@@ -223,7 +227,8 @@ def _list(message: Config, field: str) -> list[Config]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy without shared parts: otherwise a change would affect all uses of a YAML anchor."""
+    """Copy the value deeply. YAML anchors share objects, and a change to a shared object would change every use of the
+    anchor."""
     if isinstance(value, dict):
         return {name: _copied(one) for name, one in value.items()}
     return [_copied(one) for one in value] if isinstance(value, list) else value
