@@ -1,8 +1,8 @@
 """Builders for the few Envoy configuration messages that Antiphon uses, as plain dictionaries.
 
-Lives here: type URLs and shapes. Not here: their use (`routes.py`, `bootstrap.py`).
+This module knows the type URLs and the shapes of messages. `routes.py`, `bootstrap.py` and other modules fill them.
 
-Invariant: nothing here reads settings.
+Invariant: no function of this module reads settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 Config = dict[str, Any]
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions."
-"""The prefix of every extension message's type."""
+"""The prefix of the type URL of every extension message."""
 
 FULL_DUPLEX: Config = {
     "request_header_mode": "SEND",
@@ -24,16 +24,17 @@ FULL_DUPLEX: Config = {
     "request_trailer_mode": "SEND",
     "response_trailer_mode": "SEND",
 }
-"""The only modes in which a processor may answer after the whole body, and send output after the upstream's end."""
+"""The ext_proc processing modes that Antiphon needs. Only in these modes may a processor answer after the whole body,
+and send output after the upstream's end."""
 
 
 def typed(kind: str, **fields: object) -> Config:
-    """A typed extension message; `kind` follows `envoy.extensions.`."""
+    """Build a typed extension message. `kind` is its type name after `envoy.extensions.`."""
     return {"@type": EXTENSIONS + kind, **fields}
 
 
 def address(text: str) -> Config:
-    """`unix:PATH` or `HOST:PORT` as an Envoy address."""
+    """Convert `unix:PATH` or `HOST:PORT` to an Envoy address."""
     if text.startswith("unix:"):
         return {"pipe": {"path": text.removeprefix("unix:")}}
     host, _, port = text.rpartition(":")
@@ -41,22 +42,22 @@ def address(text: str) -> Config:
 
 
 def socket_address(host: str, port: int) -> Config:
-    """A host's name, or its address without brackets, as an Envoy address."""
+    """Build an Envoy address from a host and a port. `host` is a name, or an IP address without brackets."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
 def internal_address(name: str) -> Config:
-    """The address of a listener inside this Envoy."""
+    """Build the address of an internal listener in the same Envoy."""
     return {"envoy_internal_address": {"server_listener_name": name}}
 
 
 def error_body(message: str, kind: str, code: str | None) -> str:
-    """An OpenAI error object as text."""
+    """Build an OpenAI error object as JSON text."""
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
 def direct_response(name: str, match: Config, status: int, body: str) -> Config:
-    """A route with a direct JSON response."""
+    """Build a route with which Envoy itself answers with this JSON body."""
     return {
         "name": name,
         "match": match,
@@ -66,7 +67,7 @@ def direct_response(name: str, match: Config, status: int, body: str) -> Config:
 
 
 def http_filter(name: str, config: Config, *, disabled: bool = False) -> Config:
-    """An entry of `http_filters`."""
+    """Build an entry of `http_filters`."""
     entry: Config = {"name": name}
     if disabled:
         entry["disabled"] = True
@@ -74,7 +75,7 @@ def http_filter(name: str, config: Config, *, disabled: bool = False) -> Config:
 
 
 def router() -> Config:
-    """The last entry of `http_filters`."""
+    """Build the router filter, which is the last entry of `http_filters`."""
     return http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))
 
 
@@ -87,8 +88,9 @@ def http_manager(
     host: Config | None = None,
     **fields: object,
 ) -> Config:
-    """An HTTP connection manager for every host. `host`: the fields of its virtual host. The route configuration has
-    the `name`, or `stat_prefix`. `filters` come before the router."""
+    """Build an HTTP connection manager with one virtual host for every host name. `host` has further fields of the
+    virtual host. The route configuration is called `name`, or `stat_prefix` if `name` is empty. `filters` come before
+    the router."""
     virtual_host = {"name": "all", "domains": ["*"], **(host or {}), "routes": routes}
     return typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -100,20 +102,21 @@ def http_manager(
 
 
 def early_headers(name: str, mutations: list[Config]) -> Config:
-    """An entry of `early_header_mutation_extensions`."""
+    """Build an entry of `early_header_mutation_extensions`, which changes request headers before Envoy selects a
+    route."""
     config = typed("http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=mutations)
     return {"name": name, "typed_config": config}
 
 
 def where(expression: str) -> Config:
-    """A CEL expression as a filter of access logs and local replies."""
+    """Build a filter for access logs and local replies that is true when the CEL expression is true."""
     kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
     return {"extension_filter": {"name": "cel", "typed_config": kind}}
 
 
 def log_lines(name: str, parts: Config, expression: str | None = None) -> Config:
-    """An access log with JSON lines on standard output, for all requests or for those where the CEL expression is
-    true."""
+    """Build an access log with JSON lines on standard output. It logs all requests, or only those for which the CEL
+    expression is true."""
     return {
         "name": name,
         **({} if expression is None else {"filter": where(expression)}),
@@ -122,7 +125,8 @@ def log_lines(name: str, parts: Config, expression: str | None = None) -> Config
 
 
 def listener(name: str, where: str | None, manager: Config) -> Config:
-    """A listener with one HTTP connection manager. Without an address, only clusters of this Envoy can reach it."""
+    """Build a listener with one HTTP connection manager. Without an address, the listener is internal, so only clusters
+    of the same Envoy can reach it."""
     return {
         "name": name,
         **({"internal_listener": {}} if where is None else {"address": address(where)}),
@@ -133,20 +137,20 @@ def listener(name: str, where: str | None, manager: Config) -> Config:
 
 
 def overwritten(header: str, value: str) -> Config:
-    """A header with this value, whatever its value was before."""
+    """Build a header entry that sets the header to this value and replaces other values."""
     return {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: object) -> Config:
-    """A cluster with these endpoint addresses. `retries`: the maximum of concurrent retries (a retry counts until its
-    stream ends)."""
+    """Build a cluster with these endpoint addresses. `retries` is the maximum number of concurrent retries. A retry
+    counts until its stream ends."""
     return shaped_cluster(
         name, [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}], retries=retries, **fields
     )
 
 
 def shaped_cluster(name: str, localities: list[Config], *, retries: int, **fields: object) -> Config:
-    """A cluster with priorities or weights of endpoints."""
+    """Build a cluster from localities, which can have priorities or endpoint weights."""
     return {
         "name": name,
         "connect_timeout": "5s",
@@ -166,15 +170,15 @@ def shaped_cluster(name: str, localities: list[Config], *, retries: int, **field
 
 
 def http_options(**fields: object) -> Config:
-    """The field of a cluster with its endpoints' HTTP version and options."""
+    """Build the cluster field with the HTTP version and the HTTP options of the endpoints."""
     options = typed("upstreams.http.v3.HttpProtocolOptions", **fields)
     return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}
 
 
 def internal_http_options() -> Config:
-    """HTTP options for a cluster of listeners inside this Envoy."""
+    """Build HTTP options for a cluster whose endpoints are internal listeners of the same Envoy."""
     return http_options(
-        # Shorter than the listener's timeout, so that no request uses a connection that is closing.
+        # This idle timeout is shorter than the listener's, so that no request uses a connection that is closing.
         common_http_protocol_options={"idle_timeout": "60s"},
         explicit_http_config={"http_protocol_options": {}},
     )

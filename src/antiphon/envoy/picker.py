@@ -1,16 +1,17 @@
 """Generates the configuration for an inference scheduler's endpoint picker, which chooses the server of each model
 call.
 
-Lives here: which upstream has a picker, the retries of routes, and the clusters. Not here: the listener with the
-picker's filter, and its failures (`picker_listener.py`); the routes to the upstream (`routes.py`); TLS (`clusters.py`).
+This module knows which upstream has a picker, and generates the retry policy of its routes and its clusters.
+`picker_listener.py` generates the listener with the picker's filter and handles the picker's failures. `routes.py`
+generates the routes to the upstream, and `clusters.py` configures TLS.
 
-The picker's filter (ext_proc, FULL_DUPLEX_STREAMED) is not in the listener of the sidecar's filter. It is behind the
-cluster `model`, in a listener inside this Envoy. So all requests to the upstream use the picker, from the public
-listener and from the model listener. Each retry picks again, so a dead server is not tried twice. And Envoy's response
-code details distinguish its failures from those of the sidecar's filter.
+The picker's filter (ext_proc, FULL_DUPLEX_STREAMED) is not in the listener of the sidecar's filter. It is in an
+internal listener of the same Envoy, behind the cluster `model`. So all requests to the upstream use the picker, from
+the public listener and from the model listener. Each retry asks the picker again, so a dead server is not tried twice.
+Envoy's response code details distinguish the picker's failures from failures of the sidecar's filter.
 
-Invariants: only the picker's answer decides where a request goes; Envoy removes the header from incoming requests.
-Without an answer the request fails (fail closed). The picker has a timeout, and sees no credentials.
+Invariants: only the picker's answer decides where a request goes; Envoy removes the picker's header from incoming
+requests. If the picker does not answer, the request fails. The picker has a timeout, and Envoy sends it no credentials.
 """
 
 from __future__ import annotations
@@ -29,35 +30,37 @@ from antiphon.envoy.messages import (
 from antiphon.types.transport import LOCAL_REPLY
 
 DESTINATION = "x-gateway-destination-endpoint"
-"""The header with the picked server: `IP:PORT`."""
+"""The header in which the picker names the server that it picked, as `IP:PORT`."""
 PICKED = "model_picked"
-"""The cluster that sends to the picked server."""
+"""The name of the cluster that sends a request to the picked server."""
 PICKER = "endpoint_picker"
-"""The name of the picker's cluster, its listener and its filter."""
+"""The name of three objects: the picker's cluster, its listener and its filter."""
 
 
 def is_picked(settings: Settings, upstream: str = "default") -> bool:
-    """Whether a picker selects the servers of this upstream. Only `upstream` can have one, not `upstreams`."""
+    """Whether a picker selects the servers of this upstream. Only the default upstream (`upstream`) can have a
+    picker."""
     return upstream == "default" and settings.envoy.endpoint_picker.address is not None
 
 
 def asked_again(settings: Settings) -> Config:
-    """The retry policy of a route to the picker's listener: if a server is unreachable, the picker selects another
-    one."""
+    """Build the retry policy of a route to the picker's listener. If a server is unreachable, Envoy retries the request
+    and the picker selects another server."""
     gone = {"name": LOCAL_REPLY, "string_match": {"prefix": "unreachable:"}}
     return {"retry_on": "retriable-headers", "retriable_headers": [gone], "num_retries": settings.envoy.retries}
 
 
 def stripped() -> list[Config]:
-    """Removes the picker's header from clients' requests: otherwise a client could name any address that Envoy can
-    reach."""
+    """Return the mutation that removes the picker's header from clients' requests. Without it a client could name any
+    address that Envoy can reach."""
     return [{"remove": DESTINATION}]
 
 
 def picked_clusters(name: str, servers: Config, picker: Config) -> list[Config]:
-    """The upstream's cluster `name`, which leads to the picker's listener, and the two clusters behind that.
+    """Return three clusters: the upstream's cluster `name`, which leads to the picker's listener, the cluster of picked
+    servers, and the picker's cluster.
 
-    `servers`: the fields of the upstream's own cluster. `picker`: those of the picker's (type and TLS).
+    `servers` has the fields of the upstream's cluster. `picker` is the picker's complete cluster.
     """
     chosen = shaped_cluster(PICKED, [], retries=100, **servers)
     del chosen["load_assignment"]
@@ -70,11 +73,11 @@ def picked_clusters(name: str, servers: Config, picker: Config) -> list[Config]:
 
 
 def picker_fields() -> Config:
-    """The fields of the picker's cluster, except its address and TLS."""
+    """Return the fields of the picker's cluster, except its address and TLS."""
     return {
         "connect_timeout": "1s",
-        # No HTTP/2 pings: a gRPC server in Go closes the connection of a client that sends more than one in five
-        # minutes.
+        # Envoy sends no HTTP/2 pings, because a gRPC server in Go closes the connection of a client that sends more
+        # than one ping in five minutes.
         "upstream_connection_options": {
             "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 10, "keepalive_interval": 5}
         },
@@ -83,5 +86,5 @@ def picker_fields() -> Config:
 
 
 def picker_place(picker: EndpointPickerSettings) -> tuple[str, int]:
-    """The picker's host and port."""
+    """Return the picker's host and port."""
     return parse_address(picker.address or "")

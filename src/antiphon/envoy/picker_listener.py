@@ -1,9 +1,9 @@
 """Generates the internal listener that holds the endpoint picker's filter.
 
-Lives here: the filter, and its failures as OpenAI error objects and log lines. Not here: the reason for a separate
-listener, its clusters (`picker.py`); the sidecar's handling of an error (`engine/exchange/phase.py`).
+This module generates the filter, and reports its failures as OpenAI error objects and log lines. `picker.py` explains
+the separate listener and generates its clusters. `engine/exchange/phase.py` handles the error in the sidecar.
 
-Invariant: each failure writes one line, and a header of its response shows that no server sent it.
+Invariant: each failure writes one log line, and a header of the error response shows that no model server sent it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WAITED = "response.code_details in ['max_duration_timeout', 'stream_idle_timeou
 _TOO_SLOW = f"(xds.route_name == 'not_picked' && {_WAITED})"
 _FAILED = "response.code_details.startsWith('ext_proc_error')"
 _UNREACHED = "response.code_details.startsWith('upstream_reset_before_response_started')"
-# A response by the picker itself has no details.
+# Envoy sets no response code details when the picker itself refuses the request.
 _REFUSED = "response.code_details == ''"
 _NO_ANSWER = "response.code_details != 'via_upstream' && !response.code_details.startsWith('downstream')"
 _CODE = (
@@ -43,7 +43,7 @@ _WHOSE = f"{_REFUSED} ? 'endpoint picker: it refused the request' : {_PICKERS} ?
 
 
 def picker_listeners(settings: Settings) -> list[Config]:
-    """The listener with the picker's filter, if a picker is configured."""
+    """Return the internal listener with the picker's filter. The list is empty if no picker is configured."""
     if not is_picked(settings):
         return []
     manager = http_manager(
@@ -60,12 +60,12 @@ def picker_listeners(settings: Settings) -> list[Config]:
 
 
 def _routes(settings: Settings) -> list[Config]:
-    """The route to the picked server, and the route of a request before the pick, which leads nowhere and has a
-    timeout.
+    """Return the route to the picked server, and the route that a request has before the pick. That second route leads
+    nowhere and has a timeout.
 
-    That timeout limits the picker's time: in this mode Envoy ignores `message_timeout`, and a timeout of the gRPC call
-    would end long streams. There are two timeouts, because Envoy first sends its own response through the picker's
-    filter, which waits as well; the second one bypasses the filters.
+    The timeout limits the picker's time. In this mode Envoy ignores `message_timeout`, and a timeout of the gRPC call
+    would end long streams. The route has two timeouts. After the first one Envoy sends its own response through the
+    picker's filter, which also waits. The second one bypasses the filters.
     """
     chosen: Config = {
         "cluster": PICKED,
@@ -74,7 +74,8 @@ def _routes(settings: Settings) -> list[Config]:
         "idle_timeout": "3600s",
     }
     if settings.envoy.retries:
-        # For a kept connection that has just closed: retry the same server. (An unreachable server needs another pick.)
+        # This retry uses the same server, for a kept connection that has just closed. An unreachable server needs
+        # another pick instead.
         chosen["retry_policy"] = {
             "retry_on": "refused-stream,reset-before-request",
             "num_retries": settings.envoy.retries,
@@ -86,7 +87,7 @@ def _routes(settings: Settings) -> list[Config]:
             "match": {"prefix": "/", "headers": [{"name": DESTINATION, "present_match": True}]},
             "route": chosen,
             "request_body_buffer_limit": BODY_LIMIT,
-            # Only Envoy sets this header.
+            # This header is removed from servers' responses, because only Envoy may set it.
             "response_headers_to_remove": [LOCAL_REPLY],
         },
         {
@@ -113,18 +114,19 @@ def _filter() -> Config:
         "filters.http.ext_proc.v3.ExternalProcessor",
         grpc_service={"envoy_grpc": {"cluster_name": PICKER}, "retry_policy": unseen},
         failure_mode_allow=False,
-        # The route changes after the pick, whether the picker requests that or not.
+        # Envoy selects the route again after the pick, even if the picker does not request it.
         route_cache_action="CLEAR",
         status_on_error={"code": "ServiceUnavailable"},
         forward_rules={"disallowed_headers": {"patterns": secret}},
-        # Pickers also send the server as metadata, which this configuration does not use.
+        # Pickers also send the picked server as metadata, which this configuration does not use.
         metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}},
         processing_mode=FULL_DUPLEX,
     )
 
 
 def _replies() -> Config:
-    """The responses in place of a server's. A header tells the sidecar so, with the status for the client."""
+    """Build Envoy's own responses for requests that no server answered. A header tells the sidecar that the response is
+    Envoy's, and which status the client gets."""
 
     def told(what: str) -> list[Config]:
         return [{"header": {"key": LOCAL_REPLY, "value": what}}]

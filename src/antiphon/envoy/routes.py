@@ -1,11 +1,11 @@
 """Generates the routes: the paths, their clusters, and the paths that never reach an upstream.
 
-Lives here: the routes of the public listener and of the model listener, in order. Not here: listeners, clusters,
-filters (`bootstrap.py`).
+This module generates the routes of the public listener and of the model listener, in order. `bootstrap.py` generates
+listeners and filters, and `clusters.py` generates clusters.
 
-Invariants: every path of Antiphon is listed. Only an allow-list of paths reaches the upstream. `POST /v1/responses`
-never passes untranslated: its route is a dead end, and only the sidecar's answer selects another route. Trusted headers
-are removed from incoming and outgoing messages.
+Invariants: every path of Antiphon is listed. Only paths on an allow-list reach the upstream. `POST /v1/responses` never
+reaches the upstream untranslated, because its route is a dead end and only the sidecar's answer selects another route.
+Envoy removes trusted headers from clients' requests and from requests to upstreams.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from antiphon.types.transport import BACKEND_HEADER, LOCAL_REPLY, SECRET_HEADER,
 
 EXTPROC = "envoy.filters.http.ext_proc"
 KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
-"""Environment variable of Envoy's process that holds the upstream key with `upstream.auth: inject`."""
+"""The environment variable of Envoy's process with the upstream's API key, for `upstream.auth: inject`."""
 SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
-"""Environment variable of Envoy's process that holds the shared secret, when a sidecar port is on TCP."""
+"""The environment variable of Envoy's process with the shared secret, for sidecar ports on TCP."""
 SECRET_PLACEHOLDER = f"${{{SECRET_VARIABLE}}}"
-"""The placeholder for the secret in matchers: they accept only literals, and the printed configuration must not contain
-the secret."""
+"""The placeholder for the secret in route matchers. Matchers accept only literals, and the printed configuration must
+not contain the secret."""
 
 NOWHERE = "nowhere"
-"""A cluster without endpoints."""
+"""The name of a cluster without endpoints."""
 UNSEEN = "connect-failure,refused-stream,reset-before-request"
-"""Retries on another sidecar when no process has seen any part of the request."""
+"""The conditions for a retry on another sidecar when no process has seen any part of the request."""
 SEEN_TOO = f"{UNSEEN},reset"
-"""The same, and when the process died before its first answer."""
+"""Like `UNSEEN`, and also a retry when the process died before its first answer."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 BODY_LIMIT = 33_554_432
-"""The maximum body of a retried request; Envoy silently does not retry larger ones (default 1 MiB)."""
+"""The maximum body in bytes of a request that Envoy can retry. Envoy silently does not retry larger ones; its default
+is 1 MiB."""
 NOTHING = "nothing"
-"""The name of the last route."""
+"""The name of the last route, for paths that do not exist."""
 RESPONSES = "responses"
-"""The name of the route of `POST /v1/responses`."""
+"""The name of the route for `POST /v1/responses`."""
 PASSED_ON = "passed_on"
 """The prefix of Envoy's counters for requests that bypass the sidecar."""
 NOT_HANDLED = (
@@ -72,7 +73,7 @@ _OWN_PATHS: dict[str, Config] = {
     "health": {"path": "/health"},
     "ready": {"path": "/ready"},
 }
-"""The paths that a sidecar handles itself, by route name."""
+"""The route matches of the paths that a sidecar handles itself, by route name."""
 _PROBES = ("health", "ready")
 
 
@@ -83,23 +84,24 @@ _NO_PREVIOUS_HOSTS: Config = {
 
 
 def key_variable(upstream: str) -> str:
-    """The environment variable of Envoy's process with the key of an upstream."""
+    """The environment variable of Envoy's process with the API key of this upstream."""
     return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
 
 
 def model_cluster(upstream: str) -> str:
-    """The name of an upstream's cluster."""
+    """The name of this upstream's cluster."""
     return "model" if upstream == "default" else f"model_{upstream}"
 
 
 def group_cluster(group: UpstreamGroup) -> str:
-    """The name of the cluster of several upstreams."""
+    """The name of the cluster for a list of upstreams."""
     return f"several_{group.name}"
 
 
 def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
-    """The public listener's routes, most specific first. `to_nowhere`: dead ends are routes to a cluster without
-    endpoints, because filters such as cors and rate limits ignore the policies of direct responses."""
+    """Return the public listener's routes, most specific first. If `to_nowhere` is True, dead ends are routes to a
+    cluster without endpoints. Filters such as cors and rate limits ignore their policies on routes with a direct
+    response."""
     return [
         *_chosen(settings),
         {
@@ -120,7 +122,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
             },
         },
-        # Requests that only read may be retried.
+        # Envoy may retry GET requests even when a process has seen them, because they change nothing.
         *(
             {
                 "name": name,
@@ -138,25 +140,26 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
 
 
 def _dead_end(to_nowhere: bool) -> Config:
-    """The route of `POST /v1/responses`, which leads nowhere without the sidecar's answer."""
+    """Build the route of `POST /v1/responses`. It leads nowhere, unless the sidecar's answer selects another route."""
     match = {"path": "/v1/responses", "headers": [_method("POST")]}
     if to_nowhere:
-        # `local_replies` explains the error when no ext_proc filter selected another route.
+        # If no ext_proc filter has selected another route, `local_replies` explains the error to the client.
         return {"name": RESPONSES, "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     said = error_body(NOT_HANDLED, "server_error", None)
     return direct_response(RESPONSES, match, 502, said)
 
 
 def _nothing(to_nowhere: bool) -> Config:
-    """The route of all paths that do not exist."""
+    """Build the route for all paths that do not exist."""
     if to_nowhere:
-        # `local_replies` turns it into a 404.
+        # `local_replies` turns Envoy's error for this cluster into a 404.
         return {"name": NOTHING, "match": {"prefix": "/"}, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     return direct_response(NOTHING, {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
 
 
 def _passed_on(settings: Settings) -> list[Config]:
-    """Chat Completions and similar paths: directly to the upstream, unless the sidecar must decide something first."""
+    """Return the routes for Chat Completions and similar paths. They lead directly to the upstream, unless the sidecar
+    must decide about the request first."""
     paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
     decided = dict.fromkeys(paths, settings.decides_chat) | {"/embeddings": settings.decides_embeddings}
     routes: list[Config] = []
@@ -172,9 +175,9 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
-    """The routes that bypass the sidecar. Their counters have a separate name, because those of the cluster include the
-    sidecar's calls. Request ids that the servers would reject do not reach an upstream either. Envoy replaces an
-    invalid id. It cuts a long one, because its regular expressions cannot count so far."""
+    """Return the routes that bypass the sidecar. Envoy counts their requests under a separate name, because the
+    cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject. It
+    truncates a long id instead, because its regular expressions cannot count that far."""
     unfit = {
         "name": request_ids.HEADER,
         "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
@@ -183,7 +186,7 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
     for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):
         route = _to_model(settings, f"model{path}", path, headers=headers)
         if is_picked(settings):
-            # A header only for the sidecar.
+            # Envoy removes this response header, because it is only for the sidecar.
             route["response_headers_to_remove"] = [LOCAL_REPLY]
         route.setdefault("request_headers_to_add", []).append(overwritten(request_ids.HEADER, value))
         routes.append({**route, "stat_prefix": PASSED_ON})
@@ -191,7 +194,7 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
 
 
 def model_door_routes(settings: Settings) -> list[Config]:
-    """The routes of the model listener: only the sidecar's own model calls."""
+    """Return the routes of the model listener, which serves only the sidecar's own model calls."""
     needed: list[Config] = []
     if parse_address(settings.sidecar.model_door)[0] != "unix":
         needed = [{"name": SECRET_HEADER, "string_match": {"exact": SECRET_PLACEHOLDER}}]
@@ -225,7 +228,7 @@ def _model_paths(settings: Settings) -> tuple[str, ...]:
 
 
 def _counting(settings: Settings, upstream: str, headers: list[Config], counter: TokenCounter) -> Config:
-    """The route to a server's token counter: below its base URL, or next to its `/v1`."""
+    """Build the route to a server's token counter. Its path is below the upstream's base URL or next to its `/v1`."""
     route = _to_model(settings, f"{upstream}{counter.path}", counter.path, headers=headers, upstream=upstream)
     if counter.above:
         base = settings.every_upstream[upstream].base_path.removesuffix("/v1")
@@ -235,32 +238,34 @@ def _counting(settings: Settings, upstream: str, headers: list[Config], counter:
 
 
 def upstream_routes(settings: Settings, name: str) -> list[Config]:
-    """The paths of one of several upstreams, for the listener in front of it."""
+    """Return the routes to one upstream of a list, for the listener in front of this upstream."""
     routes = [_to_model(settings, path.strip("/"), path, upstream=name) for path in _MODEL_PATHS]
     routes += [_counting(settings, name, [], counter) for counter in COUNTERS.values()]
     for route in routes:
-        # No retry here: Envoy tries another upstream at once, instead of waiting for a dead host a second time.
+        # These routes have no retry policy. Envoy tries another upstream immediately, instead of waiting for a dead
+        # host twice.
         route["route"].pop("retry_policy", None)
     return routes
 
 
 def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str) -> Config:
-    """A route to several upstreams: Envoy tries another one as long as no part of a response has come.
+    """Build a route to a list of upstreams. Envoy tries another upstream while no part of a response has arrived.
 
-    Path, host and credentials differ by upstream, so the listener behind this route sets them: a route is applied once,
-    before the upstream is known.
+    Path, host and credentials differ by upstream. Envoy applies a route once, before it knows the upstream, so the
+    listener of each upstream sets them.
     """
     policy: Config = {
         "retry_on": "5xx,retriable-status-codes",
         "retriable_status_codes": [429],
         "num_retries": len(group.names) - 1,
         "per_try_timeout": f"{settings.timeouts.head:g}s",
-        # At once, because the retry uses another upstream.
+        # Envoy retries without delay, because the retry uses another upstream.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
     }
     if group.weights:
         policy["retry_host_predicate"] = [_NO_PREVIOUS_HOSTS]
-        # A random choice may repeat the same upstream. With the largest weights it does so fewer times than this.
+        # A random choice may select the same upstream again. Even with the largest weights it selects another upstream
+        # within this number of attempts.
         policy["host_selection_retry_max_attempts"] = 1000
     else:
         policy["retry_priority"] = {
@@ -277,7 +282,7 @@ def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str)
 
 
 def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Config]:
-    """Responses that an upstream stores itself: read, delete and cancel by id."""
+    """Return the routes for responses that an upstream stores itself: get, delete and cancel by id."""
     routes = []
     for method in ("GET", "DELETE", "POST"):
         route = _to_model(
@@ -297,9 +302,10 @@ def _method(name: str) -> Config:
 
 
 def _chosen(settings: Settings) -> list[Config]:
-    """The routes out of the dead end: only the sidecar sets the header, and Envoy removes a client's copy.
+    """Return the routes that the sidecar selects for `POST /v1/responses`. They match a header that only the sidecar
+    can set, because Envoy removes it from clients' requests.
 
-    Its value is the upstream's name; a native upstream is called on the path that the client used.
+    The header's value is the upstream's name. A native upstream is called on the path that the client used.
     """
     native = settings.native_upstreams
     routes = [
@@ -363,32 +369,32 @@ def _to_model(
 
 
 def _sidecar_action(retried: str = UNSEEN) -> Config:
-    """To a sidecar's own port; if one has just died, to another one.
+    """Build a route action to a sidecar's own port. If that sidecar has just died, Envoy tries another one.
 
-    (Envoy does not retry a body larger than the listener's buffer.)
+    Envoy does not retry a request whose body is larger than the listener's buffer.
     """
     return {"cluster": "sidecar_http", "timeout": "0s", "retry_policy": to_another_sidecar(retried)}
 
 
 def to_another_sidecar(retried: str) -> Config:
-    """The retry policy of requests to a sidecar.
+    """Build the retry policy of requests to a sidecar.
 
-    At most two retries: a request that crashes its sidecar must not crash all of them.
+    It allows at most two retries, because a request that crashes its sidecar must not crash all sidecars.
     """
     return {
         "retry_on": retried,
         "num_retries": 2,
-        # At once: the next sidecar is alive.
+        # Envoy retries without delay, because the next sidecar is probably alive.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
         "retry_host_predicate": [_NO_PREVIOUS_HOSTS],
-        # The balancer picks at random, and prefers the dead sidecar, which has no load. So it picks until it finds
-        # another one; with two processes, a hundred attempts practically always do.
+        # The load balancer selects at random and prefers the dead sidecar, which has no load. So it repeats the choice
+        # until it selects another sidecar. With two sidecars, a hundred attempts practically always succeed.
         "host_selection_retry_max_attempts": 100,
     }
 
 
 def _sidecar_secret(settings: Settings) -> Config:
-    """On TCP the sidecar serves no request without the secret."""
+    """Return the route fields that add the shared secret. On TCP the sidecar refuses requests without the secret."""
     if parse_address(settings.sidecar.http)[0] == "unix":
         return {}
     return {

@@ -1,11 +1,12 @@
-"""Generates failover and balancing among several upstreams of one route.
+"""Generates failover and load balancing among several upstreams of one route.
 
-Lives here: the clusters that select an upstream (by order or by weight), and one listener inside Envoy per upstream.
-Not here: when Envoy tries another upstream (`routes.py`), the upstreams' own clusters (`clusters.py`).
+This module generates the clusters that select an upstream, by order or by weight. It also generates one internal
+listener per upstream. `routes.py` decides when Envoy tries another upstream, and `clusters.py` generates the upstreams'
+own clusters.
 
 A route rewrites path, host and credentials before a cluster selects an endpoint, and a retry sends the same request. So
-an aggregate cluster would send one upstream's key to another. Therefore the endpoints are listeners inside this Envoy,
-and the routes of each adapt the request to its upstream.
+an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints are internal listeners
+of the same Envoy, and the routes of each listener adapt the request to its upstream.
 
 Invariant: only a route of an upstream builds the request to that upstream.
 """
@@ -34,7 +35,7 @@ from antiphon.types.transport import UPSTREAM_HEADER
 
 
 def bootstrap_extensions(settings: Settings) -> list[Config]:
-    """The bootstrap extension for listeners inside Envoy, if needed."""
+    """Return the bootstrap extension for internal listeners. The list is empty if the configuration has none."""
     if not (settings.groups or is_picked(settings)):
         return []
     kind = typed("bootstrap.internal_listener.v3.InternalListener")
@@ -42,12 +43,12 @@ def bootstrap_extensions(settings: Settings) -> list[Config]:
 
 
 def group_clusters(settings: Settings) -> list[Config]:
-    """One cluster for each list of upstreams."""
+    """Return one cluster for each list of upstreams."""
     return [_group_cluster(group) for group in settings.groups.values()]
 
 
 def upstream_listeners(settings: Settings) -> list[Config]:
-    """One listener for each upstream in a list."""
+    """Return one internal listener for each upstream that is in a list."""
     names = dict.fromkeys(name for group in settings.groups.values() for name in group.names)
     return [_upstream_listener(settings, name) for name in names]
 
@@ -69,14 +70,14 @@ def _group_cluster(group: UpstreamGroup) -> Config:
     return shaped_cluster(
         group_cluster(group),
         localities,
-        # While one upstream is down, each request to another one is a retry, and counts until its stream ends.
+        # While one upstream is down, each request to another upstream is a retry, and counts until its stream ends.
         retries=100_000,
         type="STATIC",
         lb_policy="ROUND_ROBIN",
-        # If none is healthy, Envoy tries all of them, and the client gets their errors.
+        # If no upstream is healthy, Envoy tries all of them, and the client gets their errors.
         common_lb_config={"healthy_panic_threshold": {"value": 1}},
-        # An unreachable upstream is not tried first for a while, because every request would wait for it. Responses to
-        # one request (500, 429) do not count.
+        # Envoy stops trying an unreachable upstream first for a while, because every request would wait for it. Error
+        # responses to single requests (500, 429) do not count as unreachable.
         outlier_detection={
             "consecutive_gateway_failure": 3,
             "enforcing_consecutive_gateway_failure": 100,
@@ -97,10 +98,10 @@ def _upstream_listener(settings: Settings, name: str) -> Config:
         _listener_name(name),
         [*upstream_routes(settings, name), refused],
         stream_idle_timeout="3600s",
-        # By default, the listener in front would see a broken connection 1 s late.
+        # With Envoy's default, the listener in front would see a broken connection 1 s late.
         delayed_close_timeout="0.25s",
-        # An unreachable upstream is reported as usual; in the listener in front it triggers a retry with another
-        # upstream.
+        # Envoy reports an unreachable upstream with its usual error. The route in front of this listener then retries
+        # with another upstream.
         local_reply_config=local_replies(to_sidecar=True),
     )
     manager["route_config"]["virtual_hosts"][0]["response_headers_to_add"] = [overwritten(UPSTREAM_HEADER, name)]

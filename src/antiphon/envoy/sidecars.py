@@ -1,6 +1,6 @@
 """Computes the addresses on which the sidecar processes listen.
 
-Lives here: the address of each of several workers. Not here: Envoy's clusters for them (`clusters.py`).
+`clusters.py` generates Envoy's clusters for these addresses.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from antiphon.config.settings import Settings
 
 @dataclass(frozen=True)
 class SidecarEndpoint:
-    """The addresses of one sidecar process: `unix:PATH` or `HOST:PORT`."""
+    """The two addresses of one sidecar process, each as `unix:PATH` or `HOST:PORT`."""
 
     grpc: str
     http: str
 
 
 def endpoints(settings: Settings) -> list[SidecarEndpoint]:
-    """The addresses of all workers."""
+    """Return the addresses of all worker processes."""
     return [endpoint(settings, number) for number in range(settings.workers)]
 
 
 def endpoint(settings: Settings, number: int) -> SidecarEndpoint:
-    """The addresses of the worker with this number."""
+    """Return the addresses of the worker process with this number."""
     return SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
 
 
 def numbered(address: str, number: int) -> str:
-    """The address of a worker: `-0` in a socket's name, or the port, counts up."""
+    """Return the address of the worker with this number. For a Unix socket, `-0` in the file name becomes `-number`.
+    For TCP, the number is added to the port."""
     if number == 0:
         return address
     if parse_address(address)[0] == "unix":

@@ -1,9 +1,10 @@
 """Splits the bootstrap into the parts that an existing Envoy needs.
 
-Lives here: splitting the bootstrap into parts by their place, with their order. Not here: the parts themselves
-(`bootstrap.py`, `clusters.py`, `routes.py`).
+Each part belongs at one place of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
+parts.
 
-Invariant: at the places named in the headings, the parts pass `envoy --mode validate` (a test does this).
+Invariant: a configuration with the parts at the places that the headings name passes `envoy --mode validate` (a test
+checks it).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ Needed for listeners inside Envoy. Put it next to static_resources.""",
 def parts(
     settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
 ) -> dict[str, Config | list[Config]]:
-    """The parts, by their place."""
+    """Return the parts by the name of their place."""
     manager = connection_manager(settings)
     extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {
@@ -97,7 +98,7 @@ def parts(
         "overload_manager": overload_manager(settings),
         "http_filter": [*cors_filters(settings), extproc_filter(settings)],
         "virtual_host": virtual_host(settings),
-        # Filters need a route to act on.
+        # The dead ends are routes to a cluster, because filters such as cors need a route to run on.
         "routes": public_routes(settings, to_nowhere=True),
         "clusters": clusters(settings, sidecars, nowhere=True),
         "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],
@@ -107,7 +108,7 @@ def parts(
 
 
 def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> str:
-    """The parts as commented YAML."""
+    """Return the parts as YAML with comments."""
     text = [f"# What an existing Envoy ({version}) needs for Antiphon. Each key names the place of its part.\n"]
     for name, part in parts(settings, sidecars, version).items():
         heading = "".join(f"# {line}\n" for line in _HEADINGS[name].splitlines())

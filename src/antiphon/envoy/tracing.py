@@ -1,12 +1,13 @@
 """Configures Envoy's own trace spans and how the sidecar's spans join them.
 
-Lives here: the tracer of the listeners, and the collector's cluster. Not here: the sidecar's spans (`observability`).
+This module configures the tracer of the listeners and the address of the trace collector. The package `observability`
+makes the sidecar's spans.
 
 Envoy 1.40 continues a client's `traceparent`, and sends its span's `traceparent` as gRPC metadata to the external
-processor. So the sidecar's spans are within Envoy's. The model listener only continues traces of the sidecar: model
-calls of unsampled requests begin no new traces.
+processor. So the sidecar's spans are children of Envoy's spans. The model listener only continues traces of the
+sidecar, so model calls of unsampled requests begin no new traces.
 
-Invariant: without `tracing.endpoint` the configuration contains none of this. It contains no secret.
+Invariants: without `tracing.endpoint` Envoy's configuration contains no tracing. The configuration contains no secret.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def header_variable(name: str) -> str:
-    """The environment variable of Envoy's process with a header of `tracing.headers`."""
+    """The environment variable of Envoy's process with the value of this header of `tracing.headers`."""
     return _VARIABLE + re.sub(r"\W", "_", name).upper()
 
 
 def tracing(settings: Settings, *, begins: bool) -> Config:
-    """The manager's fields. `begins`: whether requests without a trace may begin one."""
+    """Return the tracing fields of a connection manager. If `begins` is True, a request without a trace may begin
+    one."""
     chosen = settings.tracing
     if chosen.traces_url is None:
         return {}
@@ -43,10 +45,10 @@ def tracing(settings: Settings, *, begins: bool) -> Config:
         ]
     return {
         "tracing": {
-            # The sampler decides; a client's `x-client-trace-id` has no effect.
+            # Only the sampler below decides about sampling, so a client's `x-client-trace-id` has no effect.
             "client_sampling": {"value": 0},
             "random_sampling": {"value": 100},
-            # A span for each attempt at an upstream, within the request's.
+            # Envoy makes a child span for each attempt at an upstream.
             "spawn_upstream_span": True,
             "provider": {
                 "name": "envoy.tracers.opentelemetry",
@@ -62,7 +64,8 @@ def tracing(settings: Settings, *, begins: bool) -> Config:
 
 
 def _sampler(share: float) -> Config:
-    # The sender of `traceparent` has decided. (Without a sampler Envoy decides again at random.)
+    # The sender of `traceparent` has already decided about sampling. Without this sampler Envoy would decide again at
+    # random.
     kind = "tracers.opentelemetry.samplers.v3."
     of_its_own = typed(
         f"{kind}TraceIdRatioBasedSamplerConfig",
@@ -79,12 +82,12 @@ def _sampler(share: float) -> Config:
 
 
 def untraced(settings: Settings) -> Config:
-    """The fields of a route: health checks begin no trace."""
+    """Return route fields that keep health checks from beginning a trace."""
     return {"tracing": {"random_sampling": {"numerator": 0}}} if settings.tracing.traces_url is not None else {}
 
 
 def collector_address(settings: Settings) -> tuple[str, int, bool] | None:
-    """The collector's host and port, and whether it uses TLS; None without tracing."""
+    """Return the trace collector's host, its port, and whether it uses TLS. Returns None without tracing."""
     if settings.tracing.traces_url is None:
         return None
     url = urlsplit(settings.tracing.traces_url)

@@ -1,8 +1,8 @@
 """Defines the supported Envoy versions, and the features that older ones lack.
 
-Lives here: the oldest and the newest tested version, and the tables of later features and fixes. Also here: fitting a
-configuration, and finding the Envoy binary and its version. Not here: the configuration (`bootstrap.py` and its parts,
-which are written for the newest version).
+This module names the oldest and the newest tested version, and has tables of later features and fixes. It removes
+fields that an older version lacks from a configuration. It also finds the Envoy binary and its version. `bootstrap.py`
+and its parts generate the configuration for the newest version.
 
 Invariant: every difference between versions is a row of `FEATURES` (configuration) or `FIXES` (defects).
 """
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class EnvoyVersion(NamedTuple):
-    """The major and minor number. A patch release changes no configuration."""
+    """Envoy's major and minor version number. A patch release changes no configuration."""
 
     major: int
     minor: int
@@ -35,20 +35,21 @@ class EnvoyVersion(NamedTuple):
 
 
 OLDEST = EnvoyVersion(1, 37)
-"""The first version in which an external processor can stream its own response (`StreamedImmediateResponse`)."""
+"""The oldest supported version. It is the first version in which an external processor can stream its own response
+(`StreamedImmediateResponse`)."""
 NEWEST = EnvoyVersion(1, 40)
-"""The newest tested version. Later ones get the same configuration."""
+"""The newest tested version. Later versions get the same configuration."""
 
 
 class Feature(NamedTuple):
-    """A field of the configuration that some supported versions lack."""
+    """A configuration field that some supported versions lack."""
 
     since: EnvoyVersion
     message: str
-    """The message that has the field, below `envoy.extensions.`."""
+    """The type name of the message that has the field, after `envoy.extensions.`."""
     field: str
     without: str
-    """The difference without it."""
+    """What is different with an Envoy that lacks the field."""
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -62,11 +63,11 @@ FEATURES: tuple[Feature, ...] = (
 
 
 class Fix(NamedTuple):
-    """A defect of Envoy that concerns Antiphon, and the first release without it."""
+    """A defect of Envoy that concerns Antiphon, and the first version without it."""
 
     since: EnvoyVersion
     before: str
-    """What may happen with an older Envoy."""
+    """What may happen with an Envoy before that version."""
 
 
 FIXES: tuple[Fix, ...] = (
@@ -81,7 +82,8 @@ FIXES: tuple[Fix, ...] = (
 
 
 def parse_version(text: str) -> EnvoyVersion:
-    """Parse `1.38` or `1.38.3`. Raises `ConfigError` with the supported versions."""
+    """Parse a version such as `1.38` or `1.38.3`. Raises `ConfigError` when Envoy is too old or the text is no
+    version."""
     found = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\.\d{1,6})?([-+].*)?", text.strip())
     if found is None:
         raise ConfigError(f"{text[:40]!r} is no version of Envoy: give it as {NEWEST}, or as {NEWEST}.0")
@@ -95,7 +97,7 @@ def parse_version(text: str) -> EnvoyVersion:
 
 
 def fitted(config: _T, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> _T:
-    """The configuration (or a part) without the fields that this version lacks."""
+    """Return the configuration, or a part of it, without the fields that this version lacks."""
     missing = {(EXTENSIONS + one.message, one.field) for one in features if version < one.since}
     return _without(config, missing) if missing else config
 
@@ -113,7 +115,8 @@ _SECONDS = 30
 
 
 def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
-    """The binary in the settings, or the one next to this Python (the `envoy` extra), or the one on PATH."""
+    """Find the Envoy binary: `explicit` from the settings, or the one next to this Python (the `envoy` extra), or the
+    one on PATH. Raises `ConfigError`."""
     if explicit is not None:
         if not (explicit.is_file() and os.access(explicit, os.X_OK)):
             raise ConfigError(f"envoy.binary: {explicit} is not an executable file")
@@ -131,12 +134,12 @@ def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
 
 
 def full_version(binary: Path) -> str:
-    """The binary's full version: `1.40.0`. Raises `ConfigError`."""
+    """Return the binary's full version, for example `1.40.0`. Raises `ConfigError`."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{binary} does not say which version it is: {error}") from None
-    # "envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL"
+    # The output is, for example, "envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL".
     found = re.search(r"/(\d+\.\d+\.\d+)[^/]*/", done.stdout)
     if found is None:
         raise ConfigError(f"{binary} does not say which version it is: is it Envoy?")
@@ -144,5 +147,5 @@ def full_version(binary: Path) -> str:
 
 
 def version_of(binary: Path) -> EnvoyVersion:
-    """The binary's version for its configuration. Raises `ConfigError` for an unsupported one."""
+    """Return the binary's major and minor version. Raises `ConfigError` for an unsupported version."""
     return parse_version(full_version(binary))
