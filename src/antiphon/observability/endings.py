@@ -1,19 +1,19 @@
 """Reports ended responses in batches, and waits for Envoy's report when a stream ends early.
 
-Lives here: the queue of ended responses, and its times; requests that wait for Envoy's report, and reports that precede
-the end of their request. Not here: lines and metrics of responses (`observation.py`), Envoy's line
-(`envoy/failure_lines.py`) and its way to the worker (`supervisor/early_ends.py`).
+`Endings` queues the reports of ended responses. `EarlyEnds` holds requests that wait for Envoy's report, and reports
+that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
+`envoy/failure_lines.py` defines Envoy's log line, and `supervisor/early_ends.py` sends it to the worker.
 
 Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
-CPU cache. One write of many lines also wakes their reader only once. So a serving process reports successful responses
-every `_SECONDS`. Without `by_time`, each is reported at once.
+CPU cache. One write of many lines also wakes the reader of the log only once. So a serving process reports successful
+responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
 
-A sidecar sees the end of Envoy's stream but not its cause. Envoy's line has the cause; it arrives a moment before or
-after.
+A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause. It arrives a moment before
+or after the end of the stream.
 
-Invariants: each ended response is reported once, in order, at the latest `_SECONDS` later, at a scrape or at the
-process's end. At most `_MOST` wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or at the
-process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports no request waits.
+Invariants: each ended response is reported once, in order, at most `_SECONDS` late. A scrape and the process's end
+report all of them. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or
+at the process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports no request waits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _MOST_REPORTS = 1000
 
 
 class EarlyEnd(NamedTuple):
-    """Envoy's report on one stream. `status` is the client's HTTP status, 0 if it got none."""
+    """Envoy's report on the early end of one stream. `client_left` is False if the upstream broke off. `status` is the
+    client's HTTP status, or 0 if the client got none."""
 
     client_left: bool
     details: str
@@ -43,7 +44,8 @@ _Told = Callable[[EarlyEnd | None], None]
 
 
 class EarlyEnds:
-    """Matches early ends with Envoy's reports. One per process, only for the event loop's thread."""
+    """Matches requests whose stream ended early with Envoy's reports. A process has one object, for use in the event
+    loop's thread only."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -51,11 +53,11 @@ class EarlyEnds:
         self._heard: dict[str, tuple[EarlyEnd, float]] = {}
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Reports will come: from now on requests wait for them."""
+        """Enable waiting. The caller knows that Envoy's reports will arrive."""
         self._loop = loop
 
     def ask(self, request_id: str, told: _Told) -> None:
-        """Call `told` with Envoy's report on this request, or with None if none comes."""
+        """Call `told` with Envoy's report on this request, or with None if no report arrives in time."""
         loop = self._loop
         if loop is None:
             told(None)
@@ -68,25 +70,26 @@ class EarlyEnds:
         self._asked.setdefault(request_id, []).append((told, timer))
 
     def hear(self, request_id: str, end: EarlyEnd) -> None:
-        """Process a report from Envoy."""
+        """Process a report from Envoy: answer a waiting request, or store the report."""
         if self._loop is None or self._answer(request_id, end):
             return
-        # Most reports are about other processes' requests. The others may arrive before the request has ended here.
+        # Most reports concern requests of other processes. A report on this process's request may arrive before the
+        # request has ended.
         self._heard.pop(request_id, None)
         self._heard[request_id] = (end, self._loop.time())
         if len(self._heard) > _MOST_REPORTS:
             del self._heard[next(iter(self._heard))]
 
     def close(self) -> None:
-        """No more reports come: answer all waiting requests."""
+        """Stop waiting: call all waiting callbacks with None."""
         self._loop = None
         for request_id in list(self._asked):
             while self._answer(request_id, None):
                 pass
 
     def _answer(self, request_id: str, end: EarlyEnd | None) -> bool:
-        """Answer the first request that waits under this id; return whether there was one. (Several requests may have
-        the same id.)"""
+        """Answer the first request that waits under this id. Several requests may have the same id. Returns False if
+        none waits."""
         asked = self._asked.get(request_id)
         if not asked:
             return False
@@ -99,7 +102,8 @@ class EarlyEnds:
 
 
 class Endings:
-    """Queues the reports of ended responses. One per process, only for the event loop's thread. At most `most` wait."""
+    """Queues the reports of ended responses, at most `most` of them. A process has one object, for use in the event
+    loop's thread only."""
 
     def __init__(self, *, most: int = _MOST) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,11 +113,11 @@ class Endings:
         self.early = EarlyEnds()
 
     def by_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on report in batches."""
+        """Switch to reporting in batches on this event loop."""
         self._loop = loop
 
     def add(self, tell: Callable[[], None], *, now: bool) -> None:
-        """Queue a report; with `now` all queued reports are written at once."""
+        """Queue a report. If `now` is True, all queued reports are written immediately."""
         self._waiting.append(tell)
         if now or self._loop is None or len(self._waiting) >= self._most:
             self.tell()
@@ -131,14 +135,14 @@ class Endings:
                     self._waiting.popleft()()
         finally:
             if self._waiting and self._loop is not None:
-                # One report failed, which must not stop the others.
+                # The first report raised an error, which must not stop the other reports.
                 self._timer = self._loop.call_soon(self.tell)
 
     def close(self) -> None:
-        """Write all reports, also those that wait for Envoy."""
+        """Write all reports, also those that wait for Envoy's report."""
         self.early.close()
         self.tell()
 
     async def tell_before_scrape(self) -> None:
-        """Like `tell`, as a coroutine."""
+        """Write all queued reports, so that a scrape includes them."""
         self.tell()

@@ -1,9 +1,9 @@
 """Renders metrics in Prometheus' text format.
 
-Lives here: the use of prometheus_client: metric families from numbers, its process metrics, the text. Not here: the
-numbers (`metric_values.py`), the schedule of reading them (`metrics.py`).
+This module is the only user of prometheus_client. It makes metric families from numbers, adds process metrics and
+renders the text. `metric_values.py` stores the numbers, and `metrics.py` decides when they are read.
 
-Imported at the first scrape (16 ms, 1.5 MiB): a process serves without it.
+The first scrape imports this module. The import takes 16 ms and 1.5 MiB, which a process without scrapes saves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Exposition(Collector):
-    """A registry of these metrics, which are read at every rendering, and of process metrics."""
+    """A registry with Antiphon's metrics and process metrics. Each rendering reads the current numbers."""
 
     def __init__(self, kept: Sequence[LabelledCounter | LabelledHistogram]) -> None:
         self._kept = kept
@@ -32,16 +32,16 @@ class Exposition(Collector):
         GCCollector(registry=self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, in order."""
+        """Return every metric family, in the order of the documentation."""
         return [_family(one) for one in self._kept]
 
     def render(self) -> bytes:
-        """All metrics as text."""
+        """Return all metrics as text."""
         return generate_latest(self._registry)
 
 
 def gauge(definition: MetricDefinition, value: float) -> Metric:
-    """A gauge without labels."""
+    """Build a gauge without labels."""
     family = GaugeMetricFamily(definition.name, definition.text)
     family.add_metric((), value)
     return family

@@ -1,10 +1,10 @@
 """Formats and redacts log lines, as JSON or for a terminal.
 
-Lives here: lines; for a terminal time, level unless it is `info`, event, and for a response its model, outcome, tokens,
-seconds and id. Not here: what is logged, structlog's set-up (`logs.py`), and how lines get out (`log_output.py`).
+A terminal line shows the time, the level unless it is `info`, and the event. For a response it shows the model, the
+outcome, the tokens, the seconds and the id. `logs.py` sets up structlog, and `log_output.py` writes the lines.
 
-Invariants: no line has the value of a key that carries credentials, or a text with the shape of a credential. Text from
-a client or an upstream reaches a terminal without control characters.
+Invariants: no line contains the value of a key that holds credentials, or a text with the shape of a credential. Text
+from a client or an upstream reaches a terminal without control characters.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ _SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re
 
 
 def _redact(event: MutableMapping[str, object]) -> None:
-    """Replace what could be a credential, by key and by shape, however deep."""
+    """Replace every value that could be a credential, by its key and by its shape, at any depth."""
     for key, value in event.items():
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
 
 
 def as_json(_: object, level: str, event: MutableMapping[str, object]) -> bytes:
-    """The whole line in one step: this runs for every response, and seven steps cost three times as much."""
+    """Format an event as one JSON line. This is one function, because it runs for every response and a chain of seven
+    structlog processors takes three times as long."""
     return render(_complete(level, event))
 
 
 def as_console(_: object, level: str, event: MutableMapping[str, object], *, colors: bool) -> str:
-    """The line for a person at a console."""
+    """Format an event as a line for a terminal."""
     return console_line(_complete(level, event), colors=colors)
 
 
 def _complete(level: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
     if "exc_info" in event:
-        # Tracebacks are text already when redaction sees them.
+        # Redaction works on text, so the traceback becomes text first.
         event = structlog.processors.format_exc_info(None, level, event)
     if not _PLAIN.issuperset(map(type, event.values())) or _any_of_secret(tuple(event)) or _holds_secret(event):
         _redact(event)
@@ -59,7 +60,8 @@ def _complete(level: str, event: MutableMapping[str, object]) -> MutableMapping[
 
 
 def stamp(event: MutableMapping[str, object]) -> None:
-    """When it was: now, or at the time (seconds of the epoch) that the line of something past brings."""
+    """Set the event's timestamp. An event about the past has its time in seconds of the epoch as `timestamp`; the
+    default is the current time."""
     at = event.pop("timestamp", None)
     micros = round((at if isinstance(at, (int, float)) else time.time()) * 1e6)
     event["timestamp"] = f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
@@ -73,7 +75,7 @@ def _to_the_second(at: int) -> str:
 _encode: Final = msgspec.json.Encoder().encode
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
-"""The types of values that a line shows unchanged, except texts with the shape of a credential."""
+"""The types of values that a line shows unchanged. Only texts with the shape of a credential are redacted."""
 
 
 @lru_cache(1024)
@@ -82,11 +84,13 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
-"""Texts that the process makes itself, in each line of a response: the search would take most of its time there."""
+"""The keys whose texts the process makes itself. They are in each line of a response, and searching them for
+credentials would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, Any]) -> bool:
-    """Whether a text of the line has the shape of a credential. One by one: most are too short to be searched."""
+    """Whether a text in the event has the shape of a credential. Most texts are too short to be one and are not
+    searched."""
     for name, value in event.items():
         if type(value) is str and len(value) >= SHORTEST_KEY and name not in _OURS and _is_secret(value):
             return True
@@ -94,8 +98,8 @@ def _holds_secret(event: Mapping[str, Any]) -> bool:
 
 
 def _is_secret(text: str) -> bool:
-    # Not where no `sk-`, and no space behind a `Bearer`, can be in the text. (The expression takes some letters and
-    # spaces beyond ASCII for those of ASCII.)
+    # Skip the search if the text contains no `sk-` and no space after a `Bearer`. With IGNORECASE the expression also
+    # matches some letters and spaces beyond ASCII, so other text is searched.
     looked_at = "k-" in text or "K-" in text or " " in text or not (text.isascii() and text.isprintable())
     return (looked_at and _SECRET_TEXT.search(text) is not None) or KEYS.search(text) is not None
 
@@ -110,13 +114,13 @@ def _redacted(key: str, value: object) -> object:
     if isinstance(value, str):
         return _without(value)
     if isinstance(value, (list, tuple)):
-        # Headers are lists of pairs, whose first part is the name.
+        # A header is a pair of name and value, and the name decides about redaction.
         if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
             return [_without(value[0]), "[redacted]"]
         return [_redacted(key, part) for part in value]
     if isinstance(value, (int, float, type(None))):
         return value
-    # What is no JSON, such as an error, a set or an object of one's own.
+    # The value has no JSON form, for example an exception, a set or another object.
     return _without(str(value))
 
 
@@ -128,11 +132,11 @@ def render(event: Mapping[str, Any]) -> bytes:
     try:
         return _encode(event)
     except (TypeError, ValueError, OverflowError):
-        # What a client sent may hold half a character or a huge number; a line about it must still come out.
+        # A client's text may contain an unpaired surrogate or a huge number. The line must be written anyway.
         return json.dumps(event).encode()
 
 
-# For a terminal
+# Lines for a terminal.
 
 _DIM, _BOLD, _RED, _GREEN, _YELLOW, _END = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 _OF_LEVEL: Final = {"debug": _DIM, "info": _BOLD, "warning": _YELLOW, "warn": _YELLOW}
@@ -142,12 +146,12 @@ _GOOD: Final = frozenset({"completed", "ok", "incomplete"})
 
 
 def colors_wanted() -> bool:
-    """Whether standard error is a terminal and its user wants colors (the variable `NO_COLOR`, no-color.org)."""
+    """Whether standard error is a terminal and the variable `NO_COLOR` is not set (no-color.org)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 def console_line(line: Mapping[str, Any], *, colors: bool) -> str:
-    """The line; the advice and a traceback follow on separate lines."""
+    """Format a line for a terminal. The advice and a traceback follow on separate lines."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
     parts = [paint(_time(line.get("timestamp")), _DIM)]
@@ -191,7 +195,7 @@ def _request(line: Mapping[str, Any], paint: Any) -> list[str]:
 
 
 def _why(line: Mapping[str, Any]) -> list[str]:
-    """The cause of a failure, and the parts of the request that Antiphon left out."""
+    """Return the cause of a failure, and the parts of the request that Antiphon ignored."""
     parts = [_shown(line["cause"], spaced=True)] if line.get("cause") else []
     if line.get("ignored"):
         parts.append(f"ignored={_shown(line['ignored'])}")
@@ -204,7 +208,7 @@ def _seconds(line: Mapping[str, Any]) -> str:
 
 
 def _time(stamp: object) -> str:
-    """The local time of day."""
+    """Return the local time of day; spaces for an invalid timestamp."""
     try:
         return datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).astimezone().strftime("%H:%M:%S")
     except ValueError:
@@ -212,7 +216,8 @@ def _time(stamp: object) -> str:
 
 
 def _shown(value: object, *, spaced: bool = False) -> str:
-    """The value as text; quoted and escaped if it has control characters, or spaces unless `spaced`."""
+    """Return the value as text. A value with control characters is quoted and escaped, and so is one with spaces unless
+    `spaced`."""
     text = str(value)
     return text if text.isprintable() and (spaced or " " not in text) else repr(text)
 

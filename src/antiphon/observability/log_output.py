@@ -1,13 +1,13 @@
 """Writes log lines to standard error without blocking the caller.
 
-Lives here: the output of complete lines. Not here: the lines (`logs.py`).
+This module writes complete lines. `log_lines.py` formats them.
 
-A line goes to a pipe at once as long as the pipe has room, so usually it is written when the call returns. Other lines,
-and all lines to a file (a disk may hang), wait in a queue for a thread.
+While a pipe has room, a line is written to it immediately, so usually it is written when the call returns. Otherwise
+the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
 
 Invariants: no caller waits. The queue holds at most `max_bytes`. Further lines, and lines that a full disk rejects, are
-dropped and counted, and a separate line reports the number when there is room again. Lines are complete and in order
-(except the last one before a full disk).
+dropped and counted. When there is room again, a separate line reports the number. Lines are complete and in order; only
+the last line before a full disk may be truncated.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _EXIT_SECONDS: Final = 1.0
 
 
 class LogOutput:
-    """Writes lines to one descriptor, from any thread. `tell` makes the line about a number of dropped lines."""
+    """Writes lines to one file descriptor, from any thread. `tell` returns the line that reports a number of dropped
+    lines."""
 
     def __init__(self, descriptor: int, tell: Callable[[int], bytes], *, max_bytes: int = _MAX_BYTES) -> None:
-        # A copy: the number may be closed and reused for another file while lines are still queued.
+        # The duplicate protects queued lines, because other code may close the descriptor and its number may be reused.
         self._descriptor = os.dup(descriptor)
         self._direct = _open_without_waiting(descriptor)
         self._tell = tell
@@ -39,7 +40,7 @@ class LogOutput:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
-        # The number of lines that the file rejected, and whether it ends within a line.
+        # The number of lines that the file rejected, and whether the file ends in the middle of a line.
         self._failed = 0
         self._torn = False
         self.lost = 0
@@ -51,7 +52,7 @@ class LogOutput:
         atexit.register(self.flush, _EXIT_SECONDS)
 
     def write(self, line: bytes, lines: int = 1) -> None:
-        """Write one line, or `lines` lines in one piece, without the last line end."""
+        """Write one line without its line end. `lines` is the number of lines that `line` contains."""
         data = line + b"\n"
         with self._changed:
             if self._direct is not None and not self._lines and not self._writing and not self._dropped:
@@ -60,7 +61,7 @@ class LogOutput:
                 except BlockingIOError:
                     pass
                 except OSError:
-                    # The reader has closed the pipe; that must not fail a request.
+                    # The reader has closed the pipe. That must not fail a request.
                     return
                 if not data:
                     return
@@ -76,7 +77,7 @@ class LogOutput:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all lines are written; False after `seconds`."""
+        """Wait until all lines are written. Returns False after `seconds`."""
         last = time.monotonic() + seconds
         with self._changed:
             while self._lines or self._writing or self._dropped:
@@ -87,7 +88,7 @@ class LogOutput:
         return True
 
     def close(self) -> None:
-        """Stop; queued lines are still written."""
+        """Stop the writer thread after it has written the queued lines."""
         self.flush(_EXIT_SECONDS)
         atexit.unregister(self.flush)
         with self._changed:
@@ -109,7 +110,7 @@ class LogOutput:
                 while self._lines and len(taken) < _AT_ONCE:
                     taken += self._lines.popleft()
                 if self._dropped:
-                    # The dropped lines came after all queued ones.
+                    # The dropped lines were newer than all queued lines, so the report follows them.
                     told = self._tell(self._dropped) + b"\n"
                     self._lines.append(told)
                     self._size += len(told)
@@ -132,7 +133,8 @@ class LogOutput:
             os.close(self._direct)
 
     def _write(self, data: bytes) -> int:
-        """The number of written bytes: all, unless the disk is full or the reader has closed."""
+        """Write the data and return the number of written bytes. It is less than all if the disk is full or the reader
+        has closed."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):
@@ -141,7 +143,8 @@ class LogOutput:
 
 
 def _open_without_waiting(descriptor: int) -> int | None:
-    """Open the same pipe or terminal again in non-blocking mode. The mode of other descriptors stays unchanged."""
+    """Open the same pipe or terminal again in non-blocking mode. Other descriptors of it keep their mode. Returns None
+    for other kinds of files."""
     try:
         kind = os.fstat(descriptor).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):

@@ -1,7 +1,7 @@
 """Configures logging: JSON lines with a request id, or readable lines on a terminal.
 
-Lives here: the set-up of structlog and of the standard library's loggers. Not here: the events, the form of a line and
-redaction (`log_lines.py`), non-blocking output (`log_output.py`).
+This module sets up structlog and the standard library's loggers. `log_lines.py` formats and redacts lines, and
+`log_output.py` writes them without blocking.
 
 Invariants: all lines go to standard error. No request or response body is ever logged.
 """
@@ -25,7 +25,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
-    """Set up logging for this process; `auto` is readable on a terminal, else JSON."""
+    """Set up logging for this process. The form `auto` means readable lines on a terminal, and JSON otherwise."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = _LEVELS[level]
     _open_output(console=console)
@@ -38,7 +38,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(number, logging.WARNING))
-    # It warns with the subprotocols of a client, and browsers put API keys there.
+    # This logger warns with the subprotocols that a client sends, and browsers send API keys as subprotocols.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 
@@ -53,7 +53,7 @@ _held = _Held()
 
 
 def write_line(line: bytes) -> None:
-    """Write a complete line to the common output. Never waits."""
+    """Write a complete line to standard error. Never waits."""
     if _held.lines is not None:
         _held.lines.append(line)
     else:
@@ -62,7 +62,7 @@ def write_line(line: bytes) -> None:
 
 @contextlib.contextmanager
 def lines_together() -> Iterator[None]:
-    """Lines that this thread writes within the block are written together at its end; the block waits for nothing."""
+    """Collect the lines that this thread writes within the block, and write them together at the block's end."""
     _held.lines = []
     try:
         yield
@@ -76,19 +76,20 @@ def _write(data: bytes, lines: int) -> None:
     if _out is not None:
         _out.write(data, lines)
         return
-    # Standard error is not a file descriptor (in a test).
+    # In tests, standard error may have no file descriptor.
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.buffer.write(data + b"\n")
         sys.stderr.buffer.flush()
 
 
 def dropped_lines() -> int:
-    """The number of lines that were dropped because the reader was too slow."""
+    """The number of lines that were dropped because the reader was too slow or the disk was full."""
     return _out.lost if _out is not None else 0
 
 
 def flush(seconds: float) -> None:
-    """Wait until all lines are written, at most `seconds`: for an end without clean-up."""
+    """Wait until all lines are written, at most `seconds`. A process calls this before it ends without other
+    clean-up."""
     if _out is not None:
         _out.flush(seconds)
 
@@ -111,7 +112,7 @@ def _open_output(*, console: bool) -> None:
 
 
 class _StderrLogger:
-    """Writes to standard error, one line at a time."""
+    """The logger class for structlog, which writes each line to standard error."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -123,11 +124,11 @@ class _StderrLogger:
 
 
 class _Forward(logging.Handler):
-    """Forwards the standard library's log records."""
+    """Forwards the log records of standard library loggers to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
         error = {"exc_info": record.exc_info} if record.exc_info else {}
-        # Libraries have levels between the named ones; structlog knows only the named ones.
+        # Libraries use levels between the named ones, but structlog has only the named ones.
         level = min(max(record.levelno // 10 * 10, 10), 50)
         log.log(level, record.getMessage(), logger=record.name, **error)

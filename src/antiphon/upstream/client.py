@@ -1,11 +1,11 @@
-"""Makes model calls over HTTP: the `Upstream` port on aiohttp.
+"""Makes model calls over HTTP: implements the `Upstream` port on aiohttp.
 
-Lives here: one call (head, body, end), its time limits, and the meaning of a transport failure. Not here: connections
-(`http.py`), and the meaning of the bytes (`translation/`).
+This module makes one call (head, body, end), applies its timeouts and classifies transport failures. `http.py` manages
+the connections, and the package `translation` interprets the bytes.
 
-Invariants: no redirect is followed. A call's failure is always an `UpstreamCallFailed` whose detail holds no header
-and no body. Leaving a call before its end closes its connection at once. (A caller that wants to keep the connection
-reads on to the end after `[DONE]`, as the runner does for a moment.)
+Invariants: the client follows no redirect. A failed call always raises `UpstreamCallFailed`, whose detail contains no
+header and no body. If the caller leaves a call before its end, the connection closes immediately. To keep the
+connection, the runner reads a little further after `[DONE]`, until the end of the body.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from antiphon.upstream.silence import Silence
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
 TLS_FAILED = "the TLS handshake failed"
-"""The start of a failure's text when the server may speak plain HTTP."""
+"""The start of the error text after a failed TLS handshake. Callers compare it, because the server may speak plain
+HTTP."""
 
 _CAUSES = 8
-# What described the bytes on the wire and is no longer true of the bytes handed on.
+# Headers that describe the bytes on the wire. They are removed, because they do not apply to the decoded bytes.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
 
 class HttpUpstream:
-    """One per process: a connection pool towards one upstream.
+    """The HTTP client for one upstream, with a connection pool. Each process has one client per upstream.
 
-    `connect_seconds` limits names, TCP and TLS; `head_seconds` the wait for the head (connecting included);
-    `idle_seconds` silence within the body; `body_limit` the bytes of a body that is not an event stream (a stream is
-    judged by the text in it, which the translation limits). A kept connection that breaks within `stale_seconds` was
-    closed before the server saw the request, which is sent again.
+    `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
+    includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
+    body that is not an event stream. The translation limits the text of event streams. If a reused connection breaks
+    within `stale_seconds`, the server closed it before it saw the request. The client then sends the request again.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class HttpUpstream:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Send the request and wait for the head; raises `UpstreamCallFailed` when there is none."""
+        """Send the request and wait for the response head. Raises `UpstreamCallFailed` when no head arrives."""
         try:
-            # Behind Envoy several may be asked in turn.
+            # Behind Envoy a call may try several upstreams, and each may use the whole timeout.
             head_seconds = self._head_seconds * request.tries
             async with asyncio.timeout(head_seconds):
                 response = await self._open().send(request)
@@ -80,25 +81,26 @@ class HttpUpstream:
             _let_go(error)
             raise _failed(UpstreamFault.UNREACHABLE, _describe(error)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Connected, and then no HTTP head: the peer hung up, or speaks something else.
+            # The connection was established, but no HTTP head arrived. The server closed the connection or does not
+            # speak HTTP.
             _let_go(error)
             raise _failed(UpstreamFault.CUT, f"{_breaking(error)} before the head of its answer") from None
         try:
             yield _UpstreamAnswer(response, self._idle_seconds, self._body_limit)
         finally:
-            # At its end aiohttp has taken the connection back already; otherwise it must not be kept, and the
-            # upstream shall learn at once that nobody listens any more.
+            # After a complete body, aiohttp has already taken the connection back. Otherwise the connection must close,
+            # so that the upstream notices immediately that no client reads its response.
             response.close()
 
     async def aclose(self) -> None:
-        """Close the connections; calls after this fail."""
+        """Close the connections. Later calls fail."""
         self._closed = True
         connections, self._connections = self._connections, None
         if connections is not None:
             await connections.aclose()
 
     def _open(self) -> Connections:
-        # Made on first use: connections belong to the running event loop.
+        # The connections are created at the first call, because they belong to the running event loop.
         if self._connections is None:
             if self._closed:
                 raise _failed(UpstreamFault.UNREACHABLE, "the client is closed")
@@ -109,7 +111,7 @@ class HttpUpstream:
 
 
 class _UpstreamAnswer:
-    """An answer whose head has arrived."""
+    """A response whose head has arrived."""
 
     def __init__(self, response: HttpAnswer, idle_seconds: float, body_limit: int) -> None:
         self.status = response.status
@@ -124,9 +126,10 @@ class _UpstreamAnswer:
         self._body_limit = None if kind == "text/event-stream" else body_limit
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Body parts as they arrive; raises `UpstreamCallFailed` when the connection breaks or falls silent.
+        """Yield the chunks of the body as they arrive. Raises `UpstreamCallFailed` when the connection breaks or is
+        silent for too long.
 
-        Everything that arrived is handed on before a failure is raised.
+        All received bytes are yielded before the failure is raised.
         """
         content = self._response.content
         received = 0
@@ -151,24 +154,26 @@ class _UpstreamAnswer:
                     try:
                         raise failure
                     finally:
-                        # Its traceback holds this frame.
+                        # The failure's traceback refers to this frame, and the frame to the failure. Deleting the
+                        # variable breaks this cycle.
                         del failure
                 if not part:
                     return
 
     @contextmanager
     def _watched(self) -> Iterator[Silence]:
-        """While the body is read, limit the silence, and notice a lost connection."""
+        """While the body is read, limit the silence and detect a lost connection."""
         silence = Silence(self._idle_seconds, self._give_up)
         protocol = self._response.protocol
-        # After a broken chunk header aiohttp's C parser drops the connection and tells its reader nothing (3.14.5,
-        # found by tests/faults): without this the read would wait until the limit of silence.
+        # After a broken chunk header aiohttp's C parser (3.14.5) closes the connection and does not tell the reader
+        # (tests/faults found this). Without this callback the read would wait until the idle timeout.
         lost = protocol.closed if protocol is not None else None
         if lost is None:
             self._break_off()
             yield silence
             return
-        # How a connection ended is nobody's news once its answer was read or left.
+        # `look_at` marks the result of the future as read. Otherwise asyncio would log an unread exception of a
+        # finished connection.
         lost.add_done_callback(look_at)
         lost.add_done_callback(self._on_lost)
         try:
@@ -184,11 +189,11 @@ class _UpstreamAnswer:
         self._break_off()
 
     def _break_off(self) -> None:
-        """Note that the connection is closed. An answer that is incomplete now stays incomplete."""
+        """Record that the connection is closed. An incomplete response stays incomplete."""
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
-        """Raise this in the reader of the body, unless all has come."""
+        """Raise this error in the reader of the body, unless the body is complete."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(error)
@@ -202,10 +207,11 @@ class _UpstreamAnswer:
 
 
 def _let_go(error: BaseException) -> None:
-    """Forget where a failure came from, which no caller reads.
+    """Remove the tracebacks from a failure, because no caller reads them.
 
-    aiohttp's connections keep their exceptions. Their frames keep the connections alive, with the request's body and
-    the read part of the answer."""
+    aiohttp's connections keep their exceptions. The frames in the tracebacks would keep the connection, the request's
+    body and the received part of the response in memory.
+    """
     one: BaseException | None = error
     for _ in range(_CAUSES):
         if one is None:
@@ -215,24 +221,25 @@ def _let_go(error: BaseException) -> None:
 
 
 def _left_over(content: aiohttp.StreamReader) -> bytes:
-    """The unread bytes from before the failure. aiohttp's reader raises before it returns them."""
+    """Return the bytes that arrived before the failure. aiohttp's reader would raise the failure before it returns
+    them."""
     content.set_exception(None)  # type: ignore[arg-type]  # so that the reader goes on; the caller has the failure
     return content.read_nowait()
 
 
 def _describe(error: BaseException) -> str:
-    """The kind of a failure, without addresses, headers or bodies."""
+    """Describe a failure without addresses, headers or bodies."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or "not trusted"
         return f"the certificate was refused ({reason})"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
-        # Its number is OpenSSL's, which the system's words for numbers do not fit.
+        # The error number is OpenSSL's, so `os.strerror` has no text for it.
         reason = str(getattr(error.os_error, "reason", "") or "no reason").lower().replace("_", " ")
         return f"{TLS_FAILED} ({reason})"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host name cannot be resolved"
     if isinstance(error, aiohttp.client_exceptions.UnixClientConnectorError):
-        # No upstream is called by a socket, only Envoy.
+        # The client reaches only Envoy over a Unix socket, never an upstream.
         return f"{NO_MODEL_DOOR} ({os.strerror(error.errno or 0)})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
@@ -240,7 +247,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _breaking(error: BaseException) -> str:
-    """How the upstream broke an open connection, in plain words."""
+    """Describe how the upstream broke an open connection."""
     if isinstance(error, ConnectionResetError) or getattr(error, "errno", None) == errno.ECONNRESET:
         return "the upstream reset the connection"
     if isinstance(error, aiohttp.ServerDisconnectedError):

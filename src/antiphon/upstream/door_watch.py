@@ -1,14 +1,16 @@
 """Detects whether Antiphon's own Envoy went away when a call through it breaks off.
 
-Lives here: one connection to the model door that asks for nothing, held while a background response runs, and what its
-end says. Not here: the calls themselves (`client.py`), what becomes of a response (`engine/running/workers.py`).
+While a background response runs, the process holds one idle connection to the model listener of Envoy. This module
+interprets the end of that connection. `client.py` makes the calls, and `engine/running/workers.py` decides what happens
+to the response.
 
-A model server that breaks off its answer and an Envoy that dies look the same on the call's own connection. They do not
-on another one. What Envoy forwards can end a call. Only Envoy's own end (or a closed listener) ends all connections to
-it. An idle connection that Envoy closes for its age is opened again, and forgotten after a moment. An Envoy that stands
-still ends none and answers no request, so the watch asks it too.
+On the call's own connection, a model server that breaks off its response and an Envoy that dies look the same. On
+another connection they differ: the model server ends only the call, but a dead Envoy (or a closed listener) ends all
+connections. Envoy also closes an idle connection when it is too old. The watch then connects again, and ignores that
+end after a moment. An Envoy that hangs ends no connection and answers no request. So the watch also sends Envoy a
+request.
 
-Invariants: one idle connection at most for each watch, and none after it was left; a question ends in time.
+Invariants: each watch holds at most one idle connection, and none after it ends. The request to Envoy has a timeout.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ _CONNECT_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 _ANSWER_SECONDS = 2.0
 _QUESTION = b"GET / HTTP/1.1\r\nhost: model-door\r\nconnection: close\r\n\r\n"
-"""Whatever the answer is, it is one."""
+"""A request to the model listener. Any response shows that Envoy runs."""
 _GRACE = 1.0
-"""Connections that end together do not end at the same moment."""
+"""The seconds within which the ends of two connections count as one event."""
 
 
 class EnvoyDoorWatch:
-    """Made by `watch_door`."""
+    """Watches one connection to Envoy's model listener. `watch_door` creates it."""
 
     def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
         self._target = target
@@ -39,10 +41,11 @@ class EnvoyDoorWatch:
         self._gone_at = float("-inf")
         self._noticed = asyncio.Event()
         self.tried = asyncio.Event()
-        """Set once there is a connection, or none can be had."""
+        """Set when the first connection is open or has failed."""
 
     async def gone(self, at: float) -> bool:
-        """Whether Envoy went away, or was not there, about the time `at` (of the event loop), or stands still now."""
+        """Whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time of the
+        event loop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while self._gone_at < at - self._grace:
@@ -51,7 +54,7 @@ class EnvoyDoorWatch:
         return self._gone_at >= at - self._grace or not await self._answers()
 
     async def _answers(self) -> bool:
-        """Whether Envoy answers at all."""
+        """Whether Envoy answers a request."""
         try:
             async with asyncio.timeout(self._answer_seconds):
                 reader, writer = await self._connect()
@@ -64,16 +67,16 @@ class EnvoyDoorWatch:
             return False
 
     async def run(self) -> None:
-        """Hold a connection, and open another one when it ends."""
+        """Hold an idle connection, and open another one whenever it ends."""
         loop = asyncio.get_running_loop()
         while True:
-            # A `TimeoutError` is one, too.
+            # `TimeoutError` is a subclass of `OSError`.
             with suppress(OSError):
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     reader, writer = await self._connect()
                 self.tried.set()
                 try:
-                    # Nothing was asked: whatever comes is the end.
+                    # The watch sent no request, so the read returns only when the connection ends.
                     await reader.read(1)
                 finally:
                     writer.close()
@@ -93,8 +96,8 @@ class EnvoyDoorWatch:
 async def watch_door(
     target: UpstreamTarget, *, grace: float = _GRACE, answer: float = _ANSWER_SECONDS
 ) -> AsyncIterator[EnvoyDoorWatch]:
-    """Watch the model door for as long as this is open; `answer`: seconds in which Envoy must answer. Otherwise it
-    counts as hanging."""
+    """Watch Envoy's model listener during the `with` block. If Envoy does not answer within `answer` seconds, the watch
+    treats it as hanging. `grace` is the tolerance in seconds when ends of connections are compared."""
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:

@@ -1,10 +1,10 @@
-"""Requests vectors from an embeddings server: the `Embedder` port over `POST /embeddings`.
+"""Requests vectors from an embeddings server: implements the `Embedder` port over `POST /embeddings`.
 
-Lives here: batches, the form of an answer, and the choice of failures to retry. Not here: connections (`client.py`),
-and what vectors are for.
+This module splits texts into batches, parses the response and decides which failures may be retried. `client.py` makes
+the HTTP calls.
 
-Invariants: there is a vector for every text, all as wide as the first one ever was, each of length 1. No message holds
-a text.
+Invariants: the result has one vector for each text. Every vector has the width of the first vector that the server ever
+sent, and length 1. No error message contains a text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.single_threaded_numpy import np
 from antiphon.types.json import encode
 
-# Bad input; the same texts will not do better later.
+# These statuses mean that the server cannot embed the texts, so a retry would fail too.
 _FINAL = frozenset({400, 413, 422})
 
 
@@ -37,7 +37,8 @@ class _EmbeddingsAnswer(msgspec.Struct):
 
 
 class HttpEmbedder:
-    """Embeds texts, `batch` of them a call, `concurrent` calls at once, each within `seconds`."""
+    """Embeds texts. Each call has at most `batch` texts and a timeout of `seconds`, and at most `concurrent` calls run
+    concurrently."""
 
     def __init__(
         self,
@@ -51,13 +52,13 @@ class HttpEmbedder:
 
     @property
     def model(self) -> str:
-        """The model with its dimensions, when they were asked for."""
+        """The model's name, followed by the number of dimensions if the settings have one."""
         return (
             f"{self._settings.model}/{self._settings.dimensions}" if self._settings.dimensions else self._settings.model
         )
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        """One vector per text; see `Embedder.embed`."""
+        """Return one vector per text; see `Embedder.embed`."""
         vectors: list[bytes] = []
         for start in range(0, len(texts), self._settings.batch):
             async with self._calls:
@@ -65,7 +66,7 @@ class HttpEmbedder:
         return vectors
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections to the embeddings server."""
         await self._upstream.aclose()
 
     async def _call(self, texts: Sequence[str]) -> list[bytes]:

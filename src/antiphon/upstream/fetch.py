@@ -1,14 +1,15 @@
 """Fetches files that a client names by URL, guarded against access to this server's own network.
 
-Lives here: one fetch of all files of a request, its guards and limits. Not here: which addresses are public
-(`addresses.py`), and what becomes of a file (`translation/`).
+This module fetches all files of a request, with guards and limits. `addresses.py` decides which addresses are public,
+and the package `translation` uses the files.
 
-Guards: the URL's scheme, port and lack of credentials are checked, and every address of the host, resolved here. The
-connection goes to one of the checked addresses, and the socket itself is refused any other. So a name that resolves
-differently a moment later gains nothing. Each redirect is a new URL with all of this. A fetch has no cookies, proxies
-or credentials. There are limits of size (all files together), time (likewise), files, redirects, and fetches at once.
+The guards check the URL's scheme and port, and refuse credentials in it. They resolve the host and check every address.
+The connection goes to one of the checked addresses, and the socket refuses any other. So a name that resolves
+differently a moment later gains nothing. Each redirect is a new URL with the same checks. A fetch uses no cookies,
+proxies or credentials. Limits apply to the total size of all files, the total time, the number of files and redirects,
+and the number of concurrent fetches.
 
-Invariants: `fetch` never raises. An error says nothing about addresses, nor whether a private name exists.
+Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists.
 """
 
 from __future__ import annotations
@@ -40,13 +41,12 @@ _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 LookUp = Callable[..., Sequence[tuple[int, int, int, str, tuple[str | int | bytes, ...]]]]
-"""As `socket.getaddrinfo`."""
-"""`host, port -> addresses`; raises OSError when there are none."""
+"""The signature of `socket.getaddrinfo`."""
 
 _MAX_URL = 8_192
 _MAX_NAME = 128
 _AT_ONCE = 4
-# A server of names that does not answer takes a thread for as long as the system's resolver tries.
+# A name server that does not answer occupies a thread until the system's resolver gives up.
 _RESOLVERS = 32
 _RESOLVER_SECONDS = 5.0
 _HEADER_BYTES = 16 * 1024
@@ -55,7 +55,7 @@ _NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_
 _NUMERIC_END = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?$")
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _GENERAL_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
-# The tables of the standard library alone: what a machine's own files add must not change what is accepted.
+# Only the standard library's table is used. The files of a machine must not change which types are accepted.
 _TYPES = MimeTypes(filenames=())
 _TYPES.add_type("text/markdown", ".md")
 _TYPES.add_type("application/yaml", ".yaml")
@@ -63,7 +63,7 @@ _TYPES.add_type("application/yaml", ".yml")
 
 
 class GuardedFetcher:
-    """Implements the port `FileFetcher`."""
+    """Implements the port `FileFetcher` with guards against access to private networks."""
 
     def __init__(
         self,
@@ -82,11 +82,13 @@ class GuardedFetcher:
     async def fetch(
         self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
     ) -> dict[str, FetchedFile | ApiError]:
-        """Every URL's file or its error (without `param`); all at once, within the limits of one request.
+        """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error (without
+        `param`) of each URL.
 
-        A URL is fetched once, and its file counted as often as it is named: that often it is sent.
+        Each URL is fetched once. Its size counts once for each time the request names it, because the file is sent to
+        the model that many times.
 
-        `fits` decides for each URL, including redirects, whether it may be fetched.
+        `fits` returns whether a URL, or the target of a redirect, may be fetched.
         """
         times = Counter(urls)
         urls = tuple(times)
@@ -94,7 +96,7 @@ class GuardedFetcher:
             error = _refused(f"At most {self._limits.files} files can be fetched for one request.")
             return dict.fromkeys(urls, error)
         budget = _Budget(self._limits.total_bytes)
-        # One request with slow servers does not take every place there is.
+        # This semaphore keeps one request with slow servers from using all slots of the process.
         places = asyncio.Semaphore(_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self._limits.seconds
         outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places, fits) for url in urls))
@@ -136,7 +138,7 @@ class GuardedFetcher:
         raise _failed(f"it was redirected more than {self._limits.redirects} times.")
 
     async def _ask(self, url: URL, budget: _Budget) -> FetchedFile | URL:
-        """One request; the file, or where it is instead."""
+        """Send one request. Returns the file, or the URL of a redirect."""
         host, port = self._check_url(url)
         addresses = await self._addresses(host, port)
         connector = aiohttp.TCPConnector(
@@ -172,7 +174,7 @@ class GuardedFetcher:
             return FetchedFile(name, kind, await _read_within(answer, budget))
 
     def _check_url(self, url: URL) -> tuple[str, int]:
-        """Host and port, after the checks that need only the URL."""
+        """Return host and port of the URL, after the checks that need no name resolution. Raises `ApiError`."""
         host, port = (url.host or "").lower(), url.port
         if url.scheme not in ("http", "https"):
             raise _refused("Only https URLs can be fetched; send other files as 'file_data'.")
@@ -189,14 +191,14 @@ class GuardedFetcher:
         return host, port
 
     async def _addresses(self, host: str, port: int) -> tuple[str, ...]:
-        """The host's addresses, every one of them allowed."""
+        """Return the host's addresses. Raises `ApiError` unless all of them are allowed."""
         try:
             found = (host,) if _is_address(host) else tuple(await self._resolve(host, port))
         except (OSError, UnicodeError):
             found = ()
         if not found or not all(self._rule.allows(host, address) for address in found):
             _log.info("file_fetch_refused", host=host, addresses=list(found))
-            # One answer for names that do not exist and for private ones: a client cannot ask which names there are.
+            # Names that do not exist and private names get the same error, so a client cannot discover private names.
             raise _refused("The URL's host does not exist or is not public.")
         return found
 
@@ -212,14 +214,14 @@ class GuardedFetcher:
 
 
 class _Budget:
-    """The bytes that are left for all files of one request."""
+    """The number of bytes that all files of one request may still use."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.left = total
 
     def take(self, size: int) -> None:
-        """Raises the error a client gets when there is not enough."""
+        """Subtract `size` bytes. Raises the client's error when fewer bytes are left."""
         self.left -= size
         if self.left < 0:
             raise _too_large(self.total)
@@ -243,12 +245,12 @@ async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes
 
 
 def _read_url(text: str, *, relative: bool = False) -> URL:
-    """Check a URL. Raises the client's error."""
+    """Parse and check a URL. Raises the client's error."""
     if len(text) > _MAX_URL:
         raise _refused(f"The URL is longer than {_MAX_URL} characters.")
     try:
         url = URL(text.strip())
-    except (ValueError, TypeError, IndexError):  # yarl indexes into an empty host
+    except (ValueError, TypeError, IndexError):  # yarl raises IndexError for an empty host.
         raise _refused("The URL is not valid.") from None
     if not relative and not url.absolute:
         raise _refused("The URL is not a complete https URL.")
@@ -264,14 +266,15 @@ def _is_address(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    """A name, or an address in its usual form: no shortened, octal or hexadecimal numbers, no zones."""
+    """Whether the host is a name, or an address in its usual form. Shortened, octal and hexadecimal numbers and IPv6
+    zones are refused."""
     if _is_address(host):
         return "%" not in host
     return len(host) <= 253 and bool(_NAMED.fullmatch(host)) and not _NUMERIC_END.search(host)
 
 
 def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
-    """A plain file name; no path, nothing that cannot be seen."""
+    """Return a plain file name without path separators and invisible characters."""
     try:
         given = answer.content_disposition
         name = (given.filename if given is not None else None) or unquote(url.path.rpartition("/")[2])
@@ -285,7 +288,7 @@ def _file_name(answer: aiohttp.ClientResponse, url: URL) -> str:
 
 
 class _Pinned(AbstractResolver):
-    """Answers with the addresses that were looked at."""
+    """Resolves every name to the addresses that were checked."""
 
     def __init__(self, addresses: tuple[str, ...]) -> None:
         self._addresses = addresses
@@ -306,11 +309,12 @@ class _Pinned(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because this resolver holds no resources."""
 
 
 def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
-    """Makes sockets for these addresses and for no others: the last gate, past every resolver."""
+    """Return a factory for sockets that connect only to these addresses. This is the last check, after all
+    resolvers."""
     allowed = {ip_address(address) for address in addresses}
 
     def make(info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
@@ -325,16 +329,16 @@ def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
 
 
 class HostResolver:
-    """Every address that the system's resolver knows for a host.
+    """Resolves a host to all addresses that the system's resolver knows.
 
-    In separate threads: a name server that a client controls may take its time. Raises `OSError`, also when all of
-    them are taken by such.
+    The resolver runs in separate threads, because a client's name server may be slow. Raises `OSError` when the host
+    has no address or when no thread is free.
     """
 
     def __init__(
         self, limit: int = _RESOLVERS, seconds: float = _RESOLVER_SECONDS, *, ask: LookUp = socket.getaddrinfo
     ) -> None:
-        """`ask`: the system's own question, which waits."""
+        """`ask` is the blocking resolver function of the system."""
         self._ask = ask
         self._threads = Pool("names", limit, seconds)
 

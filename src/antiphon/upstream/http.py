@@ -1,16 +1,16 @@
 """A process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
-Lives here: how connections to the upstream are made and kept (pool, connect timeout, TLS and its server name, Unix
-socket, header limits). Also the bytes of a request, and the connection's owner until the answer's end. Not here: the
-meaning of a failure, and reading a body (`client.py`).
+This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits). It
+sends requests, and holds the connection until the end of the response. `client.py` classifies failures and reads the
+body.
 
-A session does far more for a request than a model call needs. It handles cookies, redirects, proxies and traces, and
-makes large request and response objects. That took half to two thirds of a call's CPU time. The parts that matter are
-still aiohttp's: its pool, its connecting, its parser, its writer of heads.
+An aiohttp session does far more for a request than a model call needs. It handles cookies, redirects, proxies and
+traces, and makes large request and response objects. That took half to two thirds of a call's CPU time. So this module
+uses only aiohttp's pool, connector, parser and header writer.
 
-Invariants: a request has no headers but its caller's, a constant user agent, a request for identity encoding, and the
-framing headers. A header of the target is not replaced. A connection goes back to the pool only at the end of an answer
-whose request was sent whole. Otherwise it is closed.
+Invariants: a request has only its caller's headers, the target's headers, a constant user agent, `accept-encoding:
+identity` and the framing headers. A request cannot replace a header of the target. A connection goes back to the pool
+only at the end of a response whose request was sent completely. Otherwise the connection closes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from antiphon.types.transport import Headers
 
 _HEADER_BYTES = 64 * 1024
 _DEFAULTS: Headers = (("user-agent", "antiphon"), ("accept-encoding", "identity"))
-# Servers close idle connections without notice (uvicorn and Node after 5 s): let go of them a little earlier.
+# Servers close idle connections without notice (uvicorn and Node after 5 s), so the pool closes them a little earlier.
 _IDLE_SECONDS = 4.0
 _READ_BYTES = 256 * 1024
-# A larger body goes out in parts, so that it does not hold up the loop.
+# A larger body is sent in chunks, so that it does not block the event loop.
 _LARGE_BODY = 1 << 20
 _PART = 64 * 1024
 _STALE_CONNECTIONS = 3
@@ -46,11 +46,11 @@ _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aioht
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """Where model calls go.
+    """The target of model calls.
 
-    `base_url` ends before `/chat/completions`; `unix_path` is the socket to use instead of the URL's address;
-    `headers` are added to every call (the host, an injected credential, the model door's secret) and win over the
-    caller's; `ssl` holds the trusted authorities of an https URL.
+    `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. `headers`
+    are added to every call (the host, an API key, the secret of the model listener) and replace the caller's headers.
+    `ssl` has the trusted authorities for an https URL.
     """
 
     base_url: str
@@ -60,19 +60,22 @@ class UpstreamTarget:
 
 
 class Connections:
-    """The connections to one target, made when they are needed and kept for a while; needs a running event loop.
+    """The connections to one target. They are opened when a call needs them and kept for a while. The constructor needs
+    a running event loop.
 
-    A kept one that breaks within `stale_seconds` was closed before the server saw the request, which is sent again.
+    If a reused connection breaks within `stale_seconds`, the server closed it before it saw the request. The request is
+    then sent again.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:
         self._base_url = target.base_url.rstrip("/")
-        # The headers that are the target's, whatever a request says.
+        # The names of the target's headers, which a request cannot replace.
         self._fixed_names = frozenset(name for name, _ in target.headers)
         self._connector = _connector(target)
-        # The pool has no limit, so `connect_seconds` is names, TCP and TLS. Head and silence are timed by the caller.
+        # The pool has no limit, so `connect` covers only name resolution, TCP and TLS. The caller applies timeouts for
+        # the head and for silence.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_connect=None, sock_read=None)
-        # All that the pool asks of a request is where it goes, which is the same for all.
+        # aiohttp's pool needs a request object only for the destination, so all requests share this one.
         self._place = aiohttp.ClientRequest(
             "GET",
             URL(self._base_url, encoded=True),
@@ -86,22 +89,23 @@ class Connections:
         self._stale_seconds = stale_seconds
 
     async def send(self, request: UpstreamRequest) -> HttpAnswer:
-        """Send the request and wait for the head of its answer; raises what aiohttp's session would."""
+        """Send the request and wait for the response head. Raises the exceptions that aiohttp's session would raise."""
         more = _STALE_CONNECTIONS
         while True:
             connection, kept_at = await self._connect()
             try:
                 return await self._ask(connection, request)
             except _CUT_CONNECTION:
-                # A kept connection that the server closed while we wrote: it never saw the request, or never began
-                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer, and
-                # so is one that was held for a while: the server may have worked on the request, and died of it.
+                # The server closed a reused connection while this process wrote. It never saw the request or never
+                # began to answer, so the request is sent again. A new connection that breaks is an error. So is a
+                # connection that broke after `stale_seconds`, because the server may have begun the work and crashed.
                 if not more or kept_at is None or time.monotonic() - kept_at > self._stale_seconds:
                     raise
                 more -= 1
 
     async def _connect(self) -> tuple[Connection, float | None]:
-        """A new connection, or a kept one and when it was taken. Raises `aiohttp.ClientError`."""
+        """Return a connection. For a reused connection, also return the time at which it left the pool; for a new one
+        None. Raises `aiohttp.ClientError`."""
         try:
             connection = await self._connector.connect(self._place, [], self._timeout)
         except TimeoutError as error:
@@ -141,7 +145,7 @@ class Connections:
             raise
 
     def _path(self, request: UpstreamRequest) -> str:
-        """Path and query, for the request's first line."""
+        """Return the path and the query for the request line."""
         base = self._base_url.removesuffix("/v1") if request.above else self._base_url
         return URL(base + request.path, encoded=True).raw_path_qs
 
@@ -154,7 +158,7 @@ class Connections:
             if name in given:
                 headers.add(name, value)
             else:
-                # What every call says otherwise, like the user agent, a request may say in its own way.
+                # The request may replace a default header, such as the user agent.
                 headers[name] = value
                 given.add(name)
         if request.body or request.method != "GET":
@@ -162,7 +166,7 @@ class Connections:
         return headers
 
     async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-        """The head of the answer. Skips heads with a status 1xx."""
+        """Read the response head. Interim heads with a status 1xx are skipped."""
         while True:
             try:
                 head, content = await protocol.read()
@@ -172,7 +176,7 @@ class Connections:
                 return head, content
 
     async def aclose(self) -> None:
-        """Close them all; `connect` fails after this."""
+        """Close all connections. `send` fails after this."""
         await self._connector.close()
 
 
@@ -185,7 +189,8 @@ def _connector(target: UpstreamTarget) -> aiohttp.BaseConnector:
 
 
 def server_name(target: UpstreamTarget) -> str | None:
-    """The TLS server name (SNI, and the name the certificate is checked for) when the Host header is overridden."""
+    """The TLS server name when the Host header differs from the URL's host, else None. The name is used for SNI and for
+    the check of the certificate."""
     url = urlsplit(target.base_url)
     host = next((value for name, value in target.headers if name == "host"), None)
     if url.scheme != "https" or host is None:
@@ -195,7 +200,7 @@ def server_name(target: UpstreamTarget) -> str | None:
 
 
 class HttpAnswer:
-    """An answer whose head has come. Its holder closes it."""
+    """A response whose head has arrived. The holder must close it."""
 
     def __init__(
         self,
@@ -213,11 +218,11 @@ class HttpAnswer:
 
     @property
     def protocol(self) -> ResponseHandler | None:
-        """The connection's; None once the answer is whole or was closed."""
+        """The protocol of the connection, or None after the response is complete or closed."""
         return self._connection.protocol
 
     def close(self) -> None:
-        """Close the connection, unless the answer's end has given it back."""
+        """Close the connection, unless it went back to the pool at the end of the response."""
         if self._sending is not None:
             self._sending.cancel()
         self._connection.close()
@@ -226,7 +231,8 @@ class HttpAnswer:
         if self._sending is None or self._sending.done():
             self._connection.release()
         else:
-            # Answered before the request was there: the rest of it must not be taken for another one.
+            # The server answered before it had the whole request. The connection closes, because the server would read
+            # the rest of the body as another request.
             self.close()
 
 
@@ -235,5 +241,5 @@ async def _send_parts(writer: StreamWriter, body: bytes) -> None:
         for part in range(0, len(body), _PART):
             await writer.write(memoryview(body)[part : part + _PART])
     except (aiohttp.ClientError, OSError):
-        # Whoever waits for the answer learns that the connection is gone.
+        # The reader of the response reports the lost connection.
         return

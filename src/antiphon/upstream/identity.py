@@ -1,12 +1,12 @@
 """Identifies upstreams that have no configured profile, once they can be reached.
 
-Lives here: the times and the end of these requests. Not here: the signs (`translation/profiles`), the effect of a
-profile (`engine/exchange/model_routes.py`).
+The process requests the model list of each upstream, and this module decides when. `translation/profiles` recognizes
+the kind of server. `engine/exchange/model_routes.py` applies the profile.
 
-Invariant: no request waits for it. The process asks an upstream until it has answered once, less and less often. It
-uses the gateway's own credentials or none. Each try has an end, and none follows `aclose`. One warning names an
-upstream that stays unknown. It comes when the answer does not identify it, or when it has not answered within half a
-minute.
+Invariant: no client request waits for the identification. The process asks an upstream with growing pauses until it has
+answered once. It sends the gateway's own credentials or none. Each attempt has a timeout, and no attempt begins after
+`aclose`. The log has one warning for an upstream that stays unknown. It is written when the answer does not identify
+the upstream, or after half a minute without an answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _MAX_BYTES = 4 << 20
 
 
 class ServerIdentities:
-    """Asks the upstreams called `names` for their models and tells `found` an upstream and its profile's name."""
+    """Requests the model lists of the upstreams in `names`. For each identified upstream it calls `found` with the
+    upstream's name and the profile's name."""
 
     def __init__(
         self,
@@ -46,15 +47,15 @@ class ServerIdentities:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Begin the requests, one task per upstream. Needs a running event loop."""
         self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
 
     async def answered(self) -> None:
-        """Wait until every upstream has answered."""
+        """Wait until every upstream has answered once."""
         await asyncio.gather(*self._tasks)
 
     async def aclose(self) -> None:
-        """End, and cancel the running requests."""
+        """Stop, and cancel the running requests."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -91,7 +92,8 @@ class ServerIdentities:
             wait = min(2 * wait, _MAX_WAIT)
 
     async def _ask(self, name: str) -> str | None:
-        """The profile's name. Empty for a server that does not identify itself, None if it could not answer."""
+        """Request the model list. Returns the name of the profile, or an empty text if the list does not identify the
+        server. Returns None when the server could not answer."""
         headers = (("accept", "application/json"),)
         async with self._upstream.call(UpstreamRequest("GET", "/models", headers, b"", "", False, name)) as answer:
             body = bytearray()
@@ -100,7 +102,7 @@ class ServerIdentities:
                 if len(body) > _MAX_BYTES:
                     return ""
         if answer.status >= 500:
-            # Envoy's answer while its cluster is down, or a server that is loading its model.
+            # Envoy sends such a status while its cluster is down, and a server while it loads its model.
             return None
         try:
             listed = decode_any(bytes(body))

@@ -1,13 +1,13 @@
-"""Routes calls to several upstreams behind one port, and falls back to the next one before any answer has come.
+"""Routes calls to several upstreams with one name, and tries the next upstream until one answers.
 
-Lives here: finding the upstream that a call names, directly or through the model door. Of several, it
-decides the first, the next, and those that are left out for a while. Not here: the call itself (`client.py`), the
-choice by the model (`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself
+This module finds the upstream that a call names, directly or through Envoy's model listener. Of several upstreams it
+selects the first and the next ones, and moves failing upstreams to the end for a while. `client.py` makes the calls.
+`engine/exchange/model_routes.py` selects by model. Behind Envoy, Envoy itself tries several upstreams
 (`envoy/several.py`).
 
-Invariants: a call goes to the upstreams that it names or nowhere. One call tries no upstream twice, and none after it
-has passed an answer on. The last one's answer or failure counts as it is. A credential goes to the upstreams that it is
-for.
+Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
+upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an
+upstream with `auth: passthrough` gets the client's credential.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from antiphon.upstream.client import HttpUpstream
 
 _log = structlog.get_logger(__name__)
 
-# After so many calls in a row that nobody answered, an upstream is asked last for so many seconds.
+# After three failed calls in a row, an upstream is tried last for ten seconds.
 _FAILURES, _LEFT_OUT = 3, 10.0
 _NOBODY_THERE = frozenset({502, 503, 504})
 
@@ -46,7 +46,7 @@ class _WeightedUpstream:
 
 @dataclass
 class _Answered:
-    """An answer, with who gave it."""
+    """A response, with the headers that name the upstream."""
 
     answer: UpstreamAnswer
     status: int
@@ -57,9 +57,10 @@ class _Answered:
 
 
 class SeveralUpstreams:
-    """Upstreams by name, in their order. With `weights` these choose the first one.
+    """Several upstreams with one name, in their order of preference. If `weights` are given, the order is random by
+    weight instead.
 
-    `passthrough` are those that get the client's Authorization.
+    `passthrough` has the names of the upstreams that get the client's Authorization header.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class SeveralUpstreams:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """The first usable answer, or the last upstream's error."""
+        """Call the upstreams in order. Yields the first usable response, or the response of the last upstream. Raises
+        the failure of the last upstream."""
         order = self._order()
         for tried, member in enumerate(order, 1):
             last = tried == len(order)
@@ -105,13 +107,13 @@ class SeveralUpstreams:
                 return
 
     def _order(self) -> list[_WeightedUpstream]:
-        """All of them, those that were found to be dead last."""
+        """Return all upstreams in the order to try them. Upstreams that failed repeatedly come last."""
         now = self._clock()
         members = self._members
         if self._weighted:
-            # By chance, as if drawn one by one by weight.
+            # This order is random, as if upstreams were drawn one after another by weight.
             members = sorted(members, key=lambda member: self._chance.expovariate(member.weight))
-        # (Sorting keeps the order among equals.)
+        # Sorting is stable, so the order among equals stays.
         return sorted(members, key=lambda member: member.left_out_until > now)
 
     def _note(self, member: _WeightedUpstream, *, answered: bool) -> None:
@@ -126,7 +128,8 @@ class SeveralUpstreams:
 
 
 def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest:
-    """The call as this one gets it."""
+    """Return the call for this upstream, without the client's credential unless the upstream has `auth:
+    passthrough`."""
     headers = request.headers
     if not member.passthrough:
         headers = tuple(pair for pair in headers if pair[0] != "authorization")
@@ -134,7 +137,8 @@ def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest
 
 
 class UpstreamPool:
-    """`Upstream` for a process that calls each upstream itself; `several` has the groups of upstreams with one name."""
+    """Implements `Upstream` for a process that calls each upstream itself. `several` has the groups of upstreams that
+    share one name."""
 
     def __init__(
         self, upstreams: Mapping[str, HttpUpstream], several: Mapping[str, SeveralUpstreams] | None = None
@@ -150,7 +154,8 @@ class UpstreamPool:
 
 
 class ModelDoor:
-    """`Upstream` for a process whose calls go through Envoy, which knows the upstreams by name."""
+    """Implements `Upstream` for a process whose calls go through Envoy. A header tells Envoy the name of the
+    upstream."""
 
     def __init__(self, door: HttpUpstream) -> None:
         self._door = door

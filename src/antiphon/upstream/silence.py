@@ -1,11 +1,11 @@
 """Detects that an upstream has stopped sending.
 
-Lives here: one timer for all waits of a body. Not here: what silence means (`client.py`).
+This module has one timer for all waits of a body. `client.py` decides what happens after too much silence.
 
-aiohttp's own read timer is made and cancelled with every read of every stream. This timer checks the length of the wait
-when it fires, and runs again for the rest.
+aiohttp's own read timer is created and cancelled with every read of every stream. This timer checks the length of the
+current wait when it fires, and then runs again for the remaining time.
 
-Invariant: only waiting time counts. A slow reader makes no silence.
+Invariant: only the time of waiting for bytes counts. A consumer that reads slowly causes no silence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 class Silence:
-    """Calls `tell` once, when a wait has lasted this many seconds. `stop` ends it."""
+    """Calls `tell` once, when a wait for bytes has lasted this many seconds. `stop` ends the watch."""
 
     __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
 
@@ -23,12 +23,12 @@ class Silence:
         self._seconds = seconds
         self._tell = tell
         self._since: float | None = None
-        # Both are there once there was anything to wait for.
+        # Both are set at the first wait.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self) -> None:
-        """A wait begins."""
+        """Begin a wait for bytes."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
@@ -36,11 +36,11 @@ class Silence:
         self._since = loop.time()
 
     def heard(self) -> None:
-        """End the wait."""
+        """End the wait, because bytes have arrived."""
         self._since = None
 
     def stop(self) -> None:
-        """Report no silence any more."""
+        """Stop the timer, so that no silence is reported."""
         if self._timer is not None:
             self._timer.cancel()
 
