@@ -1,10 +1,12 @@
-"""Defines the metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/reference/metrics.md` from them.
+"""Defines the metrics: their names, labels, buckets and meanings. `scripts/docs` generates `docs/reference/metrics.md`
+from this table.
 
-Lives here: the table. Not here: numbers (`metric_values.py`), the events that change them (`metrics.py`).
+`metric_values.py` stores the numbers, and `metrics.py` changes them at events.
 
-Invariants: every name begins with `antiphon_`, except four that are older than the prefix. Label values come from
-closed sets, or `metric_values.BoundedLabelValues` bounds them; no owner, path or id is a label value. All times are
-seconds, all sizes bytes. A gauge of something that processes share (`merged: max`) is not summed.
+Invariants: every name begins with `antiphon_`, except four that are older than the prefix. The values of a label come
+from a closed set, or `metric_values.BoundedLabelValues` limits their number. No owner, path or id is a label value. All
+times are in seconds, and all sizes in bytes. If all processes report the same shared state, the gauge has
+`merged="max"` and is not summed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """A metric as its reader sees it. `labels`: the values of each label. `merged`: how values of several processes
-    become one."""
+    """The definition of a metric. `labels` maps each label to a text about its values. `merged` says how the values of
+    several processes become one value."""
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]
@@ -251,7 +253,7 @@ BUILD = _shared(
 )
 
 METRICS = tuple(one for one in tuple(globals().values()) if isinstance(one, MetricDefinition))
-"""All of the above, in this order, which is that of the docs."""
+"""All metrics above, in the order of the documentation."""
 
 RESTARTS = _counter(
     "antiphon_process_restarts_total",
@@ -269,4 +271,4 @@ RELOADED = _shared(
     "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
 )
 OF_UP = (RESTARTS, RELOADS, RELOADED)
-"""Counted by `antiphon up` itself, in `supervisor/merged_metrics.py`."""
+"""The metrics that `antiphon up` itself counts, in `supervisor/merged_metrics.py`."""

@@ -1,13 +1,14 @@
 """Stores counters, histograms and gauges as plain numbers, which a scrape reads.
 
-Lives here: the values of a metric. Not here: the conversion to Prometheus' text format (`exposition.py`), the list of
-metrics (`metric_names.py`), the events that change them (`metrics.py`).
+`exposition.py` converts the numbers to Prometheus' text format. `metric_names.py` lists the metrics, and `metrics.py`
+changes their numbers at events.
 
-Every response updates some twelve metrics. With prometheus_client's own objects, a small request takes 3.3 % more
-instructions. So the values are numbers in dictionaries, and a scrape builds prometheus_client's families from them.
+Every response updates about twelve metrics. With prometheus_client's own objects, a small request would take 3.3 % more
+instructions. So this module stores the values as numbers in dictionaries, and a scrape builds prometheus_client's
+metric families from them.
 
-Invariants: only the event loop's thread updates them. A label without a fixed set of values has at most `_MOST_VALUES`
-values; further ones become `other`.
+Invariants: only the event loop's thread updates the values. A label without a closed set of values has at most
+`_MOST_VALUES` values, and every further value becomes `other`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ OTHER: Final = "other"
 
 
 class BoundedLabelValues:
-    """The first hundred values of a label that clients or upstreams choose (a model's name, an upstream's error
-    code)."""
+    """Limits a label whose values clients or upstreams choose, such as a model's name or an upstream's error code. The
+    first hundred different values stay."""
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
 
     def bounded(self, value: str) -> str:
-        """The value itself, or `other` when there are too many, or it is too long."""
+        """Return the value itself. Returns `other` when the label already has too many values or when the value is too
+        long."""
         known = self._seen.get(value)
         if known is not None:
             return known
@@ -45,21 +47,23 @@ class BoundedLabelValues:
 
 
 class LabelledCounter:
-    """A counter, or a gauge that goes up and down: one number per set of labels. A scrape also reads its sources."""
+    """A counter, or a gauge that can increase and decrease. It stores one number per set of label values. A scrape also
+    calls its sources."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
         self.sources: list[Callable[[], Reading]] = []
-        """Each returns a number, or numbers by label values; a scrape adds all of them."""
+        """Functions that return a number, or numbers by label values. A scrape adds the results of all sources to the
+        stored numbers."""
         self._values: dict[Labels, float] = {} if definition.labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """Add `by`, which may be negative."""
+        """Add `by`, which may be negative, to the number for these label values."""
         values = self._values
         values[labels] = values.get(labels, 0) + by
 
     def numbers(self) -> Mapping[Labels, float]:
-        """The current numbers."""
+        """Return the current numbers by label values, with the numbers of the sources."""
         values = dict(self._values)
         for source in self.sources:
             said = source()
@@ -69,7 +73,7 @@ class LabelledCounter:
 
 
 class LabelledHistogram:
-    """A histogram: the number of values below each bound, per set of labels."""
+    """A histogram. It counts the values in each bucket, per set of label values."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
@@ -77,7 +81,7 @@ class LabelledHistogram:
         self._rows: dict[Labels, list[float]] = {} if definition.labels else {(): self._row()}
 
     def add(self, value: float, *labels: str, times: int = 1) -> None:
-        """Add a value, `times` times."""
+        """Add a value `times` times."""
         row = self._rows.get(labels)
         if row is None:
             row = self._rows[labels] = self._row()
@@ -85,12 +89,12 @@ class LabelledHistogram:
         row[-1] += value * times
 
     def spreads(self) -> Iterator[tuple[Labels, list[tuple[str, float]], float]]:
-        """The current numbers of values below each bound, and their sum."""
+        """Yield for each set of label values the cumulative bucket counts and the sum of the values."""
         for labels, row in self._rows.items():
             yield labels, list(self._buckets(row)), row[-1]
 
     def _row(self) -> list[float]:
-        # One number per bound, one for values above all bounds, and the sum of the values.
+        # A row has one count per bucket, one count for values above the last bound, and the sum of the values.
         return [0.0] * (len(self._bounds) + 2)
 
     def _buckets(self, row: list[float]) -> Iterator[tuple[str, float]]:

@@ -1,11 +1,11 @@
 """Records metrics: one method for each kind of event.
 
-Lives here: the methods, and the preparation of a scrape. Not here: names, labels and buckets (`metric_names.py`), the
-numbers (`metric_values.py`), the text (`exposition.py`), its HTTP endpoints (`api/router.py`,
-`commands/metrics_listener.py`), merging several processes (`supervisor/merged_metrics.py`).
+This module also prepares a scrape. `metric_names.py` defines names, labels and buckets. `metric_values.py` stores the
+numbers, and `exposition.py` renders the text. `api/router.py` and `commands/metrics_listener.py` serve the text over
+HTTP. `supervisor/merged_metrics.py` merges the metrics of several processes.
 
-Invariant: a metric is updated once per response or operation, never per chunk. Sizes and queues are read at a scrape,
-and a scrape waits at most `_REFRESH_SECONDS`.
+Invariant: a metric is updated once per response or operation, never per chunk. A scrape reads sizes and queue lengths,
+and waits for them at most `_REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Metrics:
-    """The metrics of one process. `database`: the database's name in spans of store operations."""
+    """The metrics of one process. `database` is the name of the database in the spans of store operations."""
 
     def __init__(self, database: str = "sqlite") -> None:
         self._database = database
@@ -56,56 +56,60 @@ class Metrics:
         self._storage = self._keep(LabelledCounter(names.STORAGE))
         self._storage_seconds = self._keep(LabelledHistogram(names.STORAGE_SECONDS))
         self.files = self._keep(LabelledCounter(names.FILES))
-        """Finished files: `completed`, `failed`, or `retried` after a release for another attempt."""
+        """The number of files whose indexing ended, by outcome: `completed`, `failed`, or `retried` when the file was
+        released for another attempt."""
         self.searches = self._keep(LabelledHistogram(names.SEARCHES))
-        """The seconds of searches by `words` alone, or also by `vectors`."""
+        """The duration of searches in seconds. The label is `words`, or `vectors` for a search by words and vectors."""
         self.refused = self._keep(LabelledCounter(names.REFUSED))
-        """Requests refused for lack of capacity, by the setting."""
+        """The number of requests refused for lack of capacity, by the setting that limits them."""
         self.cut = self._keep(LabelledCounter(names.CUT))
-        """Requests cut at the end of a drain, by kind."""
+        """The number of requests that were cut at the end of a drain, by kind."""
         for kind in names.CUT_KINDS:
-            # The process ends after a cut, so a counter that appears only then would show no increase.
+            # The process ends after a cut. A counter that appears only at that time would show no increase in
+            # Prometheus.
             self.cut.add(kind, by=0)
         self.compactions = self._keep(LabelledCounter(names.COMPACTIONS))
-        """Compactions of conversations."""
+        """The number of compactions of conversations."""
         self._refused_for = {
             "conversation_locked": self._keep(LabelledCounter(names.CONFLICTS)),
             "invalid_encrypted_content": self._keep(LabelledCounter(names.SEALS_REFUSED)),
         }
         self.attempts = self._keep(LabelledCounter(names.ATTEMPTS))
-        """Runs of background responses: `first` or `again`."""
+        """The number of runs of background responses that began. The label is `first` or `again`."""
         self.given_back = self._keep(LabelledCounter(names.GIVEN_BACK))
-        """Runs released for another worker."""
+        """The number of runs of background responses that this process released for another worker."""
         self.lost = self._keep(LabelledCounter(names.LOST))
-        """Runs with a lease that another worker had taken over."""
+        """The number of runs of background responses whose lease another worker took over."""
         self.in_flight = self._keep(LabelledCounter(names.IN_FLIGHT))
-        """Responses being served."""
+        """The number of responses in flight."""
         self.lag = self._keep(LabelledHistogram(names.LAG))
-        """The delay of the event loop."""
+        """The delay of the event loop in seconds."""
         self.writer_group = self._keep(LabelledHistogram(names.WRITER_GROUP))
-        """The number of units in a transaction, by database."""
+        """The number of write operations in one transaction, by database."""
         self._read = {one.name: LabelledCounter(one) for one in names.METRICS if one.name not in self._kept}
         self._exposition: Exposition | None = None
 
-    # Events
+    # Methods that record events.
 
     def response_finished(
         self, outcome: str, door: str, seconds: float, *, fault: str = "none", code: str = "", upstream: str = ""
     ) -> None:
-        """One response ended; `door` is relay, drive, http, websocket or background. With a `fault` it failed."""
+        """Record the end of one response. `door` is relay, drive, http, websocket or background. A `fault` other than
+        `none` means that the response failed."""
         self._responses.add(outcome, door, fault)
         self._duration.add(seconds, door)
         if fault != "none":
             self._failures.add(fault, self._codes.bounded(code), upstream)
 
     def streamed(self, door: str, first: float, gap: float | None) -> None:
-        """A stream: the seconds to its first part, and the mean seconds between its events, if it had two."""
+        """Record a stream: the seconds to its first part, and the mean seconds between its events. `gap` is None for
+        fewer than two events."""
         self._first_event.add(first, door)
         if gap is not None:
             self._event_gap.add(gap, door)
 
     def spent(self, model: str, upstream: str, usage: Usage, cost: float = 0.0, *, estimated: bool = False) -> None:
-        """The tokens of a model call, as counted by the upstream or `estimated`."""
+        """Record the tokens and the cost of a model call. If `estimated` is True, the upstream sent no token counts."""
         model = self._models.bounded(model)
         add = self._tokens.add
         if cost:
@@ -122,47 +126,50 @@ class Metrics:
             add("reasoning", model, upstream, by=usage.reasoning_tokens)
 
     def request_finished(self, operation: str, status: int, fault: str = "none") -> None:
-        """A request that creates no response was answered."""
+        """Record a request that creates no response, or that was refused before its response was created."""
         self._requests.add(operation, str(status), fault)
 
     def upstream_called(self, upstream: str, operation: str, status: str, head_seconds: float | None) -> None:
-        """A call to an upstream ended; `status` is a number, or the failure before a status came."""
+        """Record the end of a call to an upstream. `status` is the HTTP status, or the failure if no status arrived."""
         self._upstream_calls.add(upstream, operation, status)
         if head_seconds is not None:
             self._upstream_head.add(head_seconds, upstream)
 
     def refused_for(self, code: str) -> None:
-        """A request was refused here with this code; some codes have separate counters."""
+        """Record a refusal with this error code. Only some codes have a counter."""
         if code in self._refused_for:
             self._refused_for[code].add()
 
     def storage(self, operation: str) -> AbstractContextManager[None]:
-        """A context for one store operation, which is also a span of its trace. It counts as `error` when it raises
-        `StoreError`. A cancelled operation is not counted, because its outcome is unknown."""
+        """Return a context manager for one store operation. It records the duration and the result, and makes a span in
+        the current trace. The result is `error` when the operation raises `StoreError`. A cancelled operation is not
+        counted, because its outcome is unknown."""
         return StorageOperation(operation, self._database, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
-        """One hosted tool ran; `result` is ok, failed, timed_out or cancelled."""
+        """Record one run of a hosted tool. `result` is ok, failed, timed_out or cancelled."""
         tool = self._tools_named.bounded(tool)
         self._tools.add(seconds, tool)
         self._tool_results.add(tool, result)
 
-    # Values that a scrape reads
+    # Values that a scrape reads.
 
     def read(self, one: names.MetricDefinition, source: Callable[[], Reading]) -> None:
-        """Call `source` for this gauge at every scrape; several sources are added up."""
+        """Register a function that returns this gauge's value at every scrape. The results of several functions are
+        added."""
         self._read[one.name].sources.append(source)
 
     def unfed(self) -> frozenset[str]:
-        """The gauges without a source."""
+        """Return the names of the gauges without a registered source."""
         return frozenset(name for name, read in self._read.items() if not read.sources)
 
     def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Await `refresh` before every scrape, to fetch values that sources return."""
+        """Register a coroutine function that a scrape awaits before it reads the gauges."""
         self._refreshers.append(refresh)
 
     async def scraped(self) -> bytes:
-        """All metrics as text, with fresh values where reading them takes little time."""
+        """Return all metrics as text. Refreshes run first, but the scrape does not wait longer than `_REFRESH_SECONDS`
+        for them."""
         if self._refreshers:
             try:
                 async with asyncio.timeout(_REFRESH_SECONDS):
@@ -179,23 +186,23 @@ class Metrics:
         return self.render()
 
     def render(self) -> bytes:
-        """All metrics as text, with the last read values."""
+        """Return all metrics as text, without a refresh."""
         if self._exposition is None:
             self._exposition = self._expose()
         return self._exposition.render()
 
     @staticmethod
     def content_type() -> str:
-        """The text's content type."""
+        """Return the content type of the text."""
         from antiphon.observability.exposition import CONTENT_TYPE
 
         return CONTENT_TYPE
 
     def _expose(self) -> Exposition:
-        # Imported at the first scrape, on a thread.
+        # The first scrape imports this module in a thread, because the import is slow.
         from antiphon.observability.exposition import Exposition
 
-        # In the order of the documentation.
+        # The metrics have the order of the documentation.
         kept = {**self._kept, **self._read}
         return Exposition([kept[one.name] for one in names.METRICS])
 

@@ -1,10 +1,12 @@
 """Observes one response: its calls, their times, and its outcome.
 
-Lives here: collecting this during the response, and reporting it once at the end: the log line, the metrics and the
-usage. Not here: the form of the line (`outcome.py`), the numbers (`metrics.py`), spans (`tracing.py`).
+An observation collects facts during the response. At the end it reports them once: it writes the log line and updates
+the metrics and the usage. `outcome.py` formats the log line, `metrics.py` stores the numbers, and `response_spans.py`
+makes the spans.
 
-An observation is the exchange's `Observer`, so both servers report calls in the same way, whether Envoy or this process
-makes them. Invariant: `end` reports once, in all cases. This module changes no response and reads no content.
+An observation is the exchange's `Observer`. So both servers report model calls in the same way, whether Envoy or this
+process makes the calls. Invariants: `end` reports each response exactly once. This module changes no response and reads
+no content.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """The telemetry objects of one process."""
+    """The telemetry objects of one process, which all observations use."""
 
     metrics: Metrics
     tracer: Tracer | None = None
@@ -54,18 +56,19 @@ class Telemetry:
     served: ServedIds = field(default_factory=ServedIds)
 
     def cost(self, model: str, usage: Usage) -> int:
-        """The cost of a call, in millionths of the prices' currency; 0 without a price."""
+        """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
+        model without a price."""
         price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
-        """Begin to observe a response; `door` may change until its end. `headers`: None while they are unknown (see
-        `begin_job`)."""
+        """Begin to observe a response. Its server may change `door` until the end. `headers` is None while the
+        request's headers are unknown (see `begin_job`)."""
         return Observation(self, door, request_id, owner, headers)
 
 
 class _Ended(NamedTuple):
-    """The facts about a response at its end."""
+    """The facts about a response when it ends."""
 
     seconds: float
     outcome: str
@@ -80,7 +83,7 @@ class _Ended(NamedTuple):
 
 
 class Observation:
-    """The observation of one response. Its server sets `outcome` and `door`."""
+    """Observes one response. Its server sets `door`."""
 
     def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None) -> None:
         self._telemetry = telemetry
@@ -100,7 +103,7 @@ class Observation:
         self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
         self._metrics.in_flight.add()
-        # A worker reruns background responses, so they are not lost.
+        # Background responses are not registered as served, because another worker runs them again after a crash.
         self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
         self._trace_id = ""
@@ -108,7 +111,7 @@ class Observation:
             self._continue_trace(headers)
 
     def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
-        """A background job starts: its request's id and headers, and the number of the attempt."""
+        """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
         self.request_id = request_id
         self._continue_trace(headers)
         if self._spans is not None:
@@ -123,27 +126,27 @@ class Observation:
         elif (parent := read_parent(headers)) is not None:
             self._trace_id = parent[0]
 
-    # Called by the exchange
+    # Methods that the exchange calls.
 
     def trace(self) -> Headers:
-        """See `Observer`."""
+        """Implements `Observer.trace`."""
         return self._spans.request.headers() if self._spans is not None else ()
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
-        """See `Observer`."""
+        """Implements `Observer.call_began`."""
         self._calls += 1
         self._upstream, self._operation = upstream, operation
         self._called_at, self._status, self._head, self._open = time.perf_counter(), 0, None, True
         return self._spans.begin_call(upstream, model, body) if self._spans is not None else ()
 
     def head_came(self, upstream: str, status: int) -> None:
-        """See `Observer`."""
+        """Implements `Observer.head_came`."""
         self._upstream, self._status = upstream, status
         if status:
             self._head = time.perf_counter() - self._called_at
 
     def first_data_came(self) -> None:
-        """See `Observer`."""
+        """Implements `Observer.first_data_came`."""
         now = time.perf_counter()
         if self._first is None:
             self._first = now
@@ -151,7 +154,7 @@ class Observation:
             self._spans.first_data(now - self._called_at)
 
     def call_ended(self, fault: str = "") -> None:
-        """See `Observer`."""
+        """Implements `Observer.call_ended`."""
         self._end_call(fault)
 
     def _end_call(self, fault: str, at: float | None = None) -> None:
@@ -163,19 +166,20 @@ class Observation:
                 self._spans.call_over(self._upstream, self._status, fault, at)
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
-        """See `Observer`."""
+        """Implements `Observer.call_used`."""
         self._used.append((self._upstream, usage, estimated))
         if self._spans is not None:
             self._spans.call_used(usage)
 
     def compacted(self) -> None:
-        """See `Observer`."""
+        """Implements `Observer.compacted`."""
         self._metrics.compactions.add()
 
-    # Called by the server
+    # Methods that the server calls.
 
     def drop(self) -> None:
-        """Cancel the observation: the request was not read completely."""
+        """Cancel the observation without a report, because the request was not read completely. Does nothing after
+        `end`."""
         if not self._ended:
             self._ended = True
             self._metrics.in_flight.add(by=-1)
@@ -184,7 +188,8 @@ class Observation:
                 self._spans.drop()
 
     def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
-        """Note the end of the response. `known`: the server's additional fields. A second call does nothing."""
+        """Record the end of the response and report it. `known` has further fields for the log line. Later calls do
+        nothing."""
         if self._ended:
             return
         self._ended = True
@@ -212,7 +217,8 @@ class Observation:
         self._over(ended, exchange, time.time())
 
     def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
-        """Envoy has reported which side ended the stream, or `end` is None."""
+        """Report a response whose stream ended early. `end` is Envoy's report about which side ended it, or None if
+        none arrived."""
         failure, outcome = ended.failure, ended.outcome
         if end is not None and failure is not None:
             failure = ended_early(failure, end.details, end.status, client_left=end.client_left)
@@ -225,12 +231,13 @@ class Observation:
         self._end_call("cancelled", at)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
-        # Failures are reported at once, close to their cause.
+        # Failures are reported immediately, so that their log lines follow closely after their causes.
         loud = ended.failure is not None or ended.unknown
         self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
-        """The seconds to the first part, and the mean seconds between events."""
+        """Return the seconds to the stream's first part, and the mean seconds between its events. Returns None if no
+        part arrived."""
         if self._first is None:
             return None
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None

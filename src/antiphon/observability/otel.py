@@ -1,11 +1,11 @@
 """Exports traces with OpenTelemetry's SDK, as OTLP over HTTP.
 
-Lives here: all code that uses the SDK. Not here: when spans begin and end (`observation.py` and the users of
-`tracing.span`), their names (`span_names.py`).
+This is the only module that uses the SDK. `response_spans.py` and the users of `tracing.span` begin and end spans.
+`span_names.py` defines their names.
 
-Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue (and are dropped when it is
-full) to its thread. A failing collector gives one line a minute. The first process of a trace decides about sampling; a
-`traceparent` header carries that decision.
+Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue to its thread, and are
+dropped when the queue is full. A failing collector causes at most one log line per minute. The first process of a trace
+decides about sampling, and the `traceparent` header contains that decision.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _LIMITS = SpanLimits(max_span_attributes=64, max_events=16, max_links=16, max_sp
 
 
 class Tracer:
-    """Creates the spans of one process. `processor` is for tests: it gets the spans in place of the collector."""
+    """Creates the spans of one process. Tests pass a `processor`, which gets the spans instead of the collector."""
 
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
         self._content = settings.content
         resource = Resource.create({"service.name": settings.service_name, "service.version": version})
-        # `tracing.enabled` has decided; the SDK would check this variable again, and disable itself.
+        # `tracing.enabled` has already read this variable. The SDK would read it again and turn itself off.
         os.environ.pop(OTEL_SDK_DISABLED, None)
         sampler = ParentBased(TraceIdRatioBased(settings.sample))
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=_LIMITS)
@@ -72,8 +72,9 @@ class Tracer:
         library.handlers, library.propagate = [_Complaints()], False
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
-        """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
-        headers come from the request that queued the work, and the span only links to it."""
+        """Begin this process's first span for a request with these headers. Returns None when the request is not
+        sampled. If `linked` is True, the headers come from the request that queued the work. The new span then also has
+        a link to that request's span."""
         given = {field: value for field in _CONTEXT.fields if (value := header_value(headers, field)) is not None}
         context = _CONTEXT.extract(given)
         parent = get_current_span(context).get_span_context()
@@ -82,18 +83,18 @@ class Tracer:
         return Span(self._tracer, span, content=self._content) if span.is_recording() else None
 
     def close(self) -> None:
-        """Send the queued spans; called in a thread, because it waits for the collector."""
+        """Send the queued spans and stop. Waits for the collector, so callers run it in a thread."""
         self._provider.shutdown()
 
 
 class Span:
-    """One span."""
+    """One sampled span."""
 
     __slots__ = ("_span", "_tracer", "content")
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan, *, content: bool) -> None:
         self.content = content
-        """Whether it may contain messages."""
+        """Whether the span may contain messages, and arguments and results of tools."""
         self._tracer = tracer
         self._span = span
 
@@ -102,23 +103,23 @@ class Span:
         return format_trace_id(self._span.get_span_context().trace_id)
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
-        """Begin a span within this one."""
+        """Begin a child span."""
         context = set_span_in_context(self._span)
         span = self._tracer.start_span(name, context, SpanKind[kind.upper()], dict(attributes) if attributes else None)
         return Span(self._tracer, span, content=self.content)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
-        """Set further attributes."""
+        """Set further attributes of the span."""
         self._span.set_attributes(dict(attributes))
 
     def headers(self) -> Headers:
-        """The headers with which another process continues this span."""
+        """Return the headers with which another process continues this span's trace."""
         carrier: dict[str, str] = {}
         _CONTEXT.inject(carrier, set_span_in_context(self._span))
         return tuple(carrier.items())
 
     def end(self, error: str = "", at: int = 0) -> None:
-        """End the span, now or at this time (nanoseconds of the epoch); a second call does nothing. `error`: the kind
+        """End the span, either now or at `at` (nanoseconds of the epoch). Later calls do nothing. `error` is the kind
         of failure."""
         if not self._span.is_recording():
             return
@@ -129,7 +130,7 @@ class Span:
 
 
 class _Complaints(logging.Handler):
-    """Limits the SDK's warnings about failed exports to one line a minute."""
+    """Limits the SDK's warnings about failed exports to one log line per minute."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -137,7 +138,7 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith(_SENDERS):
-            # A record about a client's header (an invalid `tracestate`).
+            # Other records concern a client's header (an invalid `tracestate`) and are not logged.
             return
         now = time.monotonic()
         if now >= self._quiet_until:
@@ -146,12 +147,13 @@ class _Complaints(logging.Handler):
 
 
 class _CollectorSession(requests.Session):
-    """Ignores the collector's response body, because its status is sufficient and the body may be endless."""
+    """An HTTP session for exports that does not read the collector's response body. The status is sufficient, and the
+    body may be endless."""
 
     def send(self, request: requests.PreparedRequest, **options: object) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
         if response.headers.get("content-length") == "0":
-            # Read it, so that the connection can be reused.
+            # An empty body is read, so that the connection can be reused.
             response.raw.read()
         response.close()
         return response

@@ -1,8 +1,8 @@
-"""Logs an outage of something that is retried: one line when it begins, one when it ends.
+"""Logs the outages of a retried operation: one line when an outage begins, and one when it ends.
 
-Lives here: which failures are logged. Not here: the operation, and when it is retried.
+This module decides which failures are logged. Its callers perform the operation and retry it.
 
-Invariant: between its two lines an outage writes only a line for each new kind of failure.
+Invariant: between these two lines, an outage writes one line for each new kind of failure and no others.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import structlog
 
-# After so long without an attempt, the last failure tells nothing about the next one.
+# After this many seconds without an attempt, the last failure tells nothing about the next attempt.
 _FORGOTTEN = 600.0
 
 
 class Outage:
-    """The outages of one retried operation. `begins` and `ends` are the names of the log events."""
+    """Tracks the outages of one retried operation. `begins` and `ends` are the names of the two log events."""
 
     def __init__(
         self,
@@ -37,13 +37,14 @@ class Outage:
 
     @property
     def seconds(self) -> float:
-        """The duration of the outage up to the last attempt; 0 if it works, or was not tried for long."""
+        """The seconds from the outage's first failure to its last attempt. The value is 0 if the operation works, or if
+        it was not tried for ten minutes."""
         if not self._failures or self._clock() - self._last > _FORGOTTEN:
             return 0.0
         return self._last - self._since
 
     def failed(self, *, kind: str = "", **said: object) -> None:
-        """An attempt failed. `kind`: from a closed set; each kind is logged once."""
+        """Record a failed attempt. `kind` comes from a closed set, and each kind is logged once per outage."""
         now = self._clock()
         if not self._failures or now - self._last > _FORGOTTEN:
             self._since, self._failures = now, 0
@@ -55,8 +56,8 @@ class Outage:
             self._log.warning(self._begins, **said)
 
     def recovered(self, **said: object) -> None:
-        """An attempt succeeded. The line has the duration in seconds, and the number of failed attempts
-        (`failures`)."""
+        """Record a successful attempt. If it ends an outage, log the outage's duration in seconds and the number of
+        failed attempts (`failures`)."""
         if self._failures:
             seconds = round(self._clock() - self._since, 3)
             self._log.info(self._ends, seconds=seconds, failures=self._failures, **said)

@@ -1,13 +1,13 @@
 """Builds the one log line of a response. It is a warning unless the response succeeded or its client caused the
 failure.
 
-Lives here: the level and the common fields, and one short advice about a failure for the operator. Not here: when the
-line is written (the servers), runbooks (docs).
+This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
+servers write the line at the end of a response. The docs have runbooks.
 
-Invariant: a failed response gives one line at `warning` with a cause, unless the client is known to be at fault. All
-durations are seconds. A failure gets at most one advice, chosen in this order: a missing listener of Envoy, the code,
-the upstream's status, the operation. A client's mistake gets none, because the client has the error message. (Requests
-refused for lack of capacity share one line: `refusals.py`.)
+Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
+durations are in seconds. A failure gets at most one piece of advice. It is chosen by a missing listener of Envoy first,
+then by code, by the upstream's status and by operation. A client's mistake gets no advice, because the client has the
+error message. Requests refused for lack of capacity share one line (`refusals.py`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_d
 
 
 def advice_for(failure: Failure) -> str:
-    """The advice, or an empty text."""
+    """Return the advice about a failure, or an empty text."""
     if failure.fault not in ("upstream", "ours"):
         return ""
     if NO_MODEL_DOOR in failure.cause:
@@ -97,7 +97,7 @@ def advice_for(failure: Failure) -> str:
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
-    """The failure; a failed response without one gets a generic failure."""
+    """Return the failure. A failed response without one gets a generic failure."""
     if failure is None and outcome in ("failed", "error"):
         return Failure("ours", "no cause was noted", operation="unknown")
     return failure
@@ -106,18 +106,19 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
 def write_outcome(
     log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any], *, warn: bool = False
 ) -> None:
-    """Write the line without empty fields. `warn`: a part of the request is unknown here."""
+    """Write the log line without empty fields. `warn` is True when a part of the request is unknown to Antiphon; the
+    line is then a warning."""
     failure = with_cause(failure, known.get("outcome"))
     level = logging.WARNING if warn else logging.INFO
     if failure is not None and failure.counted:
         level = logging.DEBUG
     elif failure is not None and failure.loud:
         level = logging.WARNING
-    # Resolves structlog's lazy logger once per line.
+    # `bind` resolves structlog's lazy logger once per line.
     bound = log.bind()
     if not bound.is_enabled_for(level):
         return
-    # Keyword arguments would be copied four times on their way.
+    # The fields are added to the context directly, because structlog would copy keyword arguments four times.
     bound = bound.bind()
     told = structlog.get_context(bound)
     if failure is not None:

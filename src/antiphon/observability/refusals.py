@@ -1,13 +1,14 @@
 """Counts requests that are refused for lack of capacity, and logs at most one line a second about them.
 
-Lives here: the counter and the line. Not here: the refusals (`engine/exchange/budget.py`), the lines of single
-requests, which have level debug here (`outcome.py`).
+`engine/exchange/budget.py` refuses the requests. `outcome.py` writes the log lines of single refused requests at level
+debug.
 
-The first refusal of a kind is logged at once, the further ones within a second as a number at its end. A kind is a
-setting, so the process's limit and the owners' limits have separate lines. The line of an owner limit names the owner
-with the most refusals, so that the operator sees which one floods.
+The first refusal by a setting is logged immediately. Further refusals within a second are logged as a number at the end
+of that second. Each setting has separate lines, so the process's limit and the owners' limits do not share a line. The
+line of an owner limit names the owner with the most refusals, so that the operator sees which one floods.
 
-Invariants: at most one line a second for each setting. The numbers in all lines add up to all refusals.
+Invariants: each setting writes at most one line per second. The numbers in all lines add up to the number of all
+refusals.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _OWNER_LENGTH = 12
 
 
 class Refusals:
-    """The refusals of one process; `count` is called with the setting of each refusal."""
+    """Collects the refusals of one process. It calls `count` with the setting of each refusal."""
 
     def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
         self._count = count
@@ -36,7 +37,7 @@ class Refusals:
         self._last: dict[str, AtCapacity] = {}
 
     def note(self, full: AtCapacity) -> None:
-        """Record one refusal."""
+        """Record one refusal, and log it if its setting has no running timer."""
         setting = full.setting
         self._count(setting)
         self._last[setting] = full
@@ -45,7 +46,7 @@ class Refusals:
             self._tell(setting)
 
     def close(self) -> None:
-        """Log the remaining refusals."""
+        """Stop the timers and log the remaining refusals."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -53,7 +54,7 @@ class Refusals:
             self._write(setting)
 
     def _tell(self, setting: str) -> None:
-        """Write the line, and set the timer for the next one."""
+        """Log the refusals so far, and set the timer for the next line."""
         self._timers.pop(setting, None)
         if setting in self._numbers:
             self._write(setting)
@@ -65,7 +66,8 @@ class Refusals:
         told: dict[str, object] = {"setting": setting, "refused": numbers.total()}
         if last.owner:
             told |= {"owner": numbers.most_common(1)[0][0][:_OWNER_LENGTH], "owners": len(numbers)}
-        # An owner over its own limit is normal for the operator; a process over its limit is not.
+        # An owner over its own limit is normal for the operator, so the line has level info. A process over its limit
+        # is not, so the line is a warning.
         write: Any = _log.info if last.owner else _log.warning
         fault = "client" if last.owner else "ours"
         write("requests_refused", **told, fault=fault, cause=last.message, status=last.status)

@@ -1,7 +1,7 @@
 """Creates the trace spans of one response: the request, and each model call.
 
-Lives here: the attributes of these spans. Tools, retrieval and stores have separate spans within the request's, made
-where they run (`tracing.span`). Not here: times and numbers for metrics (`observation.py`).
+This module sets the attributes of these spans. Tools, retrieval and stores create child spans of the request's span
+themselves (`tracing.span`). `observation.py` collects times and numbers for metrics.
 
 Invariant: a span contains messages only if the settings enable that.
 """
@@ -31,15 +31,16 @@ _SPANS: Final[Mapping[str, _Begun]] = {
     "background": (names.JOB, "consumer", {}),
     "websocket": (names.TURN, "server", {names.ROUTE: "/v1/responses"}),
 }
-"""The span to begin, by door."""
+"""Name, kind and attributes of the request's span, by door."""
 
 
 class ResponseSpans:
-    """The spans of a traced response. During the response, its request's span is the current one of its task."""
+    """The spans of one sampled response. While the response runs, the request's span is the current span of its
+    task."""
 
     def __init__(self, span: Span) -> None:
         self.request = span
-        """The request's span."""
+        """The span of the request."""
         self._content = span.content
         self._call: Span | None = None
         self._call_ended_at = 0
@@ -48,7 +49,7 @@ class ResponseSpans:
 
     @classmethod
     def begin(cls, tracer: Tracer, door: str, headers: Headers) -> ResponseSpans | None:
-        """Begin; None when the request is not sampled."""
+        """Begin the request's span. Returns None when the request is not sampled."""
         name, kind, said = _SPANS.get(door, _REQUEST)
         span = tracer.begin(name, kind, headers, linked=kind == "consumer")
         if span is None:
@@ -57,7 +58,7 @@ class ResponseSpans:
         return cls(span)
 
     def begin_call(self, upstream: str, model: str, body: bytes) -> Headers:
-        """A model call begins; returns the headers for it."""
+        """Begin the span of a model call. Returns the headers that continue the trace in the call."""
         self._close_call()
         model = model[:NAME_LENGTH]
         said: dict[str, Value] = {
@@ -72,19 +73,20 @@ class ResponseSpans:
         return self._call.headers()
 
     def first_data(self, seconds: float) -> None:
-        """The seconds until the call's first bytes."""
+        """Record the seconds from the call's start to its first bytes."""
         if self._call is not None:
             self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
 
     def call_over(self, upstream: str, status: int, fault: str, at: float | None = None) -> None:
-        """The call ended, now or at that time (seconds of the epoch); its usage may still be added."""
+        """Record the end of the call, now or at `at` (seconds of the epoch). The span stays open for the call's
+        usage."""
         if self._call is not None:
             self._call_ended_at = time.time_ns() if at is None else int(at * 1e9)
             self._call_error = fault or (str(status) if status >= 400 else "")
             self._call.set({names.UPSTREAM: upstream} | ({names.STATUS: status} if status else {}))
 
     def call_used(self, usage: Usage) -> None:
-        """The usage of the call."""
+        """Record the tokens of the call."""
         if self._call is not None:
             told: dict[str, Value] = {
                 names.INPUT_TOKENS: usage.input_tokens,
@@ -98,7 +100,7 @@ class ResponseSpans:
     def end(
         self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None, at: float
     ) -> None:
-        """The response ended at that time (seconds of the epoch)."""
+        """End the spans, because the response ended at `at` (seconds of the epoch)."""
         self._close_call()
         told: dict[str, Value] = {
             names.DOOR: door,
@@ -131,7 +133,7 @@ class ResponseSpans:
 
 
 def _asked(body: bytes) -> str:
-    """The messages of a chat request, in the form of the conventions."""
+    """Return the messages of a chat request as JSON, in the form of OpenTelemetry's conventions."""
     try:
         messages = json.loads(body).get("messages") or []
     except (ValueError, AttributeError):
@@ -160,7 +162,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answered(items: bytes) -> str:
-    """The output items, in the form of the conventions: one message of the assistant."""
+    """Return the output items as JSON, in the form of OpenTelemetry's conventions: one message of the assistant."""
     parts: list[dict[str, object]] = []
     for item in json.loads(items):
         if item.get("type") == "message":

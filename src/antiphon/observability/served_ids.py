@@ -1,12 +1,12 @@
 """Keeps the ids of running requests in shared memory, so that another process can read them if this one is killed.
 
-Lives here: a table in shared memory that outlives its process (a file in `/dev/shm`), and reading the tables of dead
-processes. Not here: which requests are in it (`observation.py`), the log line about them (`commands/serve.py`).
-Sidecars behind Envoy do not use it: Envoy logs each request of a dead sidecar (`envoy/failure_lines.py`).
+Each process has a table in shared memory (a file in `/dev/shm`), which outlives the process. This module also reads the
+tables of dead processes. `observation.py` decides which requests are in the table, and `commands/serve.py` logs them.
+Sidecars behind Envoy have no table, because Envoy logs each request of a dead sidecar (`envoy/failure_lines.py`).
 
-Invariants: a process owns its table by a file lock, which the kernel releases when it dies; only an unlocked table is
-read. The process writes the whole table once at the start, so that later writes cannot run out of space. Without such
-memory (not Linux, or no space) no ids are kept and nothing fails.
+Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Only an
+unlocked table is read. The process writes the whole table once at the start, so that later writes cannot run out of
+space. Without such memory (not Linux, or no space) the process stores no ids, and no request fails.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _SIZE: Final = _SLOT * _SLOTS
 
 
 class ServedIds:
-    """One per process, used only on the event loop's thread. It holds at most `_SLOTS` requests at a time and skips
-    further ones."""
+    """The table of one process, for use in the event loop's thread only. It holds at most `_SLOTS` requests at a time
+    and skips further requests."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -37,7 +37,7 @@ class ServedIds:
         self._file = -1
 
     def open(self, data: Path, folder: Path = _SHARED) -> None:
-        """Create the table for this data folder. Does nothing if that fails."""
+        """Create the table for this data folder. If that fails, the object stores no ids."""
         path = folder / f"{_prefix(data)}{os.getpid()}-{os.urandom(4).hex()}"
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -56,25 +56,25 @@ class ServedIds:
         self._free = list(range(_SLOTS - 1, -1, -1))
 
     def begin(self, request_id: str) -> int:
-        """Record a request; return its place, for `end`."""
+        """Store the id of a request. Returns its slot for `end`, or -1 if the id was not stored."""
         table = self._map
         if table is None or not self._free:
             return -1
         place = self._free.pop()
         at, text = place * _SLOT, request_id.encode("utf-8", "replace")[:_LONGEST]
-        # The length comes last: the process may be killed in between.
+        # The length is written last, because the process may be killed between the two writes.
         table[at + 1 : at + 1 + len(text)] = text
         table[at] = len(text)
         return place
 
     def end(self, place: int) -> None:
-        """Remove the request at this place."""
+        """Remove the id in this slot."""
         if place >= 0 and self._map is not None:
             self._map[place * _SLOT] = 0
             self._free.append(place)
 
     def close(self) -> None:
-        """Delete the table."""
+        """Delete the table, at a normal end of the process."""
         if self._map is not None and self._path is not None:
             self._path.unlink(missing_ok=True)
             self._map.close()
@@ -83,7 +83,8 @@ class ServedIds:
 
 
 def take_lost(data: Path, folder: Path = _SHARED) -> list[str]:
-    """The ids of the requests that killed processes of this data folder were serving. Each id is returned once."""
+    """Return the ids of the requests that killed processes of this data folder were serving. Each id is returned once,
+    because reading deletes the tables."""
     found: list[str] = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(f"{_prefix(data)}*")):
@@ -105,7 +106,7 @@ def _of_dead(path: Path) -> list[str]:
         if os.fstat(file).st_uid != os.getuid():
             return []
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Another process may have been first.
+        # The file may be deleted already, because another process has read the table first.
         path.unlink()
         table = os.read(file, _SIZE)
     except OSError:

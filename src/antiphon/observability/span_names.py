@@ -1,10 +1,11 @@
 """Defines the names of spans and their attributes, by OpenTelemetry's conventions.
 
-Lives here: names. The conventions for generative AI are in development (repository semantic-conventions-genai, as of
-October 2026) and still change. Antiphon's own names begin with `antiphon.`. Not here: the code that sets them, and the
-attributes of each span with their meaning (`scripts/lib/described_spans.py`, the source of `docs/reference/traces.md`).
+The conventions for generative AI are in development and still change (repository semantic-conventions-genai, as of
+October 2026). Antiphon's own names begin with `antiphon.`. `otel.py` and `response_spans.py` set the attributes.
+`scripts/lib/described_spans.py` lists the attributes of each span with their meaning, and is the source of
+`docs/reference/traces.md`.
 
-Invariant: no attribute is a credential or an owner. Messages, and tools' arguments and results, are set only if
+Invariant: no attribute is a credential or an owner. Messages, and the arguments and results of tools, are set only if
 `tracing.content` is on.
 """
 
@@ -16,7 +17,7 @@ Kind = Literal["server", "client", "internal", "producer", "consumer"]
 Value = str | int | float | bool | tuple[str, ...]
 """The type of an attribute's value."""
 
-# Spans
+# Names of spans.
 REQUEST = "POST /v1/responses"
 TURN = "response.create"
 JOB = "process background response"
@@ -25,7 +26,7 @@ EXECUTE_TOOL = "execute_tool"
 RETRIEVAL = "retrieval"
 STORE = "store"
 
-# General
+# Names of general attributes.
 METHOD = "http.request.method"
 ROUTE = "http.route"
 STATUS = "http.response.status_code"
@@ -33,7 +34,7 @@ ERROR = "error.type"
 DB_SYSTEM = "db.system.name"
 DB_OPERATION = "db.operation.name"
 
-# Generative AI
+# Names of attributes for generative AI.
 OPERATION = "gen_ai.operation.name"
 PROVIDER = "gen_ai.provider.name"
 MODEL = "gen_ai.request.model"
@@ -54,7 +55,7 @@ TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
 TOOL_RESULT = "gen_ai.tool.call.result"
 DATA_SOURCE = "gen_ai.data_source.id"
 
-# Antiphon's own
+# Names of Antiphon's own attributes.
 DOOR = "antiphon.door"
 OUTCOME = "antiphon.outcome"
 FAULT = "antiphon.fault"

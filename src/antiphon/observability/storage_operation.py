@@ -1,6 +1,6 @@
 """Times and traces one store operation, as a context manager.
 
-Lives here: the context manager. Not here: its metrics' names (`metric_names.py`), spans (`tracing.py`).
+`metric_names.py` defines the names of its metrics, and `tracing.py` makes its span.
 
 Invariant: a cancelled operation is not counted, because its outcome is unknown.
 """
@@ -19,7 +19,8 @@ from antiphon.observability.tracing import is_traced, span
 
 
 class StorageOperation:
-    """(A generator with a nested context manager took five times as long, even without a span.)"""
+    """The context manager for one store operation. A generator-based context manager would take five times as long,
+    even without a span."""
 
     def __init__(self, operation: str, database: str, ended: LabelledCounter, seconds: LabelledHistogram) -> None:
         self._operation = operation

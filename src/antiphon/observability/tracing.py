@@ -1,11 +1,10 @@
 """Creates trace spans, tracks the current span, and reads `traceparent`.
 
-Lives here: the current span, spans around blocks, and reading `traceparent`. Not here: the names of spans and
-attributes (`span_names.py`), OpenTelemetry. Only `otel.py` imports the SDK, and the process imports `otel.py` only if
-an endpoint is configured; other modules use its classes only as types.
+`span_names.py` defines the names of spans and attributes. Only `otel.py` imports OpenTelemetry's SDK, and the process
+imports `otel.py` only if an endpoint is configured. Other modules use its classes only as types.
 
-Invariants: without a trace the cost is one lookup. An unsampled request has no spans, and its client's trace context is
-passed on unchanged. No failure here fails a request.
+Invariants: without a trace, a span takes only one lookup. An unsampled request has no spans, and the process forwards
+its client's trace context unchanged. No failure in this module fails a request.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _current: ContextVar[Span | None] = ContextVar("antiphon_span", default=None)
 
 
 def set_current(span: Span | None) -> None:
-    """Set the current span of this task, and of tasks that it starts from now on."""
+    """Set the current span of this task, and of tasks that this task starts later."""
     _current.set(span)
 
 
@@ -41,8 +40,8 @@ def is_traced() -> bool:
 
 @contextmanager
 def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
-    """A span within the current one around a block, where it is the current span; None without a trace. (In a keyword,
-    `__` is a dot of the attribute's name.)"""
+    """Make a child span of the current span for a block, in which the child is the current span. Yields None without a
+    trace. In a keyword, `__` stands for a dot in the attribute's name."""
     parent = _current.get()
     if parent is None:
         yield None
@@ -61,13 +60,15 @@ def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Sp
 
 
 def trace_headers() -> Headers:
-    """The headers that continue the current span in another process; none without a trace."""
+    """Return the headers with which another process continues the current span's trace. Returns none without a
+    trace."""
     now = _current.get()
     return now.headers() if now is not None else ()
 
 
 def read_parent(headers: Headers) -> tuple[str, str, bool] | None:
-    """The trace id, the span id and the sampling flag of `traceparent`; None for a missing or invalid one."""
+    """Return the trace id, the span id and the sampling flag of the `traceparent` header. Returns None for a missing or
+    invalid header."""
     value = header_value(headers, "traceparent")
     found = _PARENT.fullmatch(value) if value is not None else None
     if found is None or value is None or value.startswith("ff") or found[1] == _NO_TRACE or found[2] == _NO_TRACE[:16]:

@@ -223,7 +223,7 @@ def _let_go(error: BaseException) -> None:
 def _left_over(content: aiohttp.StreamReader) -> bytes:
     """Return the bytes that arrived before the failure. aiohttp's reader would raise the failure before it returns
     them."""
-    content.set_exception(None)  # type: ignore[arg-type]  # so that the reader goes on; the caller has the failure
+    content.set_exception(None)  # type: ignore[arg-type]  # lets the reader continue; the caller has the failure
     return content.read_nowait()
 
 

@@ -40,6 +40,7 @@ from antiphon.upstream.addresses import AddressRule
 _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Resolves a host and a port to addresses. Raises `OSError` when there are none."""
 LookUp = Callable[..., Sequence[tuple[int, int, int, str, tuple[str | int | bytes, ...]]]]
 """The signature of `socket.getaddrinfo`."""
 
