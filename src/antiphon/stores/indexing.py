@@ -1,11 +1,13 @@
-"""Implements the shared part of the ports `Ingestion` and `ChunkIndex`, for any backend.
+"""Implements the operations of the ports `Ingestion` and `ChunkIndex` that all backends share.
 
-Lives here: renewing, releasing, completing and failing claimed files; the stores of an owner, and the texts of chunks.
-Not here: the workers (`search/ingest.py`), ranking and fusion (`search/`), the API's view (`vector_stores.py`). Each
-backend claims files, writes chunks, clears up and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
+Lives here: the SQL that renews, releases, completes or fails claimed files, and the SQL that reads an owner's stores
+and the texts of chunks. Not here: the workers (`search/ingest.py`), ranking and fusion (`search/`), the operations of
+the API (`vector_stores.py`). Each backend claims files, writes chunks, deletes chunks of removed files, and searches
+words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
-Invariants: only the lease clock decides whether a lease is expired. A search finds a file only after it is completed. A
-search names a store by its number, which `known` returns for an owner.
+Invariants: only the database's lease clock decides whether a lease is expired. A search finds a file only after a
+worker has completed the file. A search identifies a store by its number, which `known` returns only for the store's
+owner.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from antiphon.stores.tables import Statement, Tables, changed, milliseconds, ren
 from antiphon.stores.vector_stores import VectorStores
 
 HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
-"""Selects the file of a claim, by the number that it had at the claim."""
+"""SQL: selects the file that a worker holds, by the claim and by the file number that the claim returned."""
 KNOWN = """
 SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
 WHERE owner = :owner AND id IN (:ids...)
@@ -30,12 +32,13 @@ WHERE owner = :owner AND id IN (:ids...)
 
 
 class SqlIngestion:
-    """`Ingestion` except claiming, chunks and clearing up, on tables that the caller closes."""
+    """Implements `Ingestion` on tables that the caller closes. A backend's subclass adds `claim`, `append` and
+    `sweep`."""
 
     def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
         """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
-        store. `key`: the column that identifies a file across attempts. `trash`: marks the chunks of a held file for
-        clearing up. `counted`: further columns to set when a file is completed."""
+        store. `key`: the column that identifies a file across attempts. `trash`: the statement that marks the chunks of
+        a held file for deletion by a sweep. `counted`: further columns to set when a file is completed."""
         self._tables = tables
         held = HELD.format(number=number)
         self.renew_files = f"""
@@ -45,13 +48,14 @@ WITH held (id) AS MATERIALIZED (
 )
 UPDATE vector_files AS f SET lease_until = lease_in(:lease) FROM held WHERE f.{key} = held.id RETURNING claim
 """
-        # With `attempts` at 0 the next claim would reuse the number, and with it the rows that this attempt wrote.
+        # `release` never lets `attempts` fall to 0. The next claim would then reuse the file number, and its chunks
+        # would mix with the chunks of this attempt.
         self.release_file = """
 UPDATE vector_files SET claim = NULL, attempts = attempts - :uncounted,
   lease_until = CASE WHEN :pause > 0 THEN lease_in(:pause) ELSE taken() END
 WHERE claim = :claim AND status = 'in_progress'
 """
-        # Locks the store's row first, as every statement that locks both.
+        # Locks the store's row before the file's row, as every transaction that locks both does, to avoid deadlocks.
         self.bump_store = f"""
 UPDATE vector_stores SET version = version + 1 WHERE {number} = (SELECT {store} FROM vector_files WHERE {held})
 """
@@ -71,17 +75,19 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
 """
 
     async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
-        """Extend these claims to `seconds` from now. Returns those that are still held."""
+        """Extend the leases of these claims to `seconds` from now. Returns the claims that still hold a file."""
         return await renewed(self._tables, self.renew_files, claims, seconds)
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Release a file; no worker claims it for `pause` seconds."""
+        """Release a claimed file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim
+        counts as an attempt."""
         uncounted = 0 if attempted or job.attempts <= 1 else 1
         named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
         await self._tables.run([Statement(self.release_file, named)], again=True)
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
-        """Complete the file, so that searches find it. False when the claim no longer holds it."""
+        """Mark the file as completed, so that searches find it. Returns False when the worker has lost its claim.
+        `model`: the embedding model of the file's vectors, or None."""
         given = {"chunks": chunks, "usage_bytes": usage_bytes, "model": model}
         named = {"claim": job.claim, "no": job.number, **given}
         return await changed(
@@ -89,17 +95,17 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
         )
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
-        """Fail the file, and mark its chunks for clearing up. False when the claim no longer holds it."""
+        """Mark the file as failed, and its chunks for deletion. Returns False when the worker has lost its claim."""
         named = {"claim": job.claim, "no": job.number, "code": error.code, "message": error.message}
         return await changed(self._tables, Statement(self._trash, named), Statement(self.fail_file, named, rows=1))
 
     async def waiting(self) -> int:
-        """The number of files in progress."""
+        """Return the number of files whose ingestion is not finished."""
         return int((await self._tables.fetch(self.count_waiting, {}))[0][0])
 
 
 def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
-    """The claimed file in a row with these columns in this order."""
+    """Convert a row to the claimed file. The row has the columns in the order of the fields below."""
     return IngestJob(
         number=row[0],
         claim=row[1],
@@ -113,36 +119,39 @@ def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
 
 
 class SqlChunkIndex:
-    """`ChunkIndex` except its two searches, on tables that the caller closes."""
+    """Implements `ChunkIndex` on tables that the caller closes. A backend's subclass adds the searches `match` and
+    `nearest`."""
 
     number: str
-    """The column with a store's number."""
+    """The name of the column with a store's number."""
     hits_sql: str
-    """Selects number, file, file name, attributes, text and store of the `:chunks` in the `:stores`."""
+    """The query that selects number, file, file name, attributes, text and store of those `:chunks` that are in
+    `:stores`."""
 
     def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
-        """`clock`: the date, where the database has none."""
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
         self._tables = tables
         self._stores = stores
         self._clock = clock
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
-        """Those of these stores that belong to the owner."""
+        """Return the stores with these ids that belong to the owner."""
         named = {"owner": owner, "ids": list(store_ids), "now_ms": milliseconds(self._clock())}
         rows = await self._tables.fetch(KNOWN.format(number=self.number), named)
         return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """The texts of the chunks with their files. Deleted chunks and chunks in other stores are left out."""
+        """Return the text and the file of each chunk, by chunk number. The result lacks deleted chunks and chunks of
+        other stores."""
         named = {"chunks": list(chunks), "stores": [store.number for store in stores]}
         rows = await self._tables.fetch(self.hits_sql, named)
         return {row[0]: FoundChunk(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Record that the stores are in use now."""
+        """Record the current time as the last use of these stores, which postpones their expiry."""
         await self._stores.touch(owner, store_ids)
 
 
 def chunk_hits(rows: Sequence[Row]) -> list[ChunkHit]:
-    """The chunks and their scores from rows."""
+    """Convert rows of a chunk's number and its score to hits."""
     return [ChunkHit(row[0], row[1]) for row in rows]

@@ -1,17 +1,18 @@
 """Stores background jobs and their event streams, for any backend.
 
-Lives here: the operations on jobs and streams, how long a worker holds a job, how a response ends early, and which
-bodies are sealed. Not here: the workers that run a job (`engine/running/`), how a backend runs statements
+Lives here: the operations on jobs and streams, the leases of workers on jobs, the early end of a response, and the
+encryption of bodies. Not here: the workers that run a job (`engine/running/`), how a backend runs statements
 (`tables.py`). Each backend queues and claims jobs, appends to streams and finishes responses (`sqlite/jobs.py`,
 `postgres/jobs.py`).
 
-A job's row is the lock of its response: appending to the stream and ending the response lock that row first.
+A job's row serves as the lock of its response. A transaction that appends to the stream or ends the response locks that
+row first.
 
-A process's own queries never queue behind the reads of clients.
+The process's own polling queries (`own=True`) never queue behind reads for clients.
 
-Invariants: exactly one transaction ends a job. It deletes the job's row and writes the response's final state and last
-event. Deleting the response deletes the job's row as well. Every statement of a worker requires that the worker holds
-the job. A sealed piece of a stream carries the sequence numbers of its events in plain text.
+Invariants: exactly one transaction ends a job. That transaction deletes the job's row and writes the response's final
+state and last event. The deletion of a response also deletes the job's row. Every statement of a worker requires that
+the worker holds the job. An encrypted piece of a stream has the sequence numbers of its events in plain columns.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from antiphon.stores.conversations import RELEASE
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
 
-# A reader reads a stream page by page, and holds a page until its client has received it.
+# A reader reads a stream page by page, and keeps a page in memory until its client has received the page.
 _PAGE_BYTES = 1 << 20
 
 HELD = "SELECT response_id FROM jobs WHERE worker = :worker"
-# Locks the rows in one order and waits for locked ones, so a row that another transaction writes keeps its lease.
+# Locks the rows in the order of their keys to avoid deadlocks. Waits for a row that another transaction has locked, so
+# that row's lease is renewed too.
 RENEW = """
 WITH held (id) AS MATERIALIZED (
   SELECT response_id FROM jobs WHERE response_id IN (:ids...) AND worker = :worker
@@ -44,7 +46,7 @@ RETURNING response_id
 """
 UNLOCK = f"{RELEASE} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
 
-# The next statement then sees every event that was appended to the stream.
+# Locks the job's row, so that the next statement sees every event of the stream.
 LOCK = """
 SELECT 1 FROM jobs WHERE response_id = :id AND (CAST(:worker AS text) IS NULL OR worker = :worker) FOR UPDATE
 """
@@ -69,7 +71,7 @@ SELECT r.id AS id, r.status AS status,
 FROM responses r WHERE r.id IN (:ids...)
 """
 LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = :worker"
-# No row: no such response. One row without a piece: no event after that number.
+# No row means that the response does not exist. One row without a piece means that no event follows `:after`.
 EVENTS = f"""
 WITH page (place, size) AS (
   SELECT e.last_seq, length(e.data) FROM response_events e
@@ -85,30 +87,30 @@ ORDER BY cut.place
 
 
 ChangeListener: TypeAlias = Callable[[Collection[str]], None]
-"""Called with the ids of responses that changed."""
+"""A callback that receives the ids of responses whose stream or state has changed."""
 
 
 def notify_nobody(response_ids: Collection[str]) -> None:
-    """A listener that does nothing."""
+    """Do nothing. The default listener for a store whose processes poll for changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSql:
-    """The SQL that differs by backend. `queue`: the number of jobs that wait for a worker, and the creation time of the
-    oldest. `release`: the worker releases job `:id`, which no worker claims for `:pause` milliseconds, and subtracts
-    `:uncounted` from its attempts."""
+    """The job store's SQL that differs by backend. `queue`: the query for the number of jobs that wait for a worker,
+    and the creation time of the oldest job. `release`: the statement with which a worker releases job `:id`. The
+    statement delays the next claim by `:pause` milliseconds, and subtracts `:uncounted` from the job's attempts."""
 
     queue: str
     release: str
 
 
 Measured: TypeAlias = Callable[[str], AbstractContextManager[object]]
-"""Measures the operation with this name: its duration and its outcome."""
+"""Measures the duration and the outcome of the operation with this name."""
 
 
 class JobWriter(Protocol):
-    """The hot path of `JobStore`: see its methods of the same names. Arguments are already sealed; results are still
-    sealed. Every method raises `StoreError`."""
+    """Writes jobs and streams for `JobStore`, with SQL that differs by backend. `JobStore` has a method of the same
+    name for each method. Bodies in arguments and results are encrypted. Every method raises `StoreError`."""
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
@@ -118,18 +120,18 @@ class JobWriter(Protocol):
     async def claim(
         self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None
     ) -> list[Job]:
-        """Claim up to `limit` jobs."""
+        """Claim up to `limit` jobs for this worker."""
 
     async def append(self, worker: str, response_id: str, events: EventPiece, restart: bool) -> bool:
-        """Append to the stream."""
+        """Append the events to the response's stream."""
 
     async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
-        """End the response with this record."""
+        """Write the response's final record and delete its job."""
 
 
 class JobStore:
-    """Jobs and event streams of background responses, in tables that the caller closes. The database's clock decides
-    when a lease expires. Every method raises `StoreError`."""
+    """Stores the jobs and event streams of background responses in tables that the caller closes. The database's clock
+    decides when a lease expires. Every method raises `StoreError`."""
 
     def __init__(
         self,
@@ -140,8 +142,8 @@ class JobStore:
         ended: ChangeListener = notify_nobody,
         measured: Measured = nullcontext,
     ) -> None:
-        """`ended` is called with the ids of responses that ended early; their workers must stop. `measured` measures
-        every change except `enqueue`."""
+        """The store calls `ended` with the ids of responses that ended early, so that their workers stop. `measured`
+        measures every change except `enqueue`."""
         self._measured = measured
         self._ended = ended
         self._tables = tables
@@ -158,10 +160,10 @@ class JobStore:
         limit: int,
         needs: Collection[str] = (),
     ) -> None:
-        """Store the queued response with its input and its job, all or nothing. `needs`: the capabilities that a worker
-        must have to run it.
+        """Store the queued response with its input and its job in one transaction. `needs`: the capabilities that a
+        worker must have to run the job.
 
-        Raises `TooManyJobs` when the owner has `limit` jobs. The rules for `previous_response_id` are those of
+        Raises `TooManyJobs` when the owner has `limit` jobs. This method checks `previous_response_id` like
         `ResponseStore.save`.
         """
         sealed = self._bodies.seal_record(record), self._bodies.seal(request), self._sealed(events)
@@ -176,17 +178,18 @@ class JobStore:
         *,
         able: Collection[str] | None = None,
     ) -> list[Job]:
-        """Claim up to `limit` jobs that no worker holds, for `seconds`, all or, on an error, none.
+        """Claim up to `limit` jobs that no worker holds, with a lease of `seconds`. On an error, this method claims no
+        job.
 
-        The order: jobs with an expired lease first, then one job per owner in turn, each owner's oldest first. A job
-        whose row another transaction has locked may be left for the next claim.
+        Jobs with an expired lease come first. Then the owners take turns, each with its oldest job. The claim may skip
+        a job whose row another transaction has locked.
 
-        Only jobs whose needs are among `able` (None: any), or that were created more than `PATIENCE` seconds ago. If no
-        worker is able to run a job, the worker that claims it reports this.
+        A worker claims only jobs whose `needs` are all in `able` (None: any job), or jobs older than `PATIENCE`
+        seconds. If no worker has the capabilities for a job, the worker that claims the old job ends it with an error.
 
-        Jobs in `besides`, which the worker still runs, are left out: a worker does not take over its own jobs. Other
-        jobs that the worker already holds are included, because the result of an earlier claim may have been lost. The
-        responses are `in_progress` from now on.
+        `besides` names the jobs that the worker still runs. The result never includes them, so a worker does not take
+        over its own jobs. The result includes other jobs that the worker already holds, because the result of an
+        earlier claim may have been lost. The claim sets the status of the responses to `in_progress`.
         """
         fitting = None if able is None else sorted(able)
         with self._measured("claim"):
@@ -198,18 +201,18 @@ class JobStore:
         ]
 
     async def held(self, worker: str) -> frozenset[str]:
-        """The responses whose jobs this worker holds. A claimed job that is missing here has ended or belongs to
-        another worker."""
+        """Return the ids of the responses whose jobs this worker holds. If the result lacks a job that the worker
+        claimed, the job has ended or belongs to another worker."""
         rows = await self._tables.fetch(HELD, {"worker": worker}, own=True)
         return frozenset([row[0] for row in rows])
 
     async def queue(self) -> Queue:
-        """The number and the age of the jobs that wait for a worker."""
+        """Return the number of jobs that wait for a worker, and the creation time of the oldest job."""
         row = (await self._tables.fetch(self._sql.queue, {}, own=True))[0]
         return Queue(row[0], None if row[1] is None else row[1] / 1000)
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
-        """Extend the leases of these jobs of the worker to `seconds` from now. Returns those that the worker still
+        """Extend the worker's leases on these jobs to `seconds` from now. Returns the jobs that the worker still
         held."""
         named = {"worker": worker, "lease": milliseconds(seconds), "ids": sorted(response_ids)}
         rows: list[Row] = []
@@ -218,19 +221,21 @@ class JobStore:
         return frozenset([row[0] for row in rows])
 
     async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
-        """Release a job; no worker claims it for `pause` seconds. `attempted`: whether the claim counts as an
-        attempt."""
+        """Release a job. No worker claims the job again for `pause` seconds. `attempted`: whether the claim counts as
+        an attempt."""
         named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
-        # After the release the worker does not hold the job, so repeating the statement does nothing.
+        # A retry is safe: after the release the worker does not hold the job, so a second statement changes nothing.
         with self._measured("release"):
             await self._tables.run([Statement(self._sql.release, named)], again=True)
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
-        """Append to the stream; False when the worker does not hold the job. `restart`: these are the first events of
-        an attempt, and the events of earlier attempts are deleted, except `created` and `queued`.
+        """Append events to the response's stream. Returns False when the worker does not hold the job.
 
-        Rows that the same attempt wrote from this sequence number on are replaced. So a caller that does not know the
-        outcome of a write may repeat it, with more events.
+        `restart`: these events are the first events of a new attempt. The store then deletes the events of earlier
+        attempts, except `created` and `queued`.
+
+        The new events replace events that the same attempt wrote with the same or a higher sequence number. So a caller
+        that does not know the outcome of a write may repeat the write, also with more events.
         """
         with self._measured("append"):
             return await self._writer.append(worker, response_id, self._sealed_piece(events), restart)
@@ -238,16 +243,17 @@ class JobStore:
     async def finish(
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
     ) -> bool:
-        """End the response with this record and these last events, and delete the job. The input is already stored.
+        """Write the response's final record and last events, and delete the job. The input is already stored.
 
-        False, and nothing changes, when the worker does not hold the job or the response lost its conversation.
-        `restart`: see `append`.
+        Returns False and changes nothing when the worker does not hold the job, or the response has lost the lock of
+        its conversation. `restart`: see `append`.
         """
         with self._measured("finish"):
             return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early and delete its job. False when it has already ended, or its stream went on meanwhile."""
+        """End a response early, because it was cancelled or failed, and delete its job. Returns False when the response
+        has already ended, or when its stream has events after `ending.last_event`."""
         bodies, events = self._bodies, self._sealed(ending.events)
         body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
@@ -272,17 +278,18 @@ class JobStore:
         return done
 
     async def unlock(self, response_id: str) -> None:
-        """Release the conversation that this response has locked, if its job is deleted. A worker that did not know of
-        the end may have taken the lock again."""
+        """Release the conversation that this response has locked, if its job no longer exists. A worker that did not
+        know of the response's end may have locked the conversation again."""
         await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """The status and last event number of these responses; unknown ids are left out."""
+        """Return the status and the last event's number of these responses. The result lacks unknown ids."""
         rows = await self._tables.fetch(PROGRESS, {"ids": sorted(response_ids)})
         return {row["id"]: _progress(row) for row in rows}
 
     async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Up to `limit` pieces with events after this number, or None when the response does not exist."""
+        """Return up to `limit` pieces of the stream with events after the sequence number `after`, or None when the
+        response does not exist."""
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
         if not found:
@@ -299,7 +306,8 @@ class JobStore:
 
 
 def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, object]:
-    """The parameters of `END_RESPONSE`. Without a record the response has no completion time and no usage."""
+    """Return the parameters of `END_RESPONSE`. Without a record, which early ends lack, the response gets no completion
+    time and no token usage."""
     size = sum(item.size for item in items)
     completed_at = record.completed_at if record is not None else None
     usage = record.usage if record is not None else None
@@ -316,7 +324,7 @@ def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: Resp
 
 
 class AskingSignals:
-    """`Signals` of a database that does not notify: each process polls it at this pace."""
+    """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at `pace`."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
         self._tables = tables
@@ -327,14 +335,14 @@ class AskingSignals:
         return await look(self._tables, followed, worker)
 
     def tell_queued(self) -> None:
-        """Do nothing: the other processes poll."""
+        """Do nothing, because the other processes poll the queue."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Do nothing: there are no notifications."""
+        """Do nothing, because this database sends no notifications."""
 
 
 async def look(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:
-    """The progress of these streams and the jobs that this worker holds, in one statement. See `Signals.look`."""
+    """Read the progress of these streams and the jobs that this worker holds with one query. See `Signals.look`."""
     rows = await tables.fetch(LOOK, {"ids": sorted(followed), "worker": worker}, own=True)
     progress = {row["id"]: _progress(row) for row in rows if row["status"]}
     return Seen(progress, frozenset([row["id"] for row in rows if row["status"] is None]))

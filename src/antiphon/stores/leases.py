@@ -1,11 +1,11 @@
 """Renews the leases that this process holds.
 
-Lives here: one task per process that renews every lease before it expires. Not here: what a lease protects (a
-conversation's lock), how a store stores it, and the handling of a lost lease. Every write names its holder, so the
-store rejects the writes of a holder that lost its lease.
+Lives here: one task per process that renews every lease before it expires. Not here: the objects that a lease protects
+(a conversation's lock, an upload), the rows of leases, the handling of a lost lease. Every write names its holder, so
+the store rejects the writes of a holder that lost its lease.
 
-Invariant: a dropped lease is not renewed again. A held lease is renewed until it is dropped or the store reports it as
-lost. The task ends when this process holds no lease.
+Invariant: the task renews a lease until the holder drops the lease or the store reports it as lost. It never renews a
+dropped lease. The task ends when this process holds no lease.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """The leases of one process. `seconds` is the duration of a lease; the task renews it three times in that time."""
+    """The leases of one process. `seconds` is the duration of a lease. The task renews a lease three times in that
+    duration."""
 
     def __init__(self, seconds: float = 30.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.seconds = seconds
         self._sleep = sleep
-        # Each hold is a new object, so a lease that a caller takes again differs from the lost one.
+        # Each call of `hold` stores a new object. So the task can distinguish a lost lease from a lease that the same
+        # holder has taken again.
         self._held: dict[Leased, dict[str, object]] = {}
         self._task: asyncio.Task[None] | None = None
         self._outages: dict[Leased, Outage] = {}
@@ -40,7 +42,7 @@ class Leases:
             self._task = asyncio.get_running_loop().create_task(self._renew())
 
     def drop(self, store: Leased, holder: str) -> None:
-        """Stop renewing it."""
+        """Stop renewing the lease of `holder` in this store. The caller releases the lease in the store."""
         holders = self._held.get(store)
         if holders is None:
             return
@@ -52,15 +54,15 @@ class Leases:
             self._task = None
 
     def holds(self, store: Leased, holder: str) -> bool:
-        """Whether the task still renews it: it is not dropped and not lost."""
+        """Return whether the task still renews the lease of `holder`. False after a drop or a loss of the lease."""
         return holder in self._held.get(store, ())
 
     def held_in(self, store: Leased) -> int:
-        """The number of leases in this store that the task renews."""
+        """Return the number of leases in this store that the task renews."""
         return len(self._held.get(store, ()))
 
     async def aclose(self) -> None:
-        """Stop renewing; the remaining leases expire."""
+        """Stop the task. The remaining leases expire after at most `seconds`."""
         self._held.clear()
         if self._task is not None:
             self._task.cancel()
@@ -73,12 +75,13 @@ class Leases:
         while self._held:
             await self._sleep(self.seconds / 3)
             for store, holders in list(self._held.items()):
-                # A copy: the query's result lacks leases that a caller takes during the query.
+                # Compare the result with a copy of the holders, because the query cannot know a lease that a caller
+                # takes meanwhile.
                 asked = dict(holders)
                 try:
                     held = await store.renew(tuple(asked), self.seconds)
                 except StoreError as error:
-                    # The next two tries still come before the leases expire.
+                    # The task tries twice more before the leases expire.
                     self._outage_of(store).failed(error=str(error))
                     continue
                 self._outage_of(store).recovered()

@@ -1,19 +1,19 @@
-"""Defines the neutral form of rows that move from one backend to another, and the mark on a moved folder.
+"""Defines the backend-independent form of rows that `antiphon admin move` copies, and the mark file in a moved folder.
 
-Lives here: the columns of each kind of row, the comparison of rows, and the check that refuses a start on a marked
-folder. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work
-(`moving.py`).
+Lives here: the columns of each kind of row, the checksum that compares rows, and the check that refuses a start on a
+marked folder. Not here: reading rows (`sqlite/exporting.py`), writing rows (`postgres/importing.py`), the order of the
+work (`moving.py`).
 
-A move leaves out data that the target derives from other rows: sums of bytes, the words of chunks, a job's place in the
-queue. Leases expire, because no process works during a move. Rows that wait for deletion move too, and the target
-deletes them.
+A move omits data that the target derives from other rows: sums of bytes, the words of chunks, a job's position in the
+queue. A move ends all leases, because no process holds one during a move. A move also copies rows that wait for
+deletion, and the target's sweep deletes them.
 
-Without the mark, a process could store data in the folder during or after the move, and the other machines would never
-find it. So the move writes the mark before the first row, and the mark stays. To use the folder again, the operator
-deletes the mark. Each move has a name, which the database records as well. If the operator deleted the mark in between,
-the names differ and the move does not continue.
+Without the mark, a process could store data in the folder during or after the move, and the target would lack that
+data. So the move writes the mark file before it copies the first row, and keeps the file. To use the folder again, the
+operator deletes the mark file. Each move has a name, which the mark and the target database both record. If the
+operator deletes the mark of an unfinished move, the next move has another name. The target then refuses to continue.
 
-Invariant: the mark file is complete or absent.
+Invariant: the mark file is either complete or absent, also after a crash.
 """
 
 from __future__ import annotations
@@ -69,17 +69,20 @@ VECTORS: dict[str, tuple[str, ...]] = {
     "chunks": ("file_number", "place", "tokens", "text"),
     "chunk_vectors": ("file_number", "place", "store_number", "vector"),
 }
-"""The kinds of rows of vector stores."""
+"""The columns of each kind of row that belongs to vector stores."""
 COLUMNS = _SESSIONS | VECTORS
-"""The kinds of rows in the order of the move: referenced rows come before the rows that refer to them."""
+"""The columns of each kind of row, in the order of the move: referenced rows come before the rows that refer to
+them."""
 
 EXTRA = {"chunks": ("title", "store_number")}
-"""Extra columns of a kind, from which the target derives other data."""
+"""Columns that the source sends in addition to `COLUMNS`. The target derives other data from them and does not store
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The number of rows of a kind (or of file contents, with their bytes) and a checksum that ignores their order."""
+    """The number of rows of a kind, and a checksum that does not depend on the order of the rows. For file contents,
+    `rows` is their number and `content_bytes` their total size."""
 
     rows: int
     checksum: int
@@ -87,7 +90,7 @@ class Counted:
 
 
 class Sum:
-    """Counts rows and sums up their hashes."""
+    """Counts rows and adds up their 64-bit hashes, modulo 2^64."""
 
     def __init__(self) -> None:
         self._rows = self._sum = 0
@@ -100,11 +103,11 @@ class Sum:
 
     @property
     def counted(self) -> Counted:
-        """The result so far."""
+        """The count and the checksum of the rows so far."""
         return Counted(self._rows, self._sum)
 
 
-# Texts of clients may contain a lone surrogate.
+# A text from a client may contain a lone surrogate, which MessagePack cannot encode. `repr` encodes other types.
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
 
 
@@ -113,8 +116,8 @@ MARK_FILE = "moved.json"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The mark of a move. `name`: of the move. `target`: the database's URL without its password. `whole`: the move is
-    complete."""
+    """The content of the mark file. `name`: the random name of the move. `target`: the URL of the target database
+    without the password. `whole`: whether the move is complete."""
 
     name: str
     target: str
@@ -122,7 +125,8 @@ class Mark:
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The folder's mark, or None. Raises `StoreError` when the file is unreadable."""
+    """Read the folder's mark file. Returns None if the folder has no mark. Raises `StoreError` when the file is
+    unreadable."""
     path = folder / MARK_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Mark)
@@ -133,7 +137,7 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def write_mark(folder: Path, mark: Mark | None) -> None:
-    """Write the mark, or delete it. Raises `StoreError`."""
+    """Write the folder's mark file, or delete the file if `mark` is None. Raises `StoreError`."""
     path = folder / MARK_FILE
     new = path.with_suffix(".new")
     try:
@@ -151,7 +155,8 @@ def write_mark(folder: Path, mark: Mark | None) -> None:
 
 
 def check_not_moved(folder: Path) -> None:
-    """Raise `ConfigError` with both ways out when the folder has a mark. Raises `StoreError`."""
+    """Raise `ConfigError` when the folder has a mark. The message tells the operator how to continue and how to return
+    to the folder. Raises `StoreError` when the mark file is unreadable."""
     mark = read_mark(folder)
     if mark is None:
         return

@@ -1,16 +1,16 @@
-"""Moves everything from a data folder into a shared database.
+"""Moves all state from a data folder (SQLite) into a shared PostgreSQL database, for `antiphon admin move`.
 
-Lives here: the order of the work, copying the contents of files into a bucket, and the final comparison. Not here: rows
-(`moved.py`), the two ends in the backends (`sqlite/exporting.py`, `postgres/importing.py`), storages for contents
+Lives here: the order of the work, the copy of file contents into a bucket, and the final comparison. Not here: the form
+of rows (`moved.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`), storages for contents
 (`blobs/`), the command line.
 
-An operator can kill a move at any moment and start it again. It continues after the last batch that arrived. Memory
-holds one batch, or one part of one content.
+An operator can kill a move at any moment and start it again. The move continues after the last batch that the target
+stored. Memory holds one batch of rows, or one part of one file's content.
 
-Invariants: the move only reads the source, after upgrading it to this build's schema. It checks everything that it
-needs, and marks the folder (`moved.py`), before it moves the first row. So no process starts on the folder. No process
-starts on the target before the move has compared every row and every content. A content counts as moved only when it
-was read back from the bucket and its hash matches the file's row.
+Invariants: the move only reads the source, after it has upgraded the source to this build's schema. Before the move
+copies the first row, it checks the target and the bucket, and marks the folder (`moved.py`). So no process starts on
+the folder. No process starts on the target before the move has compared every row and every content. The move reads
+each content back from the bucket and compares its hash with the file's row.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _BYTES = 4 << 20
 _PART = 1 << 20
 _KEY, _SIZE, _SHA256 = (COLUMNS["files"].index(name) for name in ("blob", "size", "sha256"))
 CONTENTS = "contents of files"
-"""The name under which file contents are counted."""
+"""The kind under which `move` reports the count of file contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The count of one kind at the source and at the target."""
+    """The counts of one kind of row at the source and at the target. `move` raises an error unless both are equal."""
 
     kind: str
     source: Counted
@@ -65,11 +65,11 @@ async def move(
     bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
     rows: int = _ROWS,
 ) -> list[Moved]:
-    """Move all rows of the databases in `folder`, and the file contents from the data folder to the bucket of `blobs`,
-    if there is one.
+    """Move all rows of the databases in `folder` to the database at `url`. If `blobs` names a bucket, also move the
+    file contents from the data folder `data` to that bucket.
 
-    Returns the equal counts of both sides, one per kind. `said` receives progress messages. `rows`: rows per batch.
-    Raises `ConfigError` and `StoreError`.
+    Returns the counts of both sides for each kind. `said` receives progress messages. `rows`: the number of rows per
+    batch. Raises `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
     if place.kind != "postgresql":
@@ -90,7 +90,7 @@ async def move(
 
 
 async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> Mark:
-    """Mark the folder, and prepare the database or continue there. Returns the mark."""
+    """Mark the folder, and prepare the target database for a new or a continued move. Returns the mark."""
     before = read_mark(folder)
     name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
     mark = Mark(name, target.name, whole=False)
@@ -99,7 +99,7 @@ async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> 
         await target.begin(f"{source.name} (move {name})", vectors=source.has_vectors())
     except StoreError as error:
         if error.reason != "unknown":
-            # The database has recorded nothing of this move.
+            # The target has not recorded this move, so the folder gets its previous mark back.
             write_mark(folder, before)
         raise
     return mark
@@ -129,7 +129,8 @@ async def _move(
 
 
 async def _batches(source: FolderExport, kind: str, after: int, together: int) -> AsyncIterator[tuple[list[Row], int]]:
-    """Batches of rows, each with the position after it. A batch never ends between two rows of one position."""
+    """Yield batches of rows after the position `after`, each with the position of its last row. All rows with one
+    position are in the same batch."""
     rows: list[Row] = []
     size, last = 0, after
     for position, row in source.rows(kind, after):
@@ -160,7 +161,8 @@ async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> 
 
 
 def _comparable(kind: str, row: Row) -> Row:
-    """The row in a form that is equal on both sides: numbers by value, lists as JSON."""
+    """Convert a row to a form that is equal for SQLite and PostgreSQL: numbers by value, lists as parsed JSON, texts as
+    bytes."""
     if kind == "jobs":
         return (*row[:3], json.loads(row[3]), *row[4:])
     if kind == "file_attributes":
@@ -169,7 +171,7 @@ def _comparable(kind: str, row: Row) -> Row:
 
 
 class _Contents:
-    """Copies file contents from a data folder into a bucket. Closes both."""
+    """Copies file contents from a data folder into a bucket. `aclose` closes the folder and the bucket."""
 
     def __init__(self, data: Path, bucket: BlobStore) -> None:
         self._folder = data / FILES_FOLDER
@@ -177,11 +179,12 @@ class _Contents:
         self._bucket = bucket
 
     async def move(self, source: FolderExport) -> None:
-        """Copy every content that the bucket lacks. Raises `StoreError`."""
+        """Copy every file content that the bucket lacks. Raises `StoreError` when a copied content does not match its
+        file's row."""
         for key, size, sha256 in _contents(source):
             if await self._size(key) == size:
                 continue
-            # Remove what an interrupted move left.
+            # An interrupted move may have left an incomplete content under this key.
             await self._bucket.delete(key)
             content = await self._source.open(key)
             try:
@@ -200,7 +203,8 @@ class _Contents:
                 )
 
     async def compared(self, source: FolderExport) -> tuple[Counted, Counted]:
-        """The counts by the files' rows and by the bucket, which must match. Raises `StoreError`."""
+        """Read every content back from the bucket. Returns the counts from the files' rows and from the bucket. Raises
+        `StoreError` at the first difference."""
         here, there, total = Sum(), Sum(), 0
         for key, size, sha256 in _contents(source):
             content = await self._bucket.open(key)
@@ -219,7 +223,7 @@ class _Contents:
         return replace(here.counted, content_bytes=total), replace(there.counted, content_bytes=total)
 
     async def aclose(self) -> None:
-        """Close both."""
+        """Close the bucket and the data folder."""
         await self._bucket.aclose()
         await self._source.aclose()
 
@@ -233,7 +237,7 @@ class _Contents:
 
 
 def _contents(source: FolderExport) -> Iterator[tuple[str, int, str]]:
-    """Key, size and SHA-256 of each file's content."""
+    """Yield the key, the size and the SHA-256 of each file's content."""
     for _, row in source.rows("files", 0):
         yield row[_KEY], row[_SIZE], row[_SHA256]
 

@@ -1,13 +1,14 @@
-"""Exports and deletes an owner's data, for any backend.
+"""Exports and deletes the stored data of one owner (a tenant), for any backend.
 
-Lives here: the SQL, how owners are counted, how a row is exported, and deleting vector stores. Not here: how a backend
-reads and deletes while others work (`sqlite/owner_data.py`, `postgres/owner_data.py`), files' contents.
+Lives here: the SQL, the counts per owner, the form of an exported row, and the deletion of vector stores. Not here: how
+a backend reads and deletes while requests run (`sqlite/owner_data.py`, `postgres/owner_data.py`), the contents of
+files.
 
-An export contains the vector stores and their files with attributes. It leaves out the chunks: their text is in the
-files, which are exported as well.
+An export contains the vector stores and their files with attributes. The export omits the chunks, because the exported
+files contain their text.
 
-Invariant: `owned` covers every table with an owner, except tables that hold only parts or counts of covered ones. Tests
-compare it with the schemas.
+Invariant: `owned` covers every table with an owner column, except tables that hold only parts or counts of covered
+tables. Tests compare `owned` with the schemas.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from antiphon.stores.bodies import Bodies
 from antiphon.stores.tables import Tables
 
 AT_ONCE = 100
-"""Rows per read or deletion."""
+"""The number of rows per read or deletion."""
 
 _COUNTED = {
-    # Withdrawn ids belong to no owner (`postgres/withdrawals.py`).
+    # A withdrawn id belongs to no owner (`postgres/withdrawals.py`).
     "responses": "responses WHERE status <> 'withdrawn'",
     "conversations": "conversations",
     "prompts": "prompts",
@@ -34,19 +35,19 @@ _COUNTED = {
 }
 _VECTOR_STORES = "SELECT id FROM vector_stores WHERE owner = :owner"
 
-# A row's JSON, and the further text that the model saw, if it was stored.
+# Yields two output rows per item: its JSON (`body`), and the additional text that the model saw (`shown`, if stored).
 _BOTH = "(SELECT 1 = 0 AS more UNION ALL SELECT 1 = 1) AS both_parts"
 
 
 def counting(*kinds: str) -> str:
-    """A query that counts these kinds: one row per kind and owner, with the count."""
+    """Return a query that counts these kinds of objects. A result row has a kind, an owner and the count."""
     return " UNION ALL ".join(
         f"SELECT '{kind}', owner, count(*) FROM {_COUNTED[kind]} GROUP BY owner" for kind in kinds
     )
 
 
 def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
-    """The counts per owner from the rows of `counting`, sorted by owner."""
+    """Convert the rows of a `counting` query to counts per owner, sorted by owner."""
     counts: dict[str, dict[str, int]] = {}
     for kind, owner, count in rows:
         counts.setdefault(owner, {})[kind] = count
@@ -54,8 +55,8 @@ def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
 
 
 def owned(place: str) -> dict[str, str]:
-    """The queries of an export, by kind. Each selects two columns that identify a row, then its JSON (`body`) or its
-    fields. `place`: the SQL of an item's position in its conversation."""
+    """Return the queries of an export, by kind. Each query selects two columns that identify a row, then the row's JSON
+    (`body`) or its fields. `place`: the SQL expression for an item's position in its conversation."""
     return {
         "responses": """
             SELECT id, created_at, status, body FROM responses WHERE owner = :owner ORDER BY created_at, id
@@ -90,8 +91,8 @@ def owned(place: str) -> dict[str, str]:
 
 
 def owned_vectors(number: str, store: str) -> dict[str, str]:
-    """The same for vector stores. `number`: the column with a store's number. `store`: the column that refers to a
-    store."""
+    """Return the queries that export vector stores, by kind, in the form of `owned`. `number`: the column with a
+    store's number. `store`: the column that refers to a store."""
     return {
         "vector_stores": f"""
             SELECT id, created_at, name, description, metadata, expires_days
@@ -106,7 +107,7 @@ def owned_vectors(number: str, store: str) -> dict[str, str]:
 
 
 def exported(kind: str, fields: Mapping[str, Any], bodies: Bodies) -> ExportedRow:
-    """The exported row, from columns by name. `bodies` opens sealed bodies."""
+    """Convert a row of an `owned` query (columns by name) to an exported row. `bodies` decrypts sealed bodies."""
     (_, row_id), (_, of), *others = fields.items()
     if kind == "responses":
         return ExportedRow(kind, row_id, of, json.loads(bodies.open_response(fields["body"], fields["status"])))
@@ -134,12 +135,13 @@ DELETE FROM usage_days WHERE owner = :owner AND (day, model, upstream) IN (
   SELECT day, model, upstream FROM usage_days WHERE owner = :owner LIMIT :limit
 )""",
 )
-"""The deletions, each in pieces. They lock rows in the same order as all other statements."""
+"""The statements that delete an owner's data. The caller repeats each statement, which deletes at most `:limit` rows,
+until it deletes no row. The statements lock rows in the same order as all other statements, to avoid deadlocks."""
 
 
 async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: str) -> int:
     """Delete the owner's vector stores with all their chunks. Returns the number of deleted stores. `tables`: the
-    tables of the vector stores' database. Raises `StoreError`."""
+    tables of the database that holds the vector stores. Raises `StoreError`."""
     gone = 0
     for (store_id,) in await tables.fetch(_VECTOR_STORES, {"owner": owner}):
         gone += await vectors.stores.delete(owner, store_id)

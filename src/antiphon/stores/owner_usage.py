@@ -1,11 +1,11 @@
-"""Stores daily usage sums and checks owners' storage quotas, for any backend.
+"""Stores daily sums of token usage, and checks owners' storage quotas, for any backend.
 
-Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when the sums are written
-(`engine/running/usage_recorder.py`), counting an owner's stored bytes (triggers in each backend's migrations).
+Lives here: the SQL. Not here: the selection of counted calls (`observability/observation.py`), the schedule of writes
+(`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each backend's migrations).
 
-Invariants: every number is capped, so that a column can hold it and add to it. Otherwise one upstream with absurd
-counts would block the sums of all others. Statements update rows in one order, so processes that add to the same days
-wait for each other but never deadlock.
+Invariants: every number is at most 10^15, so that the addition never overflows a column. Otherwise one upstream that
+reports absurd token counts would block the sums of all other upstreams. Statements update rows in the order of their
+keys. So processes that add to the same days wait for each other but never deadlock.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes W
 
 
 class UsageStore:
-    """The usage sums, in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the usage sums in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
-        """Add these to the sums of the same day, owner, model and upstream, all or none."""
+        """Add these numbers to the sums of the same day, owner, model and upstream, in one transaction."""
         rows = [
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), _MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
@@ -48,8 +48,8 @@ class UsageStore:
         await self._tables.run([Statement(ADD, rows, many=True)])
 
     async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
-        """The sums of these days (`YYYY-MM-DD`, both included; empty: no limit), grouped and sorted by `by`. Fields
-        outside `by` are empty."""
+        """Return the sums of the days from `since` to `until` (`YYYY-MM-DD`, both included; empty: no limit). The
+        result is grouped and sorted by the fields in `by`. Key fields outside `by` are empty in the result."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
         SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
@@ -62,7 +62,7 @@ class UsageStore:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def forget(self, before: str) -> int:
-        """Delete the sums of all days before this one. Returns the number of rows."""
+        """Delete the sums of all days before the day `before` (`YYYY-MM-DD`). Returns the number of deleted rows."""
         gone = 0
         while count := (await self._tables.run([Statement(FORGET, {"before": before})], again=True))[0]:
             gone += count
@@ -70,10 +70,10 @@ class UsageStore:
 
 
 class OwnerQuota:
-    """The storage quota of one owner: `limit` bytes in all. The caller closes the tables.
+    """Checks the storage quota: each owner may store `limit` bytes. The caller closes the tables.
 
-    The quota is checked before a model call, and not when the response is saved: a paid response is stored anyway. So
-    an owner may exceed the limit by the responses that ran at that moment.
+    The engine checks the quota before a model call, not when it saves the response, because the model call has already
+    cost money by then. So an owner may exceed the limit by the responses that run concurrently.
     """
 
     def __init__(self, tables: Tables, limit: int) -> None:
@@ -81,6 +81,7 @@ class OwnerQuota:
         self._limit = limit
 
     async def check(self, owner: str) -> None:
-        """Raise `OwnerFull` when the owner has stored `limit` bytes or more. Raises `StoreError`."""
+        """Raise `OwnerFull` when the owner has stored `limit` bytes or more. Raises `StoreError` when the database
+        fails."""
         if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)

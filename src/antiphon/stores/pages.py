@@ -1,12 +1,12 @@
-"""Builds pages of a list, limited by rows and by bytes, whichever limit comes first.
+"""Builds one page of a list from rows. A page has limits for the number of rows and for their bytes.
 
 Lives here: the cursors of a page, the conversion of rows (the same in every backend), and the lookup of items that a
 request names. Not here: SQL.
 
-A row that does not fit has no body, because the query did not read it. The first row always fits: if it is larger than
-a page, it is the only one.
+The query returns a row beyond the limit of bytes without its body. The first row always fits. If the first row is
+larger than a page, the page has only this row.
 
-Invariant: a page is a prefix of the page without the limit of bytes.
+Invariant: the limit of bytes only shortens a page at its end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.stores.bodies import Bodies
 
 
 class Row(Protocol):
-    """A row of any backend: access to its columns by name or number."""
+    """A row of any backend. The index of a column is its name or its number."""
 
     def __getitem__(self, column: str | int, /) -> Any: ...
 
@@ -32,7 +32,8 @@ R = TypeVar("R", bound=Row)
 
 
 def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
-    """The rows before the first one that does not fit (its column `body` is null), and whether there is such a row."""
+    """Return the rows before the first row that exceeds the limit of bytes, and whether such a row exists. In that row,
+    the column named by `body` is null."""
     for number, row in enumerate(rows):
         if row[body] is None:
             return rows[:number], True
@@ -40,18 +41,19 @@ def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
 
 
 async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:
-    """Raise `InvalidRequest` with the message `missing` when a cursor is not in the list: `find` returns None for
-    it."""
+    """Raise `InvalidRequest` with the message `missing` when a cursor of the page is not in the list. `find` returns
+    None for such a cursor."""
     for name, cursor in page.cursors:
         if await find(cursor) is None:
             raise unknown_cursor(name, missing)
 
 
 def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredItem] | None:
-    """A page from rows that have the positions of the cursors (`low`, `high`) and an item; the item is null on an empty
-    page.
+    """Build a page of items. Each row has the positions of the two cursors (`low`, `high`) and an item. The item is
+    null on an empty page.
 
-    Returns None without rows: the list does not exist. Raises `InvalidRequest` for a cursor without a position.
+    Returns None if there are no rows, because then the list does not exist. Raises `InvalidRequest` for a cursor
+    without a position.
     """
     if not rows:
         return None
@@ -66,7 +68,8 @@ def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[Stor
 
 
 def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredResponse]:
-    """A page from rows that have a response (`id`, `status`, `response`) and one of its items, if any."""
+    """Build a page of responses. Each row has a response (`id`, `status`, `response`) and one of its output items, or
+    no item."""
     found: dict[str, tuple[Row, list[StoredItem]]] = {}
     kept, cut = cut_off(rows, "response")
     for row in kept:
@@ -86,18 +89,19 @@ def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[
 
 
 def stored_item(row: Row) -> StoredItem:
-    """The item in a row with the columns `item_id`, `type` and `body`."""
+    """Convert a row with the columns `item_id`, `type` and `body` to an item."""
     return StoredItem(row["item_id"], row["type"], row["body"])
 
 
 def history_item(row: Row) -> StoredItem:
-    """The same for a row of a history, which also has the column `shown`."""
+    """Convert a row of a history to an item. Such a row has the column `shown` in addition to those of
+    `stored_item`."""
     return StoredItem(row["item_id"], row["type"], row["body"], row["shown"])
 
 
 def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
-    """The found items by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes, counted once per mention;
-    the rows may have no bodies then."""
+    """Return the items of these rows by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes. An item
+    counts once per mention in `item_ids`. Rows beyond the limit may have no bodies."""
     if rows and rows[0]["body"] is None:
         raise HistoryTooLarge(limit, "input")
     found = {row["item_id"]: history_item(row) for row in rows}
