@@ -1,9 +1,10 @@
 """Stores prompts and their versions, for any backend.
 
-Lives here: the SQL, cursors and pages, the outcome of a change, and the conversion of rows. Not here: how a backend
-runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).
+Lives here: the SQL, cursors and pages, the detection of conflicting changes, and the conversion of rows. Not here: how
+a backend runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).
 
-Invariants: every statement names the owner. A version never changes, and the prompt's row assigns its number.
+Invariants: every statement that a client triggers names the owner. A stored version never changes. The prompt's row
+assigns the numbers of its versions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FROM prompts p JOIN prompt_versions v
   ON v.prompt_id = p.id AND v.version = coalesce(CAST(:version AS integer), p.default_version)
 WHERE p.id = :id AND p.owner = :owner
 """
-# Strictly after the cursor's position, or all rows.
+# Selects the prompts after the cursor in list order, or all prompts if `:cursor` is null.
 LIST = both_ways(f"""{_COLUMNS}, v.body
 FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = p.default_version
 WHERE p.owner = :owner AND (CAST(:cursor AS text) IS NULL OR (p.created_at, p.id) {{after}} (
@@ -54,7 +55,7 @@ JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = cut.place
 ORDER BY cut.place {{order}}
 """)
 
-# A null parameter leaves its column unchanged.
+# A null `:metadata` leaves the metadata unchanged, and a false `:renamed` leaves the name unchanged.
 UPDATE = """
 UPDATE prompts SET name = CASE WHEN :renamed THEN :name ELSE name END, metadata = coalesce(:metadata, metadata),
                    updated_at = greatest(updated_at, :at)
@@ -75,13 +76,13 @@ DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
 class PromptStore:
-    """Prompts and their versions, in tables that the caller closes. Every method raises `StoreError` when the database
-    fails."""
+    """Stores prompts and their versions in tables that the caller closes. Every method raises `StoreError` when the
+    database fails."""
 
     def __init__(
         self, tables: Tables, keys: IdempotencyStore, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now
     ) -> None:
-        """`page_bytes`: the maximum bytes of a page of versions. `bodies` seals templates and metadata."""
+        """`page_bytes`: the maximum bytes of a page of versions. `bodies` encrypts templates and metadata."""
         self._tables = tables
         self._keys = keys
         self._page_bytes = page_bytes
@@ -97,7 +98,8 @@ class PromptStore:
         body: bytes,
         once: OnceOnly | None = None,
     ) -> StoredPrompt:
-        """Create a prompt with `body` as its first version. Raises `AlreadyMade` when the key is already bound."""
+        """Create a prompt with `body` as its first version. Raises `AlreadyMade` when the idempotency key `once`
+        already belongs to a created prompt."""
         at = milliseconds(self._clock())
         seal = self._bodies.seal
         named: dict[str, object] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
@@ -107,13 +109,14 @@ class PromptStore:
         return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
 
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
-        """This version, or the default one; None when the prompt or the version does not exist."""
+        """Return this version of the prompt, or its default version if `version` is None. Returns None when the prompt
+        or the version does not exist."""
         rows = await self._tables.fetch(GET, {"id": prompt_id, "owner": owner, "version": version})
         return self._prompt(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
-        """A page of the owner's prompts by creation time, each in its default version. Cursors are prompt ids; with
-        both, `after` counts. An unknown cursor raises `InvalidRequest`."""
+        """Return a page of the owner's prompts by creation time, each in its default version. Cursors are prompt ids.
+        If the request has both cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
         cursor = None
         for name, cursor in page.cursors[:1]:
             if await self.get(owner, cursor) is None:
@@ -123,9 +126,11 @@ class PromptStore:
         return Page(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
-        """A page of a prompt's versions by number; cursors are version numbers. None when the prompt does not exist.
+        """Return a page of a prompt's versions by number, or None when the prompt does not exist. Cursors are version
+        numbers.
 
-        A page of large versions may end before `limit`, with `has_more`. An invalid cursor raises `InvalidRequest`.
+        A page of large versions may have fewer than `limit` versions and set `has_more`. An invalid cursor raises
+        `InvalidRequest`.
         """
         newest = await self.get(owner, prompt_id)
         if newest is None:
@@ -141,8 +146,10 @@ class PromptStore:
         return Page(page.shown([self._prompt(row) for row in found]), has_more=cut or len(rows) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
-        """Apply the change, all or nothing. Returns the resulting version, or None when the prompt does not exist.
-        Raises `VersionConflict`."""
+        """Apply the change in one transaction. Returns the new version, or the default version if the change adds none.
+        Returns None when the prompt does not exist.
+
+        Raises `VersionConflict` when the prompt's last version is not `change.expected_version`."""
         named = {
             "id": prompt_id,
             "owner": owner,
@@ -169,14 +176,14 @@ class PromptStore:
         return await self.get(owner, prompt_id, made[0][0] if made else None)
 
     async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
-        """Make this version the default; None when the prompt or the version does not exist."""
+        """Make this version the default and return it. Returns None when the prompt or the version does not exist."""
         named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(self._clock())}
         if not await changed(self._tables, Statement(SET_DEFAULT, named, rows=1)):
             return None
         return await self.get(owner, prompt_id)
 
     async def delete(self, owner: str, prompt_id: str) -> bool:
-        """Delete the prompt with all its versions; False when it does not exist."""
+        """Delete the prompt with all its versions. Returns False when the prompt does not exist."""
         return await changed(self._tables, Statement(DELETE, {"id": prompt_id, "owner": owner}, rows=1))
 
     def _sealed(self, body: bytes | None) -> bytes | None:

@@ -1,16 +1,18 @@
 """Reads and deletes responses and their items, for any backend.
 
-Lives here: the SQL that reads and deletes, the limits of a history, the missing parts of one, cursors and pages. Not
-here: storing a response and finding items by id, which each backend implements (`sqlite/responses.py`,
-`postgres/responses.py`); how a backend runs statements (`tables.py`).
+Lives here: the SQL that reads and deletes, the limits of a history, the errors for an incomplete history, cursors and
+pages. Not here: how a backend runs statements (`tables.py`). Each backend stores a response and finds items by id
+itself (`sqlite/responses.py`, `postgres/responses.py`).
 
-A chain never crosses owners: the insert of a response enforces this. So reading a chain checks only the owner of its
-last response. Each response stores only its own items, so no item is stored twice.
+A chain is a sequence of responses that `previous_response_id` links. All responses of a chain have the same owner,
+because the insert of a response checks the owner of its predecessor. So the query that reads a chain checks only the
+owner of the last response. Each response stores only its own items, so no item is stored twice.
 
-Deleting a response locks its chain. A concurrent response that continues the chain either commits first and is seen, or
-fails because its predecessor is deleted.
+A deletion of a response locks its chain. A concurrent response that continues the chain either commits before the
+deletion checks the chain, or fails because its predecessor is deleted.
 
-Invariant: a query knows the size of a history before it reads the items. It reads nothing of a history over the limit.
+Invariant: a query checks the size of a history before it reads the items. The query reads no item of a history over the
+limit.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from antiphon.stores.pages import Row, check_cursors, history_item, item_page, n
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import Statement, Tables, both_ways, page_parameters, within
 
-# Newest turn first in `turn`. Only the seed checks the owner, and joins keep their order. After ANALYZE, another
-# condition on `responses` in the recursive step makes SQLite build a Bloom filter over the whole table on every call. A
-# chain over a limit stops at the seed and yields no items; its size is in `history_items` and `history_bytes`. `depth <
-# :limit` matters only for a damaged database with a circular chain.
+# `turn` has the responses of a chain, newest first. Only the first SELECT checks the owner. `CROSS JOIN` fixes the join
+# order in SQLite. After ANALYZE, a second condition on `responses` in the recursive SELECT would make SQLite build a
+# Bloom filter over the whole table on every call. For a chain over a limit, the query returns only the newest response,
+# with the chain's size in `history_items` and `history_bytes`, and no items. `depth < :limit` ends the recursion in a
+# damaged database with a circular chain.
 LOAD_CHAIN = """
 WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
   SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
@@ -51,8 +54,8 @@ FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
   AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
 ORDER BY turn.depth DESC, i.dir, i.seq
 """
-# The items in the conversation before the first response of a chain. No items when the id now names another
-# conversation, or when the sweep is deleting it and some items may be missing.
+# Selects the items in the conversation before the first response of a chain. The query returns no row when the id now
+# belongs to a newer conversation, or when a sweep is deleting the conversation and some items may be missing.
 LOAD_BEFORE = f"""
 WITH size (bytes) AS MATERIALIZED (
   SELECT coalesce(sum(length(body) + coalesce(length(shown), 0)), 0) FROM conversation_items
@@ -65,7 +68,7 @@ WHERE c.owner = :owner AND c.id = :conversation_id AND first_place(c) <= :pos
   AND coalesce(c.locked_by, '') <> '{SWEEPER}'
 ORDER BY i.pos LIMIT :limit
 """
-# The response is the row before its items, so that both come from one snapshot.
+# One query reads the response (first row) and its output items, so that both come from one snapshot.
 GET = """
 SELECT -1 AS seq, id AS item_id, status AS type, body FROM responses WHERE id = :id AND owner = :owner
 UNION ALL
@@ -75,8 +78,8 @@ WHERE r.id = :id AND r.owner = :owner AND i.response_id = r.id AND i.dir = 1
 ORDER BY 1
 """
 IS_THERE = "SELECT 1 FROM responses WHERE id = :id AND owner = :owner"
-# A page lies strictly between two items of the list (`low` and `high`, either may be absent). No row: no such
-# response. A row without an item: an empty page.
+# A page contains the items strictly between the cursors `:low` and `:high`. Either cursor may be absent. No row means
+# that the response does not exist. A row without an item means that the page is empty.
 INPUT_ITEMS = both_ways(f"""
 WITH edge (low, high) AS (
   SELECT (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :low),
@@ -95,8 +98,9 @@ LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut
 WHERE r.id = :id AND r.owner = :owner
 ORDER BY cut.place {{order}}
 """)
-# A page lies strictly between two responses, either of which may be absent. Of two with the same time, the one stored
-# later is newer. The rows of a page come first, then their output items, all from one snapshot.
+# A page contains the responses strictly between the cursors `:low` and `:high`. Either cursor may be absent. Of two
+# responses with the same creation time, the response with the higher row number is newer. One query reads the responses
+# and their output items, so that all come from one snapshot.
 _AT = "coalesce((SELECT created_at FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _NUMBER = "coalesce((SELECT rowid FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _FIRST, _LAST = "-1", "9223372036854775807"
@@ -121,14 +125,15 @@ WHERE r.id = cut.place
 ORDER BY r.created_at {{order}}, r.rowid {{order}}, i.seq
 """)
 
-# Locks the job first (as its worker does), then the chain. With both locked, no transaction can add to the chain, and
-# the next statement sees everything that was added before.
+# A deletion locks the job first, as the job's worker does, and then the chain. While it holds both locks, no other
+# transaction can add a response to the chain. So the next statement sees all responses of the chain.
 LOCK_JOB = "SELECT 1 FROM jobs WHERE response_id = :id AND owner = :owner FOR UPDATE"
 LOCK_CHAIN = """
 SELECT 1 FROM chains WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner) FOR UPDATE
 """
-# Deletes the chain when this is its last response; the response goes with it. Otherwise deletes the response; its items
-# follow by foreign key. One of the two changes a row when there was something to delete.
+# The first statement deletes the chain if the response is its only response. Foreign keys then delete the response and
+# its items. Otherwise the second statement deletes the response with its items. One of the two statements changes a row
+# if the response existed.
 DELETE_LAST_OF_CHAIN = """
 DELETE FROM chains
 WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
@@ -138,7 +143,7 @@ DELETE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
 
 
 class ResponseWriter(Protocol):
-    """The part that each backend implements: storing a response, and the health check. Every method raises
+    """Stores a response and checks the database's health, which each backend implements itself. Every method raises
     `StoreError`."""
 
     def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
@@ -149,10 +154,10 @@ class ResponseWriter(Protocol):
 
 
 class ResponseStore:
-    """Responses and their items, in tables that the caller closes: implements `History` and the reads of the API. A
-    response is durable when `save` returns.
+    """Stores responses and their items in tables that the caller closes. Implements `History` for the engine, and the
+    reads and deletions of the API. A response is durable when `save` returns.
 
-    Every method raises `StoreError` when the database fails; none blocks the event loop.
+    Every method raises `StoreError` when the database fails. No method blocks the event loop.
     """
 
     def __init__(
@@ -166,11 +171,11 @@ class ResponseStore:
         page_bytes: int,
         bodies: Bodies = PLAIN,
     ) -> None:
-        """`find_items`: the backend's SQL that finds one item for each of `:ids`. It prefers an output to an input and
-        newer items to older ones; it reads no bodies when they exceed `:bytes`.
+        """`find_items`: the backend's query that finds one item for each id in `:ids`. The query prefers output items
+        to input items, and newer items to older items. The query reads no bodies when they exceed `:bytes` together.
 
-        `chain_items`, `history_bytes`: the limits of a history. `page_bytes`: the maximum bytes of a page of a list.
-        `bodies` seals responses and items."""
+        `chain_items` and `history_bytes` limit the items and the bytes of a history. `page_bytes`: the maximum bytes of
+        a page of a list. `bodies` encrypts responses and items."""
         self._tables = tables
         self._writer = writer
         self._find_items = find_items
@@ -180,12 +185,12 @@ class ResponseStore:
         self._bodies = bodies
 
     def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
-        """Store a finished response with its items, all or nothing; see `History.save`."""
+        """Store a finished response with its items in one transaction. See `History.save`."""
         return self._writer.save(self._bodies.seal_record(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`, or None; see `History.load_chain`. Raises `ChainTooLong` and
-        `HistoryTooLarge` before it reads items, and `ChainBroken`."""
+        """Return the history that ends with `response_id`, or None. See `History.load_chain`. Raises `ChainTooLong` or
+        `HistoryTooLarge` for a history over a limit, and `ChainBroken` for a history with a deleted part."""
         most, size = self._chain_items, self._history_bytes
         named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
         found = await self._tables.fetch(LOAD_CHAIN, named)
@@ -204,7 +209,8 @@ class ResponseStore:
         conversation_id = oldest["conversation_id"]
         if conversation_id is None:
             return Chain(items)
-        # The items that the conversation had before the chain's first response.
+        # The chain's first response continued a conversation, so the history begins with the conversation's earlier
+        # items.
         limit, room = max(0, most - len(items)), size - newest["history_bytes"]
         named |= {"conversation_id": conversation_id, "pos": oldest["conversation_pos"]}
         earlier = await self._tables.fetch(LOAD_BEFORE, named | {"limit": limit + 1, "bytes": room})
@@ -218,7 +224,7 @@ class ResponseStore:
         return Chain((*before, *items))
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        """The owner's items with these ids; see `History.load_items`."""
+        """Return the owner's items with these ids. See `History.load_items`."""
         if not item_ids:
             return {}
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
@@ -226,12 +232,13 @@ class ResponseStore:
         return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
 
     async def ping(self) -> None:
-        """Raise `StoreError` when requests should go to another process (for `/ready`). A local database fails when a
-        write or a read fails; a shared one only when it has failed for long."""
+        """Raise `StoreError` when this process should get no requests, for `/ready`. A local database counts as failed
+        when one write or read fails. A shared database counts as failed only after its writes have failed for a longer
+        time."""
         await self._writer.ping()
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
-        """The response with its output items, or None."""
+        """Return the response with its output items, or None if the owner has no such response."""
         rows = await self._tables.fetch(GET, {"id": response_id, "owner": owner})
         if not rows:
             return None
@@ -240,12 +247,12 @@ class ResponseStore:
         return StoredResponse(stored_id, status, self._bodies.open_response(body, status), items)
 
     async def delete(self, owner: str, response_id: str) -> bool:
-        """Delete the response and its items; False when the owner has no such response."""
+        """Delete the response and its items. Returns False when the owner has no such response."""
         return any((await self._tables.run(deleting(owner, response_id)))[-2:])
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """A page of the owner's responses by creation time. Cursors are response ids; with both, `after` counts. An
-        unknown cursor raises `InvalidRequest`."""
+        """Return a page of the owner's responses by creation time. Cursors are response ids. If the request has both
+        cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
         if page.after is not None:
             page = replace(page, before=None)
         await check_cursors(page, partial(self._find, owner), "There is no response with this id")
@@ -253,10 +260,11 @@ class ResponseStore:
         return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the response's own input items, or None when the response does not exist.
+        """Return a page of the response's own input items, without its history, or None when the response does not
+        exist.
 
-        `after` and `before` refer to the requested order. With only `before`, the page ends just before that item. An
-        unknown cursor raises `InvalidRequest`.
+        `after` and `before` refer to the requested order. With only `before`, the page contains the items directly
+        before the cursor's item. An unknown cursor raises `InvalidRequest`.
         """
         named = {"id": response_id, "owner": owner, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(INPUT_ITEMS[page.backward], named), page, self._bodies)
@@ -271,7 +279,8 @@ class ResponseStore:
 
 
 def deleting(owner: str, response_id: str) -> list[Statement]:
-    """The transaction that deletes a response. The counts of its last two steps tell whether there was one."""
+    """Return the statements of the transaction that deletes a response. The response existed if one of the last two
+    statements changed a row."""
     named = {"id": response_id, "owner": owner}
     locks = [Statement(sql, named, into=[]) for sql in (LOCK_JOB, LOCK_CHAIN)]
     return [*locks, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]

@@ -1,17 +1,18 @@
-"""Deletes expired data in pieces so small that no request waits for them.
+"""Deletes expired responses, conversations and event streams in batches that are small enough not to delay requests.
 
-Lives here: the loop over pieces, the size of a piece, and turns among processes. Not here: when sweeps run
-(`app/build.py`), the retention periods (settings), files and vector stores (their rows have an expiry). Each backend
-deletes a piece itself (`sqlite/retention.py`, `postgres/retention.py`).
+Lives here: the loop over batches ("pieces"), the row limit of a piece, and the choice of the one process that sweeps.
+Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and vector stores (their rows have
+an expiry). Each backend deletes a piece itself (`sqlite/retention.py`, `postgres/retention.py`).
 
-A chain is deleted as a whole, when its latest response is old. So no conversation ever lacks its middle. Background
-responses that run and locked conversations never count as old.
+A sweep deletes a chain of responses as a whole when the latest response is old. So a history never lacks responses in
+its middle. Background responses that run and locked conversations never count as old.
 
-Data that is too large for one piece first becomes unusable, in the transaction that deletes its first rows. A chain
-accepts no more responses and loses its first one. The sweep locks a conversation.
+A sweep may need several pieces for one large chain or conversation. The transaction of the first piece makes the object
+unusable for clients. A chain then accepts no more responses and loses its first response. The sweep locks a
+conversation until it is deleted.
 
-Invariant: a piece deletes a bounded number of rows, or one response with its items and events. Its transaction checks
-again that each row is still expired.
+Invariant: a piece deletes a bounded number of rows, or one response with its items and events. The piece's transaction
+checks again that each row is still expired.
 """
 
 from __future__ import annotations
@@ -24,33 +25,33 @@ from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
 SWEEPER = "retention"
-"""The holder of the lock of a conversation under deletion; this lock never expires."""
+"""The value of `locked_by` in a conversation that a sweep is deleting. This lock never expires."""
 TAKE_TURN = """
 INSERT INTO sweeps (what, due_at) VALUES (:what, lease_in(:pause))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()
 """
 
 Piece = tuple[int, int]
-"""The number of changed rows, and the number of objects that were deleted completely."""
+"""The result of one piece: the number of changed rows, and the number of objects that the piece deleted completely."""
 
 
 class Pieces(Protocol):
-    """Deletes one piece of the data that is older than `age` milliseconds; deletes nothing when nothing can be deleted
-    now. Every method raises `StoreError`."""
+    """Deletes one piece of the data that is older than `age` milliseconds. Returns zeros when no data is old enough, or
+    other transactions have locked all old data. Every method raises `StoreError`."""
 
     async def chains(self, age: int) -> Piece:
-        """Delete chains, or responses of one."""
+        """Delete old chains of responses, or the first responses of one large chain."""
 
     async def conversations(self, age: int) -> Piece:
-        """Delete conversations, or items of one."""
+        """Delete old conversations, or the first items of one large conversation."""
 
     async def streams(self, age: int) -> Piece:
-        """Delete events of finished background responses. The response itself stays, and later sweeps skip it
-        (`background`: 2)."""
+        """Delete the stored events of finished background responses. The response itself stays with `background` set to
+        2, so that later sweeps skip it."""
 
 
 class Retention:
-    """Deletes data after its retention period, in tables that the caller closes. Every method raises `StoreError`."""
+    """Deletes data after its retention period from tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, pieces: Pieces, kept: RetentionSettings) -> None:
         self._tables = tables
@@ -58,7 +59,8 @@ class Retention:
         self._kept = kept
 
     async def take_turn(self, what: str, seconds: float) -> bool:
-        """Whether this process should run this sweep now. If True, no other process gets a turn for `seconds`."""
+        """Return whether this process should run the sweep named `what` now. After True, no other process gets True for
+        `seconds`."""
         named = {"what": what, "pause": milliseconds(seconds)}
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
@@ -74,7 +76,8 @@ class Retention:
 
 
 async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | None) -> int:
-    """Delete piece by piece, until nothing is left or nothing can be deleted."""
+    """Delete pieces until a piece changes no row. Returns the number of completely deleted objects. `seconds` of None
+    keeps the data forever."""
     gone = 0
     while seconds is not None:
         rows, whole = await delete(milliseconds(seconds))
@@ -85,7 +88,8 @@ async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | Non
 
 
 def fitting(rows: Sequence[R], most: int) -> Sequence[R]:
-    """The first rows whose sum of column `rows` is at most `most`; at least one row."""
+    """Return the longest prefix of the rows whose column `rows` sums up to at most `most`. The prefix has at least the
+    first row."""
     total = 0
     for number, row in enumerate(rows):
         total += row["rows"]

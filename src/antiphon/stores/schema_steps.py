@@ -1,14 +1,16 @@
-"""Reads numbered database migrations, and decides which builds can serve from a database.
+"""Reads numbered database migrations ("schema steps"), and decides which builds of Antiphon can use a database.
 
-Lives here: reading the packaged `.sql` files, comparing them with a database's record, the interface of a schema, and
-creating an empty step. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the command line.
+Lives here: reading the packaged `.sql` files, comparing them with a database's recorded steps, the interface of a
+schema, and creating an empty step. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the command
+line.
 
-During a rollout two builds serve at once, and a process of the older one may restart. So the first line of a step may
-name the oldest schema whose builds can still serve. `-- serves: 3` in step 5 means that builds with the steps up to 3
-or 4 can serve, because the step only adds. Without that line, only builds that know the step can serve. A step that
-removes something comes one release after the last build that uses it.
+During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
+line of a step may name the oldest schema version whose builds can still serve requests. `-- serves: 3` in step 5 means
+that builds with the steps up to 3 or 4 can serve, because the step only adds tables or columns. Without that line, only
+builds that know the step can serve. A step that removes a table or a column is added one release after the last build
+that uses it.
 
-A file with the step's name and the ending .down.sql undoes it.
+A file with the step's name and the ending `.down.sql` undoes the step.
 
 Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it.
 """
@@ -37,7 +39,8 @@ _EMPTY = """\
 
 @dataclass(frozen=True, slots=True)
 class SchemaStep:
-    """One numbered step of the schema. `down` undoes it; empty if that is impossible."""
+    """One numbered step of the schema. `sql` applies the step, and `down` undoes it. `down` is empty if an undo is
+    impossible."""
 
     version: int
     name: str
@@ -46,20 +49,20 @@ class SchemaStep:
 
     @property
     def sha256(self) -> str:
-        """The checksum recorded when the step is applied."""
+        """The checksum that the database records when it applies the step, in hexadecimal digits."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
     def serves(self) -> int:
-        """The oldest schema whose builds can serve after this step."""
+        """The oldest schema version whose builds can still serve requests after this step."""
         said = _SERVES.match(self.sql)
         return int(said[1]) if said else self.version
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A step that a database has applied. `name` and `serves` come from the database, because this build may not know
-    the step."""
+    """A step that a database has applied. `name` and `serves` come from the database's record, because a newer build
+    may have applied the step."""
 
     version: int
     name: str
@@ -69,8 +72,8 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Schema(ABC):
-    """The schema of one database. `name`: its name for the operator. `steps`: the steps of this build. `folder`: the
-    folder of their files in this installation."""
+    """The schema of one database. `name`: the database's name in messages. `steps`: the steps of this build. `folder`:
+    the folder with the steps' files in this installation."""
 
     name: str
     steps: tuple[SchemaStep, ...]
@@ -78,7 +81,8 @@ class Schema(ABC):
 
     @abstractmethod
     async def applied(self) -> Sequence[Applied]:
-        """The applied steps; empty when there is no database. Raises `StoreError`."""
+        """Return the steps that the database has applied. Empty when the database does not exist. Raises
+        `StoreError`."""
 
     @abstractmethod
     async def up(self) -> Sequence[SchemaStep]:
@@ -86,11 +90,12 @@ class Schema(ABC):
 
     @abstractmethod
     async def undo(self) -> SchemaStep:
-        """Undo the last step, and return it. Raises `StoreError` when it cannot be undone."""
+        """Undo the last applied step, and return it. Raises `StoreError` when the step cannot be undone."""
 
 
 def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
-    """The steps of this build, in order. Raises `StoreError` when there is none, or a number is missing."""
+    """Read the steps in this folder, in order. Raises `StoreError` when the folder has no step, or a number is
+    missing."""
     texts = {entry.name: entry for entry in folder.iterdir()}
     steps = []
     for name, entry in texts.items():
@@ -105,7 +110,7 @@ def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
 
 
 def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
-    """The steps that this database lacks. Raises `StoreError` when this build cannot serve from the database."""
+    """Return the steps that this database lacks. Raises `StoreError` when this build cannot use the database."""
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
             raise StoreError(
@@ -123,12 +128,12 @@ def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Se
 
 
 def oldest_schema(applied: Sequence[Applied]) -> int:
-    """The oldest schema whose builds can serve from the database; 0 for an empty database."""
+    """Return the oldest schema version whose builds can use the database, or 0 for an empty database."""
     return max((one.serves for one in applied), default=0)
 
 
 def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> SchemaStep:
-    """The last applied step. Raises `StoreError` when it cannot be undone."""
+    """Return the last applied step. Raises `StoreError` when the step cannot be undone."""
     missing_steps(applied, steps)
     if not applied:
         raise StoreError("The database has no schema: there is nothing to undo.")
@@ -148,7 +153,8 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sch
 
 
 def create_step(schema: Schema, name: str) -> Path:
-    """Create an empty step in the source tree, and return its file. Raises `ConfigError`."""
+    """Create a file for an empty step in the source tree, and return its path. Raises `ConfigError` for an invalid name
+    or an installed package."""
     if not _STEP_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not a valid name of a step: use small letters, digits and _")
     if not (schema.folder.parents[4] / "pyproject.toml").exists():

@@ -1,9 +1,9 @@
-"""Reports on the state's database for an operator, before and while processes use it.
+"""Reports on the state's database for `antiphon doctor`, before the first start or while processes use the database.
 
-Lives here: findings about the schema and about shared keys. Not here: findings of each backend (`Backend.examine`),
-their display (`commands/doctor/command.py`).
+Lives here: findings about the schema and about shared keys. Not here: findings of each backend (`Backend.examine`), the
+output of findings (`commands/doctor/command.py`).
 
-Invariants: the report creates and changes nothing, and contains no password.
+Invariants: the report only reads the database, and its findings contain no password.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 
 async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Yield each finding as soon as it is known. Never raises `AntiphonError`."""
+    """Yield each finding as soon as it is known. An `AntiphonError` becomes a finding of the verdict `problem`."""
     try:
         async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
             yield said
@@ -53,7 +53,7 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
     try:
         recorded = await backend_of(state, data).recorded_keys()
     except AntiphonError:
-        # Before the first start the table does not exist.
+        # Before the first start the table of recorded keys does not exist.
         return
     if recorded is None:
         return

@@ -1,29 +1,32 @@
 """Defines the interface to one database through which the shared stores run their SQL.
 
-Lives here: statements and transactions ("units"), the port that each backend implements to run them, and the SQL words
-that every backend understands. Not here: how a backend runs a unit (`sqlite/tables.py`, `postgres/tables.py`), the SQL
-of any store.
+Lives here: statements and transactions ("units"), the port that each backend implements to run them, and the SQL macros
+that every backend expands. Not here: how a backend runs a unit (`sqlite/tables.py`, `postgres/tables.py`), the SQL of
+the stores.
 
-A shared store (`prompts.py`, `conversations.py`) has its SQL once, in the dialect that SQLite and PostgreSQL share,
-with named parameters (`:owner`). Where they differ, the SQL uses these words, which each backend replaces:
+A shared store (`prompts.py`, `conversations.py`) has one set of SQL statements, in the dialect that SQLite and
+PostgreSQL share, with named parameters (`:owner`). Where the two dialects differ, the SQL uses these macros, which each
+backend replaces:
 
-- `IN (:ids...)`: one of a list of texts,
-- `now_ms()`: the date in milliseconds since the epoch, by the database's clock; where it has none, the parameter
-  `:now_ms`,
-- `date_now()`, `date_in(:keep)` (so many milliseconds later) and `for_ever()`: the same clock, in columns that no
-  client sees,
-- `taken()`: a lease that cannot be renewed,
-- `lease_now()` and `lease_in(:lease)` (so many milliseconds later): the lease clock, which an operator cannot set,
+- `IN (:ids...)`: the column's value is in a list of texts,
+- `now_ms()`: the current time in milliseconds since the epoch, by the database's clock; SQLite uses the parameter
+  `:now_ms` instead,
+- `date_now()`: the current time of the same clock, in the type of columns that no client sees; `date_in(:keep)` is
+  `:keep` milliseconds later, and `for_ever()` is later than any time,
+- `taken()`: the value of a lease that no process can renew,
+- `lease_now()`: the current time of the lease clock, which an operator cannot set; `lease_in(:lease)` is `:lease`
+  milliseconds later,
 - `greatest(a, b)` and `least(a, b)`,
-- `rowid`: the number of a row in the order of insertion,
-- `place_columns()`, `new_places()` and `new_place()`: the first position for items of a new conversation, and
-  `first_place(c)`: that of the conversation `c`,
-- `FOR UPDATE` and `FOR NO KEY UPDATE`, after `ORDER BY` or before `SKIP LOCKED`: PostgreSQL locks the rows in this
-  order until the transaction ends; SQLite has one writer at a time anyway.
+- `rowid`: the number of a row, which increases in the order of insertion,
+- `place_columns()`, `new_places()` and `new_place()`: the columns and values for the first item position of a new
+  conversation; `first_place(c)` is the first item position of the conversation `c`,
+- `FOR UPDATE` and `FOR NO KEY UPDATE`, after `ORDER BY` or before `SKIP LOCKED`: PostgreSQL locks the rows in the given
+  order until the transaction ends; SQLite drops these words, because it has one writer at a time.
 
-A parameter whose type its position does not show (`:after IS NULL`) needs a cast: `CAST(:after AS text)`.
+PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`. Such a parameter needs a cast:
+`CAST(:after AS text)`.
 
-Invariant: the steps of a unit all take effect, or none does.
+Invariant: either all statements of a unit take effect, or none does.
 """
 
 from __future__ import annotations
@@ -39,15 +42,15 @@ from antiphon.stores.pages import Row
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
-"""The number of rows that each step of a unit changed; a step with `many` may report 0."""
+"""The number of rows that each statement of a unit changed. A statement with `many` may report 0."""
 
 
 class Statement(Struct, frozen=True):
-    """One statement of a unit. `many` runs it once per element of `parameters`, which is a list then.
+    """One statement of a unit. With `many`, `parameters` is a list, and the statement runs once per element.
 
-    `rows`: the number of rows that it must change (without `many`); any other number rolls the unit back with
-    `RowsMissing`. `into`: a list that receives the returned rows (SELECT or RETURNING), which count instead of changed
-    rows. Read it only after the unit succeeded, because a transaction may run more than once.
+    `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
+    raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. `rows` then counts
+    the returned rows. Read `into` only after the unit succeeded, because a transaction may run more than once.
     """
 
     sql: str
@@ -58,30 +61,31 @@ class Statement(Struct, frozen=True):
 
 
 class RowsMissing(StoreError):
-    """A step did not find the rows that it must change; the unit was rolled back."""
+    """A statement changed another number of rows than its `rows` requires, so the backend rolled the unit back."""
 
 
 class Tables(Protocol):
-    """Reads and writes of one database. Every method raises `StoreError`.
+    """Reads from and writes to one database. Every method raises `StoreError`.
 
     Example: `await tables.run([Statement(SQL, {"owner": "alice"}, rows=1)])` changes one row or raises
     `RowsMissing`."""
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> Sequence[Row]:
-        """All rows of one read-only query. `own`: a short query of the process itself, which never queues behind the
-        reads of clients."""
+        """Return all rows of one read-only query. `own`: the query is short and polls for this process, so it never
+        queues behind reads for clients."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """Run a unit in one transaction; returns when it is durable. Raises `RowsMissing`.
+        """Run a unit in one transaction. Returns the counts of rows when the transaction is durable. Raises
+        `RowsMissing`.
 
-        `undo`: statements that revert the unit if its commit succeeds after the caller got an error with an unknown
-        outcome. `again`: the unit is idempotent, so the backend may run it twice.
+        `undo`: statements that revert the unit. The backend runs them if the commit succeeds after the caller already
+        got an error with an unknown outcome. `again`: the unit is idempotent, so the backend may run it twice.
         """
 
 
 async def changed(tables: Tables, statement: Statement, *beside: Statement) -> bool:
-    """Run the statement, which must change one row, and the statements that belong to it. Returns whether it changed
-    one."""
+    """Run the statements in one transaction. Returns False, after a rollback, if a statement changed another number of
+    rows than its `rows` requires."""
     try:
         await tables.run([statement, *beside])
     except RowsMissing:
@@ -90,7 +94,8 @@ async def changed(tables: Tables, statement: Statement, *beside: Statement) -> b
 
 
 async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
-    """Extend the leases of these holders to `seconds` from now. `sql` returns the holders that still had a lease."""
+    """Extend the leases of these holders to `seconds` from now. Returns the holders that still had a lease, as `sql`
+    returns them."""
     rows: list[Row] = []
     await tables.run(
         [Statement(sql, {"holders": list(holders), "lease": milliseconds(seconds)}, into=rows)], again=True
@@ -99,10 +104,12 @@ async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: flo
 
 
 def within(order: str, most: str = ":bytes") -> str:
-    """The table `cut (place, fits)` of a query that has the table `page (place, size, …)` and a parameter `most`.
+    """Return the SQL of a common table expression `cut (place, fits)`, which limits a page by bytes. The query must
+    already have a table `page (place, size, …)`.
 
-    `fits` is true for the first row, and for rows with a running total (in this order) of at most `most` bytes. Both
-    databases know a body's length without reading it, so they never read a body that does not fit.
+    `fits` is true for the first row, and for rows whose running total of `size`, in the order `order`, is at most
+    `most` bytes. Both databases know a body's length without reading the body. So they never read a body that does not
+    fit.
     """
     return f"""cut (place, fits) AS (
   SELECT place, total <= {most} OR total = size
@@ -111,16 +118,18 @@ def within(order: str, most: str = ":bytes") -> str:
 
 
 def both_ways(sql: str) -> tuple[str, str]:
-    """A list's query in both directions: `{order}` is the direction, `{after}` the matching comparison."""
+    """Return a list's query in ascending and in descending order. `{order}` in the SQL becomes the direction, and
+    `{after}` the matching comparison operator."""
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")
 
 
 def page_parameters(page: PageQuery, size: int = 0) -> dict[str, object]:
-    """The parameters of a query between two cursors: `:low`, `:high`, `:limit`, `:bytes` (of `size`)."""
+    """Return the parameters `:low`, `:high`, `:limit` and `:bytes` of a query for the rows between two cursors. `size`:
+    the maximum bytes of the page."""
     low, high = page.bounds
     return {"low": low, "high": high, "limit": page.limit + 1, "bytes": size}
 
 
 def milliseconds(seconds: float) -> int:
-    """A time or a duration in milliseconds, as the databases store it."""
+    """Convert a time or a duration in seconds to the whole milliseconds that the databases store."""
     return round(seconds * 1000)

@@ -1,14 +1,14 @@
-"""Stores vector stores, their files and batches, for any backend.
+"""Keeps the rows of vector stores, their files and their file batches, for any backend.
 
 Lives here: the SQL that the backends share, the order of statements, cursors and pages. Not here: the SQL that differs
-by backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`); chunks, ingestion and searching, which each backend
+by backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), and chunks, ingestion and searches, which each backend
 implements.
 
-Every transaction that adds or removes files changes the store's row first. So two of them never deadlock, and a deleted
-store gets no more files.
+Every transaction that adds or removes files updates the vector store's row first. So two such transactions never
+deadlock, and a deleted vector store gets no more files.
 
-Invariants: a client's statement names the owner, or follows one in its transaction that does and must find a row.
-Counts and states are not stored; queries compute them from the files' rows.
+Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
+a row. The database stores no file counts. Queries compute the counts from the files' rows.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ Named = Mapping[str, Any]
 
 
 class VectorSql(ABC):
-    """The statements of vector stores in one backend."""
+    """The SQL statements of the vector stores in one backend."""
 
     def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
         """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
-        store. `batch_file`: the join from a batch's row (`m`) to its file (`f`)."""
+        store. `batch_file`: the SQL condition that joins a row of `vector_batch_files` (`m`) to its file (`f`)."""
         self._attributes = attributes
         mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
         count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
@@ -80,8 +80,8 @@ WHERE owner = :owner AND id = :id
 """
         used = f"last_active_at = now_ms(), expires_at = now_ms() + expires_days * {_DAY}"
         there = "(expires_at IS NULL OR expires_at > now_ms())"
-        # A row that another transaction has locked is in use anyway. A store that was used a moment ago needs no
-        # update.
+        # Skips a store that another transaction has locked, because that transaction uses the store. Skips a store
+        # whose last recorded use is less than `:active` milliseconds ago.
         self.touch = f"""
 UPDATE vector_stores SET {used} WHERE {number} IN (
   SELECT {number} FROM vector_stores
@@ -89,8 +89,8 @@ UPDATE vector_stores SET {used} WHERE {number} IN (
   FOR NO KEY UPDATE SKIP LOCKED
 )
 """
-        # Locks the store, so no other transaction adds or removes a file until this one ends. Also records the use, and
-        # a new version, because the set of completed files changes.
+        # Locks the store, so that no other transaction adds or removes a file until this transaction ends. Also records
+        # the use of the store. Increments `version`, because the set of completed files may change.
         self.hold_used = f"""
 UPDATE vector_stores SET version = version + 1, {used} WHERE owner = :owner AND id = :id AND {there}
 """
@@ -145,57 +145,59 @@ GROUP BY b.id, s.id
 
     drop_attributes: str
     insert_attribute: str
-    """Inserts the attribute `:key` of the file `:file_id` with its `:kind`, and `:text` or `:number`."""
+    """Inserts the attribute `:key` of the file `:file_id` with its `:kind` and its value (`:text` or `:number`)."""
     file_text: str
-    """The texts of a file's chunks from `:first` on, at most `:limit`. No row: no such file. One row without a text: it
-    has no readable chunks."""
+    """Selects the texts of at most `:limit` chunks of a file, from chunk number `:first` on. No row means that the file
+    does not exist. One row without a text means that the file has no chunks in this range."""
 
     @abstractmethod
     def create(self, named: Named) -> list[Statement]:
-        """The statements that create a store. Without a name in `named` the store has none."""
+        """Return the statements that create a store with the values in `named`."""
 
     @abstractmethod
     def delete(self, named: Named) -> list[Statement]:
-        """The statements that delete a store with everything in it. One of them must change a row, and changes none
-        when the store does not exist."""
+        """Return the statements that delete a store with its files and chunks. One statement has `rows` set, so the
+        transaction fails when the store does not exist."""
 
     @abstractmethod
     def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
-        """The statements that add files to a store that an earlier statement of the unit locks, and to the batch
-        `:batch_id`, if it is set. A file that is already in the store gets a new ingestion, in all its batches."""
+        """Return the statements that add files to a store, and to the batch `batch_id` if it is set. An earlier
+        statement of the same transaction locks the store. A file that is already in the store is ingested again, and
+        stays in its batches."""
 
     def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
-        """The statements that replace a file's attributes."""
+        """Return the statements that replace a file's attributes."""
         rows = [{**named, **row} for row in self._attributes.rows(attributes)]
         return [Statement(self.drop_attributes, named), Statement(self.insert_attribute, rows, many=True)]
 
     @abstractmethod
     def clear(self, which: str, named: Named) -> list[Statement]:
-        """The statements that mark the chunks of a deleted file for clearing up: of `one` file in a store, or of `all`
-        its ingestions."""
+        """Return the statements that mark the chunks of a removed file for deletion by a sweep. `which` is `one` (the
+        file in one store) or `all` (the file in all the owner's stores)."""
 
     @abstractmethod
     def cancel_files(self, named: Named) -> list[Statement]:
-        """The statements that cancel a batch's files in progress."""
+        """Return the statements that cancel the files of a batch whose ingestion is not finished."""
 
 
 class VectorStores:
-    """Vector stores, their files and batches, and the ingestion queue, in tables that the caller closes. Changes are
-    durable when a method returns. Every method raises `StoreError` when the database fails; none blocks the event loop.
+    """Implements the API's operations on vector stores, their files and batches, in tables that the caller closes.
+    Changes are durable when a method returns. Every method raises `StoreError` when the database fails. No method
+    blocks the event loop.
 
-    `on_work` is called when there are files to ingest or chunks to clear up; `on_deleted` with the id of a deleted
-    store.
+    This class calls `on_work` when workers have files to ingest or chunks to delete. It calls `on_deleted` with the id
+    of a deleted store.
     """
 
     def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:
-        """`clock`: the date, where the database has none."""
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
         self._clock = clock
         self.noted_uses: dict[tuple[str, str], int] = {}
-        """The time of each store's last recorded use, in milliseconds: the store's row is updated at most once a
-        minute."""
+        """The time in milliseconds of each store's last recorded use, by owner and id. `touch` updates a store's row at
+        most once a minute."""
         self.on_work: Callable[[], None] = lambda: None
         self.on_deleted: Callable[[str], None] = lambda store_id: None
 
@@ -211,7 +213,8 @@ class VectorStores:
         files: Sequence[NewFile] = (),
         once: OnceOnly | None = None,
     ) -> VectorStore:
-        """Create a store with these files to ingest. With a key only once: raises `AlreadyMade` with the store's id."""
+        """Create a store with these files, which workers then ingest. Raises `AlreadyMade` with the store's id when an
+        earlier request with the same idempotency key `once` created the store."""
         named = self._named(owner, store_id, name=name, description=description, metadata=metadata, days=expires_days)
         unit = [*self._sql.create(named), *self._additions(named | {"batch_id": None}, files)]
         await self._keys.make(once, store_id, unit, self._sql.delete(named))
@@ -223,16 +226,17 @@ class VectorStores:
         return made
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The id that the same request created earlier, or None. Call it before reading what the request refers to."""
+        """Return the id of the object that an earlier request with the same idempotency key created, or None. Call this
+        before reading the objects that the request refers to, because they may be deleted by now."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
-        """The store, or None."""
+        """Return the vector store, or None if the owner has no such store."""
         rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
         return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
-        """A page of the owner's stores by creation time. An unknown cursor raises `InvalidRequest`."""
+        """Return a page of the owner's vector stores by creation time. An unknown cursor raises `InvalidRequest`."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(
             self._sql.stores[page.backward], self._named(owner, "", **page_parameters(page))
@@ -240,7 +244,8 @@ class VectorStores:
         return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
-        """Change the store, which counts as a use; None when it does not exist."""
+        """Change the store's fields and return the store, or None when the store does not exist. The change counts as a
+        use."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
         if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):
@@ -248,7 +253,7 @@ class VectorStores:
         return await self.get(owner, store_id)
 
     async def delete(self, owner: str, store_id: str) -> bool:
-        """Delete the store with everything in it; False when it does not exist."""
+        """Delete the store with its files and chunks. Returns False when the store does not exist."""
         deleted = await self._changed(self._sql.delete(self._named(owner, store_id)), work=True)
         if deleted:
             self.noted_uses.pop((owner, store_id), None)
@@ -256,7 +261,8 @@ class VectorStores:
         return deleted
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Record that the stores are in use now, with a precision of one minute."""
+        """Record the current time as the last use of these stores, with a precision of one minute. A use postpones a
+        store's expiry."""
         at = milliseconds(self._clock())
         due = [one for one in store_ids if at - self.noted_uses.get((owner, one), 0) >= _ACTIVE_MS]
         if due:
@@ -275,10 +281,12 @@ class VectorStores:
         batch_id: str | None = None,
         once: OnceOnly | None = None,
     ) -> bool:
-        """Add files for ingestion, as a batch when `batch_id` is set; False when the store does not exist.
+        """Add files to the store, which workers then ingest. Creates a batch of these files if `batch_id` is set.
+        Returns False when the store does not exist.
 
-        A file that is already in the store is ingested again, and searches do not find it until that is complete. With
-        a key only once: raises `AlreadyMade` with the id of the batch or of the first file.
+        Workers ingest a file that is already in the store again. Searches do not find the file until the new ingestion
+        is complete. Raises `AlreadyMade` when an earlier request with the same idempotency key `once` added the files.
+        The exception has the id of the batch or of the first file.
         """
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.hold_used, named, rows=1)]
@@ -286,8 +294,8 @@ class VectorStores:
             unit.append(Statement(self._sql.insert_batch, named, rows=1))
         unit += self._additions(named, files)
         try:
-            # No undo after a late commit: the file's previous state is lost by then. A retry adds the same files once
-            # more, which changes nothing.
+            # A late commit cannot be undone, because it has overwritten the file's previous state. A retry adds the
+            # same files again, so the result is the same.
             await self._keys.make(once, batch_id or files[0].file_id, unit, [])
         except RowsMissing:
             return False
@@ -295,15 +303,15 @@ class VectorStores:
         return True
 
     async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
-        """The file in the store, or None."""
+        """Return the file in this store, or None if the store has no such file."""
         rows = await self._tables.fetch(self._sql.get_file, self._named(owner, store_id, file_id=file_id))
         return _vector_file(rows[0]) if rows else None
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
     ) -> Page[VectorFile] | None:
-        """A page of the store's (or the batch's) files; None when the store or batch does not exist. An unknown cursor
-        raises `InvalidRequest`."""
+        """Return a page of the store's files, or of the batch's files if `batch_id` is set. Returns None when the store
+        or the batch does not exist. An unknown cursor raises `InvalidRequest`."""
         if batch_id is not None:
             if await self.get_batch(owner, store_id, batch_id) is None:
                 return None
@@ -316,19 +324,19 @@ class VectorStores:
         return Page(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
-        """Replace a file's attributes; False when the file does not exist."""
+        """Replace a file's attributes. Returns False when the store has no such file."""
         named = self._named(owner, store_id, file_id=file_id, attributes=_attributes_json(attributes))
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.set_attributes, named, rows=1)]
         return await self._changed([*unit, *self._sql.attributes(named, attributes)])
 
     async def remove_file(self, owner: str, store_id: str, file_id: str) -> bool:
-        """Remove a file from the store; False when it is not in the store."""
+        """Remove a file from the store. Returns False when the file is not in the store."""
         named = self._named(owner, store_id, file_id=file_id)
         unit = [Statement(self._sql.hold, named), *self._sql.clear("one", named)]
         return await self._changed([*unit, Statement(self._sql.delete_file, named, rows=1)], work=True)
 
     async def forget_file(self, owner: str, file_id: str) -> None:
-        """Remove a deleted file from all the owner's stores."""
+        """Remove a file from all the owner's vector stores, because the owner has deleted the uploaded file."""
         named = self._named(owner, "", file_id=file_id)
         unit = [
             Statement(self._sql.lock_stores_of_file, named, into=[]),
@@ -340,12 +348,12 @@ class VectorStores:
             self.on_work()
 
     async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:
-        """The batch, or None."""
+        """Return the batch with the counts of its files, or None if the store has no such batch."""
         rows = await self._tables.fetch(self._sql.get_batch, self._named(owner, store_id, batch_id=batch_id))
         return _batch(rows[0]) if rows else None
 
     async def cancel_batch(self, owner: str, store_id: str, batch_id: str) -> bool:
-        """Cancel the batch's files that are still in progress; False when the batch does not exist."""
+        """Cancel the batch's files whose ingestion is not finished. Returns False when the batch does not exist."""
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.cancel_batch, named, rows=1)]
         return await self._changed([*unit, *self._sql.cancel_files(named)], work=True)
@@ -353,13 +361,14 @@ class VectorStores:
     async def file_text(
         self, owner: str, store_id: str, file_id: str, first: int, limit: int
     ) -> tuple[str, ...] | None:
-        """The text of up to `limit` of the file's chunks from number `first` on; None when the file does not exist."""
+        """Return the texts of up to `limit` of the file's chunks, from chunk number `first` on. Returns None when the
+        file does not exist."""
         named = self._named(owner, store_id, file_id=file_id, first=first, limit=limit)
         rows = await self._tables.fetch(self._sql.file_text, named)
         return tuple([row[0] for row in rows if row[0] is not None]) if rows else None
 
     def _additions(self, named: Named, files: Sequence[NewFile]) -> Sequence[Statement]:
-        # When a request names a file twice, the last entry counts.
+        # If a request names a file twice, the last entry applies.
         files = tuple({file.file_id: file for file in files}.values())
         rows = [
             {
@@ -389,7 +398,7 @@ class VectorStores:
 
 
 def _vector_store(row: Row) -> VectorStore:
-    """A store with its counts."""
+    """Convert a row of the query `get_store` to a vector store with its file counts."""
     expires_at = row["expires_at"]
     return VectorStore(
         id=row["id"],
@@ -407,7 +416,7 @@ def _vector_store(row: Row) -> VectorStore:
 
 
 def _vector_file(row: Row) -> VectorFile:
-    """A file in a store."""
+    """Convert a row of the query `get_file` to a file in a vector store."""
     return VectorFile(
         file_id=row["file_id"],
         store_id=row["store_id"],
@@ -422,12 +431,12 @@ def _vector_file(row: Row) -> VectorFile:
 
 
 def _batch(row: Row) -> Batch:
-    """A batch with its counts."""
+    """Convert a row of the query `get_batch` to a batch with its file counts."""
     return Batch(row["id"], row["store_id"], row["created_at"] / 1000, bool(row["stopped"]), _counts(row))
 
 
 def _attributes_json(attributes: Attributes) -> bytes:
-    """Attributes in their stored form."""
+    """Encode attributes as the JSON object that the store keeps in the file's row."""
     return json.dumps(dict(attributes), ensure_ascii=False).encode()
 
 

@@ -1,8 +1,8 @@
-"""Implements the PostgreSQL backend (15 or newer): state that many machines share.
+"""Implements the backend for PostgreSQL 15 or newer, in which many machines can share state.
 
-Lives here: the SQL of this backend, and the driver (asyncpg). Not here: the meaning of the ports (`engine/ports/`), the
-code that the backends share (the modules of `stores/`).
+Lives here: the SQL of this backend, and all use of the driver (asyncpg). Not here: the definitions of the ports
+(`engine/ports/`), the code that the backends share (the modules of `stores/`).
 
-Invariant: the statement that needs a lease, an expiry or a turn checks it by the database's clock. A transaction locks
-a row that others depend on before it reads it, and reads it again after the lock.
+Invariant: a statement that depends on a lease, an expiry or a turn checks the time by the database's clock. A
+transaction locks a row before it makes decisions from the row's values, and reads the row again after the lock.
 """

@@ -1,10 +1,10 @@
-"""Implements `Backend` for PostgreSQL: one database for many machines.
+"""Implements `Backend` for PostgreSQL, where many machines share one database.
 
-Lives here: the assembly of `Backend` from this package, and the rows of the keys that all processes on a database
-share. Not here: the meaning of these (`../deployment.py`), the parts.
+Lives here: the assembly of `Backend` from the modules of this package, and the SQL of the recorded keys. Not here: the
+rules for recorded keys (`../deployment.py`), the stores and commands themselves (the other modules of this package).
 
-Invariants: modules that only an operator's command needs are imported on their first use. When processes with different
-keys start at once, only those with one set of keys start.
+Invariants: a method imports modules that only an operator's command needs on their first use. When processes with
+different keys start concurrently, only the processes with one of the key sets start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 
 
 class PostgresBackend(Backend):
-    """The database at `state.url`."""
+    """The backend for the PostgreSQL database at `state.url`."""
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
         """See `Backend`."""
@@ -45,7 +45,7 @@ class PostgresBackend(Backend):
         return await open_blobs(blobs, self.data / FILES_FOLDER, of_several=True)
 
     def check_there(self) -> None:
-        """Do nothing: a connection shows whether the database exists."""
+        """Do nothing, because opening a connection fails when the database does not exist."""
 
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
         """See `Backend`."""
@@ -56,7 +56,7 @@ class PostgresBackend(Backend):
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
         assert self.state.url is not None
-        # Behind a pooler, a long step runs on a direct connection to the server.
+        # A long schema step needs a direct connection to the server, because a connection pooler may cut it off.
         url = self.state.direct_url or self.state.url
         setting = "state.url" if self.state.direct_url is None else "state.direct_url"
         return open_postgres_schemas(url.get_secret_value(), seconds, setting, within=within)
@@ -96,13 +96,13 @@ class PostgresBackend(Backend):
         async for said in examine(self.state, wanted):
             yield said
             if said.verdict == "problem":
-                # A server that does not answer or is unsuitable has no schema to check.
+                # If the server does not answer or is unsuitable, the shared checks of the schema would fail as well.
                 return
         async for said in shared:
             yield said
 
     def _database(self) -> aclosing[Database]:
-        """A pool with one connection, for one operation."""
+        """Return a pool with one connection, which the caller uses for one operation and closes."""
         assert self.state.url is not None
         return aclosing(Database(self.state.url.get_secret_value(), DatabaseLimits(1, self.state.deadline)))
 

@@ -1,15 +1,15 @@
-"""Diagnoses a PostgreSQL server for `antiphon doctor`, beyond what a start requires.
+"""Diagnoses a PostgreSQL server for `antiphon doctor`, with more checks than a start requires.
 
 Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL. A
-missing index makes no result wrong, but many queries slow. Not here: the checks that a start requires (`migrate.py`),
-the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which Antiphon recreates itself
+missing index makes no result wrong, but makes many queries slow. Not here: the checks at a start (`migrate.py`), the
+schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which Antiphon recreates itself
 (`vectors/indexes.py`).
 
-Process ids reveal a pooler: a server sends the client the id of its backend process, and a pooler sends an invented
-one. In transaction mode, two clients that send queries in turn get the same backend process. A pooler shows its limits
-only to its administrators.
+Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
+sends an invented id. If the pooler runs in transaction mode, two clients that send queries in turn get the same backend
+process. The checks cannot read the pooler's limits, because a pooler shows them only to its administrators.
 
-Invariant: the checks create and change nothing.
+Invariant: the checks only read the database.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONNECTIONS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
 """
-# Identifies a server and its database: no two servers start in the same microsecond.
+# Identifies a server by its start time in microseconds, and the database by its name.
 _WHICH = "SELECT pg_postmaster_start_time()::text, current_database()"
 _FOREIGN = """
 SELECT DISTINCT tableowner FROM pg_tables
@@ -80,7 +80,8 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Yield all findings about the server at `state.url`; a problem is the last finding. Raises `StoreError`."""
+    """Yield all findings about the server at `state.url`. After a finding of the verdict `problem`, the caller stops.
+    Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
@@ -208,7 +209,7 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sta
 
 
 async def _direct(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
-    """Findings about `state.direct_url`; a problem is the last finding. Raises `StoreError`."""
+    """Yield findings about `state.direct_url`, if that setting is set. Raises `StoreError`."""
     if state.direct_url is None:
         return
     limits = DatabaseLimits(size=1, deadline=state.deadline)
@@ -238,7 +239,8 @@ async def _is_pooled(connection: Connection) -> bool:
 
 
 async def _shares(url: str, seconds: float) -> bool:
-    """Whether one backend process ever serves two clients that send queries in turn."""
+    """Return whether one backend process serves two clients that send queries in turn, as behind a pooler in
+    transaction mode."""
     clients: list[Connection] = []
     try:
         async with asyncio.timeout(seconds):
@@ -249,7 +251,7 @@ async def _shares(url: str, seconds: float) -> bool:
                 if one == other:
                     return True
     except Exception:
-        # If each client gets its own connection, none may be left for the second.
+        # A pooler in session mode reserves a server connection per client, so the second client may get none.
         return False
     finally:
         for client in clients:
@@ -290,7 +292,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Findings about the indexes of the applied steps; a newer build's steps may have dropped some."""
+    """Yield findings about the indexes of the applied steps. Yields no finding if a newer build has applied steps,
+    because those steps may have dropped indexes."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():
@@ -309,8 +312,8 @@ async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
-    """The indexes that exist after these steps, each with the statement that recreates it. Indexes of primary keys and
-    other constraints have PostgreSQL's default names."""
+    """Return the indexes that exist after these steps, by name, each with the statement that recreates the index.
+    Indexes of primary keys and unique constraints have PostgreSQL's default names."""
     made: dict[str, str] = {}
     for step in steps:
         sql = _COMMENT.sub("", step.sql)
@@ -324,7 +327,8 @@ def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
 
 
 async def lost_indexes(database: Database, names: Sequence[str]) -> dict[str, str]:
-    """The indexes that are `missing` or `invalid`, by name. Raises `StoreError`."""
+    """Return the indexes that are `missing` or `invalid`, by name. An index is invalid if its creation did not finish.
+    Raises `StoreError`."""
     rows = await database.fetch(_LOST, list(names))
     return {str(row["name"]): "missing" if row["valid"] is None else "invalid" for row in rows}
 

@@ -1,25 +1,27 @@
-"""Opens one connection to PostgreSQL: finds the primary, sets the session up, and converts texts.
+"""Opens one connection to PostgreSQL: finds the primary server, configures the session, and escapes texts.
 
-Lives here: the servers of a URL, the selection of one, and the conversion of all texts to the server and back. Not
-here: the number of connections and their timeouts (`database.py`), the meaning of a failure (`failures.py`).
+Lives here: the servers in a URL, the selection of one server, and the conversion of all texts to the server and back.
+Not here: the number of connections and their timeouts (`database.py`), the meaning of a failure (`failures.py`).
 
-A URL may name several servers: one primary, and others that replicate it. This module tries them in turn, the last good
-one first, and uses the first that accepts writes. Each gets a share of the time, so a dead machine does not use up the
-time of the others. A single server, or the server behind a name or a pooler, must pass the same check. A replica, or a
-primary that was made read-only after a failover, is refused, because its data may be old.
+A URL may name several servers: one primary, and replicas of the primary. This module tries the servers in turn, the
+last good server first, and uses the first server that accepts writes. Each server gets an equal share of the timeout,
+so that a dead machine does not use up the time for the other servers. A single server, also behind a DNS name or a
+pooler, must pass the same check. The module refuses a replica, or an old primary that is read-only after a failover,
+because its data may be old.
 
-A process that abandons a statement closes its connection. A server that waits for a lock does not notice this, and the
-process continues with another connection, until the server has none left. So this module asks the server to check its
-clients (`client_connection_check_interval`). Behind a pooler it cannot, because a session has no settings there; then
-the role needs that setting (`checks.py` reports this).
+A process that abandons a statement closes its connection. While the server waits for a lock, it does not notice the
+closed connection. The process opens another connection, and after several such statements the server has no connection
+left. So this module configures the session to check whether its client is alive (`client_connection_check_interval`).
+Behind a pooler a session has no settings, so the operator must set the parameter for the role. `checks.py` reports a
+missing setting.
 
-Clients' ids and names are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
-U+0000. These, and the escape character itself, are written as U+001A with four hexadecimal digits. Every parameter and
-column of a connection passes this conversion, so no statement can omit it.
+Ids and names from clients are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
+U+0000. So this module writes each of these characters, and the escape character itself, as U+001A with four hexadecimal
+digits. The connection converts every parameter and every column, so no query needs to do it.
 
-Invariants: every connection leads to a server that accepted writes when it was opened. Without a pooler, an abandoned
-statement ends within seconds and frees its connection. Different texts stay different, and each is read back unchanged
-(as a column of type text; arrays of texts only go to the server).
+Invariants: every connection leads to a server that accepted writes when the connection was opened. Without a pooler, an
+abandoned statement ends within seconds and frees its connection. Different texts stay different in the database. A read
+of a `text` column returns the original text. Queries never read arrays of texts.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ _ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
 _WRITTEN = re.compile(f"{_MARK}([0-9a-f]{{4}})")
 
 READ_ONLY = "current_setting('transaction_read_only') = 'on'"
-"""SQL: whether this server accepts no writes; also true on a standby."""
-# The parameters that a server sends at the start are not enough: a pooler repeats old values.
+"""SQL: true if this server accepts no writes, for example because it is a standby."""
+# A query reads the server's state, because a pooler repeats old values of the parameters that a server sends at login.
 _ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only, pg_backend_pid() AS process"
-# Keeps a value that the operator has set.
+# Sets the interval only if the operator has not set another value.
 _LOOK_AT_CLIENT = """
 SELECT set_config('client_connection_check_interval', '1s', false)
 WHERE current_setting('client_connection_check_interval') = '0'
 """
-# Some systems do not support the check (Windows): there an abandoned statement runs to its end.
+# A server on Windows does not support the check of its clients, so an abandoned statement runs to its end.
 _CANNOT_LOOK = (asyncpg.InvalidParameterValueError, asyncpg.FeatureNotSupportedError)
 _FOLLOWS = "PostgreSQL: this server is a read-only replica. Point state.url at the primary."
 _READ_ONLY = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
@@ -60,18 +62,19 @@ _NONE = "PostgreSQL: none of the servers in state.url that answer takes writes. 
 
 
 class Servers:
-    """The servers of a URL. The URL is never shown."""
+    """The servers in a URL, and the server that accepted writes last. No message shows the URL, because it may contain
+    a password."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._places: tuple[tuple[str, int], ...] = ()
-        # For an invalid URL, the driver gives the error.
+        # For an invalid URL, `connect` raises the driver's error.
         with contextlib.suppress(ValueError):
             self._places = read_state_url(url).servers
         self._good = 0
 
     async def connect(self, seconds: float, **settings: str) -> Connection:
-        """A connection to the server that accepts writes; see `connect`."""
+        """Open a connection to the server that accepts writes. See the function `connect`."""
         if not self._places:
             return await _connect(self.url, seconds, settings)
         loop, failures = asyncio.get_running_loop(), []
@@ -91,16 +94,18 @@ class Servers:
 
 
 async def connect(url: str, seconds: float, **settings: str) -> Connection:
-    """Open one connection, without named prepared statements and with the conversion of texts.
+    """Open one connection to the server that accepts writes. The connection uses no named prepared statements, and
+    escapes texts as the module describes.
 
-    `settings`: of the server, for this connection; a pooler may refuse any. Raises the driver's errors, and
+    `settings`: server parameters for this connection. A pooler may refuse them. Raises the driver's errors, and
     `StoreError` when no server accepts writes.
     """
     return await Servers(url).connect(seconds, **settings)
 
 
 async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
-    """The kind of each of several servers in the URL, by host and port; empty for a URL with one server."""
+    """Return the kind of each server in a URL with several servers, by host and port. Empty for a URL with one
+    server."""
     found: dict[str, Kind] = {}
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"
@@ -109,7 +114,7 @@ async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
         except StoreError:
             kind = "read-only"
         except Exception:
-            # A connection to it alone would show the reason; another server is in use.
+            # The cause does not matter, because the process uses another server.
             kind = "unusable"
         found[f"{host}:{port}"] = kind
     return found
@@ -122,7 +127,7 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             **place,
             timeout=seconds,
             statement_cache_size=0,
-            # Checked below, in the same way for every server.
+            # The code below checks for a writable server instead, also behind a pooler.
             target_session_attrs="any",
             server_settings={"application_name": "antiphon", **settings},
             connection_class=_Connection,
@@ -133,10 +138,10 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             )
             (row,) = await connection.fetch(_ASK)
             if row["read_only"]:
-                # The next attempt may find another server there, or the same one promoted.
+                # `unavailable` allows a retry, because a failover may replace or promote the server.
                 raise StoreError(_FOLLOWS if row["follows"] else _READ_ONLY, reason="unavailable")
             if row["process"] == connection.get_server_pid():
-                # A pooler invents this number.
+                # The ids are equal only without a pooler, because a pooler invents the id that it sends at login.
                 with contextlib.suppress(*_CANNOT_LOOK):
                     await connection.fetch(_LOOK_AT_CLIENT)
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
@@ -144,7 +149,8 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             connection.terminate()
             if not ended:
                 raise
-            # The driver raises an error about itself when a connection ends between two queries.
+            # asyncpg raises an internal error when a connection ends between two queries, so report a lost connection
+            # instead.
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
         except BaseException:
             connection.terminate()
@@ -153,8 +159,8 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
 
 
 def _most_telling(failures: list[Exception]) -> Exception:
-    """The most useful error when no server is usable. A wrong setting comes before a read-only server, and that before
-    an unreachable one."""
+    """Return the most useful error when no server is usable. An error about a wrong setting has priority over a
+    read-only server, and a read-only server over an unreachable server."""
     answered = [one for one in failures if isinstance(one, StoreError)]
     others = [one for one in failures if not isinstance(one, StoreError | OSError | asyncpg.CannotConnectNowError)]
     if others:
@@ -165,7 +171,7 @@ def _most_telling(failures: list[Exception]) -> Exception:
 
 
 def storable(value: object) -> object:
-    """The parameter in a form that the server can store: texts and lists of texts are escaped, other values are
+    """Escape a text, or each text in a list, so that the server can store the parameter. Other values stay
     unchanged."""
     if type(value) is str:
         return _ODD.sub(_write, value) if _ODD.search(value) else value
@@ -175,7 +181,7 @@ def storable(value: object) -> object:
 
 
 def plain(data: bytes) -> str:
-    """The original text from a column's bytes."""
+    """Decode a text column's bytes and undo the escapes of `storable`."""
     text = data.decode()
     return _WRITTEN.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
 
@@ -185,7 +191,7 @@ def _write(found: re.Match[str]) -> str:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection that accepts any texts as parameters."""
+    """A connection that escapes every text parameter with `storable`."""
 
     async def fetch(self, query: str, *args: object, **options: object) -> object:
         return await super().fetch(query, *map(storable, args), **options)
