@@ -10,7 +10,7 @@ that builds with the steps up to 3 or 4 can serve, because the step only adds ta
 builds that know the step can serve. A step that removes a table or a column is added one release after the last build
 that uses it.
 
-A file with the step's name and the ending `.down.sql` undoes the step.
+The SQL file that undoes a step has the step's name and the ending .down.sql.
 
 Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it.
 """

@@ -148,7 +148,7 @@ GROUP BY b.id, s.id
     """Inserts the attribute `:key` of the file `:file_id` with its `:kind` and its value (`:text` or `:number`)."""
     file_text: str
     """Selects the texts of at most `:limit` chunks of a file, from chunk number `:first` on. No row means that the file
-    does not exist. One row without a text means that the file has no chunks in this range."""
+    does not exist. One row without a text means that the file is not completed, or has no chunks in this range."""
 
     @abstractmethod
     def create(self, named: Named) -> list[Statement]:

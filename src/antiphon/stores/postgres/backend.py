@@ -102,7 +102,7 @@ class PostgresBackend(Backend):
             yield said
 
     def _database(self) -> aclosing[Database]:
-        """Return a pool with one connection, which the caller uses for one operation and closes."""
+        """Return a pool with one connection. The caller uses the pool for one operation and closes it."""
         assert self.state.url is not None
         return aclosing(Database(self.state.url.get_secret_value(), DatabaseLimits(1, self.state.deadline)))
 

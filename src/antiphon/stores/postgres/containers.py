@@ -1,10 +1,10 @@
-"""Stores the records of code containers that several machines share: `ContainerRows` over PostgreSQL.
+"""Implements `ContainerRows` for PostgreSQL: the rows of code containers that several machines share.
 
-Lives here: the SQL. Not here: the use of containers (`tools/code_interpreter/`), contents of snapshots
+Lives here: the SQL. Not here: the use of containers (`tools/code_interpreter/`), the contents of snapshots
 (`stores/blobs/`).
 
-Invariants: the statement that takes or needs a lease checks it by the database's clock. One transaction changes a row
-and the pending rows of its contents.
+Invariants: a statement that takes or needs a lease checks the lease by the database's clock. One transaction changes a
+container's row and the pending rows of its contents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlobs
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
-# In the order of the fields of `ContainerHead`.
+# Selects the columns in the order of the fields of `ContainerHead`.
 _HEAD = """
 id, owner, name, extract(epoch FROM created_at)::float8,
 extract(epoch FROM last_active_at)::float8, idle_seconds, memory, runs, process, machine
@@ -34,7 +34,8 @@ _ROW = f"{_HEAD}, contents"
 _EXPIRED = "clock_timestamp() > last_active_at + make_interval(secs => idle_seconds)"
 _LOCK = 0x636F6E74_61696E65  # "containe"
 
-# One at a time: two concurrent counts could both find room.
+# Serializes the creation of containers. Otherwise two concurrent transactions could both count fewer containers than
+# the limit.
 LOCK = f"SELECT pg_advisory_xact_lock({_LOCK})"
 COUNT = f"""
 SELECT count(*) AS every, count(*) FILTER (WHERE owner = :owner) AS mine FROM containers WHERE NOT ({_EXPIRED})
@@ -49,7 +50,7 @@ INSERT INTO containers (
 FROM ({COUNT}) AS counted WHERE counted.mine < :per_owner AND counted.every < :limit
 ON CONFLICT (id) DO NOTHING RETURNING {_ROW}
 """
-# The owner that the container must have; an expired container does not count for an owner.
+# Requires that the container belongs to the owner and is not expired. Without an owner, any container qualifies.
 _OF = f"({{owner}}::text IS NULL OR owner = {{owner}} AND NOT ({_EXPIRED}))"
 GET = f"SELECT {_ROW} FROM containers WHERE id = :id AND {_OF.format(owner=':owner')}"
 EVERY = f"""
@@ -58,7 +59,7 @@ WHERE (:owner::text IS NULL OR owner = :owner) AND (:expired::boolean IS NULL OR
 ORDER BY created_at, id
 """
 _WHICH = f"id = :id AND {_OF.format(owner=':owner')} AND (NOT :expired::boolean OR {_EXPIRED})"
-# The holder may take it again.
+# The holder of the lease may take the lease again.
 TAKE = f"""
 UPDATE containers SET held_by = :holder, held_until = lease_in(:lease),
   last_active_at = CASE WHEN :owner::text IS NULL THEN last_active_at ELSE clock_timestamp() END
@@ -81,7 +82,7 @@ _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
 
 class PostgresContainerRows:
-    """`ContainerRows` on tables that the caller closes."""
+    """Implements `ContainerRows` on tables that the caller closes."""
 
     def __init__(self, tables: Tables, contents: PendingBlobs | None = None) -> None:
         self._tables = tables
@@ -122,7 +123,7 @@ class PostgresContainerRows:
         await self._tables.run([take], again=True)
         if taken:
             return _row(taken[0])
-        # The container exists and was not taken, so another run held it.
+        # The container exists, but the statement could not take the lease, so another holder has it.
         if await self._tables.fetch(IS_THERE, which):
             raise ContainerInUse
         return None

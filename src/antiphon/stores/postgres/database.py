@@ -1,23 +1,23 @@
-"""Manages a process's connection pool to PostgreSQL: few shared connections, and a deadline for every wait.
+"""Manages a process's connection pool to PostgreSQL, with few connections and one deadline per operation.
 
-Lives here: lending connections, the one deadline of an operation, retries, and the outcome of a commit. Not here: SQL,
-opening a connection and choosing the server (`connecting.py`), the meaning of an error (`failures.py`), LISTEN
-(`notify.py`, on a separate connection).
+Lives here: the pool of connections, the deadline of an operation, retries, and the query for the outcome of a commit.
+Not here: SQL, opening a connection and choosing the server (`connecting.py`), the meaning of an error (`failures.py`),
+LISTEN (`notify.py`, on a separate connection).
 
-One deadline covers the wait for a connection, its opening and all statements on it. When it passes, this module aborts
-the socket, because a hanging server answers no cancel request either. After a failed connection, callers get the error
-at once for a moment. A server without a free connection is different: callers wait until their deadline for a
-connection of this process, or one that another process frees.
+One deadline covers the wait for a connection, opening a connection, and all statements of the operation. At the
+deadline, this module aborts the socket, because a hanging server would not answer a cancel request. For half a second
+after a failed attempt to connect, all callers get that error immediately. If the server has no free connection, callers
+wait until their deadline. They use a connection that this process or another process frees.
 
-The pool works behind a pooler that assigns a connection per transaction (pgbouncer, `pool_mode=transaction`). It uses
-no named prepared statements and no session settings, and nothing outlives a transaction. (A driver that prepares
-statements gets other clients' results there, without an error.)
+The pool works behind a pooler that assigns a server connection per transaction (pgbouncer, `pool_mode=transaction`). So
+the pool uses no named prepared statements and no session settings. With prepared statements, a driver behind such a
+pooler silently gets the results of other clients.
 
 A server that stops accepting writes is no longer the primary. After such an error the caller continues on a new
-connection to the primary, or gets an error. No old connection to that server is used again.
+connection to the primary, or gets an error. The pool never reuses an old connection to that server.
 
-Invariants: the pool never has more than `size` connections. An operation that ends without a server's answer closes its
-connection. Every call ends by its deadline.
+Invariants: the pool never has more than `size` connections. An operation that ends without the server's answer closes
+its connection. Every call ends by its deadline.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Record: TypeAlias = Row
 _Doing: TypeAlias = Literal["Reading", "Writing"]
 
 
-# A machine that dies leaves its transaction open, with all its locks, until this timeout.
+# If a client machine dies, the server keeps its transaction and its locks until this timeout.
 _IDLE = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 _BEGIN = f"BEGIN; {_IDLE}"
 _BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IDLE}"
@@ -71,8 +71,9 @@ _ASK_PAUSE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLimits:
-    """`size`: the connections of this process. `deadline`: seconds for an operation, including the wait for a
-    connection. `connect`: the seconds of these for opening one."""
+    """The limits of a pool. `size`: the maximum number of connections. `deadline`: seconds for an operation, including
+    the wait for a connection. `connect`: the maximum seconds for opening a connection, which count toward
+    `deadline`."""
 
     size: int = 4
     deadline: float = 4.5
@@ -80,8 +81,8 @@ class DatabaseLimits:
 
 
 class Database:
-    """A connection pool; see the module. `url`: in libpq's form, never shown. `setting`: the name of the URL in
-    errors."""
+    """A connection pool to one PostgreSQL database. `url`: a URL in libpq's form, which no message shows. `setting`:
+    the name of the setting with the URL, for error messages."""
 
     def __init__(self, url: str, limits: DatabaseLimits | None = None, *, setting: str = URL) -> None:
         self._servers = Servers(url)
@@ -96,10 +97,11 @@ class Database:
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
         self.read = self.written = -math.inf
-        """The times of the last successful read and write, by `time.monotonic`."""
+        """The times of the last successful read and of the last successful write, by `time.monotonic`."""
 
     def setting_of(self, url: str) -> str:
-        """The setting's name of another URL of the same database: this pool's URL, or the direct URL of the server."""
+        """Return the name of the setting with this URL, for error messages. Any URL except the pool's URL is the
+        server's direct URL."""
         return self.setting if url == self._servers.url else DIRECT_URL
 
     @property
@@ -109,7 +111,7 @@ class Database:
 
     @property
     def open(self) -> int:
-        """The number of open connections."""
+        """The number of open connections, in use or idle."""
         return len(self._busy) + len(self._idle)
 
     @property
@@ -118,30 +120,32 @@ class Database:
         return self._waiting
 
     async def fetch(self, sql: str, *args: object) -> list[Record]:
-        """Run one read-only statement; retries on a new connection when the old one was lost. Raises `StoreError`."""
+        """Run one read-only statement and return its rows. Retries on a new connection when a connection is lost.
+        Raises `StoreError`."""
         return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
 
     async def write(self, sql: str, *args: object, again: bool = False) -> list[Record]:
-        """Run one statement that writes, and return its rows. Raises `StoreError`, with `unknown` when it may have
-        taken effect.
+        """Run one statement that writes, and return its rows. Raises `StoreError`. The reason `unknown` means that the
+        statement may have taken effect.
 
-        `again`: the statement is idempotent, so it is retried when the connection was lost.
+        `again`: the statement is idempotent, so this method retries it when a connection is lost.
         """
         return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=again)
 
     async def alone(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run idempotent work of one statement that writes; retries when the connection was lost. Raises `StoreError`,
-        and the errors of `work`."""
+        """Run `work`, which executes one idempotent statement outside a transaction. Retries when a connection is lost.
+        Raises `StoreError`, and the errors of `work`."""
         return await self._work("Writing", work, again=True)
 
     async def transaction(
         self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
     ) -> T:
-        """Run several statements, all or none. `snapshot`: they read one snapshot and write nothing. `again`: they are
-        idempotent, so they are retried when the connection was lost at the commit.
+        """Run `work` in one transaction. `snapshot`: the statements read one snapshot and write nothing. `again`: the
+        statements are idempotent, so this method repeats them when the connection is lost at the commit.
 
-        A serialization failure or a deadlock repeats `work`, so `work` must have no other effects. Raises `StoreError`
-        (`unknown` when the connection was lost at the commit), and the errors of `work`.
+        After a serialization failure or a deadlock, this method repeats `work`, so `work` must have no effects outside
+        the transaction. Raises `StoreError`, and the errors of `work`. The reason `unknown` means that the connection
+        was lost at the commit.
         """
         begin = _BEGIN_SNAPSHOT if snapshot else _BEGIN
 
@@ -153,7 +157,7 @@ class Database:
                 if connection.is_closed() or (_from_driver(error) and not refused(error)):
                     raise _NothingDone from error
                 with contextlib.suppress(Exception):
-                    # If this fails, the connection is lost, and the transaction with it.
+                    # If the ROLLBACK fails, the connection is lost, and the server rolls the transaction back.
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
@@ -162,7 +166,7 @@ class Database:
         return await self._work("Reading" if snapshot else "Writing", unit, again=snapshot or again)
 
     async def aclose(self) -> None:
-        """Close the connections, after the running operations (by their deadlines)."""
+        """Wait for the running operations, which end by their deadlines, then close the connections."""
         self._closed = True
         self.read = self.written = -math.inf
         for _ in range(self.limits.size):
@@ -206,8 +210,8 @@ class Database:
             self.read = at
 
     async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
-        # A timer instead of a cancellation: the driver would send a cancel request over another connection, and wait
-        # for it.
+        # A timer aborts the socket at the deadline. On a task cancellation, the driver would instead send a cancel
+        # request over another connection and wait for its result.
         loop = asyncio.get_running_loop()
         timer = loop.call_at(deadline, connection.terminate)
         good = False
@@ -220,13 +224,15 @@ class Database:
             raise _ConnectionLost(error.__cause__ or error, nothing_done=True) from error.__cause__
         except Exception as error:
             closed = connection.is_closed()
-            # Between two of its messages asyncpg does not check whether the connection was ended.
+            # asyncpg raises an `AttributeError` when the connection ends between two messages, because it does not
+            # check for this.
             driver = _from_driver(error) or (closed and isinstance(error, AttributeError))
             good = not closed and (refused(error) or not driver)
             if good or not driver:
                 raise
             self._leave(error)
-            # An `InterfaceError` occurs before a send: the connection was already closed.
+            # asyncpg raises an `InterfaceError` before it sends the statement, because the connection was already
+            # closed.
             raise _ConnectionLost(
                 error, nothing_done=isinstance(error, asyncpg.InterfaceError) or read_only(error)
             ) from error
@@ -265,7 +271,7 @@ class Database:
                 self._places.release()
 
     def _leave(self, error: BaseException | None) -> None:
-        """Stop using the existing connections, if this error shows that their server is not the primary."""
+        """Stop using the existing connections if the error shows that their server is no longer the primary."""
         if error is None or not read_only(error):
             return
         self._left |= self._busy
@@ -287,10 +293,11 @@ class Database:
         self._places.release()
 
     async def _open(self, deadline: float, full: StoreError | None) -> Connection | StoreError:
-        """Open a connection. Returns the failure when the server has none left and the caller should check again: this
-        process freed one, or the server may have one. `full`: the previous failure, which is more useful than a
-        timeout."""
-        # Before the attempt, so that a connection freed during the attempt counts.
+        """Open a connection. If the server has no free connection, wait up to half a second and return the failure. The
+        caller then looks for an idle connection and tries again.
+
+        `full`: the failure of the previous attempt, which this method raises instead of a less useful timeout."""
+        # Create the event before the attempt, so that the event also reports a connection freed during the attempt.
         returned = self._returned = self._returned or asyncio.Event()
         try:
             return await self._connect(deadline)
@@ -331,12 +338,12 @@ class Database:
 
 
 async def committed_once(database: Database, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Like `Database.transaction`, for work that must not run twice. When the connection was lost at a commit, this
-    finds out the outcome, and runs the work again if it did not commit. Raises `StoreError`, and the errors of `work`;
-    `unknown` only when the server does not answer in time.
+    """Run `work` in one transaction that must commit only once. When the connection is lost at the commit, this
+    function asks the server for the outcome, and repeats `work` if the transaction did not commit. Raises `StoreError`,
+    and the errors of `work`. The reason `unknown` means that the server did not answer in time.
 
-    The transaction reads its number before the work. If the outcome is unknown, a new connection asks the server by
-    that number (`pg_xact_status`). This works even after a crash of the server.
+    The transaction reads its transaction id before `work` runs. If the outcome of the commit is unknown, a query on a
+    new connection passes that id to `pg_xact_status`. The server knows the outcome even after a crash.
     """
     number = ""
     result: T
@@ -361,7 +368,8 @@ async def committed_once(database: Database, work: Callable[[Connection], Awaita
 
 
 async def _has_committed(database: Database, number: str, failure: StoreError) -> bool:
-    """Whether that transaction has committed; waits while it runs. Raises `failure` when this is not found out."""
+    """Return whether the transaction with this id has committed. Waits while the transaction still runs. Raises
+    `failure` when the server does not answer by the deadline, or no longer knows the id."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + database.limits.deadline
     while loop.time() < ends:
@@ -378,11 +386,11 @@ async def _has_committed(database: Database, number: str, failure: StoreError) -
 
 
 class _NothingDone(Exception):
-    """The connection was lost before the commit request; see its cause."""
+    """The connection was lost before this process sent the COMMIT. `__cause__` is the original error."""
 
 
 class _ConnectionLost(Exception):
-    """The connection is no longer usable."""
+    """The connection is no longer usable. `nothing_done`: the operation certainly had no effect."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
         super().__init__(str(cause))

@@ -1,14 +1,14 @@
 """Translates errors of PostgreSQL and of its connections into `StoreError`.
 
-Lives here: the one translation into `StoreError` with advice, and the list of failures that deserve a retry. Not here:
-the retries (`database.py`), the queries.
+Lives here: the translation into `StoreError` with advice for the operator, and the list of errors after which a retry
+helps. Not here: the retries (`database.py`), the queries.
 
-A failure is one of three kinds. The server refused a statement: it had no effect, and the connection is good. The
-connection was lost before the commit request: no effect. It was lost after that: the outcome is unknown (`unknown`),
-and a caller that can do so asks by id.
+There are three kinds of failures. If the server refused a statement, the statement had no effect, and the connection is
+still usable. If the connection was lost before the commit request, the transaction had no effect. If the connection was
+lost after the commit request, the outcome is `unknown`. Some callers then query for the stored id.
 
-Invariant: no message contains stored data, a parameter or the password. Of a server's error it shows only the code. A
-pooler has one code for all errors, so some known words in its message select the advice.
+Invariant: no message contains stored data, a parameter or the password. A message shows only the code of a server's
+error. A pooler uses one code for all errors, so this module chooses the advice by known words in the pooler's message.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from antiphon.errors import StoreError, StoreReason
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 
 URL, DIRECT_URL = "state.url", "state.direct_url"
-"""The settings that name a server. An error names the setting of the failing connection."""
+"""The settings with the URL of a server. An error message names the setting of the failing connection."""
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
-"""Serialization failures and deadlocks: a retry of the same work succeeds."""
+"""The codes of serialization failures and deadlocks, after which a retry of the same work can succeed."""
 
-# By the whole code first, then by its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+# The reason and the advice for a server's error. The lookup tries the whole code first, then its class of two
+# characters (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "25006": (
         "read_only",
@@ -81,17 +82,18 @@ _CUT = (
     "the connection was lost while it was being opened; read the log of the server and of a pooler (or no "
     "PostgreSQL listens on that port)"
 )
-# For errors during the connection.
+# Overrides `_ADVICE` for errors while a connection is opened.
 _CONNECTING: dict[str, tuple[StoreReason, str]] = {
     "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
     "42704": ("failed", "it does not know a parameter after the '?' in state.url; remove it"),
-    # The driver's codes for connections that end.
+    # asyncpg uses these codes when a connection ends.
     **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
 
 _CAUSES = 4
 _NO_MORE = "no more connections"
-# Poolers use one code for all errors (08P01); these are pgbouncer's words.
+# The advice by words in a pooler's message, because poolers use the code 08P01 for all errors. The words are
+# pgbouncer's.
 _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
         "statement pooling",
@@ -122,31 +124,33 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the server answered, so that the connection is still good and the statement certainly had no effect."""
+    """Return whether the server refused the statement, so that the statement had no effect and the connection is still
+    usable."""
     if not isinstance(error, asyncpg.PostgresError):
-        # An InterfaceError is raised before a send; a cut connection often raises an InternalClientError.
+        # asyncpg raises an InterfaceError before it sends the statement. A lost connection often raises an
+        # InternalClientError.
         return isinstance(error, asyncpg.InterfaceError)
     code = error.sqlstate or ""
     if read_only(error):
-        # It had no effect, but a connection to a server that is not the primary is useless.
+        # The statement had no effect, but a connection to a server that is not the primary is useless.
         return False
     return not code.startswith("08") and code not in ("57P01", "57P02", "57P03")
 
 
 def read_only(error: BaseException) -> bool:
-    """Whether the server refused a statement because it accepts no writes, so that it is not (or no longer) the
-    primary."""
+    """Return whether the server refused a statement because it accepts no writes. Such a server is not the primary, or
+    no longer."""
     return code_of(error) == "25006"
 
 
 def code_of(error: BaseException | None) -> str:
-    """The server's SQLSTATE code, or an empty string."""
+    """Return the SQLSTATE code of a server's error, or an empty string for other errors."""
     return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
 def store_error(doing: str, error: BaseException, *, connecting: bool = False, setting: str = URL) -> StoreError:
-    """The `StoreError` for a failure. `doing`: the failed operation (`Reading`, `Writing`, `Connecting`). `setting`:
-    the name of the server's setting."""
+    """Translate a failure into a `StoreError`. `doing`: the failed operation (`Reading`, `Writing`, `Connecting`).
+    `setting`: the name of the setting with the server's URL."""
     code = code_of(error)
     reason, why = _ADVICE.get(code) or _ADVICE.get(code[:2]) or ("unavailable", "the connection was lost")
     if connecting and code in _CONNECTING:
@@ -164,8 +168,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
 
 
 def may_heal(failure: StoreError) -> bool:
-    """Whether the server may answer later without a change of settings: it is unreachable, starting, or has no free
-    connection."""
+    """Return whether the server may answer later without a change of settings. This holds for a server that is
+    unreachable, starting, or without a free connection."""
     cause = failure.__cause__
     if isinstance(cause, ssl.SSLError | PermissionError | ValueError):
         return False
@@ -174,20 +178,22 @@ def may_heal(failure: StoreError) -> bool:
 
 
 def hopeless(error: BaseException) -> bool:
-    """Whether a pooler's configuration ended the connection, so that the next one fails as well."""
+    """Return whether a pooler closed the connection because of its configuration, so that a retry on a new connection
+    would fail as well."""
     return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)
 
 
 def no_connection_left(error: BaseException | None) -> bool:
-    """Whether the server, or a pooler before it, refused a connection because its limit is reached."""
+    """Return whether the server, or a pooler in front of the server, refused a connection because its limit is
+    reached."""
     return code_of(error) == "53300" or (code_of(error)[:2] == "08" and _NO_MORE in str(error))
 
 
 def connecting_failed(error: BaseException, setting: str = URL, *, url: str = "") -> StoreError:
-    """The error for a failed connection to the server of `setting`, with advice. `url`: its value, which shows whether
-    it names certificates."""
+    """Translate a failed attempt to connect into a `StoreError` with advice. `setting`: the name of the setting with
+    the URL. `url`: the URL, whose certificate parameters select the advice."""
     if isinstance(error, StoreError):
-        # A new error: its raiser sets this one as its cause.
+        # Return a new error, because its raiser sets the original error as its cause.
         return StoreError(str(error).replace(URL, setting), reason=error.reason)
     if isinstance(error, asyncpg.PostgresError):
         return store_error("Connecting", error, connecting=True, setting=setting)
@@ -219,7 +225,7 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
             "there is no Unix socket at the path in state.url; check that the server runs and that the folder "
             "(host) is right"
         )
-    # For a host with several addresses, only the text contains the numbers of all failures.
+    # For a host with several addresses, only the error's text contains the error numbers of all attempts.
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
         return (
             f"{os.strerror(errno.ECONNREFUSED)}; check that the server runs and listens on that address "
@@ -238,7 +244,8 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
 
 
 def _cause_of(error: BaseException) -> str:
-    """The cause of a connection's end, from the error types and the system's messages."""
+    """Describe why a connection ended, with the types of the chained errors and the system's messages for their
+    numbers."""
     told: list[str] = []
     one = error
     while len(told) < _CAUSES:
@@ -252,12 +259,12 @@ def _cause_of(error: BaseException) -> str:
 
 
 def _number_of(error: OSError) -> int:
-    """Its `errno`; for a host with several addresses, the first one."""
+    """Return the error's `errno`. For a host with several addresses, return the first number in the error's text."""
     found = _NUMBER.search(str(error))
     return error.errno or (int(found[1]) if found else 0)
 
 
 def unknown(error: BaseException) -> StoreError:
-    """The error for a connection that was lost after the commit request."""
+    """Return the error for a connection that was lost after the commit request."""
     said = "the connection was lost before the server confirmed the write"
     return StoreError(f"Writing failed: PostgreSQL: {said}.", reason="unknown", cause=error)

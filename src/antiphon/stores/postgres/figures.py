@@ -1,9 +1,9 @@
-"""Statistics of a PostgreSQL database and of this process's use of it: implements `StoreFigures`.
+"""Implements `StoreFigures`: statistics of a PostgreSQL database, and of this process's use of the database.
 
 Lives here: one query about sizes, connections and the oldest snapshot. Not here: the findings of `antiphon doctor`
 (`checks.py`), names of metrics.
 
-Invariant: table names come from a fixed set, whatever other tables the schema has.
+Invariant: the table names in metrics come from a fixed set. The statistics sum up all other tables as `other`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ TABLES = frozenset(
         "vector_schema_migrations", "vector_stores", "vector_trash",
     }
 )  # fmt: skip
-"""The tables of Antiphon's schema; all others count as `other`."""
+"""The tables of Antiphon's schema. The query counts all other tables as `other`."""
 
-# Of other roles' sessions, the server shows only their existence, unless this role may read all statistics.
+# The server hides the state of other roles' sessions, unless this role may read all statistics. So the query counts
+# such sessions with the state `unknown`.
 _LOOK = """
 SELECT 'size' AS kind, '' AS name, pg_database_size(current_database()) AS value
 UNION ALL
@@ -59,7 +60,7 @@ FROM (
 
 
 class PostgresFigures:
-    """`StoreFigures` of a database and of the groups of writes to it."""
+    """Implements `StoreFigures` for a database and the queues of writes to it."""
 
     name: str = "postgresql"
 
@@ -69,7 +70,7 @@ class PostgresFigures:
 
     @property
     def waiting(self) -> int:
-        """The number of writes that wait for a group, and of callers that wait for a connection."""
+        """The number of writes in the queues, plus the number of callers that wait for a connection."""
         return sum(groups.waiting for groups in self._groups) + self._database.waiting
 
     @property
@@ -79,14 +80,15 @@ class PostgresFigures:
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """The number of statements by the number of writes in each."""
+        """The number of statements by the number of grouped writes in each statement."""
         total: Counter[int] = Counter()
         for groups in self._groups:
             total.update(groups.groups)
         return total
 
     async def look(self) -> DatabaseFigures:
-        """The sizes of the database and of each table, with indexes and dead rows; and figures of the server."""
+        """Read the sizes of the database and of each table, which include indexes and dead rows, and statistics of the
+        server."""
         found: dict[str, dict[str, int]] = {}
         for row in await self._database.fetch(_LOOK, sorted(TABLES)):
             found.setdefault(row["kind"], {})[row["name"]] = row["value"]

@@ -1,12 +1,13 @@
-"""The part of the file store's SQL that is specific to PostgreSQL.
+"""Contains the SQL of the file store that is specific to PostgreSQL.
 
-Lives here: that SQL. Not here: the SQL that all backends share (`../files.py`).
+Lives here: the SQL for expiry and for the limit of an owner's bytes. Not here: the SQL that all backends share
+(`../files.py`).
 
-A separate row holds the bytes of an owner's files. Adding a file locks it first, so concurrent uploads cannot exceed
-the limit together. A trigger subtracts the bytes of a deleted file.
+The table `owner_files` has one row per owner with the bytes of the owner's files. The insert of a file updates this row
+first, so concurrent uploads cannot exceed the limit together. A trigger subtracts the bytes of a deleted file.
 
-Invariant: `owner_files.bytes` is the sum over the owner's files, each at least `LEAST_ROOM`. The database's clock
-decides about expiry, whatever the clock of the uploading machine was.
+Invariant: `owner_files.bytes` is the sum over the owner's files, each counted with at least `LEAST_ROOM` bytes. A file
+expires by the database's clock, even if the clock of the uploading machine was wrong.
 """
 
 from __future__ import annotations

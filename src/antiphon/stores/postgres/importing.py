@@ -1,11 +1,12 @@
-"""Imports rows of another backend into a PostgreSQL database.
+"""Imports rows of another backend into a PostgreSQL database, for `antiphon admin move`.
 
-Lives here: writing them, deriving other data from them, and reading them for the comparison. Not here: their source,
-the list of moved columns (`stores/moved.py`).
+Lives here: the code that writes the rows, derives other data from them, and reads them back for the comparison. Not
+here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns (`stores/moved.py`).
 
-One transaction writes the rows of a batch and the position after them, so a killed move continues where it stopped.
+One transaction writes a batch of rows and the source position after the batch. So a killed move continues after the
+last complete batch.
 
-Invariant: during the move the database has a mark, and no process starts on it (`../deployment.py`).
+Invariant: during the move the database has a mark, and no process starts on the database (`../deployment.py`).
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ _TYPES = {
     ),
 }
 _HELD = (1 << 63) - 1
-# Expressions for columns that differ from the moved value; `g` has the moved columns.
+# The SQL expressions for columns whose stored value differs from the moved value. `g` is the row of moved values.
 _WRITTEN: dict[str, dict[str, str]] = {
     "conversations": {"locked_until": "CASE WHEN g.locked_by IS NOT NULL THEN now() END"},
     "jobs": {"needs": "ARRAY(SELECT jsonb_array_elements_text(g.needs::jsonb))", "turn": "0"},
     "pending_blobs": {"lease_until": "'-infinity'"},
     "idempotency": {
         "lease_until": "CASE WHEN g.leased <> 0 THEN now() END",
-        # A key that is held expires later than any date.
+        # A key with a lease never expires by date.
         "expires_at": "CASE WHEN g.leased <> 0 THEN 'infinity' ELSE to_timestamp(g.expires_at / 1000.0) END",
     },
     "vector_files": {"id": "g.number"},
@@ -70,7 +71,7 @@ _WRITTEN: dict[str, dict[str, str]] = {
     "chunk_vectors": {"vector": "g.vector::halfvec"},
 }
 _NOT_COLUMNS = {"idempotency": ("leased",)}
-# The reverse: the column in its moved form.
+# The SQL expressions that convert a stored column back to the moved value, for the comparison.
 _READ: dict[str, dict[str, str]] = {
     "jobs": {"needs": "to_json(needs)::text"},
     "idempotency": {
@@ -98,7 +99,8 @@ _FINISH = (
     INSERT INTO owner_files (owner, bytes) SELECT owner, sum(greatest(size, 4096)) FROM files GROUP BY owner
     ON CONFLICT (owner) DO UPDATE SET bytes = excluded.bytes
     """,
-    # The items of a recreated conversation begin after all positions of any earlier one.
+    # The sequence continues after all imported item positions. So the items of a recreated conversation get higher
+    # positions than the items of the deleted conversation.
     """
     SELECT setval('conversation_places', greatest(coalesce(max(next_pos), 0) / 16777216 + 1,
       (SELECT last_value FROM conversation_places))) FROM conversations
@@ -117,17 +119,18 @@ UPDATE vector_files f SET vector_width = n.width FROM (
 
 
 class DatabaseImport:
-    """The target database of a move, on one connection."""
+    """The target database of a move. All operations use one connection."""
 
     def __init__(self, url: str, name: str) -> None:
-        """`name`: the URL without its password."""
+        """`name`: the URL without its password, for messages."""
         self.name = name
         self._database = Database(url, DatabaseLimits(size=1, deadline=_SECONDS))
         self._vectors = False
 
     async def begin(self, source: str, *, vectors: bool) -> None:
-        """Prepare the database, or continue. Raises `StoreError` when it holds other data, or data of another
-        source."""
+        """Create the schema and the mark of the move, or continue the same move. `source`: the name of the source and
+        the move. `vectors`: whether the source has vectors. Raises `StoreError` when the database holds other data, or
+        data of another move."""
         await check_server(self._database)
         await migrate(self._database, packaged_steps())
         self._vectors = vectors
@@ -154,7 +157,8 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def _nobody_else(self) -> None:
-        # Connections of a process that was just killed end soon.
+        # Wait a few seconds, because the server needs a moment to close the connections of a process that was just
+        # killed.
         ends = asyncio.get_running_loop().time() + _ALONE_SECONDS
         while (await self._database.fetch(_OTHERS))[0][0]:
             if asyncio.get_running_loop().time() > ends:
@@ -165,12 +169,13 @@ class DatabaseImport:
         return [kind for kind in COLUMNS if self._vectors or kind != "chunk_vectors"]
 
     async def position(self, kind: str) -> tuple[int, int]:
-        """The source position to continue after, and the number of rows in the database."""
+        """Return the source position of the last stored row of this kind, and the number of rows that the move has
+        stored. Both are 0 at the start."""
         rows = await self._database.fetch("SELECT position, rows FROM moving WHERE kind = $1", kind)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
     async def add(self, kind: str, rows: list[Row], position: int) -> None:
-        """Add rows and record the position, both or neither. Raises `StoreError`."""
+        """Store the rows and record the source position in one transaction. Raises `StoreError`."""
         brought, columns = _brought(kind, rows)
         sql = _insert(kind, columns)
 
@@ -182,7 +187,8 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def finish(self, numbers: int) -> None:
-        """Derive the data that depends on other rows. Idempotent."""
+        """Derive the data that a move omits from the imported rows, and set the sequences. `numbers`: the highest file
+        number of the source, or 0. Idempotent."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)
         if numbers:
@@ -192,8 +198,8 @@ class DatabaseImport:
             )
 
     async def rows(self, kind: str) -> AsyncIterator[Row]:
-        """All rows of a kind in the form that `add` received, without `EXTRA`. Reads page by page in the physical order
-        of the table. Raises `StoreError`."""
+        """Yield all rows of a kind in the form that `add` received, without the columns in `EXTRA`. Reads in batches,
+        in the physical order of the table. Raises `StoreError`."""
         if kind not in self._kinds():
             return
         named = _READ.get(kind, {})
@@ -206,7 +212,7 @@ class DatabaseImport:
             after = page[-1][0]
 
     async def end(self) -> None:
-        """Remove the mark: processes may start on the database."""
+        """Remove the mark of the move, so that processes may start on the database."""
 
         async def work(connection: Connection) -> None:
             await connection.execute("DROP TABLE moving")
@@ -221,7 +227,7 @@ class DatabaseImport:
 
 
 def _brought(kind: str, rows: list[Row]) -> tuple[list[list[object]], tuple[str, ...]]:
-    """The values of a batch by column, and the columns' names."""
+    """Return the values of a batch, one list per column, and the names of the columns."""
     columns = COLUMNS[kind]
     if kind == "chunks":
         columns = (*columns, "length", "words")
