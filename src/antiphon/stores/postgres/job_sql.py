@@ -1,11 +1,14 @@
-"""SQL statements of background jobs for PostgreSQL, by name.
+"""Contains the SQL statements of background jobs for PostgreSQL.
 
-Lives here: SQL text. Not here: the meaning of the rows (`jobs.py`), the parts that all backends share (`../jobs.py`).
+Lives here: SQL text. Not here: the conversion of rows (`jobs.py`), the SQL that all backends share (`../jobs.py`).
 
-A job's row is the lock of its response. A statement that appends to the stream, ends the response or deletes it locks
-that row first, then the conversation, the chain and the response. Its `last_seq` is the last event's number. A
-statement sees the snapshot of its beginning, which may be older than a lock that it waited for. Where that matters, it
-compares the locked row with the row in its snapshot (`fresh`), and its caller repeats it.
+A job's row serves as the lock of its response. A statement that appends to the stream, ends the response or deletes the
+response locks the job's row first. It then locks the conversation, the chain and the response. The column `last_seq` of
+a job is the sequence number of the last stored event.
+
+A statement reads a snapshot from its start. If the statement waits for a row lock, the snapshot may be older than the
+locked row. So some statements compare the locked row with the row in the snapshot (`fresh`). If the two rows differ,
+the statement writes nothing, and the caller repeats it.
 
 Invariant: every statement of a worker requires that the worker holds the job.
 """
@@ -16,10 +19,11 @@ from antiphon.stores.jobs import JobSql
 from antiphon.stores.postgres.tables import NOW
 from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
 
-# $1 to $27 as in `turns.py`, for one response; $28: request, $29: the owner's limit of jobs, $30: needs, $31 and $32:
-# the last event's number and the events, $33: the conversation. Fails (22012) unless everything was stored, so that the
-# counters match the stored rows. An owner with an empty queue begins at the turn of the others: that of the first
-# waiting job, else that of the last claimed one. A further job of an owner comes one turn after the owner's last one.
+# Stores one queued response with its job. $1 to $27 are the parameters of `turns.py` for this response. $28: the
+# request, $29: the owner's limit of jobs, $30: needs, $31 and $32: the last event's number and the events, $33: the
+# conversation. If the response cannot be stored, the division by zero (22012) makes the statement fail, so that no
+# counter changes. Owners take turns in the queue. Each further job of an owner gets the turn after the owner's last
+# job. The first job of an owner gets the turn of the first waiting job, or else of the last claimed job.
 ENQUEUE = f"""
 WITH {GIVEN},
   counted AS (
@@ -58,9 +62,10 @@ SELECT 1 / count(*)::integer FROM r
 """
 COUNT_JOBS = "SELECT jobs FROM owner_queue WHERE owner = $1"
 
-# Jobs with an expired lease come first, the others by turns. A row that another transaction has locked is skipped. Jobs
-# that the worker holds and does not run are included, because the result of an earlier claim was lost. $1: worker, $2:
-# lease, $3: limit, $4: besides, $5: the worker's capabilities (null: all), $6: patience.
+# Claims jobs with an expired lease first, then waiting jobs in the order of their turns. Skips a row that another
+# transaction has locked. The result includes jobs that the worker holds but does not run, because the result of an
+# earlier claim was lost. $1: worker, $2: duration of the lease, $3: limit, $4: ids of the jobs that the worker runs,
+# $5: the worker's capabilities (null: all), $6: patience.
 _ABLE = """response_id <> ALL($4::text[]) AND (
       $5::text[] IS NULL OR needs <@ $5::text[] OR queued_at < now() - $6::interval
     )"""
@@ -107,9 +112,10 @@ WHERE response_id = :id AND worker = :worker
 """,
 )
 
-# For many streams at once; each element is one piece of one stream. Pieces that the same attempt wrote from its first
-# number on are replaced. With `restart`, the pieces of earlier attempts are deleted (claim 0 holds for every attempt).
-# $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6: restarts.
+# Appends pieces to many streams in one statement. Each element of the arrays is one piece of one stream. A piece
+# replaces the pieces that the same attempt (`claim`) wrote from the piece's first number on. With `restart`, the
+# statement deletes the pieces of earlier attempts. Pieces with claim 0 stay, because all attempts share them. $1: ids,
+# $2: workers, $3: first numbers, $4: last numbers, $5: events, $6: restarts.
 APPEND = """
 WITH t AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[], $6::boolean[])
@@ -141,9 +147,10 @@ WITH t AS MATERIALIZED (
 SELECT locked.id, fresh.id IS NOT NULL AS written, locked.watched FROM locked LEFT JOIN fresh USING (id)
 """
 
-# $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: tokens, $8: bytes of the output items, $9 to
-# $12: their ids, types, bodies and `shown`, $13 and $14: the first and last number of the events in $15, $16: restart,
-# $17: owner, $18: the conversation that it joins, $19: the number of joining items, $20: the time.
+# Ends one response and deletes its job. $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: input
+# and output tokens, $8: bytes of the output items. $9 to $12: ids, types, bodies and `shown` of the output items. $13
+# and $14: the first and last number of the events in $15. $16: restart, $17: owner, $18: the conversation that the
+# response joins, $19: the number of items that join the conversation. $20: the response's age in milliseconds.
 FINISH = f"""
 WITH
   i AS MATERIALIZED (

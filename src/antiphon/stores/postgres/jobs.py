@@ -1,11 +1,11 @@
 """Queues, claims and finishes background jobs on PostgreSQL, and appends to their streams.
 
-Lives here: the conversion of records to rows and of rows to jobs. Not here: the SQL (`job_sql.py`), the parts that all
+Lives here: the conversion of records to rows and of rows to jobs. Not here: the SQL (`job_sql.py`), the code that all
 backends share (`../jobs.py`), the workers (`engine/running/`).
 
-Queued responses and pieces of streams use group commit like turns (`turn_groups.py`). A queued response is a group
-alone, because its owner's limit is exact. The pieces of a process's streams share a group. All other operations are one
-statement.
+Like finished responses, queued responses and pieces of streams go through a write queue (`turn_groups.py`). A group has
+only one queued response, because the limit of jobs per owner is exact. A group may have the pieces of many streams of
+this process. Each other operation is one statement.
 
 Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """
@@ -33,7 +33,8 @@ _DIVISION_BY_ZERO = "22012"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
-    """A response to queue. `record`: its row, which joins the conversation when the response ends."""
+    """A response to queue with its job. `record`: the response's row, without the conversation. The response joins
+    `conversation_id` only when it ends."""
 
     record: ResponseRecord
     conversation_id: str | None
@@ -44,7 +45,7 @@ class NewJob:
 
     @property
     def id(self) -> str:
-        """The response's id."""
+        """The id of the response."""
         return self.record.id
 
     @property
@@ -54,14 +55,14 @@ class NewJob:
 
 
 class QueuedTurns:
-    """`Units` of responses to queue; each group has one."""
+    """Implements `Units` for responses to queue."""
 
     def __init__(self, database: Database, turns: SavedTurns) -> None:
         self._database = database
         self._turns = turns
 
     async def write(self, group: Sequence[NewJob]) -> Collection[str]:
-        """Store them. Returns the stored ids."""
+        """Store the responses and their jobs. Returns the ids of the stored responses. Raises `StoreError`."""
         done = []
         for job in group:
             events = (job.events.last, job.events.data) if job.events is not None else (None, None)
@@ -82,24 +83,24 @@ class QueuedTurns:
         return done
 
     async def stored(self, group: Sequence[NewJob]) -> Collection[str]:
-        """The ids that are stored."""
+        """Return the ids of those responses that are stored."""
         return await self._turns.stored([job.record for job in group])
 
     async def explain(self, unit: NewJob) -> Exception:
-        """The reason why it was not stored."""
+        """Find out why the statement did not store this response, for example `TooManyJobs`."""
         rows = await self._database.fetch(sql.COUNT_JOBS, unit.record.owner)
         if unit.limit <= 0 or (rows and rows[0][0] >= unit.limit):
             return TooManyJobs(unit.limit)
         return await self._turns.explain(unit.record)
 
     def withdraw(self, unit: NewJob) -> None:
-        """Prevent that it is stored later."""
+        """Undo the write of this response if it takes effect later, because the client has got an error."""
         self._turns.withdraw(unit.record)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addition:
-    """A piece that a worker appends to a stream."""
+    """A piece of events that a worker appends to a response's stream."""
 
     id: str
     worker: str
@@ -117,15 +118,15 @@ class _NotHeld(Exception):
 
 
 class AddedEvents:
-    """`Units` of pieces of streams. Appending a piece is idempotent, so an unknown outcome needs no query and no
-    undo."""
+    """Implements `Units` for pieces of streams. An append is idempotent, so after an unknown outcome a repeat is safe,
+    and no undo is needed."""
 
     def __init__(self, database: Database, changed: ChangeListener = notify_nobody) -> None:
         self._database = database
         self._changed = changed
 
     async def write(self, group: Sequence[Addition]) -> Collection[str]:
-        """Append the pieces whose workers hold the job. Returns the ids of these responses."""
+        """Append the pieces whose workers hold the job. Returns the ids of the responses whose piece was appended."""
         written: list[str] = []
         left = group
         for _ in range(_TRIES):
@@ -137,7 +138,7 @@ class AddedEvents:
             rows = await self._database.write(sql.APPEND, *map(list, columns))
             written += [row["id"] for row in rows if row["written"]]
             self._changed([row["id"] for row in rows if row["written"] and row["watched"]])
-            # The statement waited for an earlier write with an unknown outcome, and now sees its rows.
+            # These rows changed while the statement waited for their locks. The next statement sees the changed rows.
             again = {row["id"] for row in rows if not row["written"]}
             left = [each for each in left if each.id in again]
             if not left:
@@ -145,19 +146,19 @@ class AddedEvents:
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
 
     async def stored(self, group: Sequence[Addition]) -> Collection[str]:
-        """Empty: no outcome is known."""
+        """Return no ids, so that the queue writes all pieces again, which is safe."""
         return ()
 
     async def explain(self, unit: Addition) -> Exception:
-        """The only possible reason: the worker does not hold the job."""
+        """Return the only possible reason for a refused piece: the worker does not hold the job."""
         return _NotHeld()
 
     def withdraw(self, unit: Addition) -> None:
-        """Do nothing: the worker appends the piece again, or another attempt drops it."""
+        """Do nothing. The worker appends the piece again, or another attempt deletes the piece."""
 
 
 class PostgresJobWriter:
-    """`JobWriter` on a database and groups that the caller closes."""
+    """Implements `JobWriter` on a database and write queues that the caller closes."""
 
     def __init__(
         self,
@@ -168,7 +169,8 @@ class PostgresJobWriter:
         *,
         clock: Clock = now,
     ) -> None:
-        """`changed` is called with responses that other processes watch (`signals.py`)."""
+        """The writer calls `changed` with the ids of changed responses whose streams other processes watch
+        (`signals.py`)."""
         self._database = database
         self._changed = changed
         self._clock = clock

@@ -1,17 +1,17 @@
-"""Checks a PostgreSQL server and migrates its schema, while older builds may still serve from it.
+"""Checks a PostgreSQL server and migrates its schema, while processes of older builds may still use the database.
 
-Lives here: the checks of a server at a start, the wait for its answer, and the advice. Operators apply the numbered
-steps that a database lacks, or undo the last one, through this module too. Not here: further findings for an operator
-(`checks.py`), connections to a writable server (`connecting.py`), the meaning of a step (`stores/schema_steps.py`), the
-tables.
+Lives here: the checks of a server at a start, the wait for a server that does not answer, and the advice for the
+operator. `antiphon migrate` applies missing schema steps, or undoes the last step, through this module too. Not here:
+the findings of `antiphon doctor` (`checks.py`), connections to a writable server (`connecting.py`), the definition of a
+step (`stores/schema_steps.py`), the SQL of the steps (`migrations/`).
 
-A step waits two seconds for a table lock, because all later statements queue behind it. Then it gives up, lets them
-through and tries again. The deadline of the `Database` limits its statements: seconds at a start, minutes for `antiphon
-migrate up`.
+A step waits at most two seconds for a table lock, because all later statements on that table queue behind the step.
+After that time the step fails, so that the queued statements run, and then the step tries again. The deadline of the
+`Database` limits a step's statements: seconds at a start, minutes for `antiphon migrate up`.
 
-Invariants: the steps in the table (`schema_migrations`; vectors have a separate one) are numbered without a gap. They
-have the checksums of this build's steps, as far as these go. One transaction applies a step and records it. One process
-at a time applies steps.
+Invariants: the table `schema_migrations` records the applied steps, numbered without a gap. The table
+`vector_schema_migrations` does the same for vectors. The recorded checksums equal those of this build's steps, as far
+as this build knows the steps. One transaction applies a step and records it. Only one process at a time applies steps.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
 """
 
 LOCK = 0x616E7469_70686F6E  # "antiphon"
-"""The advisory lock for schema changes."""
+"""The key of the advisory lock that a process holds while it changes the schema."""
 
 SCHEMA = "schema_migrations"
-"""The table of applied schema steps."""
+"""The table that records the applied schema steps."""
 VECTOR_SCHEMA = "vector_schema_migrations"
 VECTOR_STEPS = "vector_migrations"
 
@@ -67,14 +67,15 @@ _FORGET = "DELETE FROM {table} WHERE version = $1"
 _LIMITS = "SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {milliseconds}"
 
 _MARGIN = 0.5
-"""Seconds by which the server's timeout is shorter than the pool's, because its error is more useful."""
+"""The seconds by which the server's statement timeout is shorter than the pool's deadline. So the server's error, which
+is more useful, arrives first."""
 _TURN_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Timeouts in seconds: for a table's lock, the pauses between attempts, and for another process that applies steps
-    (at least the duration of a step)."""
+    """Timeouts in seconds of a schema step. `lock`: the wait for a table's lock. `pauses`: the pauses between attempts.
+    `others`: the wait for another process that applies steps, at least as long as a step may take."""
 
     lock: float = 2.0
     pauses: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
@@ -86,7 +87,8 @@ _PATIENCE = Patience()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The facts about a server. `version`: its `server_version_num`. `shown`: the version for people."""
+    """The properties of a server that decide whether Antiphon can use it. `version`: the `server_version_num`. `shown`:
+    the version for messages."""
 
     version: int
     shown: str
@@ -95,7 +97,7 @@ class Server:
 
 
 def check(server: Server) -> None:
-    """Raise `StoreError` with advice when the server is unsuitable for state."""
+    """Raise `StoreError` with advice when Antiphon cannot store its state on this server."""
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
     elif server.encoding != "UTF8":
@@ -108,8 +110,8 @@ def check(server: Server) -> None:
 
 
 async def ask_server(database: Database) -> Server:
-    """Read the facts. Raises `StoreError` when the server does not answer, or a pooler before it allows no
-    transactions."""
+    """Read the server's properties. Raises `StoreError` when the server does not answer, or a pooler in front of the
+    server allows no transactions."""
 
     async def work(connection: Connection) -> Server:
         (row,) = await connection.fetch(_ASK)
@@ -119,13 +121,13 @@ async def ask_server(database: Database) -> Server:
 
 
 async def check_server(database: Database) -> None:
-    """Check the server. Raises `StoreError` with advice."""
+    """Check that Antiphon can store its state on this server. Raises `StoreError` with advice."""
     check(await ask_server(database))
 
 
 async def reach_server(database: Database, within: float) -> None:
-    """Wait until the server answers, at most `within` seconds, and check it. Raises `StoreError`, at once for a failure
-    that waiting does not fix."""
+    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`. A failure that
+    does not end by waiting raises immediately."""
     clock = asyncio.get_running_loop().time
     ends = clock() + within
     line_due = clock()
@@ -143,7 +145,7 @@ async def reach_server(database: Database, within: float) -> None:
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """The steps of this build, in order, numbered 1, 2, 3, … without a gap."""
+    """Return the schema steps in this folder of the package, in the order of their numbers."""
     return read_steps(files("antiphon.stores.postgres") / folder)
 
 
@@ -151,9 +153,9 @@ async def migrate(
     database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA, *, patience: Patience = _PATIENCE
 ) -> list[SchemaStep]:
     """Apply the missing steps, one transaction each. Returns the steps that this call applied. `table`: the table that
-    records them.
+    records the applied steps.
 
-    Raises `StoreError` for a database that this build cannot serve from.
+    Raises `StoreError` for a database that this build cannot use.
     """
     done: list[SchemaStep] = []
     while missing := missing_steps(await applied_steps(database, table), steps):
@@ -175,7 +177,7 @@ async def migrate(
 
 
 async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> SchemaStep:
-    """Undo the last step. Raises `StoreError` when it cannot be undone."""
+    """Undo the last applied step and return it. Raises `StoreError` when the step cannot be undone."""
     step_to_undo(await applied_steps(database, table), steps)
 
     async def one(connection: Connection) -> SchemaStep:
@@ -188,7 +190,7 @@ async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCH
 
 
 async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
-    """The steps that the database has; none when it is new."""
+    """Return the steps that the database has applied. Empty for a new database."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
     return [Applied(*row) for row in await database.fetch(_READ.format(table=table))]
@@ -201,15 +203,16 @@ async def _read(connection: Connection, table: str) -> list[Applied]:
 async def _alone(
     database: Database, name: str, work: Callable[[Connection], Awaitable[T]], patience: Patience = _PATIENCE
 ) -> T:
-    """Run the work in a transaction while no other process changes the schema."""
+    """Run `work` in a transaction that holds the advisory lock for schema changes. Waits for other processes, and
+    retries `work` when a table lock is not free."""
     longest = max(database.limits.deadline - _MARGIN, 0.1)
     limits = _LIMITS.format(lock=round(patience.lock * 1000), milliseconds=round(longest * 1000))
     loop = asyncio.get_running_loop()
     ends = loop.time() + max(patience.others, database.limits.deadline)
 
     async def unit(connection: Connection) -> T:
-        # A separate statement: the next one must see the changes that other processes made meanwhile. It does not wait
-        # on the server, because a waiting session holds a connection and a snapshot.
+        # A separate statement takes the lock, so that the next statement sees the changes of other processes. The
+        # statement does not wait for the lock, because a waiting session would hold a connection and a snapshot.
         if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
             raise _Busy
         await connection.execute(limits)
@@ -253,12 +256,12 @@ async def _alone(
 
 
 class _Busy(Exception):
-    """Another process is changing the schema."""
+    """Another process holds the advisory lock, because it is changing the schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresSchema(Schema):
-    """`Schema` with its applied steps in one table."""
+    """Implements `Schema` for a PostgreSQL database. `table` records the applied steps."""
 
     database: Database
     table: str = SCHEMA
@@ -280,8 +283,10 @@ class PostgresSchema(Schema):
 async def open_postgres_schemas(
     url: str, seconds: float, setting: str = URL, *, within: float = 0.0
 ) -> AsyncIterator[tuple[PostgresSchema, ...]]:
-    """The schemas of one database, with that of vectors if it exists. `seconds`: the timeout of a step. `setting`: the
-    setting with the URL. `within`: how long to wait for a server that does not answer. Raises `StoreError`."""
+    """Yield the schemas of one database: the main schema, and the schema of vectors if it exists. Raises `StoreError`.
+
+    `seconds`: the timeout of a step. `setting`: the name of the setting with the URL. `within`: the seconds to wait for
+    a server that does not answer."""
     database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
     package = Path(str(files("antiphon.stores.postgres")))
     try:

@@ -1,21 +1,22 @@
-"""Sends notifications about streams, ended jobs and queued jobs to other processes over PostgreSQL, and receives
-theirs.
+"""Sends notifications about changed streams, ended jobs and queued jobs to other processes over PostgreSQL, and
+receives the notifications of other processes.
 
-Lives here: the notes between processes (`NOTIFY`), when they are sent, and receiving those of others (`LISTEN`) on a
-connection to the server itself. Not here: who needs a note (`jobs.py`, `engine/running/workers.py`), the reaction to
-news (`signals.py`).
+Lives here: the notifications between processes ("notes", sent with `NOTIFY`), their rate, and the connection that
+receives them (`LISTEN`) directly from the server. Not here: the choice of changes that need a note (`jobs.py`,
+`engine/running/workers.py`), the reaction to a note (`signals.py`).
 
-A transaction that notifies holds a lock that exists once per server, so one notification per write would limit the
-writes of all processes together. So a separate statement sends the notes after the writes. One statement covers
-everything since the last one. Statements are `_APART` seconds or more apart, and further apart on a slow server. A lost
-note costs only time, because waiting processes also poll.
+A transaction that notifies holds a lock that exists once per server. So one notification per write would serialize the
+writes of all processes. Instead, a separate statement sends one note after several writes. The note covers all changes
+since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow server. A lost note
+only delays a reaction, because processes also poll.
 
-The listening connection counts as good when an echo arrives: a note of this process, sent over another connection. The
-echo proves that it is not a pooler's connection, where `LISTEN` has no effect, and that it leads to the same database.
-From then on a query every `ping` seconds detects a dead connection.
+Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
+arriving echo proves that both connections lead to the same database. It also proves that no pooler is in between,
+because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead connection.
 
-Invariants: no caller waits for a note. The content of one note limits the queue. Every wait here ends. The log has one
-line when listening begins, one when it ends, and one when it cannot begin.
+Invariants: no caller waits until a note is sent. The waiting changes never exceed the size of one note. Every wait in
+this module has a timeout. The log has one line when listening begins, one line when listening ends, and one line when
+listening cannot begin.
 """
 
 from __future__ import annotations
@@ -39,24 +40,26 @@ _log = structlog.get_logger(__name__)
 
 CHANNEL = "antiphon"
 _NOTIFY = "SELECT pg_notify($1::text, $2::text)"
-# The server refuses 8,000.
+# PostgreSQL refuses a payload of 8,000 bytes or more.
 _MOST_BYTES = 7_900
 _APART = 0.03
-# Pause after a slow statement: as long as it took.
+# The pause after a statement, as a multiple of the statement's duration.
 _REST = 1.0
 _QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A note: the sender's name, and news, or a request for an echo (`echo`)."""
+    """One notification. `sender`: the name of the sending process. `news`: the changes. `echo`: the sender checks
+    whether its own notes arrive."""
 
     sender: str
     news: News
     echo: bool = False
 
     def encode(self) -> str:
-        """The payload of the note; a note that is too long becomes `anything`."""
+        """Encode the note as a payload of words. A note that is too long for one payload becomes a note that anything
+        may have changed."""
         words = [self.sender]
         if self.echo:
             words.append(_ECHO)
@@ -71,7 +74,7 @@ class Note:
 
 
 def read_note(payload: str) -> Note:
-    """The note of a payload. An invalid payload means that anything may have happened."""
+    """Decode the payload of a note. An invalid payload becomes a note that anything may have changed."""
     sender, *words = payload.split() or [""]
     marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
     news = News(
@@ -81,7 +84,7 @@ def read_note(payload: str) -> Note:
 
 
 class Notifier:
-    """Sends the notes of one process; `name` distinguishes its notes from those of others."""
+    """Sends the notes of one process. `name` identifies the process in its notes."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
@@ -94,15 +97,15 @@ class Notifier:
         self._outage = Outage(_log, "others_not_told", "others_told_again")
         self._closed = False
         self.sent = 0
-        """Notes sent so far."""
+        """The number of notes sent so far."""
 
     @property
     def sending(self) -> bool:
-        """Whether a note is being sent or waits."""
+        """Whether the background task is sending a note or has a waiting note."""
         return self._task is not None and not self._task.done()
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """These streams have new events, or the responses were ended."""
+        """Schedule a note that the streams of these responses have new events, or that the responses have ended."""
         for response_id in response_ids:
             if response_id not in self._responses and not self._anything:
                 self._responses.add(response_id)
@@ -114,16 +117,16 @@ class Notifier:
             self._wake()
 
     def queued(self) -> None:
-        """There are jobs for other processes."""
+        """Schedule a note that the queue has jobs for other processes."""
         self._queued = True
         self._wake()
 
     async def ask_for_echo(self) -> None:
-        """Send a note that must come back, to check that notes arrive. Raises `StoreError`."""
+        """Send a note to this process itself, to check that notes arrive. Raises `StoreError`."""
         await self._database.write(_NOTIFY, CHANNEL, Note(self.name, News(), echo=True).encode(), again=True)
 
     async def aclose(self) -> None:
-        """Send the waiting notes, then stop."""
+        """Send the waiting note, then stop."""
         self._closed = True
         if self._task is not None:
             await asyncio.wait({self._task})
@@ -156,8 +159,9 @@ class Notifier:
 
 @dataclass(frozen=True, slots=True)
 class ListenTimes:
-    """Times in seconds: for opening the connection, for an answer or an echo, between pings, and the first and longest
-    pause between attempts."""
+    """Timeouts and intervals of the listener in seconds. `connect`: the timeout for opening the connection. `answer`:
+    the timeout for an answer or an echo. `ping`: the interval of pings. The pause between attempts grows from
+    `first_pause` to `longest_pause`."""
 
     connect: float = 3.0
     answer: float = 4.0
@@ -167,8 +171,8 @@ class ListenTimes:
 
 
 class NotificationListener:
-    """Receives notes from `start` to `aclose`. Calls `hear` with the news of others, and with `anything` whenever
-    listening begins or ends. `ask_for_echo` sends the note that must come back."""
+    """Receives notes from `start` to `aclose`. The listener calls `hear` with the news of other processes. It also
+    calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this process itself."""
 
     def __init__(
         self,
@@ -178,7 +182,7 @@ class NotificationListener:
         ask_for_echo: Callable[[], Awaitable[None]],
         times: ListenTimes | None = None,
     ) -> None:
-        """`url`: the direct URL of the server, never shown. `name`: the name of this process in notes."""
+        """`url`: the direct URL of the server, which no message shows. `name`: the name of this process in notes."""
         self._url = url
         self._name = name
         self._hear = hear
@@ -187,14 +191,14 @@ class NotificationListener:
         self._echo = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.hears = False
-        """Whether all notes arrive at this moment."""
+        """Whether the listening connection works, so that all notes of other processes arrive."""
 
     def start(self) -> None:
-        """Start listening."""
+        """Start the task that listens until `aclose`, and reconnects after failures."""
         self._task = asyncio.get_running_loop().create_task(self._stay())
 
     async def aclose(self) -> None:
-        """Stop listening."""
+        """Stop the task and close the listening connection."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -229,7 +233,8 @@ class NotificationListener:
             pause = min(self._times.longest_pause, pause * 2)
 
     async def _listen(self) -> None:
-        """Open a connection and listen until it fails. Raises `StoreError` with the reason."""
+        """Open a connection and listen until the connection closes. Raises `StoreError` with the reason of a
+        failure."""
         try:
             connection = await connect(self._url, self._times.connect)
         except Exception as error:
@@ -249,7 +254,8 @@ class NotificationListener:
                         await closed.wait()
                         return
                 with self._answered(connection):
-                    # A former primary after a failover receives no notes, but still answers.
+                    # After a failover, the old primary still answers queries but receives no notes, so the listener
+                    # must reconnect.
                     if await connection.fetchval(f"SELECT {READ_ONLY}"):
                         return
         finally:
@@ -257,8 +263,8 @@ class NotificationListener:
 
     @contextlib.contextmanager
     def _answered(self, connection: Connection) -> Iterator[None]:
-        # A timer instead of a cancellation: the driver would send a cancel request over another connection, and wait
-        # for it.
+        # A timer aborts the socket. On a task cancellation, the driver would instead send a cancel request over another
+        # connection and wait for its result.
         timer = asyncio.get_running_loop().call_later(self._times.answer, connection.terminate)
         try:
             yield

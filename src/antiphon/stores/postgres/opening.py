@@ -1,11 +1,12 @@
 """Opens the stores of a PostgreSQL database.
 
-Lives here: which stores share connections. Not here: the stores (`../responses.py`), connections (`database.py`), the
-checks of the server and the schema (`migrate.py`).
+Lives here: the assembly of the stores over one connection pool. Not here: the stores (`../responses.py`), the pool
+(`database.py`), the checks of the server and the schema (`migrate.py`).
 
-Vector stores share the connections of the other stores; closing them leaves these open.
+Vector stores share the connection pool of the other stores. Closing the vector stores leaves the pool open.
 
-Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
+Invariant: the database of opened stores has the schema of this build. Any number of processes may open the same
+database concurrently.
 """
 
 from __future__ import annotations
@@ -46,22 +47,23 @@ _CONNECT_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class PostgresVectorDatabase(VectorDatabase):
-    """`VectorDatabase` in PostgreSQL."""
+    """Implements `VectorDatabase` for PostgreSQL."""
 
     table: VectorTable
     indexes: VectorIndexes
 
     async def check_vectors(self) -> None:
-        """Create the table of vectors, and the extension that it needs, unless they exist."""
+        """Create the table of vectors and the pgvector extension, unless they exist. Raises `StoreError` with
+        advice."""
         await self.table.there()
 
     async def aclose(self) -> None:
-        """Stop the maintenance of indexes."""
+        """Stop the background task that creates and drops vector indexes."""
         await self.indexes.aclose()
 
 
 class PostgresStores(Stores):
-    """All stores, on the connections of one process."""
+    """All stores of one process, over one connection pool."""
 
     signals: PostgresSignals
 
@@ -76,7 +78,7 @@ class PostgresStores(Stores):
         turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
         queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
         pending = PendingBlobs(PendingRows(tables), blobs, options["upload_lease"])
-        # 0 means never.
+        # `unready_after` of 0 means that the database never makes the process unready.
         readiness = DatabaseReadiness(database, state.unready_after or math.inf)
         super().__init__(
             tables,
@@ -95,11 +97,11 @@ class PostgresStores(Stores):
         self.containers = PostgresContainerRows(tables, pending)
 
     def has_vectors(self) -> bool:
-        """True: their tables always exist."""
+        """Return True, because the tables of vector stores always exist."""
         return True
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
-        """Open the vector stores. The server compares vectors, so this process keeps none in memory."""
+        """Open the vector stores. This method ignores `matrix_bytes`, because the server compares the vectors."""
         return open_vectors(self.database, self.keys, direct_url=self._direct_url)
 
     async def aclose(self) -> None:
@@ -118,10 +120,9 @@ async def open_postgres(
     blobs: BlobStore,
     **options: Unpack[StoreOptions],
 ) -> PostgresStores:
-    """Open the stores of the database at `state.url`; create the schema where needed.
+    """Open the stores of the database at `state.url`, and apply missing schema steps.
 
-    `blobs`: the storage for file contents, which the stores close. For `options` see `StoreOptions`. Raises
-    `StoreError`.
+    `blobs`: the storage for file contents, which the stores close. `options`: see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     url, _ = urls(state)
@@ -139,8 +140,8 @@ async def open_postgres(
 def open_vectors(
     database: Database, keys: IdempotencyStore, *, direct_url: str, exact: int = EXACT_VECTORS
 ) -> PostgresVectorDatabase:
-    """The vector stores on this database. `direct_url`: a URL of the server itself, for work that takes minutes.
-    `exact`: the maximum number of vectors that a search compares one by one."""
+    """Open the vector stores on this database. `direct_url`: a URL that bypasses poolers, for indexes whose creation
+    takes minutes. `exact`: the maximum number of vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, direct_url, exact=exact)
     tables = PostgresTables(database)
@@ -157,7 +158,7 @@ def open_vectors(
 
 
 def urls(state: StateSettings) -> tuple[str, str]:
-    """The URL of the database, and the direct URL of the server."""
+    """Return the URL of the database, and the URL that bypasses poolers. Both are equal without `state.direct_url`."""
     assert state.url is not None
     url = state.url.get_secret_value()
     return url, url if state.direct_url is None else state.direct_url.get_secret_value()

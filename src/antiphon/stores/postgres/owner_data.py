@@ -1,11 +1,12 @@
 """Implements `OwnerData` for PostgreSQL.
 
-Lives here: reading and deleting an owner's data, and vacuuming. Not here: the SQL that all backends share
-(`../owner_data.py`), the command line (`commands/admin/command.py`), files' contents.
+Lives here: reading and deleting an owner's data, and vacuuming tables. Not here: the SQL that all backends share
+(`../owner_data.py`), the command line (`commands/admin/command.py`), the contents of files.
 
-It uses a separate connection without the timeouts of requests, because the time for counting grows with the rows.
+Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
+number of rows.
 
-Invariant: every table with an owner is in `OWNED` or in `ELSEWHERE`; a test compares them with the schema.
+Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares both with the schema.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ OWNED = owned("pos::text") | owned_vectors("number", "store_number")
 ELSEWHERE = frozenset(
     {"chains", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue"}
 )
-"""The other tables with an owner: parts and counts of the above, keys, files (handled by their store), and containers
-(handled by the sandbox)."""
+"""The tables with an owner column that an export omits. They hold parts or counts of exported tables, idempotency keys,
+files (which the file store exports) and containers (which the sandbox manages)."""
 
-# The time for counting grows with the number of rows.
+# Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"
 _COUNTS = counting("responses", "conversations", "prompts", "files", "vector_stores")
 _SIZE = "SELECT pg_database_size(current_database())"
@@ -55,10 +56,10 @@ SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables WHERE schem
 
 
 class PostgresOwnerData:
-    """`OwnerData` of the database at `url`. `name`: the URL without its password."""
+    """Implements `OwnerData` for the database at `url`. `name`: the URL without its password, for messages."""
 
     def __init__(self, url: str, name: str, database: Database, bodies: Bodies, *, at_once: int = AT_ONCE) -> None:
-        """`database`: for the work in pieces; this object closes it. `bodies` decrypts sealed bodies. `at_once`: the
+        """`database`: the pool for deletions, which this object closes. `bodies` decrypts sealed bodies. `at_once`: the
         number of rows per read or deletion."""
         self._at_once = at_once
         self._bodies = bodies
@@ -67,17 +68,17 @@ class PostgresOwnerData:
         self._database = database
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner with any data."""
+        """Return the counts of every owner that has stored objects, sorted by owner."""
         async with self._connected("Reading") as connection:
             await connection.execute(_BEGIN)
             return counted(await connection.fetch(_COUNTS))
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """All data of an owner except files, from one snapshot."""
+        """Yield all data of an owner except files, read from one snapshot."""
         async with self._connected("Reading") as connection:
             await connection.execute(_BEGIN)
             for kind, sql in OWNED.items():
-                # A cursor in SQL: the driver's cursor would need a named prepared statement.
+                # DECLARE opens the cursor in SQL, because the driver's cursors need a named prepared statement.
                 text, order = postgres_sql(sql)
                 await connection.execute(f"DECLARE exported NO SCROLL CURSOR FOR {text}", *order({"owner": owner}))
                 while rows := await connection.fetch(f"FETCH {self._at_once} FROM exported"):
@@ -86,7 +87,8 @@ class PostgresOwnerData:
                 await connection.execute("CLOSE exported")
 
     async def delete(self, owner: str) -> int:
-        """Delete all data of an owner except files, in pieces that let requests through."""
+        """Delete all data of an owner except files, in small transactions, so that requests can run in between. Returns
+        the number of deleted objects."""
         tables = PostgresTables(self._database)
         async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)
@@ -97,8 +99,8 @@ class PostgresOwnerData:
         return gone
 
     async def vacuum(self) -> list[Shrunk]:
-        """Make the space of dead rows usable again, and return free space at the ends of tables. It blocks no other
-        statement and rewrites no table; the server's autovacuum does the same."""
+        """Run VACUUM on every table, which makes the space of dead rows reusable and truncates free space at a table's
+        end. VACUUM blocks no reads or writes of rows, and rewrites no table. The server's autovacuum does the same."""
         before = await self._database.fetch(_SIZE)
         async with self._connected("Vacuuming") as connection:
             for (table,) in await connection.fetch(_TABLES):
@@ -111,7 +113,8 @@ class PostgresOwnerData:
 
     @asynccontextmanager
     async def _connected(self, doing: str) -> AsyncIterator[Connection]:
-        """A separate connection. Its failures become a `StoreError` about `doing`."""
+        """Open a separate connection for the duration of the `async with`. A failure becomes a `StoreError` that names
+        the operation `doing`."""
         try:
             connection = await connect(self._url, _CONNECT_SECONDS)
         except Exception as error:
@@ -127,10 +130,10 @@ class PostgresOwnerData:
 
 
 async def open_postgres_owners(state: StateSettings, bodies: Bodies, *, at_once: int = AT_ONCE) -> PostgresOwnerData:
-    """Open the data of all owners of that database; the caller closes it. `bodies` decrypts sealed bodies. Raises
-    `StoreError`."""
+    """Open the data of all owners in the database at `state.url`. The caller closes the returned object. `bodies`
+    decrypts sealed bodies. Raises `StoreError`."""
     url, direct_url = urls(state)
-    # The work in pieces waits for a busy server.
+    # Deletions may wait up to ten minutes for a busy server.
     database = Database(url, DatabaseLimits(size=1, deadline=600.0))
     try:
         if missing_steps(await applied_steps(database), packaged_steps()):
