@@ -331,7 +331,7 @@ class AskingSignals:
         self.pace = pace
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """The progress of these streams, and the jobs that this worker holds."""
+        """Read the progress of these streams, and the jobs that this worker holds."""
         return await look(self._tables, followed, worker)
 
     def tell_queued(self) -> None:

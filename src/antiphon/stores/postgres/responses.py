@@ -1,17 +1,18 @@
-"""Stores responses on PostgreSQL, finds items by id, and decides the readiness of this process.
+"""Stores responses on PostgreSQL, finds items by id, and decides whether this process is ready for requests.
 
-Lives here: the queue for a response, that SQL, and when a database that does not answer makes the process unready. Not
-here: the parts that all backends share (`../responses.py`), storing responses (`turns.py`, in groups:
-`turn_groups.py`), connections (`database.py`), the response of `/ready` (`api/router.py`), other reasons to be unready.
+Lives here: the SQL that finds items by id, and the rules by which a failing database makes this process unready. Not
+here: the code that all backends share (`../responses.py`), the SQL that stores responses (`turns.py`), the write queue
+(`turn_groups.py`), connections (`database.py`), the endpoint `/ready` (`api/router.py`), other reasons to be unready.
 
-All replicas share the database. If it is overloaded or down, an unready replica does not help. It stops the requests
-that it could still serve, and all replicas would become unready at once. So one unanswered probe is no reason. Only a
-database without any successful write for a while is one, as a replica without a network path to it sees. Writes of
-requests count. While these succeed no probe runs, so `/ready` does not wait for a connection or behind requests.
+All replicas of Antiphon share the database. If the database is overloaded or down, all replicas would become unready
+together, and clients would lose even the requests that need no database. So one unanswered probe does not make a
+process unready. A process becomes unready only when no write succeeds for a longer time, for example because the
+process has no network path to the database. The writes of requests count as well. While they succeed, no probe runs, so
+`/ready` does not wait for a connection.
 
-Invariant: a process without any successful write is not ready. A ready process becomes unready `patience` seconds after
-its first unanswered probe, unless a write succeeded since then. If the database was only slow, a successful read counts
-as well.
+Invariant: a process is not ready before its first successful write. A ready process becomes unready `patience` seconds
+after its first unanswered probe, unless a write has succeeded since then. If the database was only slow, a successful
+read counts as well.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups
 
 _FRESH_SECONDS = 2.0
-# Shorter than the timeout of `/ready`, so that its response names the cause.
+# Shorter than the timeout of `/ready`, so that the response of `/ready` can name the cause.
 ANSWER_SECONDS = 1.5
 _SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
-# A real write, so that the probe detects a full disk or a missing right before a response fails. Over several rows, so
-# that processes do not wait for each other's commits.
+# The probe writes a row, so that it detects a full disk or a missing privilege before a response fails. Processes use
+# 16 different rows, so that they rarely wait for each other's commits.
 _PROBE = """
 INSERT INTO sweeps (what, due_at) VALUES ('probe ' || pg_backend_pid() % 16, now())
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
 """
 
-# One item per requested id, however often clients have used the id. An output comes before an input, and newer items
-# before older ones.
+# Finds one item per requested id, even if several responses have an item with this id. The query prefers output items
+# to input items, and newer items to older items.
 LOAD_ITEMS = """
 WITH found AS MATERIALIZED (
   SELECT f.* FROM (SELECT DISTINCT id FROM unnest(CAST(:ids AS text[])) AS w (id)) AS wanted CROSS JOIN LATERAL (
@@ -56,7 +57,7 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 
 
 class DatabaseReadiness:
-    """Checks whether the database answers. The caller closes the database."""
+    """Checks whether the database's failures make this process unready. The caller closes the database."""
 
     def __init__(
         self,
@@ -66,8 +67,8 @@ class DatabaseReadiness:
         clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`patience`: seconds without an answer after which the process is unready. `clock`: the clock of the
-        database's times."""
+        """`patience`: seconds without a successful write after which the process is unready. `clock`: the clock of
+        `Database.read` and `Database.written`. `answer_seconds`: the timeout of a probe."""
         self._database = database
         self._answer_seconds = answer_seconds
         self._patience = patience
@@ -78,7 +79,7 @@ class DatabaseReadiness:
         self._cause: StoreError | None = None
 
     async def ping(self) -> None:
-        """Raise `StoreError` when requests should go to another process; takes at most two seconds."""
+        """Raise `StoreError` when this process should get no requests. Returns or raises within two seconds."""
         if self._clock() - self._database.written < _FRESH_SECONDS:
             self._unanswered = self._cause = None
             return
@@ -86,7 +87,8 @@ class DatabaseReadiness:
         if self._probe is None or self._probe.done():
             self._begun = self._clock()
             self._probe = asyncio.create_task(self._ask())
-            # The caller may be cancelled; an error that no caller awaits needs no warning.
+            # If the caller is cancelled, no code awaits the probe. `look_at` retrieves its error, so that asyncio logs
+            # no warning.
             self._probe.add_done_callback(look_at)
         try:
             async with asyncio.timeout(self._answer_seconds):
@@ -107,7 +109,8 @@ class DatabaseReadiness:
             raise
 
     def _excuse(self, failure: StoreError) -> None:
-        """Stay ready despite the failure, unless the last answer is too old: then raise the failure."""
+        """Return, so that the process stays ready, unless the last successful access is too old. In that case, raise
+        `failure`."""
         database = self._database
         answered = max(database.written, database.read) if failure.reason in _SLOW else database.written
         if self._unanswered is None or answered > self._unanswered:
@@ -117,7 +120,7 @@ class DatabaseReadiness:
 
 
 class PostgresResponseWriter:
-    """`ResponseWriter` on groups of responses that the caller closes."""
+    """Implements `ResponseWriter` on a write queue that the caller closes."""
 
     def __init__(self, turns: Groups[ResponseRecord], readiness: DatabaseReadiness) -> None:
         self.ping = readiness.ping

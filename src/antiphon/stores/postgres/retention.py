@@ -1,19 +1,20 @@
-"""Deletes expired data from PostgreSQL in small pieces.
+"""Deletes expired data from PostgreSQL in small batches ("pieces").
 
 Lives here: the age checks, the transactions that delete, and the size of the next piece. Not here: the loop over pieces
-and the parts that all backends share (`../retention.py`).
+and the code that all backends share (`../retention.py`).
 
-A piece holds its locks only while its statements run: its commit does not wait for the disk. The size of a piece adapts
-to its duration: if a piece took longer than `_LONG`, the next one is half as large.
+A piece holds its locks only while its statements run, because its commit does not wait for the disk. The size of a
+piece adapts to the duration. If a piece takes longer than `_LONG` seconds, the next piece is half as large.
 
-One statement locks the rows and the next one checks them, so it sees all changes from before the lock. `$1` of a
-locking statement is an age in milliseconds, by the database's clock.
+One statement locks the rows, and the next statement checks the rows again, so that it sees all changes from before the
+lock. `$1` of a locking statement is an age in milliseconds, by the database's clock.
 
-The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. Deleting a megabyte takes
-as long as deleting five hundred rows.
+The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. A megabyte of bodies counts
+as five hundred rows, because its deletion takes as long.
 
-Invariants: one piece is one transaction, of one process at a time. It deletes a bounded number of rows (`_ROWS`, or one
-response with its items and events). It locks rows first, skips rows in use, and checks the rows again after the lock.
+Invariants: one piece is one transaction, and only one process at a time runs a piece. A piece deletes a bounded number
+of rows (`_ROWS`, or one response with its items and events). The transaction locks rows first, skips rows that other
+transactions have locked, and checks the rows again after the lock.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ _ROWS = 500
 _FEWEST_ROWS = 20
 _LOOKED_AT = 100
 _LONG = 0.05
-"""If the statements of a piece take more seconds than this, the next piece is smaller."""
+"""The maximum seconds that the statements of a piece should take. After a slower piece, the next piece is smaller."""
 
-# Deletions need not be durable before the locks are released: after a crash the sweep deletes the rows again.
+# Releases the locks before the deletions are durable. After a crash, the next sweep deletes the restored rows again.
 NO_WAIT = "SET LOCAL synchronous_commit = off"
-# The lock for all processes: "retention" in ASCII, shortened.
+# The advisory lock that allows one sweeping process at a time. Its key is "retention" in ASCII, shortened.
 ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
 _BEFORE = "((extract(epoch FROM now()) * 1000)::bigint - $1)"
 
-# A transaction that saves a response has locked its chain, so this skips it until a later sweep. An addition to a chain
-# makes it young, so it no longer qualifies after the lock.
+# Locks old chains. Skips a chain that another transaction has locked because it saves a response, until a later sweep.
+# A saved response updates `updated_at`, so its chain no longer qualifies.
 LOCK_CHAINS = f"""
 SELECT old.id FROM chains old
 WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
@@ -45,7 +46,8 @@ WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
 )
 ORDER BY old.updated_at LIMIT $2 FOR UPDATE OF old SKIP LOCKED
 """
-# A chain's responses in the order of storing, the first one first. The count of rows stops at the size of a piece ($2).
+# Selects the responses of the chains, oldest first, each with its number of rows. The count of rows stops at the size
+# of a piece ($2).
 RESPONSES = """
 SELECT chain.id AS chain_id, r.id, 1 + coalesce(r.own_bytes, 0) / 2000
   + (SELECT count(*) FROM (SELECT 1 FROM response_items i WHERE i.response_id = r.id LIMIT $2) AS items)
@@ -56,7 +58,8 @@ FROM unnest($1::text[]) WITH ORDINALITY AS chain (id, place) LEFT JOIN responses
 ORDER BY chain.place, r.number LIMIT $2
 """
 DELETE_CHAINS = "DELETE FROM chains WHERE id = ANY($1::text[]) RETURNING 1"
-# From here on no response continues the chain (a save checks `expires_at`), and it stays the oldest.
+# Prevents that a new response continues the chain, because a save checks `expires_at`. The next piece takes this chain
+# first, because its `updated_at` is 0.
 CLOSE_CHAIN = """
 UPDATE chains SET expires_at = (extract(epoch FROM now()) * 1000)::bigint, updated_at = 0 WHERE id = $1
 """
@@ -97,7 +100,8 @@ DELETE FROM conversations c USING unnest($1::text[], $2::text[]) AS old (owner, 
 WHERE c.owner = old.owner AND c.id = old.id RETURNING 1
 """
 
-# Streams in the order of an index, which is close enough.
+# Selects the event streams to delete in the order of an index on `created_at`, which is almost the order of
+# `stored_at`.
 LOCK_STREAMS = f"""
 SELECT r.id FROM responses r
 WHERE r.background = 1 AND r.stored_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
@@ -118,10 +122,11 @@ _Work = Callable[[Connection, int], Awaitable[Piece]]
 
 
 class PostgresPieces:
-    """`Pieces` on connections that the caller closes."""
+    """Implements `Pieces` on a connection pool that the caller closes."""
 
     def __init__(self, database: Database, *, rows: int = _ROWS, long: float = _LONG) -> None:
-        """`rows`: the maximum rows of one piece. `long`: seconds of a piece after which the next one is smaller."""
+        """`rows`: the maximum number of rows of one piece. `long`: the seconds after which a piece counts as slow, so
+        that the next piece is smaller."""
         self._long = long
         self._database = database
         self._most = rows
@@ -140,13 +145,14 @@ class PostgresPieces:
         return await self._delete(self._delete_events, age)
 
     async def _delete(self, work: _Work, age: int) -> Piece:
-        """Run a piece, unless another process is running one."""
+        """Run a piece in one transaction. Returns zeros if another process is running a piece."""
         took = 0.0
 
         async def piece(connection: Connection) -> Piece:
             nonlocal took
             await connection.execute(NO_WAIT)
-            # A separate statement: the next ones see the deletions of the process before.
+            # A separate statement takes the lock, so that the next statements see the deletions of the previous
+            # process.
             if not (await connection.fetch(ONE_AT_A_TIME))[0][0]:
                 return 0, 0
             began = time.monotonic()
@@ -160,7 +166,7 @@ class PostgresPieces:
         return changed, whole
 
     def _fit(self, took: float) -> None:
-        """Choose the size of the next piece; `took`: the seconds that the statements of the last one took."""
+        """Set the size of the next piece. `took`: the seconds that the statements of the last piece took."""
         if took > self._long:
             self._rows = max(min(_FEWEST_ROWS, self._most), self._rows // 2)
         elif took < self._long / 2:
@@ -184,7 +190,8 @@ class PostgresPieces:
 
     async def _delete_conversations(self, connection: Connection, age: int) -> Piece:
         locked = await connection.fetch(LOCK_CONVERSATIONS, age, _LOOKED_AT)
-        # Check again after the lock: a job may have been stored meanwhile.
+        # This query checks the conversations again after the lock, because another transaction may have stored a job
+        # meanwhile.
         owners, ids = [row["owner"] for row in locked], [row["id"] for row in locked]
         piece = fitting(await connection.fetch(CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
         if not piece:

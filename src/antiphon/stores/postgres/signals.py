@@ -1,14 +1,14 @@
-"""Detects changes that other processes wrote to PostgreSQL.
+"""Detects changes that other processes have written to PostgreSQL.
 
-Lives here: the one polling query, its pace, and the mark of watched streams. Not here: notes between processes
-(`notify.py`), the waiting callers (`engine/running/signal_watcher.py`).
+Lives here: the polling query, its interval, and the marks of watched streams. Not here: notifications between processes
+("notes", `notify.py`), the waiting callers (`engine/running/signal_watcher.py`).
 
-Without `state.direct_url` each process polls the store. With it, processes send each other notes, and while this one
-receives them, polling is only a safety net for lost notes. A writer sends a note about a stream only while another
-process watches the stream. The mark for this is in the job's row. A watcher sets it before it polls, so the poll sees
-all events that were written without a note.
+Without `state.direct_url`, each process polls the database at a fast interval. With `state.direct_url`, processes also
+send each other notes. While a process receives notes, it polls rarely, only to detect lost notes. A writer sends a note
+about a stream only while another process watches the stream. A watcher marks the stream in the job's row
+(`watched_until`) before it polls. So the poll sees all events that a writer added without a note.
 
-Invariant: a poll is one round trip, plus one when a stream must be marked as watched.
+Invariant: a poll takes one round trip, plus one more when the process must mark a stream as watched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from antiphon.stores.postgres.tables import PostgresTables
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
 HEARING = Pace(look=2.0, claim=1.0, claim_most=4.0)
 _WATCH_SECONDS = 15.0
-# Rows in one order, as in every group; a mark that lasts long enough stays unchanged. $1: ids, $2: the duration.
+# Marks jobs as watched. Locks the rows in the order of their ids, as other statements do, to avoid deadlocks. A mark
+# that lasts long enough stays unchanged. $1: ids, $2: the duration of the mark.
 _WATCH = """
 WITH w AS MATERIALIZED (
   SELECT response_id FROM jobs
@@ -39,7 +40,8 @@ UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE 
 
 
 class PostgresSignals:
-    """`Signals` on a database that the caller closes. `direct_url`: a URL of the server itself, for `LISTEN`."""
+    """Implements `Signals` on a database that the caller closes. `direct_url`: a URL that bypasses poolers, for
+    `LISTEN`."""
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class PostgresSignals:
         *,
         hearing: Pace = HEARING,
     ) -> None:
-        """`hearing`: the pace while it receives notes."""
+        """`hearing`: the intervals of polls while this process receives notes."""
         self._hearing = hearing
         self._database = database
         self._tables = PostgresTables(database)
@@ -57,44 +59,45 @@ class PostgresSignals:
         self._times = times
         self.notifier = Notifier(database, new_id("process"))
         self._listener: NotificationListener | None = None
-        # When to renew the marks, by the event loop's clock.
+        # The time at which to renew each stream's mark, by the event loop's clock.
         self._watched: dict[str, float] = {}
 
     @property
     def hears(self) -> bool:
-        """Whether this process receives the notes of all others."""
+        """Whether this process receives the notes of all other processes."""
         return self._listener is not None and self._listener.hears
 
     @property
     def pace(self) -> Pace:
-        """The pace of polling: slow while notes arrive."""
+        """The intervals of polls: longer while this process receives notes."""
         return self._hearing if self.hears else ASKING
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """Watched streams have new events, or responses were ended."""
+        """Notify other processes that watched streams have new events, or that responses have ended."""
         if self._direct_url is not None:
             self.notifier.changed(response_ids)
 
     def tell_queued(self) -> None:
-        """Notify others about jobs that this process does not take."""
+        """Notify other processes that the queue has jobs that this process does not claim."""
         if self._direct_url is not None:
             self.notifier.queued()
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Start listening, if the direct URL is set."""
+        """Start to receive notes, if the direct URL is set. `hear` gets the news of other processes."""
         if self._direct_url is not None and self._listener is None:
             name, echo = self.notifier.name, self.notifier.ask_for_echo
             self._listener = NotificationListener(self._direct_url, name, hear, echo, self._times)
             self._listener.start()
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """The progress of these streams, and the jobs that this worker holds."""
+        """Read the progress of these streams, and the jobs that this worker holds. Marks the streams as watched while
+        this process receives notes."""
         if self.hears:
             await self._watch(followed)
         return await look(self._tables, followed, worker)
 
     async def aclose(self) -> None:
-        """Stop listening and sending."""
+        """Stop receiving notes, send the waiting note, and stop."""
         if self._listener is not None:
             await self._listener.aclose()
         await self.notifier.aclose()

@@ -1,9 +1,9 @@
 """Implements `Tables` for PostgreSQL.
 
-Lives here: the PostgreSQL form of the shared SQL words, and running a unit as one transaction. Not here: the words
-(`../tables.py`), connections (`database.py`).
+Lives here: the PostgreSQL form of the shared SQL macros, and running a unit as one transaction. Not here: the
+definition of the macros (`../tables.py`), connections (`database.py`).
 
-Invariant: a unit that must not run twice takes effect once, or not at all with an error.
+Invariant: a unit that is not idempotent either takes effect once, or has no effect and raises an error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from antiphon.stores.postgres.database import Connection, Database, committed_on
 from antiphon.stores.tables import Counts, RowsMissing, Statement
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-"""SQL: the database's time in milliseconds, the form of time columns."""
-# The number of positions for items per conversation, as a power of two.
+"""SQL: the database's current time in milliseconds since the epoch, as time columns store it."""
+# Each conversation gets 2^24 item positions.
 _PLACES = 24
 _WORDS = (
     (re.compile(r"\bIN \(:([a-z_]+)\.\.\.\)"), r"= ANY(CAST(:\1 AS text[]))"),
@@ -42,8 +42,8 @@ _NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 @lru_cache(maxsize=1024)
 def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[object, ...]]]:
-    """The PostgreSQL form of a shared store's statement, and a function that orders the named parameters by their
-    numbers."""
+    """Translate a shared store's statement to PostgreSQL. Returns the SQL with numbered parameters, and a function that
+    puts the named parameters in the order of their numbers."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
     names = list(dict.fromkeys(_NAME.findall(sql)))
@@ -54,19 +54,19 @@ def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[
 
 
 class PostgresTables:
-    """`Tables` on connections that the caller closes."""
+    """Implements `Tables` on a connection pool that the caller closes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> Sequence[Row]:
-        """See `Tables.fetch`. `own` needs no special connection here, because the server serves many readers at
-        once."""
+        """See `Tables.fetch`. This backend ignores `own`, because the server runs many reads concurrently."""
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """See `Tables.run`. The outcome of a commit is always found out, so `undo` is not needed."""
+        """See `Tables.run`. This backend ignores `undo`, because it asks the server for the outcome of a lost
+        commit."""
 
         async def work(connection: Connection) -> Counts:
             return await run_steps(connection, unit)
@@ -79,7 +79,8 @@ class PostgresTables:
 
 
 async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts:
-    """Run the steps in order. Raises `RowsMissing`; then the caller rolls the transaction back."""
+    """Run the statements of a unit in order and return the counts of changed rows. Raises `RowsMissing`, after which
+    the caller must roll the transaction back."""
     counts: list[int] = []
     for step in unit:
         text, order = postgres_sql(step.sql)
@@ -92,7 +93,7 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             step.into[:] = await connection.fetch(text, *given)
             changed = len(step.into)
         else:
-            # A SET statement has no count.
+            # The status of a SET statement contains no count.
             count = (await connection.execute(text, *given)).rpartition(" ")[2]
             changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:

@@ -1,16 +1,20 @@
-"""Group commit for PostgreSQL: a free writer takes all queued writes at once, without delay.
+"""Implements group commit for PostgreSQL: a free writer task writes the queued units as one group, without a delay.
 
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
 statements (`turns.py`, `jobs.py`), connections.
 
-A group is one statement, which stores the members that it can and returns their ids. If a value of one member fails,
-the members are written one by one. If a group's outcome is unknown, a query on a new connection looks for each member,
-and missing ones are written again. If the database refuses one then, another query follows, because the lost statement
-may have run meanwhile. Storing is idempotent, so all this is safe. Members with an outcome still unknown at the
-deadline are withdrawn.
+A unit is one write, for example a finished response. One statement writes a group of units. It stores the units that
+can be stored and returns their ids. If the statement fails because of a value of one unit, the writer writes the units
+one by one.
 
-Invariants: each accepted unit gets exactly one result, in bounded time, also during closing. Success means that it is
-stored; an error means that it is not and will not be. No unit waits while a writer is free.
+If the outcome of a group is unknown, the writer queries on a new connection which units are stored, and writes the
+missing units again. If the database then refuses a unit, the writer queries again, because the lost statement may have
+stored the unit meanwhile. These repetitions are safe, because storing a unit is idempotent. If the outcome of a unit is
+still unknown at the deadline, the writer withdraws the unit.
+
+Invariants: each accepted unit gets exactly one result, in bounded time, also while the store closes. Success means that
+the unit is stored. An error means that the unit is not stored and will not be stored. No unit waits while a writer is
+free.
 """
 
 from __future__ import annotations
@@ -44,29 +48,31 @@ U_contra = TypeVar("U_contra", bound=_Unit, contravariant=True)
 
 
 class Units(Protocol[U_contra]):
-    """How one kind of unit is stored."""
+    """Stores one kind of unit. The write queue calls these methods."""
 
     async def write(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Store the units that can be stored, and return their ids. Raises `StoreError`: none is stored, or (`unknown`)
-        the outcome is unknown."""
+        """Store the units that can be stored, and return their ids. Raises `StoreError` when no unit is stored. With
+        the reason `unknown`, the outcome is unknown."""
 
     async def stored(self, group: Sequence[U_contra]) -> Collection[str]:
-        """The ids of those units that are stored. Raises `StoreError`."""
+        """Return the ids of those units that are stored. Raises `StoreError`."""
 
     async def explain(self, unit: U_contra) -> Exception:
-        """The reason why the unit was left out. Raises `StoreError` when the query fails."""
+        """Return the reason why `write` did not store the unit. Raises `StoreError` when the query for the reason
+        fails."""
 
     def withdraw(self, unit: U_contra) -> None:
-        """Prevent that the unit is stored, even if it is stored now or a lost statement stores it later."""
+        """Delete the unit if it is stored, and prevent that a lost statement stores the unit later."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """`waiting`, `waiting_bytes`: the limits of the queue; more is refused at once. `group`, `group_bytes`: the limits
-    of one group. `writers`: the number of groups written at once.
+    """The limits of a write queue. `waiting`, `waiting_bytes`: the limits of the queue, which refuses further units
+    immediately. `group`, `group_bytes`: the limits of one group. `writers`: the number of groups that are written
+    concurrently.
 
-    A unit fails when its write has not begun after `seconds`, or cannot succeed for so long. A unit with an unknown
-    outcome is looked up until `settle_seconds` have passed.
+    A unit fails when its write has not begun, or has not succeeded, after `seconds`. The writer queries a unit with an
+    unknown outcome until `settle_seconds` have passed.
     """
 
     waiting: int = 4096
@@ -79,7 +85,8 @@ class GroupLimits:
 
 
 def group_limits(timeouts: TimeoutSettings, *, connections: int, group: int = 64) -> GroupLimits:
-    """The limits for a pool of `connections`, of which one is reserved for other statements."""
+    """Return the limits for a pool of `connections`. The writers use all connections except one, which other statements
+    need."""
     settle = max(timeouts.save, timeouts.settle)
     return GroupLimits(writers=max(1, connections - 1), group=group, seconds=timeouts.save, settle_seconds=settle)
 
@@ -92,11 +99,11 @@ class _Waiting(Generic[U]):
     entered: float
     begun: bool = False
     unsure: bool = False
-    """Whether it may be stored without a confirmation."""
+    """Whether a statement with an unknown outcome may have stored the unit."""
 
 
 class Groups(Generic[U]):
-    """The queue of one kind of units."""
+    """The write queue of one kind of units."""
 
     def __init__(self, units: Units[U], limits: GroupLimits | None = None) -> None:
         self._units = units
@@ -106,16 +113,18 @@ class Groups(Generic[U]):
         self._writers: set[asyncio.Task[None]] = set()
         self._closing = False
         self.groups: Counter[int] = Counter()
-        """The number of groups by their number of units."""
+        """The number of written groups, by the number of units in a group."""
 
     @property
     def waiting(self) -> int:
-        """The number of units that no writer has taken yet."""
+        """The number of units in the queue that no writer has taken yet."""
         return len(self._queue)
 
     async def run(self, unit: U) -> None:
-        """Store the unit; returns when it is durable. Raises `StoreError` or the reason of the refusal: then it is not
-        stored and will not be. Cancelling the caller withdraws a unit that no writer has taken yet."""
+        """Store the unit and return when the unit is durable. After an error, the unit is not stored and will not be
+        stored. Raises `StoreError`, or the error of `Units.explain` when the database refused the unit.
+
+        If the caller is cancelled, the queue drops the unit, unless a writer has already taken the unit."""
         loop = asyncio.get_running_loop()
         limits = self._limits
         if self._closing:
@@ -137,14 +146,14 @@ class Groups(Generic[U]):
             timer.cancel()
 
     async def aclose(self) -> None:
-        """Write the accepted units; waits no longer than their callers would."""
+        """Wait until the writers have written all accepted units, or until the units' deadlines."""
         self._closing = True
         while self._writers:
             await asyncio.wait(self._writers)
 
     def _wake(self) -> None:
-        """Start a writer for the queue, if one is free. A writer does not await between its last check of the queue and
-        its end, so no new unit is overlooked."""
+        """Start a writer task if the queue has units and fewer than `writers` tasks run. A writer does not await
+        between its last check of the queue and its end, so it misses no new unit."""
         if self._queue and len(self._writers) < self._limits.writers:
             task = asyncio.get_running_loop().create_task(self._write_on())
             self._writers.add(task)
@@ -160,8 +169,8 @@ class Groups(Generic[U]):
             self._writers.discard(task)
 
     def _take(self) -> list[_Waiting[U]]:
-        """The next group. Of two units with one id, the second goes into a later group: it then gets the error that the
-        id exists."""
+        """Take the next group from the queue. If two units have the same id, the second unit stays for a later group,
+        in which it gets the error that the id exists."""
         group: list[_Waiting[U]] = []
         later: list[_Waiting[U]] = []
         ids: set[str] = set()
@@ -197,13 +206,13 @@ class Groups(Generic[U]):
         try:
             await self._settle(group)
         except Exception as error:
-            # Every unit must get a result; an error here is a bug.
+            # An unexpected error is a bug, but every unit must still get a result.
             _log.error("group_failed", writes=len(group), exc_info=True)
             for waiting in group:
                 self._fail(waiting, StoreError(f"Writing failed: {type(error).__name__}."))
 
     async def _settle(self, group: list[_Waiting[U]]) -> None:
-        """Write the group; each unit has a result by the end."""
+        """Write the group, with retries, until each unit has a result."""
         left = group
         pause = _FIRST_PAUSE
         lost = 0
@@ -222,7 +231,7 @@ class Groups(Generic[U]):
                     for waiting in left:
                         waiting.unsure = True
                 if len(left) > 1 and (error.reason not in _TRY_AGAIN or lost > 1):
-                    # One unit may be unwritable, or may crash the server.
+                    # Write the units one by one, because one unit may have an invalid value or crash the server.
                     await asyncio.gather(*[self._settle([waiting]) for waiting in left])
                     return
                 left = self._give_up(left, error)
@@ -230,7 +239,7 @@ class Groups(Generic[U]):
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def _answer(self, left: list[_Waiting[U]], stored: Collection[str]) -> list[_Waiting[U]]:
-        """Give the stored units their success. Returns the others."""
+        """Report success to the callers of the stored units. Returns the other units."""
         ids = frozenset(stored)
         for waiting in left:
             if waiting.unit.id in ids:
@@ -240,7 +249,8 @@ class Groups(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """The statement left these out. If an earlier attempt was lost, that attempt may have stored them."""
+        """Fail the units that the statement did not store. Before that, query the units of a lost earlier attempt,
+        which may have stored them."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])
@@ -250,7 +260,7 @@ class Groups(Generic[U]):
             self._fail(waiting, await self._units.explain(waiting.unit))
 
     def _give_up(self, left: list[_Waiting[U]], error: StoreError) -> list[_Waiting[U]]:
-        """Fail the units that may not be retried. Returns the others."""
+        """Fail the units whose deadline has passed, or whose error allows no retry. Returns the other units."""
         now = asyncio.get_running_loop().time()
         on = []
         for waiting in left:
@@ -267,7 +277,7 @@ class Groups(Generic[U]):
 
     def _fail(self, waiting: _Waiting[U], error: Exception) -> None:
         if waiting.unsure:
-            # Refused now, but an earlier lost statement may still run.
+            # An earlier statement with an unknown outcome may still store the unit.
             waiting.unsure = False
             self._units.withdraw(waiting.unit)
         if not waiting.future.done():

@@ -1,14 +1,15 @@
-"""The single statement that stores a group of finished responses on PostgreSQL.
+"""Stores a group of finished responses ("turns") on PostgreSQL with one statement.
 
-Lives here: its SQL, the conversion of records to parameters, and the reason why a record was left out. Not here: the
-groups and the recovery from an unknown outcome (`turn_groups.py`), withdrawing a response (`withdrawals.py`).
+Lives here: the SQL, the conversion of records to parameters, and the query for the reason of a refusal. Not here: the
+write queue and the recovery from an unknown outcome (`turn_groups.py`), withdrawing a response (`withdrawals.py`).
 
-The statement is tolerant: it leaves out records that it cannot store, and returns the ids that it stored. It locks the
-rows that it depends on before it reads them, always in the same order: keys, conversations, chains with the
-predecessors. So groups on shared chains never deadlock, and the statement waits for the deletion of a predecessor.
+The statement skips records that it cannot store, and returns the ids of the stored records. The statement locks the
+rows on which it depends before it reads them. The order is always the same: idempotency keys, conversations, chains
+with the predecessors. So groups on shared chains never deadlock, and the statement waits for a concurrent deletion of a
+predecessor.
 
-Invariant: a turn is stored with all its parts (items, its conversation's items and lock, its key), or not at all. A
-chain never crosses owners.
+Invariant: the statement stores a turn with its items, the items of its conversation, the release of the conversation's
+lock and the binding of its key, or it stores nothing of the turn. All responses of a chain have the same owner.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COLUMNS = """
              completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background,
              stored_at)"""
 
-# The rows of the parameters: $1 to $18 have one element per turn, $19 to $26 one per item.
+# Converts the parameters to rows: $1 to $18 have one element per turn, $19 to $26 one element per item.
 GIVEN = f"""
   t AS MATERIALIZED (
     SELECT *, {NOW} - age AS at
@@ -54,7 +55,8 @@ GIVEN = f"""
     WHERE c.expires_at IS NULL ORDER BY c.id FOR NO KEY UPDATE OF c FOR KEY SHARE OF p
   )"""
 
-# The rows that accompany a stored response (`r`), for every kind of storing.
+# Writes the other rows of the stored responses (`r`): chains, items and keys. Finished and queued responses share this
+# SQL.
 WITH_IT = """
   made AS (
     INSERT INTO chains (id, owner, updated_at) SELECT t.id, t.owner, t.at FROM r JOIN t USING (id) WHERE t.prev IS NULL
@@ -114,12 +116,13 @@ WITH {GIVEN},
 SELECT id FROM r
 """
 
-# Antiphon generates the ids, so a stored id with this owner is this response. $1: ids, $2: owners.
+# Selects the stored responses. Antiphon generates the ids, so a row with this id and owner is this response. $1: ids,
+# $2: owners.
 _STORED = """
 SELECT r.id FROM unnest($1::text[], $2::text[]) AS t (id, owner) JOIN responses r ON r.id = t.id AND r.owner = t.owner
 """
 
-# $1: id, $2: owner, $3: predecessor, $4: conversation, $5: key.
+# Finds out why a response was not stored. $1: id, $2: owner, $3: predecessor, $4: conversation, $5: key.
 _WHY_NOT = """
 SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
        EXISTS (SELECT 1 FROM idempotency WHERE owner = $2::text AND key = $5::text AND object_id = $1::text) AS held,
@@ -130,13 +133,15 @@ SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
 
 
 def age(record: ResponseRecord, at: float) -> int:
-    """The milliseconds between the completion (or creation) of a response and `at`. Both times are of this process's
-    clock, so its offset does not matter. Retention periods count from `NOW` minus this age."""
+    """Return the milliseconds between the completion (or else the creation) of a response and `at`. Both times come
+    from this process's clock, so an offset of this clock does not matter. Retention periods start at the database's
+    `NOW` minus this age."""
     return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 
 
 def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[object]:
-    """The parameters $1 to $27. `keep`: the lifetime of a key. `at`: the current time."""
+    """Return the parameters $1 to $27 for these records. `keep`: the lifetime of an idempotency key. `at`: the current
+    time in seconds since the epoch."""
     rows: list[tuple[object, ...]] = []
     items: list[tuple[object, ...]] = []
     for place, record in enumerate(records):
@@ -177,27 +182,28 @@ def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object
 
 
 class SavedTurns:
-    """`Units` of finished responses."""
+    """Implements `Units` for finished responses."""
 
     def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta, clock: Clock = now) -> None:
-        """`keep`: the lifetime of a key."""
+        """`keep`: the lifetime of an idempotency key after the response is stored."""
         self._database = database
         self._withdrawals = withdrawals
         self.keep = keep
         self.clock = clock
 
     async def write(self, group: Sequence[ResponseRecord]) -> Collection[str]:
-        """Store the records that can be stored, and return their ids. Raises `StoreError`: none is stored, or the
-        outcome is unknown."""
+        """Store the records that can be stored, and return their ids. Raises `StoreError` when no record is stored, or
+        when the outcome is unknown."""
         return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep, self.clock()))]
 
     async def stored(self, group: Sequence[ResponseRecord]) -> Collection[str]:
-        """The ids of those records that are stored. Raises `StoreError`."""
+        """Return the ids of those records that are stored. Raises `StoreError`."""
         columns = [each.id for each in group], [each.owner for each in group]
         return [row[0] for row in await self._database.fetch(_STORED, *columns)]
 
     async def explain(self, record: ResponseRecord) -> Exception:
-        """The reason why the record was not stored."""
+        """Return the reason why `write` did not store the record. Raises `StoreError` when the query for the reason
+        fails."""
         key = record.once.key if record.once else None
         given = record.id, record.owner, record.previous_response_id, record.conversation_id, key
         (row,) = await self._database.fetch(_WHY_NOT, *given)
@@ -214,5 +220,5 @@ class SavedTurns:
         )
 
     def withdraw(self, record: ResponseRecord) -> None:
-        """The client gets an error: undo the write if it takes effect anyway."""
+        """Undo the write of this record if it takes effect later, because the client has got an error."""
         self._withdrawals.add(record)

@@ -1,14 +1,15 @@
 """Withdraws responses with an unknown commit outcome after their clients got an error.
 
-Lives here: withdrawing them, with retries while the database is unreachable, and preventing a late write. Not here:
-finding out the outcome of a write (`turn_groups.py`).
+Lives here: the deletion of such responses, the retries while the database is unreachable, and the row that blocks a
+late write. Not here: the queries for the outcome of a write (`turn_groups.py`).
 
-A server that hung may run an old statement much later. So this module deletes the response and also inserts a row
-without an owner under its id. A statement that stores a response waits for concurrent inserts of its id, and skips an
-existing id. So after a withdrawal no late statement stores this id. Retention deletes the row later.
+A server that hung may run an old statement much later. So a withdrawal deletes the response, and inserts a placeholder
+row with the response's id and a reserved owner. A statement that stores a response waits for concurrent inserts of its
+id, and skips an existing id. So after a withdrawal no late statement can store the response. The retention sweep
+deletes the placeholder later.
 
-Invariants: at most `most` withdrawals wait at once. Each failed one gives one log line. When they had to wait for the
-database, the log has one line for the begin and one for the end of the outage.
+Invariants: at most `most` withdrawals wait concurrently. Each withdrawal that is given up has one log line. If
+withdrawals had to wait for the database, the log has one line for the beginning and one line for the end of the outage.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CLOSE_SECONDS = 5.0
 _TRIES = 5
 
-# Real owners have prefixes, so none has this name.
+# The reserved owner of placeholder rows. Real owners have a prefix, so no real owner has this name.
 _NOBODY = "withdrawn"
 _UNJOIN = """
 DELETE FROM conversation_items WHERE owner = $1 AND conversation_id = $2 AND response_id = $3
 """
 _UNBIND = "DELETE FROM idempotency WHERE owner = $1 AND key = $2 AND object_id = $3"
-# $1: the id, $2: the reserved owner, $3: the chain's id.
+# Inserts the placeholder row, unless a row with this id exists. $1: the response's id, $2: the reserved owner, $3: the
+# id of the placeholder's chain.
 _TAKE_ID = """
 WITH made AS (
   INSERT INTO chains (id, owner, updated_at) VALUES ($3::text, $2::text, (extract(epoch FROM now()) * 1000)::bigint)
@@ -51,7 +53,7 @@ _IS_OURS = "SELECT 1 FROM responses WHERE id = $1 AND owner = $2"
 
 
 class Withdrawals:
-    """The pending withdrawals of this process."""
+    """Runs the withdrawals of this process in a background task."""
 
     def __init__(self, database: Database, *, most: int = _MOST) -> None:
         self._database = database
@@ -67,7 +69,8 @@ class Withdrawals:
         return len(self._waiting)
 
     def add(self, record: ResponseRecord) -> None:
-        """Withdraw this response, as soon as the database is reachable."""
+        """Schedule the withdrawal of this response, which runs as soon as the database is reachable. If too many
+        withdrawals wait, this method only logs the response."""
         if len(self._waiting) >= self._most:
             _log.error("late_save_not_undone", response_id=record.id, error="Too many of them wait for the database.")
             return
@@ -76,7 +79,7 @@ class Withdrawals:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def aclose(self) -> None:
-        """Try for a moment more, then log the remaining ones."""
+        """Wait up to five seconds for the pending withdrawals, then log the remaining responses."""
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
             self._task.cancel()
@@ -104,7 +107,7 @@ class Withdrawals:
         self._done = 0
 
     async def _withdraw(self, record: ResponseRecord) -> bool:
-        """Withdraw it. Returns whether it was stored. Raises `StoreError`."""
+        """Withdraw the response in one transaction. Returns whether the response was stored. Raises `StoreError`."""
 
         async def work(connection: Connection) -> bool:
             was_stored = False
@@ -114,7 +117,8 @@ class Withdrawals:
                     await connection.fetch(_UNJOIN, record.owner, record.conversation_id, record.id)
                     if record.once is not None:
                         await connection.fetch(_UNBIND, record.owner, record.once.key, record.id)
-                # Waits for a concurrent statement that stores it; the next round finds that row.
+                # This insert waits for a concurrent statement that stores the response. If that statement commits, the
+                # next iteration deletes the stored response.
                 await connection.fetch(_TAKE_ID, record.id, _NOBODY, f"withdrawn {record.id}")
                 if await connection.fetch(_IS_OURS, record.id, _NOBODY):
                     return was_stored

@@ -1,5 +1,5 @@
-"""Implements vector stores on PostgreSQL: SQL, chunks, and search by words and by vectors.
+"""Implements vector stores on PostgreSQL: the ingestion of files as chunks, and search by words and by vectors.
 
-Lives here: the parts that only vector stores need. Not here: the API's view (`stores/vector_stores.py`), connections
-and the schema (`stores/postgres/database.py`, `stores/postgres/migrate.py`).
+Lives here: the modules that only vector stores need. Not here: the operations of the API (`stores/vector_stores.py`),
+connections (`stores/postgres/database.py`), the schema (`stores/postgres/migrate.py`).
 """

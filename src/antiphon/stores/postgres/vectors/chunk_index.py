@@ -1,14 +1,16 @@
-"""Implements the `ChunkIndex` port for PostgreSQL: the reads of a search.
+"""Implements the `ChunkIndex` port for PostgreSQL: the queries of a search.
 
-Lives here: word search with its rank, and vector search. Not here: the parts that all backends share
-(`stores/indexing.py`), the definition of a word (`words.py`), writing (`ingestion.py`), which stores have a vector
-index (`indexes.py`).
+Lives here: word search with BM25 ranking, and vector search. Not here: the code that all backends share
+(`stores/indexing.py`), the definition of a word (`words.py`), writing chunks (`ingestion.py`), creating vector indexes
+(`indexes.py`).
 
-If at most `exact` vectors qualify (completed files that the filter accepts), the query compares them one by one and
-finds the nearest. With more, it searches the store's index, which follows its graph until it has enough hits. If the
-index gives up earlier, or does not exist yet, the query compares all vectors one by one.
+A vector search considers the vectors of completed files that the filter accepts. If their number is at most `exact`,
+the query compares all of them with the query's vector. If there are more, the query searches the store's HNSW index,
+which follows its graph until it has enough hits. If the index returns too few hits, or does not exist yet, a second
+query compares all vectors.
 
-Invariant: a search finds only completed files, and its filter is part of the statement that ranks.
+Invariant: a search finds only completed files. The statement that ranks the chunks also applies the filter, so that the
+filter never shortens the result.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from antiphon.stores.tables import Statement, Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 
-# BM25 gives no weight to a word that most documents contain. In a store of three chunks that is every word, so all
-# scores would be zero. So the formula counts some extra chunks per store, which contain no word of any query.
+# BM25 gives no weight to a word that most chunks contain. In a store of three chunks, this applies to almost every
+# word, so all scores would be zero. So the formula adds 16 imaginary chunks per store, which contain no word of any
+# query.
 _MORE_CHUNKS, _MORE_WORDS = 16, 1_600
 _K1, _B = 1.2, 0.75
 
 _CHUNK = f"(c.file_number << {CHUNK_BITS}) | c.place"
-# The rarity of a word depends on the whole store, whatever the filter. Each entry is looked up separately in the index.
-# While tables are small or new, the planner would otherwise compare every chunk with every entry.
+# The weight of a word depends on all completed files of the store, also on files that the filter excludes. The query
+# looks up each entry separately in the index. Without this setting and `OFFSET 0`, the planner compares every chunk
+# with every entry while tables are small or new.
 MATCH_SETTINGS = "SET LOCAL enable_seqscan = off"
 MATCH = f"""
 WITH entered AS MATERIALIZED (
@@ -57,7 +61,7 @@ WHERE c.file_number IN (SELECT f.number FROM vector_files f WHERE f.store_number
 GROUP BY c.file_number, c.place ORDER BY score DESC, chunk LIMIT :limit
 """
 
-# The first row is the number of vectors to compare.
+# The first row of the result is the number of vectors that qualify. If it exceeds `:most`, no other row follows.
 _FITS = "f.store_number = :store AND f.status = 'completed' AND f.embedding_model = :model AND f.vector_width = :width"
 EXACT = f"""
 WITH fits AS MATERIALIZED (
@@ -73,8 +77,8 @@ WITH fits AS MATERIALIZED (
 SELECT chunks AS chunk, NULL::float8 AS score FROM size UNION ALL SELECT chunk, score FROM nearest
 ORDER BY score DESC NULLS FIRST, chunk
 """
-# The store's number and the width are literals in the text, so that the planner finds the partial index. The filter is
-# checked for each vector that the graph yields, one by one: a join would lose its order.
+# The store's number and the width are literals in the SQL, so that the planner finds the partial index. A subquery
+# checks the filter for each vector that the graph yields, because a join would lose the order of the graph.
 APPROXIMATE = f"""
 SELECT {_CHUNK} AS chunk, -(c.vector::halfvec({{size}}) <#> :vector::text::halfvec({{size}})) AS score
 FROM chunk_vectors c
@@ -106,7 +110,7 @@ JOIN vector_stores s ON s.number = f.store_number AND s.owner IS NOT NULL
 
 
 class PostgresChunkIndex(SqlChunkIndex):
-    """`ChunkIndex` of a PostgreSQL database."""
+    """Implements `ChunkIndex` for a PostgreSQL database."""
 
     number = "number"
     hits_sql = HITS
@@ -117,7 +121,7 @@ class PostgresChunkIndex(SqlChunkIndex):
         self._indexes = indexes
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that contain words of the query, best first, by BM25."""
+        """Return the chunks that contain words of the query, ranked by BM25, best first."""
         numbers, entries, counts = query_words(store.number, query)
         if not entries:
             return []
@@ -128,7 +132,7 @@ class PostgresChunkIndex(SqlChunkIndex):
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks nearest to the vector, best first; see `ChunkIndex.nearest`."""
+        """Return the chunks whose vectors are nearest to `vector`, best first. See `ChunkIndex.nearest`."""
         await self._table.there()
         width, most = width_of(vector), self._indexes.exact
         condition, named = ATTRIBUTES.condition(filters)
@@ -148,7 +152,7 @@ class PostgresChunkIndex(SqlChunkIndex):
         return chunk_hits(found)
 
     async def _with(self, settings: str, sql: str, named: dict[str, object]) -> list[Row]:
-        """The rows of a query that is planned with these settings."""
+        """Run a query in a transaction with these planner settings, and return its rows."""
         rows: list[Row] = []
         await self._tables.run([Statement(settings, {}), Statement(sql, named, into=rows)], again=True)
         return rows

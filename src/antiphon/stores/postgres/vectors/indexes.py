@@ -1,17 +1,17 @@
-"""Creates and drops vector indexes (HNSW) for large stores.
+"""Creates and drops vector indexes (HNSW) for large vector stores.
 
-Lives here: which stores have an index, and creating and dropping indexes while other work continues. Not here:
-searching with them (`chunk_index.py`).
+Lives here: the choice of the stores that need an index, and the task that creates and drops indexes while requests run.
+Not here: searches that use the indexes (`chunk_index.py`).
 
-One index over the vectors of all stores would mostly find vectors of other stores, and miss those of a small store. So
-each store with too many vectors for an exact comparison has a separate index (HNSW, pgvector). A small store needs
-none.
+One index over the vectors of all stores would mostly find vectors of other stores, and miss the vectors of a small
+store. So each store with too many vectors for an exact comparison has a separate index (HNSW, pgvector). A small store
+needs no index.
 
-Creating an index takes minutes. A separate task does it on a separate connection, without blocking writes
-(`CONCURRENTLY`); PostgreSQL builds one at a time. Until it exists, searches compare one by one. An unfinished index of
-a dead process is dropped and created again.
+The creation of an index takes minutes. A background task creates indexes one after the other on a separate connection.
+`CREATE INDEX CONCURRENTLY` does not block writes. Until the index of a store exists, searches compare all vectors of
+the store. If a process dies while it creates an index, another process drops the unfinished index and creates it again.
 
-Invariant: no operation waits for an index, and every search is correct without one.
+Invariant: no request waits for the creation of an index, and every search is correct without an index.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Int
 _log = structlog.get_logger(__name__)
 
 EXACT_VECTORS = 20_000
-"""Comparing this many vectors one by one takes tens of milliseconds."""
+"""The maximum number of vectors that a search compares one by one. The comparison takes tens of milliseconds."""
 WIDEST = 4_000
-"""The maximum width of a 16-bit vector in pgvector's index; wider vectors are always compared one by one."""
+"""The maximum number of components of a 16-bit vector in pgvector's index. Searches always compare wider vectors one by
+one."""
 
 _WHAT = "vector indexes"
 _EVERY = 60
 _CONNECT_SECONDS = 5.0
 
-# One process at a time checks.
+# Takes the turn to check for missing indexes, so that only one process per interval checks.
 DUE = f"""
 INSERT INTO sweeps AS s (what, due_at) VALUES ('{_WHAT}', now() + make_interval(secs => $1))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE s.due_at <= now() RETURNING 1
@@ -49,7 +50,7 @@ SELECT f.store_number, f.vector_width FROM vector_files f JOIN vector_stores s O
 WHERE f.status = 'completed' AND f.vector_width <= $2 AND s.owner IS NOT NULL
 GROUP BY 1, 2 HAVING sum(f.chunks) > $1
 """
-# Indexes under construction are left alone, whichever process builds them.
+# Selects the existing vector indexes, and whether any process is creating them now.
 KNOWN = r"""
 SELECT c.relname AS name, i.indisvalid AS valid, p.pid IS NOT NULL AS being_made
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
@@ -64,17 +65,17 @@ DROP = "DROP INDEX CONCURRENTLY IF EXISTS {name}"
 
 
 def index_name(store: int, width: int) -> str:
-    """The name of a store's index over vectors of this width."""
+    """Return the name of a store's index over vectors with this number of components."""
     return f"chunk_vectors_{store:d}_{width:d}"
 
 
 class VectorIndexes:
-    """Maintains the indexes. `url`: a direct URL of the server for building one, which may differ from that of
-    requests."""
+    """Creates and drops the vector indexes in a background task. `url`: a URL for the long statements, which may bypass
+    the pooler that requests use."""
 
     def __init__(self, database: Database, url: str, *, exact: int = EXACT_VECTORS, every: float = _EVERY) -> None:
-        """`exact`: the maximum number of vectors that are compared one by one. `every`: seconds between checks, over
-        all processes."""
+        """`exact`: the maximum number of vectors of a store without an index. `every`: seconds between two checks by
+        any process."""
         self._database = database
         self._url = url
         self.exact = exact
@@ -85,24 +86,25 @@ class VectorIndexes:
         self._closed = False
 
     def look(self) -> None:
-        """Schedule a check for missing indexes; returns at once."""
+        """Start a background check for missing indexes, at most once per interval. Returns immediately."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._next and (self._task is None or self._task.done()):
             self._next = loop.time() + self._every
             self._task = loop.create_task(self._look())
 
     async def made(self) -> None:
-        """Wait until this process has built its indexes."""
+        """Wait until the running check and its index creations end."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def aclose(self) -> None:
-        """Stop checking. The server finishes an index under construction, because it does not check for its client."""
+        """Stop the background task. If the server is creating an index, it finishes that index even without its
+        client."""
         if self._task is None:
             return
         self._closed = True
         if self._making is not None:
-            # No cancellation: the driver would cancel the statement on the server.
+            # Abort the socket. On a task cancellation, the driver would cancel the statement on the server.
             self._making.terminate()
         else:
             self._task.cancel()
@@ -119,7 +121,8 @@ class VectorIndexes:
             _log.error("vector_indexes_failed", exc_info=True)
 
     async def _wanted(self) -> tuple[list[str], dict[str, str]]:
-        """The names of indexes to drop, and the statements that create missing ones."""
+        """Return the names of indexes to drop, and the statements that create missing indexes, by name. Both are empty
+        while another process creates an index."""
         if not (await self._database.fetch(THERE))[0][0]:
             return [], {}
         wanted = {
@@ -152,7 +155,8 @@ class VectorIndexes:
             connection.terminate()
 
     async def _connect(self) -> Connection:
-        """A connection for work that takes minutes, without the role's timeouts; a pooler's timeouts still apply."""
+        """Open a connection for statements that take minutes. The connection has no statement or lock timeout, unless a
+        pooler refuses these settings."""
         try:
             try:
                 return await connect(self._url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")

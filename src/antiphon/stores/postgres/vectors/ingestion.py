@@ -1,12 +1,13 @@
 """Implements the `Ingestion` port for PostgreSQL: claims files and writes their chunks.
 
-Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: the parts that all
-backends share (`stores/indexing.py`), searching (`chunk_index.py`), the table of vectors (`table.py`) and their indexes
-(`indexes.py`).
+Lives here: claiming files, writing chunks with their words and vectors, and deleting the chunks of removed files. Not
+here: the code that all backends share (`stores/indexing.py`), searches (`chunk_index.py`), the table of vectors
+(`table.py`), vector indexes (`indexes.py`).
 
-A statement that writes chunks first locks the file's row, and writes nothing unless the row has its claim and number.
-When a file loses a number, a trigger records the number in `vector_trash`. So no chunk is written after its number is
-there. A claim and a piece of chunks are one idempotent statement each, which is retried when the connection was lost.
+A statement that writes chunks first locks the file's row. It writes nothing unless the row still has the worker's claim
+and file number. When a file is removed or gets a new number, a trigger records the old number in `vector_trash`. So no
+statement writes a chunk after the number of its file is in `vector_trash`. A claim, and a write of several chunks, are
+each one idempotent statement, which the pool retries after a lost connection.
 
 Invariant: only the database's clock decides whether a lease is expired.
 """
@@ -27,10 +28,11 @@ from antiphon.stores.tables import Statement, Tables, milliseconds
 
 SWEPT_CHUNKS = 500
 SWEPT_FILES = 200
-"""The sizes of one piece of clearing up; it takes some tens of milliseconds."""
+"""The maximum numbers of chunks and of files that one transaction of a sweep deletes. The transaction takes tens of
+milliseconds."""
 
-# The unclaimed files that have waited longest. A retried file gets another number, so that no row of the earlier
-# attempt conflicts.
+# Claims the unclaimed files with the lowest numbers. A retried file gets a new number, so that its chunks do not
+# conflict with chunks of the earlier attempt.
 CLAIM = """
 WITH names AS MATERIALIZED (
   SELECT c.name, row_number() OVER () AS place FROM unnest(:claims::text[]) AS c (name)
@@ -79,7 +81,7 @@ WITH held AS (
 ){{also}}
 SELECT 1 FROM held
 """
-# Each word begins with a newline, and the statement inserts the store's number after it.
+# Each entry in `:words` begins with a newline, and the statement inserts the store's number after the newline.
 APPEND = _APPEND.format(vectors=":words::text[]", columns="words", also="")
 APPEND_VECTORS = _APPEND.format(
     vectors=":words::text[], :vectors::text[]",
@@ -90,19 +92,19 @@ APPEND_VECTORS = _APPEND.format(
   ON CONFLICT DO NOTHING
 )""",
 )
-# Locks the file's row first, as a deletion does before it records the number.
+# Locks the file's row before it records the number, as a deletion does, to avoid deadlocks.
 _TRASH = """
 INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} FOR NO KEY UPDATE ON CONFLICT DO NOTHING
 """
 _COUNTED = ", words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = :no)"
 
-# Whether there may be rows to clear up, at the cost of one read.
+# Checks with one read whether a sweep has rows to delete.
 _EXPIRED = "(s.expires_at <= unix_ms() AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_number = s.number))"
 LITTER = f"""
 SELECT EXISTS (SELECT 1 FROM vector_trash) OR EXISTS (SELECT 1 FROM vector_stores WHERE owner IS NULL)
   OR EXISTS (SELECT 1 FROM vector_stores s WHERE {_EXPIRED})
 """
-# Each locks rows that no other process is clearing up.
+# `OVER` and `TRASH` lock rows that no other process has locked for its sweep.
 OVER = f"""
 SELECT s.number, s.owner IS NULL AS deleted FROM vector_stores s
 WHERE s.owner IS NULL OR {_EXPIRED} LIMIT 1 FOR UPDATE OF s SKIP LOCKED
@@ -128,7 +130,7 @@ WHERE file_number = ANY($1::bigint[]) AND NOT EXISTS (SELECT 1 FROM chunks c WHE
 
 
 class PostgresIngestion(SqlIngestion):
-    """`Ingestion` on a database that the caller closes."""
+    """Implements `Ingestion` on a database that the caller closes."""
 
     def __init__(self, tables: Tables, database: Database, table: VectorTable, indexes: VectorIndexes) -> None:
         super().__init__(tables, number="number", store="store_number", key="id", trash=_TRASH, counted=_COUNTED)
@@ -137,14 +139,15 @@ class PostgresIngestion(SqlIngestion):
         self._indexes = indexes
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Claim waiting files; see `Ingestion.claim`."""
+        """Claim waiting files. See `Ingestion.claim`."""
         rows: list[Row] = []
         named = {"claims": list(claims), "lease": milliseconds(seconds)}
         await self._tables.run([Statement(CLAIM, named, into=rows)], again=True)
         return [ingest_job(row) for row in rows]
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write chunks from position `first` on."""
+        """Write the chunks at positions `first`, `first + 1`, … of the file. Returns False when the worker has lost its
+        claim."""
         words, lengths, vectors = await DOCUMENTS.run(_prepared, title, chunks)
         width = next((width_of(chunk.vector) for chunk in chunks if chunk.vector is not None), None)
         named = {
@@ -165,7 +168,7 @@ class PostgresIngestion(SqlIngestion):
         return bool(rows)
 
     async def sweep(self) -> bool:
-        """Clear up a piece; see `Ingestion.sweep`."""
+        """Delete a batch of files and chunks. See `Ingestion.sweep`."""
         self._indexes.look()
         if not (await self._tables.fetch(LITTER, {}))[0][0]:
             return False
@@ -173,7 +176,8 @@ class PostgresIngestion(SqlIngestion):
 
 
 async def _clear_up(connection: Connection) -> bool:
-    """Clear up a piece; False when nothing is left, or other processes are at all of it."""
+    """Delete a batch of files of deleted or expired stores, and a batch of chunks of removed files. Returns False when
+    no rows remain, or other processes have locked all of them."""
     over = await connection.fetch(OVER)
     if over:
         number = over[0]["number"]
@@ -185,13 +189,14 @@ async def _clear_up(connection: Connection) -> bool:
     trash = [row[0] for row in await connection.fetch(TRASH, SWEPT_FILES)]
     if trash:
         await connection.execute(DELETE_CHUNKS, trash, SWEPT_CHUNKS)
-        # A separate statement: it sees the remaining rows.
+        # A separate statement, so that its snapshot contains only the chunks that remain after the deletion.
         await connection.execute(EMPTIED, trash)
     return bool(over or trash)
 
 
 def _prepared(title: str, chunks: Sequence[DocumentChunk]) -> tuple[list[str], list[int], list[str | None]]:
-    """For each chunk: its words, their number, and its vector."""
+    """Return three lists with one element per chunk: the index entries, the number of words, and the vector as text or
+    None."""
     words, lengths, vectors = [], [], []
     for chunk in chunks:
         found, length = chunk_words(title, chunk.text)

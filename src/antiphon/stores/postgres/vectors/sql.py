@@ -1,10 +1,11 @@
-"""The part of the vector stores' SQL that is specific to PostgreSQL.
+"""Contains the SQL of the vector stores that is specific to PostgreSQL.
 
-Lives here: that SQL. Not here: the parts that all backends share (`stores/vector_stores.py`), ingestion
-(`ingestion.py`), searching (`chunk_index.py`).
+Lives here: the SQL that creates and deletes stores and files, and replaces attributes. Not here: the SQL that all
+backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searches (`chunk_index.py`).
 
-Deleting a store removes its owner, so no query finds it. `Ingestion.sweep` deletes its files and its row in pieces, as
-it does with expired stores. Triggers record the numbers of removed files, so that the sweep deletes their chunks.
+A deletion sets the owner of a vector store to null, so that no client's query finds the store. `Ingestion.sweep` later
+deletes the store's files and row in small transactions, as it deletes the files of expired stores. Triggers record the
+numbers of removed files, so that the sweep deletes the files' chunks.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ SELECT :owner, :id, :name, :description, :metadata, CAST(:days AS bigint), at, a
        at + CAST(:days AS bigint) * 86400000
 FROM (SELECT now_ms() AS at) AS made
 """
-# Without an owner, no client finds the store.
+# Clients find only stores with an owner, so a store without an owner is deleted for them.
 DELETE_STORE = """
 UPDATE vector_stores SET owner = NULL, name = NULL, description = NULL, metadata = '{}'
 WHERE owner = :owner AND id = :id
 """
-# Adding a file that is already in the store creates a new ingestion: its number changes, and its batches keep it.
+# A file that is already in the store gets a new number, so that workers ingest it again. The file keeps its `id`, so it
+# stays in its batches.
 INSERT_FILE = """
 INSERT INTO vector_files (store_number, file_id, filename, attributes, chunking, chunk_size, chunk_overlap)
 SELECT number, :file_id, :filename, :attributes, :chunking, :size, :overlap
@@ -61,7 +63,7 @@ SELECT c.text {_FILES} LEFT JOIN LATERAL (
 ) AS c ON true
 WHERE {_FILE} ORDER BY c.place
 """
-# Revokes the claim: the worker notices it at its next write.
+# Cancels files and removes their claims. A worker learns that it has lost its claim at its next write.
 CANCEL_FILES = """
 WITH cancelled AS (
   UPDATE vector_files SET status = 'cancelled', claim = NULL, lease_until = NULL, usage_bytes = 0
@@ -73,7 +75,7 @@ INSERT INTO vector_trash SELECT number FROM cancelled ON CONFLICT DO NOTHING
 
 
 class PostgresVectorSql(VectorSql):
-    """`VectorSql` for PostgreSQL."""
+    """Implements `VectorSql` for PostgreSQL."""
 
     file_text = FILE_TEXT
     drop_attributes = DROP_ATTRIBUTES

@@ -1,12 +1,12 @@
-"""Creates the table of vectors and the pgvector extension when they are first needed.
+"""Creates the table of vectors and the pgvector extension when a process first needs vectors.
 
-Lives here: creating both, the advice when that fails, and the text form of a vector. Not here: reading it
-(`chunk_index.py`), its indexes (`indexes.py`).
+Lives here: the creation of the table and the extension, the advice after a failure, and the text form of a vector. Not
+here: searches in the table (`chunk_index.py`), its indexes (`indexes.py`).
 
-Word search needs no extension. So a database without it supports vector stores, as long as no embeddings server is
-configured.
+Word search needs no extension. So a database without pgvector supports vector stores, as long as the operator
+configures no embeddings server.
 
-Invariant: when `there` has returned, the table exists with this build's schema.
+Invariant: after `there` has returned, the table exists with this build's schema.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.stores.postgres.migrate import VECTOR_SCHEMA, VECTOR_STEPS, migrat
 OLDEST = (0, 8)
 _INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
-# Another process may create it at the same moment.
+# Serializes processes that create the extension concurrently.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))"
 _LOOK = """
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
@@ -36,7 +36,7 @@ _OR_WORDS = "or unset embeddings.url: vector stores then search by words."
 
 
 class VectorTable:
-    """The table in this database; `there` creates it, at most once."""
+    """The table of vectors in this database. `there` creates the table, and does nothing after its first success."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -53,8 +53,8 @@ class VectorTable:
         self._there = True
 
     async def check(self) -> None:
-        """Check whether `there` can succeed, as far as this is known without creating anything. Raises the same
-        `StoreError`."""
+        """Check whether `there` can succeed, without creating the table or the extension. Raises the same `StoreError`
+        as `there`."""
         (found,) = await self.database.fetch(_LOOK)
         if found["installed"] is None and found["available"] is None:
             raise _not_installed()
@@ -107,11 +107,12 @@ def _no_right() -> StoreError:
 
 
 def vector_text(vector: bytes) -> str:
-    """A vector (float16) in the server's text form; five digits are its full precision."""
+    """Convert a vector of little-endian float16 components to the text form of pgvector. Five digits keep the full
+    precision of float16."""
     width = width_of(vector)
     return "[" + ("%.5g," * width)[:-1] % struct.unpack(f"<{width}e", vector) + "]"
 
 
 def width_of(vector: bytes) -> int:
-    """The number of components of a vector."""
+    """Return the number of components of a float16 vector."""
     return len(vector) // 2

@@ -1,15 +1,15 @@
-"""Builds word lists for PostgreSQL's index: the words of a chunk with their counts, and the words of a query.
+"""Builds the entries of PostgreSQL's word index for chunks, and the lookups in this index for queries.
 
-Lives here: folding of case and accents, stems, and the form of a word in the index. Not here: which words of a query
-count, and splitting scripts without spaces (`types/search_terms.py`), SQL, ranking.
+Lives here: folding of case and accents, stemming, and the form of an index entry. Not here: the choice of a query's
+search terms and the splitting of scripts without spaces (`types/search_terms.py`), SQL, ranking.
 
-An entry of the index has the store's number, the word, and the word's count in the chunk: `17 bird 3`. So a search
-reads only the entries of its store. The entries that match a chunk reveal its counts, so the search need not read the
-chunk.
+An entry of the index consists of the store's number, the word, and the word's count in the chunk, as in `17 bird 3`. So
+a search reads only the entries of its store. A matching entry already contains the word's count, so the search need not
+read the chunk's text.
 
-In scripts without spaces, each letter is a word, and so is each pair of adjacent letters.
+In scripts without spaces, each letter is a word, and each pair of adjacent letters is a word as well.
 
-Invariant: the words depend on the text alone, and a query yields the same words as a chunk.
+Invariant: the words depend only on the text. The same text gives the same words in a query and in a chunk.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from antiphon.types.search_terms import index_text, query_terms
 TITLE_WEIGHT = 2
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32)
-"""The distinct counts; other counts are rounded down. For frequent words, one more occurrence matters less."""
+"""The counts that index entries use. Other counts are rounded down, because one more occurrence of a frequent word
+hardly changes the score."""
 
 _LONGEST = 64
-"""Longer words are cut to this length, because an index entry has a size limit."""
+"""The maximum length of a word in characters. Longer words are cut, because PostgreSQL limits the size of an index
+entry."""
 _NOT_STEMMED = 2
 
 _WORD = re.compile(r"[^\W_]+")
@@ -43,7 +45,8 @@ _stemmers = threading.local()
 
 
 def chunk_words(title: str, text: str) -> tuple[list[str], int]:
-    """The index entries of a chunk, each without its store's number, and the chunk's length in words."""
+    """Return the index entries of a chunk, each without the store's number, and the chunk's length in words. Words of
+    the title count twice."""
     counts: Counter[str] = Counter()
     length = 0
     for part, weight in ((title, TITLE_WEIGHT), (text, 1)):
@@ -57,7 +60,8 @@ def chunk_words(title: str, text: str) -> tuple[list[str], int]:
 
 
 def query_words(store: int, query: str) -> tuple[list[int], list[str], list[int]]:
-    """The lookups for a query: per index entry the number of its word, the entry, and the count."""
+    """Return the index lookups for a query as three parallel lists. Each lookup has the number of the query's word, the
+    index entry, and the entry's count."""
     words = [word for term in query_terms(query) for word in _query_words(term)]
     numbers, entries, counts = [], [], []
     for number, word in enumerate(words):
@@ -73,7 +77,7 @@ def _told(count: int) -> int:
 
 
 def _query_words(term: str) -> Iterator[str]:
-    """A term is one word, or a pair of letters from a script without spaces."""
+    """Yield the index words of a search term: one word, or a pair of letters from a script without spaces."""
     words = list(_words(term))
     pairs = list(_pairs(words))
     yield from pairs or words
@@ -85,7 +89,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _pairs(words: list[str]) -> Iterator[str]:
-    """Adjacent words of one letter each."""
+    """Yield the pairs of adjacent letters from scripts without spaces."""
     for one, other in pairwise(words):
         if len(one) == 1 and len(other) == 1 and index_text(one) != one and index_text(other) != other:
             yield one + other
@@ -104,6 +108,6 @@ def _stem(word: str) -> str:
         return word
     stemmer: Any = getattr(_stemmers, "porter", None)
     if stemmer is None:
-        # One per thread, because a stemmer has mutable state.
+        # Each thread has a separate stemmer, because a stemmer has mutable state.
         stemmer = _stemmers.porter = snowballstemmer.stemmer("porter")
     return str(stemmer.stemWord(word))
