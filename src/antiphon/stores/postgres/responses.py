@@ -1,8 +1,8 @@
 """Stores responses on PostgreSQL, finds items by id, and decides whether this process is ready for requests.
 
 Lives here: the SQL that finds items by id, and the rules by which a failing database makes this process unready. Not
-here: the code that all backends share (`../responses.py`), the SQL that stores responses (`turns.py`), the write queue
-(`turn_groups.py`), connections (`database.py`), the endpoint `/ready` (`api/router.py`), other reasons to be unready.
+here: the code that all backends share (`../responses.py`), storing responses (`turns.py`), the write queue
+(`turn_groups.py`), connections (`database.py`), the endpoint `/ready` (`api/router.py`).
 
 All replicas of Antiphon share the database. If the database is overloaded or down, all replicas would become unready
 together, and clients would lose even the requests that need no database. So one unanswered probe does not make a

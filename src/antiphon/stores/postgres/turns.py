@@ -8,8 +8,9 @@ rows on which it depends before it reads them. The order is always the same: ide
 with the predecessors. So groups on shared chains never deadlock, and the statement waits for a concurrent deletion of a
 predecessor.
 
-Invariant: the statement stores a turn with its items, the items of its conversation, the release of the conversation's
-lock and the binding of its key, or it stores nothing of the turn. All responses of a chain have the same owner.
+Invariant: the statement stores either a whole turn or nothing of it. A whole turn includes its items, the items that
+join its conversation, the release of the conversation's lock, and the binding of its key. All responses of a chain have
+the same owner.
 """
 
 from __future__ import annotations
