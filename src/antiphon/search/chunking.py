@@ -39,8 +39,8 @@ def fitting(text: str, limit: int) -> int:
 # A sentence ends right after its punctuation mark. The following space belongs to the next piece, because tokenizers
 # join a space with the next word.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
-# The number of characters per token of a chunk in a window. `_pieces` splits a very long line window by window, so it
-# never counts the tokens of the whole remaining line for each piece.
+# `_pieces` splits a very long line in windows of `_WINDOW` characters per token of a chunk. So `_pieces` never counts
+# the tokens of the whole remaining line again for each piece.
 _WINDOW = 8
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*\Z")
 
@@ -87,8 +87,8 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
-    """Return the number of held pieces that form the chunk. The chunk ends with the last paragraph end in its second
-    half, or contains all pieces if there is none."""
+    """Return the number of held pieces that form the next chunk. If a paragraph ends in the second half of the chunk,
+    the chunk ends there. Otherwise the chunk contains all held pieces."""
     total = 0
     best = len(held)
     found = False

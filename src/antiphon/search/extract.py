@@ -45,8 +45,8 @@ class Unreadable(Exception):
 
 
 def table_text(rows: list[list[str]]) -> str:
-    """Convert a table to one line per row: `column: value, column: value`. So each row makes sense without the header.
-    The first row is the header."""
+    """Convert a table to one line per row: `column: value, column: value`. The first row is the header. Repeating its
+    names makes each row understandable in a separate chunk."""
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         return "\n".join(", ".join(row) for row in rows)
@@ -69,8 +69,8 @@ _NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extr
 
 
 def extract(path: Path, name: str, max_bytes: int) -> Document:
-    """Extract the text and title of the file at `path`. `name`: the uploaded file's name. Its suffix and the file's
-    first bytes select the reader. Raises `Unreadable`.
+    """Extract the text and title of the file at `path`. `name`: the uploaded file's name. The suffix of `name` and the
+    file's first bytes select the reader. Raises `Unreadable`.
 
     `max_bytes`: the maximum characters of the text. The unpacked XML of an office file may have eight times as many
     bytes.
@@ -190,7 +190,7 @@ def read_pdf(path: Path, max_bytes: int) -> Document:
         for number in range(len(document)):
             page = document[number]
             text_page = page.get_textpage()
-            # PDFium writes U+FFFE for a hyphen at a line's end. Removing it joins the two parts of the word.
+            # PDFium writes U+FFFE for a hyphen at a line's end. Remove U+FFFE to join the two parts of the word.
             text = text_page.get_text_bounded().replace("\ufffe\r\n", "").replace("\ufffe", "").replace("\r\n", "\n")
             text_page.close()
             page.close()
@@ -285,7 +285,8 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
     except (Unreadable, MemoryError):
         raise
     except Exception:
-        # These libraries raise many kinds of errors for damaged files, for example KeyError and lxml's errors.
+        # The office file libraries raise many kinds of errors for damaged files, for example KeyError and lxml's
+        # errors.
         raise Unreadable("The file is damaged.") from None
 
 

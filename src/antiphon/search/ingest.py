@@ -3,9 +3,9 @@
 Lives here: claiming files, renewing claims, embedding and writing chunks, retries, and triggering the sweep of deleted
 chunks. Not here: reading a document (`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
 
-One task looks for files to ingest after each call of `wake` and after each finished file. It also looks every `idle`
-seconds, because other processes add files too. Each file has a separate task. At most `ingest` tasks (a setting) run
-concurrently.
+One task looks for files to ingest after each call of `wake` and after each finished file. The task also looks every
+`idle` seconds, because other processes add files too. Each file has a separate task. At most `ingest` tasks (a setting)
+run concurrently.
 
 Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. A file ends as
 completed or failed, or gets another attempt. If a process crashes, another worker ingests its files again after the

@@ -4,12 +4,12 @@ Lives here: the choice of keyword search, vector search or both, merging their h
 and comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
 
 Each search requests more hits than the caller's limit, at least a hundred. A hit at rank ten in both searches can be
-first after merging. Both searches apply the filters.
+first after merging. The keyword search and the vector search both apply the client's filters.
 
-A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum. So 1 means the first rank in both searches.
-The score of a vector search is the cosine similarity, or 0 if negative. The score of a keyword search is `s / (s +
-10)`, where `s` is the BM25 score. This score grows with the number and rarity of the matching words and never reaches
-1.
+A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum. So a hybrid score of 1 means the first rank
+in both searches. The score of a vector search is the cosine similarity, or 0 if negative. The score of a keyword search
+is `s / (s + 10)`, where `s` is the BM25 score. The keyword score grows with the number and rarity of the matching
+words, and never reaches 1.
 
 Invariants: if the embeddings server fails, the search uses keywords only and does not fail. Equal data gives equal
 results, because hits with equal scores are sorted by chunk number.
@@ -142,7 +142,7 @@ class VectorStoreSearcher:
             found = [await self._index.nearest(store, model, vector, filters, limit) for store in stores]
             return merge(found, limit)
 
-        # Both searches run in other threads (SQLite and NumPy), so they run in parallel.
+        # The keyword search runs in SQLite's thread, and the vector search in NumPy's thread, so they run in parallel.
         keywords, nearest = await asyncio.gather(keyword_side(), vector_side())
         if not nearest:
             return keyword_scores(keywords)
@@ -161,18 +161,18 @@ def merge(lists: Iterable[list[ChunkHit]], limit: int) -> list[ChunkHit]:
 
 
 def keyword_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """Convert BM25 scores to scores from 0 to below 1, by chunk number."""
+    """Convert the BM25 scores of hits to the range from 0 to 1. Returns scores by chunk number."""
     return {hit.chunk: max(0.0, hit.score) / (max(0.0, hit.score) + _HALF) for hit in hits}
 
 
 def vector_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """Limit cosine similarities to the range from 0 to 1. Returns scores by chunk number."""
+    """Limit the cosine similarities of hits to the range from 0 to 1. Returns scores by chunk number."""
     return {hit.chunk: min(1.0, max(0.0, hit.score)) for hit in hits}
 
 
 def fuse(keywords: list[ChunkHit], vectors: list[ChunkHit], ranking: Ranking) -> dict[int, float]:
-    """Combine the hits of both searches by weighted reciprocal rank fusion. Both lists must be sorted, best first.
-    Returns scores from 0 to 1 by chunk number."""
+    """Combine the hits of both searches by weighted reciprocal rank fusion. `keywords` and `vectors` must be sorted,
+    best first. Returns scores from 0 to 1 by chunk number."""
     scores: dict[int, float] = {}
     for weight, hits in ((ranking.text_weight, keywords), (ranking.embedding_weight, vectors)):
         for place, hit in enumerate(hits, 1):

@@ -101,7 +101,8 @@ class Toolbox:
         metrics: Metrics | None = None,
         places: Places | None = None,
     ) -> None:
-        """`places`: the slots that several toolboxes of a process share. None: this toolbox has separate slots."""
+        """`places`: the slots that several toolboxes of a process share. Without `places`, this toolbox has separate
+        slots."""
         self._tools = {kind: tool for tool in tools for kind in tool.types}
         self._limits = limits
         self._metrics = metrics or Metrics()
@@ -288,7 +289,7 @@ class Places:
 
     def _next(self) -> tuple[str, str, asyncio.Future[None]] | None:
         """Return the waiting call that gets the next slot, or None. Owners with the fewest running calls come first.
-        `sorted` is stable, so equal owners keep their order in `_waiting`."""
+        `sorted` is stable, so owners with equally many calls keep their order in `_waiting`."""
         for owner in sorted(self._waiting, key=self._owners.__getitem__):
             if self._owners[owner] >= self._max_of_owner:
                 return None

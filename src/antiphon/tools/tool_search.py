@@ -100,12 +100,12 @@ class _Candidate:
 
 
 class ToolSearch:
-    """The hosted tool `tool_search`. It has no state."""
+    """The hosted tool `tool_search`. The tool has no state."""
 
     types = frozenset({"tool_search"})
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Return one function for the model. Its description lists the searchable tools."""
+        """Return one function for the model. The function's description lists the searchable tools."""
         told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
         function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS, read_only=True)
         return PreparedTool(tool, (function,))

@@ -65,8 +65,8 @@ class DiskBlobs:
     """A `BlobStore` in one folder, which any number of processes may share."""
 
     def __init__(self, folder: Path, *, of_several: bool = False) -> None:
-        """`of_several`: whether several machines with separate folders share the database. Then a missing blob may be
-        on another machine, and `open` raises `StoreError` with the reason `elsewhere`."""
+        """`of_several`: whether several machines with separate folders share the database. In that case a missing blob
+        may be on another machine, and `open` raises `StoreError` with the reason `elsewhere`."""
         self._folder = folder
         self._of_several = of_several
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="antiphon-files")
@@ -182,7 +182,8 @@ class DiskBlobWriter:
         await self._blobs.run("Writing a file", lambda: self._write(data))
 
     async def seal(self) -> Blob:
-        """Make the blob durable and readable under its key. Returns its size and SHA-256. Raises `StoreError`."""
+        """Make the blob durable and readable under its key. Returns the blob's size and SHA-256. Raises
+        `StoreError`."""
         return await self._blobs.run("Storing a file", self._seal)
 
     def begin(self) -> None:

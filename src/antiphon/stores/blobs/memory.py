@@ -69,8 +69,8 @@ class MemoryBlobWriter:
         self.size += len(data)
 
     async def seal(self) -> Blob:
-        """Complete the blob, which makes it readable. Returns its size and SHA-256. Raises `StoreError` after the
-        upload has ended."""
+        """Complete the blob, which makes it readable. Returns the blob's size and SHA-256. Raises `StoreError` after
+        the upload has ended."""
         if self.closed:
             raise StoreError("This content is closed.")
         self._blobs.contents[self._key] = bytes(self._blobs.drafts.pop(self._key))

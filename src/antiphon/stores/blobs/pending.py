@@ -5,8 +5,9 @@ Lives here: the table `pending_blobs`, the leases of uploads, and the sweep that
 run the statements `KEEP` and `LET_GO` when they add or delete the row that owns a blob. Not here: file rows
 (`../files.py`), the storage of blobs (the other modules of this folder).
 
-Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob.
-Both operations check the row in their transaction. A sweep first reserves the row, then deletes the blob, then the row.
+Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob. The
+transactions of both operations check the row first. A sweep first reserves the row, then deletes the blob, then the
+row.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class PendingRows:
         await self.tables.run([Statement(BEGIN, {"key": key, "lease": milliseconds(seconds)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew the leases of these keys for `seconds`, even expired ones, but not those of taken rows. Returns the
-        renewed keys."""
+        """Renew the leases of these keys for `seconds`. An expired lease is renewed too, unless a sweep has taken its
+        row. Returns the renewed keys."""
         return await renewed(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
@@ -180,7 +181,7 @@ class PendingBlob:
         self._pending = pending
         self.key = key
         self.settled = False
-        """Whether a file row refers to the blob, or may refer to it after a write with an unknown outcome. Then
+        """Whether a file row refers to the blob, or may refer to it after a write with an unknown outcome. If True,
         `uploading` does not delete the blob on exit."""
 
     @property

@@ -16,8 +16,8 @@ in progress. All uploads together have at most `_SENDING_ALL`. A sequential down
 and fetches the next in advance. Pieces and stretches shrink while many blobs are open, so the sum of all buffers stays
 bounded (`_share`). Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still store
 the piece later. So the first deletion of the blob reports a failure, and a sweep deletes again. Error messages contain
-only an error code of the server, an HTTP status or advice. So no key, signature or foreign address reaches a log or a
-response.
+only an error code of the server, an HTTP status or advice. So no access key, signature or address of another server
+reaches a log or a response.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ _CHECK = "check"
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})\b")
 _UNREACHABLE = re.compile(r"kind: Connect\b|dns error|tcp connect error|ConnectError")
-# Link-local addresses of AWS metadata services. The library requests credentials there when none are configured.
+# Link-local addresses of AWS metadata services. The S3 library requests credentials from these addresses when the
+# settings have none.
 _ROLE = re.compile(r"//169\.254\.(169\.254|170\.2|170\.23)\b")
 
 _NO_CREDENTIALS = "no credentials were found; set blobs.key_id and blobs.secret."
@@ -129,7 +130,7 @@ class S3Blobs:
         return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
 
     def closed(self) -> None:
-        """Count one open download less. A reader calls this method when it closes."""
+        """Decrement the number of open downloads. Each reader calls this method when it closes."""
         self._downloads -= 1
 
     async def delete(self, key: str) -> None:
@@ -255,7 +256,7 @@ class S3BlobWriter:
             self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
 
     async def _until_sent(self, most: int) -> None:
-        """Wait until at most `most` PUT requests are in progress. Raises `StoreError` if one failed."""
+        """Wait until at most `most` PUT requests are in progress. Raises `StoreError` if a PUT request failed."""
         while len(self._sending) > most:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         self._check()

@@ -3,9 +3,9 @@
 Lives here: the layout of the archive, the order in which a backup copies data, and the checks before a restore. Not
 here: settings, and the meaning of the key files (`commands/admin/whole_state.py`).
 
-The archive is an uncompressed tar file. It contains a snapshot of each database (by SQLite's online backup) and each
-file content as `files/<key>`. It also contains the key files of the data folder. The last member is `manifest.json`.
-The manifest lists the size and SHA-256 of every other member and the fingerprints of all keys.
+The archive is an uncompressed tar file. The archive contains a snapshot of each database (by SQLite's online backup),
+each file content as `files/<key>`, and the key files of the data folder. The last member is `manifest.json`. The
+manifest lists the size and SHA-256 of every other member and the fingerprints of all keys.
 
 A server writes a file's content before its row, and deletes the row before the content. So the backup hard-links all
 contents, copies the databases, and then links the contents that are still missing. As a result every row in the copy
@@ -84,9 +84,9 @@ def make_archive(
     folder of the database files, or None if it is `data`.
 
     The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
-    fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (they are in S3), the
-    archive includes only the file rows. Raises `StoreError`, for example when `target` exists or another backup is
-    running.
+    fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (the contents are in
+    S3), the archive includes only the file rows. Raises `StoreError`, for example when `target` exists or another
+    backup is running.
     """
     if target.exists():
         raise StoreError(f"The file {target} exists already. Give the backup another name.")
@@ -239,7 +239,7 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
     except FileNotFoundError:
         return False
     except OSError:
-        # This file system has no hard links, so copy the file. A server may delete the file during the copy.
+        # The file system has no hard links, so copy the file. A server may delete the file during the copy.
         try:
             shutil.copyfile(path, to)
         except FileNotFoundError:
@@ -364,8 +364,8 @@ def _check_database(path: Path, *, vectors: bool) -> None:
 
 
 def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
-    """Return the CREATE statements of the full-text indexes, one per vector store. The migrations do not contain
-    them."""
+    """Return the CREATE statements of the full-text indexes, one per vector store. No migration contains these
+    statements."""
     ids = [str(store_id) for (store_id,) in connection.execute("SELECT id FROM vector_stores")]
     return [INDEX_TABLE.format(table=index_table(store_id)) for store_id in ids]
 

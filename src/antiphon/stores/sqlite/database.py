@@ -9,8 +9,9 @@ without a name and are lost when the process ends. `check` detects this by compa
 exact, because the system never reuses the inode number of an open file.
 
 A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. The
-VFS locks like a file without a write-ahead log. So a commit waits for running queries, and new queries wait for the
-commit. SQLite deletes the database with its last connection, and limits the database to one gigabyte by default.
+VFS locks like a file without a write-ahead log. So a commit in memory waits for running queries, and new queries wait
+for the commit. SQLite deletes the database with its last connection, and limits the database to one gigabyte by
+default.
 
 Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on. A `StoreError` of
 this module names the database and the cause, and never contains stored data. If `check` succeeds, another process that
@@ -38,7 +39,8 @@ LOCK_SECONDS = 5.0
 
 # SQLite's busy handler waits up to 100 ms between attempts to get a lock. A process that commits continuously frees the
 # lock for only microseconds, so rare attempts can miss the lock for seconds. Therefore each call to SQLite waits at
-# most 10 ms, and `wait_for_lock` repeats the call until LOCK_SECONDS. This makes hundreds of attempts per second.
+# most 10 ms, and `wait_for_lock` repeats the call until LOCK_SECONDS. These repetitions make hundreds of attempts per
+# second.
 _BUSY_SLICE_MS = 10
 _JOURNAL_LIMIT = 64 << 20
 

@@ -63,8 +63,8 @@ _OTHERS = {
 }
 _KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
 _BEHIND = 1 << 60
-"""Offset of the positions of `vectors.db`. Both databases have `idempotency` rows, and the rows of `sessions.db` come
-first."""
+"""Offset of the positions of `vectors.db`. Both databases have `idempotency` rows, and the export yields the rows of
+`sessions.db` first."""
 
 
 class FolderExport:

@@ -115,8 +115,8 @@ def check_schema(
     first such object.
 
     The database may lack the last of these steps. `later` returns the CREATE statements that ran after the steps, for
-    example for full-text indexes. Their table names begin with `prefix`. `later` reads the database, so the objects of
-    the steps are compared before the call.
+    example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later` reads
+    the database, so the objects of the steps are compared before the call.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
     there = applied_steps(connection)
@@ -139,7 +139,8 @@ def check_schema(
 
 def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
     """Return the number of tables and indexes that the applied steps create, and the missing ones (`index jobs_due`)
-    with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have dropped some."""
+    with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have dropped tables or
+    indexes."""
     there = applied_steps(connection)
     if len(there) > len(steps):
         return 0, {}

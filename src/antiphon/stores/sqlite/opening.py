@@ -78,7 +78,7 @@ class SqliteVectorDatabase(VectorDatabase):
 
 
 class SqliteStores(Stores):
-    """All stores of `sessions.db`. They share one writer and its readers."""
+    """All stores of `sessions.db`. The stores share one writer and its readers."""
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
         """`folder`: the folder of the database file, or None for a database in memory."""
@@ -165,8 +165,8 @@ async def open_vector_database(
 
 
 def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:
-    """Prepare a new writer connection: apply the schema steps in package folder `folder`, and define the SQL function
-    `lease_now()`. `end_leases`: the statements that run after a reboot (see `lease_clock.py`)."""
+    """Prepare a new writer connection: apply the schema steps in the package's subfolder `folder`, and define the SQL
+    function `lease_now()`. `end_leases`: the statements that run after a reboot (see `lease_clock.py`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)

@@ -4,8 +4,8 @@ Lives here: the INSERT and UPDATE statements of a stored response, and their val
 write (`responses.py`), reading and deleting responses (`../responses.py`), running the statements (`units.py`).
 
 Every stored response runs these statements, so they must be cheap. Python's sqlite3 looks up each named parameter on
-every call. It also searches for an adapter for `None` and `bytes`, which costs more than binding the value. So
-parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
+every call. Python's sqlite3 also searches for an adapter for `None` and `bytes`, which costs more than binding the
+value. So parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
 
 Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The
 transaction of the INSERT checks both.
@@ -66,8 +66,8 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
         (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
 """
 
-# Only the response that holds the conversation's lock may add items. This statement reserves their positions and
-# releases the lock.
+# Only the response that holds the conversation's lock may add items. This statement reserves the positions of the items
+# and releases the lock.
 JOIN_CONVERSATION: Final = """
 UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
                          locked_by = NULL
@@ -147,8 +147,8 @@ def _with_conversation(
         # JOIN_CONVERSATION comes first: it advances `next_pos`, from which the response's row computes where its items
         # begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
-    # A failed response adds no items, because the client's retry adds its input items again. This step releases the
-    # lock.
+    # A failed response adds no items, because the client's retry adds its input items again. The step RELEASE releases
+    # the conversation's lock.
     return [*steps, Statement(RELEASE, named)]
 
 
@@ -175,7 +175,8 @@ def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light:
 
 
 def unsave_steps(record: ResponseRecord) -> list[Step]:
-    """Return the steps that undo `save_steps`. They run when the commit succeeds after the client got an error."""
+    """Return the steps that undo `save_steps`. The writer runs these steps when the commit succeeds after the client
+    got an error."""
     named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
     gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
     return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone

@@ -1,11 +1,11 @@
-"""Deletes expired data from SQLite in small transactions.
+"""Deletes expired data from SQLite in small batches (`Piece`).
 
-Lives here: the queries for expired rows, and the statements that delete them. Not here: the loop over pieces and the
+Lives here: the queries for expired rows, and the statements that delete them. Not here: the loop over batches and the
 code that all backends share (`../retention.py`), threads and transactions (`writer.py`).
 
-A *piece* is one batch of deletions. Invariants: each piece is one unit of the writer, so requests can write between
-pieces. A piece deletes at most `_ROWS` rows, or one response with its items and events. Its transaction checks again
-that the rows are still expired.
+Invariants: each batch is one unit of the writer, so requests can write between batches. A batch deletes at most `_ROWS`
+rows, or one response with its items and events. The transaction of a batch checks again that the rows are still
+expired.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FOR_EVER = (1 << 63) - 1
 
 _RUNNING = "SELECT 1 FROM jobs j JOIN responses r ON r.id = j.response_id WHERE r.chain_id = old.id"
 # Selects the responses of expired chains. `rows` is the number of rows that the deletion of a response would delete,
-# counted up to the size of a piece.
+# counted up to the maximum of a batch.
 OLD_RESPONSES = f"""
 WITH gone (chain_id) AS (
   SELECT old.id FROM chains old WHERE old.updated_at < :before AND NOT EXISTS ({_RUNNING})
@@ -96,7 +96,7 @@ class SqlitePieces:
     """Implements `Pieces`. The caller closes the writer and the readers."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, rows: int = _ROWS) -> None:
-        """`rows`: the maximum number of rows that one piece deletes."""
+        """`rows`: the maximum number of rows that one batch deletes."""
         self._most = rows
         self._writer = writer
         self._readers = readers
@@ -127,7 +127,7 @@ class SqlitePieces:
         changed, _ = await self._delete(
             Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
         )
-        # 0 conversations were deleted completely, because this conversation has more items than one piece may delete.
+        # 0 conversations were deleted completely, because this conversation has more items than one batch may delete.
         return changed, 0
 
     async def streams(self, age: int) -> Piece:
@@ -139,8 +139,8 @@ class SqlitePieces:
         return await self._delete(Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids))
 
     async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, int]]:
-        """Query candidates older than `age` milliseconds. Returns the rows that fit into one piece, and the parameters
-        for checking their age again."""
+        """Query candidates older than `age` milliseconds. Returns the rows that fit into one batch, and the SQL
+        parameters for checking the age again."""
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}
         rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})

@@ -48,7 +48,8 @@ def sqlite_sql(sql: str) -> str:
 
 
 class SqliteTables:
-    """Implements `Tables` with one writer and a pool of readers, and `StoreFigures` with metrics of their database."""
+    """Implements `Tables` with one writer and a pool of readers. Also implements `StoreFigures`, the metrics of the
+    database."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
         self.writer = writer

@@ -12,10 +12,10 @@ The first run of a group has no savepoints, because units rarely fail and savepo
 statements' time. When a unit fails, the thread rolls the transaction back and runs the group again with a savepoint
 around each unit. This second run rolls back only the failing unit.
 
-A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes withdrawing and
-committing. So only a disk that delays the commit can exceed the timeout, and then the caller waits up to
-`settle_seconds`. After that time the caller gets an error with the reason `unknown`. If the commit succeeds later, the
-next transaction runs the unit's `undo` before any other write.
+A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes the withdrawal of
+a unit and the beginning of its commit. So only a disk that delays the commit can exceed the timeout, and then the
+caller waits up to `settle_seconds`. If the commit has not ended by then, the caller gets an error with the reason
+`unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other write.
 
 Invariants: a unit's future succeeds only after its commit, and only if no database file was moved or replaced. A
 failing unit is rolled back without the other units of its group. When the commit itself fails, every unit of the group
@@ -383,8 +383,8 @@ class SqliteWriter:
         _log.warning("late_commit_undone", database=str(self.place), writes=len(undone), kept=len(wrong) - len(undone))
 
     def _look(self) -> None:
-        """Raise `StoreError` if a database file was deleted, moved or replaced. Logs when files become lost and when
-        they are found again."""
+        """Raise `StoreError` if a database file was deleted, moved or replaced. Logs an error when the files are first
+        missing, and a warning when the files are back."""
         try:
             self.place.check()
         except StoreError as error:

@@ -106,12 +106,13 @@ _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
     "fallocate": (285, 47),
 }  # fmt: skip
-"""These calls return EOPNOTSUPP. Programs that copy a file try the extended attribute calls, and accept a file system
-without attributes. The filter rejects `fallocate`, because this call evades the limit of a file's size. Libraries then
-write zeros instead."""
+"""The filter makes these calls return EOPNOTSUPP. Programs that copy a file try the extended attribute calls, and
+accept a file system without attributes. The filter rejects `fallocate`, because this call evades the limit of a file's
+size. Libraries then write zeros instead."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
-"""These calls return EINVAL, as for a path that is not a link, because Landlock does not control reading a link."""
+"""The filter makes these calls return EINVAL, as for a path that is not a link, because Landlock does not control
+reading a link."""
 
 _CLONE, _KILL, _TGKILL, _FCNTL, _RENAMEAT2 = (56, 220), (62, 129), (234, 131), (72, 25), (316, 276)
 _CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))
@@ -193,8 +194,9 @@ def confine(
     """Confine this process: afterwards it can only read the interpreter's libraries and write in `folders`. Raises
     `CannotConfine`.
 
-    `start_counter` starts the counter process of `space.py` after the change of user. Its result is a function that
-    takes the seccomp listener, through which the counter decides about calls that create files.
+    `start_counter` starts the counter process of `space.py` after the change of user. The result of `start_counter` is
+    a function that sends the seccomp listener to the counter. Through this listener the counter decides about calls
+    that create files.
     """
     if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
         raise CannotConfine("it needs Linux on x86_64 or aarch64")
@@ -252,7 +254,7 @@ def set_limits(limits: Limits, kernel: Kernel) -> None:
         value = value if limit == resource.RLIM_INFINITY else min(value, limit)
         kernel.setrlimit(kind, (value, value))
     # RLIMIT_NPROC counts all threads of the user. So add the user's current threads: those of other processes, or of an
-    # ending predecessor of this sandbox. Also add the threads of the counter.
+    # ending predecessor of this sandbox. Also add two threads for the counter process.
     threads = limits.threads + kernel.threads_of(limits.uid or kernel.getuid()) + _COUNTERS_THREADS
     _, limit = kernel.getrlimit(resource.RLIMIT_NPROC)
     threads = threads if limit == resource.RLIM_INFINITY else min(threads, limit)
@@ -321,8 +323,8 @@ _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 
 
 def make_ruleset(folders: tuple[str, ...], kernel: Kernel) -> int:
-    """Create a Landlock ruleset that allows writing in `folders` and reading the libraries. Returns its descriptor.
-    Raises `CannotConfine`."""
+    """Create a Landlock ruleset that allows writing in `folders` and reading the libraries. Returns the ruleset's
+    descriptor. Raises `CannotConfine`."""
     version = landlock_version(kernel)
     if version < 1:
         raise CannotConfine("the kernel has no Landlock")

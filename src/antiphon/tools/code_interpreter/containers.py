@@ -6,7 +6,7 @@ Not here: the sandbox (`local.py`), exclusive use (`uses.py`), storing a contain
 (`tool.py`). Also not here: running code in another process (`neighbours.py`), copying files between machines
 (`snapshots.py`).
 
-A container's files live as long as the container. Its variables live as long as its interpreter process. The
+A container's files live as long as the container. A container's variables live as long as its interpreter process. The
 interpreter ends when its code breaks a limit, when the sandbox needs its slot, or when the worker process ends. All
 worker processes of a machine run a container's code in the same interpreter. Only one request at a time uses a
 container.
@@ -142,8 +142,8 @@ class ContainerRooms:
         """Run code in a container, after copying in the uploaded files `file_ids` that it lacks. Returns None if the
         owner has no such container. Raises `ContainerFailed`.
 
-        `make`: the properties of the container, which this call creates if it does not exist. Its id must come from
-        `new_container_id`.
+        `make`: the properties of the container, which this call creates if it does not exist. The id of this container
+        must come from `new_container_id`.
         """
         async with self._using(owner, container_id, make) as row:
             if row is None:
@@ -218,8 +218,8 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete expired containers that are not in use, and files on this machine without a container. Returns the
-        number of deleted containers in a tuple of one."""
+        """Delete expired containers that are not in use, and files on this machine without a container. Returns a tuple
+        with one element, the number of deleted containers."""
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):
@@ -267,8 +267,8 @@ class ContainerRooms:
     async def _using(
         self, owner: str, container_id: str, make: ContainerRequest | None = None
     ) -> AsyncIterator[ContainerRow | None]:
-        """Wait for exclusive use of a container. Yields its row, or None if the owner has no such container. Each use
-        restarts the idle time after which the container expires."""
+        """Wait for exclusive use of a container. Yields the container's row, or None if the owner has no such
+        container. Each use restarts the idle time after which the container expires."""
         if make is None and await self._rows.get(container_id, owner) is None:
             yield None
             return
@@ -362,8 +362,8 @@ async def open_rooms(
     chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
     """Open the containers in `folder`. Returns None if the settings disable the sandbox, or if this machine cannot
-    confine code (which the log reports). `shared`: the container rows of several machines. None: the rows are in
-    `folder`.
+    confine code (which the log reports). `shared`: the container rows of several machines. Without `shared`, the rows
+    are in `folder`.
 
     Raises `ConfigError`.
     """

@@ -4,8 +4,9 @@ Lives here: the main function, which first confines its own process and then run
 the confinement (`confinement.py`, `space.py`), starting the process, timeouts and copying files (`machine.py`). The
 Python that the operator configured (`code_interpreter.python`) runs this file as a script.
 
-The process reads lines of JSON from standard input: `{"code": …, "mark": …}`. It writes one line of JSON to standard
-output for each. The code's output goes to standard error, followed by the mark, which ends the output of this run.
+The process reads lines of JSON from standard input: `{"code": …, "mark": …}`. For each request, the process writes one
+line of JSON to standard output. The code's output goes to standard error, followed by the mark, which ends the output
+of this run.
 
 Invariant: the process runs no code of the model before `confine` has returned. After the first run, the parent must not
 trust any message of this process, because the code may have changed the interpreter.

@@ -1,4 +1,4 @@
-"""Runs code on this machine in confined processes, one per container. It needs only Linux with Landlock.
+"""Runs code on this machine in confined processes, one per container. The sandbox needs only Linux with Landlock.
 
 Lives here: the pool of sandboxed processes (`Machine`), and access to the containers' files between runs. Also here:
 the trial that tests whether this machine can confine code, and with which mode of limiting disk space. Not here: one
@@ -50,8 +50,9 @@ class LocalSandbox:
     interpreter process with its variables.
 
     `folder`: the folder of all containers' files. `limits.python`: the Python that runs the code, whose libraries the
-    code can import. `room`: a mode of limiting disk space that `try_out` has tested. `make`: creates a `Machine`. Every
-    method except `aclose` raises `SandboxFailed`. Keys must be ids that Antiphon generated.
+    code can import. `room`: a mode of limiting disk space that `try_out` has tested. `make`: the factory for a
+    `Machine`, which tests replace. Every method except `aclose` raises `SandboxFailed`. Keys must be ids that Antiphon
+    generated.
     """
 
     def __init__(

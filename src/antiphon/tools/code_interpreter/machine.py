@@ -274,7 +274,7 @@ class Machine:
 
     async def _watch(self, answering: asyncio.Task[dict[str, object] | None]) -> tuple[str, str]:
         """Wait for the process's answer, and enforce the limits of time and threads. Returns text to append to the
-        output, and the reason to end the process. Both are empty after an answer in time."""
+        output, and the reason to end the process. Both strings are empty if the answer came in time."""
         deadline = self._system.monotonic() + self._limits.seconds
         while True:
             left = deadline - self._system.monotonic()

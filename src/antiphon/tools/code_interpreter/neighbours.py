@@ -9,8 +9,8 @@ last. If that process has ended or sends no hello byte, the variables are lost, 
 interpreter. After a process has received code, no other process runs the same code again, even after an error. A second
 run could repeat changes to files.
 
-A message is its length as four big-endian bytes, followed by MessagePack. Both ends have the same version, because they
-are worker processes of one sidecar.
+A message is its length as four big-endian bytes, followed by MessagePack. Sender and receiver have the same version of
+Antiphon, because they are worker processes of one sidecar.
 
 Invariants:
 - The receiver of a call runs the code itself and never forwards it.
@@ -140,9 +140,9 @@ class Neighbours:
             raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
 
     async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[CodeRun, str]:
-        """Run code in the process `holder`, which ran the container's code last, if it still exists. Otherwise run the
-        code in this process. `holder` is empty for a new container. Returns the result, and the name of the process
-        that ran the code. Raises `SandboxFailed`."""
+        """Run code in the process `holder`, which ran the container's code last, if it still exists. If `holder` has
+        ended, run the code in this process. `holder` is empty for a new container. Returns the result, and the name of
+        the process that ran the code. Raises `SandboxFailed`."""
         if holder != self.process:
             handed = await self._hand(holder, Ask("run", key, code, memory))
             if handed is not None:
@@ -171,7 +171,8 @@ class Neighbours:
         return not self._guests
 
     async def aclose(self) -> None:
-        """Stop listening, and end the running calls of other processes. Their senders see the connection close."""
+        """Stop listening, and end the running calls of other processes. The senders of these calls see the connection
+        close."""
         listening, self._listening = self._listening, None
         if listening is None:
             return
@@ -255,7 +256,7 @@ class Neighbours:
         guest.add_done_callback(self._guests.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handle one call of another process. If that process hangs up, end the code."""
+        """Handle one call of another process. If the calling process hangs up, end the code."""
         try:
             writer.write(HELLO)
             async with asyncio.timeout(_ASK_SECONDS):
@@ -309,8 +310,8 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close the sending side, and wait until the other process closes the connection. Then it has ended the code of a
-    cancelled call."""
+    """Close the sending side, and wait until the other process closes the connection. By that time the other process
+    has ended the code of a cancelled call."""
     with suppress(OSError, TimeoutError, RuntimeError):
         writer.write_eof()
         async with asyncio.timeout(_LEAVE_SECONDS):

@@ -61,8 +61,8 @@ class OwnersContainers:
                     yield row.id, file.shown_path, self._read(row, file)
 
     async def delete(self, owner: str) -> int:
-        """Delete the owner's containers with their files. Returns their number. Raises `StoreError`, and
-        `ContainerFailed` if a container stays in use."""
+        """Delete the owner's containers with their files. Returns the number of deleted containers. Raises
+        `StoreError`, and `ContainerFailed` if a container stays in use."""
         rooms = ContainerRooms(self._sandbox, self._rows, None, snapshots=self._snapshots)
         heads = await self._rows.every(owner)
         try:
@@ -78,8 +78,8 @@ class OwnersContainers:
         return [row for row in rows if row is not None]
 
     async def _files(self, row: ContainerRow) -> list[RowFile]:
-        """Return a container's files. If this machine has them, return the files on disk, with an empty id for files
-        that the row does not list."""
+        """Return a container's files. If this machine has the current files, return the files on disk, with an empty id
+        for files that the row does not list."""
         if not self._snapshots.is_here(row):
             return row.contents.files
         known = {file.path: file for file in row.contents.files}

@@ -45,8 +45,8 @@ class Records:
         self._folder = folder
 
     def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """Return the record of a container, or None if it does not exist. With `owner`, also None if it belongs to
-        another owner. Raises `StoreError`."""
+        """Return the record of a container, or None if it does not exist. With `owner`, also return None if the
+        container belongs to another owner. Raises `StoreError`."""
         found = self._open(container_id, owner)
         if found is None:
             return None

@@ -1,14 +1,15 @@
 """Limits the disk space of sandboxed code from inside the sandboxed process.
 
-Lives here: mounting the file system (mode `memory`), and the counter process (mode `counted`). Both start before the
-model's code runs. Not here: the parent's side (`machine.py`), the seccomp filters (`confinement.py`). This module
-imports only the standard library, because it runs with the Python that the operator configured.
+Lives here: mounting the file system (mode `memory`), and the counter process (mode `counted`). The sandboxed process
+mounts the file system, or starts the counter, before it runs the model's code. Not here: the parent's side
+(`machine.py`), the seccomp filters (`confinement.py`). This module imports only the standard library, because it runs
+with the Python that the operator configured.
 
-- `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. This
-  mode needs the right to mount (root), or unprivileged user namespaces.
-- `counted`: the mode for machines without either. `RLIMIT_FSIZE` limits the size of each file. Each system call that
-  creates a file or folder waits until a second process, the counter, allows it. The parent process sets how many calls
-  the counter may allow.
+- `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. Mode
+  `memory` needs the right to mount (root), or unprivileged user namespaces.
+- `counted`: the mode for machines that allow neither mounting nor user namespaces. `RLIMIT_FSIZE` limits the size of
+  each file. Each system call that creates a file or folder waits until a second process, the counter, allows it. The
+  parent process sets how many calls the counter may allow.
 
 Invariant: the files that the process has created never use more disk space than its limit, also after its end.
 """
@@ -101,8 +102,8 @@ def counter(control: int) -> Callable[[int], None]:
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()
-    # After a change of user, the kernel hides this process's descriptors from the counter. PR_SET_DUMPABLE makes them
-    # visible again.
+    # After a change of user, the kernel hides this process's descriptors from the counter. PR_SET_DUMPABLE makes the
+    # descriptors visible again.
     _LIBC.prctl(4, 1, 0, 0, 0)
     if os.fork() == 0:
         try:
@@ -158,8 +159,8 @@ class Counter:
             try:
                 self._kernel.ioctl(listening, _RECEIVE, call, True)
             except OSError as error:
-                # Either a signal interrupted the call, or the sandboxed process has ended. End the counter if its
-                # parent has changed, which shows the end.
+                # Either a signal interrupted the call, or the sandboxed process has ended. A changed parent id shows
+                # that the process has ended, so end the counter too.
                 if error.errno not in (errno.EINTR, errno.ENOENT) or os.getppid() != self._watched:
                     self._kernel.end(0)
                     return

@@ -3,8 +3,8 @@
 Lives here: choosing the container of a call, formatting outputs, citations of files. Not here: running code
 (`local.py`), managing containers (`containers.py`).
 
-With `container: {"type": "auto"}`, a conversation reuses its container until the container expires. Otherwise the first
-call of the model creates a new container.
+With `container: {"type": "auto"}`, a conversation reuses its container until the container expires. Without an
+unexpired container, the model's first call creates a new one.
 
 Invariant: a call runs in the container whose id its item contains, and this container belongs to the request's owner.
 """
@@ -64,7 +64,7 @@ class _CodeArguments(Struct):
 @dataclass(frozen=True, slots=True)
 class _ContainerChoice:
     """The container for the calls of one declaration. `make`: the properties for creating the container on the first
-    call. None: the container must exist."""
+    call. If `make` is None, the container must exist."""
 
     container_id: str
     file_ids: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class _ContainerChoice:
 
 class CodeInterpreter:
     """The hosted tool `code_interpreter`. With the setting `show_pictures`, the model receives the pictures of a run.
-    Otherwise the model reads only their number."""
+    Without the setting, the model reads only the number of pictures."""
 
     types = frozenset({"code_interpreter"})
 

@@ -141,7 +141,7 @@ class _McpSession:
 
     @property
     def ended(self) -> bool:
-        """Whether the session has ended or is closing, so that callers need a new one."""
+        """Whether the session has ended or is closing, so that callers need a new session."""
         return self.task.done() or self._closing.is_set()
 
     @contextlib.contextmanager

@@ -36,8 +36,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,8192}")
 _MAX_HEADERS = 32
-# Headers that a client must not set. They belong to the connection, or would let a client impersonate another host or
-# client towards the operator's servers.
+# Headers that a client must not set. These headers belong to the connection, or would let a client impersonate another
+# host or client towards the operator's servers.
 _OWN_HEADERS = frozenset(
     {
         *("host", "content-length", "content-type", "transfer-encoding", "connection", "te", "upgrade", "accept"),
@@ -162,8 +162,8 @@ _MAX_URL = 2_048
 _OPENS = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 _SHORTEST_VALUE = 20
-# Two URL parsers may read an unusual URL as different hosts or folders. So only plain hosts are allowed, and paths with
-# dot segments are rejected.
+# Two URL parsers may read an unusual URL as different hosts or folders. So Antiphon allows only plain host names and
+# rejects paths with dot segments.
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 

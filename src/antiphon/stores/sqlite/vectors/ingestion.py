@@ -4,7 +4,8 @@ Lives here: claiming files, writing chunks and their full-text index entries, an
 here: the code that all backends share (`stores/indexing.py`), searching (`chunk_index.py`).
 
 Invariant: one transaction inserts or deletes a chunk together with its index entry. Deleting an index entry twice would
-damage the index. So the transaction requires that its DELETE finds every chunk, and rolls back otherwise.
+damage the index. So the transaction that deletes chunks requires that its DELETE finds every chunk, and rolls back
+otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from antiphon.stores.tables import Statement, changed, milliseconds
 from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500
-"""The maximum number of chunks that one call of `sweep` deletes. This takes the writer a few milliseconds."""
+"""The maximum number of chunks that one call of `sweep` deletes. Deleting this many chunks takes the writer a few
+milliseconds."""
 
 _JOB = """
 SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts
@@ -45,7 +47,8 @@ UPDATE vector_files SET claim = :claim, lease_until = lease_now() + :lease, atte
 WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
-# Fails the unit unless the claim still holds the file. Then the store exists too, and so does its full-text index.
+# Fails the unit unless the claim still holds the file. If the file exists, its store and the store's full-text index
+# exist too.
 HOLD = f"UPDATE vector_files SET title = :title WHERE {HELD.format(number='no')}"
 INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
 INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"

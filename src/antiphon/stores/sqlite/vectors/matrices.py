@@ -10,8 +10,8 @@ rows of new files. Other rows stay valid, because the chunks of a file number ne
 of deleted stores (`forget`) and empty matrices. Above the memory limit, the cache drops the least recently used
 matrices. The key of a matrix is the store's id, which is never reused, and the model.
 
-Invariant: a search compares every vector of every file that matches the filter. So the result is exact, and a filter
-costs no recall.
+Invariant: a search compares every vector of every file that matches the filter. So a vector search is exact, and a
+filter costs no recall.
 """
 
 from __future__ import annotations
