@@ -20,12 +20,12 @@ VENDORS = (
         verbosity=True,
         # azure/dd-trace-py-openai-v1-azure-chat-completion-streamed.
         passed_fields=frozenset({"user"}),
-        # The server refuses unknown keys in messages, as OpenAI does.
+        # Azure refuses unknown keys in messages, as OpenAI does.
         replay_reasoning="off",
-        # The server accepts the same parameters as OpenAI.
+        # Azure accepts the same parameters as OpenAI.
         parameters=STANDARD_PARAMETERS,
         by_model=(
-            # The server refuses a request for one tool by name with a 422, "Input should be a valid string":
+            # Azure refuses a request for one tool by name with a 422, "Input should be a valid string":
             # azure/req_llm-azure-mai-ds-r1-tool-round-trip-1.
             on_models("*mai-ds-r1*", named_tool_choice="required"),
         ),
@@ -46,17 +46,17 @@ VENDORS = (
         title="Cerebras",
         hosts=("api.cerebras.ai",),
         token_limit_field="max_completion_tokens",
-        # The server refuses each of frequency_penalty, presence_penalty, parallel_tool_calls and service_tier with a
-        # 400 (hexdocs.pm/req_llm, cerebras).
+        # Cerebras refuses each of frequency_penalty, presence_penalty, parallel_tool_calls and service_tier with a 400
+        # (hexdocs.pm/req_llm, cerebras).
         penalties=False,
         parallel_tool_calls=False,
-        # The server refuses the key: "property 'messages.2.assistant.reasoning_content' is unsupported"
+        # Cerebras refuses the key: "property 'messages.2.assistant.reasoning_content' is unsupported"
         # (github.com/Kilo-Org/kilocode/issues/10375).
         replay_reasoning="off",
-        # The vendor's models read only text.
+        # Cerebras's models read only text.
         images=False,
         files="text",
-        # The vendor documents these parameters.
+        # Cerebras documents the parameters below.
         parameters=STANDARD_PARAMETERS,
     ),
     UpstreamProfile("cloudflare", title="Cloudflare Workers AI", hosts=("api.cloudflare.com",)),
@@ -65,10 +65,10 @@ VENDORS = (
         "dashscope",
         title="Alibaba Model Studio",
         hosts=("dashscope.aliyuncs.com", "dashscope-*.aliyuncs.com"),
-        # The vendor documents json_schema only for its newest models.
+        # Alibaba Model Studio documents json_schema only for its newest models.
         structured_output="json_object",
         files="text",
-        # The vendor documents these parameters.
+        # Alibaba Model Studio documents the parameters below.
         parameters=frozenset({"seed", "stop", "top_k", "repetition_penalty", "enable_thinking", "thinking_budget"}),
     ),
     # Databricks model serving.
@@ -76,14 +76,14 @@ VENDORS = (
         "databricks",
         title="Databricks",
         hosts=("*.databricks.com", "*.azuredatabricks.net"),
-        # The server refuses `stream_options` (posit-dev/chatlas, the Databricks provider). It sends usage on every
+        # Databricks refuses `stream_options` (posit-dev/chatlas, the Databricks provider). It sends usage on every
         # chunk anyway.
         stream_usage=False,
-        # The vendor does not document the field. Antiphon itself limits an answer to one call when the client asks for
+        # Databricks does not document the field. Antiphon itself limits an answer to one call when the client asks for
         # that.
         parallel_tool_calls=False,
         files="text",
-        # The vendor documents these parameters.
+        # Databricks documents the parameters below.
         parameters=frozenset({"stop", "top_k"}),
     ),
     # DeepSeek's platform (api-docs.deepseek.com).
@@ -91,43 +91,43 @@ VENDORS = (
         "deepseek",
         title="DeepSeek",
         hosts=("api.deepseek.com",),
-        # The server refuses json_schema: "This response_format type is unavailable now"
+        # DeepSeek refuses json_schema: "This response_format type is unavailable now"
         # (github.com/llm-exe/llm-exe/issues/662).
         structured_output="json_object",
-        # The server maps other names to these (documented in guides/thinking_mode), and the chat API has no `none`.
+        # DeepSeek maps other names to these (documented in guides/thinking_mode), and the chat API has no `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
         # If a tool-calling turn comes back without its reasoning, later requests get a 400 (documented in
         # guides/thinking_mode). The recording
         # deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1 sends it.
         replay_reasoning="reasoning_content",
-        # The server refuses images with a 400, "unknown variant `image_url`, expected `text`":
+        # DeepSeek refuses images with a 400, "unknown variant `image_url`, expected `text`":
         # deepseek/rig-deepseek-wire-shape-matrix-blocking-image-base64-part-reaches-the-wire.
         images=False,
         files="text",
-        # The vendor documents these parameters (api/create-chat-completion). `thinking` switches thinking
+        # DeepSeek documents the parameters below (api/create-chat-completion). `thinking` switches thinking
         # (guides/thinking_mode).
         parameters=frozenset({"stop", "thinking"}),
     ),
     UpstreamProfile("fireworks", title="Fireworks", hosts=("api.fireworks.ai",), passed_fields=frozenset({"user"})),
-    # Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). The server refuses unknown fields with
-    # a 400, "Unknown name …: Cannot find field".
+    # Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). Google refuses unknown fields with a
+    # 400, "Unknown name …: Cannot find field".
     UpstreamProfile(
         "gemini",
         title="Gemini (compatible endpoint)",
         hosts=("generativelanguage.googleapis.com",),
-        # The server refuses penalties: `Unknown name "frequency_penalty"` (github.com/versun/RSSBox/issues/132).
+        # Google refuses penalties: `Unknown name "frequency_penalty"` (github.com/versun/RSSBox/issues/132).
         penalties=False,
-        # The vendor does not document log probabilities.
+        # Google does not document log probabilities.
         logprobs=False,
         strict_tools=False,
         replay_reasoning="off",
-        # The vendor documents `none` to `high`. Some models refuse `minimal` (github.com/versun/RSSBox/issues/132).
+        # Google documents `none` to `high`. Some models refuse `minimal` (github.com/versun/RSSBox/issues/132).
         effort_values=("none", "low", "medium", "high"),
         # Gemini 3 refuses an earlier call that comes back without its thought signature (…/docs/thought-signatures).
         replay_signatures=True,
-        # The vendor documents audio understanding.
+        # Google documents audio understanding.
         audio_input=True,
-        # The vendor documents no other parameter.
+        # Google documents only the parameter below.
         parameters=frozenset({"stop"}),
     ),
     UpstreamProfile(
@@ -137,24 +137,24 @@ VENDORS = (
         # The gateway serves models of OpenAI and other vendors behind OpenAI's API.
         parameters=STANDARD_PARAMETERS,
     ),
-    # Groq (console.groq.com/docs). The server is strict about unknown keys, and about the features of each model.
+    # Groq (console.groq.com/docs). Groq is strict about unknown keys, and about the features of each model.
     UpstreamProfile(
         "groq",
         title="Groq",
         hosts=("api.groq.com",),
         token_limit_field="max_completion_tokens",
-        # The server refuses `logprobs` and `top_logprobs` with a 400 (docs/openai).
+        # Groq refuses `logprobs` and `top_logprobs` with a 400 (docs/openai).
         logprobs=False,
-        # The server accepts only text and image parts: groq/pydantic-test-multimodal-tool-returns-….
+        # Groq accepts only text and image parts: groq/pydantic-test-multimodal-tool-returns-….
         files="text",
-        # The server refuses the key for every model: "property 'reasoning_content' is unsupported"
+        # Groq refuses the key for every model: "property 'reasoning_content' is unsupported"
         # (github.com/janhq/jan/issues/8136). It accepts `reasoning` only for models that reason
         # (github.com/vercel/ai/pull/8057).
         replay_reasoning="off",
-        # The vendor documents the field only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse it.
+        # Groq documents the field only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse it.
         reasoning_effort=False,
         passed_fields=frozenset({"user", "service_tier"}),
-        # The server refuses `logit_bias` with a 400 (docs/openai). It does not know the other parameters.
+        # Groq refuses `logit_bias` with a 400 (docs/openai). It does not know the other parameters.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
             on_models(
@@ -174,22 +174,22 @@ VENDORS = (
         title="llama.cpp",
         owned_by="llamacpp",
         server="llama.cpp",
-        # The server accepts only text, image_url and input_audio parts, and refuses others with "unsupported
+        # llama.cpp accepts only text, image_url and input_audio parts, and refuses others with "unsupported
         # content[].type".
         files="text",
         audio_input=True,
         # The recording llamacpp/fantasy-testopenaicompatiblecommon-llama-cpp-gpt-oss-tool-streaming-1 sends this key.
         replay_reasoning="reasoning_content",
-        # The server does not obey a choice of one tool by name. The model writes text or calls another tool (build
+        # llama.cpp does not obey a choice of one tool by name. The model writes text or calls another tool (build
         # 10434).
         named_tool_choice="required",
-        # The server obeys `json_object` only when a schema comes with it (build 10434).
+        # llama.cpp obeys `json_object` only when a schema comes with it (build 10434).
         json_object_schema=True,
-        # The server accepts the fields of /completion in chat requests too (common/arg and tools/server/README.md).
+        # llama.cpp accepts the fields of /completion in chat requests too (common/arg and tools/server/README.md).
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "ignore_eos"}
         | {"chat_template_kwargs", "grammar", "json_schema"},
-        # The server renders the chat template and counts the tokens, without running the model.
+        # llama.cpp renders the chat template and counts the tokens, without running the model.
         tokenizer="llamacpp",
     ),
     # LM Studio (lmstudio.ai/docs/developer/openai-compat).
@@ -197,14 +197,14 @@ VENDORS = (
         "lmstudio",
         title="LM Studio",
         owned_by="organization_owner",
-        # The server refuses a choice by name: "Invalid tool_choice type: 'object'. Supported string values: none, auto,
+        # LM Studio refuses a choice by name: "Invalid tool_choice type: 'object'. Supported string values: none, auto,
         # required" (github.com/lmstudio-ai/lmstudio-bug-tracker/issues/670).
         named_tool_choice="required",
-        # The server refuses json_object: "'response_format.type' must be 'json_schema' or 'text'" (issue 189 of the
-        # same tracker).
+        # LM Studio refuses json_object: "'response_format.type' must be 'json_schema' or 'text'" (issue 189 of the same
+        # tracker).
         json_object=False,
         files="text",
-        # The vendor documents these parameters.
+        # LM Studio documents the parameters below.
         parameters=STANDARD_PARAMETERS | {"top_k", "repeat_penalty"},
     ),
     # Mistral's platform (docs.mistral.ai/api). `profile.py` has the nine-character call ids of Mistral's models on
@@ -216,14 +216,14 @@ VENDORS = (
         call_ids="nine",
         # The API returns no log probabilities, and refuses unknown keys.
         logprobs=False,
-        # The server knows only two efforts:
+        # Mistral knows only two efforts:
         # mistral/ruby_llm-chat-with-extended-thinkin--hinking-signatures-between-turns-when-provided.
         effort_values=("none", "high"),
-        # The server refuses unknown keys in messages. It carries reasoning in content parts of its own type.
+        # Mistral refuses unknown keys in messages. It carries reasoning in content parts of its own type.
         replay_reasoning="off",
-        # The server reads documents only by URL (`document_url`). It has no `file` part.
+        # Mistral reads documents only by URL (`document_url`). It has no `file` part.
         files="text",
-        # The server refuses unknown keys with a 422, "Extra inputs are not permitted". It calls the seed `random_seed`.
+        # Mistral refuses unknown keys with a 422, "Extra inputs are not permitted". It calls the seed `random_seed`.
         parameters=frozenset({"seed", "stop"}),
         seed_field="random_seed",
     ),
@@ -234,14 +234,14 @@ VENDORS = (
         title="Ollama",
         hosts=("ollama.com", "api.ollama.com"),
         owned_by="library",
-        # The server refuses other efforts: "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
+        # Ollama refuses other efforts: "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
         effort_values=("none", "low", "medium", "high"),
-        # The server reads reasoning under this key:
+        # Ollama reads reasoning under this key:
         # ollama/ruby_llm-chat-function-calling-olla--andle-multiple-tool-calls-in-a-single-response-1.
         replay_reasoning="reasoning",
-        # The server accepts only text and image_url parts, and refuses others with "invalid message format".
+        # Ollama accepts only text and image_url parts, and refuses others with "invalid message format".
         files="text",
-        # The server silently ignores all other parameters (openai/openai.go, ChatCompletionRequest).
+        # Ollama silently ignores all other parameters (openai/openai.go, ChatCompletionRequest).
         parameters=frozenset({"seed", "stop"}),
     ),
     # OpenAI's own chat endpoint (developers.openai.com/api/reference: chat, create).
@@ -261,10 +261,10 @@ VENDORS = (
         ),
         # openai/logfire-otel-integrations-test-openai-test-chat-completions-with-audio-input.
         audio_input=True,
-        # The server returns no reasoning, and refuses unknown keys in messages.
+        # OpenAI returns no reasoning, and refuses unknown keys in messages.
         replay_reasoning="off",
         think="off",
-        # The server refuses unknown keys with a 400.
+        # OpenAI refuses unknown keys with a 400.
         parameters=STANDARD_PARAMETERS,
     ),
     # OpenRouter (openrouter.ai/docs) serves many backends behind one endpoint. It drops fields that a backend does not
@@ -284,7 +284,7 @@ VENDORS = (
         # Encrypted and signed reasoning must come back unchanged:
         # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
         replay_details=True,
-        # The vendor documents these parameters (docs/api-reference/parameters).
+        # OpenRouter documents the parameters below (docs/api-reference/parameters).
         parameters=STANDARD_PARAMETERS | {"top_k", "min_p", "top_a", "repetition_penalty"},
     ),
     # Perplexity's Sonar (docs.perplexity.ai). Its models search the web by themselves.
@@ -292,14 +292,14 @@ VENDORS = (
         "perplexity",
         title="Perplexity",
         hosts=("api.perplexity.ai",),
-        # The vendor does not document log probabilities.
+        # Perplexity does not document log probabilities.
         logprobs=False,
         # The content holds the reasoning, and no message key takes it back.
         replay_reasoning="off",
-        # The server reads files only from its `file_url` part:
+        # Perplexity reads files only from its `file_url` part:
         # perplexity/ruby_llm-chat-document-models-perplexity-sonar-pro-understands-docx-documents.
         files="text",
-        # The vendor documents no other parameter.
+        # Perplexity documents only the parameter below.
         parameters=frozenset({"top_k"}),
     ),
     # SGLang accepts text, image, audio and video parts (python/sglang/srt/entrypoints/openai/protocol.py).
@@ -319,14 +319,14 @@ VENDORS = (
         "snowflake",
         title="Snowflake Cortex",
         hosts=("*.snowflakecomputing.com",),
-        # The server's thinking models end a stream with the sentinel `[DONE]` and no `finish_reason`:
+        # Snowflake's thinking models end a stream with the sentinel `[DONE]` and no `finish_reason`:
         # snowflake/pydantic-test-snowflake-test-snowflake-thinking-streaming.
         end_without_finish="completed",
         # The recording snowflake/pydantic-test-snowflake-test-snowflake-thinking-1 sends back only `reasoning_details`.
         replay_reasoning="off",
         replay_details=True,
         files="text",
-        # The vendor documents no other parameter.
+        # Snowflake documents only the parameter below.
         parameters=frozenset({"stop"}),
     ),
     # TGI accepts text and image parts. It declares `logit_bias` but never uses it (router/src/lib.rs).
@@ -334,17 +334,16 @@ VENDORS = (
     UpstreamProfile("together", title="Together", hosts=("api.together.xyz", "api.together.ai")),
     UpstreamProfile("venice", title="Venice", hosts=("api.venice.ai",)),
     UpstreamProfile("vercel-gateway", title="Vercel AI Gateway", hosts=("ai-gateway.vercel.sh",)),
-    # vLLM (vllm/entrypoints/openai/chat_completion/protocol.py, entrypoints/chat_utils.py,
-    # entrypoints/serve/tokenize).
+    # vLLM (vllm/entrypoints/openai/chat_completion/protocol.py, entrypoints/chat_utils.py, entrypoints/serve/tokenize).
     UpstreamProfile(
         "vllm",
         title="vLLM",
         owned_by="vllm",
         server="vllm",
-        # The server accepts text, image, audio and video parts. It has no `file` part.
+        # vLLM accepts text, image, audio and video parts. It has no `file` part.
         files="text",
         audio_input=True,
-        # The server renders the chat template and counts the tokens, without running the model.
+        # vLLM renders the chat template and counts the tokens, without running the model.
         tokenizer="vllm",
         # ChatCompletionRequest in protocol.py declares these parameters: `guided_*` up to version 0.11,
         # `structured_outputs` since then.
@@ -361,18 +360,18 @@ VENDORS = (
         hosts=("api.x.ai", "*.api.x.ai"),
         # Models that reason refuse penalties (documented in guides/reasoning), and all current models reason.
         penalties=False,
-        # The vendor documents these efforts for grok-4.3 and later (guides/reasoning).
+        # xAI documents these efforts for grok-4.3 and later (guides/reasoning).
         effort_values=("none", "low", "medium", "high"),
         files="text",
         passed_fields=frozenset({"user"}),
-        # The vendor documents these parameters, and documents `logit_bias` as unsupported.
+        # xAI documents the parameters below, and documents `logit_bias` as unsupported.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
-            # The server refuses the field: "Model grok-code-fast-1 does not support parameter reasoningEffort"
+            # xAI refuses the field: "Model grok-code-fast-1 does not support parameter reasoningEffort"
             # (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). Sources for the other models: opencode-oci-provider
             # 0.2.3, @ai-sdk/xai 4.0.8.
             on_models("grok-code*", "grok-4", "grok-4-*", "grok-4.20*", reasoning_effort=False),
-            # The vendor documents low and high, and the recording
+            # xAI documents low and high, and the recording
             # xai/fantasy-testopenaicompatiblethinking-xai-grok-3-mini-thinking-1 sends high.
             on_models("grok-3-mini*", effort_values=("low", "high")),
         ),
@@ -382,15 +381,15 @@ VENDORS = (
         "zai",
         title="Z.ai",
         hosts=("api.z.ai", "open.bigmodel.cn"),
-        # The vendor documents only text and json_object.
+        # Z.ai documents only text and json_object.
         structured_output="json_object",
-        # The vendor documents neither penalties nor log probabilities.
+        # Z.ai documents neither penalties nor log probabilities.
         penalties=False,
         logprobs=False,
         # The recording zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends this key.
         replay_reasoning="reasoning_content",
         files="text",
-        # The vendor documents these parameters. `thinking` switches thinking.
+        # Z.ai documents the parameters below. `thinking` switches thinking.
         parameters=frozenset({"stop", "thinking"}),
     ),
 )

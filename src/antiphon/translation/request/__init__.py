@@ -1,1 +1,1 @@
-"""Reads and checks the client's request; an error says what to change."""
+"""Reads and checks the client's request. Each error says what the client must change."""

@@ -1,17 +1,17 @@
-"""Reads a create-response body into a `CreateResponse`, or raises an error that says what to change.
+"""Reads a create-response body into a `CreateResponse`, or raises an error that says what the client must change.
 
-Lives here: types, combinations, and the rule for every field without a translation (ignored and named, or a 400).
-Reading lists of items is here too. Conversations and prompts use it.
+Lives here: types, combinations of fields, and the rule for fields without a translation (ignored and listed, or a 400).
+Lives here too: reading lists of items, which conversations and prompts use.
 
 Not here:
 
-- the plain fields and their limits (`fields.py`, a row each);
+- plain fields and their limits (`fields.py`, one row for each);
 - tools (`tools.py`);
 - the response object (`translation/events/initial_response.py`);
 - the chat request (`translation/chat/body.py`).
 
-Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field is
-dropped without being named in `ignored`.
+Invariant: for any bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`. Every field that
+is dropped is listed in `ignored`.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ _MANNER: Final = msgspec.json.Decoder(Manner)
 
 
 def read_model(body: bytes) -> str | None:
-    """The model a body names, without looking at anything else; None when it names none."""
+    """The model that a body names, without checking any other field. None when the body names none."""
     found = try_decode(_ONLY_MODEL, body)
     return found.model if found is not None else None
 
 
 def read_manner(body: bytes) -> Manner:
-    """How the answer to a body is to come that was read whole before, without looking at anything else."""
+    """The client's choice of stream and background, from a body that was fully read and checked before."""
     return try_decode(_MANNER, body) or Manner()
 
 
@@ -108,11 +108,14 @@ def read_request(
     strict: bool = False,
     refuse_tools: bool = False,
 ) -> CreateResponse:
-    """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
-    which with its variables may take `max_prompt_bytes`. `strict`: refuse unknown parts; `refuse_tools`: refuse tools
-    that do not run here.
+    """Read a create-response body.
 
-    Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
+    - `hosted` are the types of tools that Antiphon runs.
+    - `prompt` is the template that the request's `prompt` refers to. With its variables it may take `max_prompt_bytes`.
+    - `strict`: refuse unknown parts.
+    - `refuse_tools`: refuse a request with tools that Antiphon does not run.
+
+    Raises `InvalidRequest`, and `PromptNotLoaded` for a body that refers to a prompt when `prompt` is None.
     """
     fields = _read_object(body)
     tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools)
@@ -122,7 +125,7 @@ def read_request(
         if prompt is None:
             raise PromptNotLoaded(reference)
         said, filled = fill(prompt.body, reference.variables, max_prompt_bytes)
-        # What the request says itself wins.
+        # The request's own fields override those of the template.
         fields = {**filled, **{name: value for name, value in fields.items() if given(value)}}
         fields["prompt"] = show_reference(reference, prompt)
         messages = read_items("prompt.input", raw(said), max_items)
@@ -134,7 +137,7 @@ def read_request(
         fields, ignored = spread_extra_body(fields, REQUEST_FIELDS - SAMPLING)
     parameters: dict[str, Raw] = {}
     unknown: dict[str, Raw] = {}
-    # A request has few of the many fields there are: only those are looked at.
+    # A request has few of the known fields, so the loop runs over the request's fields instead of the table.
     for name, value in fields.items():
         if name in _DECODERS:
             if (decoded := read_value(name, _DECODERS[name], value)) is not None:
@@ -206,8 +209,8 @@ def read_request(
 
 
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Pass on further fields that the operator allows, for any profile of the server. Fields that are neither known nor
-    allowed are left out. Raises `InvalidRequest` for them with `strict`."""
+    """Forward additional fields that the operator allows, with every profile of the server. Fields that are neither
+    known nor allowed are left out. With `strict`, raises `InvalidRequest` for them."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
         error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
         request.unknown.leave_out(name, error)
@@ -219,7 +222,7 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
 
 
 def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
-    """The error for a request that leaves the model nothing to answer; `left_out` names its unknown parts."""
+    """The error for a request that gives the model nothing to answer. `left_out` names the request's unknown parts."""
     unknown = [name for name in left_out if name.startswith("input.")]
     if unknown:
         return missing_value(f"Antiphon knows no item of 'input' ({', '.join(unknown)} was left out).", "input")
@@ -230,7 +233,7 @@ _INSIDE: Final = {
     **{place: names for row in FIELDS.values() for place, names in row.members()},
     **dict.fromkeys(("tool_choice", "tool_choice.tools[]"), CHOICE_MEMBERS),
 }
-"""The known members of objects in fields, by their places."""
+"""The known members of objects in fields, by the path of the object."""
 _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
 
 
@@ -270,7 +273,7 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """Unknown keys of the objects in fields, as dotted names, each once, the first of them."""
+    """The dotted names of unknown keys in objects of fields, without duplicates and up to a limit."""
     if _WITH_MEMBERS.isdisjoint(fields):
         return []
     unknown = {
@@ -284,7 +287,7 @@ def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
 
 
 def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
-    """The objects at a place: `text.format`, or `tool_choice.tools[]` for each of a list."""
+    """The objects at a path: one for `text.format`, or one for each list entry of `tool_choice.tools[]`."""
     name, *further = path
     value = fields.get(name.removesuffix("[]"), ABSENT)
     inner = _SOURCES.decode(value) if name.endswith("[]") and first(value) == b"[" else [value]
@@ -294,7 +297,7 @@ def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
-    """Known fields whose value has no effect here."""
+    """The values of `include` that are known and have no effect. They belong to tools that Antiphon does not run."""
     return [
         f"include:{include}"
         for include in values.get("include") or ()
@@ -312,7 +315,7 @@ def _read_model(value: Raw) -> str:
 
 
 def _read_conversation(value: Raw, previous: str | None) -> str | None:
-    """The id, given as a string or in an object."""
+    """The conversation's id, which the request gives as a string or in an object. None when the request names none."""
     if not given(value):
         return None
     if previous:
@@ -347,7 +350,7 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
         loose = read_value("input", _INPUT, value)
         items, known = loose, False
     if not known or any(item.type not in _PLAIN_ITEMS for item in items):
-        # What is shown or stored as it came needs its bytes; the usual items do not.
+        # Items that the model sees unchanged, or that are stored unchanged, need their bytes. Usual items do not.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
             item.source = source
     if not known:
@@ -361,7 +364,8 @@ _ITEM: Final = msgspec.json.Decoder(InputItem)
 
 
 def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
-    """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
+    """The items of a list, each with its `source`. Null or an absent value gives an empty list. Raises
+    `InvalidRequest`."""
     if not given(value):
         return []
     sources = read_value(name, _SOURCES, value)
@@ -376,7 +380,8 @@ def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
 
 
 def take_trigger(items: list[InputItem]) -> bool:
-    """Whether the input ends in a `compaction_trigger`, which is taken out. Raises `InvalidRequest` for any other."""
+    """Remove a `compaction_trigger` from the end of the input, and return whether there was one. Raises
+    `InvalidRequest` for a trigger at any other position."""
     asked = bool(items) and items[-1].type == "compaction_trigger"
     if asked:
         items.pop()

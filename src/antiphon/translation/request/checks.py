@@ -1,6 +1,6 @@
 """Shared checks of request values, each with its error: choices, names, metadata, types.
 
-Invariant: every error names the field it is about.
+Invariant: every error names the field with the wrong value.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from antiphon.types.tolerance import Tolerance
 _Value = TypeVar("_Value")
 
 NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-"""Names of tools and schemas."""
+"""The format of the names of tools and schemas."""
 
 _STRING: Final = msgspec.json.Decoder(str)
-# How msgspec says what is wrong, and the words for it.
+# Patterns of msgspec's error messages, and the client's words for JSON types.
 _EXPECTED: Final = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
 _MISSING: Final = re.compile(r"Object missing required field `([^`]+)`")
 _KINDS: Final = {
@@ -41,7 +41,8 @@ _KINDS: Final = {
 
 
 def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
-    """The error for a value of the wrong type, or one that lacks a key, with its path below `name` (empty: a body)."""
+    """The error for a value of the wrong type, or for an object that lacks a key. `name` is the path of the decoded
+    value (empty for the whole body), and the error adds the path below it."""
     problem, _, path = str(error).partition(" - at `$")
     param = (name + path.removesuffix("`").replace("[...]", "")).lstrip(".")
     if found := _MISSING.fullmatch(problem):
@@ -58,7 +59,7 @@ def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
 
 
 def read_value(name: str, decoder: msgspec.json.Decoder[_Value], value: Raw) -> _Value:
-    """A member of a body that was read, so that it is JSON. Raises `InvalidRequest` when it is of another type, or
+    """Decode a member of a body that is valid JSON. Raises `InvalidRequest` when the value has another type, or is
     nested too deeply."""
     try:
         return decoder.decode(value)
@@ -69,13 +70,14 @@ def read_value(name: str, decoder: msgspec.json.Decoder[_Value], value: Raw) -> 
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    """Raise unless the value is absent or one of these."""
+    """Raise unless the value is None or one of `allowed`."""
     if value is not None and value not in allowed:
         raise _not_among(name, value, allowed)
 
 
 def known_choice(name: str, value: str | None, allowed: tuple[str, ...], tolerance: Tolerance) -> bool:
-    """Whether the value is absent or one of these; else it is left out. Raises `InvalidRequest` in strict mode."""
+    """Whether the value is None or one of `allowed`. Any other value is left out. Raises `InvalidRequest` in strict
+    mode."""
     if value is None or value in allowed:
         return True
     tolerance.leave_out(f"{name}:{value}", _not_among(name, value, allowed))
@@ -94,7 +96,8 @@ def read_string(name: str, value: Raw) -> str:
         raise invalid_type(name, "expected a string") from None
 
 
-# A half of a pair in an escape that no backslash escapes, without its other half beside it.
+# Matches the escape of one half of a surrogate pair, without the other half next to it. Escaped backslashes do not
+# match.
 _UNPAIRED: Final = re.compile(
     rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -107,7 +110,7 @@ def has_half_characters(data: bytes) -> bool:
 
 
 def not_json(data: bytes, problem: str = "", what: str = "The request body") -> InvalidRequest:
-    """The error for bytes that are not JSON; `problem` is the parser's message. An unpaired surrogate gets a separate
+    """The error for bytes that are not JSON. `problem` is the parser's message. An unpaired surrogate gets a separate
     message, since the parser reports truncated input. JavaScript clients write one when they cut a text."""
     if (found := _UNPAIRED.search(data)) is not None:
         problem = (
@@ -118,7 +121,7 @@ def not_json(data: bytes, problem: str = "", what: str = "The request body") -> 
 
 
 def not_utf8(error: UnicodeDecodeError) -> InvalidRequest:
-    """The error for a body that is no text."""
+    """The error for a body that is not valid UTF-8."""
     return InvalidRequest(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json")
 
 

@@ -1,12 +1,12 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: reading such items, and the request as they leave it. Not here: the meaning of the settings
+Lives here: reading such items, and applying them to the request. Not here: the effect of the settings
 (`translation/chat/body.py`).
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
 
-Invariant: the last update of a setting wins, over the request's own field too. The field holds the value from the
-beginning of the conversation: clients do not change it, so that the engine's prefix cache holds.
+Invariant: the last update of a setting wins, and also overrides the request's own field. Clients keep the field's value
+from the beginning of the conversation, so that the prefix cache of the model server stays valid.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _SETTINGS: Final = msgspec.json.Decoder(KeptConfiguration)
 
 @dataclass(slots=True)
 class Configuration:
-    """The settings that the updates of a conversation leave. UNSET: no update sets it."""
+    """The settings after all updates of a conversation. UNSET: no update changes the setting."""
 
     effort: str | UnsetType | None = UNSET
     format: TextFormat | UnsetType | None = UNSET
 
     def apply(self, request: CreateResponse) -> bool:
-        """Set the values in the request. Returns whether there were any."""
+        """Set the values in the request. Returns whether any update set a value."""
         if self.effort is not UNSET:
             before = request.reasoning or ReasoningOptions()
             request.reasoning = msgspec.structs.replace(before, effort=self.effort)
@@ -50,7 +50,8 @@ class Configuration:
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
-    """The updates among the items, each with how an error names it. Raises `InvalidRequest`."""
+    """The settings after all updates among the items. Each item comes with its path for errors. Raises
+    `InvalidRequest`."""
     found = Configuration()
     for where, item in items:
         if item.type == CONFIGURATION:
@@ -59,7 +60,7 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
 
 
 def _note_members(source: Raw, tolerance: Tolerance) -> None:
-    """Note the unknown settings of an update, so that the response names them as ignored."""
+    """Record the unknown settings of an update, so that the response lists them as ignored."""
     settings = _SETTINGS.decode(source)
     for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
         for inner in tolerance.unknown(sent or (), known.__struct_fields__):

@@ -1,13 +1,12 @@
 """The table of supported request fields, tools and items, by profile.
 
-It is for people (`docs/reference/compatibility.md`) and for `GET /v1/antiphon/capabilities`.
+Two readers use the table: the docs page `docs/reference/compatibility.md`, and `GET /v1/antiphon/capabilities`.
 
-Lives here: what becomes of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
-the fields (`fields.py`) and of items (`translation/item_kinds.py`), the code that acts (`body.py`,
+Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
+the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that treats them (`body.py`,
 `translation/chat/body.py`, `translation/chat/tools.py`, `translation/chat/messages.py`, `translation/chat/content.py`).
 
-Invariant: the table says what that code does; `tests/unit/translation/test_field_support.py` sends a request for each
-row.
+Invariant: the table agrees with that code. `tests/unit/translation/test_field_support.py` sends a request for each row.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _REFUSED_TOOL: Final = rejected(
 _SET_UP: Final = ignored("left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
 _CHOSEN: Final = rejected("unless the gateway is set up to run the tool")
 HOSTED_SUPPORT: Final = handled("runs here, between two turns of the model")
-"""Of everything that speaks of a tool, in a gateway that is set up to run it."""
+"""The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
 _FUNCTION: Final = handled("a function; calls come back as items of their own type")
 _LATER: Final = handled(
     "a call without output gets a placeholder; when the output arrives, the call is repeated with it"
@@ -161,7 +160,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
 }
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(rows) for group, rows in _TABLE.items()}
-"""The names in a readable order, by group."""
+"""The names of the table in a readable order, by group."""
 
 _RULES: Final = {name: rule for rows in _TABLE.values() for name, rule in rows.items()}
 
@@ -173,7 +172,7 @@ def all_names() -> Iterator[str]:
 
 def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | None = None) -> Support:
     """Antiphon's treatment of this name with an upstream of this profile. `context_tokens` is the model's context size,
-    if it is set. Raises KeyError for a name that is not in the table."""
+    if the settings contain it. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
         return handled(f"the oldest turns beyond about {context_tokens} tokens are left out")
     rule = _RULES[name]

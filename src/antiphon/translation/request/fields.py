@@ -1,20 +1,21 @@
 """The table of create-response fields: one row for each.
 
-A row has a field's type and limits, its treatment, and the form in which a response repeats it. These follow the rows:
+A row has a field's type and limits, its treatment, and the form in which a response repeats it. The following code uses
+the rows:
 
 - reading (`body.py`) and checks;
 - the chat request (`translation/chat/body.py`);
 - the response (`translation/events/initial_response.py`);
-- the API's document;
+- the API's OpenAPI document;
 - the table of supported fields, with its page in the docs.
 
 Lives here, too: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
 `context_management`.
 
-A field that goes to the chat server unchanged needs only its row. A field with a meaning here has an attribute of
-`CreateResponse` too, and code that reads it.
+A field that goes to the chat server unchanged needs only its row. A field that Antiphon acts on also has an attribute
+of `CreateResponse`, and code that reads that attribute.
 
-Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
+Not here: fields that only chat servers know (`parameters.py`), items, tools and content parts.
 
 Invariants: a field without a row is unknown, so it is ignored or rejected (`types/tolerance.py`). Every error names its
 field in `param`.
@@ -53,17 +54,23 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`kind` is the type, None where a separate reader reads the field. A null is as if the field were not there.
+    """One field of a create-response request. `kind` is the field's type, or None if separate code reads the field. A
+    null counts as an absent field.
 
-    Limits: `least` and `most`, the `longest` text, or `words`. Another word is ignored: OpenAI adds words, and a new
-    one changes only the manner of the answer.
+    Limits:
 
-    Fate: `forward` decides whether a server with a profile gets the field unchanged; else it is ignored. `unsent` are
-    values that ask for the server's default behaviour. `fate` has the treatment of other fields, or of each member or
-    value if these differ.
+    - `least` and `most` limit a number, and `longest` limits the length of a text.
+    - `words` are the known values. An unknown value is ignored. OpenAI adds values, and a new value changes only the
+      style of the answer.
+
+    Treatment:
+
+    - `forward` decides whether a server with a profile gets the field unchanged. If not, the field is ignored.
+    - `unsent` are values that ask for the server's default behaviour, so Antiphon does not send them.
+    - `fate` is the treatment of fields without `forward`, or of each member or value if these differ.
 
     `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
-    separate code decides how. `template`: a prompt's template can set it.
+    separate code sets its value. `template`: a prompt's template can set the field.
     """
 
     name: str
@@ -81,7 +88,7 @@ class Field:
 
     @property
     def echo_kind(self) -> Any:
-        """The type of the member that repeats it."""
+        """The type of the response member that repeats the field."""
         return self.kind | None if self.echo is None else self.kind
 
     def rules(self) -> Mapping[str, Rule]:
@@ -93,11 +100,11 @@ class Field:
         return {self.name: self.fate}
 
     def forwarded_to(self, profile: UpstreamProfile) -> bool:
-        """Whether a server of this profile takes it as it is."""
+        """Whether a server of this profile gets the field unchanged."""
         return self.forward is not None and self.forward(profile, self.name)
 
     def members(self) -> Iterator[tuple[str, frozenset[str]]]:
-        """The names in each object that it holds, by the object's place: `text.format`, `context_management[]`."""
+        """The keys of each object that the field holds, by the object's path: `text.format`, `context_management[]`."""
         if get_origin(self.kind) is list:
             yield from _members(f"{self.name}[]", get_args(self.kind)[0])
         else:
@@ -272,7 +279,7 @@ _ROWS: Final = (
     Field(
         "prompt", fate=handled("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
     ),
-    # Tables of their own say what becomes of their values.
+    # Separate tables have the treatment of these fields' values.
     Field("include", list[str], {}, template=True),
     Field("tools", fate={}, template=True),
     Field("tool_choice", fate={}, template=True),
@@ -300,10 +307,10 @@ OF_CHAT: Final = {
 """Fields of Chat Completions, which get a 400, and the fields of the Responses API to use instead."""
 
 REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
-"""Members of a request that have a meaning of their own here."""
+"""Request members that Antiphon acts on or refuses."""
 
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
-"""The fields that mean the same inside `extra_body`."""
+"""The fields that have the same meaning inside `extra_body`."""
 
 _HOSTED: Final = ignored("unless the gateway is set up to run the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
@@ -317,11 +324,11 @@ INCLUDES: Final[dict[str, Rule]] = {
     "computer_call_output.output.image_url": IGNORED,
     "code_interpreter_call.outputs": _HOSTED,
 }
-"""Values of `include`, and what becomes of each."""
+"""The values of `include`, and the treatment of each."""
 
 
-# Limits. Not msgspec's constraints (`Meta`, `Literal`): their errors name neither the value nor whether it is too small
-# or too large, and `code` and message say both, so that each would have to be looked for again.
+# Limits. msgspec's constraints (`Meta`, `Literal`) are not used. Their errors name neither the value nor the limit that
+# it breaks, and the client's error needs both.
 
 EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES: Final = ("auto", "concise", "detailed")
@@ -332,9 +339,9 @@ _MOST_ENTRIES: Final = 32
 
 
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
-    """Raise `InvalidRequest` for the first value outside its range or length; `values` are decoded fields.
+    """Raise `InvalidRequest` for the first value outside its range or length. `values` are decoded fields.
 
-    Leaves unknown choices out of `values` (an effort stays, for the echo).
+    Removes unknown choices from `values`. An unknown effort stays, because the response repeats it.
     """
     for name, value in tuple(values.items()):
         row = FIELDS[name]
@@ -354,7 +361,7 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
     reasoning: ReasoningOptions | None = values.get("reasoning")
     if reasoning is not None:
         known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
-        # A summary in an unknown manner is a summary.
+        # A summary of an unknown kind becomes `auto`.
         for name in ("summary", "generate_summary"):
             if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
                 setattr(reasoning, name, "auto")
@@ -363,7 +370,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
-    """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
+    """The number of tokens from which a conversation is compacted. 0 means the server's own number. None means that no
+    entry asks for compaction."""
     if len(entries) > _MOST_ENTRIES:
         raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
     threshold = None
@@ -388,8 +396,8 @@ def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
 
 
 def check_format(where: str, form: TextFormat) -> None:
-    """Raise `InvalidRequest` unless a text format is whole. An unknown format is refused: the client relies on its
-    format."""
+    """Raise `InvalidRequest` unless a text format is complete. An unknown format is refused, because the client relies
+    on the format."""
     check_choice(f"{where}.type", form.type, FORMATS)
     if form.type == "json_schema":
         if not form.name:

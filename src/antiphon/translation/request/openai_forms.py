@@ -1,12 +1,12 @@
 """Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
-Lives here: the checks that `strict: true` adds, so that what passes here passes at OpenAI too. Not here: unknown fields
-and values (`types/tolerance.py`), requests that no server could take (`fields.py`, `tools.py`).
+Lives here: the checks that `strict: true` adds. OpenAI accepts every schema and grammar that passes them. Not here:
+unknown fields and values (`types/tolerance.py`), requests that no server can accept (`fields.py`, `tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
-`docs/reference/limits.md` lists what this module checks and what it does not.
+`docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.
 
-Invariant: every error names the schema's place in the request, and the place inside the schema.
+Invariant: every error names the schema's path in the request, and the path inside the schema.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def check_forms(request: CreateResponse) -> None:
 
 
 def check_json_word(messages: Iterable[ChatMessage]) -> None:
-    """Raise `InvalidRequest` unless a message says "json". A model that must answer with JSON, but has no instruction
-    to do so, may write endless whitespace."""
+    """Raise `InvalidRequest` unless a message contains the word "json". A model that must answer with JSON, but has no
+    instruction to do so, may write endless whitespace."""
     if not any(isinstance(said := message.content, Raw) and b"json" in bytes(said).lower() for message in messages):
         raise wrong_value(
             "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
@@ -68,7 +68,7 @@ def check_json_word(messages: Iterable[ChatMessage]) -> None:
 
 
 def _declared(where: str, tools: Iterable[ToolDeclaration]) -> Iterator[tuple[str, ToolDeclaration]]:
-    """All tools, including those in namespaces, each with its place in the request."""
+    """All tools, including those in namespaces, each with its path in the request."""
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"
         yield place, tool
@@ -100,7 +100,7 @@ def _check_root(schema: object) -> None:
 
 
 def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
-    """Check one schema without those inside it; return its number of properties."""
+    """Check one schema, but not the schemas inside it. Returns its number of properties."""
     if depth > _DEEPEST:
         raise _Unfit(place[:8], f"a schema may be nested at most {_DEEPEST} levels deep")
     for name in _FORBIDDEN:
@@ -128,7 +128,7 @@ def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
 
 
 def _inside(place: Place, schema: dict[str, object], depth: int) -> Iterator[tuple[Place, object, int]]:
-    """The schemas in a schema."""
+    """The schemas directly inside a schema, each with its path and depth."""
     for holder in ("properties", "$defs", "definitions"):
         held = schema.get(holder)
         for name, one in held.items() if isinstance(held, dict) else ():
@@ -139,7 +139,7 @@ def _inside(place: Place, schema: dict[str, object], depth: int) -> Iterator[tup
     yield (*place, "items"), schema.get("items"), depth
 
 
-# Syntax of OpenAI's regular expressions (Rust's) that Python spells differently.
+# Syntax that Python spells differently from OpenAI's regular expressions (Rust's).
 _OF_RUST: Final = (
     (re.compile(r"\\[pP](?:\{[^}]*\}|.)"), r"\\w"),
     (re.compile(r"\(\?<(?![=!])"), "(?P<"),

@@ -1,10 +1,11 @@
 """Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
 
-Lives here: their names and types, which members of a literal `extra_body` count, and how the operator's members combine
-with the client's. Not here: which server takes which (`profiles/`), the fields of the Responses API (`fields.py`).
+Lives here: the names and types of these parameters, and reading a client's `extra_body`. The merge of the operator's
+parameters with the client's is here too. Not here: the parameters that each server accepts (`profiles/`), the fields of
+the Responses API (`fields.py`).
 
-Invariant: no parameter can set what Antiphon decides (`DECIDED_HERE`). That is the model, the messages, the tools, the
-stream, storage and the length of the answer.
+Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). These are the model, the messages, the
+tools, the stream, storage and the length of the answer.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from antiphon.types.json import first, given, raw
 from antiphon.types.tolerance import MAX_NAMES
 
 PARAMETER_KINDS: Final[dict[str, object]] = {
-    # Of Chat Completions itself.
+    # Parameters of Chat Completions itself.
     "seed": int | None,
     "stop": str | list[str] | None,
-    # llama.cpp takes a list of pairs as well.
+    # llama.cpp also accepts a list of pairs.
     "logit_bias": dict[str, float] | list[object] | None,
-    # Sampling (vLLM, llama.cpp, SGLang, LM Studio, OpenRouter and others).
+    # Sampling parameters of vLLM, llama.cpp, SGLang, LM Studio, OpenRouter and others.
     "top_k": int | None,
     "min_p": float | None,
     "top_a": float | None,
@@ -40,7 +41,7 @@ PARAMETER_KINDS: Final[dict[str, object]] = {
     "stop_token_ids": list[int] | None,
     "bad_words": list[str] | None,
     "ignore_eos": bool | None,
-    # What the chat template is given, and other words for the same wish.
+    # Arguments of the chat template, and parameters of other servers that switch thinking too.
     "chat_template_kwargs": dict[str, object] | None,
     "enable_thinking": bool | None,
     "thinking_budget": int | None,
@@ -60,13 +61,14 @@ _DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in PARAMETER
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 PARAMETERS: Final = tuple(PARAMETER_KINDS)
-"""Their names in a readable order."""
+"""The names of the parameters, in a readable order."""
 
 EVERY_PARAMETER: Final = frozenset(PARAMETERS)
-"""The parameters for an unknown server of the operator. It uses them, or ignores those that it does not know."""
+"""The parameters for an operator's server without a known profile. The server ignores parameters that it does not
+know."""
 
 STANDARD_PARAMETERS: Final = frozenset({"seed", "stop", "logit_bias"})
-"""The parameters that Chat Completions itself has."""
+"""The parameters that Chat Completions has."""
 
 SHAPING: Final = frozenset(
     {name for name in PARAMETER_KINDS if name.startswith("guided_")}
@@ -79,18 +81,21 @@ DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_ef
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),
     "extra_body",
 }
-"""Members of a chat request that no client or operator can add: Antiphon could not read or honour their effect."""
+"""Members of a chat request that no client or operator can add, because Antiphon cannot read or honour their effect."""
 
 
 def read_parameter(name: str, value: Raw) -> Raw | None:
-    """The value as it is, None for null. Raises `InvalidRequest` when its type is wrong."""
+    """The unchanged value, or None for null. Raises `InvalidRequest` when its type is wrong."""
     return value if read_value(name, _DECODERS[name], value) is not None else None
 
 
 def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
-    """The request with the members of its literal `extra_body` added; the request's own members win. Also the names of
-    members that have no effect there: those `apart` are fields of the API with another place. Raises
-    `InvalidRequest`."""
+    """Add the members of the request's `extra_body` object to the request. Members of the request itself win.
+
+    Returns the new request, and the names of members of `extra_body` without effect. A member has none if the request
+    has the same member, or if its name is in `apart`: API fields that clients must not put there. Raises
+    `InvalidRequest`.
+    """
     extra = fields["extra_body"]
     rest = {name: value for name, value in fields.items() if name != "extra_body"}
     if not given(extra):
@@ -104,7 +109,7 @@ def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[di
 
 
 def laid_over(below: Mapping[str, Raw], above: Mapping[str, Raw]) -> dict[str, Raw]:
-    """Two sets of members, the second over the first; of two objects, member by member."""
+    """Merge two sets of members. `above` overrides `below`, and two objects are merged member by member."""
     laid = {**below, **above}
     for name in below.keys() & above.keys():
         if first(below[name]) == first(above[name]) == b"{":

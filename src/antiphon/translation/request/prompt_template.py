@@ -1,13 +1,13 @@
-"""Fills a prompt template: its variables, and the values that a request gives them.
+"""Fills a prompt template: replaces its variables by the values in a request.
 
-Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here: the
-meaning of the other fields (those of a create-response request, read by `body.py`), the store of prompts.
+Lives here: replacing `{{name}}` in instructions and in the text of messages by texts, images and files. Not here: the
+effect of the other fields, which are fields of a create-response request (`body.py`), and the store of prompts.
 
-A template's messages come first, like instructions. They are no part of the response's stored input or of a later turn.
-A field of the request wins over the same field of the template.
+A template's messages come first, like instructions. They are not part of the response's stored input or of later turns.
+A field of the request overrides the same field of the template.
 
-Invariants: a variable of the template without a value in the request is a 400. So is a value for a variable that the
-template does not have. The sidecar never searches a value for variables.
+Invariants: a template variable without a value in the request gets a 400. A value for a variable that the template does
+not have gets a 400 too. The sidecar never searches a value for variables.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TEXT_KINDS: Final = ("input_text", "output_text", "text")
 
 
 class PromptNotLoaded(Exception):
-    """A request names a prompt, which has to be loaded before anything else of the request can be read."""
+    """A request refers to a prompt, which must be loaded before the rest of the request can be read."""
 
     def __init__(self, reference: PromptReference) -> None:
         super().__init__(reference.id)
@@ -59,7 +59,7 @@ _MESSAGE: Final = msgspec.json.Decoder(PromptMessage)
 
 
 def read_reference(value: Raw) -> PromptReference | None:
-    """A request's `prompt`. Raises `InvalidRequest`."""
+    """Read a request's `prompt`. None when the request has none. Raises `InvalidRequest`."""
     if not given(value):
         return None
     read = read_value("prompt", _REFERENCE, value)
@@ -74,27 +74,27 @@ def read_reference(value: Raw) -> PromptReference | None:
 
 
 def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
-    """A request's `prompt` as the response shows it: with the version that was used."""
+    """A request's `prompt` in the form that the response repeats, with the version that was used."""
     return raw({"id": reference.id, "version": str(prompt.version), "variables": reference.variables})
 
 
 def pin_prompt(body: bytes, shown: Raw) -> bytes:
-    """A request that means this version of its prompt whenever it is read again; `shown` is the response's form of
-    it."""
+    """The request body with a fixed version of its prompt, so that a later reading uses the same version. `shown` is
+    the response's form of the prompt."""
     return encode({**_FIELDS.decode(body), "prompt": shown})
 
 
 def variables_of(template: bytes) -> tuple[str, ...]:
-    """The names of a template's variables, in the order of their places. Raises `InvalidRequest`."""
+    """The names of a template's variables, in order of their first use. Raises `InvalidRequest`."""
     seen = _Values({}, collect=True)
     seen.fill(template)
     return tuple(dict.fromkeys(seen.names))
 
 
 def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[list[Raw], dict[str, Raw]]:
-    """Put the values into the template, a JSON object: the messages that come first, and fields of a request.
+    """Insert the values into the template, a JSON object. Returns the template's messages, and its fields of a request.
 
-    Raises `InvalidRequest`, and `RequestTooLarge` before it makes a result above the limit.
+    Raises `InvalidRequest`. Raises `RequestTooLarge` before it builds a result above the limit.
     """
     seen = _Values({}, collect=True)
     seen.fill(template)
@@ -108,7 +108,7 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
             param="prompt.variables",
             code="unknown_parameter",
         )
-    # A variable may stand in the template as often as one likes.
+    # A template may use a variable many times, so the check counts every use.
     if len(template) + sum(len(values[name]) for name in seen.names) > max_bytes:
         raise RequestTooLarge(
             f"With its variables, each as often as it is used, the prompt takes more than {max_bytes} bytes, the most "
@@ -120,7 +120,8 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
 
 
 class _Values:
-    """Replaces variables; with `collect` it only notes their names, and leaves everything as it is."""
+    """Replaces variables by values. With `collect` it only collects the variables' names, and leaves the text
+    unchanged."""
 
     def __init__(self, values: Mapping[str, Raw], *, collect: bool = False) -> None:
         self._collect = collect
@@ -132,7 +133,7 @@ class _Values:
 
     def fill(self, template: bytes) -> tuple[list[Raw], dict[str, Raw]]:
         fields = _FIELDS.decode(template)
-        fields.pop("description", None)  # for people
+        fields.pop("description", None)  # The description is for people.
         messages = list(self._messages(fields.pop("input", Raw())))
         instructions = fields.get("instructions")
         if instructions is not None and given(instructions):
@@ -186,7 +187,7 @@ class _Values:
         return raw({**fields, "content": content})
 
     def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
-        """A content part, which a picture or file in the middle of its text cuts into several."""
+        """The content parts of one part. An image or file inside the text splits the part into several."""
         read = try_decode(_VALUE, part)
         if read is None or read.type not in _TEXT_KINDS or read.text is None:
             return [part]
@@ -194,7 +195,8 @@ class _Values:
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)
 
     def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
-        """The text in pieces: between variables, their texts, and (where `parts` may stand) pictures and files."""
+        """Split a text at its variables, and yield their values in between. `parts`: a value may be an image or a
+        file."""
         at = 0
         for found in _VARIABLE.finditer(text):
             yield text[at : found.start()]
@@ -217,7 +219,7 @@ class _Values:
 
 
 def _parts(pieces: list[str | Raw], like: dict[str, Any]) -> list[Any]:
-    """Content parts: neighbouring texts as one part with the keys of `like`, everything else as it is."""
+    """The content parts for these texts, images and files. Adjacent texts become one part with the keys of `like`."""
     parts: list[Any] = []
     text = ""
     for piece in pieces:

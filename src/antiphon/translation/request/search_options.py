@@ -1,10 +1,11 @@
 """Reads the filters and ranking options of a search.
 
-Lives here: reading them from decoded JSON. Not here: what they mean to an index (`stores/`), the search itself.
+Lives here: reading them from decoded JSON. Not here: applying them to an index (`stores/`), and the search itself.
 
 Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
 
-Invariant: a search accepts the returned options. Anything else is an `InvalidRequest` that names the place.
+Invariant: a search accepts every value that this module returns. Any other input raises an `InvalidRequest` that names
+the path.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ FILTERS: Final[dict[str, object]] = {
         _NULL,
     ]
 }
-"""The schema of a filter; the parts of a compound are filters again."""
+"""The JSON schema of a filter. The entries in `filters` are filters too."""
 
 _WEIGHT: Final = {"type": ["number", "null"], "minimum": 0}
 RANKING: Final[dict[str, object]] = {
@@ -66,11 +67,11 @@ RANKING: Final[dict[str, object]] = {
         },
     },
 }
-"""The schema of ranking options."""
+"""The JSON schema of ranking options."""
 
 
 def read_filters(value: object, where: str) -> Filter | None:
-    """A filter, None when there is none. Raises `InvalidRequest`."""
+    """Read a filter. None when the value is null. Raises `InvalidRequest`."""
     found = None if value is None else _filter(value, where, _MAX_DEPTH)
     if found is not None and _size(found) > _MAX_IN_ALL:
         raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons in all")
@@ -78,7 +79,7 @@ def read_filters(value: object, where: str) -> Filter | None:
 
 
 def read_ranking(value: object, where: str) -> Ranking:
-    """Ranking options, the defaults when there are none. Raises `InvalidRequest`."""
+    """Read ranking options. The defaults when the value is null. Raises `InvalidRequest`."""
     if value is None:
         return Ranking()
     options = _object(value, where)

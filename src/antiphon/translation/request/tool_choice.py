@@ -1,9 +1,9 @@
-"""Reads `tool_choice`: its forms, what they allow, and how a response repeats them.
+"""Reads `tool_choice`: its forms, the tools that they allow, and the form in which a response repeats it.
 
-Lives here: reading `tool_choice`. Not here: its chat form (`translation/chat/tools.py`), keeping the model to it
-(`translation/answer/tool_calls.py`).
+Lives here: reading `tool_choice`. Not here: its chat form (`translation/chat/tools.py`), and refusing calls that the
+choice forbids (`translation/answer/tool_calls.py`).
 
-Invariant: a choice that is kept names only tools that can be called, or that the history may know.
+Invariant: a returned choice names only callable tools, or tools that the history may declare.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import AnyToolChoice, NamedTool
 
 _KnownTool = tuple[str | None, str | None, str | None]
-"""Kind, name, namespace: a function and a custom tool of one name are two tools."""
+"""Kind, name and namespace. A function and a custom tool with the same name are two tools."""
 
 MODES: Final = ("auto", "none", "required")
 
 _ONE_FUNCTION: Final = frozenset({"web_search", "file_search", "code_interpreter"})
-"""Hosted tools that the model is shown as one function of their name."""
+"""Hosted tools that the model sees as one function with the tool's name."""
 
 
 CHOICE_MEMBERS: Final = frozenset(AnyToolChoice.__struct_fields__)
-"""Members of a choice, and of the tools that it names."""
+"""The known members of a choice, and of the tools that it names."""
 
 _CHOICE: Final = msgspec.json.Decoder(AnyToolChoice)
 
@@ -46,11 +46,12 @@ def read_tool_choice(
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
-    """The choice, None when there is none. Raises `InvalidRequest`.
+    """The choice, or None when the request has none. Raises `InvalidRequest`.
 
-    `tools` are those of the `declared` that can be called, and what items brought. The choice names `limit` tools at
-    most. `continued`: earlier turns may have brought tools, so that a name that is not here may yet be
-    known (`translation/chat/tools.py` looks again, with the history).
+    - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
+    - `limit` is the maximal number of tools that the choice may name.
+    - `continued`: earlier turns may have declared tools, so the choice may name unknown tools.
+      `translation/chat/tools.py` checks such names again, with the history.
     """
     if not given(value):
         return None
@@ -98,7 +99,7 @@ def read_tool_choice(
 
 
 def _hosted_pair(named: NamedTool | AnyToolChoice, *, whole: bool = False) -> tuple[str | None, str | None]:
-    """How a hosted tool is named inside: an MCP server is a namespace, and so is a tool of another package."""
+    """The (name, namespace) pair of a hosted tool. An MCP server is a namespace, and so is another package's tool."""
     if named.type == "mcp":
         return (None if whole else named.name, named.server_label)
     name = hosted_name(named.type or "")
@@ -120,7 +121,7 @@ def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: froze
         elif tool.type in hosted:
             name = _hosted_pair(tool)
         else:
-            # A hosted tool that cannot run here: it is left out like its declaration.
+            # A hosted tool that Antiphon does not run is left out, like its declaration.
             continue
         sought = _hosted_pair(tool, whole=True) if tool.type in hosted else name
         if known is not None and (tool.type, *sought) not in known:

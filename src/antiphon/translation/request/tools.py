@@ -1,11 +1,11 @@
-"""Reads tools from a create-response body, and from items that bring tools.
+"""Reads tools from a create-response body, and from items that declare tools.
 
-Lives here: which tools can be called, which are ignored, which are rejected. Not here: the choice among them
-(`tool_choice.py`), their chat form (`translation/chat/tools.py`).
+Lives here: deciding which tools the model can call, which are ignored and which are rejected. Not here: the choice
+among them (`tool_choice.py`), their chat form (`translation/chat/tools.py`).
 
 The model can call a tool that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch and
-the client's tool search. A hosted tool that this sidecar cannot run does not fail the request. The exceptions are tools
-without which the answer would be wrong.
+the client's tool search. A hosted tool that this sidecar cannot run does not fail the request, unless the answer would
+be wrong without that tool.
 
 Invariant: every tool in the result has a valid name and, within one list, appears once.
 """
@@ -37,25 +37,26 @@ from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
 NAMED: Final = ("function", "custom", "namespace")
-"""Types of tools that have a name of their own."""
+"""Types of tools whose declaration has a name."""
 
 UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
-"""Types of tools that the client runs and that have their type for a name."""
+"""Types of tools that the client runs and whose name is their type."""
 
 SEARCHED: Final = "tool_search_output"
-"""The type of items with the tools that a search has found."""
+"""The type of items that declare the tools that a search has found."""
 
 WEB_SEARCHES: Final = (
     *("web_search", "web_search_2025_08_26"),
     *("web_search_preview", "web_search_preview_2025_03_11"),
 )
-"""The versions of a hosted tool."""
+"""The versions of the hosted web search tool."""
 
 _REFUSED: Final = {
     "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
     "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
 }
-"""Without these tools an answer would be wrong; by the setting that has them run here."""
+"""Hosted tools without which an answer would be wrong, so the request is refused if Antiphon does not run them. The
+values are the reasons, with the setting that enables the tool."""
 
 _NONE: Final = "this server does not implement it"
 _NOT_HERE: Final = {
@@ -66,7 +67,7 @@ _NOT_HERE: Final = {
     "computer_use_preview": _NONE,
     "programmatic_tool_calling": _NONE,
 }
-"""Known hosted tools that are left out where they do not run, each with the reason."""
+"""Known hosted tools that are left out if Antiphon does not run them, each with the reason."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
@@ -83,7 +84,7 @@ _NESTED: Final = " Chat Completions has a function's fields under 'function'; th
 
 
 def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
-    """The declarations in an array, each with its source. Raises `InvalidRequest`."""
+    """The declarations in an array, each with its undecoded source. Raises `InvalidRequest`."""
     if not given(value):
         return []
     sources = read_value(where, _RAW_LIST, value)
@@ -96,7 +97,7 @@ def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
 
 
 def found_on_servers(tools: Sequence[ToolDeclaration]) -> list[tuple[str, str]]:
-    """The tools of MCP servers among those that a search has found: label and name of each."""
+    """The tools of MCP servers among those that a search has found: the server's label and the name of each tool."""
     found = []
     for tool in tools:
         if tool.type == "mcp" and tool.server_label is not None:
@@ -106,17 +107,17 @@ def found_on_servers(tools: Sequence[ToolDeclaration]) -> list[tuple[str, str]]:
 
 
 def hosted_name(kind: str) -> str:
-    """The name by which a choice means a hosted tool, whatever version of it was declared."""
+    """The name by which a choice refers to a hosted tool, the same for all versions of the tool."""
     return "web_search" if kind.startswith("web_search") else kind
 
 
 def why_not_here(kind: str) -> str:
-    """Why a hosted tool of this type does not run here, with the setting that changes it."""
+    """The reason why Antiphon does not run a hosted tool of this type, with the setting that enables the tool."""
     return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
 
 
 def runs_here(tool: ToolDeclaration, hosted: frozenset[str]) -> bool:
-    """Whether a declared tool is one of these types that run here."""
+    """Whether Antiphon runs a declared tool. `hosted` are the types of tools that it runs."""
     return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
 
 
@@ -131,8 +132,8 @@ def read_tools(
 ) -> tuple[list[ToolDeclaration], list[str]]:
     """The callable tools, and the names of ignored ones (`tools.web_search`). Raises `InvalidRequest`.
 
-    `hosted` are the types of tools that run here; `tolerance` decides about unknown members. `brought` is the type of
-    the item that brings the tools. Such tools never run here, except tools of MCP servers that a search found
+    `hosted` are the types of tools that Antiphon runs. `tolerance` decides about unknown members. `brought` is the type
+    of the item that declares the tools. Antiphon never runs such tools, except tools of MCP servers that a search found
     (`found_on_servers`).
     """
     if len(tools) > limit:
@@ -152,7 +153,7 @@ def read_tools(
             if not may_be_called(tool):
                 left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
             elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
-                # There is no cache of the web here, and the web itself is not to be asked.
+                # The client wants a search without web access, but Antiphon has no cached copy of the web.
                 left_out.append(_left_out(f"tools.{tool.type}", _uncached(where, place), tolerance))
             else:
                 kept.append(tool)
@@ -204,7 +205,7 @@ def _refused(where: str, place: str, tool: ToolDeclaration, *, brought: bool) ->
 
 
 def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> str:
-    """Leave a tool out; return its name. Raises `error` if the settings refuse such a request."""
+    """Leave a tool out, and return `name`. Raises `error` if the settings refuse a request with such a tool."""
     if tolerance is not None:
         tolerance.leave_out_tool(name, error)
     return name
@@ -260,7 +261,7 @@ _NO_EFFECT: Final = frozenset({"output_schema", "search_content_types"})
 _OF_A_CLIENTS_SEARCH: Final = frozenset({"description", "parameters"})
 _EXECUTIONS: Final = ("client", "server")
 _LIVE: Final = (b"", b"null", b"true", b'"live"')
-"""Values of `external_web_access` that let a search ask the web."""
+"""Values of `external_web_access` that let a search access the web."""
 
 
 _INSIDE: Final = {
@@ -270,16 +271,16 @@ _INSIDE: Final = {
     "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
     "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
 }
-"""The known members of objects in a declaration."""
+"""The known members of objects in a tool's declaration, by the tool's type."""
 
 
 def _unused(
     where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], tolerance: Tolerance | None
 ) -> list[str]:
-    """The known members of a declaration that have no effect; unknown members are left out.
+    """The known members of a declaration that have no effect. Unknown members are left out.
 
-    Returns none for a tool of another package, since only that package knows them. Returns none without a `tolerance`:
-    an earlier reading named them.
+    The list is empty for a tool of another package, since only that package knows the tool's members. The list is also
+    empty without a `tolerance`, because an earlier reading has already listed the members.
     """
     known = TOOL_MEMBERS.get(tool.type)
     if known is None or tolerance is None:
@@ -309,14 +310,15 @@ def _unused(
 
 
 def _for_programs_too(tool: ToolDeclaration) -> bool:
-    """Whether programs of the model's may call a tool besides the model itself."""
+    """Whether the model and also programs that the model writes may call a tool."""
     return (
         first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
     )
 
 
 def may_be_called(tool: ToolDeclaration) -> bool:
-    """Whether the model itself may call a tool, and not only a program of its (which nothing runs here)."""
+    """Whether the model itself may call a tool. Programs that the model writes may call other tools, but Antiphon runs
+    no programs."""
     callers = tool.allowed_callers
     if first(callers) != b"[":
         return True
@@ -325,7 +327,7 @@ def may_be_called(tool: ToolDeclaration) -> bool:
 
 
 def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
-    # Needed for a mistake alone.
+    # difflib is needed only for an unknown type.
     import difflib
 
     near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
@@ -335,22 +337,22 @@ def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
 
 def _is_callable(tool: ToolDeclaration) -> bool:
     if tool.type == "tool_search":
-        # Where nothing here searches, all tools are shown.
+        # If Antiphon does not search for tools, the model sees all tools, so it needs no search.
         return tool.execution == "client"
     if tool.type == "shell":
-        # A shell in a container of the server's is a hosted tool.
+        # A shell in a container of the server is a hosted tool.
         return _environment(tool.environment) in (None, "local")
     return tool.type in NAMED or tool.type in UNNAMED
 
 
 def _environment(value: Raw) -> str | None:
-    """The type of a shell's environment; a shell without one is the client's."""
+    """The type of a shell's environment. None for a shell without an environment, which is the client's."""
     found = try_decode(_ENVIRONMENT, value) if given(value) else ToolEnvironment()
     return found.type if found is not None else "unknown"
 
 
 def local_skills(where: str, environment: Raw) -> list[str]:
-    """The skills of a client's shell, one line each. Raises `InvalidRequest`."""
+    """The skills of a client's shell, one line for each. Raises `InvalidRequest`."""
     if not given(environment):
         return []
     skills = read_value(f"{where}.environment", _SKILLS, environment).skills or []
@@ -359,7 +361,8 @@ def local_skills(where: str, environment: Raw) -> list[str]:
 
 
 def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], *, spaced: bool = False) -> str:
-    """The tool's name, once it is known to be a proper tool; `members` are a namespace's; `spaced`: inside of one."""
+    """Check a declaration, and return the tool's name. `members` are the tools of a namespace. `spaced`: the tool is
+    inside a namespace."""
     if given(tool.parameters) and first(tool.parameters) != b"{":
         raise invalid_type(f"{where}.parameters", "expected an object")
     if tool.type in UNNAMED:
@@ -384,7 +387,7 @@ def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration]
                 )
             names.add(name)
         return f"{tool.name} (namespace)"
-    # Names of MCP tools (in namespaces) may hold anything: the model is shown a name that fits
+    # Names of MCP tools (in namespaces) may hold any character. The model sees a chat name that fits
     # (`translation/tool_map.py`).
     if not (0 < len(tool.name) <= _LONGEST_NAME and (spaced or _NAME.fullmatch(tool.name))):
         raise invalid_parameter(f"{where}.name", f"use 1 to {_LONGEST_NAME} letters, digits, underscores or dashes")
@@ -394,12 +397,12 @@ def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration]
 
 
 def _is_nested(source: Raw) -> bool:
-    """Whether a function was declared as Chat Completions has it."""
+    """Whether a function is declared in the form of Chat Completions."""
     return first(source) == b"{" and "function" in _OBJECT.decode(source)
 
 
 def _check_format(where: str, value: Raw) -> None:
-    """A custom tool's format: text, or a grammar with its definition."""
+    """Check a custom tool's format: text, or a grammar with its definition."""
     form = read_value(where, _FORMAT, value)
     check_choice(f"{where}.type", form.type, ("text", "grammar"))
     if form.type == "grammar":
