@@ -1,10 +1,11 @@
 """Reloads changed settings while a gateway serves, and reports what cannot change.
 
-Lives here: SIGHUP and the watch on the settings file, the settings that cannot change, and the log line about the
-result. Not here: the processes with the new settings (`generation.py`, which `antiphon up` starts).
+This module handles SIGHUP and watches the settings file. It knows which settings cannot change at run time, and logs
+the result of each reload. `antiphon up` starts the processes with the new settings (`generation.py`).
 
-Invariants: new settings apply completely or not at all. Each attempt gives one log line, which names settings and never
-their values. The parent reads a file after it was stable for a moment, and the same content is no change.
+Invariants: new settings apply completely or not at all. Each attempt writes one log line, which names settings and
+never their values. The parent reads a file only after it was stable for a moment. A file with the same content is no
+change.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ FIXED = {
     "metrics.listen": "the parent of the workers listens there",
     "reload.watch": "it is decided at the start",
 }
-"""The settings that cannot change at run time, and why."""
+"""The settings that cannot change at run time, each with the reason."""
 _OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admin")
 
 
 class SettingsFile:
-    """Watches a file by its path, through all symbolic links. So it notices when another file takes the place (a
-    ConfigMap in Kubernetes)."""
+    """Watches a file by its path, through all symbolic links. So it notices when another file replaces it, as
+    Kubernetes does for a ConfigMap."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,13 +49,13 @@ class SettingsFile:
 
     @classmethod
     def of(cls, path: Path | None) -> SettingsFile | None:
-        """The watch of a process's file, if it has one. Created before the file is read, so that it notices every later
-        change."""
+        """Return the watch of a process's settings file, or None without a file. The caller creates it before it reads
+        the file, so that the watch notices every later change."""
         return cls(path) if path is not None else None
 
     def has_changed(self) -> bool:
-        """Whether the content differs from the last reported one, and was already the same at the last check: a writer
-        gets time to finish. A deleted file counts as a change once."""
+        """Whether the file has new content that was the same at the last two checks. The second check gives a writer
+        time to finish. Each content is reported once; a deleted file counts as new content."""
         former, self._seen = self._seen, self._digest()
         if self._seen != former or self._seen == self._told:
             return False
@@ -78,14 +79,14 @@ async def reasons(
     tell: Callable[[str], Awaitable[None]],
     look: float = _LOOK_SECONDS,
 ) -> None:
-    """Call `tell` with the reason whenever the settings must be read, one call at a time. Never returns."""
+    """Call `tell` with the reason whenever the settings must be read again, one call at a time. Never returns."""
     while True:
         try:
             async with asyncio.timeout(look if file is not None else None):
                 await hangup.wait()
         except TimeoutError:
             assert file is not None
-            # In a thread, because its disk may hang.
+            # The check runs in a thread, because the file's disk may hang.
             if await asyncio.to_thread(file.has_changed):
                 await tell("the file has changed")
             continue
@@ -96,7 +97,7 @@ async def reasons(
 
 
 class ReloadCounts:
-    """The results of reloads: the number of each, and the last one."""
+    """Counts the results of reloads, and remembers the last result."""
 
     def __init__(self) -> None:
         self.results = {"accepted": 0, "refused": 0}
@@ -114,7 +115,7 @@ class ReloadCounts:
         else:
             self._count("accepted")
             _log.info("settings_reloaded", because=because, changed=list(changed))
-        # In either case it serves, with the old or the new settings.
+        # After either result the process serves, with the old or the new settings.
         tell_manager("READY=1")
 
     def _count(self, result: str) -> None:
@@ -129,7 +130,8 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While active: a process without a parent logs that a restart is needed when its settings should be read again."""
+    """While the block runs, log that a restart is needed whenever the settings should be read again. This is for a
+    process without a parent that could replace it."""
 
     async def say(because: str) -> None:
         tell_manager("RELOADING=1")
@@ -146,7 +148,7 @@ async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsF
 
 
 def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
-    """The names of the changed settings. Raises `ConfigError` when a change needs a restart."""
+    """Return the names of the changed settings. Raises `ConfigError` when a change needs a restart."""
     changed = changed_settings(before, after)
     for name in changed:
         if name in FIXED:
@@ -164,6 +166,7 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
-    """The names of the settings that differ, in order; for a list of sections, the list's name."""
+    """Return the names of the settings that differ, in order. A difference inside a list of sections gives the list's
+    name."""
     paths = (path for path, _ in field_paths(Settings))
     return tuple(".".join(path) for path in paths if reduce(getattr, path, before) != reduce(getattr, path, after))

@@ -1,11 +1,11 @@
 """Forwards the output of child processes as one log, and detects the line of a ready child.
 
-Lives here: the form of a forwarded line, its level if it has none, and a child's own reason for its end. Not here:
-reading a child's pipes (`children.py`), writing the log (`observability/`).
+This module formats the forwarded lines, and gives a level to lines without one. It also finds the reason that a child
+printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the log.
 
-Invariants: no line of a child reaches standard output. The supervisor forwards all lines except three kinds: "it
-listens", lines for another child, and the reason for an end before everything is ready. The supervisor writes that
-reason (`supervision.py`).
+Invariants: no line of a child reaches standard output. The parent does not forward three kinds of lines. They are a
+worker's report that it listens, and lines for another child. The third kind is the reason for an end before all
+processes are ready, which `supervision.py` reports as an error.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from antiphon.observability.log_lines import colors_wanted, console_line, render
 from antiphon.observability.logs import write_line
 
 ENVOY = "envoy"
-"""The name of the Envoy child."""
+"""The name of the Envoy child process."""
 _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
-"""The prefix of a command's reason for its end (`cli.py`)."""
+"""The prefix of the line in which a command prints the reason for its end (`cli.py`)."""
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """The reason for a child's end, from its last lines; empty if they have none."""
+    """Return the reason for a child's end from its last lines. The result is empty if the child printed none."""
     begin = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return ""
@@ -36,24 +36,24 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 class ChildOutput:
-    """The output of all children together."""
+    """Forwards the output of all child processes of a generation."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` receives each line of Envoy. It returns whether it passed the line to the sidecars, which then report
-        it themselves."""
+        """`heard` receives each line of Envoy. If it returns True, it has passed the line to the sidecars, which log
+        the event themselves."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and colors_wanted()
         self._failing: set[str] = set()
         self.everything_is_ready = False
-        """Once true, this class forwards the reason for a child's end."""
+        """Whether all processes were ready once. From that moment on, the reason for a child's end is forwarded too."""
         self.serving: set[str] = set()
-        """The names of the workers that reported that they listen; a restart removes the name first."""
+        """The names of the workers that reported that they listen. A restart removes the worker's name first."""
         self.cut = 0
         """The number of requests that workers reported as cut at their end."""
 
     def take(self, name: str, line: str) -> None:
-        """Forward a line of a child, except a worker's line that it listens."""
+        """Forward one line of a child, unless it is one of the exceptions above."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
             return
@@ -65,7 +65,8 @@ class ChildOutput:
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:
             return
-        # A log collector that hangs must not stop this process, or through full pipes its children.
+        # This call does not block, because a log collector that hangs must not stop this process. Through full pipes it
+        # would also stop the children.
         write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:

@@ -1,9 +1,10 @@
 """Passes settings to a child process: most in a file, secrets in the environment.
 
-Lives here: separating the two, wherever a secret is in the settings, and the settings that differ for the children of
-`up`. Not here: starting them (`generation.py`).
+This module separates secrets from other settings, at any depth. It also changes the settings that differ for the
+children of `antiphon up`. `generation.py` starts the children.
 
-Invariant: the file contains no secret, and every setting (or every non-default one) is in one of the two.
+Invariant: the file contains no secret. Every setting, or every setting with a non-default value, is in the file or in
+the environment.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from antiphon.envoy.tracing import header_variable
 
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
-    """The settings without secrets, as plain values: all, or the non-default ones."""
+    """Return the settings without secrets as plain values. If `exclude_defaults` is True, they contain only non-default
+    values."""
     values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
     for path in _secrets(settings):
         del _at(values, path[:-1])[path[-1]]
     if settings.has_default:
-        # Included even if it is the default: next to `upstreams` there is no default upstream unless the file has it.
+        # The default upstream is included even with its default URL. If a file has `upstreams` but no `upstream`, it
+        # has no default upstream.
         values["upstream"] = {"url": settings.upstream.url, **values.get("upstream", {})}
     else:
         values.pop("upstream", None)
@@ -41,13 +44,13 @@ def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[s
 
 
 def secret_environment(settings: Settings) -> dict[str, str]:
-    """The secrets, as the environment variables of the settings."""
+    """Return the secrets as environment variables, by the names that the settings read."""
     return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 
 def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
-    """The settings with `{data}` in addresses replaced by this folder. `shared`: the folder that all workers of the run
-    share."""
+    """Return the settings for child processes. `folder` replaces `{data}` in addresses, and `shared` is the folder that
+    all workers of the run share."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))
@@ -56,7 +59,8 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
     names = ("grpc", "http", "model_door")
     times = settings.timeouts
     if settings.door == "envoy":
-        # Envoy gives notice and closes its listener itself; the sidecars have the rest of the time.
+        # Envoy gives notice and closes its listener itself, so the sidecars have only the rest of the time for their
+        # drain.
         times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
     code = settings.code_interpreter
     if code.sockets is None:
@@ -64,11 +68,11 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
     return settings.model_copy(
         update={
             "code_interpreter": code,
-            # The parent formats their lines as the settings say.
+            # The parent formats the children's log lines as the settings require.
             "log": settings.log.model_copy(update={"format": "json"}),
             "data": settings.data.absolute(),
             "timeouts": times,
-            # The parent serves the metrics of all workers.
+            # The parent serves the metrics of all workers, so the workers open no metrics port.
             "metrics": MetricsSettings(),
             "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
             "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
@@ -77,19 +81,19 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without settings, and so without secrets."""
-    # The parent notifies the service manager.
+    """Return this process's environment without settings, and therefore without secrets."""
+    # `NOTIFY_SOCKET` is left out too, because only the parent notifies the service manager.
     ours = (name for name in os.environ if not (name.startswith("ANTIPHON_") or name == "NOTIFY_SOCKET"))
     return {name: os.environ[name] for name in ours}
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """Secrets travel in the environment, never in files or arguments."""
+    """Return the environment of a worker. Secrets are passed in the environment, never in files or arguments."""
     return {**plain_environment(), **secret_environment(settings)}
 
 
 def envoy_environment(settings: Settings) -> dict[str, str]:
-    """The environment of Envoy's process: the API keys that it adds, and the shared secret."""
+    """Return the environment of Envoy's process, with the API keys that Envoy adds and the shared secret."""
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
     secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
     secrets |= {header_variable(name): value for name, value in settings.tracing.headers.items()}
@@ -98,7 +102,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
 
 
 def _secrets(settings: Settings) -> dict[tuple[str, ...], Any]:
-    """The settings that are or contain a secret, by path."""
+    """Return the settings that are or contain a secret, by path."""
     values = settings.model_dump()
     found = {path: _at(values, path) for path, _ in field_paths(Settings)}
     return {path: value for path, value in found.items() if _holds_secret(value)}
@@ -117,8 +121,8 @@ def _holds_secret(value: object) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """A text unchanged, any other value as JSON that is also valid YAML. YAML has different escapes for characters
-    above U+FFFF, and some unescaped characters are line ends."""
+    """Return a text unchanged, and any other value as JSON that is also valid YAML. All characters beyond ASCII are
+    escaped, because YAML escapes characters above U+FFFF differently and treats some others as line ends."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, str):

@@ -1,7 +1,7 @@
 """Starts and watches child processes of `antiphon up`, and forwards their output.
 
-Lives here: one child's life, and the pipe by which children notice their parent's end. Not here: the list of children
-and the order of stopping (`generation.py`).
+This module manages one child process from start to end. It also has the pipe by which children notice their parent's
+end. `generation.py` has the list of children and stops them in order.
 
 Invariants: a child never outlives its parent, however the parent ends. The parent knows the last lines of a child that
 died. No output of a child can block the parent or look like the parent's own.
@@ -29,20 +29,21 @@ _ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
-    """A pipe without any data: its end-of-file tells readers that the parent has ended."""
+    """A pipe to which no process writes. Its end-of-file tells the readers that the parent has ended."""
 
     def __init__(self) -> None:
-        # Children do not inherit the writing end, so it closes with this process.
+        # Children do not inherit the writing end, so the kernel closes it when this process ends.
         self.reading, self._writing = os.pipe()
 
     def close(self) -> None:
-        """Signal the end to the remaining children."""
+        """Close the pipe, which signals the parent's end to the remaining children."""
         os.close(self._writing)
         os.close(self.reading)
 
 
 class Child:
-    """One running child process. `write_line` receives each line that it prints, without the line end."""
+    """One running child process. It calls `write_line` with its name and each line that the process prints, without the
+    line end."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Child:
     ) -> None:
         self.name = name
         self.orders = orders
-        """The channel for orders; None for a foreign program."""
+        """The channel for orders to the child. It is None for a foreign program, such as Envoy."""
         self._process = process
         self._write_line = write_line
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -72,9 +73,9 @@ class Child:
         foreign: bool = False,
         files: Sequence[int] = (),
     ) -> Child:
-        """Start it. `foreign` programs do not know the pipe: they are killed when this process ends. All others get
-        `--parent-pipe`, read orders on standard input, and are killed only if they do not end in time. `files`:
-        descriptors that the child inherits."""
+        """Start a child process. A `foreign` program does not know the pipe, so it is killed when this process ends.
+        Any other child gets `--parent-pipe`, reads orders on standard input, and is killed only if it does not end in
+        time. `files` are descriptors that the child inherits."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guard = str(Path(parent_guard.__file__))
         guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]
@@ -88,7 +89,8 @@ class Child:
                 stderr=asyncio.subprocess.STDOUT,
                 env=dict(environ),
                 pass_fds=(pipe.reading, *files),
-                # A separate session: Ctrl-C must reach only the parent, which stops its children in order.
+                # The child has a separate session, so that Ctrl-C reaches only the parent. The parent stops its
+                # children in order.
                 start_new_session=True,
             )
         except BaseException:
@@ -102,37 +104,38 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id of the child."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """The exit status (minus the signal's number when a signal killed it), or None while it runs."""
+        """The exit status, or None while the child runs. After a kill by a signal, it is minus the signal's number."""
         return self._process.returncode
 
     def last_lines(self) -> list[str]:
-        """The last lines of its output."""
+        """The last lines that the child printed, at most 20."""
         return list(self._lines)
 
     async def wait(self) -> int:
-        """Wait for its end, and until all its output was read."""
+        """Wait for the child's end, and until all its output was read. Returns the exit status."""
         status = await self._process.wait()
-        # A process that inherited its output may keep that open longer.
+        # The wait for the output is limited, because a process that inherited it may keep it open longer.
         await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)
         return status
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if the child still runs."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill it at once, if it still runs."""
+        """Send SIGKILL, if the child still runs."""
         self.signal(signal.SIGKILL)
 
     async def stop(self, seconds: float, *, foreign: bool = False) -> None:
-        """Send SIGTERM (SIGINT to `foreign` programs, which block SIGTERM), then SIGKILL after `seconds`."""
+        """Send SIGTERM, or SIGINT to a `foreign` program, because foreign programs block SIGTERM. Send SIGKILL after
+        `seconds`."""
         self.signal(signal.SIGINT if foreign else signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds):
@@ -142,7 +145,7 @@ class Child:
             await self.wait()
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        """Split the output into lines; a very long line is cut."""
+        """Split the output into lines. A very long line is split into several."""
         pending = b""
         try:
             while data := await stream.read(_LONGEST_LINE):
@@ -166,7 +169,7 @@ class Child:
 
 
 def describe_status(status: int) -> str:
-    """An exit status in words."""
+    """Describe an exit status in words."""
     if status >= 0:
         return f"ended with status {status}"
     try:

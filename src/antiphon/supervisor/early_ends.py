@@ -1,7 +1,7 @@
 """Passes Envoy's log line about who ended a stream early to the sidecar that served the stream.
 
-Lives here: parsing the line, in `antiphon up`, and receiving it, in a worker. Not here: Envoy's configuration of that
-line (`envoy/failure_lines.py`), a sidecar's use of it (`observability/endings.py`).
+`antiphon up` parses the line and sends it as an order, and a worker receives the order. `envoy/failure_lines.py`
+configures the line in Envoy, and `observability/endings.py` uses it in the sidecar.
 
 The parent does not know which sidecar served a request, so it sends the line to all of them.
 """
@@ -21,8 +21,8 @@ _MARK = f'"{ENDED_EARLY}"'
 
 
 def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
-    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns whether it is. (If Envoy
-    does not know which side ended the stream, the line stays in the log.)"""
+    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns True if it was sent. If
+    Envoy does not know which side ended the stream, the line is not sent and stays in the log."""
     if _MARK not in line:
         return False
     try:
@@ -39,5 +39,5 @@ def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
 
 
 def take(ends: EarlyEnds, order: dict[str, Any]) -> None:
-    """Handle an order about the end of a stream."""
+    """Handle an order about the end of a stream, in the worker."""
     ends.hear(order["request_id"], EarlyEnd(*order["end"]))

@@ -1,9 +1,9 @@
 """Queries Envoy's admin port for `antiphon up`.
 
-Lives here: one class with its queries. Not here: when they run (`generation.py`), the configuration (`envoy/`).
+`generation.py` decides when the queries run. The package `envoy` generates Envoy's configuration.
 
-Invariants: a missing answer of the admin port is no error here: it means "not ready" or "unknown". All queries use one
-connection. So they still reach an Envoy after a hot restart, when its port belongs to the next one.
+Invariants: a missing answer of the admin port raises no error and means "not ready" or "unknown". All queries use one
+connection. So they still reach a former Envoy after a hot restart, when the next Envoy owns the port.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _SECONDS = 5.0
 
 
 class EnvoyAdmin:
-    """A client of one admin port. `address`: `unix:PATH` or `HOST:PORT`."""
+    """A client of one Envoy's admin port. `address` is `unix:PATH` or `HOST:PORT`."""
 
     def __init__(self, address: str) -> None:
         self._connection = Connection(address)
         self._turn = asyncio.Lock()
 
     async def is_live(self, seconds: float = _SECONDS) -> bool:
-        """Whether Envoy has initialized and listens, according to its answer within `seconds`."""
+        """Whether Envoy answers within `seconds` that it has initialized and listens."""
         return await self._ask("GET", "/ready", seconds) is not None
 
     async def healthy_endpoints(self, *clusters: str) -> int:
-        """The number of endpoints of these clusters that passed their health check."""
+        """Return the number of endpoints in these clusters that passed their health check."""
         healthy = 0
         for cluster in (await self._json("/clusters?format=json")).get("cluster_statuses", ()):
             if cluster["name"] in clusters:
@@ -39,7 +39,7 @@ class EnvoyAdmin:
         return healthy
 
     async def bound_port(self, listener: str) -> int | None:
-        """The port of a TCP listener; None while it is unknown."""
+        """Return the port of a TCP listener, or None while it is unknown."""
         for entry in (await self._json("/listeners?format=json")).get("listener_statuses", ()):
             if entry["name"] == listener:
                 port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
@@ -47,26 +47,26 @@ class EnvoyAdmin:
         return None
 
     async def say_leaving(self, seconds: float) -> None:
-        """Make `/ready` fail, add `connection: close` to responses and send a GOAWAY on HTTP/2 connections. Envoy still
-        serves all requests."""
+        """Begin Envoy's notice to clients. `/ready` fails, responses have `connection: close`, and HTTP/2 connections
+        get a GOAWAY. Envoy still serves all requests."""
         await self._ask("POST", "/healthcheck/fail", seconds)
 
     async def refuse_connections(self, seconds: float) -> None:
-        """Close the public listener. Requests in flight continue, and so do the private listeners that they may
-        need."""
+        """Close the public listener. Requests in flight continue, and the private listeners that they may need stay
+        open."""
         await self._ask("POST", "/drain_listeners?inboundonly", seconds)
 
     async def has_stopped_listening(self) -> bool:
-        """Whether another Envoy has taken its listeners, or it has ended."""
+        """Whether another Envoy has taken over this Envoy's listeners, or this Envoy has ended."""
         stopped = await self._stat("^listener_manager\\.listener_stopped$", _SECONDS)
         return stopped is None or stopped > 0
 
     async def requests_in_flight(self, seconds: float) -> int:
-        """The number of incomplete requests on the public listener; 0 when Envoy has ended."""
+        """Return the number of incomplete requests on the public listener. Returns 0 when Envoy does not answer."""
         return await self._stat("^http\\.antiphon\\.downstream_rq_active$", seconds) or 0
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the admin port."""
         self._connection.close()
 
     async def _stat(self, pattern: str, seconds: float) -> int | None:
@@ -82,7 +82,7 @@ class EnvoyAdmin:
         return answer
 
     async def _ask(self, method: str, path: str, seconds: float = _SECONDS) -> bytes | None:
-        """The body of a 200, else None."""
+        """Return the body of a response with status 200, else None."""
         try:
             async with asyncio.timeout(seconds), self._turn:
                 status, body = await self._connection.exchange(method, path)

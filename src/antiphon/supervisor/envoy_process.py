@@ -1,18 +1,19 @@
-"""Envoy's command line and configuration file, with the options of its hot restart.
+"""Builds Envoy's command line and configuration file, with the options of its hot restart.
 
-Lives here: files and arguments. Not here: the configuration (`envoy/`), when an Envoy starts (`generation.py`,
-`supervision.py`).
+This module writes files and builds arguments. The package `envoy` generates the configuration. `generation.py` and
+`supervision.py` decide when an Envoy starts.
 
-Hot restart: the next Envoy finds the former one by its base id and number. It takes its listeners and counters, and
-makes it drain. After `RELEASE_SECONDS` it sends SIGTERM to the former one and stops talking to it. If the former one
-ends before that, the next one aborts. The duration of a drain is unknown at the start, so Envoys block SIGTERM
-(`parent_guard.py`), and the parent ends them with SIGINT. An Envoy that replaces a dead one starts without hot restart.
-All this needs Linux with shared memory (`/dev/shm`).
+In a hot restart, the next Envoy finds the former one by a base id and a restart number. It takes over the former
+Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends SIGTERM
+to the former one and stops communicating with it. If the former Envoy ends before that, the next one aborts. The
+duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent ends
+them with SIGINT. An Envoy that replaces a dead one starts without hot restart. Hot restart needs Linux with shared
+memory (`/dev/shm`).
 
-An Envoy that is killed during its start leaves a mark in the shared memory, and every later one exits because of it.
-Only an Envoy can remove the mark: one with the number 0 recreates the memory of its base id. So before the next
-attempt, an Envoy without listeners starts and ends (`renewing_command`). It uses a different socket, and the serving
-Envoy keeps its memory.
+An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of it.
+Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before the
+next attempt, an Envoy without listeners starts and ends (`renewing_command`). It uses a different socket, and the
+serving Envoy keeps its mapped memory.
 
 Invariant: only this user can access the restart socket of a running Envoy.
 """
@@ -38,15 +39,15 @@ _FLUSH_MILLISECONDS = "200"
 _VALIDATE_SECONDS = 30.0
 _SHARED = Path("/dev/shm")
 _BASE = "envoy-base"
-"""The file with the base id of the run's Envoys."""
+"""The name of the file with the base id that all Envoys of the run share."""
 RELEASE_SECONDS = 3
 _COUNTERS_SECONDS = "1s"
-"""The interval at which an Envoy takes over the former one's counters."""
+"""The interval at which an Envoy takes over the counters of the former one."""
 
 
 class EnvoyProcess:
-    """The start commands of one generation's Envoy, also for restarts after a crash. At its first start it replaces the
-    Envoy of the generation before (`_follows`)."""
+    """The start commands of one generation's Envoy, also for restarts after a crash. At its first start this Envoy
+    replaces the Envoy of the former generation (`_follows`)."""
 
     def __init__(self, binary: Path, version: EnvoyVersion, settings: Settings, folder: Path, shared: Path) -> None:
         self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
@@ -59,8 +60,8 @@ class EnvoyProcess:
 
     @classmethod
     async def prepare(cls, settings: Settings, folder: Path, shared: Path, former: EnvoyProcess | None) -> EnvoyProcess:
-        """Write its configuration. Raises `ConfigError` when Envoy rejects it, or when it cannot replace the former
-        Envoy."""
+        """Write Envoy's configuration file and return the object for its start. Raises `ConfigError` when Envoy rejects
+        the configuration, or when hot restart is not possible."""
         binary = find_envoy(settings.envoy.binary)
         version = await asyncio.to_thread(version_of, binary)
         made = cls(binary, version, settings, folder, shared)
@@ -75,7 +76,7 @@ class EnvoyProcess:
         return made
 
     def write(self, settings: Settings) -> None:
-        """Write the configuration for the next start."""
+        """Write the configuration file for the next start."""
         whole = bootstrap(settings, sidecars=endpoints(settings), version=self._version)
         whole["stats_flush_interval"] = _COUNTERS_SECONDS
         write_private(self._config, fill_in_secret(to_yaml(whole), settings))
@@ -86,17 +87,17 @@ class EnvoyProcess:
         return f"unix:{self._base.parent}/new.sock"
 
     def renewing_command(self) -> list[str] | None:
-        """The command of the Envoy that recreates the shared memory before the next start; None when that is not
-        needed."""
+        """Return the command of the Envoy that recreates the shared memory before the next start. Returns None when the
+        memory has no mark to remove."""
         if self._follows is None or not self._follows._was_followed:
             return None
         config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"
-        # The other socket's name is as long as the serving one's, because there is no room for more.
+        # The name of the other socket is as long as the serving Envoy's, because a longer path would not fit.
         own = ["--config-yaml", config, "--socket-path", str(self._base.with_name("new")), "--log-level", "error"]
         return [self._command[0], *own, "--base-id", self._base_id(), "--restart-epoch", "0", "--concurrency", "1"]
 
     def next_command(self) -> list[str]:
-        """The command of the next start."""
+        """Return the command of the next start."""
         former, self._follows = self._follows, None
         self._was_followed = False
         if former is not None:
@@ -104,7 +105,7 @@ class EnvoyProcess:
             self._epoch = former._epoch + 1
             chosen = ["--base-id", self._base_id()]
         elif not os.access(_SHARED, os.W_OK | os.X_OK):
-            # Some containers have none; there a change of settings needs a restart.
+            # Some containers have no writable `/dev/shm`. There a change of settings needs a restart.
             self._base.write_text("")
             return [*self._command, "--disable-hot-restart"]
         else:
@@ -118,7 +119,7 @@ class EnvoyProcess:
         return self._base.read_text().strip()
 
     def forget(self) -> None:
-        """Remove the shared memory that an Envoy leaves behind."""
+        """Remove the shared memory of this run's Envoys."""
         forget(self._base.parent)
 
     def _validate(self, settings: Settings) -> None:
@@ -132,7 +133,7 @@ class EnvoyProcess:
 
 
 def forget(shared: Path) -> None:
-    """Remove the shared memory of the Envoys of the run with this folder; they have ended."""
+    """Remove the shared memory of the Envoys of the run with this folder. All of them must have ended."""
     with contextlib.suppress(OSError):
         if base := (shared / _BASE).read_text().strip():
             (_SHARED / f"envoy_shared_memory_{base}0").unlink()
@@ -140,16 +141,17 @@ def forget(shared: Path) -> None:
 
 def _options(settings: Settings, shared: Path) -> list[str]:
     command = ["--log-level", settings.envoy.log_level]
-    # Sidecars wait for some of Envoy's lines, and its default interval is ten seconds.
+    # Sidecars wait for some of Envoy's log lines, and Envoy's default interval of ten seconds is too long for them.
     command += ["--file-flush-interval-msec", _FLUSH_MILLISECONDS]
-    # After a replacement, each response closes its connection, and the parent ends this Envoy when it is quiet.
+    # After a replacement, each response of the former Envoy closes its connection. The parent ends that Envoy when it
+    # has no requests.
     command += ["--socket-path", str(shared / "hot"), "--drain-strategy", "immediate"]
     command += ["--parent-shutdown-time-s", str(RELEASE_SECONDS)]
     if settings.log.format == "json":
         command += ["--log-format", _LOG]
     if settings.envoy.log_level in ("info", "warning"):
-        # Otherwise it logs every stream that a dead sidecar leaves, and each such request has a line with the same
-        # content.
+        # Without this option Envoy logs every stream that a dead sidecar leaves. The access log already has a line for
+        # each such request.
         command += ["--component-log-level", "ext_proc:error"]
     if settings.envoy.concurrency is not None:
         command += ["--concurrency", str(settings.envoy.concurrency)]

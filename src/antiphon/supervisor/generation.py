@@ -1,16 +1,15 @@
 """One generation of `antiphon up`: the processes that serve with one set of settings.
 
-Lives here: the list of processes, their readiness, the handover to the next generation (with the restart counts of each
-name), and their end. Not here: the start of another generation (`commands/up.py`) and restarts of a child
-(`supervision.py`). A child's life is in `children.py`, its settings in `child_settings.py`, and its output in
-`child_output.py`. Envoy's configuration is in `envoy/`, its admin port in `envoy_admin.py`, and merged metrics in
-`merged_metrics.py`.
+This module starts and ends the processes, waits until they are ready, and hands over to the next generation.
+`commands/up.py` starts another generation, and `supervision.py` restarts a child. A child's process is in
+`children.py`, its settings in `child_settings.py`, and its output in `child_output.py`. `envoy_admin.py` queries Envoy,
+and `merged_metrics.py` merges metrics.
 
 Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
-began. A child that dies or hangs, also Envoy, is replaced, and the others continue.
+began. If a child dies or hangs, also Envoy, it is replaced, and the other children continue.
 
 Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
-sockets of those before them (`HeldPort`). Envoy's hot restart passes its listeners to the next Envoy.
+sockets of the former workers (`HeldPort`). Envoy's hot restart passes its listeners to the next Envoy.
 """
 
 from __future__ import annotations
@@ -55,21 +54,21 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 START_SECONDS = 60.0
-"""Seconds until one part must serve."""
+"""The seconds within which a process must be ready."""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _ENVOY_SECONDS = 0.3
 _LATE_SECONDS = 0.1
 _HURRY_SECONDS = 0.5
-"""The timeout for queries to Envoy during a stop, because a hanging Envoy must not delay it."""
+"""The timeout in seconds for queries to Envoy during a stop, because an Envoy that hangs must not delay the stop."""
 _GIVE_WAY_SECONDS = 5.0
 _MEASURE_SECONDS = COUNTS_SECONDS / 2
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all generations of one `up` share: the run's folder, the pipe that signals the parent's end, the HTTP
-    server's port, and the metrics."""
+    """The objects that all generations of one `antiphon up` share. `folder` is the run's folder, `pipe` signals the
+    parent's end, `port` is the HTTP server's port, and `numbers` counts the generations."""
 
     folder: Path
     pipe: ParentPipe
@@ -79,7 +78,7 @@ class Surroundings:
 
 
 class Generation:
-    """The processes of one set of settings. `former`: the generation that it replaces."""
+    """The processes of one set of settings. `former` is the generation that this one replaces."""
 
     def __init__(self, settings: Settings, around: Surroundings, former: Generation | None = None) -> None:
         self.number = next(around.numbers)
@@ -90,7 +89,7 @@ class Generation:
         folder = around.folder / str(self.number)
         folder.mkdir(mode=0o700)
         self.settings = placed_in(settings, folder, around.folder)
-        """The settings of the children."""
+        """The settings that the children get."""
         self._folder = folder
         self._output = ChildOutput(settings, self._pass_on)
         self.workers: list[Supervised] = []
@@ -99,7 +98,7 @@ class Generation:
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Set when the parent gives a process up."""
+        """Completed with the error when the parent stops restarting one of the processes."""
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
 
@@ -108,12 +107,14 @@ class Generation:
         """All processes that are restarted when they end."""
         return [*self.workers, *([self.envoy] if self.envoy is not None else [])]
 
-    # Start
+    # Starting the processes.
 
     async def start(self) -> None:
-        """Start everything and wait until it serves; then new clients come here and no longer to the former generation.
+        """Start all processes and wait until they serve. Then new clients reach them and no longer the former
+        generation.
 
-        Raises `AntiphonError`."""
+        Raises `AntiphonError`.
+        """
         with self._around.port.for_two_generations():
             await self._start()
             for process in self.processes:
@@ -142,10 +143,10 @@ class Generation:
         before = None
         if former is not None:
             assert former._admin is not None
-            # The next Envoy closes the admin listener, so this opens the connection to the former one now.
+            # The next Envoy closes the admin listener, so the connection to the former Envoy must be open before that.
             await former._admin.is_live()
             before = former._binary
-        # Raises for a wrong configuration before any process starts.
+        # Raises `ConfigError` before any process starts, if the configuration is wrong.
         binary = self._binary = await EnvoyProcess.prepare(settings, self._folder, self._around.folder, before)
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(f"sidecar {number}", place.http, "extproc", "--worker", str(number))
@@ -178,7 +179,7 @@ class Generation:
         await poll(healthy, "the sidecar processes, as Envoy sees them,")
         host, port = parse_address(settings.listen)
         await self._answers(join_address(host, port or await admin.bound_port("public") or 0))
-        # A restarted Envoy must listen at the same address.
+        # A restarted Envoy must listen on the same port, which may have been chosen at the first start.
         binary.write(self.settings)
 
     async def _start_http(self) -> None:
@@ -191,13 +192,13 @@ class Generation:
         await self._answers(self._around.port.address)
 
     async def _answers(self, where: str) -> None:
-        """Wait until a request to this address, the generation's listener, is answered."""
+        """Wait until this generation answers a request at this address."""
         self.settings = self.settings.model_copy(update={"listen": where})
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
 
     def _add_worker(self, name: str, private: str, *command: str, sockets: tuple[int, int] | None = None) -> None:
-        """Add a worker with a private port for health checks. `sockets`: it accepts on the sockets with this number, of
-        so many."""
+        """Add a worker with a private port for health checks. `sockets` is (number, count): the worker accepts
+        connections on every `count`-th socket from `number` on."""
         settings, metrics = self.settings, self._around.metrics
         files = settings.sidecar.tls
         tls: ssl.SSLContext | None = None
@@ -211,7 +212,7 @@ class Generation:
         async def start() -> Child:
             self._output.serving.discard(name)
             if sockets is not None and process.life:
-                # Connections in the dead worker's queue would wait for this one.
+                # Without this, the connections in the dead worker's queue would wait for the new worker.
                 self._around.port.renew(*sockets)
             given = self._around.port.sockets(*sockets) if sockets is not None else ()
             child = await self._start_worker(name, [*command, *asking], given)
@@ -224,7 +225,7 @@ class Generation:
         async def is_alive(seconds: float) -> bool:
             life = process.life
             text = await ask(private, path, seconds, headers=headers, tls=tls)
-            # After a replacement, the answer may come from either of the two.
+            # The worker may be replaced during the query, so the answer may come from either process.
             if text is not None and metrics is not None and process.life == life:
                 metrics.take(f"{self.number} {name}", life, text.decode())
             return text is not None
@@ -233,8 +234,8 @@ class Generation:
         self.workers.append(process)
 
     async def _start_worker(self, name: str, command: Sequence[str], sockets: Sequence[socket.socket]) -> Child:
-        """Start a worker: its settings without secrets are in a file that only this user can read, the secrets in its
-        environment."""
+        """Start a worker. Its settings without secrets are in a file that only this user can read. The secrets are in
+        its environment."""
         file = self._folder / "settings.json"
         write_private(file, json.dumps(file_values(self.settings)))
         files = [one.fileno() for one in sockets]
@@ -267,21 +268,22 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Pass a line of Envoy to the sidecars if it is for them. Returns whether it is."""
+        """Pass a line of Envoy to the sidecars if it is for them. Returns whether it was passed."""
         return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
-        """The running worker processes."""
+        """Return the running worker processes."""
         found = (worker.child for worker in self.workers)
         return [child for child in found if child is not None and child.status is None]
 
     async def _all_serving(self) -> bool:
         return len(self._output.serving) == self.settings.workers
 
-    # Handing over
+    # Handing over to the next generation.
 
     async def give_way(self) -> None:
-        """The next generation serves: new clients no longer come here, and no process here is restarted."""
+        """Make way for the next generation, which serves. New clients no longer reach these processes, and none is
+        restarted."""
         await self._keep_no_more()
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
@@ -293,7 +295,7 @@ class Generation:
         try:
             await child.orders.give("give_way", _GIVE_WAY_SECONDS)
         except OSError as error:
-            # Also for a worker that ended a moment ago: then its end of the socket is closed.
+            # This also happens when a worker has just ended, because its end of the socket is closed.
             if child.name not in self._output.serving:
                 # The worker was still starting. SIGTERM ends it next.
                 return
@@ -301,7 +303,8 @@ class Generation:
             child.kill()
 
     async def retire(self, successor: Generation) -> None:
-        """After the handover: let requests in flight finish, for as long as a response may take, and end."""
+        """After the handover, let requests in flight finish for as long as a response may take. Then end all
+        processes."""
         seconds = self.settings.timeouts.response
         began = self._clock()
         last = began + seconds
@@ -318,10 +321,10 @@ class Generation:
         await self.stop()
 
     async def withdraw(self) -> None:
-        """The handover failed: let requests that clients already began here finish, and end."""
+        """After a failed handover, let requests that clients have begun here finish. Then end all processes."""
         await self._keep_no_more()
         last = self._clock() + self.settings.timeouts.response
-        # A worker that has not reported ready may listen already: it handles the order as soon as it is ready.
+        # A worker that has not reported ready may already listen. It handles the order as soon as it is ready.
         await asyncio.gather(*(self._tell_to_give_way(child) for child in self._living()))
         if self._admin is not None:
             await self._admin.refuse_connections(_HURRY_SECONDS)
@@ -330,30 +333,30 @@ class Generation:
         await self.stop()
 
     async def listen_again(self) -> None:
-        """The next generation failed. If its Envoy has already taken the listeners, restart ours, although that cuts
-        its streams: otherwise no process would accept connections."""
+        """Handle the failure of the next generation. If its Envoy has already taken the listeners, kill our Envoy, so
+        that it restarts and listens again. That cuts its streams, but otherwise no process would accept connections."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until this generation's Envoy, which has served since `began` at the latest, no longer needs the former
-        one."""
+        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is the latest time at which it
+        began to serve."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
-        # An answer from now on shows that Envoy has completed its earlier timers.
+        # An answer after that time shows that Envoy has run its earlier timers.
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
                 await poll(self._admin.is_live, "Envoy")
 
     async def _measure(self) -> None:
-        """Query the workers until they end, because their counts stay visible after their end."""
+        """Query the workers until they end, because the metrics keep their counts after their end."""
         while self._around.metrics is not None:
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _quiet(self, last: float) -> bool:
-        """Wait until Envoy had no request for a while; False after `last`."""
+        """Wait until Envoy has had no request for a while. Returns False after `last`."""
         busy_at = self._clock()
         while self._clock() < busy_at + QUIET_SECONDS:
             if self._clock() > last:
@@ -363,10 +366,10 @@ class Generation:
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
-    # Stop
+    # Stopping the processes.
 
     async def requests_in_flight(self) -> int:
-        """The number of incomplete requests in Envoy; 0 without Envoy."""
+        """Return the number of incomplete requests in Envoy, or 0 without Envoy."""
         return await self._admin.requests_in_flight(self._hurry()) if self._admin is not None else 0
 
     @property
@@ -375,13 +378,13 @@ class Generation:
         return self._output.cut
 
     async def drain(self, began: float) -> bool:
-        """After the notice, refuse new requests and let those in flight finish. False when the time since `began` was
-        not enough."""
+        """After the notice, refuse new requests and let those in flight finish. Returns False when this takes longer
+        than the drain timeout from `began` on."""
         await self._keep_no_more()
         times = self.given.timeouts
         last = began + times.drain
         if self._admin is not None:
-            # Workers of the HTTP server give notice themselves.
+            # Workers of the HTTP server give notice to their clients themselves.
             if notice := min(times.notice or 0.0, times.drain):
                 await self._admin.say_leaving(_HURRY_SECONDS)
                 await asyncio.sleep(began + notice - self._clock())
@@ -390,7 +393,7 @@ class Generation:
         return await self._all_answered(last) and well
 
     async def _all_answered(self, last: float) -> bool:
-        """Wait until Envoy has sent the responses that the workers have finished; False after `last`."""
+        """Wait until Envoy has sent the responses that the workers have finished. Returns False after `last`."""
         while await self.requests_in_flight():
             if self._clock() > last:
                 return False
@@ -398,8 +401,8 @@ class Generation:
         return True
 
     async def _drain_workers(self, last: float) -> bool:
-        """End the workers, which know their deadline; kill one that does not end in time. Returns whether all ended
-        cleanly."""
+        """End the workers, which know their deadline. Kill a worker that does not end in time. Returns whether all
+        ended cleanly."""
         children = self._living()
         for child in children:
             child.signal(signal.SIGTERM)
@@ -411,17 +414,18 @@ class Generation:
                 _log.error("killed", process=child.name)
                 child.kill()
         if ends:
-            # Wait for the killed ones; processes that they started may keep their output open longer.
+            # Wait for the killed workers. The wait is short, because processes that they started may keep their output
+            # open.
             await asyncio.wait(ends, timeout=_LATE_SECONDS)
-        # A worker that ends by SIGTERM had no handler yet, so it served no request.
+        # A worker that ended by SIGTERM had no signal handler yet, so it served no request.
         badly = [child for child in children if child.status not in (0, -signal.SIGTERM)]
         for child in badly:
             _log.warning("ended_badly", process=child.name, how=describe_status(child.status or 0))
         return not badly
 
     async def stop(self) -> None:
-        """Stop all running processes at once. Envoy first: then the sidecars see their clients disconnect, and record
-        it."""
+        """Stop all running processes immediately. Envoy stops first, so that the sidecars see their clients disconnect
+        and store the responses as failed."""
         await self._keep_no_more()
         self.end_at(self._clock() + _STOP_SECONDS)
         await self._stop_envoy(min(_ENVOY_SECONDS, self._left()))
@@ -431,22 +435,22 @@ class Generation:
             self.forget_ended(self._around.metrics)
 
     def forget_ended(self, metrics: MergedMetrics) -> None:
-        """Keep the counters of ended workers, and drop their gauges."""
+        """Keep the counters of ended workers in the metrics, and drop their gauges."""
         for process in self.workers:
             ended = process.child is not None and process.child.status is not None
             metrics.forget(f"{self.number} {process.name}", process.life + ended)
 
     def forget(self) -> None:
-        """No further generation follows: remove the shared memory that Envoy leaves for one."""
+        """Remove the shared memory that Envoy leaves for a next generation, because none follows."""
         if self._binary is not None:
             self._binary.forget()
 
     async def stop_workers(self) -> None:
-        """Stop the running workers at once."""
+        """Stop the running workers immediately."""
         self.end_at(self._clock() + _STOP_SECONDS)
         children = [process.child for process in self.workers if process.child is not None]
         for child in children:
-            # Two different signals, so that both arrive even if it was already draining or gets them at once.
+            # The second signal is different from the first, so that both arrive even at the same moment.
             child.signal(signal.SIGINT)
         left = self._left()
         await asyncio.gather(*(child.stop(left) for child in children))
@@ -458,7 +462,7 @@ class Generation:
             self._admin.close()
 
     async def _keep_no_more(self) -> None:
-        """From now on, do not restart processes that end."""
+        """Stop restarting processes that end."""
         for task in self._keeping:
             task.cancel()
         if self._keeping:
@@ -469,22 +473,23 @@ class Generation:
         self._last = moment if self._last is None else min(self._last, moment)
 
     def _hurry(self) -> float:
-        """The timeout for queries to Envoy, which may hang; the end needs some of the remaining time."""
+        """Return the timeout for queries to Envoy, which may hang. Ending Envoy needs some of the remaining time."""
         return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
 
     def _left(self) -> float:
-        """The seconds until the deadline for the end of all processes."""
+        """Return the seconds until the deadline for the end of all processes."""
         return math.inf if self._last is None else max(_LATE_SECONDS, self._last - self._clock())
 
 
 def _worker_start(settings: Settings) -> float:
-    """The maximum duration of a worker's start: a worker that waits for its database does not hang."""
+    """Return the maximum duration of a worker's start in seconds. A worker that waits for its database does not
+    hang."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
 
 
 async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
-    """Repeat `check` until it is true. Raises `AntiphonError` after `seconds`."""
+    """Repeat `check` until it returns True. Raises `AntiphonError` after `seconds`."""
     clock = asyncio.get_running_loop().time
     last = clock() + seconds
     while not await check():

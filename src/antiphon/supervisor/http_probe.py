@@ -1,11 +1,11 @@
-"""An HTTP client for probes of Antiphon's own processes.
+"""A small HTTP client for probes of Antiphon's own processes.
 
-Lives here: a connection to any such address (a Unix socket, a port, with TLS), and the TLS client context for own
-ports. Not here: the meaning of the answers (`envoy_admin.py`, `generation.py`, `listen_address.py`).
+It connects to a Unix socket or a port, also with TLS, and builds the TLS context for Antiphon's own ports.
+`envoy_admin.py`, `generation.py` and `listen_address.py` interpret the answers.
 
-It does not use aiohttp, because the parent of the workers would load it (13 MiB) for this alone.
+This module does not use aiohttp, because the parent of the workers would load it (13 MiB) only for these probes.
 
-Invariants: a timeout is no error here. An answer has at most `_MOST_BYTES`.
+Invariants: `ask` raises no error for a timeout. A response body has at most `_MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> bytes | None:
-    """The body of a 200 response from `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`, else None. An https address
-    needs `tls`."""
+    """Send one request to `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`. Returns the body of a response with status
+    200, else None. An https address needs `tls`."""
     connection = Connection(place, tls)
     try:
         async with asyncio.timeout(seconds):
@@ -48,7 +48,7 @@ async def ask(
 
 
 class Connection:
-    """One connection for any number of requests, one after another. It opens with the first one, and again after a
+    """One connection for any number of requests, one after another. It opens at the first request, and again after a
     close."""
 
     def __init__(self, place: str, tls: ssl.SSLContext | None = None) -> None:
@@ -57,7 +57,8 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def exchange(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
-        """The status and the body of the response. Raises one of `NO_ANSWER`, and then closes."""
+        """Send a request and return the status and the body of the response. Raises one of `NO_ANSWER` and closes the
+        connection."""
         head = {"host": "here", "content-length": "0", **headers}
         lines = [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
         try:
@@ -67,12 +68,13 @@ class Connection:
             writer.write("".join(lines).encode("latin-1"))
             return await _read(reader)
         except BaseException:
-            # A late response would be read as the next one.
+            # The connection closes, because a late response would be read as the response to the next request.
             self.close()
             raise
 
     def close(self) -> None:
-        """Close at once: no data is left to send, and a hanging peer would delay a graceful close."""
+        """Close the connection immediately. No data is left to send, and a peer that hangs would delay a graceful
+        close."""
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
@@ -93,12 +95,13 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
         body += (await reader.readexactly(size + 2))[:-2]
     if length is None:
         await reader.readline()
-    # A status line without a status is a `ValueError`.
+    # A status line without a number raises `ValueError`, which is one of `NO_ANSWER`.
     return int(head.partition(b" ")[2][:3]), body
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:
-    """A TLS context for own ports on this machine: it checks that they answer, not their identity."""
+    """Build a TLS context for Antiphon's ports on this machine. It does not verify certificates, because the probes
+    check only that the ports answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if files.envoy_cert is not None:

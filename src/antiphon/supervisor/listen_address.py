@@ -1,7 +1,7 @@
 """Checks, probes and holds the address at which clients connect.
 
-Lives here: checks of the address, and the sockets of the HTTP server. Not here: the listening processes
-(`generation.py`), parsing (`antiphon.config`).
+This module also holds the sockets of the HTTP server for all workers. `generation.py` starts the processes that listen,
+and the package `config` parses addresses.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def free_address(listen: str) -> str:
-    """The address in numeric form, if a process can listen on it.
+    """Return the address in numeric form, if a process can listen on it. Raises `ConfigError`.
 
-    The parent checks this because Envoy silently shares a port with another listener, and cannot resolve names.
+    The parent checks this, because Envoy silently shares a port with another listener and cannot resolve names.
     """
     host, port = parse_address(listen)
     if host == "unix":
@@ -39,8 +39,8 @@ def free_address(listen: str) -> str:
 
 
 def refuse_own_upstream(settings: Settings) -> None:
-    """Raise `ConfigError` when an upstream is the address where clients connect: each request would call Antiphon
-    itself."""
+    """Raise `ConfigError` when an upstream has the address at which clients connect. Otherwise each request would call
+    Antiphon itself."""
     host, port = parse_address(settings.listen)
     own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
     for name, upstream in settings.every_upstream.items():
@@ -54,8 +54,9 @@ def refuse_own_upstream(settings: Settings) -> None:
 
 
 class HeldPort:
-    """The sockets of one port on which the workers of the HTTP server accept, each on its own: the kernel distributes
-    the connections. The sockets outlive the workers, so the queue of a replaced worker is not lost."""
+    """Holds the sockets of the HTTP server's port. Each worker accepts connections on separate sockets, and the kernel
+    distributes the connections among the sockets. The sockets outlive the workers, so the queue of a replaced worker is
+    not lost."""
 
     def __init__(self, listen: str) -> None:
         self._host, self._port = parse_address(listen)
@@ -64,19 +65,20 @@ class HeldPort:
 
     @property
     def address(self) -> str:
-        """The bound address."""
+        """The address with the bound port."""
         return join_address(self._host, self._port)
 
     def sockets(self, number: int, workers: int) -> list[socket.socket]:
-        """The sockets of worker `number` of `workers`. Each socket has a worker, even if there were more workers
-        before."""
+        """Return the sockets of worker `number` of `workers`. Every socket belongs to a worker, even if there were more
+        workers before."""
         while len(self._sockets) < workers:
             self._sockets.append(self._bind())
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """That worker is dead: reset the connections in its queue. (If the parent held its old sockets, clients would
-        wait.) If another worker has the same sockets, that one accepts them."""
+        """Replace the sockets of a dead worker, which resets the connections in their queues. With the old sockets,
+        those clients would wait. During a handover nothing is replaced, because a worker of the other generation
+        accepts the connections."""
         if self._two:
             return
         for at in range(number, len(self._sockets), workers):
@@ -85,9 +87,8 @@ class HeldPort:
 
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
-        """While active, the next generation shares the sockets with the former one. If the next one fails, the sockets
-        that only it had are closed. The kernel distributes connections to every listening socket, and no worker would
-        accept there."""
+        """While the block runs, two generations share the sockets. If the next generation fails, the sockets that only
+        it had are closed. The kernel would distribute connections to them, but no worker would accept these."""
         before = len(self._sockets)
         self._two = True
         try:
@@ -101,7 +102,7 @@ class HeldPort:
             self._two = False
 
     def close(self) -> None:
-        """Close the sockets here; the workers keep their copies."""
+        """Close the sockets in this process. The workers keep their copies."""
         for one in self._sockets:
             one.close()
         self._sockets = []
@@ -125,7 +126,8 @@ def join_address(host: str, port: int) -> str:
 
 
 async def answers(where: str, seconds: float) -> bool:
-    """Whether the listener answers a request; for a wildcard address, over the loopback address."""
+    """Whether the listener answers a request within `seconds`. A wildcard address is reached over the loopback
+    address."""
     host, port = parse_address(where)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return await ask(join_address(host, port), "/ready", seconds) is not None

@@ -1,13 +1,13 @@
 """Merges the metrics of several processes into one exposition.
 
-Lives here: adding up the processes' expositions, storing the counts of ended workers, and the parent's `/metrics` text.
-Imported only if the parent serves metrics. Not here: querying the workers (`generation.py`), names and labels
-(`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
+This module adds the numbers of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
+text. The parent imports it only if it serves metrics. `generation.py` queries the workers,
+`observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` listens.
 
-Invariants: a counter never decreases, whichever process ended, was replaced, did not answer or answered late. So sums
-are exact fractions: sums of floats depend on their order, and for Prometheus one bit less is a reset. Counts between a
-process's last exposition and its end are lost, never counted twice. `process_start_time_seconds` is the start of this
-process, when the counters began.
+Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So sums
+are exact fractions. A sum of floats depends on the order, and Prometheus takes any decrease for a reset. Counts between
+a process's last exposition and its end are lost, never counted twice. `process_start_time_seconds` is the start time of
+the parent, because the counters began with it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _Key = tuple[str, _Labels]
 _Values = dict[_Key, float]
 
 _START = "process_start_time_seconds"
-# For values that all processes report, the largest is right.
+# All processes report the same value of these metrics, so the merged value is the largest one.
 _OF_ALL = {one.name for one in METRICS if one.merged == "max"} | {"process_max_fds"}
 _COUNTED = ("counter", "histogram", "summary")
 
 
 class MergedMetrics:
-    """The last expositions of all processes, by name (with the number of the generation). A name has one process at a
-    time; its processes are numbered as lives. The counts of an ended process stay, and its gauges are dropped."""
+    """Stores the last metrics of each process by name, where a name contains the generation's number. At any time a
+    name has one process. The processes of a name are numbered as lives. After the end of a process its counts stay, and
+    its gauges are dropped."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -46,12 +47,13 @@ class MergedMetrics:
         self._ended: defaultdict[_Key, Fraction] = defaultdict(Fraction)
         self._lives: dict[str, int] = {}
         self._latest: dict[str, _Values] = {}
-        # The workers' start times would change with each replacement, and a reader would take that for a reset.
+        # The parent's start time is used. A worker's start time would change with each replacement, and Prometheus
+        # would take that for a reset.
         self._began = [one for one in ProcessCollector(registry=None).collect() if one.name == _START]
 
     def take(self, name: str, life: int, text: str) -> None:
-        """Store the exposition of this life of the named process. Queries overlap, so it may be older than a stored
-        one, or come from a process that has ended."""
+        """Store the metrics text of this life of the named process. Queries overlap, so the text may be older than a
+        stored one or come from a process that has ended."""
         self.forget(name, life)
         if life < self._lives[name]:
             return
@@ -62,7 +64,7 @@ class MergedMetrics:
         self._latest[name] = read
 
     def forget(self, name: str, life: int) -> None:
-        """The lives before this one have ended: keep their counts, and drop their gauges."""
+        """End all lives before this one: keep their counts and drop their gauges."""
         if life > self._lives.get(name, -1):
             self._lives[name] = life
             for key, value in self._latest.pop(name, {}).items():
@@ -70,7 +72,7 @@ class MergedMetrics:
                     self._ended[key] += Fraction(value)
 
     def render(self, own: Iterable[Metric] = ()) -> bytes:
-        """The exposition of all processes, with the parent's own metrics."""
+        """Render the metrics of all processes and the parent's own metrics as text."""
         counts = defaultdict(Fraction, self._ended)
         moments: _Values = {}
         for read in self._latest.values():
@@ -96,7 +98,7 @@ class MergedMetrics:
     def _read(self, text: str) -> _Values:
         read: _Values = {}
         for family in text_string_to_metric_families(text):
-            # The creation time of a counter or the start of a process has no meaning in a sum.
+            # The creation time of a counter and the start time of a process have no meaning in a sum.
             if family.name.endswith("_created") or family.name == _START:
                 continue
             self._kinds[family.name] = (family.type, family.documentation)
@@ -119,7 +121,7 @@ class _Fixed(Collector):
 
 
 def own_counts(processes: Iterable[Supervised], reloads: ReloadCounts) -> list[Metric]:
-    """The parent's own counters: replaced processes, and results of reloads."""
+    """Return the parent's own metrics: the number of replaced processes and the results of reloads."""
     restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
     for process in processes:
         restarts.add_metric((process.name, "died"), process.died)

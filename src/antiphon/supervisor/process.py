@@ -1,17 +1,17 @@
 """Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
-Lives here: the event loop, the schedule of Python's cycle collector, signals, the parent's pipe, draining, and a
-guaranteed end. Not here: the servers and their parts (`commands/extproc.py`, `commands/serve.py`).
+This module runs the event loop and schedules Python's cycle collector. It handles signals and the parent's pipe, drains
+the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
 
 By default the collector runs after a number of new objects. A request leaves almost none, so hours may pass between
-runs. But one cycle may hold a request's body and the response read so far: megabytes for each failed call. Antiphon's
-code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries leave some.
+runs. But one cycle may keep a request's body and a partial response in memory, which are megabytes for each failed
+call. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries leave some.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So it never takes more than 1/2000 of the time, however many objects exist (150,000 objects take some 40 ms).
-SIGTERM and SIGINT drain once; a second signal stops at once. After its parent's end a process drains only briefly,
-because no client waits for it and another process may need its port. The process always ends: a thread independent of
-the event loop ends it `CLOSING_SECONDS` after the time for the drain, and logs where it hung.
+The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its parent's end a
+process drains only briefly, because another process may need its port. The process always ends: a thread that does not
+depend on the event loop ends it `CLOSING_SECONDS` after the drain's deadline. The thread logs where the process hung.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 ORPHAN_SECONDS = 2.0
-"""Seconds that a process continues its requests after its parent's end."""
+"""The seconds for which a process continues its requests after its parent's end."""
 CLOSING_SECONDS = 1.1
 COUNTS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
-"""Seconds without a request until a replaced process ends. A response tells its clients to reconnect, and idle clients
-have this time to send another request."""
+"""The seconds without a request after which a replaced process ends. Each response tells its client to reconnect, and
+an idle client has this time to send another request."""
 _CUT_SECONDS = 1.0
-"""Seconds for the end after a full drain: cut the remaining requests, store them as failed, close."""
+"""The seconds after a drain's deadline to cut the remaining requests, store their responses as failed, and close."""
 _EASY_CLOSING_SECONDS = 5.0
-"""Seconds for the end after an early end of the drain, because a busy machine needs more time."""
+"""The seconds to close when the drain ended before its deadline. It is longer, because a busy machine needs more
+time."""
 _SAYING_SECONDS = 0.2
 _TURN_SECONDS = 0.0005
 _TASKS_SAID = 10
@@ -63,26 +64,29 @@ _COLLECTOR = (10_000, 20, 50)
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
-    """Run on uvloop, if it is installed."""
+    """Run the coroutine on uvloop if it is installed, else on asyncio's own event loop. Returns the coroutine's
+    result."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
         import uvloop
 
         factory = uvloop.new_event_loop
-    # A stream takes two descriptors, and the soft limit (often 1024) exists only for programs that use select().
+    # A stream takes two descriptors. The soft limit (often 1024) exists only for programs that use select(), so this
+    # process raises it.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    # The maximum time that a thread may make the event loop wait for the interpreter lock (5 ms by default).
+    # A thread may make the event loop wait for the interpreter lock at most this long. Python's default is 5 ms.
     sys.setswitchinterval(_TURN_SECONDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
 def keep_what_there_is() -> None:
-    """Exclude the objects of the start from garbage collection (5 ms each time, for all streams).
+    """Exclude the objects that exist after the start from garbage collection. Collecting them would take 5 ms each
+    time.
 
-    Also raise the collector's thresholds, because all streams wait during a collection.
+    It also raises the collector's thresholds, because all streams wait during a collection.
     """
     gc.collect()
     gc.freeze()
@@ -95,7 +99,7 @@ def collect_by_time(
     collect: Callable[[], object] = gc.collect,
     clock: Callable[[], float] = time.thread_time,
 ) -> None:
-    """Collect cycles periodically from now on. `later`: the loop's `call_later`."""
+    """Collect cycles periodically from this call on. `later` is the event loop's `call_later`."""
 
     def look() -> None:
         started = clock()
@@ -106,12 +110,13 @@ def collect_by_time(
 
 
 def hears_hangup() -> bool:
-    """Whether SIGHUP has an effect: under nohup it is ignored, and stays so."""
+    """Whether SIGHUP reaches this process. Under nohup the signal is ignored, and this process keeps it ignored."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def on_terminal() -> bool:
-    """Whether standard input is an open terminal. A closed one also sends SIGHUP, which then means the end."""
+    """Whether standard input is an open terminal. When a terminal closes, it also sends SIGHUP, which then means that
+    the process must end."""
     try:
         termios.tcgetattr(0)
     except (OSError, termios.error):
@@ -120,23 +125,24 @@ def on_terminal() -> bool:
 
 
 def time_to_cut(drain: float) -> float:
-    """The part of a drain's seconds that is reserved for cutting and storing the remaining requests. If that began
-    later, it would not be over at the process's end."""
+    """Return how many of a drain's seconds are reserved for cutting the remaining requests and storing their responses.
+    If this began at the deadline, it would not be complete at the process's end."""
     return min(_CUT_SECONDS, drain / 4)
 
 
 class StopSignals:
-    """Handles SIGTERM, SIGINT and the parent's end, from its creation: a signal during the start is not lost.
+    """Handles SIGTERM, SIGINT and the parent's end, from its creation on, so a signal during the start is not lost.
 
-    A thread reads them: the C signal handler writes the number into a pipe, whatever the main thread does. So the
-    deadline is known even if the event loop hangs. `drain`: seconds for a drain.
+    The C signal handler writes the signal's number into a pipe, whatever the main thread does, and a thread reads it.
+    So the deadline applies even if the event loop hangs. `drain` is the number of seconds for a drain.
     """
 
     def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
-        """Set by SIGHUP: the settings must be read again. A worker ignores it, because its parent does that."""
+        """Set by SIGHUP: the settings must be read again. A worker ignores this event, because its parent reads the
+        settings."""
         self.replaced = False
         """Whether another process has replaced this one."""
         self._terminal = on_terminal()
@@ -150,22 +156,22 @@ class StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hears_hangup() else [])):
             signal.signal(number, _do_nothing)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        # A daemon thread: it runs until the very end of the interpreter, which may wait forever for other threads.
+        # A daemon thread runs until the very end of the interpreter, which may wait forever for other threads.
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     @property
     def finish_seconds(self) -> float:
-        """The part of a drain's seconds in which requests may finish; the rest are cut then."""
+        """The seconds of a drain in which requests may finish. Requests that remain after that are cut."""
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
-        """Another process has replaced this one, so its drain may take `seconds`."""
+        """Note that another process has replaced this one, so its drain may take `seconds`."""
         self.replaced = True
         self._drain = self._seconds = seconds
 
     async def unless_stopped(self, start: Coroutine[object, object, T]) -> T | None:
-        """The result of `start`. If a signal (or the parent's end) comes first, cancel `start` and return None: no
-        client was served yet."""
+        """Return the result of `start`. If a signal or the parent's end comes first, cancel `start` and return None,
+        because no client was served yet."""
         starting, stopped = asyncio.ensure_future(start), asyncio.ensure_future(self._first.wait())
         try:
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,10 +186,10 @@ class StopSignals:
             stopped.cancel()
 
     async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: Admission) -> bool:
-        """Wait for the first signal (or the parent's end), then drain; a second signal ends the drain early.
+        """Wait for the first signal or the parent's end, then drain. A second signal ends the drain early.
 
-        Returns whether all requests in flight finished. One log line lists the requests and the time, another one the
-        result.
+        Returns whether all requests in flight finished. One log line reports the requests in flight and the drain's
+        seconds, and another one reports the result.
         """
         await self._first.wait()
         _log.info(
@@ -195,9 +201,10 @@ class StopSignals:
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
         drained = draining.done() and draining.result()
         if drained and self.replaced:
-            # The parent still queries its counts, about once a second.
+            # The parent still reads this process's metrics about once a second, so the process waits for the last
+            # reading.
             await asyncio.wait({cut}, timeout=COUNTS_SECONDS)
-        # The remaining requests are cut next.
+        # The requests that are still in flight will be cut after this method returns.
         ended = dict(admission.ended)
         given_back = {"given_back": count} if (count := ended.pop("given_back", 0)) else {}
         told = _counted("finished", ended) | given_back
@@ -210,12 +217,12 @@ class StopSignals:
         return drained
 
     def closing(self) -> None:
-        """The servers are closed. The process now has `CLOSING_SECONDS` plus the time to cut for its end, or more after
-        an early end of the drain."""
+        """Note that the servers are closed. The process must then end within the time to cut plus `CLOSING_SECONDS`, or
+        within `_EASY_CLOSING_SECONDS` if that is longer."""
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")
 
-    # The thread
+    # Methods that run in the thread.
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -229,7 +236,7 @@ class StopSignals:
                         for number in os.read(self._reading, 64):
                             self._on_signal(number)
                     else:
-                        # The parent never writes, so readable means that it closed its end.
+                        # The parent never writes to the pipe, so "readable" means that it closed its end.
                         selector.unregister(key.fd)
                         self._on_parent_gone()
         _end_by_force(self._loop)
@@ -261,21 +268,22 @@ class StopSignals:
         self._last = last if self._last is None else min(self._last, last)
 
     def _tell(self, what: Callable[..., object], *given: object) -> None:
-        # A closed loop belongs to a process that is ending.
+        # The event loop is closed when the process is ending.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(what, *given)
 
 
 def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """End this process by force after `seconds`, unless it has ended: a thread that never ends would delay it."""
-    # A daemon thread, which runs while the interpreter waits for other threads.
+    """End this process by force after `seconds`, unless it has ended before. Otherwise a thread that never ends would
+    delay the end."""
+    # A daemon thread runs while the interpreter waits for other threads.
     timer = threading.Timer(seconds, _end_by_force, (loop,))
     timer.daemon = True
     timer.start()
 
 
 def _end_by_force(loop: asyncio.AbstractEventLoop) -> None:
-    # In another thread, because a blocked log output could hang.
+    # Another thread writes the log line, because a blocked log output could hang.
     saying = threading.Thread(target=_say_where, args=(loop,), daemon=True)
     saying.start()
     saying.join(_SAYING_SECONDS)
@@ -288,16 +296,17 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
     try:
         tasks = [repr(task.get_coro()) for task in asyncio.all_tasks(loop)]
     except RuntimeError:
-        # The main thread is creating or ending tasks.
+        # The main thread was changing the set of tasks, so the log line has none.
         tasks = []
     _log.error("ended_by_force", main_thread=where, tasks=tasks[:_TASKS_SAID], more_tasks=len(tasks[_TASKS_SAID:]))
     flush(_SAYING_SECONDS)
 
 
 def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
-    """The total, and the counts by kind if there are any."""
+    """Return the total, and the counts by kind if there are any."""
     return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
 
 
 def _do_nothing(*_: object) -> None:
-    """Signals are read from the pipe; without a Python handler, no number would be written there."""
+    """Do nothing. The signals are read from the pipe, but without a Python handler no number would be written to the
+    pipe."""

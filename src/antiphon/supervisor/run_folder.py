@@ -1,9 +1,10 @@
 """The folder of one run of `antiphon up`: its sockets and generated files.
 
-Lives here: its place and its removal. Not here: its content (`generation.py`).
+This module chooses the folder's path, creates the folder and removes it. `generation.py` writes its content.
 
-Invariants: only this user can access it. Socket paths in it are short enough. The run removes it at the end; if the run
-was killed, the next one does. A run holds a lock in its folder, so others leave the folder of a running one alone.
+Invariants: only this user can access the folder. Paths of sockets in the folder fit in the system's limit. A run
+removes its folder at its end. If it was killed, the next run removes the folder. Each run holds a lock in its folder,
+so other runs do not remove it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-# The path of a Unix socket has at most 107 bytes (103 on macOS). The workers' paths add two folders and names of up to
-# 24. Those of Envoy's hot restart add one folder (18) and names of up to 36, which end in a number of up to 20 digits.
+# The path of a Unix socket has at most 107 bytes (103 on macOS). The workers' sockets add two folders and names of up
+# to 24 bytes. The sockets of Envoy's hot restart add one folder (18 bytes) and names of up to 36 bytes, which end in a
+# number of up to 20 digits.
 _MAX_LENGTH = 52
 _SHORT = Path("/tmp")
 
@@ -30,15 +32,16 @@ _SHORT = Path("/tmp")
 def run_folder(
     data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
 ) -> Iterator[Path]:
-    """Create a folder below the data folder, or below `short` when socket paths would be too long there. `forget`
-    removes what a killed run left elsewhere; it gets the folder of that run."""
+    """Create the run's folder below the data folder, and remove it at the end of the block. If socket paths would be
+    too long there, the folder is below `short`. `forget` gets the folder of each killed run and removes what that run
+    left elsewhere."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"
     _make_private(above)
     living = contextlib.ExitStack()
     try:
-        # The lock prevents a cleanup while another run has created its folder but not locked it yet.
+        # Without this lock, a cleanup could remove the folder that another run has just created but not locked yet.
         with _locked(above / "lock"):
             _clear(above, forget)
             folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
@@ -61,7 +64,7 @@ def write_private(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     new.touch(mode=0o600)
     new.write_text(text)
-    # Concurrent readers see the complete old file.
+    # A concurrent reader sees the complete old file or the complete new file.
     new.replace(path)
 
 
@@ -84,7 +87,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _clear(above: Path, forget: Callable[[Path], object]) -> None:
-    """Remove the folders of killed runs."""
+    """Remove the folders of killed runs. Their locks are free."""
     for lock in above.glob("antiphon-*/lock"):
         with contextlib.suppress(OSError), lock.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
 """Notifies the service manager (systemd, `Type=notify`) of readiness, reloads and the end.
 
-Lives here: the one datagram of sd_notify(3). Not here: when it is sent (`process.py`, `changed_settings.py` and the
-commands that serve).
+This module sends the datagram of sd_notify(3). `process.py`, `changed_settings.py` and the commands that serve decide
+when to send it.
 
-Invariants: without a service manager that requests it (`NOTIFY_SOCKET`), nothing happens. Sending never waits and never
-fails for the caller. If the manager is unreachable, the log has one line, and the manager's own timeout decides.
+Invariants: if the environment has no `NOTIFY_SOCKET`, the module sends nothing. Sending never waits and never raises.
+If the service manager is unreachable, the log has one line, and the manager applies its own timeout.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ State = Literal["READY=1", "RELOADING=1", "STOPPING=1"]
 
 
 def tell(state: State) -> None:
-    """Notify the service manager, if there is one. `RELOADING=1` holds until the next `READY=1`."""
+    """Notify the service manager of this state, if there is a service manager. After `RELOADING=1` the caller must send
+    `READY=1`."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    # An abstract name begins with a null byte, which no environment variable can contain.
+    # A name with `@` is an abstract socket, whose real name begins with a null byte. No environment variable can
+    # contain that byte.
     place = "\0" + address[1:] if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
@@ -40,5 +42,5 @@ def tell(state: State) -> None:
 def _message(state: State) -> str:
     if state != "RELOADING=1":
         return state
-    # With this field, a manager that requested a reload (`Type=notify-reload`) distinguishes it from an earlier one.
+    # A manager with `Type=notify-reload` uses this field to distinguish this reload from an earlier one.
     return f"{state}\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"

@@ -1,11 +1,12 @@
 """Restarts a child process that ends or hangs, with growing pauses.
 
-Lives here: when a child counts as dead or hung, the pause before a restart, and when to give up. Not here: one child's
-life (`children.py`), the list of processes (`commands/up.py`).
+This module decides when a child is dead or hangs, how long to wait before a restart, and when to stop restarting it.
+`children.py` manages one child process, and `generation.py` has the list of processes.
 
 Invariants: a child that does not answer is killed after at most `RestartPolicy.hung` seconds. The pause between two
-starts doubles with every quick death. The parent gives a child up after `RestartPolicy.deaths` quick deaths in a row,
-or after one before everything was ready. If the machine cannot start a child (a full disk), the parent tries again.
+starts doubles with every quick death. The parent stops restarting a child after `RestartPolicy.deaths` quick deaths in
+a row. Before all processes were ready once, one death is enough. If the machine cannot start a child (a full disk), the
+parent tries again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from antiphon.supervisor.children import Child, describe_status
 _log = structlog.get_logger(__name__)
 
 _ASKS = 3
-"""The number of consecutive unanswered health checks before a kill, because a single one may hit a pause of the
-machine."""
+"""The number of consecutive unanswered health checks before a kill. One unanswered check is not enough, because the
+machine may have paused."""
 _LOOK_SECONDS = 5.0
 WRONG_SETTINGS = 2
-"""The exit status of a command with unusable settings (`cli.py`)."""
+"""The exit status of a command whose settings are unusable (`cli.py`)."""
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """`hung`: seconds without an answer (0: no health checks). `starting`: seconds until a child must be ready. A life
-    of less than `quick` seconds is a quick death; `deaths` in a row are too many."""
+    """The limits for restarts, in seconds except `deaths`. A child without an answer for `hung` seconds hangs; 0 turns
+    health checks off. A child must be ready within `starting` seconds. If a child lives less than `quick` seconds, its
+    end is a quick death. `deaths` quick deaths in a row are too many."""
 
     hung: float = 30.0
     starting: float = 60.0
@@ -46,13 +48,13 @@ class RestartPolicy:
 
 
 class GivenUp(AntiphonError):
-    """A child ended (or hung), and another start is useless."""
+    """Raised when a child ended or hung and another start would not help."""
 
     def __init__(self, child: Child, status: int, deaths: int, hung: bool) -> None:
         self.name, self.deaths = child.name, deaths
         how = "did not answer (timeouts.hung) and was killed" if hung else describe_status(status)
         times = f" ({deaths} times in a row, soon after its start)" if deaths > 1 else ""
-        # The log already has its lines.
+        # The log already contains the child's lines.
         look = "what it wrote last is in the log above" if child.last_lines() else "it wrote nothing"
         if status == -signal.SIGKILL and not hung:
             look += "; Antiphon did not kill it. The kernel may have, because memory ran out: check dmesg, and the "
@@ -61,12 +63,12 @@ class GivenUp(AntiphonError):
 
 
 class NotStarted(AntiphonError):
-    """A child ended before everything was ready, with a reason."""
+    """Raised when a child ended before all processes were ready and printed a reason."""
 
 
 class Supervised:
-    """One supervised process. `start` creates a child, `is_ready` returns whether it serves, and `is_alive` whether it
-    answers within the given seconds."""
+    """One supervised process. `start` creates a child, `is_ready` returns whether the child serves, and `is_alive`
+    returns whether it answers within the given seconds."""
 
     def __init__(
         self,
@@ -82,9 +84,10 @@ class Supervised:
         self.life = 0
         """The number of starts, which identifies the present child."""
         self.lasting = False
-        """Whether everything was ready once; from then on, a child that ends is restarted."""
+        """Whether all processes were ready once. From that moment on, a child that ends is restarted."""
         self.died, self.hung = 0, 0
-        """The numbers of replacements after an end, and after a kill for missing answers."""
+        """The number of replacements after a child's own end, and the number of replacements after a kill because it
+        did not answer."""
         self._start = start
         self._is_ready = is_ready
         self.is_alive = is_alive
@@ -93,12 +96,12 @@ class Supervised:
         self._clock = asyncio.get_running_loop().time
 
     def everything_is_ready(self) -> None:
-        """Everything is ready for the first time, also this child. Its readiness needs no further check, which a child
-        that hangs from now on would never pass."""
+        """Note that all processes, also this child, are ready for the first time. The child's readiness is not checked
+        again, because a child that hangs from this moment on would never pass the check."""
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
-        """Keep a child running. Raises `GivenUp`, `NotStarted`, `ConfigError`."""
+        """Keep a child running. Raises `GivenUp`, `NotStarted` or `ConfigError` when it cannot."""
         quick = 0
         while True:
             self._ready = False
@@ -118,12 +121,13 @@ class Supervised:
             self.hung, self.died = self.hung + hung, self.died + (not hung)
 
     async def _start_it(self) -> Child:
-        """Start a child. Once everything was ready, retry for as long as it takes: the other processes still serve."""
+        """Start a child. Once all processes were ready, it retries for as long as needed, because the other processes
+        still serve."""
         while True:
             try:
                 return await self._start()
             except OSError as error:
-                # The disk is full, or there are too many processes: giving up would not help.
+                # The disk is full, or there are too many processes. A retry may succeed later.
                 if not self.lasting:
                     raise
                 pause = self._policy.longest_pause
@@ -131,7 +135,8 @@ class Supervised:
                 await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
-        """Wait for its end, and kill it if it hangs. Returns its status, and whether it was killed here."""
+        """Wait for the child's end, and kill the child if it hangs. Returns its exit status and whether it was killed
+        for hanging."""
         ended = asyncio.ensure_future(child.wait())
         last = self._clock() + self._policy.starting
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS
@@ -154,10 +159,10 @@ class Supervised:
 
 
 def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoReturn]) -> None:
-    """Set `failed` to the error that ended the task, if it is the first one."""
+    """Complete `failed` with the error that ended the task, unless an earlier error has completed it."""
     if task.cancelled():
         return
-    # Read the exception in any case: asyncio logs an exception that no code reads, with its traceback.
+    # The exception is read in any case, because asyncio logs an unread exception with its traceback.
     error = task.exception()
     if not failed.done():
         failed.set_result(error or AssertionError("a process is no longer kept"))

@@ -1,9 +1,10 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
-Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: the orders
-(`generation.py`, `early_ends.py`).
+The socket is the worker's standard input, and this module has both of its ends. `generation.py` and `early_ends.py`
+define the orders.
 
-Invariants: no other process can send orders to a worker. A child gets at most one order that it must answer.
+Invariants: no other process can send orders to a worker. A child gets at most one order in its life that requires an
+answer.
 """
 
 from __future__ import annotations
@@ -19,36 +20,37 @@ from contextlib import asynccontextmanager
 
 
 class Orders:
-    """The parent's end of the socket, for one child."""
+    """The parent's end of the socket to one child."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
 
     def started(self) -> None:
-        """Close the child's end here after its start."""
+        """Close the parent's copy of the child's end, after the child has started."""
         self.theirs.close()
 
     async def give(self, do: str, seconds: float) -> None:
-        """Send an order and wait for the answer. Raises `TimeoutError` and `ConnectionError`."""
+        """Send an order and wait for the child's answer. Raises `TimeoutError` or `ConnectionError`."""
         self.tell({"do": do, "answer": True})
         async with asyncio.timeout(seconds):
             if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
                 raise ConnectionResetError("it has ended")
 
     def tell(self, said: dict[str, object]) -> None:
-        """Send a message that needs no answer; drop it if the child does not read, or has ended."""
+        """Send a message that needs no answer. The message is dropped if the child does not read or has ended."""
         # The kernel writes a message this short completely or not at all.
         with contextlib.suppress(OSError):
             self._ours.send(json.dumps(said).encode() + b"\n")
 
     def close(self) -> None:
-        """The child has ended."""
+        """Close the socket, because the child has ended."""
         self._ours.close()
 
 
 def own_end() -> socket.socket | None:
-    """The worker's end, if standard input is one; child processes of this process cannot read it."""
+    """Return the worker's end of the socket, or None if standard input is no socket. Child processes of the worker
+    cannot read it."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         return None
     ours = socket.socket(fileno=os.dup(0))
@@ -59,12 +61,12 @@ def own_end() -> socket.socket | None:
 
 
 Obey = Mapping[str, Callable[[dict[str, object]], object]]
-"""The handlers, by the name of the order."""
+"""The handler of each order, by the order's name."""
 
 
 @asynccontextmanager
 async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]:
-    """While active, handle the parent's orders, if there is a parent."""
+    """While the block runs, handle the parent's orders. Does nothing without a parent."""
     task = asyncio.ensure_future(take_orders(ours, obey)) if ours is not None else None
     try:
         yield
@@ -84,7 +86,7 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
             if "answer" in order:
                 writer.write(b"\n")
     except ConnectionError:
-        # The parent has ended, which the pipe reports as well.
+        # The parent has ended. The parent's pipe reports that as well.
         pass
     finally:
         writer.close()
