@@ -87,7 +87,8 @@ class StoreOptions(TypedDict, total=False):
     history_bytes: int
     """The maximum bytes of history that one request may load."""
     page_bytes: int
-    """The maximum bytes of one page of a list, whatever its number of rows."""
+    """The maximum bytes of one page of a list. A page may have fewer rows than the client's `limit` because of this
+    maximum."""
     owner_file_bytes: int | None
     """The maximum bytes of one owner's files; None: no limit."""
     upload_lease: float
@@ -99,7 +100,7 @@ class StoreOptions(TypedDict, total=False):
     timeouts: TimeoutSettings
     """The timeouts in seconds of a write to the database."""
     keep_keys: float
-    """Seconds for which an idempotency key is stored."""
+    """Seconds for which the store keeps an idempotency key after the request created its object."""
     bodies: Bodies
     """Encrypts stored bodies, and decrypts them."""
     measured: Measured
@@ -156,7 +157,7 @@ class StoreFigures(Protocol):
 
     @property
     def busy(self) -> int:
-        """The number of read connections in use."""
+        """The number of connections for reads that are in use."""
 
     @property
     def groups(self) -> Mapping[int, int]:
@@ -195,8 +196,8 @@ class Stores(ABC):
     figures: tuple[StoreFigures, ...]
     """Statistics of every database that these stores use."""
     containers: ContainerRows | None = None
-    """The rows of code containers that several machines share. None: the data folder of this machine holds the
-    containers."""
+    """The rows of code containers that several machines share. None means that the data folder of this machine holds
+    the containers."""
 
     def __init__(
         self,
@@ -211,8 +212,8 @@ class Stores(ABC):
         signals: Signals,
         ended: ChangeListener = notify_nobody,
     ) -> None:
-        """Build the stores over these tables. `options` must be complete (`all_options`). The keyword arguments are the
-        SQL and the writers that each backend implements itself."""
+        """Build the stores over these tables. `options` must have all keys (`all_options` adds the defaults). The
+        keyword arguments are the SQL and the writers that each backend implements itself."""
         self.keys = keys
         self.signals = signals
         bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
@@ -248,8 +249,8 @@ class Stores(ABC):
 class Backend(ABC):
     """The operations on the whole state: open, check, migrate, archive. Each kind of `state.url` has a subclass.
 
-    A method raises `StoreError` when the database fails, and `ConfigError` when the settings forbid the operation.
-    Methods that only read create no folder, database or table.
+    A method raises `StoreError` when the database fails, and `ConfigError` when the settings forbid the operation. A
+    read-only method creates no folder, database or table.
     """
 
     def __init__(self, state: StateSettings, data: Path) -> None:
@@ -263,7 +264,7 @@ class Backend(ABC):
         stores close."""
 
     async def open_contents(self, blobs: BlobSettings) -> BlobStore:
-        """Open the storage for the contents of files; the caller closes it."""
+        """Open the storage for the contents of files. The caller closes the returned storage."""
         return await open_blobs(blobs, self.data / FILES_FOLDER)
 
     def check_not_moved(self) -> None:
@@ -282,7 +283,7 @@ class Backend(ABC):
 
     def has_rows(self, *, hashed: bool) -> bool:
         """Return whether this machine stores data that clients cannot reach or read without the keys in the data
-        folder. With `hashed`, only data of owners whose id is the hash of a token counts."""
+        folder. With `hashed`, this method ignores data of owners whose id is not the hash of a token."""
         # A shared database takes its keys from the settings, and state in memory starts empty with each process.
         return False
 
@@ -292,8 +293,8 @@ class Backend(ABC):
         wait for a server that does not answer."""
 
     async def recorded_keys(self) -> Recorded | None:
-        """Return the key fingerprints in a database that several machines share. None: this backend's database belongs
-        to one machine."""
+        """Return the key fingerprints in a database that several machines share. Returns None if only one machine uses
+        the database."""
         return None
 
     async def check_keys(self, keys: Keys) -> None:
@@ -316,7 +317,8 @@ class Backend(ABC):
         raise _no_archives(self.state)
 
     def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
-        """Restore the data folder from an archive. `keys`: the keys in the settings."""
+        """Restore the data folder from an archive. `keys`: the keys in the settings, which must include every key that
+        the archive lacks."""
         raise _no_archives(self.state)
 
 

@@ -6,9 +6,10 @@ here: the stores that call this module, the source of the keys (`app/keys.py`), 
 by them.
 
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
-event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. Each body is encrypted with a
-separate key, derived from a configured key and the salt. So one configured key can seal any number of bodies. Bodies
-are not compressed, so a sealed body has almost the size of the plain body, and limits in bytes apply to both.
+event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
+with a separate key, which it derives from a configured key and the salt. So one configured key can seal any number of
+bodies. Bodies are not compressed, so a sealed body has almost the size of the plain body, and limits in bytes apply to
+both.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
@@ -40,7 +41,7 @@ _NONCE = bytes(12)
 
 
 def is_sealed(stored: bytes) -> bool:
-    """Whether a stored value is a sealed body."""
+    """Return whether a stored value is a sealed body."""
     return stored.startswith(_MARK)
 
 

@@ -4,9 +4,9 @@ Lives here: the SQL, the limits of a history, cursors and pages, and the error f
 Not here: how a backend runs statements (`tables.py`), the transaction that stores a response and appends its items to
 the conversation (`sqlite/`, `postgres/`).
 
-The lock is a lease. `locked_by` names the response that runs on the conversation; `locked_until` is the time at which
-the lease expires unless it is renewed. A later response overwrites both columns when it takes the lock. The previous
-holder then no longer matches `locked_by`, so it cannot append items. An expired lock stays with its response until
+The lock is a lease. The column `locked_by` names the response that runs on the conversation. The column `locked_until`
+is the time at which the lease expires. A later response overwrites both columns when it takes the lock. The previous
+holder no longer matches `locked_by`, so the database rejects its items. An expired lock stays with its response until
 another response takes it. A background response keeps its conversation locked as long as its job exists.
 
 Clients may choose conversation ids, so a client may delete a conversation and create another with the same id. The
@@ -58,7 +58,8 @@ WHERE owner = :owner AND id = :id AND {_NOT_SWEPT}
 # Locks the conversation's row before the statement that checks its lease. A snapshot from before the row lock could
 # miss a job that the last holder of the lease created.
 HOLD = "SELECT 1 FROM conversations WHERE owner = :owner AND id = :id FOR UPDATE"
-# A background response keeps its conversation locked as long as its job exists, whichever worker runs the job.
+# SQL: true if no response has locked the conversation. A background response keeps the lock as long as its job exists,
+# even while no worker runs the job.
 _UNLOCKED = """(locked_by IS NULL OR (
   locked_until <= lease_now() AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.response_id = locked_by)
 ))"""
@@ -96,8 +97,8 @@ GET_ITEM = """
 SELECT item_id, type, body FROM conversation_items
 WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
 """
-# The conversation is the left side of the join. No row means that the conversation does not exist. One row without an
-# item means that the conversation is empty.
+# Loads a conversation's items with the conversation's size. No row means that the conversation does not exist. One row
+# without an item means that the conversation is empty.
 LOAD = f"""
 SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
@@ -282,9 +283,9 @@ class ConversationStore:
         """Return all items, oldest first, or None when the conversation does not exist. With `create`, this method
         creates a missing conversation.
 
-        With a `holder` (a response's id), this method first locks the conversation for `seconds`. It raises
-        `ConversationLocked` if another response holds the lock. The same holder may lock again. `ResponseStore.save` of
-        that response, or `release`, releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
+        With a `holder` (a response's id), this method first locks the conversation for `seconds`. The method raises
+        `ConversationLocked` if another response holds the lock. The same response may lock again. `ResponseStore.save`
+        of that response, or `release`, releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
         """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:

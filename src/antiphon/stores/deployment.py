@@ -4,8 +4,8 @@ Lives here: the comparison of a process's keys with the recorded keys, and the r
 here: the SQL of the rows (in each backend), the purpose of a key (`doors/owners.py`, `sealing.py`).
 
 With a different `owner.key`, a client would not find its data, and other machines would not find its new data. Without
-a sealing key of the other machines, a process could not decrypt the bodies that they sealed. So the database records
-fingerprints of the keys. A fingerprint identifies a key and reveals nothing about it.
+a sealing key of the other machines, a process could not decrypt bodies from those machines. So the database records
+fingerprints of the owner key and of the sealing keys. A fingerprint identifies a key and reveals nothing about it.
 
 An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key on all
 machines. Each start then records the new key as a key that only decrypts. Then the operator puts the new key in front

@@ -166,8 +166,8 @@ class FileStore:
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
-        """Insert the file's row and delete its pending row. Raises `OwnerStorageFull`, `ContentTaken`, `AlreadyMade`
-        and `ApiError`."""
+        """Insert the file's row and delete the pending row of its content in one transaction. Raises
+        `OwnerStorageFull`, `ContentTaken`, `AlreadyMade` and `ApiError`."""
         file = kept.file
         ends = file.expires_at
         named: dict[str, object] = {
@@ -255,12 +255,12 @@ class FileUpload:
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """The number of bytes written so far."""
         return self._blob.size
 
     async def write(self, data: bytes) -> None:
-        """Append to the content. Raises `StoreError` when the storage fails, or when a sweep has deleted this upload
-        because it stalled for too long."""
+        """Append these bytes to the file's content. Raises `StoreError` when the storage fails, or when a sweep has
+        deleted this upload because it stalled for too long."""
         await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
@@ -312,7 +312,7 @@ class OpenedFile:
         return await self._content.read(start, max(0, self._content.size - start) if limit is None else limit)
 
     async def aclose(self) -> None:
-        """Close the content."""
+        """Close the file's content."""
         await self._content.aclose()
 
 

@@ -35,7 +35,7 @@ _PIECE = 500
 _TRIES = 3
 
 # True if the holder of the key `known` has not claimed tool calls. Another request may take a key with an expired lease
-# only under this condition. It may always take an expired key.
+# only under this condition. Another request may always take an expired key.
 _FREE = f"""NOT EXISTS (
     SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
   )"""
@@ -71,7 +71,7 @@ LOOK = f"""
 SELECT fingerprint, object_id, lease_until, lease_until <= lease_now() AND NOT {_FREE} FROM idempotency known
 WHERE owner = :owner AND key = :key
 """
-# Locks the rows in one order, as every statement that locks several rows.
+# Locks the rows in the order of their keys, as every statement that locks several rows does, to avoid deadlocks.
 RENEW = """
 WITH held AS MATERIALIZED (
   SELECT owner, key FROM idempotency WHERE object_id IN (:holders...) AND lease_until IS NOT NULL
@@ -159,8 +159,8 @@ class IdempotencyStore:
     async def make(
         self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
     ) -> None:
-        """Run a transaction that creates an object, only once per key. Raises `AlreadyMade`, `ApiError` and
-        `RowsMissing`.
+        """Run the transaction `unit`, which creates an object, unless an earlier request with the same key created the
+        object. Raises `AlreadyMade`, `ApiError` and `RowsMissing`.
 
         `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, the object and its
         key stay in that case.
@@ -177,7 +177,7 @@ class IdempotencyStore:
             except RowsMissing:
                 await self.explain(once)
                 if last:
-                    raise  # the key was not the reason
+                    raise  # The key was free, so another statement of the unit failed.
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
         """Hold the key with a lease of `seconds` while the request creates its object. Returns None, or the id of the

@@ -38,7 +38,8 @@ class SqlIngestion:
     def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
         """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
         store. `key`: the column that identifies a file across attempts. `trash`: the statement that marks the chunks of
-        a held file for deletion by a sweep. `counted`: further columns to set when a file is completed."""
+        a held file for deletion by a sweep. `counted`: the SET clauses of further columns that a backend updates when a
+        worker completes a file."""
         self._tables = tables
         held = HELD.format(number=number)
         self.renew_files = f"""

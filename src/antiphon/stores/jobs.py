@@ -5,14 +5,14 @@ encryption of bodies. Not here: the workers that run a job (`engine/running/`), 
 (`tables.py`). Each backend queues and claims jobs, appends to streams and finishes responses (`sqlite/jobs.py`,
 `postgres/jobs.py`).
 
-A job's row serves as the lock of its response. A transaction that appends to the stream or ends the response locks that
-row first.
+A transaction that changes a background response locks the row of the response's job. A transaction that appends to the
+stream or ends the response locks the job's row first.
 
 The process's own polling queries (`own=True`) never queue behind reads for clients.
 
-Invariants: exactly one transaction ends a job. That transaction deletes the job's row and writes the response's final
+Invariants: exactly one transaction ends a job. The transaction deletes the job's row and writes the response's final
 state and last event. The deletion of a response also deletes the job's row. Every statement of a worker requires that
-the worker holds the job. An encrypted piece of a stream has the sequence numbers of its events in plain columns.
+the worker holds the job. The sequence numbers of stream events stay unencrypted.
 """
 
 from __future__ import annotations
@@ -243,7 +243,8 @@ class JobStore:
     async def finish(
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
     ) -> bool:
-        """Write the response's final record and last events, and delete the job. The input is already stored.
+        """Write the response's final record and last events, and delete the job. `enqueue` has already stored the
+        response's input.
 
         Returns False and changes nothing when the worker does not hold the job, or the response has lost the lock of
         its conversation. `restart`: see `append`.

@@ -4,8 +4,8 @@ Lives here: one task per process that renews every lease before it expires. Not 
 (a conversation's lock, an upload), the rows of leases, the handling of a lost lease. Every write names its holder, so
 the store rejects the writes of a holder that lost its lease.
 
-Invariant: the task renews a lease until the holder drops the lease or the store reports it as lost. It never renews a
-dropped lease. The task ends when this process holds no lease.
+Invariant: the task renews a lease until the holder drops the lease or the store reports it as lost. The task never
+renews a dropped lease. The task ends when this process holds no lease.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ marked folder. Not here: reading rows (`sqlite/exporting.py`), writing rows (`po
 work (`moving.py`).
 
 A move omits data that the target derives from other rows: sums of bytes, the words of chunks, a job's position in the
-queue. A move ends all leases, because no process holds one during a move. A move also copies rows that wait for
+queue. A move ends all leases, because no process holds a lease during a move. A move also copies rows that wait for
 deletion, and the target's sweep deletes them.
 
 Without the mark, a process could store data in the folder during or after the move, and the target would lack that
@@ -96,7 +96,7 @@ class Sum:
         self._rows = self._sum = 0
 
     def add(self, row: Row) -> None:
-        """Add one row."""
+        """Add one row to the count and to the checksum."""
         digest = hashlib.blake2b(_ENCODER.encode(row), digest_size=8).digest()
         self._rows += 1
         self._sum = (self._sum + int.from_bytes(digest, "big")) & ((1 << 64) - 1)

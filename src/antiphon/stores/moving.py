@@ -5,12 +5,12 @@ of rows (`moved.py`), reading and writing rows (`sqlite/exporting.py`, `postgres
 (`blobs/`), the command line.
 
 An operator can kill a move at any moment and start it again. The move continues after the last batch that the target
-stored. Memory holds one batch of rows, or one part of one file's content.
+stored. The process holds only one batch of rows, or one part of one file's content, in memory.
 
 Invariants: the move only reads the source, after it has upgraded the source to this build's schema. Before the move
 copies the first row, it checks the target and the bucket, and marks the folder (`moved.py`). So no process starts on
-the folder. No process starts on the target before the move has compared every row and every content. The move reads
-each content back from the bucket and compares its hash with the file's row.
+the marked folder. No process starts on the target database before the move has compared every row and every content.
+The move reads each content back from the bucket and compares its hash with the file's row.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ async def move(
     """Move all rows of the databases in `folder` to the database at `url`. If `blobs` names a bucket, also move the
     file contents from the data folder `data` to that bucket.
 
-    Returns the counts of both sides for each kind. `said` receives progress messages. `rows`: the number of rows per
-    batch. Raises `ConfigError` and `StoreError`.
+    Returns the counts of both sides for each kind. The function calls `said` with each progress message. `rows`: the
+    number of rows per batch. Raises `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
     if place.kind != "postgresql":

@@ -1,7 +1,8 @@
 """Stores daily sums of token usage, and checks owners' storage quotas, for any backend.
 
-Lives here: the SQL. Not here: the selection of counted calls (`observability/observation.py`), the schedule of writes
-(`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each backend's migrations).
+Lives here: the SQL of usage sums and quotas. Not here: the selection of counted calls (`observability/observation.py`),
+the schedule of writes (`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each
+backend's migrations).
 
 Invariants: every number is at most 10^15, so that the addition never overflows a column. Otherwise one upstream that
 reports absurd token counts would block the sums of all other upstreams. Statements update rows in the order of their

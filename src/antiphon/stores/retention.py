@@ -2,7 +2,7 @@
 
 Lives here: the loop over batches ("pieces"), the row limit of a piece, and the choice of the one process that sweeps.
 Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and vector stores (their rows have
-an expiry). Each backend deletes a piece itself (`sqlite/retention.py`, `postgres/retention.py`).
+an expiry). Each backend implements the deletion of a piece (`sqlite/retention.py`, `postgres/retention.py`).
 
 A sweep deletes a chain of responses as a whole when the latest response is old. So a history never lacks responses in
 its middle. Background responses that run and locked conversations never count as old.
@@ -59,13 +59,13 @@ class Retention:
         self._kept = kept
 
     async def take_turn(self, what: str, seconds: float) -> bool:
-        """Return whether this process should run the sweep named `what` now. After True, no other process gets True for
-        `seconds`."""
+        """Return whether this process should run the sweep named `what` now. If this method returns True, it returns
+        False to all other processes for `seconds`."""
         named = {"what": what, "pause": milliseconds(seconds)}
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete all expired data in small pieces. Returns the numbers of deleted chains, conversations and event
+        """Delete all expired data in small transactions. Returns the numbers of deleted chains, conversations and event
         streams."""
         pieces, kept = self._pieces, self._kept
         return (

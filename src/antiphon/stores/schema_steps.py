@@ -6,9 +6,9 @@ line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
 line of a step may name the oldest schema version whose builds can still serve requests. `-- serves: 3` in step 5 means
-that builds with the steps up to 3 or 4 can serve, because the step only adds tables or columns. Without that line, only
-builds that know the step can serve. A step that removes a table or a column is added one release after the last build
-that uses it.
+that builds with the steps up to 3 or 4 can serve, because the step only adds tables or columns. Without a line `--
+serves`, only builds that know the step can serve. A step that removes a table or a column is added one release after
+the last build that uses it.
 
 The SQL file that undoes a step has the step's name and the ending .down.sql.
 
@@ -86,7 +86,7 @@ class Schema(ABC):
 
     @abstractmethod
     async def up(self) -> Sequence[SchemaStep]:
-        """Apply the missing steps, and return them. Raises `StoreError`."""
+        """Apply the steps that the database lacks, and return these steps. Raises `StoreError`."""
 
     @abstractmethod
     async def undo(self) -> SchemaStep:

@@ -23,7 +23,7 @@ backend replaces:
 - `FOR UPDATE` and `FOR NO KEY UPDATE`, after `ORDER BY` or before `SKIP LOCKED`: PostgreSQL locks the rows in the given
   order until the transaction ends; SQLite drops these words, because it has one writer at a time.
 
-PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`. Such a parameter needs a cast:
+PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`, so the SQL must cast it:
 `CAST(:after AS text)`.
 
 Invariant: either all statements of a unit take effect, or none does.
@@ -46,7 +46,8 @@ Counts = tuple[int, ...]
 
 
 class Statement(Struct, frozen=True):
-    """One statement of a unit. With `many`, `parameters` is a list, and the statement runs once per element.
+    """One SQL statement of a transaction ("unit"). With `many`, `parameters` is a list, and the statement runs once per
+    element.
 
     `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
     raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. `rows` then counts
@@ -108,8 +109,8 @@ def within(order: str, most: str = ":bytes") -> str:
     already have a table `page (place, size, …)`.
 
     `fits` is true for the first row, and for rows whose running total of `size`, in the order `order`, is at most
-    `most` bytes. Both databases know a body's length without reading the body. So they never read a body that does not
-    fit.
+    `most` bytes. Both databases know a body's length without reading the body. So the query never reads a body that
+    does not fit.
     """
     return f"""cut (place, fits) AS (
   SELECT place, total <= {most} OR total = size

@@ -4,7 +4,7 @@ Lives here: the SQL that the backends share, the order of statements, cursors an
 by backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), and chunks, ingestion and searches, which each backend
 implements.
 
-Every transaction that adds or removes files updates the vector store's row first. So two such transactions never
+Every transaction that adds or removes files updates the vector store's row first. So two concurrent changes never
 deadlock, and a deleted vector store gets no more files.
 
 Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
@@ -185,8 +185,8 @@ class VectorStores:
     Changes are durable when a method returns. Every method raises `StoreError` when the database fails. No method
     blocks the event loop.
 
-    This class calls `on_work` when workers have files to ingest or chunks to delete. It calls `on_deleted` with the id
-    of a deleted store.
+    This class calls `on_work` when workers have files to ingest or chunks to delete. This class calls `on_deleted` with
+    the id of a deleted store.
     """
 
     def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:

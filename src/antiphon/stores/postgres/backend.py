@@ -56,7 +56,7 @@ class PostgresBackend(Backend):
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
         assert self.state.url is not None
-        # A long schema step needs a direct connection to the server, because a connection pooler may cut it off.
+        # Schema steps use the URL that bypasses a connection pooler, because a pooler may end a long transaction.
         url = self.state.direct_url or self.state.url
         setting = "state.url" if self.state.direct_url is None else "state.direct_url"
         return open_postgres_schemas(url.get_secret_value(), seconds, setting, within=within)

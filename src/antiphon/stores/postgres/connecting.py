@@ -6,8 +6,8 @@ Not here: the number of connections and their timeouts (`database.py`), the mean
 A URL may name several servers: one primary, and replicas of the primary. This module tries the servers in turn, the
 last good server first, and uses the first server that accepts writes. Each server gets an equal share of the timeout,
 so that a dead machine does not use up the time for the other servers. A single server, also behind a DNS name or a
-pooler, must pass the same check. The module refuses a replica, or an old primary that is read-only after a failover,
-because its data may be old.
+pooler, must pass the same check. The module refuses a replica, and an old primary that is read-only after a failover,
+because their data may be outdated.
 
 A process that abandons a statement closes its connection. While the server waits for a lock, it does not notice the
 closed connection. The process opens another connection, and after several such statements the server has no connection
@@ -49,7 +49,7 @@ READ_ONLY = "current_setting('transaction_read_only') = 'on'"
 """SQL: true if this server accepts no writes, for example because it is a standby."""
 # A query reads the server's state, because a pooler repeats old values of the parameters that a server sends at login.
 _ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only, pg_backend_pid() AS process"
-# Sets the interval only if the operator has not set another value.
+# Sets `client_connection_check_interval` only if the operator has not set a value.
 _LOOK_AT_CLIENT = """
 SELECT set_config('client_connection_check_interval', '1s', false)
 WHERE current_setting('client_connection_check_interval') = '0'

@@ -1,7 +1,7 @@
 """Implements `ContainerRows` for PostgreSQL: the rows of code containers that several machines share.
 
-Lives here: the SQL. Not here: the use of containers (`tools/code_interpreter/`), the contents of snapshots
-(`stores/blobs/`).
+Lives here: the SQL of containers' rows and leases. Not here: the use of containers (`tools/code_interpreter/`), the
+contents of snapshots (`stores/blobs/`).
 
 Invariants: a statement that takes or needs a lease checks the lease by the database's clock. One transaction changes a
 container's row and the pending rows of its contents.

@@ -7,14 +7,14 @@ LISTEN (`notify.py`, on a separate connection).
 One deadline covers the wait for a connection, opening a connection, and all statements of the operation. At the
 deadline, this module aborts the socket, because a hanging server would not answer a cancel request. For half a second
 after a failed attempt to connect, all callers get that error immediately. If the server has no free connection, callers
-wait until their deadline. They use a connection that this process or another process frees.
+wait until their deadline. A waiting caller uses a connection that this process or another process frees.
 
 The pool works behind a pooler that assigns a server connection per transaction (pgbouncer, `pool_mode=transaction`). So
 the pool uses no named prepared statements and no session settings. With prepared statements, a driver behind such a
 pooler silently gets the results of other clients.
 
-A server that stops accepting writes is no longer the primary. After such an error the caller continues on a new
-connection to the primary, or gets an error. The pool never reuses an old connection to that server.
+A server that stops accepting writes is no longer the primary. After a read-only error, the pool retries on a new
+connection to the primary, or the caller gets an error. The pool never reuses an old connection to that server.
 
 Invariants: the pool never has more than `size` connections. An operation that ends without the server's answer closes
 its connection. Every call ends by its deadline.
@@ -293,8 +293,8 @@ class Database:
         self._places.release()
 
     async def _open(self, deadline: float, full: StoreError | None) -> Connection | StoreError:
-        """Open a connection. If the server has no free connection, wait up to half a second and return the failure. The
-        caller then looks for an idle connection and tries again.
+        """Open a connection to the server. If the server has no free connection, wait up to half a second and return
+        the failure. The caller then looks for an idle connection and tries again.
 
         `full`: the failure of the previous attempt, which this method raises instead of a less useful timeout."""
         # Create the event before the attempt, so that the event also reports a connection freed during the attempt.
@@ -390,7 +390,7 @@ class _NothingDone(Exception):
 
 
 class _ConnectionLost(Exception):
-    """The connection is no longer usable. `nothing_done`: the operation certainly had no effect."""
+    """The connection was lost during an operation. `nothing_done`: the operation certainly had no effect."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
         super().__init__(str(cause))

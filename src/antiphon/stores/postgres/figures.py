@@ -27,8 +27,8 @@ TABLES = frozenset(
 )  # fmt: skip
 """The tables of Antiphon's schema. The query counts all other tables as `other`."""
 
-# The server hides the state of other roles' sessions, unless this role may read all statistics. So the query counts
-# such sessions with the state `unknown`.
+# The server hides the state of other roles' sessions, unless this role may read all statistics. So the query counts the
+# sessions of other roles with the state `unknown`.
 _LOOK = """
 SELECT 'size' AS kind, '' AS name, pg_database_size(current_database()) AS value
 UNION ALL

@@ -10,8 +10,9 @@ After that time the step fails, so that the queued statements run, and then the 
 `Database` limits a step's statements: seconds at a start, minutes for `antiphon migrate up`.
 
 Invariants: the table `schema_migrations` records the applied steps, numbered without a gap. The table
-`vector_schema_migrations` does the same for vectors. The recorded checksums equal those of this build's steps, as far
-as this build knows the steps. One transaction applies a step and records it. Only one process at a time applies steps.
+`vector_schema_migrations` records the steps of the table of vectors. The recorded checksums equal those of this build's
+steps, as far as this build knows the steps. One transaction applies a step and records it. Only one process at a time
+applies steps.
 """
 
 from __future__ import annotations

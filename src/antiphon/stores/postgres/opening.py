@@ -63,7 +63,7 @@ class PostgresVectorDatabase(VectorDatabase):
 
 
 class PostgresStores(Stores):
-    """All stores of one process, over one connection pool."""
+    """Holds all stores of one process, which share one connection pool."""
 
     signals: PostgresSignals
 

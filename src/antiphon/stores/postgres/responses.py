@@ -7,8 +7,8 @@ here: the code that all backends share (`../responses.py`), storing responses (`
 All replicas of Antiphon share the database. If the database is overloaded or down, all replicas would become unready
 together, and clients would lose even the requests that need no database. So one unanswered probe does not make a
 process unready. A process becomes unready only when no write succeeds for a longer time, for example because the
-process has no network path to the database. The writes of requests count as well. While they succeed, no probe runs, so
-`/ready` does not wait for a connection.
+process has no network path to the database. A successful write of a request counts like a successful probe. While
+requests write, no probe runs, so `/ready` does not wait for a connection.
 
 Invariant: a process is not ready before its first successful write. A ready process becomes unready `patience` seconds
 after its first unanswered probe, unless a write has succeeded since then. If the database was only slow, a successful

@@ -1,7 +1,7 @@
 """Implements `Tables` for PostgreSQL.
 
-Lives here: the PostgreSQL form of the shared SQL macros, and running a unit as one transaction. Not here: the
-definition of the macros (`../tables.py`), connections (`database.py`).
+Lives here: the PostgreSQL form of the shared SQL macros, and running a list of statements ("unit") as one transaction.
+Not here: the definition of the macros (`../tables.py`), connections (`database.py`).
 
 Invariant: a unit that is not idempotent either takes effect once, or has no effect and raises an error.
 """

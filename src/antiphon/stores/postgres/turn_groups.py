@@ -3,9 +3,9 @@
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
 statements (`turns.py`, `jobs.py`), connections.
 
-A unit is one write, for example a finished response. One statement writes a group of units. It stores the units that
-can be stored and returns their ids. If the statement fails because of a value of one unit, the writer writes the units
-one by one.
+A unit is one object to store, for example a finished response. One statement writes a group of units. The statement
+stores the units that can be stored and returns their ids. If the statement fails because of a value of one unit, the
+writer writes the units one by one.
 
 If the outcome of a group is unknown, the writer queries on a new connection which units are stored, and writes the
 missing units again. If the database then refuses a unit, the writer queries again, because the lost statement may have

@@ -123,7 +123,8 @@ _STORED = """
 SELECT r.id FROM unnest($1::text[], $2::text[]) AS t (id, owner) JOIN responses r ON r.id = t.id AND r.owner = t.owner
 """
 
-# Finds out why a response was not stored. $1: id, $2: owner, $3: predecessor, $4: conversation, $5: key.
+# Finds out why a response was not stored. $1: the response's id, $2: owner, $3: id of the predecessor, $4: id of the
+# conversation, $5: idempotency key.
 _WHY_NOT = """
 SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
        EXISTS (SELECT 1 FROM idempotency WHERE owner = $2::text AND key = $5::text AND object_id = $1::text) AS held,

@@ -1,15 +1,16 @@
 """Withdraws responses with an unknown commit outcome after their clients got an error.
 
-Lives here: the deletion of such responses, the retries while the database is unreachable, and the row that blocks a
-late write. Not here: the queries for the outcome of a write (`turn_groups.py`).
+Lives here: the deletion of withdrawn responses, the retries while the database is unreachable, and the row that blocks
+a late write. Not here: the queries for the outcome of a write (`turn_groups.py`).
 
 A server that hung may run an old statement much later. So a withdrawal deletes the response, and inserts a placeholder
 row with the response's id and a reserved owner. A statement that stores a response waits for concurrent inserts of its
 id, and skips an existing id. So after a withdrawal no late statement can store the response. The retention sweep
 deletes the placeholder later.
 
-Invariants: at most `most` withdrawals wait concurrently. Each withdrawal that is given up has one log line. If
-withdrawals had to wait for the database, the log has one line for the beginning and one line for the end of the outage.
+Invariants: at most `most` withdrawals wait concurrently. The log has one line for each withdrawal that the process
+gives up. If withdrawals had to wait for the database, the log has one line for the beginning and one line for the end
+of the outage.
 """
 
 from __future__ import annotations

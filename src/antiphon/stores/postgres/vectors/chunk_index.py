@@ -4,8 +4,8 @@ Lives here: word search with BM25 ranking, and vector search. Not here: the code
 (`stores/indexing.py`), the definition of a word (`words.py`), writing chunks (`ingestion.py`), creating vector indexes
 (`indexes.py`).
 
-A vector search considers the vectors of completed files that the filter accepts. If their number is at most `exact`,
-the query compares all of them with the query's vector. If there are more, the query searches the store's HNSW index,
+A vector search considers the vectors of completed files that the filter accepts. If at most `exact` vectors qualify,
+the SQL compares each of them with the query's vector. If more vectors qualify, the SQL searches the store's HNSW index,
 which follows its graph until it has enough hits. If the index returns too few hits, or does not exist yet, a second
 query compares all vectors.
 

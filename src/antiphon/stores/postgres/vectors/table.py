@@ -1,7 +1,7 @@
 """Creates the table of vectors and the pgvector extension when a process first needs vectors.
 
 Lives here: the creation of the table and the extension, the advice after a failure, and the text form of a vector. Not
-here: searches in the table (`chunk_index.py`), its indexes (`indexes.py`).
+here: vector search (`chunk_index.py`), vector indexes (`indexes.py`).
 
 Word search needs no extension. So a database without pgvector supports vector stores, as long as the operator
 configures no embeddings server.
@@ -43,7 +43,8 @@ class VectorTable:
         self._there = False
 
     async def there(self) -> None:
-        """Create the table and the extension unless they exist. Raises `StoreError` with advice."""
+        """Create the table of vectors and the pgvector extension, unless they exist. Raises `StoreError` with
+        advice."""
         if self._there:
             return
         if await self._installed() is None:

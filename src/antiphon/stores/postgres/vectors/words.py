@@ -9,7 +9,7 @@ read the chunk's text.
 
 In scripts without spaces, each letter is a word, and each pair of adjacent letters is a word as well.
 
-Invariant: the words depend only on the text. The same text gives the same words in a query and in a chunk.
+Invariant: the same text gives the same index words in a query and in a chunk.
 """
 
 from __future__ import annotations
