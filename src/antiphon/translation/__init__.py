@@ -1,2 +1,2 @@
-"""Translation between the Responses API and Chat Completions, as pure functions of bytes and values. It performs no
-I/O."""
+"""Translation between the Responses API and Chat Completions, as pure functions of bytes and values. The package
+performs no I/O."""

@@ -4,12 +4,12 @@ Lives here: finding one JSON string inside the JSON of a call's arguments, which
 which calls are of custom tools (`tool_map.py`), events (`translation/events/builder.py`).
 
 Arguments are JSON inside a JSON string. Each fragment of the outer string is complete, since each chunk is a complete
-JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer level is decoded. The server may
-split the inner JSON anywhere.
+JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is decoded. The server
+may split the inner JSON anywhere.
 
 Invariants: the returned fragments join to the input. `complete` is true only when the arguments are a JSON object with
-the key `input`, or text that does not begin with `{`. In the second case the model wrote the bare input, and the reader
-returns all of it.
+the key `input`, or text that does not begin with `{`. Such text is the bare input, which some models write, and the
+reader returns all of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _INSIDE: Final = re.compile(
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
 )
 _CLOSING: Final = re.compile(r"\s*\}\s*")
-# The longest incomplete beginning that may still become the usual opening. Longer beginnings have another form.
+# The longest incomplete beginning that may still become the usual opening. Arguments with a longer beginning have
+# another form.
 _LONGEST_OPENING: Final = 64
 
 

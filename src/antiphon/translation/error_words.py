@@ -1,7 +1,7 @@
 """Tables of the words, codes and statuses by which servers report errors.
 
-Lives here: data only. The tables hold the words of different servers for the same error, and Envoy's own replies. They
-also map chat field names to the names in a Responses request. Not here: the error that a client gets
+Lives here: data only. The tables hold the words of different servers for the same error, and Envoy's own replies. One
+table maps chat field names to the names in a Responses request. Not here: the error that a client gets
 (`translation/answer/upstream_errors.py`).
 
 Invariant: this module makes no decision.
@@ -38,7 +38,8 @@ NO_MODEL: Final = re.compile(
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
     re.IGNORECASE,
 )
-# Messages of servers and frameworks for an unknown path. The client does not choose the upstream's paths.
+# Messages of servers and frameworks for an unknown path. A wrong path is the gateway's mistake, because the client does
+# not choose the upstream's paths.
 NO_PATH: Final = re.compile(
     r"^\W*(404\W*)?((the )?(file|page|path|route|url|endpoint|resource|requested (url|resource|path))\b.{0,200})?"
     r"(was |is )?not found( on this server)?\W*$|\bno such (path|route|url|endpoint)\b|\binvalid url\b"
@@ -75,7 +76,8 @@ OF_THE_CLIENT: Final = frozenset(
 CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
 SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
-# Chat field names, and the names of the same values in the client's request. All other fields have one name in both.
+# Chat field names, and the names of the same values in the client's request. All other fields have the same name in
+# both requests.
 PARAMS: Final = {
     "messages": "input",
     "max_tokens": "max_output_tokens",

@@ -30,8 +30,8 @@ class ItemKind:
 
     - `prefix` begins the ids of such items.
     - `members` are the members that such items have in addition to the members of all items.
-    - `support` is the type's row in the table of supported items. It is None for an alternative name of a type that has
-      a row.
+    - `support` is the type's row in the table of supported items. `support` is None for an alternative name of a type
+      that has a row.
     """
 
     means: str

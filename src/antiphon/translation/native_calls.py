@@ -1,12 +1,12 @@
 """Converts calls of shells, patches and tool searches from chat function arguments into the client's own items.
 
-Lives here: converting those arguments into items, and the events between such a call's added and done events. Writing
-earlier items back as arguments is here too. Not here: the functions that the model sees for them (`chat/tools.py`),
-output indices and sequence numbers (`translation/events/builder.py`).
+Lives here: converting those arguments into items, and the events between such a call's added and done events. Lives
+here too: converting items of earlier turns back into arguments. Not here: the functions that the model sees for them
+(`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
 
 Antiphon emits such a call only when its arguments are complete, so each text has one delta. The events follow OpenAI's
-service: the added item is empty. A shell call streams its commands one by one. A patch streams its diff, unless it
-deletes a file. Other calls stream nothing.
+service: the added item is empty. The events of a shell call stream its commands one by one. A patch streams its diff,
+unless it deletes a file. All other native calls stream nothing.
 
 Invariant: arguments that do not have the expected form become a function call instead of such an item. So no client
 runs half a command. The deltas join to the content of the item.
@@ -43,7 +43,8 @@ def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> N
 
 
 def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
-    """The function arguments of an earlier call, as a JSON string. They have the form in which the model wrote them."""
+    """The function arguments of an earlier call, as a JSON string. The arguments have the form in which the model wrote
+    them."""
     source = {"apply_patch_call": operation, "tool_search_call": arguments}.get(kind, action)
     if first(source) != b"{":
         return Raw(b'"{}"')

@@ -32,9 +32,9 @@ def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list
     """The texts of the chunks at the beginning of `data`, without empty texts, and the size of these chunks in bytes. A
     chunk consists of `before`, a text and `behind`.
 
-    `behind` begins with the quote that ends the text. It ends with the end of the event, and contains no other end of
-    an event. The cut stops at the first chunk that is different or incomplete. If `refused` is not empty, the cut also
-    stops at a text that begins with it.
+    `behind` begins with the quote that ends the text. `behind` ends with the end of the event, and contains no other
+    end of an event. The cut stops at the first chunk that is different or incomplete. If `refused` is not empty, the
+    cut also stops at a text that begins with it.
     """
     if not data.startswith(before):
         return [], 0

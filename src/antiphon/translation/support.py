@@ -24,7 +24,7 @@ class Support:
     - `ignored`: Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
     - `rejected`: the request gets a 400 that names the element.
 
-    `note` gives details. It is empty where the kind says enough.
+    `note` gives details. `note` is empty where the kind says enough.
     """
 
     kind: SupportKind

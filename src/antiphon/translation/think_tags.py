@@ -7,7 +7,7 @@ A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *
 the opening tag, so everything up to `</think>` is reasoning. A tag anywhere else is text.
 
 Invariant: the parser returns all input once and in order, as reasoning or as text, except the tags and the blanks
-around them. It holds back only bytes that could be the beginning of a tag.
+around them. The parser holds back only bytes that could be the beginning of a tag.
 """
 
 from __future__ import annotations

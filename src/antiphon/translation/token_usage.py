@@ -115,7 +115,7 @@ def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
 
 def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObject:
     """The server's usage. If the answer had reasoning and the server did not count it, its tokens are estimated. The
-    estimate is `reasoned / written` (both in bytes) of the output tokens. Changes `usage` in place."""
+    estimate is `reasoned / written` (both in bytes) times the number of output tokens. Changes `usage` in place."""
     if reasoned and not usage.output_tokens_details.reasoning_tokens:
         usage.output_tokens_details.reasoning_tokens = round(usage.output_tokens * (reasoned / written))
     return usage

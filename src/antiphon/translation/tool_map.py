@@ -75,8 +75,8 @@ class HostedFunction:
 
     - `approval`: the sidecar asks the client before it runs a call.
     - `deferred`: in a request with tool search, the model sees the function only after a search has found it.
-    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. It sends any other call at
-      most once.
+    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. The sidecar sends any other
+      call at most once.
     """
 
     kind: CallKind

@@ -44,7 +44,8 @@ class BuilderOptions(Struct, frozen=True):
     - `obfuscate`: deltas get padding that hides their length.
     - `seal` makes a reasoning item's `encrypted_content` from its payload.
     - `max_bytes` limits all text of the response.
-    - `first_number` is the next sequence number of a stream that `queue` has begun. 0 begins a new stream.
+    - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. 0 begins a new
+      stream.
     """
 
     events: bool
@@ -94,8 +95,8 @@ class ChatTools(Struct):
 class Turn(Struct):
     """The output of one assistant turn, until it becomes one assistant message and its tool messages.
 
-    `answer` is the number of the model's answer that the turn belongs to. It increases when output of the model follows
-    input of the client. `round` is the round of the turn's hosted calls (`ShownCall.round`).
+    `answer` is the number of the model's answer that the turn belongs to. The number increases when output of the model
+    follows input of the client. `round` is the round of the turn's hosted calls (`ShownCall.round`).
     """
 
     text: list[bytes] = []

@@ -84,7 +84,7 @@ class ToolCallDelta(Struct, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """The delta of a chunk, or the message of a completion. Both have the same keys."""
+    """The delta of a chunk, or the message of a completion. Deltas and messages have the same keys."""
 
     content: Raw = ABSENT
     refusal: Raw = ABSENT

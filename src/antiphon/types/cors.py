@@ -26,7 +26,7 @@ def allows(origins: tuple[str, ...], origin: str | None) -> bool:
 
 
 def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
-    """The CORS response headers for this origin. They are empty if the settings allow no origin."""
+    """The CORS response headers for this origin. Empty if the settings allow no origin."""
     if not origins:
         return ()
     vary = ("vary", "origin")

@@ -6,7 +6,8 @@ types of output items are here too. Not here: the conversion of items into chat 
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 
-Invariant: text inside output items is raw JSON. It is never decoded between the upstream and the client.
+Invariant: text inside output items is raw JSON. Antiphon never decodes this text on its way from the upstream to the
+client.
 """
 
 from __future__ import annotations
@@ -140,8 +141,9 @@ class _ClientCall(_Tracked, kw_only=True):
 class Message(_Tracked, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
 
-    `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer. It
-    is known at the end of the message. It stays unset if the answer was cut, or if the model went on reasoning.
+    `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer. The
+    phase is known at the end of the message. `phase` stays unset if the answer was cut, or if the model went on
+    reasoning.
     """
 
     type: Literal["message"] = "message"
@@ -151,8 +153,8 @@ class Message(_Tracked, kw_only=True):
 
 
 class Reasoning(_EmittedItem, kw_only=True):
-    """A reasoning item. It has no `status` (observed in 197 of 197 items). `content` is absent when `summary` holds the
-    text. `encrypted_content` is absent when the request did not ask for it."""
+    """A reasoning item. Reasoning items have no `status` (observed in 197 of 197 items). `content` is absent when
+    `summary` holds the text. `encrypted_content` is absent when the request did not ask for it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -217,7 +219,7 @@ NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 
 
 class Compaction(_EmittedItem, kw_only=True):
-    """An item that replaces an earlier section of the conversation by a summary. It has no `status`."""
+    """An item that replaces an earlier section of the conversation by a summary. The item has no `status`."""
 
     type: Literal["compaction"] = "compaction"
     encrypted_content: str

@@ -67,8 +67,8 @@ class CreateResponse(Struct):
     - `others` are fields that neither chat servers nor the Responses API know.
     - `allowed` holds the names in `parameters` and `others` that the operator lets through.
     - `ignored` has the names of fields without effect, which the header `antiphon-ignored` lists.
-    - `unknown` decides about fields and values that Antiphon does not know. It records the names that Antiphon left
-      out.
+    - `unknown` decides about fields and values that Antiphon does not know. `unknown` also records the names that
+      Antiphon left out.
     """
 
     model: str

@@ -32,8 +32,8 @@ class Filter:
 class Ranking:
     """The ranking of search hits. The search leaves out hits whose score is below `threshold` (0..1).
 
-    The weights set the shares of the embedding score and the text score in a hybrid search. They matter only if the
-    store has vectors. The search skips a side whose weight is 0.
+    The weights set the shares of the embedding score and the text score in a hybrid search. Both weights matter only if
+    the store has vectors. The search skips a side whose weight is 0.
     """
 
     threshold: float = 0.0

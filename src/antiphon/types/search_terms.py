@@ -6,7 +6,8 @@ accents, which the index applies to texts and queries.
 The index stores scripts without spaces letter by letter. A query's run of such letters becomes its pairs: "検索機能"
 looks for 検索, 索機 and 機能.
 
-Invariant: a query never holds search syntax. Every term is a word, even if a client writes operators.
+Invariant: a query never holds search syntax. Every term is a word, even if the client's query contains search
+operators.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Lives here: the record that is stored next to an item, and an item that was load
 request (`translation/chat/messages.py`), and storing it (`engine/exchange/`, `stores/`).
 
 A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
-every time. The item of a search tells a client the queries. It holds the results only if the client requested them, but
-the model has read all results. So Antiphon stores the text that the model has read for later requests, and never sends
-it to a client.
+every time. The item of a search tells a client the queries. The item holds the results only if the client requested
+them, but the model has read all results. So Antiphon stores the text that the model has read for later requests, and
+never sends it to a client.
 
 Invariant: the record never comes from a client. `HistoryItem` joins a stored item and its stored record.
 """
@@ -62,7 +62,7 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """Decode the record that is stored next to an item. None if the item has none."""
+    """Decode the record that is stored next to an item. None if `kept` is None."""
     return None if kept is None else _SHOWN.decode(kept)
 
 

@@ -8,11 +8,11 @@ Lives here: the decision, and the names of ignored parts. Not here: the known na
 known fields without effect (`CreateResponse.ignored`).
 
 Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
-may be wrong. This holds for unknown tools, and for known tools that the operator has not configured.
+may be wrong. That is true for unknown tools, and for known tools that the operator has not configured.
 
 Invariants: every ignored part has its name in `names` (the 65th and all further names are `...`), and an ignored tool
 in `tools`. In strict mode no unknown part is left out. Antiphon always refuses an unknown output that a call waits for.
-It also always refuses an unknown restriction of an answer or a search. Neither reaches this module.
+Antiphon also always refuses an unknown restriction of an answer or a search. Neither value reaches this module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Headers, and the failures of a call, as the transport reports them."""
+"""Types for HTTP headers and for failed upstream calls, in the form in which the transport layer reports them."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ class PassedResponse(Struct):
 
 
 class PassedAnswer(Struct):
-    """An upstream answer, decoded for its token usage. It is a chat completion, a chunk, a response, a list of
+    """An upstream answer, decoded for its token usage. The answer is a chat completion, a chunk, a response, a list of
     embeddings, or an event that holds a response."""
 
     usage: Raw = Raw()

@@ -3,8 +3,8 @@
 Lives here: reading the formats that chat servers use, and assigning each annotation to one of an answer's texts.
 
 - Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`.
-- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as observed. Chat allows
-  `bytes` to be null.
+- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as observed. Chat
+  Completions also allows `bytes` to be null.
 - The text in `reasoning_details`, and the details that the next turn needs.
 
 Not here: using the values (`stream.py`), the events (`translation/events/builder.py`, which seals details too).
@@ -27,7 +27,7 @@ _MAX_FOUND: Final = 1000
 
 
 class Annotations:
-    """The annotations of one answer. They get their offsets when the text is complete."""
+    """The annotations of one answer. Annotations get their offsets when the text is complete."""
 
     def __init__(self) -> None:
         self._found: list[dict[str, object]] = []
@@ -38,7 +38,8 @@ class Annotations:
         return bool(self._found) or self._sources is not ABSENT
 
     def receive(self, data: Raw) -> None:
-        """Read the `annotations` of a delta or message. They may be new ones, or all annotations so far."""
+        """Read the `annotations` of a delta or message. The list may hold only new annotations, or all annotations so
+        far."""
         for entry in _objects(_list(data)):
             inner = entry.get("url_citation")
             citation = inner if isinstance(inner, dict) else entry
@@ -52,13 +53,13 @@ class Annotations:
     def receive_sources(self, urls: Raw, results: Raw) -> None:
         """Store the URLs to which `[1]`, `[2]`, … in the text refer, and the search results, which have the titles.
 
-        Each chunk repeats both lists, so they are decoded only when the text is complete.
+        Each chunk repeats both lists, so the class decodes the lists only when the text is complete.
         """
         self._sources, self._titles = urls, results
 
     def place(self, text: str) -> list[Raw]:
-        """The annotations of this text, in the form of the Responses API. They are those that no earlier text of the
-        answer got."""
+        """The annotations of this text, in the form of the Responses API. Annotations that an earlier text of the
+        answer got are left out."""
         found, self._placed = self._found[self._placed :], len(self._found)
         made = [self._citation(one, len(text)) for one in found]
         if not self._found:
@@ -160,7 +161,7 @@ _JOINED: Final = ("text", "summary")
 
 class ReasoningDetails:
     """The details of one answer's reasoning that some servers send in addition to its text. The next request must
-    return them. Streamed fragments of one detail are joined."""
+    return these details. Streamed fragments of one detail are joined."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []

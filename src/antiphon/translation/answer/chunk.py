@@ -110,7 +110,8 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 
 @lru_cache(maxsize=8)
 def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """The reader for each field of a type. Its annotation chooses the reader, and for raw JSON its name does."""
+    """The reader for each field of a type. The field's annotation chooses the reader. For raw JSON, the field's name
+    chooses it."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 

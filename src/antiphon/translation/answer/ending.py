@@ -57,6 +57,7 @@ def plain_finish(reason: str) -> str:
 
 
 def finish_of(details: Raw) -> str:
-    """The finish reason in `finish_details`, which old vision models send. Empty if there is none."""
+    """The finish reason in `finish_details`, which old vision models send. Empty if `finish_details` names no
+    reason."""
     kind = decode_object(bytes(details)).get("type")
     return kind if isinstance(kind, str) else ""

@@ -1,8 +1,8 @@
 """An incremental parser for server-sent events.
 
-Lives here: the event stream grammar of the HTML standard, on bytes. It covers CR, LF, CRLF, comments, several `data`
-lines, a byte order mark, and a stream that ends without its last blank line. The parser also accepts two kinds of lines
-outside the grammar:
+Lives here: the event stream grammar of the HTML standard, on bytes. The parser handles CR, LF, CRLF, comments, several
+`data` lines, a byte order mark, and a stream that ends without its last blank line. The parser also accepts two kinds
+of lines outside the grammar:
 
 - A line `error: …` counts as an event of type `error`, because one family of servers (seen: gpustack) writes that line
   instead of an event.

@@ -124,7 +124,7 @@ class ChatStream:
         self._service_tier: str | None = None
         self._in_text = False
         self._blanks = b""
-        # Output that came while a call was incomplete. It is emitted after the call.
+        # Output that came while a call was incomplete. The stream emits this output after the call.
         self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._saw_chunk = False
         self._garbage = 0
@@ -202,7 +202,7 @@ class ChatStream:
             return ending_by(self._finish)
         if self._builder.has_output or self._calls:
             if self._profile.end_without_finish == "completed" and self.ended:
-                # The stream ended with the sentinel, so it was not cut.
+                # The stream ended with the sentinel `[DONE]`, so it was not cut.
                 return Ending("completed")
             return failed("The upstream's answer ended without a finish_reason.", "upstream_cut")
         if self._garbage and not self._saw_chunk:
@@ -222,8 +222,8 @@ class ChatStream:
         try:
             chunk = read_chunk(data)
         except NotAChunk:
-            # The stream skips single events that are not JSON. If it has no others, it fails at its end. If it has
-            # many, it fails immediately, because each of them costs more than a valid event.
+            # Single events that are not JSON are skipped. A stream with no other events fails at its end. A stream with
+            # many such events fails immediately, because each costs more than a valid event.
             self._garbage += 1
             if self._garbage > _MAX_GARBAGE:
                 self._fail(
@@ -236,8 +236,8 @@ class ChatStream:
             self._reader.learn(chunk, text_of)
 
     def _open_text(self, chunk: Chunk) -> TextOf | None:
-        """The kind of text that later chunks add, if they differ from this chunk only in their text. None if they may
-        have other effects."""
+        """The kind of text that later chunks add, if they differ from this chunk only in their text. None if later
+        chunks may have other effects."""
         text_of = self._builder.text_of
         if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
             return None
@@ -356,7 +356,8 @@ class ChatStream:
             if self._held:
                 self._held.append((self._text, text))
                 return
-            # Blanks before reasoning or a call (seen: zai) open no message. They are put before the text that follows.
+            # Blanks before reasoning or a call (seen: zai) open no message. The stream puts them before the text that
+            # follows.
             if _BLANK.fullmatch(text):
                 self._blanks += text
                 return
@@ -446,8 +447,8 @@ class ChatStream:
             if reasoning:
                 self._reason(reasoning)
             if tags.unclosed and self._finish in ("stop", "eos") and not self._calls:
-                # The profile says that the template opens the reasoning, but no end tag came. So the model answered
-                # without reasoning.
+                # The profile says that the template opens the reasoning, but no end tag came. That means that the model
+                # answered without reasoning.
                 text = tags.unclosed
             self._text(text)
 

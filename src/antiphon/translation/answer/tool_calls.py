@@ -2,7 +2,7 @@
 
 Lives here: assigning deltas to calls, the condition for opening a call, and the errors of calls at the end. Chat
 servers interleave calls, omit the index, repeat it with a new id, or send names late. Responses clients get one open
-item at a time. Not here: the events (`translation/events/builder.py`), finding the tool of a name
+item at a time. Not here: the events (`translation/events/builder.py`), finding the tool that a call names
 (`translation/tool_map.py`).
 
 Invariants:
@@ -120,7 +120,7 @@ class ToolCalls:
                 raise TooManyToolCalls
             call = _OpenCall(delta.index)
             self._calls.append(call)
-        # The first value wins. Later values are repetitions, or null or "" instead of absent.
+        # The first id and name of a call win. Later values are repetitions, or null or "" instead of absent.
         call.id = call.id or delta.id or ""
         call.name = call.name or name
         call.bare = call.bare or (custom is not None and function is None)
@@ -134,8 +134,8 @@ class ToolCalls:
         self._advance()
 
     def continues(self, delta: ToolCallDelta) -> bool:
-        """Whether this entry continues the open call, and all earlier arguments were emitted. Then `splice` may add
-        more."""
+        """Whether this entry continues the open call, and all earlier arguments were emitted. Only if so may the caller
+        use `splice`."""
         call = self._open
         if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
             return False

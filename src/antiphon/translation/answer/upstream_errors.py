@@ -59,7 +59,7 @@ _MISCONFIGURED: Final = (
 def map_upstream_answer(
     status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
 ) -> ApiError:
-    """The error for an upstream's non-2xx answer. Its text contains none of the `secrets`.
+    """The error for an upstream's non-2xx answer. The error's text contains none of the `secrets`.
 
     `sent` has the paths of the request's images and audio, which some models refuse (`media_refusal`).
     """
@@ -90,7 +90,8 @@ def map_transport_error(error: UpstreamError) -> ApiError:
 
 
 def read_stream_error(data: bytes, secrets: KnownSecrets = ()) -> ApiError:
-    """The error for an error object inside a 2xx answer. Its status is the number in that object, else 502."""
+    """The error for an error object inside a 2xx answer. The client's status is the number in that error object, else
+    502."""
     told = _read(data, secrets)
     return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
 
@@ -353,7 +354,7 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
     """The client's error when the upstream's status and message say that the model accepts no images or no audio. None
-    for all other errors.
+    for errors with other causes.
 
     `sent` has the path of the request's first part of each kind.
     """

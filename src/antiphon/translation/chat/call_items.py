@@ -29,7 +29,8 @@ from antiphon.types.json import decode_any, encode, first, fragment_of, given, q
 from antiphon.types.shown import shown_of
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
-"""Outputs that a client may send without the id of a call. Such an output has only the name of the tool, or no name."""
+"""Outputs that a client may send without the id of a call. An output without an id has only the name of its tool, or no
+name."""
 
 APPROVED: Final = fragment_of("The user approved it.")
 """The text of an approval that gives no reason."""
@@ -134,8 +135,8 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
     text = _STRING.decode(value)
     if try_decode(_OBJECT, text) is None:
-        # The model's arguments are cut off or are not an object. Keep the text as the member of an object, which is
-        # valid JSON.
+        # The model's arguments are cut off or are not an object. Keep the text inside a JSON object, because chat
+        # servers parse the arguments.
         return NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
     return value
 
@@ -210,7 +211,7 @@ def _result(item: dict[str, object], kind: str) -> str:
 
 def _tool_of(item: dict[str, object]) -> str:
     """The name by which the model knows this MCP tool when a request declares its server. Empty if the item has no
-    name."""
+    `name`."""
     name, label = item.get("name"), item.get("server_label")
     if not isinstance(name, str) or not name:
         return ""

@@ -122,8 +122,8 @@ class ContentRules:
 
 
 def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
-    """The chat content of a message. It is a JSON string, or an array of parts for a user message with more than text.
-    None if no part is of a known type."""
+    """The chat content of a message. The content is a JSON string, or an array of parts for a user message with more
+    than text. None if no part is of a known type."""
     if not given(content):
         raise missing_parameter(f"{where}.content")
     if first(content) == b'"':
@@ -312,8 +312,8 @@ def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
 
 
 def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
-    """The file with this URL or id. Raises `FileNotFetched` if it is not yet fetched, and `InvalidRequest` if the fetch
-    failed."""
+    """The file with this URL or id. Raises `FileNotFetched` if the file is not yet fetched, and `InvalidRequest` if the
+    fetch failed."""
     found = rules.files.get(name)
     if found is None:
         raise FileNotFetched(where)

@@ -158,7 +158,7 @@ class _Grouping:
         self._search: str | None = None
         self._hosted_searches: set[str] = set()
         self._by_item: dict[str, str] = {}
-        # The number of the model's answer. It increases when the model's output follows the client's input.
+        # The number of the model's answer. The number increases when the model's output follows the client's input.
         self._answer = 0
         self._client_spoke = False
         # Reasoning belongs to the text or call that follows it.
@@ -202,7 +202,7 @@ class _Grouping:
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
         """Record whether the client or the model made the item. If the model goes on after the client, it has read all
-        earlier items. Waiting calls of unhurried or undeclared tools then get placeholder outputs."""
+        earlier items. Waiting calls of `async` or undeclared tools get placeholder outputs."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
@@ -364,8 +364,8 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
-        """Add another output of a call. It follows the first output, unless the model has already read that. In that
-        case the call is repeated with the new id `again`."""
+        """Add another output of a call. The output follows the first one, unless the model has already read that one.
+        If it has, the call is repeated with the new id `again`."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)
@@ -421,7 +421,8 @@ class _Grouping:
         if content is None:
             content, images = output_content(where, item.output, self._rules)
         if call_id is None:
-            # The output has no call, but a tool message needs one. So the turn gets a call with a generated id.
+            # The output has no call, but a tool message needs one. So the turn gets a call with a generated id for this
+            # output.
             turn = self._fresh_turn()
             named = flat_name(item.name, item.namespace) if item.name else _NAMELESS
             self._made(turn, f"output_{number}", named, NO_ARGUMENTS, content)
@@ -446,7 +447,7 @@ class _Grouping:
         if item.type in NAMED_OUTPUTS:
             return self._only_call(item)
         if item.type == "tool_search_output" and self._search is not None:
-            # OpenAI's own searches have no call id. Their output follows the call.
+            # OpenAI's own searches have no call id. The output of such a search follows its call.
             return self._search
         # The output of a shell may name the item of its call instead of the call.
         call_id = item.approval_request_id or item.id
@@ -464,7 +465,7 @@ class _Grouping:
 
     def _put_off(self, *, went_on: bool = False) -> None:
         """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues.
-        `went_on`: the model has answered since. Then calls of tools that are no longer declared get one too."""
+        `went_on`: the model has answered since. If so, undeclared tools' calls get one too."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):

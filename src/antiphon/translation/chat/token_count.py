@@ -6,7 +6,8 @@ the estimate (`truncation.py`), and the servers that have such an API (`profiles
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
 
-Invariant: a useless response from the server is no failure. The estimate replaces it and is marked as an estimate.
+Invariant: a useless response from the server is no failure. Antiphon's estimate replaces the response and is marked as
+an estimate.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class TokenCounter:
         return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
 
     def read(self, answer: bytes) -> int | None:
-        """The number of tokens in the server's response. None if it holds no valid number."""
+        """The number of tokens in the server's response. None if the response holds no valid number."""
         count = try_decode(_NUMBER, (try_decode(_FIELDS, answer) or {}).get(self.answer, ABSENT))
         return count if count is not None and 0 <= count < _MAX_COUNT else None
 

@@ -1,12 +1,12 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the chat declaration of every kind of tool, and the chat form of the choice among them. Not here: names
-(`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls back into items
-(`translation/native_calls.py`, `translation/events/builder.py`).
+Lives here: the chat declaration of every kind of tool, and the chat form of the choice among them. Not here: the chat
+names of tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls
+back into items (`translation/native_calls.py`, `translation/events/builder.py`).
 
 A kind that chat servers do not know becomes a function, whose schema describes the input of the client's tool. A custom
-tool's text is the one string argument `input`. Its grammar is part of the description, and the sidecar does not enforce
-it.
+tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar does not
+enforce it.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
 because servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt the arguments.
@@ -256,8 +256,8 @@ class _Maker:
             return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
-            # The first declared tool of a namespace carries its description. The names show which tools belong
-            # together.
+            # The first declared tool of a namespace carries the namespace's description. The names show which tools
+            # belong together.
             description = f"{description}\n\n(The tools {space}__… : {namespace.description})".strip()
         function: dict[str, object] = {"name": name}
         if description:

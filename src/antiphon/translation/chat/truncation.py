@@ -8,7 +8,8 @@ output in the other. Instructions, system and developer messages, compactions, s
 turn always stay. Compactions stay because they summarize items that were dropped earlier.
 
 The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture. The estimate is
-too high for code and JSON, and can be too low for other scripts. So set `context_tokens` with some room.
+too high for code and JSON, and can be too low for other scripts. So operators should set `context_tokens` somewhat
+below the real limit.
 
 Invariant: the remaining items keep their order. A chat server accepts them if it accepts the whole conversation.
 """

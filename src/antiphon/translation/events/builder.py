@@ -77,7 +77,7 @@ class ResponseBuilder:
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed. If so, the client sends the upstream's details back inside the sealed
+        """Whether reasoning is sealed. With sealing, the client sends the upstream's details back inside the sealed
         content."""
         return self._options.seal is not None
 
@@ -217,8 +217,8 @@ class ResponseBuilder:
 
     def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
         """Begin a call of this tool. The caller passes its arguments to `arguments`. `bare`: the arguments are the
-        input itself instead of JSON around it. Such a call becomes a custom tool's call, whatever the kind of `target`.
-        """
+        input itself instead of JSON around it. A bare call becomes a custom tool's call, whatever the kind of
+        `target`."""
         if isinstance(self._open, OpenMessage):
             self._open.phase = "commentary"
         self._close("completed")
@@ -264,8 +264,8 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """The kind of the open text, if its fragments are emitted immediately. Only then may `ResponseDraft.splice` be
-        used."""
+        """The kind of the open text, if its fragments are emitted immediately. `ResponseDraft.splice` may be used only
+        if this is not None."""
         return None if self._open is None else self._open.text_of
 
     # Hosted tools

@@ -45,7 +45,7 @@ class DeltaTemplate:
     __slots__ = ("_head", "_middle", "_tail")
 
     def __init__(self, event: Event) -> None:
-        """Render the template from `event`. Its sequence number and delta may have any value."""
+        """Render the template from `event`. The event's sequence number and delta may have any value."""
         event.sequence_number = _NUMBER
         event.delta = _DELTA  # type: ignore[attr-defined]
         rendered = frame(event)

@@ -58,9 +58,9 @@ class TextOf(Enum):
 class OpenItem:
     """An item that has begun and is not yet done. Callers pass its text to `add`, and call `close` once.
 
-    The draft holds the text itself, because only one item is open at a time. So one object of one type receives every
-    token. The class is no ABC, because each token runs `isinstance`, which would take four times as long. The type
-    checker sees that each kind has a `close`.
+    The draft holds the text itself, because only one item is open at a time. So the draft receives every token,
+    whatever the item's class. The class is no ABC, because each token runs `isinstance`, which would take four times as
+    long. The type checker sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")
@@ -144,7 +144,7 @@ class OpenText(OpenMessage):
 
 
 class OpenRefusal(OpenMessage):
-    """A message with one refusal part. Its deltas never have padding."""
+    """A message with one refusal part. The deltas of a refusal never have padding."""
 
     __slots__ = ("_item", "_part")
 
@@ -263,7 +263,7 @@ class OpenSummary(OpenReasoning):
 
 
 class OpenFunctionCall(OpenItem):
-    """A call of a function. Its arguments are emitted as they come."""
+    """A call of a function. The item emits the call's arguments as they come."""
 
     __slots__ = ("_item",)
 
@@ -297,7 +297,8 @@ class OpenFunctionCall(OpenItem):
 
 
 class OpenCustomCall(OpenItem):
-    """A call of a custom tool. It emits the text inside its arguments. `bare`: the arguments are that text."""
+    """A call of a custom tool. The item emits the text inside the call's arguments. `bare`: the arguments are that
+    text."""
 
     __slots__ = ("_input", "_item")
 
@@ -382,7 +383,7 @@ class OpenNativeCall(HeldCall):
 
 
 class OpenHostedCall(HeldCall):
-    """A call of a hosted tool. It emits nothing before the tool runs."""
+    """A call of a hosted tool. The item emits nothing before the tool runs."""
 
     __slots__ = ()
 

@@ -96,7 +96,7 @@ class ResponseDraft:
         self.later: dict[str, LaterCall] = {}
         """The state of each waiting call of a client's tool, by its call id."""
         self.calling = False
-        """Whether the model calls tools in this turn. Its text is then not the final answer."""
+        """Whether the model calls tools in this turn. If so, the turn's text is not the final answer."""
         self.cut_calls = False
         """Whether a call is incomplete because its arguments have no valid form."""
 
@@ -117,7 +117,7 @@ class ResponseDraft:
             self.out.append(padded(frame(event), self.padding(fragment)) if self.obfuscate else frame(event))
 
     def padding(self, fragment: bytes) -> bytes:
-        """Letters of padding for a fragment. They make the length of fragment and padding a multiple of 16."""
+        """Letters of padding for a fragment. The length of fragment and padding together is a multiple of 16."""
         letters = self.new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
         return letters[: -len(fragment) % _PADDED_TO]
 
@@ -192,7 +192,8 @@ class ResponseDraft:
         return text
 
     def take_text(self) -> bytes:
-        """Remove and return the whole text so far. Its size stays counted, because the caller adds the text again."""
+        """Remove and return the whole text so far. The text's size stays counted, because the caller adds the text
+        again."""
         text = bytes(self.text)
         self.text = bytearray()
         return text

@@ -1,7 +1,7 @@
 """The profile type: all flags that the translation may read about an upstream.
 
-Lives here: the flags, their defaults, and how a model's name changes them. Lives here too: the families of models.
-Their flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
+Lives here: the flags, their defaults, and how a model's name changes them. Lives here too: the families of models. A
+family's flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
 (`vendors.py`).
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where another value is better.
@@ -65,8 +65,8 @@ class UpstreamProfile:
 
     - `token_limit_field` is the chat field that carries `max_output_tokens`.
     - `developer_role` is the role that developer messages get.
-    - `system_anywhere` says whether system and developer messages may follow other messages. If not, their text goes
-      into the system message at the beginning, because many chat templates fail otherwise.
+    - `system_anywhere` says whether system and developer messages may follow other messages. If not, the text of such
+      messages goes into the first system message, because many chat templates fail otherwise.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
     - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. None:
@@ -75,8 +75,8 @@ class UpstreamProfile:
       emulates stronger forms.
     - `json_object` says whether the server also accepts the form `json_object`.
     - `json_object_schema` says whether the server obeys `json_object` only with a schema.
-    - `named_tool_choice` says how a request demands one tool. `required`: the model sees only that tool, and must call
-      a tool.
+    - `named_tool_choice` says how a request demands one tool. `required`: the model sees only the chosen tool, and must
+      call a tool.
     - `passed_fields` are the request fields that Antiphon forwards under their Responses name.
     - `parameters` are forwarded fields that the Responses API does not have (sampling, guided decoding).
     - `seed_field` is the server's name for `seed`.
@@ -186,7 +186,7 @@ def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> UpstreamProfile:
-    """The profile with these flags, for every model. They override the profile's flags and those of its models."""
+    """The profile with these flags, for every model. The flags override the profile's flags and those of its models."""
     if not flags:
         return profile
     overrides: dict[str, Any] = {**dict(profile.overrides), **flags}

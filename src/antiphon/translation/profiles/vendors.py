@@ -50,7 +50,7 @@ VENDORS = (
         # (hexdocs.pm/req_llm, cerebras).
         penalties=False,
         parallel_tool_calls=False,
-        # Cerebras refuses the key: "property 'messages.2.assistant.reasoning_content' is unsupported"
+        # Cerebras refuses reasoning in messages: "property 'messages.2.assistant.reasoning_content' is unsupported"
         # (github.com/Kilo-Org/kilocode/issues/10375).
         replay_reasoning="off",
         # Cerebras's models read only text.
@@ -76,11 +76,11 @@ VENDORS = (
         "databricks",
         title="Databricks",
         hosts=("*.databricks.com", "*.azuredatabricks.net"),
-        # Databricks refuses `stream_options` (posit-dev/chatlas, the Databricks provider). It sends usage on every
-        # chunk anyway.
+        # Databricks refuses `stream_options` (posit-dev/chatlas, the Databricks provider). Databricks sends usage on
+        # every chunk anyway.
         stream_usage=False,
-        # Databricks does not document the field. Antiphon itself limits an answer to one call when the client asks for
-        # that.
+        # Databricks does not document `parallel_tool_calls`. Antiphon itself limits an answer to one call if the client
+        # forbids parallel calls.
         parallel_tool_calls=False,
         files="text",
         # Databricks documents the parameters below.
@@ -94,11 +94,11 @@ VENDORS = (
         # DeepSeek refuses json_schema: "This response_format type is unavailable now"
         # (github.com/llm-exe/llm-exe/issues/662).
         structured_output="json_object",
-        # DeepSeek maps other names to these (documented in guides/thinking_mode), and the chat API has no `none`.
+        # DeepSeek maps other efforts to those below (documented in guides/thinking_mode). Its chat API has no `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
-        # If a tool-calling turn comes back without its reasoning, later requests get a 400 (documented in
-        # guides/thinking_mode). The recording
-        # deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1 sends it.
+        # If a tool-calling turn comes back without its reasoning, DeepSeek answers later requests with a 400
+        # (documented in guides/thinking_mode). The recording
+        # deepseek/pydantic-test-deepseek-test-deepseek-deferred-capability-with-thinking-1 sends `reasoning_content`.
         replay_reasoning="reasoning_content",
         # DeepSeek refuses images with a 400, "unknown variant `image_url`, expected `text`":
         # deepseek/rig-deepseek-wire-shape-matrix-blocking-image-base64-part-reaches-the-wire.
@@ -134,7 +134,7 @@ VENDORS = (
         "github-copilot",
         title="GitHub Copilot",
         hosts=("api.githubcopilot.com", "*.githubcopilot.com"),
-        # The gateway serves models of OpenAI and other vendors behind OpenAI's API.
+        # GitHub Copilot serves models of OpenAI and other vendors behind OpenAI's API.
         parameters=STANDARD_PARAMETERS,
     ),
     # Groq (console.groq.com/docs). Groq is strict about unknown keys, and about the features of each model.
@@ -147,14 +147,14 @@ VENDORS = (
         logprobs=False,
         # Groq accepts only text and image parts: groq/pydantic-test-multimodal-tool-returns-….
         files="text",
-        # Groq refuses the key for every model: "property 'reasoning_content' is unsupported"
-        # (github.com/janhq/jan/issues/8136). It accepts `reasoning` only for models that reason
+        # Groq refuses reasoning in messages for every model: "property 'reasoning_content' is unsupported"
+        # (github.com/janhq/jan/issues/8136). Groq accepts `reasoning` only for models that reason
         # (github.com/vercel/ai/pull/8057).
         replay_reasoning="off",
-        # Groq documents the field only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse it.
+        # Groq documents `reasoning_effort` only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse the field.
         reasoning_effort=False,
         passed_fields=frozenset({"user", "service_tier"}),
-        # Groq refuses `logit_bias` with a 400 (docs/openai). It does not know the other parameters.
+        # Groq refuses `logit_bias` with a 400 (docs/openai). Groq does not know the other parameters.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
             on_models(
@@ -178,10 +178,11 @@ VENDORS = (
         # content[].type".
         files="text",
         audio_input=True,
-        # The recording llamacpp/fantasy-testopenaicompatiblecommon-llama-cpp-gpt-oss-tool-streaming-1 sends this key.
+        # The recording llamacpp/fantasy-testopenaicompatiblecommon-llama-cpp-gpt-oss-tool-streaming-1 sends
+        # `reasoning_content`.
         replay_reasoning="reasoning_content",
-        # llama.cpp does not obey a choice of one tool by name. The model writes text or calls another tool (build
-        # 10434).
+        # llama.cpp does not obey a choice of one tool by name. Instead, the model writes text or calls another tool
+        # (build 10434).
         named_tool_choice="required",
         # llama.cpp obeys `json_object` only when a schema comes with it (build 10434).
         json_object_schema=True,
@@ -214,16 +215,17 @@ VENDORS = (
         title="Mistral",
         hosts=("api.mistral.ai", "codestral.mistral.ai"),
         call_ids="nine",
-        # The API returns no log probabilities, and refuses unknown keys.
+        # Mistral returns no log probabilities, and refuses unknown keys.
         logprobs=False,
         # Mistral knows only two efforts:
         # mistral/ruby_llm-chat-with-extended-thinkin--hinking-signatures-between-turns-when-provided.
         effort_values=("none", "high"),
-        # Mistral refuses unknown keys in messages. It carries reasoning in content parts of its own type.
+        # Mistral refuses unknown keys in messages. Mistral carries reasoning in content parts of a special type.
         replay_reasoning="off",
-        # Mistral reads documents only by URL (`document_url`). It has no `file` part.
+        # Mistral reads documents only by URL (`document_url`). Mistral has no `file` part.
         files="text",
-        # Mistral refuses unknown keys with a 422, "Extra inputs are not permitted". It calls the seed `random_seed`.
+        # Mistral refuses unknown keys with a 422, "Extra inputs are not permitted". Mistral calls the seed
+        # `random_seed`.
         parameters=frozenset({"seed", "stop"}),
         seed_field="random_seed",
     ),
@@ -236,7 +238,7 @@ VENDORS = (
         owned_by="library",
         # Ollama refuses other efforts: "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
         effort_values=("none", "low", "medium", "high"),
-        # Ollama reads reasoning under this key:
+        # Ollama reads reasoning under the key `reasoning`:
         # ollama/ruby_llm-chat-function-calling-olla--andle-multiple-tool-calls-in-a-single-response-1.
         replay_reasoning="reasoning",
         # Ollama accepts only text and image_url parts, and refuses others with "invalid message format".
@@ -251,11 +253,12 @@ VENDORS = (
         hosts=("api.openai.com", "*.api.openai.com"),
         # OpenAI's reasoning models refuse `max_tokens`.
         token_limit_field="max_completion_tokens",
-        # OpenAI's reasoning models know this role. Older models accept it and treat it as `system`.
+        # OpenAI's reasoning models know the role `developer`. Older models treat the role as `system`.
         developer_role="developer",
         system_anywhere=True,
         verbosity=True,
-        # Only OpenAI's chat endpoint knows all these fields. Strict servers refuse them as unknown keys.
+        # Only OpenAI's chat endpoint knows all the fields below. Other strict servers refuse these fields as unknown
+        # keys.
         passed_fields=frozenset(
             {"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"}
         ),
@@ -264,11 +267,11 @@ VENDORS = (
         # OpenAI returns no reasoning, and refuses unknown keys in messages.
         replay_reasoning="off",
         think="off",
-        # OpenAI refuses unknown keys with a 400.
+        # OpenAI refuses unknown parameters with a 400.
         parameters=STANDARD_PARAMETERS,
     ),
-    # OpenRouter (openrouter.ai/docs) serves many backends behind one endpoint. It drops fields that a backend does not
-    # support.
+    # OpenRouter (openrouter.ai/docs) serves many backends behind one endpoint. OpenRouter drops fields that a backend
+    # does not support.
     UpstreamProfile(
         "openrouter",
         title="OpenRouter",
@@ -279,7 +282,7 @@ VENDORS = (
         verbosity=True,
         audio_input=True,
         passed_fields=frozenset({"user"}),
-        # OpenRouter sends and reads reasoning under this key: openrouter/pydantic-test-openrouter-….
+        # OpenRouter sends and reads reasoning under the key `reasoning`: openrouter/pydantic-test-openrouter-….
         replay_reasoning="reasoning",
         # Encrypted and signed reasoning must come back unchanged:
         # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
@@ -287,14 +290,14 @@ VENDORS = (
         # OpenRouter documents the parameters below (docs/api-reference/parameters).
         parameters=STANDARD_PARAMETERS | {"top_k", "min_p", "top_a", "repetition_penalty"},
     ),
-    # Perplexity's Sonar (docs.perplexity.ai). Its models search the web by themselves.
+    # Perplexity's Sonar (docs.perplexity.ai). Sonar models search the web by themselves.
     UpstreamProfile(
         "perplexity",
         title="Perplexity",
         hosts=("api.perplexity.ai",),
         # Perplexity does not document log probabilities.
         logprobs=False,
-        # The content holds the reasoning, and no message key takes it back.
+        # Perplexity puts reasoning into the content, and reads it back from no message key.
         replay_reasoning="off",
         # Perplexity reads files only from its `file_url` part:
         # perplexity/ruby_llm-chat-document-models-perplexity-sonar-pro-understands-docx-documents.
@@ -309,7 +312,7 @@ VENDORS = (
         owned_by="sglang",
         server="sglang",
         files="text",
-        # The same source file, protocol.py, declares these parameters.
+        # SGLang's protocol.py declares the parameters below.
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos"}
         | {"chat_template_kwargs", "regex", "ebnf"},
@@ -329,7 +332,7 @@ VENDORS = (
         # Snowflake documents only the parameter below.
         parameters=frozenset({"stop"}),
     ),
-    # TGI accepts text and image parts. It declares `logit_bias` but never uses it (router/src/lib.rs).
+    # TGI accepts text and image parts. TGI declares `logit_bias` but never uses it (router/src/lib.rs).
     UpstreamProfile("tgi", title="Text Generation Inference", files="text", parameters=frozenset({"seed", "stop"})),
     UpstreamProfile("together", title="Together", hosts=("api.together.xyz", "api.together.ai")),
     UpstreamProfile("venice", title="Venice", hosts=("api.venice.ai",)),
@@ -340,12 +343,12 @@ VENDORS = (
         title="vLLM",
         owned_by="vllm",
         server="vllm",
-        # vLLM accepts text, image, audio and video parts. It has no `file` part.
+        # vLLM accepts text, image, audio and video parts. vLLM has no `file` part.
         files="text",
         audio_input=True,
         # vLLM renders the chat template and counts the tokens, without running the model.
         tokenizer="vllm",
-        # ChatCompletionRequest in protocol.py declares these parameters: `guided_*` up to version 0.11,
+        # vLLM's ChatCompletionRequest in protocol.py declares the parameters below: `guided_*` up to version 0.11,
         # `structured_outputs` since then.
         parameters=STANDARD_PARAMETERS
         | {"top_k", "min_p", "repetition_penalty", "length_penalty", "min_tokens", "stop_token_ids", "bad_words"}
@@ -358,20 +361,20 @@ VENDORS = (
         "xai",
         title="xAI",
         hosts=("api.x.ai", "*.api.x.ai"),
-        # Models that reason refuse penalties (documented in guides/reasoning), and all current models reason.
+        # xAI's reasoning models refuse penalties (documented in guides/reasoning), and all current models reason.
         penalties=False,
-        # xAI documents these efforts for grok-4.3 and later (guides/reasoning).
+        # xAI documents the efforts below for grok-4.3 and later (guides/reasoning).
         effort_values=("none", "low", "medium", "high"),
         files="text",
         passed_fields=frozenset({"user"}),
         # xAI documents the parameters below, and documents `logit_bias` as unsupported.
         parameters=frozenset({"seed", "stop"}),
         by_model=(
-            # xAI refuses the field: "Model grok-code-fast-1 does not support parameter reasoningEffort"
-            # (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). Sources for the other models: opencode-oci-provider
-            # 0.2.3, @ai-sdk/xai 4.0.8.
+            # xAI refuses `reasoning_effort` for some models: "Model grok-code-fast-1 does not support parameter
+            # reasoningEffort" (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). Sources for the other models:
+            # opencode-oci-provider 0.2.3, @ai-sdk/xai 4.0.8.
             on_models("grok-code*", "grok-4", "grok-4-*", "grok-4.20*", reasoning_effort=False),
-            # xAI documents low and high, and the recording
+            # xAI documents the efforts low and high, and the recording
             # xai/fantasy-testopenaicompatiblethinking-xai-grok-3-mini-thinking-1 sends high.
             on_models("grok-3-mini*", effort_values=("low", "high")),
         ),
@@ -381,12 +384,13 @@ VENDORS = (
         "zai",
         title="Z.ai",
         hosts=("api.z.ai", "open.bigmodel.cn"),
-        # Z.ai documents only text and json_object.
+        # Z.ai documents only the answer formats text and json_object.
         structured_output="json_object",
         # Z.ai documents neither penalties nor log probabilities.
         penalties=False,
         logprobs=False,
-        # The recording zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends this key.
+        # The recording zai/fantasy-testopenaicompatiblethinking-zai-glm-4-7-flash-thinking-streaming-1 sends
+        # `reasoning_content`.
         replay_reasoning="reasoning_content",
         files="text",
         # Z.ai documents the parameters below. `thinking` switches thinking.

@@ -297,7 +297,8 @@ def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
-    """The values of `include` that are known and have no effect. They belong to tools that Antiphon does not run."""
+    """The values of `include` that are known and have no effect. Such values belong to tools that Antiphon does not
+    run."""
     return [
         f"include:{include}"
         for include in values.get("include") or ()

@@ -160,7 +160,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
 }
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {group: tuple(rows) for group, rows in _TABLE.items()}
-"""The names of the table in a readable order, by group."""
+"""The names of all rows of the support table in a readable order, by group."""
 
 _RULES: Final = {name: rule for rows in _TABLE.values() for name, rule in rows.items()}
 

@@ -65,7 +65,8 @@ class Field:
 
     Treatment:
 
-    - `forward` decides whether a server with a profile gets the field unchanged. If not, the field is ignored.
+    - `forward` decides whether a server with a profile gets the field unchanged. If the server does not get the field,
+      the response lists it as ignored.
     - `unsent` are values that ask for the server's default behaviour, so Antiphon does not send them.
     - `fate` is the treatment of fields without `forward`, or of each member or value if these differ.
 
@@ -327,8 +328,8 @@ INCLUDES: Final[dict[str, Rule]] = {
 """The values of `include`, and the treatment of each."""
 
 
-# Limits. msgspec's constraints (`Meta`, `Literal`) are not used. Their errors name neither the value nor the limit that
-# it breaks, and the client's error needs both.
+# Limits. The checks do not use msgspec's constraints (`Meta`, `Literal`). msgspec's errors name neither the value nor
+# the limit, and the client's error needs both.
 
 EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES: Final = ("auto", "concise", "detailed")

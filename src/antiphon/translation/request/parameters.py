@@ -4,8 +4,8 @@ Lives here: the names and types of these parameters, and reading a client's `ext
 parameters with the client's is here too. Not here: the parameters that each server accepts (`profiles/`), the fields of
 the Responses API (`fields.py`).
 
-Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). These are the model, the messages, the
-tools, the stream, storage and the length of the answer.
+Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). Antiphon decides the model, the
+messages, the tools, the stream, storage and the length of the answer.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ SHAPING: Final = frozenset(
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )
-"""The parameters that restrict the form of the answer. They do not apply to a summary of the conversation."""
+"""The parameters that restrict the form of the answer. Such parameters do not apply to a summary of the
+conversation."""
 
 DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_effort", "verbosity"}) | {
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),
@@ -92,8 +93,8 @@ def read_parameter(name: str, value: Raw) -> Raw | None:
 def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
     """Add the members of the request's `extra_body` object to the request. Members of the request itself win.
 
-    Returns the new request, and the names of members of `extra_body` without effect. A member has none if the request
-    has the same member, or if its name is in `apart`: API fields that clients must not put there. Raises
+    Returns the new request, and the names of members of `extra_body` without effect. A member has no effect if the
+    request has the same member. A member whose name is in `apart` has none either, because it is an API field. Raises
     `InvalidRequest`.
     """
     extra = fields["extra_body"]
