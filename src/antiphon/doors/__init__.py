@@ -1,1 +1,1 @@
-"""Contains the two servers of the sidecar: the ext_proc server and the HTTP server. Both run the same core."""
+"""Contains the two servers of the sidecar: the ext_proc server and the HTTP server. Both servers run the same core."""

@@ -1,10 +1,10 @@
 """Holds the shared context of both servers: the engine, the API, and the state of the process.
 
-This module defines `DoorContext`, the dependencies that every request handler uses. It also defines `Admission`, which
-counts the requests in flight by kind. A drain waits until this count is zero. This module knows nothing about gRPC,
-HTTP or Envoy.
+This module defines `DoorContext`, the dependencies that every request handler uses. This module also defines
+`Admission`, which counts the requests in flight by kind. A drain waits until this count is zero. This module knows
+nothing about gRPC, HTTP or Envoy.
 
-Invariant: `Admission` admits each request once and releases it once. After `close` it admits only requests on
+Invariant: `Admission` admits each request once and releases it once. After `close`, `Admission` admits only requests on
 connections to which the HTTP server promised one more request.
 """
 
@@ -33,8 +33,8 @@ and `background` is a background response. `request` is every other request."""
 
 
 class Admission:
-    """Counts the requests in flight. It refuses a new request when the limit is reached or after the drain has closed
-    admission."""
+    """Counts the requests in flight. `Admission` refuses a new request when the limit is reached or after the drain has
+    closed admission."""
 
     def __init__(self, places: Budget) -> None:
         """`places` is the budget that limits the requests in flight, in total and per owner."""
@@ -44,8 +44,8 @@ class Admission:
         """The number of requests that ended since the drain began, by kind. The key `given_back` counts background
         responses that were returned to the queue for another process."""
         self.gives_back = False
-        """Whether a background response that ends during the drain has been returned to the queue. `end` then counts it
-        as `given_back`."""
+        """Whether a background response that ends during the drain has been returned to the queue. `end` then counts
+        the response as `given_back`."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -79,8 +79,8 @@ class Admission:
 
     def admit(self, owner: str, kind: Kind = "request", *, promised: bool = False) -> AbstractContextManager[None]:
         """Return a context manager that counts one request of this owner as in flight. Entering the context manager
-        raises `Unavailable` after `close`, except for a `promised` request. It raises `AtCapacity` when the limit is
-        reached."""
+        raises `Unavailable` after `close`, except for a `promised` request. Entering raises `AtCapacity` when the limit
+        of requests is reached."""
         return _Admitted(self, owner, kind, promised)
 
     def begin(self, owner: str, kind: Kind, *, promised: bool = False) -> Hold:
@@ -186,5 +186,5 @@ class DoorContext:
     strict: bool = False
     """Whether the server refuses a request with unknown fields. By default it ignores the fields."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
-    """The budget of memory for all requests in flight together. It covers the request bodies and the stored data that
-    the requests load."""
+    """The budget of memory for all requests in flight together. The budget covers the request bodies and the stored
+    data that the requests load."""

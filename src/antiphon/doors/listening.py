@@ -1,6 +1,6 @@
 """Provides shared code for listeners of both servers: socket files, errors for unusable addresses, connection limits.
 
-This module has the checks and limits that apply before a server listens. It does not open listeners
+This module has the checks and limits that apply before a server listens. This module does not open listeners
 (`http/listener.py`, `extproc/server.py`, `supervisor/listen_address.py`) and does not raise the limit of open files
 (`supervisor/process.py`). `http/listener.py` refuses connections, and `doors/context.py` refuses requests. This module
 imports only the standard library, so the parent process can load it cheaply.
@@ -62,8 +62,8 @@ def make_room(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError:
-            # The queue of the listener is full (EAGAIN), or access is denied. In both cases a process listens on this
-            # socket.
+            # The queue of the listener is full (EAGAIN), or access is denied. In both cases a process still listens on
+            # the socket, so the file must stay.
             pass
     raise ConfigError(f"unix:{path} is in use: is another instance running?")
 
@@ -84,5 +84,5 @@ def max_connections(*, raised: bool = False, limits: tuple[int, int] | None = No
 
 def max_requests(wanted: int, *, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
     """The configured number of requests in flight, reduced to what the limit of open files allows. Each request may
-    need its own connection to an upstream."""
+    need a separate connection to an upstream."""
     return min(wanted, max_connections(raised=raised, limits=limits))

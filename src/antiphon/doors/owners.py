@@ -3,8 +3,9 @@
 This module does not decide whether a header is trustworthy. The servers remove or refuse headers that a client could
 forge before they call this module.
 
-Invariant: an owner name never contains a credential. For a bearer token it contains a keyed hash (HMAC-SHA-256). So the
-database holds no tokens, and an attacker without the key cannot test guessed tokens.
+Invariant: an owner name never contains a credential. The owner name for a bearer token contains a keyed hash
+(HMAC-SHA-256) of the token. So the database holds no tokens, and an attacker without the key cannot test guessed
+tokens.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class OwnerResolver:
 
     `source` selects the owner. `bearer` takes a keyed hash of the bearer token, and requests without a token share one
     owner. `header` takes the value of the trusted header `header`. `single` gives all requests the same owner.
-    `client_keys` maps the SHA-256 digest of each accepted token to its caller. When it is set, all other tokens are
-    refused. A caller in `client_keys` without an owner gets the owner from `source`.
+    `client_keys` maps the SHA-256 digest of each accepted token to its caller. When `client_keys` is set, all other
+    tokens are refused. A caller in `client_keys` without an owner gets the owner from `source`.
     """
 
     source: Literal["bearer", "header", "single"]
@@ -47,8 +48,8 @@ class OwnerResolver:
     def resolve(self, headers: Headers) -> Caller:
         """Return the caller of the request that has these headers.
 
-        Raises `Unauthorized` when the trusted header is absent. It also raises `Unauthorized` when client keys are
-        configured and the request's token is not one of them.
+        Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
+        are configured and the request's token is not one of them.
         """
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
         return caller if caller is not None and caller.owner else Caller(self._owner(headers))

@@ -1,9 +1,9 @@
-"""Limits and decompresses request bodies that a server reads completely. Both servers use it.
+"""Limits and decompresses request bodies that a server reads completely, for both servers.
 
 This module limits the size of a body while it arrives. It decodes gzip, deflate and zstd, also when a client applied
-several of them. It stops decompression bombs. `decoded` decodes large bodies in a thread, so other requests do not
-wait. The servers read the bytes from the sockets. `http/server.py` handles streamed uploads, and
-`extproc/content_coding.py` handles compressed upstream responses.
+several of these codings. Limits on the decoded size stop decompression bombs. `decoded` decodes large bodies in a
+thread, so other requests do not wait. The servers read the bytes from the sockets. `http/server.py` handles streamed
+uploads, and `extproc/content_coding.py` handles compressed upstream responses.
 
 Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 
@@ -52,8 +52,8 @@ def too_slow(seconds: float) -> ApiError:
 
 
 class WholeBody:
-    """Collects a body that a server reads completely. It allows at most `limit` bytes, before and after decompression,
-    and charges their memory to `hold`.
+    """Collects a body that a server reads completely. The body may have at most `limit` bytes, before and after
+    decompression, and their memory is charged to `hold`.
 
     The constructor raises an `ApiError` when the headers already show that the body is unacceptable: 413 (too large),
     415 (unknown coding), 429 or 503 (no memory left).
@@ -70,8 +70,8 @@ class WholeBody:
             declared = int(length[:18])
             if declared > limit:
                 raise too_large(limit)
-            # `check` reserves no memory, because the declared body may never arrive. It refuses a body that cannot fit
-            # at this moment.
+            # `check` reserves no memory, because the declared body may never arrive. `check` refuses a body that cannot
+            # fit at this moment.
             hold.check(declared)
 
     def add(self, part: bytes) -> None:
@@ -84,8 +84,8 @@ class WholeBody:
 
     def decoded_now(self) -> bytes | None:
         """Return the decoded body, after all bytes were added. Returns None for a large compressed body, because its
-        decoding would delay other requests. The caller must then use `decoded`. Raises `ApiError` (400, 413, 429,
-        503)."""
+        decoding would delay other requests. In that case the caller must use `decoded`. Raises `ApiError` (400, 413,
+        429, 503)."""
         if self.codings and self._size >= _LARGE:
             return None
         body = self.take()

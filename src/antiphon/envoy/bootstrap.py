@@ -8,8 +8,8 @@ A comment gives the reason for every setting that differs from Envoy's default. 
 1.40.0. A last step removes fields that an older Envoy does not know (`versions.py`).
 
 Invariant: `envoy --mode validate` accepts the result, and the result contains no secret. The environment of Envoy's
-process holds the secrets. The routes of a model listener on TCP can only compare the secret with a literal. They
-contain a placeholder, and the command that starts Envoy replaces it (`fill_in_secret`).
+process holds the secrets. The routes of a model listener on TCP can only compare the secret with a literal. These
+routes contain a placeholder, and the command that starts Envoy replaces it by the secret (`fill_in_secret`).
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def connection_manager(settings: Settings) -> Config:
 
 def virtual_host(settings: Settings) -> Config:
     """Build the fields of the virtual host, which apply to all public routes."""
-    # A passed-through response gets the `x-request-id` header, as the sidecar's responses do. A native upstream's own
-    # value stays.
+    # A passed-through response gets the `x-request-id` header, as the sidecar's responses do. If a native upstream has
+    # set the header, its value stays.
     return {**cors_policy(settings), "response_headers_to_add": [REQUEST_ID]}
 
 
@@ -161,7 +161,8 @@ def client_limits(settings: Settings) -> Config:
     """Build the public listener's limits for slow connections. The connection manager limits request heads and idle
     connections."""
     fields: Config = {
-        # This filter waits for the first bytes of a connection. So its timeout closes a connection that sends nothing.
+        # The HTTP inspector waits for the first bytes of a connection. So its timeout closes a connection that sends
+        # nothing.
         "listener_filters": [
             {
                 "name": "envoy.filters.listener.http_inspector",
@@ -169,7 +170,8 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # This is Envoy's default. It is explicit, because the limit of unsent bytes depends on it.
+        # The value is Envoy's default. The configuration sets it explicitly, because the limit of unsent bytes depends
+        # on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":
@@ -216,7 +218,7 @@ def overload_manager(settings: Settings) -> Config:
         "actions": [
             {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.8)},
             # Envoy can reset only HTTP/2 streams this way, and begins with those that buffer the most. TCP_USER_TIMEOUT
-            # ends HTTP/1 streams, and until then Envoy accepts no more of them.
+            # ends HTTP/1 streams, and until then Envoy accepts no new requests.
             {
                 "name": "envoy.overload_actions.reset_high_memory_stream",
                 "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
@@ -236,8 +238,8 @@ def model_door(settings: Settings) -> Config:
         delayed_close_timeout="0.25s",
         normalize_path=True,
         merge_slashes=True,
-        # A native upstream's responses pass unchanged. So a response that Envoy makes in place of the upstream's must
-        # also be an error object.
+        # A native upstream's responses pass unchanged. So a response that Envoy makes instead of the upstream must also
+        # be an OpenAI error object.
         local_reply_config=local_replies(to_sidecar=True),
     )
     manager.update(tracing(settings, begins=False))
@@ -248,7 +250,7 @@ def model_door(settings: Settings) -> Config:
 
 
 def extproc_filter(settings: Settings) -> Config:
-    """Build the ext_proc filter. It is disabled on every route except the one that enables it."""
+    """Build the ext_proc filter. The filter is disabled on every route except the route that enables it."""
     # The filter runs before the router, so no route's retry policy applies to its gRPC calls. A sidecar sends gRPC's
     # response head before any action that must not happen twice (`Peer.begin`). Envoy retries no call after a response
     # head.
@@ -264,14 +266,14 @@ def extproc_filter(settings: Settings) -> Config:
             "filters.http.ext_proc.v3.ExternalProcessor",
             grpc_service=service,
             failure_mode_allow=False,
-            # In FULL_DUPLEX_STREAMED mode Envoy ignores this value and waits forever. The value is set anyway, because
-            # the default is 200 ms.
+            # In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout` and waits forever. The value is set anyway,
+            # because the default is 200 ms.
             message_timeout="3600s",
             status_on_error={"code": "ServiceUnavailable"},
-            # The sidecar sends an exact `content-length`. Without this option Envoy would use chunked encoding for
-            # every request.
+            # The sidecar sends an exact `content-length`. Without `allow_content_length_header` Envoy would use chunked
+            # encoding for every request.
             allow_content_length_header=True,
-            # Without this option Envoy silently ignores changes of :method and :authority.
+            # Without `allow_all_routing` Envoy silently ignores changes of :method and :authority.
             mutation_rules={"allow_all_routing": True},
             metadata_options={"receiving_namespaces": {"untyped": ["antiphon"], "typed": ["envoy.ai.token_usage"]}},
             processing_mode=FULL_DUPLEX,
@@ -357,9 +359,9 @@ def cors_filters(settings: Settings) -> list[Config]:
     empty unless `cors.origins` is set."""
     if not settings.cors.origins:
         return []
-    # The first filter is the last to process a response, so this filter always sets `vary`. Without it a cache could
-    # give one page's response to another. A header of the virtual host would be missing in responses that replace the
-    # router's.
+    # The first filter is the last to process a response, so this filter always sets `vary`. Without `vary`, a cache
+    # could give one page's response to another page. A header of the virtual host would be missing in responses that
+    # replace the router's.
     vary = {"header": {"key": "vary", "value": "origin"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
     varies = typed(
         "filters.http.header_mutation.v3.HeaderMutation", mutations={"response_mutations": [{"append": vary}]}

@@ -35,10 +35,11 @@ _UPSTREAM_IDLE = "4s"
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
-    """Return all clusters. If `nowhere` is True, they include the cluster without endpoints."""
-    # A sidecar that hangs (stopped, swapped out) answers no pings. Envoy then closes its connection, so its requests
-    # fail after 6 s instead of hanging until the idle timeout. If it is the only sidecar, Envoy may retry on it before
-    # the health checks remove it, which takes 12 s. The sidecar's gRPC server tolerates these pings.
+    """Return all clusters. If `nowhere` is True, the list includes the cluster without endpoints."""
+    # A sidecar that hangs (stopped, swapped out) answers no pings. Envoy then closes the connection to this sidecar, so
+    # its requests fail after 6 s instead of hanging until the idle timeout. If only one sidecar exists, Envoy may retry
+    # on it before the health checks remove it, so its requests fail after 12 s. The sidecar's gRPC server tolerates
+    # these pings.
     options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
     health = {
         # Envoy removes a process after at most two failed checks, when it reports not ready or no longer listens. The
@@ -57,7 +58,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
     # Envoy sends no requests to a draining sidecar. But if no sidecar is ready (for example, the disk is full), each
-    # sidecar still responds with the reason. So Envoy then uses all of them. The value 0 would mean that it uses none.
+    # sidecar still responds with the reason. So Envoy then uses all sidecars. With the value 0, Envoy would use none.
     asked_all_the_same = {"common_lb_config": {"healthy_panic_threshold": {"value": 1}}}
     places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
     grpc = [address(place) for place, _ in places]
@@ -104,7 +105,7 @@ def _collector(settings: Settings) -> list[Config]:
 
 
 def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
-    """Return TLS fields for a sidecar's port. Envoy verifies the host's name or address. It presents a client
+    """Return TLS fields for a sidecar's port. Envoy verifies the host's name or address. Envoy presents a client
     certificate if one is configured."""
     files = settings.sidecar.tls
     where = address(settings.place(place))

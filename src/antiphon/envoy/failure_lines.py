@@ -4,13 +4,13 @@ answer.
 Envoy logs each failed upstream of a request, because it retries with the next upstream and the sidecar sees only the
 last one. Envoy logs a relayed stream that ended early, because only Envoy knows which side ended it.
 
-This module selects the requests for these lines. It distinguishes a client that disconnects from an upstream that
+This module selects the requests for these lines. The lines distinguish a client that disconnects from an upstream that
 breaks off. The fields equal those of the sidecar's log lines (`observability/outcome.py`). `bootstrap.py` has the full
 access log, which a setting enables.
 
-A line does not contain the upstream's message. So it cannot distinguish an unknown model (404) from a wrong path, and
-names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line for
-each.
+A line does not contain the upstream's message. So a line cannot distinguish an unknown model (404) from a wrong path,
+and names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line
+for each request.
 
 Invariant: Envoy writes no line `request` for a request that the sidecar logs.
 """
@@ -95,9 +95,9 @@ def early_ends() -> Config:
 
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
-    """Build the access log of one upstream in a list. It logs the failures that make Envoy try the next upstream. On
-    this listener a timeout looks like a client that disconnects after `head_seconds`. An earlier disconnect comes from
-    the real client and is not logged."""
+    """Build the access log of one upstream in a list. The log has the failures that make Envoy try the next upstream.
+    On this listener a timeout looks like a client that disconnects after `head_seconds`. An earlier disconnect comes
+    from the real client and is not logged."""
     silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",

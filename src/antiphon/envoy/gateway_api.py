@@ -11,8 +11,8 @@ listener of Antiphon's bootstrap (`gateway_routes.py`). Envoy Gateway's own obje
 lack the limits and responses that a gateway needs.
 
 On a shared Gateway, Antiphon changes no routes of other teams (`beside_others.py`). The output does not contain the
-objects of other teams (the Gateway, an EnvoyProxy). It contains commands that change them. On a Gateway that serves
-only Antiphon (`GatewayTarget.own`), the output contains all objects.
+objects of other teams (the Gateway, an EnvoyProxy). Instead, the output contains commands that change these objects. On
+a Gateway that serves only Antiphon (`GatewayTarget.own`), the output contains all objects.
 
 Invariant: the output contains no secret, only names of keys.
 """
@@ -112,8 +112,8 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """Return the commands that change an object of another team. They run after all `objects` exist. The list is empty
-    for a Gateway that serves only Antiphon."""
+    """Return the commands that change an object of another team. The commands run after all `objects` exist. The list
+    is empty for a Gateway that serves only Antiphon."""
     if place.own:
         return []
     if place.envoy_proxy is not None:

@@ -1,8 +1,8 @@
 """Generates the sidecar container for an Envoy pod that another controller manages on Kubernetes.
 
-This module generates the container, its volumes and settings, and the additions to Envoy's container. It also has
-helpers for Kubernetes objects and `kubectl` steps. `gateway_api.py` and `istio.py` generate the objects and steps for
-one kind of gateway.
+This module generates the container, its volumes and settings, and the additions to Envoy's container. This module also
+has helpers for Kubernetes objects and `kubectl` steps. `gateway_api.py` and `istio.py` generate the objects and steps
+for one kind of gateway.
 
 Antiphon is a native sidecar of that Envoy. Envoy and the sidecar communicate over Unix sockets in a memory volume, so
 they need no shared secret, and no other pod can connect.
@@ -43,8 +43,8 @@ _METRICS_PORT = 9464
 _START_SECONDS = 30
 """The seconds that a start may take on a busy machine, in addition to its wait for the database."""
 _DRAIN_SECONDS = 600.0
-"""The default of `timeouts.drain` in a managed pod, in seconds, as in the Helm chart. It is long because streams of
-agents run for minutes. A pod ends as soon as its clients have disconnected."""
+"""The default of `timeouts.drain` in a managed pod, in seconds, as in the Helm chart. The drain timeout is long,
+because streams of agents run for minutes. A pod ends as soon as its clients have disconnected."""
 _WAIT = "--timeout=300s"
 _DATA = Path("/var/lib/antiphon")
 
@@ -240,7 +240,8 @@ def merged_into(comment: str, namespace: str, kind: str, name: str, spec: Config
 
 
 def deleted(comment: str, namespace: str, *objects: str) -> CommandStep:
-    """Build a command that deletes objects, each named as KIND/NAME. It succeeds when an object does not exist."""
+    """Build a command that deletes objects, each named as KIND/NAME. The command also succeeds when an object does not
+    exist."""
     return kubectl(comment, namespace, "delete", "--ignore-not-found", *objects)
 
 

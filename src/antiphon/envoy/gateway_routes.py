@@ -4,10 +4,10 @@ This module generates the rules of the HTTPRoute, and patches for Envoy fields t
 `routes.py` generates Envoy's routes, `snippet.py` the other parts of the bootstrap, and `gateway_api.py` the other
 objects.
 
-Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. A policy, such as a
-SecurityPolicy, then applies to these routes. It does not apply to a route that a patch adds. So patches add only routes
-that clients cannot reach. These match a header that Envoy removes from clients' requests, and they come before all
-other routes.
+Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. So a policy, such as a
+SecurityPolicy, applies to all public routes. The policy does not apply to a route that a patch adds. So patches add
+only routes that clients cannot reach. Such routes match a header that Envoy removes from clients' requests, and they
+come before all other routes.
 
 Invariants: a route to which no patch was applied leads to an address without a server, so its requests fail. The
 patches contain only `snippet.parts`. Antiphon's filter is right before the router, so it runs after all filters that

@@ -82,8 +82,8 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """Return the commands that change an object of another team. They run after all `objects` exist. The list is empty
-    for a Gateway that serves only Antiphon."""
+    """Return the commands that change an object of another team. The commands run after all `objects` exist. The list
+    is empty for a Gateway that serves only Antiphon."""
     if place.own:
         return []
     comment = "Last: put the sidecar into the Gateway's pods. The Gateway must not name another ConfigMap."
@@ -129,7 +129,8 @@ def _deployment(settings: Settings, sidecar: Sidecar, place: GatewayTarget, limi
         }
     values = {
         **of_process,
-        # Without this variable Istio's agent ends Envoy 5 s after the drain begins, even with open streams.
+        # Without `EXIT_ON_ZERO_ACTIVE_CONNECTIONS` Istio's agent ends Envoy 5 s after the drain begins, even with open
+        # streams.
         "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
     }
     envoy = {

@@ -1,8 +1,8 @@
 """Merges Antiphon's parts into an existing Envoy configuration.
 
 This module parses the configuration as Envoy does and finds the listener, the connection manager and the virtual host.
-It merges Antiphon's parts into them and describes the changes. `snippet.py` generates the parts, the package `commands`
-reads and writes files, and `bootstrap.to_yaml` formats the result.
+Then it merges Antiphon's parts into the configuration and describes the changes. `snippet.py` generates the parts, the
+package `commands` reads and writes files, and `bootstrap.to_yaml` formats the result.
 
 Invariants: the merge loses no part of the configuration, and reports every changed value. If one of Antiphon's names
 already exists, nothing is merged. The input objects are not modified. Values keep the meaning that they have for Envoy.
@@ -24,7 +24,8 @@ from antiphon.errors import ConfigError
 
 _MANAGER = "HttpConnectionManager"
 _KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
-"""The lists in which an entry's name must be unique. If an entry with Antiphon's name exists, it stays."""
+"""The lists in which an entry's name must be unique. If the file already has an entry with Antiphon's name, the
+existing entry stays."""
 
 
 class _EnvoyYamlLoader(yaml.SafeLoader):

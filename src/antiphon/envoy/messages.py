@@ -115,8 +115,8 @@ def where(expression: str) -> Config:
 
 
 def log_lines(name: str, parts: Config, expression: str | None = None) -> Config:
-    """Build an access log with JSON lines on standard output. It logs all requests, or only those for which the CEL
-    expression is true."""
+    """Build an access log with JSON lines on standard output. The log has all requests, or only the requests for which
+    the CEL expression is true."""
     return {
         "name": name,
         **({} if expression is None else {"filter": where(expression)}),

@@ -5,10 +5,10 @@ This module knows which upstream has a picker, and generates the retry policy of
 `picker_listener.py` generates the listener with the picker's filter and handles the picker's failures. `routes.py`
 generates the routes to the upstream, and `clusters.py` configures TLS.
 
-The picker's filter (ext_proc, FULL_DUPLEX_STREAMED) is not in the listener of the sidecar's filter. It is in an
-internal listener of the same Envoy, behind the cluster `model`. So all requests to the upstream use the picker, from
-the public listener and from the model listener. Each retry asks the picker again, so a dead server is not tried twice.
-Envoy's response code details distinguish the picker's failures from failures of the sidecar's filter.
+The picker's filter (ext_proc, FULL_DUPLEX_STREAMED) is not in the listener of the sidecar's filter. The picker's filter
+is in an internal listener of the same Envoy, behind the cluster `model`. So all requests to the upstream use the
+picker, from the public listener and from the model listener. Each retry asks the picker again, so a dead server is not
+tried twice. Envoy's response code details distinguish the picker's failures from failures of the sidecar's filter.
 
 Invariants: only the picker's answer decides where a request goes; Envoy removes the picker's header from incoming
 requests. If the picker does not answer, the request fails. The picker has a timeout, and Envoy sends it no credentials.
@@ -51,7 +51,7 @@ def asked_again(settings: Settings) -> Config:
 
 
 def stripped() -> list[Config]:
-    """Return the mutation that removes the picker's header from clients' requests. Without it a client could name any
+    """Return the mutation that removes the picker's header from clients' requests. Otherwise a client could name any
     address that Envoy can reach."""
     return [{"remove": DESTINATION}]
 

@@ -60,12 +60,12 @@ def picker_listeners(settings: Settings) -> list[Config]:
 
 
 def _routes(settings: Settings) -> list[Config]:
-    """Return the route to the picked server, and the route that a request has before the pick. That second route leads
+    """Return the route to the picked server, and the route that a request has before the pick. The second route leads
     nowhere and has a timeout.
 
-    The timeout limits the picker's time. In this mode Envoy ignores `message_timeout`, and a timeout of the gRPC call
-    would end long streams. The route has two timeouts. After the first one Envoy sends its own response through the
-    picker's filter, which also waits. The second one bypasses the filters.
+    The timeout limits the picker's time. In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout`, and a timeout of
+    the gRPC call would end long streams. The route has two timeouts. After the first timeout Envoy sends its own
+    response through the picker's filter, which may also wait. Its response to the second timeout bypasses the filters.
     """
     chosen: Config = {
         "cluster": PICKED,
@@ -74,7 +74,7 @@ def _routes(settings: Settings) -> list[Config]:
         "idle_timeout": "3600s",
     }
     if settings.envoy.retries:
-        # This retry uses the same server, for a kept connection that has just closed. An unreachable server needs
+        # The retry uses the same server, because a reused connection may have just closed. An unreachable server needs
         # another pick instead.
         chosen["retry_policy"] = {
             "retry_on": "refused-stream,reset-before-request",
@@ -87,7 +87,7 @@ def _routes(settings: Settings) -> list[Config]:
             "match": {"prefix": "/", "headers": [{"name": DESTINATION, "present_match": True}]},
             "route": chosen,
             "request_body_buffer_limit": BODY_LIMIT,
-            # This header is removed from servers' responses, because only Envoy may set it.
+            # Envoy removes this header from servers' responses, because only Envoy may set it.
             "response_headers_to_remove": [LOCAL_REPLY],
         },
         {

@@ -140,7 +140,8 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
 
 
 def _dead_end(to_nowhere: bool) -> Config:
-    """Build the route of `POST /v1/responses`. It leads nowhere, unless the sidecar's answer selects another route."""
+    """Build the route of `POST /v1/responses`. The route leads nowhere, unless the sidecar's answer selects another
+    route."""
     match = {"path": "/v1/responses", "headers": [_method("POST")]}
     if to_nowhere:
         # If no ext_proc filter has selected another route, `local_replies` explains the error to the client.
@@ -158,8 +159,8 @@ def _nothing(to_nowhere: bool) -> Config:
 
 
 def _passed_on(settings: Settings) -> list[Config]:
-    """Return the routes for Chat Completions and similar paths. They lead directly to the upstream, unless the sidecar
-    must decide about the request first."""
+    """Return the routes for Chat Completions and similar paths. The routes lead directly to the upstream, unless the
+    sidecar must decide about the request first."""
     paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
     decided = dict.fromkeys(paths, settings.decides_chat) | {"/embeddings": settings.decides_embeddings}
     routes: list[Config] = []
@@ -176,8 +177,8 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
     """Return the routes that bypass the sidecar. Envoy counts their requests under a separate name, because the
-    cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject. It
-    truncates a long id instead, because its regular expressions cannot count that far."""
+    cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject.
+    Envoy truncates a long id instead, because its regular expressions cannot count that far."""
     unfit = {
         "name": request_ids.HEADER,
         "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
@@ -228,7 +229,8 @@ def _model_paths(settings: Settings) -> tuple[str, ...]:
 
 
 def _counting(settings: Settings, upstream: str, headers: list[Config], counter: TokenCounter) -> Config:
-    """Build the route to a server's token counter. Its path is below the upstream's base URL or next to its `/v1`."""
+    """Build the route to a server's token counter. The path of the counter is below the upstream's base URL or next to
+    its `/v1`."""
     route = _to_model(settings, f"{upstream}{counter.path}", counter.path, headers=headers, upstream=upstream)
     if counter.above:
         base = settings.every_upstream[upstream].base_path.removesuffix("/v1")
@@ -302,8 +304,8 @@ def _method(name: str) -> Config:
 
 
 def _chosen(settings: Settings) -> list[Config]:
-    """Return the routes that the sidecar selects for `POST /v1/responses`. They match a header that only the sidecar
-    can set, because Envoy removes it from clients' requests.
+    """Return the routes that the sidecar selects for `POST /v1/responses`. These routes match a header that only the
+    sidecar can set, because Envoy removes the header from clients' requests.
 
     The header's value is the upstream's name. A native upstream is called on the path that the client used.
     """
@@ -379,7 +381,7 @@ def _sidecar_action(retried: str = UNSEEN) -> Config:
 def to_another_sidecar(retried: str) -> Config:
     """Build the retry policy of requests to a sidecar.
 
-    It allows at most two retries, because a request that crashes its sidecar must not crash all sidecars.
+    The policy allows at most two retries, because a request that crashes its sidecar must not crash all sidecars.
     """
     return {
         "retry_on": retried,
@@ -387,8 +389,9 @@ def to_another_sidecar(retried: str) -> Config:
         # Envoy retries without delay, because the next sidecar is probably alive.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
         "retry_host_predicate": [_NO_PREVIOUS_HOSTS],
-        # The load balancer selects at random and prefers the dead sidecar, which has no load. So it repeats the choice
-        # until it selects another sidecar. With two sidecars, a hundred attempts practically always succeed.
+        # The load balancer selects at random and prefers the dead sidecar, which has no load. So the load balancer
+        # repeats the choice until it selects another sidecar. With two sidecars, a hundred attempts practically always
+        # succeed.
         "host_selection_retry_max_attempts": 100,
     }
 

@@ -1,8 +1,8 @@
 """Generates failover and load balancing among several upstreams of one route.
 
-This module generates the clusters that select an upstream, by order or by weight. It also generates one internal
-listener per upstream. `routes.py` decides when Envoy tries another upstream, and `clusters.py` generates the upstreams'
-own clusters.
+This module generates the clusters that select an upstream, by order or by weight. This module also generates one
+internal listener per upstream. `routes.py` decides when Envoy tries another upstream, and `clusters.py` generates the
+upstreams' own clusters.
 
 A route rewrites path, host and credentials before a cluster selects an endpoint, and a retry sends the same request. So
 an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints are internal listeners

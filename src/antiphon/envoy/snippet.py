@@ -1,6 +1,6 @@
 """Splits the bootstrap into the parts that an existing Envoy needs.
 
-Each part belongs at one place of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
+Each part belongs at one point of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
 parts.
 
 Invariant: a configuration with the parts at the places that the headings name passes `envoy --mode validate` (a test
@@ -89,7 +89,7 @@ Needed for listeners inside Envoy. Put it next to static_resources.""",
 def parts(
     settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
 ) -> dict[str, Config | list[Config]]:
-    """Return the parts by the name of their place."""
+    """Return the parts by the name of the object that they belong to."""
     manager = connection_manager(settings)
     extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {

@@ -64,8 +64,8 @@ def tracing(settings: Settings, *, begins: bool) -> Config:
 
 
 def _sampler(share: float) -> Config:
-    # The sender of `traceparent` has already decided about sampling. Without this sampler Envoy would decide again at
-    # random.
+    # The sender of `traceparent` has already decided about sampling. Without the parent-based sampler Envoy would
+    # decide again at random.
     kind = "tracers.opentelemetry.samplers.v3."
     of_its_own = typed(
         f"{kind}TraceIdRatioBasedSamplerConfig",

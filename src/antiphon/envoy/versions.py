@@ -1,8 +1,8 @@
 """Defines the supported Envoy versions, and the features that older ones lack.
 
-This module names the oldest and the newest tested version, and has tables of later features and fixes. It removes
-fields that an older version lacks from a configuration. It also finds the Envoy binary and its version. `bootstrap.py`
-and its parts generate the configuration for the newest version.
+This module names the oldest and the newest tested version, and has tables of later features and fixes. `fitted` removes
+the fields that an older version lacks from a configuration. This module also finds the Envoy binary and its version.
+`bootstrap.py` and its parts generate the configuration for the newest version.
 
 Invariant: every difference between versions is a row of `FEATURES` (configuration) or `FIXES` (defects).
 """
@@ -35,7 +35,7 @@ class EnvoyVersion(NamedTuple):
 
 
 OLDEST = EnvoyVersion(1, 37)
-"""The oldest supported version. It is the first version in which an external processor can stream its own response
+"""The oldest supported version. 1.37 is the first version in which an external processor can stream its own response
 (`StreamedImmediateResponse`)."""
 NEWEST = EnvoyVersion(1, 40)
 """The newest tested version. Later versions get the same configuration."""

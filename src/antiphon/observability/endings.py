@@ -8,8 +8,8 @@ Reporting a response in a batch takes half the time of reporting it between requ
 CPU cache. One write of many lines also wakes the reader of the log only once. So a serving process reports successful
 responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
 
-A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause. It arrives a moment before
-or after the end of the stream.
+A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause. That line arrives a moment
+before or after the end of the stream.
 
 Invariants: each ended response is reported once, in order, at most `_SECONDS` late. A scrape and the process's end
 report all of them. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or

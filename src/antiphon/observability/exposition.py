@@ -1,7 +1,7 @@
 """Renders metrics in Prometheus' text format.
 
-This module is the only user of prometheus_client. It makes metric families from numbers, adds process metrics and
-renders the text. `metric_values.py` stores the numbers, and `metrics.py` decides when they are read.
+This module is the only user of prometheus_client. This module makes metric families from numbers, adds process metrics
+and renders the text. `metric_values.py` stores the numbers, and `metrics.py` decides when they are read.
 
 The first scrape imports this module. The import takes 16 ms and 1.5 MiB, which a process without scrapes saves.
 """

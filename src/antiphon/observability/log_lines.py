@@ -1,7 +1,7 @@
 """Formats and redacts log lines, as JSON or for a terminal.
 
-A terminal line shows the time, the level unless it is `info`, and the event. For a response it shows the model, the
-outcome, the tokens, the seconds and the id. `logs.py` sets up structlog, and `log_output.py` writes the lines.
+A terminal line shows the time, the level unless it is `info`, and the event. For a response the line shows the model,
+the outcome, the tokens, the seconds and the id. `logs.py` sets up structlog, and `log_output.py` writes the lines.
 
 Invariants: no line contains the value of a key that holds credentials, or a text with the shape of a credential. Text
 from a client or an upstream reaches a terminal without control characters.
@@ -36,8 +36,8 @@ def _redact(event: MutableMapping[str, object]) -> None:
 
 
 def as_json(_: object, level: str, event: MutableMapping[str, object]) -> bytes:
-    """Format an event as one JSON line. This is one function, because it runs for every response and a chain of seven
-    structlog processors takes three times as long."""
+    """Format an event as one JSON line. One function does this, because it runs for every response. A chain of seven
+    structlog processors would take three times as long."""
     return render(_complete(level, event))
 
 
@@ -84,8 +84,8 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
-"""The keys whose texts the process makes itself. They are in each line of a response, and searching them for
-credentials would take most of the search's time."""
+"""The keys whose texts the process makes itself. Each line of a response has these keys, and a search of their texts
+for credentials would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, Any]) -> bool:

@@ -2,8 +2,8 @@
 
 This module writes complete lines. `log_lines.py` formats them.
 
-While a pipe has room, a line is written to it immediately, so usually it is written when the call returns. Otherwise
-the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
+While a pipe has room, a line is written to it immediately, so usually it is written when the call returns. When the
+pipe is full, the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
 
 Invariants: no caller waits. The queue holds at most `max_bytes`. Further lines, and lines that a full disk rejects, are
 dropped and counted. When there is room again, a separate line reports the number. Lines are complete and in order; only
@@ -61,7 +61,7 @@ class LogOutput:
                 except BlockingIOError:
                     pass
                 except OSError:
-                    # The reader has closed the pipe. That must not fail a request.
+                    # The reader has closed the pipe. A closed pipe must not fail a request.
                     return
                 if not data:
                     return
@@ -133,8 +133,8 @@ class LogOutput:
             os.close(self._direct)
 
     def _write(self, data: bytes) -> int:
-        """Write the data and return the number of written bytes. It is less than all if the disk is full or the reader
-        has closed."""
+        """Write the data and return the number of written bytes. The number is smaller than the data if the disk is
+        full or the reader has closed."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):

@@ -29,7 +29,7 @@ OTHER: Final = "other"
 
 class BoundedLabelValues:
     """Limits a label whose values clients or upstreams choose, such as a model's name or an upstream's error code. The
-    first hundred different values stay."""
+    first hundred different values stay, and all later values become `other`."""
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
@@ -47,8 +47,8 @@ class BoundedLabelValues:
 
 
 class LabelledCounter:
-    """A counter, or a gauge that can increase and decrease. It stores one number per set of label values. A scrape also
-    calls its sources."""
+    """A counter, or a gauge that can increase and decrease. The counter stores one number per set of label values. A
+    scrape also calls its sources."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
@@ -73,7 +73,7 @@ class LabelledCounter:
 
 
 class LabelledHistogram:
-    """A histogram. It counts the values in each bucket, per set of label values."""
+    """A histogram. The histogram counts the values in each bucket, per set of label values."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition

@@ -141,9 +141,9 @@ class Metrics:
             self._refused_for[code].add()
 
     def storage(self, operation: str) -> AbstractContextManager[None]:
-        """Return a context manager for one store operation. It records the duration and the result, and makes a span in
-        the current trace. The result is `error` when the operation raises `StoreError`. A cancelled operation is not
-        counted, because its outcome is unknown."""
+        """Return a context manager for one store operation. The context manager records the duration and the result,
+        and makes a span in the current trace. The result is `error` when the operation raises `StoreError`. A cancelled
+        operation is not counted, because its outcome is unknown."""
         return StorageOperation(operation, self._database, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:

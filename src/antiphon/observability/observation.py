@@ -62,8 +62,8 @@ class Telemetry:
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
-        """Begin to observe a response. Its server may change `door` until the end. `headers` is None while the
-        request's headers are unknown (see `begin_job`)."""
+        """Begin to observe a response. The server that handles the response may change `door` until the end. `headers`
+        is None while the request's headers are unknown (see `begin_job`)."""
         return Observation(self, door, request_id, owner, headers)
 
 
@@ -83,7 +83,7 @@ class _Ended(NamedTuple):
 
 
 class Observation:
-    """Observes one response. Its server sets `door`."""
+    """Observes one response. The server that handles the response sets `door`."""
 
     def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None) -> None:
         self._telemetry = telemetry

@@ -1,7 +1,7 @@
 """Exports traces with OpenTelemetry's SDK, as OTLP over HTTP.
 
-This is the only module that uses the SDK. `response_spans.py` and the users of `tracing.span` begin and end spans.
-`span_names.py` defines their names.
+Only this module uses the SDK. `response_spans.py` and the users of `tracing.span` begin and end spans. `span_names.py`
+defines their names.
 
 Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue to its thread, and are
 dropped when the queue is full. A failing collector causes at most one log line per minute. The first process of a trace

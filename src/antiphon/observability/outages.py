@@ -1,6 +1,6 @@
 """Logs the outages of a retried operation: one line when an outage begins, and one when it ends.
 
-This module decides which failures are logged. Its callers perform the operation and retry it.
+This module decides which failures are logged. The callers of this module perform the operation and retry it.
 
 Invariant: between these two lines, an outage writes one line for each new kind of failure and no others.
 """
@@ -56,8 +56,8 @@ class Outage:
             self._log.warning(self._begins, **said)
 
     def recovered(self, **said: object) -> None:
-        """Record a successful attempt. If it ends an outage, log the outage's duration in seconds and the number of
-        failed attempts (`failures`)."""
+        """Record a successful attempt. If the success ends an outage, log the outage's duration in seconds and the
+        number of failed attempts (`failures`)."""
         if self._failures:
             seconds = round(self._clock() - self._since, 3)
             self._log.info(self._ends, seconds=seconds, failures=self._failures, **said)

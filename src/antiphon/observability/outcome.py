@@ -1,13 +1,13 @@
-"""Builds the one log line of a response. It is a warning unless the response succeeded or its client caused the
+"""Builds the one log line of a response. The line is a warning unless the response succeeded or its client caused the
 failure.
 
 This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
 servers write the line at the end of a response. The docs have runbooks.
 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
-durations are in seconds. A failure gets at most one piece of advice. It is chosen by a missing listener of Envoy first,
-then by code, by the upstream's status and by operation. A client's mistake gets no advice, because the client has the
-error message. Requests refused for lack of capacity share one line (`refusals.py`).
+durations are in seconds. A failure gets at most one piece of advice. The advice is chosen by a missing listener of
+Envoy first, then by code, by the upstream's status and by operation. A client's mistake gets no advice, because the
+client has the error message. Requests refused for lack of capacity share one line (`refusals.py`).
 """
 
 from __future__ import annotations

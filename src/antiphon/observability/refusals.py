@@ -27,7 +27,7 @@ _OWNER_LENGTH = 12
 
 
 class Refusals:
-    """Collects the refusals of one process. It calls `count` with the setting of each refusal."""
+    """Collects the refusals of one process. For each refusal, the object calls `count` with the refusal's setting."""
 
     def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
         self._count = count

@@ -27,8 +27,8 @@ _SIZE: Final = _SLOT * _SLOTS
 
 
 class ServedIds:
-    """The table of one process, for use in the event loop's thread only. It holds at most `_SLOTS` requests at a time
-    and skips further requests."""
+    """The table of one process, for use in the event loop's thread only. The table holds at most `_SLOTS` requests at a
+    time. Further requests are not stored."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -37,7 +37,7 @@ class ServedIds:
         self._file = -1
 
     def open(self, data: Path, folder: Path = _SHARED) -> None:
-        """Create the table for this data folder. If that fails, the object stores no ids."""
+        """Create the table for this data folder. If the file cannot be created, the object stores no ids."""
         path = folder / f"{_prefix(data)}{os.getpid()}-{os.urandom(4).hex()}"
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

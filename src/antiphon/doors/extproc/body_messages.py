@@ -3,11 +3,11 @@
 This module handles `ProcessingRequest` and `ProcessingResponse` messages that contain only a body chunk. `wire.py`
 handles other messages and unusual encodings with the generated classes.
 
-The generated classes take 0.8 µs for a chunk in each direction, half of the time of its translation. This code takes
+The generated classes take 0.8 µs for a chunk in each direction, half of the time of its translation. This module takes
 0.4 µs to read and 0.15 µs to write a chunk.
 
 Invariant: this code reads and writes byte for byte what the generated classes would read and write (a test compares
-them). It leaves every message with an unusual encoding to them.
+them). The generated classes still handle every message with an unusual encoding.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def write_part(kind: int, body: bytes | memoryview, end: bool) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _before(kind: int, size: int, end: bool) -> bytes:
-    """Encode all bytes of the answer before the body. They depend only on the kind, the body's size and the end
+    """Encode all bytes of the answer before the body. These bytes depend only on the kind, the body's size and the end
     flag."""
     before = bytes((_BODY,)) + varint(size)
     for tag in (*reversed(_NESTING), _ANSWERS[kind]):

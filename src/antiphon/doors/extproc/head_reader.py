@@ -9,8 +9,8 @@ compiled build (docs/explanation/performance.md).
 The cache holds only short headers whose names are in `_HARMLESS`, and none of these carries a credential. Other headers
 are decoded each time, so no secret value of a client outlives its request.
 
-Invariant: this code reads what the generated classes would read (a test compares them). It leaves every message with an
-unusual encoding to them. The cache has a size limit.
+Invariant: this code reads what the generated classes would read (a test compares them). The generated classes still
+handle every message with an unusual encoding. The cache has a size limit.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
 
 
 def _read(entry: bytes) -> tuple[str, str]:
-    """Decode one header with its name before its raw value. Raises `ValueError` or `IndexError` for another
-    encoding."""
+    """Decode one HeaderValue message, in which the name comes before the raw value. Raises `ValueError` or `IndexError`
+    for any other encoding."""
     size = entry[1]
     stop = size + 2
     if size > 127 or entry[0] != _FIRST or stop > len(entry):

@@ -5,8 +5,8 @@ A call connects the processor, which serves one client request, with the HTTP/2 
 encodes gRPC.
 
 Invariants: the queue for the processor is bounded, because a call returns flow-control window to the peer only while
-this queue is short. A call that waits for its peer withholds less than 1/8 of its window. A call that ends returns the
-whole window that it withheld. A call that ends also completes the futures of its waiters.
+this queue is short. A call that waits for its peer withholds less than 1/8 of its flow-control window from that peer. A
+call that ends returns all withheld window to the peer. A call that ends also completes the futures of its waiters.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Http2Limits:
     an answer, so those resets do not count.
 
     Every peer may make health checks, also without the secret. A connection serves at most `checks` of them
-    concurrently. Each may send `check_message` bytes within `check_seconds`. A call without the secret may stay open
-    for `refused_seconds`. If the peer does not end its side of an answered call within `linger_seconds`, the server
-    resets the call. Every `sweep_seconds` the server looks for answered calls whose deadline has passed.
+    concurrently. A health check may send a message of `check_message` bytes within `check_seconds`. A call without the
+    secret may stay open for `refused_seconds`. If the peer does not end its side of an answered call within
+    `linger_seconds`, the server resets the call. Every `sweep_seconds` the server looks for answered calls whose
+    deadline has passed.
     """
 
     message: int = 64 << 20
@@ -84,8 +85,8 @@ class CallOwner(Protocol):
 
 
 class Call:
-    """One gRPC call. The processor uses one group of its methods, which never wait. The connection uses the other
-    group."""
+    """One gRPC call. The first group of methods is for the processor, and none of them waits. The second group is for
+    the connection."""
 
     __slots__ = (
         "_connection",
@@ -120,9 +121,9 @@ class Call:
         """The number of bytes in the queue for the processor."""
         self._withheld = 0
         self.waiter: asyncio.Future[bytes | None] | None = None
-        """The future of the processor, while it waits for a message."""
+        """The future on which the processor waits for a message; None while it does not wait."""
         self.room: asyncio.Future[None] | None = None
-        """The future of the processor, while it waits for room in the send queue."""
+        """The future on which the processor waits for room in the send queue; None while it does not wait."""
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
@@ -131,8 +132,8 @@ class Call:
         self.headed = False
         """Whether any message was sent to the peer."""
         self.lingers = 0.0
-        """How many seconds the peer may still send after the answer or the refusal. The value is 0 before that. The
-        server drops the bytes that the peer sends in this time."""
+        """How many seconds the peer may still send after the answer or the refusal; 0 before the answer. The server
+        drops the bytes that the peer sends in this time."""
         self.verdict = (GrpcStatus.OK, "")
         """The status that ends the call when `lingers` is over."""
         self.ended = False
@@ -150,8 +151,8 @@ class Call:
         return message
 
     def until_message(self) -> asyncio.Future[bytes | None]:
-        """Return a future for the next message; its result is None at the end of the call. Only one caller may wait at
-        a time."""
+        """Return a future for the next message; its result is None at the end of the call. Only one caller may wait for
+        a message at a time."""
         waiter = self.waiter = self._loop.create_future()
         self._hand_over()
         return waiter
@@ -201,7 +202,7 @@ class Call:
             self._timer = loop.call_later(seconds, self._expire)
 
     def start_unary(self, answer: Callable[[Call, bytes], None]) -> None:
-        """Read one message of at most `check_message` bytes within `check_seconds`. Then call `answer` with the
+        """Read one message of at most `check_message` bytes within `check_seconds`. After that, call `answer` with the
         message."""
         limits = self.limits
         self.unary = answer
@@ -314,8 +315,8 @@ class Call:
             self._withheld = 0
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        # A cancelled task keeps its frames, and these refer to the call. Without this line the whole exchange would
-        # stay in memory until the next garbage collection.
+        # A cancelled task keeps its frames, and these refer to the call. Without this assignment the whole exchange
+        # would stay in memory until the next garbage collection.
         self.task = None
         if not task.cancelled():
             task.exception()

@@ -1,8 +1,8 @@
 """Implements one HTTP/2 connection of the fast transport: accepts calls and writes all their output.
 
 This module handles the connection's events, its flow-control window, its writes and the limits for a misbehaving peer.
-It tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, the calls are in
-`http2_call.py`, and `grpc_framing.py` encodes gRPC.
+This module also tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, the
+calls are in `http2_call.py`, and `grpc_framing.py` encodes gRPC.
 
 Invariants: an exception in one call never affects another call. An exception that leaves `data_received` would end the
 connection, and with it every stream of an Envoy worker thread. A call's queues are bounded in both directions. Only
@@ -63,8 +63,8 @@ _LARGE: Final = 16 << 10
 
 def configuration(limits: Http2Limits) -> Configuration:
     """Build the nghttp2 configuration that all connections of a server share."""
-    # nghttp2 counts every reset, also those with which Envoy ends each call. Its limit would end connections under
-    # load.
+    # nghttp2 counts every reset, also those with which Envoy ends each call. So nghttp2's default limit would end
+    # connections under load.
     unlimited = (1 << 40, 1 << 40)
     return Configuration(
         auto_window_update=False,
@@ -75,8 +75,8 @@ def configuration(limits: Http2Limits) -> Configuration:
 
 
 class Http2Connection:
-    """One HTTP/2 connection; Envoy opens one per worker thread. The class has the methods of an `asyncio.Protocol`. It
-    does not inherit from that class, because the compiled build gains nothing from it."""
+    """One HTTP/2 connection; Envoy opens one per worker thread. The class has the methods of an `asyncio.Protocol`. The
+    class does not inherit from `asyncio.Protocol`, because the compiled build gains nothing from the inheritance."""
 
     def __init__(self, owner: Http2Transport) -> None:
         self._owner = owner
@@ -215,8 +215,8 @@ class Http2Connection:
             call.refuse(refusal)
 
     def served(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """Handle the end of the processor's work on a call. An answered call gets time for the peer to end it; any
-        other call gets its status."""
+        """Handle the end of the processor's work on a call. The peer gets time to end an answered call. Any other call
+        ends with its status immediately."""
         if call.lingers and status is GrpcStatus.OK and not (call.ended or call.gone):
             self.ending.add(call, call.lingers)
         else:
@@ -243,7 +243,7 @@ class Http2Connection:
         self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
         self._resets_at = now
         if self._resets < 0 and not self._flooded:
-            # The limit is reported once, because one read may contain thousands more resets.
+            # The flood is logged once, because one read may contain thousands more resets.
             self._flooded = True
             _log.warning("extproc_reset_flood")
             self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
@@ -316,8 +316,8 @@ class Http2Connection:
             return
         if not call.ended:
             # The peer usually ends its side when it sees the status. A reset together with the status would overtake
-            # queued bytes, and gRPC's client would report a failure. So the server resets only a call that the peer
-            # leaves open.
+            # queued bytes, and gRPC's client would report a failure. So the server resets a call only if the peer
+            # leaves it open.
             self._lingering.add(call.id)
             self._loop.call_later(self.limits.linger_seconds, self._end_lingering, call.id)
         self.flush_soon()
@@ -385,8 +385,8 @@ class Http2Connection:
         return [call.task for call in self._calls.values() if call.task is not None]
 
     def announce_end(self) -> None:
-        """Announce the end of the connection with a GOAWAY frame. The frame refuses no call, because calls may be on
-        their way."""
+        """Announce the end of the connection with a GOAWAY frame. This GOAWAY refuses no call, because the peer may
+        have sent calls that have not arrived yet."""
         try:
             self._http2.send_shutdown_notice()
         except NGH2Error:
@@ -408,7 +408,8 @@ class EndingCalls:
 
     Envoy ends nearly every call itself with a reset, within milliseconds. If the server ended a call earlier, unread
     bytes could be lost. So a call with unsent bytes has a later deadline. A tracked call ends when its peer ends it or
-    when the connection closes. Otherwise the server sends the status at most `sweep` seconds after the deadline.
+    when the connection closes. If neither happens, the server sends the call's status at most `sweep` seconds after the
+    call's deadline.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweep: float) -> None:
@@ -438,8 +439,8 @@ class EndingCalls:
             self._empty.set_result(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """Return a future that completes when no tracked call is left. Only one caller may use it, after the last
-        `add`."""
+        """Return a future that completes when no tracked call is left. Only one caller may await the future, after the
+        last `add`."""
         self._empty = self._loop.create_future()
         if not self._due:
             self._empty.set_result(None)

@@ -5,22 +5,22 @@ responses whose model call Envoy makes.
 
 Rules, verified against Envoy 1.40.0:
 
-- A streamed immediate response begins only after the request's end of stream. If it began earlier, Envoy might forward
-  the request.
-- A streamed immediate response begins with its head, which includes `:status`. It ends with exactly one
-  `end_of_stream`; without that the client waits forever.
+- A streamed immediate response begins only after the request's end of stream. If the response began earlier, Envoy
+  might forward the request.
+- A streamed immediate response begins with its head, which includes `:status`. The response ends with exactly one
+  `end_of_stream`, because the client waits until this flag arrives.
 - Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. The
-  code then closes the generator explicitly, which ends the model call, and does not leave that to the garbage
-  collector.
+  code then closes the generator explicitly, which ends the model call. It does not wait for the garbage collector to
+  close the generator.
 - A client that reads slowly does not slow the sidecar down, because Envoy buffers all bytes of an immediate response.
-  So a stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster than
-  clients read.
+  So each stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster
+  than clients read.
 
-The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. It assumes
-that a client reads at `RATE`, several times as fast as models write. All bytes written beyond that rate count as
-unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The listener cuts off
-a client that reads nothing (`timeouts.send`). Until this cut, Envoy buffers at most the stream's share plus the bytes
-at `RATE`, and never more than the maximum size of a stream.
+The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. The estimate
+assumes that a client reads at `RATE`, several times as fast as models write. All bytes written beyond that rate count
+as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The listener cuts
+off a client that reads nothing (`timeouts.send`). Until this cut, Envoy buffers at most the stream's share plus the
+bytes at `RATE`, and never more than the maximum size of a stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
@@ -207,7 +207,7 @@ class Ahead:
 
 
 class StreamAhead:
-    """Counts the written bytes of one stream and estimates how many of them the client has not read."""
+    """Counts the written bytes of one stream, and estimates how many of these bytes the client has not read."""
 
     __slots__ = ("_ahead", "_at", "_behind", "_seen")
 

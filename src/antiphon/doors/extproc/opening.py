@@ -17,7 +17,7 @@ from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
-# This constant avoids a lookup in the enumeration class for each message.
+# A module constant is faster than a lookup in the enumeration class for each message.
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _REQUEST_HEADERS: Final = MessageKind.REQUEST_HEADERS
 

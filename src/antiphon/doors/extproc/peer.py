@@ -47,7 +47,7 @@ class Peer:
 
     async def begin(self) -> None:
         """Confirm the call to Envoy before an action that must not happen twice, such as a model call or a write. After
-        that Envoy does not send the request to another process if this process dies. Raises `PeerLeft`."""
+        this confirmation Envoy does not send the request to another process if this process dies. Raises `PeerLeft`."""
         try:
             await self.stream.begin()
         except StreamClosed as closed:

@@ -173,7 +173,7 @@ class Interludes:
         due = self._next_due()
         if self._timer is not None:
             if self._at <= due:
-                # This timer fires early enough, and `_wake` then asks `next_due` again.
+                # The running timer fires early enough, and `_wake` then calls `next_due` again.
                 return
             self._timer.cancel()
         if self._closed:

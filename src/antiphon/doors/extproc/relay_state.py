@@ -16,8 +16,8 @@ Rules, verified against Envoy 1.40.0:
 - An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends it
   when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
-- After the upstream's first chunk the sidecar may send chunks at any time. It sends keep-alive comments, and it ends
-  the stream when the upstream is silent for too long.
+- After the upstream's first chunk the sidecar may send chunks at any time. The sidecar sends keep-alive comments, and
+  ends the stream when the upstream is silent for too long.
 - If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the
   ext_proc stream.
 
@@ -72,7 +72,7 @@ from antiphon.types.transport import (
     header_value,
 )
 
-# These constants avoid a lookup in the enumeration class for each message.
+# Module constants are faster than lookups in the enumeration class for each message.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _RESPONSE_TRAILERS: Final = MessageKind.RESPONSE_TRAILERS
@@ -84,7 +84,7 @@ _FILLS: Final = 128 * 1024
 # Without this request header, which describes how the client reached Envoy, Envoy finds no route (404).
 _ENVOYS_OWN: Final = "x-forwarded-proto"
 # Upstream headers with this prefix describe the client's account and reach the client. The sidecar removes all other
-# upstream headers, because they describe a rewritten body or the upstream itself. It sets `x-request-id` itself.
+# upstream headers, because they describe the upstream or a rewritten body, and sets `x-request-id` itself.
 _KEPT_RESPONSE_HEADERS: Final = "x-ratelimit-"
 # The error messages for responses that Envoy made itself, by status.
 _SAID: Final = {
@@ -155,7 +155,7 @@ class RelayState:
         self.outgoing: list[bytes] = []
         """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, to send after `outgoing`. Each is built when the previous one was sent."""
+        """The messages of a large body, to send after `outgoing`. Each is built after the previous message."""
         self.due_changed = False
         """Whether `next_due` may return an earlier time than before."""
         self.finished = False
@@ -191,12 +191,12 @@ class RelayState:
     @property
     def reason_of_the_end(self) -> CancelReason:
         """The side that ended Envoy's stream early. An upstream failure before its head arrives as Envoy's own
-        response. After the head, a client that leaves and an upstream that breaks off look the same."""
+        response. After the head, the sidecar cannot distinguish a client that leaves from an upstream that breaks
+        off."""
         return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     def next_action(self) -> CallUpstream | OwnAction | None:
-        """Record the exchange's output for the client. Returns the first action that the runner must perform, or
-        None."""
+        """Record the exchange's output for the client. Returns the first action for the runner, or None."""
         exchange = self._exchange
         while (action := exchange.next_action()) is not None:
             if isinstance(action, SendBody):
@@ -365,7 +365,7 @@ class RelayState:
         """Prepare the complete response of an exchange whose upstream sent no body chunk."""
         self.finished = True
         if finish.outcome == "cut":
-            # The upstream sent only a head, in passthrough mode, and the client has received nothing. It gets an error.
+            # The upstream sent only a head, in passthrough mode. The client, which has received nothing, gets an error.
             silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
@@ -427,12 +427,11 @@ class RelayState:
             [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
         )
         if raw:
-            # A header that stays unchanged must not be set, because setting it would keep only one of several headers
-            # with this name.
+            # An unchanged header must not be set, because Envoy would keep only one of several headers with its name.
             headers = tuple([pair for pair in headers if pair not in upstream])
         return ((":status", str(head.status)), *headers), removed
 
-    # Silence
+    # Methods for silent phases of the stream.
 
     def next_due(self) -> float:
         """Return the time at which the driver must call `pass_time`, unless a message arrives earlier."""
@@ -457,7 +456,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Before its head, each upstream tried may use the limit."""
+        """The maximum silence of the upstream in seconds. Before the head, it grows with the number of tries."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:
@@ -466,7 +465,7 @@ class RelayState:
 
     def _silence(self, limit: float) -> UpstreamError:
         """The error for a silent upstream. Envoy also stops reading from the upstream, without a message, when the
-        client does not read. This is possible only after enough bytes to fill Envoy's buffers."""
+        client does not read. Envoy stops only after enough bytes to fill its buffers."""
         said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
         if self._given < _FILLS:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)

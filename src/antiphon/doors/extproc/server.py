@@ -57,7 +57,7 @@ Mode = Literal["auto", "relay", "drive"]
 class ExtProcDoor:
     """Serves `ExternalProcessor/Process`, gRPC health and gRPC reflection.
 
-    In the modes `auto` and `relay` Envoy makes the model call of a request that needs only one call. This process makes
+    In the modes `auto` and `relay` Envoy makes the model call of a request that needs only one call. The sidecar makes
     the model calls of other requests (hosted tools, compaction, background) and, in mode `drive`, of all requests. The
     transport `auto` is `http2` if its library is installed, else `grpcio`. `tls` applies to TCP addresses.
     `ProcessorOptions` explains `end_seconds`, and `Accounting` explains `record_seconds`.
@@ -89,7 +89,7 @@ class ExtProcDoor:
     async def start(self, address: str, mode: int = 0o600) -> str:
         """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`. Returns the bound address.
 
-        Raises `ConfigError` when the address is unusable. It also raises `ConfigError` for a TCP address without a
+        Raises `ConfigError` when the address is unusable. `start` also raises `ConfigError` for a TCP address without a
         shared secret, because any client could connect.
         """
         transport = open_transport(self._transport_name, self)
@@ -116,8 +116,8 @@ class ExtProcDoor:
         """Drain the server: report NOT_SERVING, then refuse new requests and wait for those in flight. Returns False
         when the drain takes longer than `seconds`.
 
-        During the first `notice` seconds the server still serves new requests. It sends a GOAWAY on each connection
-        immediately, so Envoy opens new connections to hosts that it considers healthy.
+        During the first `notice` seconds the server still serves new requests. The server sends a GOAWAY on each
+        connection immediately, so Envoy opens its next connections to healthy sidecars.
         """
         # Health reports NOT_SERVING before the GOAWAY is sent, so a peer that reconnects sees this status.
         self._context.admission.leave()

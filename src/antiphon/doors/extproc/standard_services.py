@@ -4,8 +4,8 @@ Both services work on serialised messages, so that both transports can serve the
 package `grpcio-reflection`. `server.py` controls access. The transports handle sockets and limits
 (`transport_grpcio.py`, `transport_http2.py`).
 
-The first reflection call loads that servicer. Its import of `grpc` takes 9 MiB and 30 ms, and the transport `http2`
-does not need `grpc`.
+The first reflection call loads the reflection servicer. The import of `grpc` with that servicer takes 9 MiB and 30 ms,
+and the transport `http2` does not need `grpc`.
 
 This module implements health itself. gRPC's health servicer sends under a lock, so one peer that reads nothing would
 stop a drain.
@@ -38,8 +38,8 @@ from antiphon.doors.extproc.transport import (
 
 _Request = TypeVar("_Request", bound=Message)
 _SERVICES: Final = ("", SERVICE)
-"""The names of the services that have a health status: the whole process, and the ext_proc service. Both always have
-the same status."""
+"""The names of the services that have a health status: the whole process, and the ext_proc service. Both services
+always have the same status."""
 _SHOWN_FILE: Final = "envoy/service/ext_proc/v3/external_processor.proto"
 
 

@@ -52,9 +52,9 @@ _log = structlog.get_logger(__name__)
 class ProcessorOptions:
     """Options of the ext_proc server for all streams.
 
-    If `always_drive` is True, this process makes every model call. Otherwise Envoy makes the model call of a request
-    that needs only one. `end_seconds` is how long the sidecar waits for the end of an upstream's body after its
-    `[DONE]`.
+    If `always_drive` is True, this process makes every model call. If it is False, Envoy makes the model call of a
+    request that needs only one call. `end_seconds` is how long the sidecar waits for the end of an upstream's body
+    after its `[DONE]`.
     """
 
     always_drive: bool
@@ -67,8 +67,8 @@ async def serve_stream(
     context: DoorContext, stream: MessageStream, options: ProcessorOptions, trace: Headers = ()
 ) -> None:
     """Serve one stream to its end. The caller must abort the gRPC call after any exception. `trace` is the trace
-    context of Envoy's span, which is a child of the client's span. If it is empty, the request's headers provide the
-    trace context.
+    context of Envoy's span, which is a child of the client's span. If `trace` is empty, the request's headers provide
+    the trace context.
 
     Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy ended the stream early, and
     `StreamCut` when the client's stream must break off.
@@ -171,7 +171,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
     """Read the request to its end and decompress its body. Returns False when Envoy has answered the client itself in
     the meantime."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
-    # Most requests have arrived completely at this point, so no timeout is needed.
+    # Most requests have arrived completely at this point, and reading them needs no timeout.
     last = None
     while last is None and (here := peer.receive_now()) is not None:
         last = _last(here, body)

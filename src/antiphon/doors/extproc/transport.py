@@ -25,8 +25,8 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 STANDARD_STREAMS = (HEALTH_WATCH, REFLECTION)
-"""The paths of gRPC's standard streaming services. They require the shared secret, as `PROCESS` does. Any peer may call
-`HEALTH_CHECK`."""
+"""The paths of gRPC's standard streaming services. Calls of these services require the shared secret, as `PROCESS`
+does. Any peer may call `HEALTH_CHECK`."""
 
 TransportName = Literal["auto", "grpcio", "http2"]
 
@@ -76,13 +76,13 @@ class MessageStream(Protocol):
         """Return the next message if it has arrived, else None. None does not mean that the stream has ended."""
 
     async def begin(self) -> None:
-        """Confirm to the peer that this process serves the call. Before this, the peer may send the same call to
-        another process."""
+        """Confirm to the peer that this process serves the call. Before this confirmation, the peer may send the same
+        call to another process."""
 
     def send_now(self, message: bytes) -> bool | None:
-        """Send one message, if that needs no waiting. Returns None when the message was not sent. Returns False when it
-        was sent and the queue is full: the caller must then await `settle` before any other operation. Raises
-        `StreamClosed` when the peer has ended the call."""
+        """Send one message, if that needs no waiting. Returns None when the message was not sent. Returns False when
+        the message was sent and filled the queue. The caller must then await `settle` before any other operation.
+        Raises `StreamClosed` when the peer has ended the call."""
 
     async def settle(self) -> None:
         """Wait until the queue has room. Raises `StreamClosed` when the peer has ended the call."""
@@ -127,8 +127,8 @@ class Calls(Protocol):
 
 
 class Transport(Protocol):
-    """A gRPC server. It calls `Calls.refusal` before it serves a stream, and buffers almost no bytes of a peer without
-    the secret."""
+    """A gRPC server. The server calls `Calls.refusal` before it serves a stream, and buffers almost no bytes of a peer
+    without the secret."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         """Listen on `unix:PATH` or `HOST:PORT`. A TCP port uses TLS if `tls` is set. Returns the bound address.

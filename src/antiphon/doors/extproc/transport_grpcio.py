@@ -4,8 +4,9 @@ This module has the gRPC server's options, its handlers and the stream adapter. 
 controls access.
 
 Invariants: every call ends with a status. An exception in one call never affects another call. The transport reads no
-message of a peer without the secret, because gRPC's server would buffer a message of any size. So it answers such a
-peer's health check without reading the service's name. The answer is the status of the whole process.
+message of a peer without the secret, because gRPC's server would buffer a message of any size. So the transport answers
+the health check of a peer without the secret without reading the service's name. The answer is the status of the whole
+process.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class GrpcioTransport:
         await self._serve(context, _presented(context), self._calls.standard(path, _GrpcioStream(context)))
 
     async def _serve(self, context: _Context, presented: Presented, work: Coroutine[object, object, None]) -> None:
-        """Run a call if its peer has the secret. Otherwise end the call with the status of the refusal."""
+        """Run a call if its peer has the secret. If its peer has no secret, end the call with the status of the
+        refusal."""
         try:
             if (refusal := self._calls.refusal(presented)) is not None:
                 work.close()

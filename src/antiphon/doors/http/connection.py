@@ -1,11 +1,12 @@
 """Implements one client connection of the HTTP server: aiohttp's protocol with timeouts for silent clients.
 
-This module answers bytes that are not HTTP. It closes a connection whose client sends no request head or does not read.
-It also checks that a client masks its WebSocket frames (RFC 6455, 5.1), because aiohttp's reader (3.14.5) does not.
-`server.py` serves the requests, `listener.py` accepts connections, and `websocket.py` interprets frames.
+This module answers bytes that are not HTTP. This module closes a connection whose client sends no request head or does
+not read. This module also checks that a client masks its WebSocket frames (RFC 6455, 5.1), because aiohttp's reader
+(3.14.5) does not. `server.py` serves the requests, `listener.py` accepts connections, and `websocket.py` interprets
+frames.
 
 Invariant: no write waits forever for the client, whether it writes a stream, a whole response or a frame. Each
-connection has one timeout for writes. It starts when the write buffer becomes full, not with each write.
+connection has one timeout for writes, which starts when the write buffer becomes full, not with each write.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class DoorServer(web.Server):
-    """Runs aiohttp's server around one handler. When a client disconnects, its handler is cancelled. The server creates
-    the connections and tracks the open ones.
+    """Runs aiohttp's server around one handler. When a client disconnects, the server cancels the handler of its
+    request. The server creates the connections and tracks the open ones.
 
     `head_seconds` is the timeout for the first request head on a new connection. `idle_seconds` is the timeout between
     requests. `send_seconds` is how long a client may leave a full write buffer unread. `leaving` returns True when
@@ -57,7 +58,7 @@ class DoorServer(web.Server):
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[HttpConnection] = set()
-        # This event is set when a connection closes.
+        # The event `_fewer` is set when a connection closes.
         self._fewer = asyncio.Event()
 
     def __call__(self) -> HttpConnection:
@@ -118,9 +119,9 @@ class _Request(web.BaseRequest):
     writes a response head.
 
     The connection closes during a drain, and after a request that makes the next request on it unsafe. The parser of
-    aiohttp adds the last trailer of a chunked body to the head of the next request. It parses the body of a CONNECT as
-    requests, and drops bytes that arrive together with an upgrade request. This matters because a proxy may share one
-    connection among several clients.
+    aiohttp adds the last trailer of a chunked body to the head of the next request. The parser also parses the body of
+    a CONNECT as requests, and drops bytes that arrive together with an upgrade request. Such a fault could affect other
+    clients, because a proxy may share one connection among several clients.
     """
 
     def __init__(self, message: RawRequestMessage, *given: Any, leaving: Callable[[], bool]) -> None:
@@ -278,8 +279,8 @@ _MASKED: Final = 0x80
 
 
 class MaskedFrames:
-    """Checks the WebSocket frames between the socket and aiohttp's reader. It passes on no byte of a frame before it
-    has checked the frame's mask bit."""
+    """Checks the WebSocket frames between the socket and aiohttp's reader. The filter passes on no byte of a frame
+    before it has checked the frame's mask bit."""
 
     def __init__(self, feed_data: Callable[[bytes], tuple[bool, bytes]], feed_eof: Callable[[], None]) -> None:
         self._feed_data = feed_data
@@ -308,8 +309,8 @@ class MaskedFrames:
 
 
 def _frame_size(data: bytes, at: int) -> int | None:
-    """Return the size in bytes of the frame that starts at offset `at`, or None while its head is incomplete. For an
-    unmasked frame the size does not matter, because that frame ends the connection."""
+    """Return the size in bytes of the frame that starts at offset `at`, or None while its head is incomplete. The size
+    of an unmasked frame does not matter, because such a frame ends the connection."""
     if at + 2 > len(data):
         return None
     short = data[at + 1] & 0x7F

@@ -4,7 +4,7 @@ This module writes the head and the body, and handles a client that disconnects.
 calls and storage. `server.py` reads the request.
 
 Invariants: every `SendBody` is one awaited write, so a slow client slows the upstream down. If `ExchangeAnswer.run`
-ends before the exchange does, it abandons the exchange. A stream ends with its terminal event or is cut off, so a
+ends before the exchange does, `run` abandons the exchange. A stream ends with its terminal event or is cut off, so a
 truncated stream never looks complete. The stream of a background response may end earlier, because the client can
 resume it by sequence number.
 """
@@ -37,7 +37,7 @@ _STOPPING = CancelReason.SHUTTING_DOWN
 class ExchangeAnswer:
     """Runs one exchange and writes its HTTP response.
 
-    `outcome` is for metrics and the log line. It stays `cancelled` until the exchange finishes.
+    `outcome` is for metrics and the log line. `outcome` stays `cancelled` until the exchange finishes.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ async def send_stream(
 ) -> web.StreamResponse:
     """Send a response in chunks. When the client disconnects, this function closes `parts` immediately.
 
-    If `parts` raises an error, the client's stream is cut, so that it does not look complete.
+    If `parts` raises an error, the server cuts the client's stream, so that the stream does not look complete.
     """
     response = web.StreamResponse(status=status, headers=_served(headers))
     async with aclosing(cast(Any, parts)):

@@ -104,8 +104,8 @@ class Listener:
         """Close all connections and remove the Unix socket file."""
         self.refuse()
         if self._opening:
-            # If uvloop's connection setup is cancelled halfway, the connection never gets its end event. So the setup
-            # may finish first.
+            # If uvloop's connection setup is cancelled halfway, the connection never gets its end event. So the
+            # listener first waits for connections that are being set up.
             _, slow = await asyncio.wait(self._opening, timeout=_CLOSE_SECONDS)
             for opening in slow:
                 opening.cancel()
@@ -128,8 +128,8 @@ class Listener:
             asyncio.get_running_loop().add_reader(bound, self._accept, bound)
 
     def _accept(self, bound: socket.socket) -> None:
-        """Accept all queued connections of one listening socket. The event loop calls this when at least one is
-        queued."""
+        """Accept all queued connections of one listening socket. The event loop calls this method when at least one
+        connection is queued."""
         room = self._room()
         if room <= 0:
             self._pause("all connections are in use")
@@ -159,13 +159,13 @@ class Listener:
         return None
 
     async def _open(self, accepted: socket.socket) -> None:
-        # Errors here come from the client, which left or failed the TLS handshake. The transport closes the socket.
+        # The client causes these errors: it left or failed the TLS handshake. The transport closes the socket.
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._context)
 
     def _pause(self, why: str) -> None:
-        """Stop accepting for a moment, because there is no room. Close the connection that has been idle longest to
-        make room."""
+        """Stop accepting connections for a moment, because the limit is reached or no descriptor is free. Close the
+        connection that has been idle longest to make room."""
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             loop.remove_reader(bound)

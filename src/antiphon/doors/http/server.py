@@ -1,13 +1,13 @@
 """Implements the HTTP server: the public port, and the sidecar's private port behind Envoy.
 
-This module listens, controls access, finds the owner of a request and reads the request within its limits. It drains
-the server and writes one log line per request. `api/router.py` routes the paths, and `exchange.py` writes the response
-of an exchange.
+This module listens, controls access, finds the owner of a request and reads the request within its limits. This module
+also drains the server and writes one log line per request. `api/router.py` routes the paths, and `exchange.py` writes
+the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
 and every error response has OpenAI's error object. The server accepts headers that only a trusted gateway may set over
-a Unix socket or with the shared secret. Otherwise it removes them. The server reads an upload from the socket only as
-fast as the endpoint consumes it, so a slow disk slows the client down.
+a Unix socket or with the shared secret. Over other connections the server removes these headers. The server reads an
+upload from the socket only as fast as the endpoint consumes it, so a slow disk slows the client down.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """Set when this server makes the response. Such a request has a log line for responses instead of the usual one."""
+    """Set when this server makes the response. Such a request gets the log line of a response instead of the log line
+    of a request."""
     outcome: str = ""
     added: Headers = ()
     """Headers that the server adds to every response."""
@@ -174,7 +175,7 @@ class HttpDoor:
         await self._listener.aclose()
         self._listener = None
 
-    # Serving one request.
+    # The methods below serve one request.
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         task = asyncio.current_task()
@@ -293,8 +294,8 @@ class HttpDoor:
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _RequestRecord) -> None:
-        """Check whether the peer is the trusted gateway. If it is not, remove the headers that only the gateway may
-        set."""
+        """Check whether the peer is the trusted gateway. If the peer is not the gateway, remove the headers that only
+        the gateway may set."""
         headers = call.headers
         self._check_single(request)
         assert self._listener is not None
@@ -349,7 +350,8 @@ class HttpDoor:
             raise
 
     async def _serve_socket(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
-        """Serve a WebSocket. Each request on it is admitted separately, so an idle WebSocket does not delay a drain."""
+        """Serve a WebSocket. Each request on the WebSocket is admitted separately, so an idle WebSocket does not delay
+        a drain."""
         check_handshake(request, self._context.websocket, len(self._sockets))
         caller = self._context.owners.resolve(call.headers)
         with self._context.admission.admit(caller.owner):
@@ -414,7 +416,7 @@ class HttpDoor:
             observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)
             return
         seconds = time.perf_counter() - call.started
-        # The log reports failing readiness once, when it begins. So the probes that follow get only a debug line.
+        # The log reports failing readiness once, when it begins. So later probes get only a debug line.
         if call.path in _QUIET and (call.status < 400 or call.status == _UNAVAILABLE):
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
             return
@@ -440,8 +442,8 @@ def _is_promised(request: web.BaseRequest) -> bool:
 
 
 def _and_close(error: ApiError) -> ApiError:
-    """Add `connection: close` to an error that occurs before the body was read. Otherwise the rest of the body would be
-    read as the next request."""
+    """Add `connection: close` to an error that occurs before the body was read. Without it, aiohttp would read the rest
+    of the body as the next request."""
     error.headers = (*error.headers, *_CLOSE)
     return error
 

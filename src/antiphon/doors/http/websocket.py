@@ -1,8 +1,8 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
-This module checks the handshake, reads frames ahead and runs each request as a turn. It decides which turns the
-connection remembers and when the connection ends. `api/frames.py` interprets frames. The runner performs translation
-and model calls. `engine/running/connection_memory.py` stores the remembered turns.
+This module checks the handshake, reads frames ahead and runs each request as a turn. This module decides which turns
+the connection remembers and when the connection ends. `api/frames.py` interprets frames. The runner performs
+translation and model calls. `engine/running/connection_memory.py` stores the remembered turns.
 
 Invariants: a connection runs one response at a time, in the order of the requests, whatever `stream_id` they have. An
 error is sent as a frame, and the connection stays open. No turn begins after the connection's time limit or during a
@@ -50,8 +50,8 @@ from antiphon.types.transport import Headers
 
 _FRAMES_AHEAD = 16
 _CLOSE_SECONDS = 1.0
-# Handshake headers that are not copied to the requests. They do not apply to a single request, or would be the same for
-# each request.
+# Handshake headers that are not copied to the requests. These headers do not apply to a single request, or would be the
+# same for each request.
 _OF_THE_HANDSHAKE = frozenset({"openai-beta", HEADER, "connection", "upgrade"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 
@@ -69,8 +69,8 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
     """Check whether this client may open a WebSocket. `active` is the number of open WebSockets. Raises the `ApiError`
     for the response.
 
-    A browser lets any page connect to any host, and the handshake has no CORS check. So the page's origin must be this
-    host or be listed in the settings.
+    A browser lets any page connect to any host, and the handshake has no CORS check. So the server accepts only pages
+    whose origin is this host or is listed in the settings.
     """
     if not limits.enabled:
         raise ApiError(
@@ -106,8 +106,8 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 
 class WebSocketConnection:
-    """One WebSocket connection from its handshake to its end. `head` is the upgrade request. Its owner is the owner of
-    all requests on the connection."""
+    """One WebSocket connection from its handshake to its end. `head` is the upgrade request. The owner of the upgrade
+    request is the owner of all requests on the connection."""
 
     def __init__(
         self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
@@ -196,7 +196,7 @@ class WebSocketConnection:
             self._memory.shed()
         return self._socket
 
-    # Reading frames.
+    # The methods below read frames.
 
     async def _read(self) -> None:
         """Read frames as they arrive. At most 16 frames wait for their turn. aiohttp answers pings during this."""
@@ -240,7 +240,7 @@ class WebSocketConnection:
         self._news.set()
 
     async def _next(self) -> bytes | ApiError | None:
-        """Wait for the next frame. Returns None when the connection must end, after this method has closed it."""
+        """Wait for the next frame. Returns None after the connection has ended or this method has closed it."""
         while True:
             if self._over:
                 return None
@@ -271,7 +271,7 @@ class WebSocketConnection:
             self._news.clear()
             await self._news.wait()
 
-    # Running one turn.
+    # The methods below run one turn.
 
     async def _turn(self, data: bytes | ApiError) -> None:
         """Serve one frame completely: answer it, or run it as a response."""
