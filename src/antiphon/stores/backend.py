@@ -59,8 +59,8 @@ class StateFinding:
 
 @dataclass(frozen=True, slots=True)
 class StateNeeds:
-    """The requirements of the settings on the state's database. `connections`: the number of database connections that
-    all processes of this machine open together."""
+    """The values from the settings with which `antiphon doctor` compares the state's database. `connections`: the
+    number of database connections that all processes of this machine open together."""
 
     keys: Keys
     connections: int
@@ -98,11 +98,11 @@ class StoreOptions(TypedDict, total=False):
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
-    """The timeouts in seconds of a write to the database."""
+    """The timeouts in seconds for writes to the database."""
     keep_keys: float
     """Seconds for which the store keeps an idempotency key after the request created its object."""
     bodies: Bodies
-    """Encrypts stored bodies, and decrypts them."""
+    """Encrypts and decrypts the bodies of stored items, responses and prompts."""
     measured: Measured
     """Measures the duration and outcome of each operation of a worker on background jobs."""
 
@@ -284,7 +284,8 @@ class Backend(ABC):
     def has_rows(self, *, hashed: bool) -> bool:
         """Return whether this machine stores data that clients cannot reach or read without the keys in the data
         folder. With `hashed`, this method ignores data of owners whose id is not the hash of a token."""
-        # A shared database takes its keys from the settings, and state in memory starts empty with each process.
+        # This default applies to a shared database, whose keys come from the settings, and to state in memory, which
+        # starts empty.
         return False
 
     @abstractmethod

@@ -13,8 +13,8 @@ Clients may choose conversation ids, so a client may delete a conversation and c
 positions of the new conversation's items start above all positions of the old items. So a response of the old
 conversation never loads items of the new conversation.
 
-Invariants: every statement names the owner, except the statements that renew or release a lock, which name the response
-that holds the lock. A statement that changes items changes no row while the conversation is locked.
+Invariants: every statement selects rows by the owner. Only the statements that renew or release a lock select rows by
+the response that holds the lock. A statement that changes items changes no row while the conversation is locked.
 """
 
 from __future__ import annotations

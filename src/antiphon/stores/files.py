@@ -144,7 +144,7 @@ class FileStore:
         try:
             return OpenedFile(kept.file, await self._blobs.open(kept.blob))
         except StoreError:
-            # Another request may have deleted the file after this method read its row. The row is then missing now.
+            # If the row is missing now, another request has deleted the file after this method read the row.
             if await self._found(owner, file_id) is None:
                 return None
             raise
@@ -284,7 +284,7 @@ class FileUpload:
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
         self._blob.settled = True
         try:
-            # `settled` prevents that the upload deletes the content while the outcome of the insert is unknown.
+            # `settled` keeps the uploaded content as long as the outcome of the insert is unknown.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentTaken:
             self._blob.settled = False

@@ -34,8 +34,8 @@ KEEP_SECONDS = 86_400.0
 _PIECE = 500
 _TRIES = 3
 
-# True if the holder of the key `known` has not claimed tool calls. Another request may take a key with an expired lease
-# only under this condition. Another request may always take an expired key.
+# SQL: true if the holder of the key `known` has not claimed tool calls. Another request may take a key with an expired
+# lease only if the holder has claimed no calls. Another request may always take an expired key.
 _FREE = f"""NOT EXISTS (
     SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
   )"""
@@ -273,8 +273,8 @@ class IdempotencyStore:
         await self._tables.run([Statement(END_CALLS, {"owner": owner, "key": calls_key(response_id)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Extend the leases of the keys that these objects hold to `seconds` from now. Returns the objects that still
-        held their key."""
+        """Renew these objects' leases on their idempotency keys, so that the leases expire `seconds` from now. Returns
+        the objects that still held their key."""
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:

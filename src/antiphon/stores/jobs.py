@@ -5,8 +5,7 @@ encryption of bodies. Not here: the workers that run a job (`engine/running/`), 
 (`tables.py`). Each backend queues and claims jobs, appends to streams and finishes responses (`sqlite/jobs.py`,
 `postgres/jobs.py`).
 
-A transaction that changes a background response locks the row of the response's job. A transaction that appends to the
-stream or ends the response locks the job's row first.
+A transaction that appends to a response's stream or ends the response locks the job's row first.
 
 The process's own polling queries (`own=True`) never queue behind reads for clients.
 
@@ -71,7 +70,7 @@ SELECT r.id AS id, r.status AS status,
 FROM responses r WHERE r.id IN (:ids...)
 """
 LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = :worker"
-# No row means that the response does not exist. One row without a piece means that no event follows `:after`.
+# No row means that the response does not exist. One row without events means that no event follows the number `:after`.
 EVENTS = f"""
 WITH page (place, size) AS (
   SELECT e.last_seq, length(e.data) FROM response_events e
@@ -105,7 +104,8 @@ class JobSql:
 
 
 Measured: TypeAlias = Callable[[str], AbstractContextManager[object]]
-"""Measures the duration and the outcome of the operation with this name."""
+"""A function that returns a context manager for an operation's name. The context manager measures the operation's
+duration and outcome."""
 
 
 class JobWriter(Protocol):

@@ -29,8 +29,8 @@ class Leases:
     def __init__(self, seconds: float = 30.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.seconds = seconds
         self._sleep = sleep
-        # Each call of `hold` stores a new object. So the task can distinguish a lost lease from a lease that the same
-        # holder has taken again.
+        # Each call of `hold` stores a new object, by which the task distinguishes a lost lease from a lease that the
+        # same holder has taken again.
         self._held: dict[Leased, dict[str, object]] = {}
         self._task: asyncio.Task[None] | None = None
         self._outages: dict[Leased, Outage] = {}

@@ -107,7 +107,7 @@ class Sum:
         return Counted(self._rows, self._sum)
 
 
-# A text from a client may contain a lone surrogate, which MessagePack cannot encode. `repr` encodes other types.
+# `repr` encodes values of types that msgspec does not support. A text with a lone surrogate must already be bytes.
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
 
 

@@ -42,7 +42,7 @@ def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
 
 async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:
     """Raise `InvalidRequest` with the message `missing` when a cursor of the page is not in the list. `find` returns
-    None for such a cursor."""
+    None for an id that is not in the list."""
     for name, cursor in page.cursors:
         if await find(cursor) is None:
             raise unknown_cursor(name, missing)
@@ -94,8 +94,8 @@ def stored_item(row: Row) -> StoredItem:
 
 
 def history_item(row: Row) -> StoredItem:
-    """Convert a row of a history to an item. Such a row has the column `shown` in addition to those of
-    `stored_item`."""
+    """Convert a row of a history to an item. The row has the column `shown` in addition to the columns that
+    `stored_item` reads."""
     return StoredItem(row["item_id"], row["type"], row["body"], row["shown"])
 
 

@@ -3,8 +3,8 @@
 Lives here: the SQL, cursors and pages, the detection of conflicting changes, and the conversion of rows. Not here: how
 a backend runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).
 
-Invariants: every statement that a client triggers names the owner. A stored version never changes. The prompt's row
-assigns the numbers of its versions.
+Invariants: every statement selects prompts by their owner. A stored version never changes. The prompt's row assigns the
+numbers of its versions.
 """
 
 from __future__ import annotations

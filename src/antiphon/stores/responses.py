@@ -125,8 +125,8 @@ WHERE r.id = cut.place
 ORDER BY r.created_at {{order}}, r.rowid {{order}}, i.seq
 """)
 
-# A deletion locks the job first, as the job's worker does, and then the chain. While it holds both locks, no other
-# transaction can add a response to the chain. So the next statement sees all responses of the chain.
+# A deletion locks the job first, as the job's worker does, and then the chain. While the deletion holds both locks, no
+# other transaction can add a response to the chain. So the next statement sees all responses of the chain.
 LOCK_JOB = "SELECT 1 FROM jobs WHERE response_id = :id AND owner = :owner FOR UPDATE"
 LOCK_CHAIN = """
 SELECT 1 FROM chains WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner) FOR UPDATE

@@ -8,20 +8,20 @@ A shared store (`prompts.py`, `conversations.py`) has one set of SQL statements,
 PostgreSQL share, with named parameters (`:owner`). Where the two dialects differ, the SQL uses these macros, which each
 backend replaces:
 
-- `IN (:ids...)`: the column's value is in a list of texts,
-- `now_ms()`: the current time in milliseconds since the epoch, by the database's clock; SQLite uses the parameter
-  `:now_ms` instead,
-- `date_now()`: the current time of the same clock, in the type of columns that no client sees; `date_in(:keep)` is
-  `:keep` milliseconds later, and `for_ever()` is later than any time,
-- `taken()`: the value of a lease that no process can renew,
-- `lease_now()`: the current time of the lease clock, which an operator cannot set; `lease_in(:lease)` is `:lease`
-  milliseconds later,
-- `greatest(a, b)` and `least(a, b)`,
-- `rowid`: the number of a row, which increases in the order of insertion,
+- `IN (:ids...)`: the column's value is in a list of texts.
+- `now_ms()`: the current time in milliseconds since the epoch, by the database's clock. SQLite uses the parameter
+  `:now_ms` instead.
+- `date_now()`: the current time of the same clock, in the type of columns that no client sees. `date_in(:keep)` is
+  `:keep` milliseconds later, and `for_ever()` is later than any time.
+- `taken()`: the value of a lease that no process can renew.
+- `lease_now()`: the current time of the lease clock, which an operator cannot set. `lease_in(:lease)` is `:lease`
+  milliseconds later.
+- `greatest(a, b)` and `least(a, b)`: as in PostgreSQL.
+- `rowid`: the number of a row, which increases in the order of insertion.
 - `place_columns()`, `new_places()` and `new_place()`: the columns and values for the first item position of a new
-  conversation; `first_place(c)` is the first item position of the conversation `c`,
+  conversation. `first_place(c)` is the first item position of the conversation `c`.
 - `FOR UPDATE` and `FOR NO KEY UPDATE`, after `ORDER BY` or before `SKIP LOCKED`: PostgreSQL locks the rows in the given
-  order until the transaction ends; SQLite drops these words, because it has one writer at a time.
+  order until the transaction ends. The SQLite backend removes these words, because SQLite has one writer at a time.
 
 PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`, so the SQL must cast it:
 `CAST(:after AS text)`.

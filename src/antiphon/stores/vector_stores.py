@@ -284,9 +284,9 @@ class VectorStores:
         """Add files to the store, which workers then ingest. Creates a batch of these files if `batch_id` is set.
         Returns False when the store does not exist.
 
-        Workers ingest a file that is already in the store again. Searches do not find the file until the new ingestion
-        is complete. Raises `AlreadyMade` when an earlier request with the same idempotency key `once` added the files.
-        The exception has the id of the batch or of the first file.
+        If a file is already in the store, workers ingest the file again. Searches do not find the file until the new
+        ingestion is complete. Raises `AlreadyMade` when an earlier request with the same idempotency key `once` added
+        the files. The exception has the id of the batch or of the first file.
         """
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.hold_used, named, rows=1)]

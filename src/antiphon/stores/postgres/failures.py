@@ -5,7 +5,8 @@ helps. Not here: the retries (`database.py`), the queries.
 
 There are three kinds of failures. If the server refused a statement, the statement had no effect, and the connection is
 still usable. If the connection was lost before the commit request, the transaction had no effect. If the connection was
-lost after the commit request, the outcome is `unknown`. Some callers then query for the stored id.
+lost after the commit request, the outcome is `unknown`. After an unknown outcome, some callers query whether the
+database has stored their object.
 
 Invariant: no message contains stored data, a parameter or the password. A message shows only the code of a server's
 error. A pooler uses one code for all errors, so this module chooses the advice by known words in the pooler's message.
@@ -138,8 +139,8 @@ def refused(error: BaseException) -> bool:
 
 
 def read_only(error: BaseException) -> bool:
-    """Return whether the server refused a statement because it accepts no writes. Such a server is not the primary, or
-    no longer."""
+    """Return whether the server refused a statement because it accepts no writes. A server that accepts no writes is
+    not the primary, or no longer."""
     return code_of(error) == "25006"
 
 
@@ -168,8 +169,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
 
 
 def may_heal(failure: StoreError) -> bool:
-    """Return whether the server may answer later without a change of settings. This holds for a server that is
-    unreachable, starting, or without a free connection."""
+    """Return whether the server may answer later without a change of settings. True for a server that is unreachable,
+    starting, or without a free connection."""
     cause = failure.__cause__
     if isinstance(cause, ssl.SSLError | PermissionError | ValueError):
         return False

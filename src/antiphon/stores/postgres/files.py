@@ -3,8 +3,9 @@
 Lives here: the SQL for expiry and for the limit of an owner's bytes. Not here: the SQL that all backends share
 (`../files.py`).
 
-The table `owner_files` has one row per owner with the bytes of the owner's files. The insert of a file updates this row
-first, so concurrent uploads cannot exceed the limit together. A trigger subtracts the bytes of a deleted file.
+The table `owner_files` has one row per owner with the bytes of the owner's files. The insert of a file updates the
+owner's row first, so concurrent uploads cannot exceed the limit together. A trigger subtracts the bytes of a deleted
+file.
 
 Invariant: `owner_files.bytes` is the sum over the owner's files, each counted with at least `LEAST_ROOM` bytes. A file
 expires by the database's clock, even if the clock of the uploading machine was wrong.

@@ -3,12 +3,12 @@
 Lives here: SQL text. Not here: the conversion of rows (`jobs.py`), the SQL that all backends share (`../jobs.py`).
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
-or deletes the response locks the job's row first. It then locks the conversation, the chain and the response. The
-column `last_seq` of a job is the sequence number of the last stored event.
+or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the
+response. The column `last_seq` of a job is the sequence number of the last stored event.
 
-A statement reads a snapshot from its start. If the statement waits for a row lock, the snapshot may be older than the
-locked row. So some statements compare the locked row with the row in the snapshot (`fresh`). If the two rows differ,
-the statement writes nothing, and the caller runs the statement again.
+A PostgreSQL statement reads the snapshot that it took when it started. If the statement waits for a row lock, the
+snapshot may be older than the locked row. So some statements compare the locked row with the row in the snapshot
+(`fresh`). If the two rows differ, the statement writes nothing, and the caller runs the statement again.
 
 Invariant: every statement of a worker requires that the worker holds the job.
 """

@@ -4,8 +4,8 @@ Lives here: the conversion of records to rows and of rows to jobs. Not here: the
 backends share (`../jobs.py`), the workers (`engine/running/`).
 
 Like finished responses, queued responses and pieces of streams go through a write queue (`turn_groups.py`). A group has
-only one queued response, because the limit of jobs per owner is exact. A group may have the pieces of many streams of
-this process. Each other operation is one statement.
+only one queued response, because the limit of jobs per owner must be exact. A group may have the pieces of many streams
+of this process. Each other operation is one statement.
 
 Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """
@@ -138,7 +138,8 @@ class AddedEvents:
             rows = await self._database.write(sql.APPEND, *map(list, columns))
             written += [row["id"] for row in rows if row["written"]]
             self._changed([row["id"] for row in rows if row["written"] and row["watched"]])
-            # These rows changed while the statement waited for their locks. The next statement sees the changed rows.
+            # The rows of these jobs changed while the statement waited for their locks, so the next statement must
+            # write the events.
             again = {row["id"] for row in rows if not row["written"]}
             left = [each for each in left if each.id in again]
             if not left:

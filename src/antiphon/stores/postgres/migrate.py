@@ -127,8 +127,8 @@ async def check_server(database: Database) -> None:
 
 
 async def reach_server(database: Database, within: float) -> None:
-    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`. A failure that
-    does not end by waiting raises immediately."""
+    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`, immediately
+    for a failure that does not end by waiting."""
     clock = asyncio.get_running_loop().time
     ends = clock() + within
     line_due = clock()

@@ -5,13 +5,13 @@ Lives here: the notifications between processes ("notes", sent with `NOTIFY`), t
 receives them (`LISTEN`) directly from the server. Not here: the choice of changes that need a note (`jobs.py`,
 `engine/running/workers.py`), the reaction to a note (`signals.py`).
 
-A transaction that notifies holds a lock that exists once per server. So one notification per write would serialize the
-writes of all processes. Instead, a separate statement sends one note after several writes. The note covers all changes
-since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow server. A lost note
-only delays a reaction, because processes also poll.
+PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
+serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
+covers all changes since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow
+server. A lost note only delays a reaction, because processes also poll.
 
 Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
-arriving echo proves that both connections lead to the same database. It also proves that no pooler is in between,
+arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in between,
 because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead connection.
 
 Invariants: no caller waits until a note is sent. The waiting changes never exceed the size of one note. Every wait in
@@ -171,8 +171,9 @@ class ListenTimes:
 
 
 class NotificationListener:
-    """Receives notes from `start` to `aclose`. The listener calls `hear` with the news of other processes. It also
-    calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this process itself."""
+    """Receives notes from `start` to `aclose`. The listener calls `hear` with the news of other processes. The listener
+    also calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this process
+    itself."""
 
     def __init__(
         self,

@@ -43,8 +43,8 @@ OWNED = owned("pos::text") | owned_vectors("number", "store_number")
 ELSEWHERE = frozenset(
     {"chains", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue"}
 )
-"""The tables with an owner column that an export omits. They hold parts or counts of exported tables, idempotency keys,
-files (which the file store exports) and containers (which the sandbox manages)."""
+"""The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
+idempotency keys, files (which the file store exports) and containers (which the sandbox manages)."""
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"

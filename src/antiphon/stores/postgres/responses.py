@@ -11,8 +11,8 @@ process has no network path to the database. A successful write of a request cou
 requests write, no probe runs, so `/ready` does not wait for a connection.
 
 Invariant: a process is not ready before its first successful write. A ready process becomes unready `patience` seconds
-after its first unanswered probe, unless a write has succeeded since then. If the database was only slow, a successful
-read counts as well.
+after its first unanswered probe, unless a write has succeeded since then. If probes fail only because the database is
+slow, a successful read counts like a successful write.
 """
 
 from __future__ import annotations

@@ -31,14 +31,15 @@ _LOOKED_AT = 100
 _LONG = 0.05
 """The maximum seconds that the statements of a piece should take. After a slower piece, the next piece is smaller."""
 
-# Releases the locks before the deletions are durable. After a crash, the next sweep deletes the restored rows again.
+# With this setting, a commit releases its locks before the deletions are durable. After a crash, the next sweep deletes
+# the restored rows again.
 NO_WAIT = "SET LOCAL synchronous_commit = off"
 # The advisory lock that allows one sweeping process at a time. Its key is "retention" in ASCII, shortened.
 ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
 _BEFORE = "((extract(epoch FROM now()) * 1000)::bigint - $1)"
 
-# Locks old chains. Skips a chain that another transaction has locked because it saves a response, until a later sweep.
-# A saved response updates `updated_at`, so its chain no longer qualifies.
+# Locks old chains. Skips a chain that another transaction has locked to save a response. The saved response updates the
+# chain's `updated_at`, so the chain is no longer old.
 LOCK_CHAINS = f"""
 SELECT old.id FROM chains old
 WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
@@ -58,8 +59,8 @@ FROM unnest($1::text[]) WITH ORDINALITY AS chain (id, place) LEFT JOIN responses
 ORDER BY chain.place, r.number LIMIT $2
 """
 DELETE_CHAINS = "DELETE FROM chains WHERE id = ANY($1::text[]) RETURNING 1"
-# Prevents that a new response continues the chain, because a save checks `expires_at`. The next piece takes this chain
-# first, because its `updated_at` is 0.
+# Prevents new responses from continuing the chain, because a save checks the chain's `expires_at`. The next piece takes
+# this chain first, because its `updated_at` is 0.
 CLOSE_CHAIN = """
 UPDATE chains SET expires_at = (extract(epoch FROM now()) * 1000)::bigint, updated_at = 0 WHERE id = $1
 """

@@ -97,7 +97,7 @@ class PostgresSignals:
         return await look(self._tables, followed, worker)
 
     async def aclose(self) -> None:
-        """Stop receiving notes, send the waiting note, and stop."""
+        """Close the listening connection, send the waiting note, and stop the sender."""
         if self._listener is not None:
             await self._listener.aclose()
         await self.notifier.aclose()

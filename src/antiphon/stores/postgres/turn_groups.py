@@ -62,7 +62,7 @@ class Units(Protocol[U_contra]):
         fails."""
 
     def withdraw(self, unit: U_contra) -> None:
-        """Delete the unit if it is stored, and prevent that a lost statement stores the unit later."""
+        """Delete the unit if it is stored, and prevent a lost statement from storing the unit later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +249,8 @@ class Groups(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """Fail the units that the statement did not store. Before that, query the units of a lost earlier attempt,
-        which may have stored them."""
+        """Fail the units that the statement did not store. If a lost earlier statement may have stored a unit, query
+        the unit before failing it."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])

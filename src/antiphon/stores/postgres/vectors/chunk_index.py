@@ -26,15 +26,15 @@ from antiphon.stores.tables import Statement, Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 
-# BM25 gives no weight to a word that most chunks contain. In a store of three chunks, this applies to almost every
-# word, so all scores would be zero. So the formula adds 16 imaginary chunks per store, which contain no word of any
+# BM25 gives no weight to a word that most chunks contain. In a store of three chunks, almost every word is in most
+# chunks, so all scores would be zero. So the formula adds 16 imaginary chunks per store, which contain no word of any
 # query.
 _MORE_CHUNKS, _MORE_WORDS = 16, 1_600
 _K1, _B = 1.2, 0.75
 
 _CHUNK = f"(c.file_number << {CHUNK_BITS}) | c.place"
 # The weight of a word depends on all completed files of the store, also on files that the filter excludes. The query
-# looks up each entry separately in the index. Without this setting and `OFFSET 0`, the planner compares every chunk
+# looks up each entry separately in the index. Without `MATCH_SETTINGS` and `OFFSET 0`, the planner compares every chunk
 # with every entry while tables are small or new.
 MATCH_SETTINGS = "SET LOCAL enable_seqscan = off"
 MATCH = f"""
@@ -61,7 +61,8 @@ WHERE c.file_number IN (SELECT f.number FROM vector_files f WHERE f.store_number
 GROUP BY c.file_number, c.place ORDER BY score DESC, chunk LIMIT :limit
 """
 
-# The first row of the result is the number of vectors that qualify. If it exceeds `:most`, no other row follows.
+# The first row of the result is the number of vectors that qualify. If this number exceeds `:most`, no other row
+# follows.
 _FITS = "f.store_number = :store AND f.status = 'completed' AND f.embedding_model = :model AND f.vector_width = :width"
 EXACT = f"""
 WITH fits AS MATERIALIZED (
