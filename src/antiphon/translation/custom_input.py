@@ -1,7 +1,7 @@
 r"""Extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they stream.
 
 Lives here: finding one JSON string inside the JSON of a call's arguments, which chunks may split at any byte. Not here:
-which calls are of custom tools (`tool_map.py`), events (`translation/events/builder.py`).
+deciding which calls belong to custom tools (`tool_map.py`), events (`translation/events/builder.py`).
 
 Arguments are JSON inside a JSON string. Each fragment of the outer string is complete, since each chunk is a complete
 JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is decoded. The server
@@ -22,7 +22,8 @@ from typing import Final
 from antiphon.types.json import fragment_of, text_of
 
 _OPENING: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-# Whole characters and escapes. The first half of a surrogate pair matches only if the text behind it is already known.
+# Matches whole characters and escapes. The first half of a surrogate pair matches only if the text behind it is already
+# known.
 _INSIDE: Final = re.compile(
     r'(?:[^"\\]+|\\["\\/bfnrt]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
@@ -52,7 +53,7 @@ class CustomInput:
         self.complete = False
 
     def feed(self, fragment: bytes) -> bytes:
-        """Add a fragment of arguments. Returns the text that it adds to the input, as a fragment."""
+        """Add a fragment of arguments. Returns the text that the fragment adds to the input, as a fragment."""
         text = text_of(fragment)
         self._text += text
         if self._state is _InputState.OPENING:
@@ -73,7 +74,7 @@ class CustomInput:
         return b""
 
     def _opened(self) -> _InputState:
-        """The state after the first characters of the arguments."""
+        """The parser's state after the first characters of the arguments."""
         start = self._text.lstrip()
         if not start:
             return _InputState.OPENING

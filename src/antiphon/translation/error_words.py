@@ -76,7 +76,7 @@ OF_THE_CLIENT: Final = frozenset(
 CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
 SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
-# Chat field names, and the names of the same values in the client's request. All other fields have the same name in
+# Maps chat field names to the names of the same values in the client's request. All other fields have the same name in
 # both requests.
 PARAMS: Final = {
     "messages": "input",
@@ -108,7 +108,7 @@ MEDIA_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
 _TAKES_NO: Final = r"(does not|doesn't|do not|don't|cannot|can't) (support|accept|take|process|handle|read) "
 _MEDIA_WORDS: Final = {
     "image": (
-        # llama.cpp, with and without "by this server", and the words of its chat templates.
+        # llama.cpp's words, with and without "by this server", and the words of its chat templates.
         r"\bimage input is not supported"
         r"|unsupported content part type: .{0,3}image_url"
         # vLLM's words for a model that reads only text.

@@ -1,14 +1,14 @@
-"""Converts calls of shells, patches and tool searches from chat function arguments into the client's own items.
+"""Converts calls of shells, patches and tool searches from chat function arguments into items of the Responses API.
 
 Lives here: converting those arguments into items, and the events between such a call's added and done events. Lives
-here too: converting items of earlier turns back into arguments. Not here: the functions that the model sees for them
-(`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
+here too: converting items of earlier turns back into arguments. Not here: the functions that the model calls for such
+items (`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
 
-Antiphon emits such a call only when its arguments are complete, so each text has one delta. The events follow OpenAI's
-service: the added item is empty. The events of a shell call stream its commands one by one. A patch streams its diff,
-unless it deletes a file. All other native calls stream nothing.
+Antiphon emits a native call only when its arguments are complete, so each text has one delta. The events follow
+OpenAI's service: the added item is empty. The events of a shell call stream its commands one by one. A patch streams
+its diff, unless it deletes a file. All other native calls stream nothing.
 
-Invariant: arguments that do not have the expected form become a function call instead of such an item. So no client
+Invariant: arguments that do not have the expected form become a function call instead of a native item. So no client
 runs half a command. The deltas join to the content of the item.
 """
 
@@ -30,7 +30,8 @@ _PATCHES: Final = ("create_file", "update_file", "delete_file")
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
-    """The finished item for these arguments. None when they do not have the form that this kind of call needs."""
+    """The finished item for these arguments. None when the arguments do not have the form that this kind of call
+    needs."""
     try:
         given = decode_any(arguments or "{}")
         make, member, read = NATIVE_FORMS[kind]
@@ -101,7 +102,7 @@ NATIVE_FORMS: Final[
 
 
 def _strings(value: object) -> list[str]:
-    """The strings of a list. A single string becomes a list of one. Any other value becomes an empty list."""
+    """The strings of a list. A single string becomes a list with one entry. Any other value becomes an empty list."""
     if isinstance(value, str):
         return [value] if value else []
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

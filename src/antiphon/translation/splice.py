@@ -21,8 +21,8 @@ from typing import Final
 from antiphon.types.json import is_utf8
 
 _JOINT: Final = b" "
-# Any number of fragments, separated by spaces. Escapes of surrogates do not match, because a lone one has no UTF-8
-# form. The caller leaves such chunks to the JSON decoder.
+# Any number of fragments, separated by spaces. Escapes of surrogates do not match, because a lone surrogate has no
+# UTF-8 form. The caller leaves such chunks to the JSON decoder.
 _FRAGMENTS: Final = re.compile(
     rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
 ).fullmatch
@@ -76,7 +76,7 @@ def splice_in_python(
     """Make the events of the chunks that `cut` finds. Returns four values:
 
     - the concatenated events, numbered from `number`;
-    - their concatenated texts;
+    - the concatenated texts of the events;
     - the number of events;
     - the size of the chunks in `data` in bytes, including chunks without text.
 

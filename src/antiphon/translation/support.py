@@ -20,7 +20,7 @@ class Support:
     """The treatment of one element of a request.
 
     - `sent`: the chat request has the element, in the form that chat servers know.
-    - `handled`: Antiphon does the work itself, or gets the same effect with other means of chat servers.
+    - `handled`: Antiphon does the work itself, or gets the same effect with other features of the chat server.
     - `ignored`: Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
     - `rejected`: the request gets a 400 that names the element.
 
@@ -58,5 +58,6 @@ def rejected(note: str) -> Support:
 
 
 def logprobs(profile: UpstreamProfile) -> Support:
-    """The support for log probabilities. A request can ask for them with `include` or with `top_logprobs`."""
+    """The support for log probabilities. A request can ask for log probabilities with `include` or with
+    `top_logprobs`."""
     return SENT if profile.logprobs else rejected("this server gives no log probabilities")

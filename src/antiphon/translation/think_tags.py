@@ -1,10 +1,10 @@
-"""Separates reasoning from content between `<think>` and `</think>` while it streams.
+"""Separates the reasoning between `<think>` and `</think>` from an answer's text while the answer streams.
 
-Lives here: the parser for both kinds of answers, which works on streamed fragments. Not here: the servers that send
-such answers (`profiles/`).
+Lives here: the parser, which works on streamed fragments. Not here: the list of servers that send such tags
+(`profiles/`).
 
 A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *opened* answer the chat template wrote
-the opening tag, so everything up to `</think>` is reasoning. A tag anywhere else is text.
+the opening tag, so everything up to `</think>` is reasoning. A `<think>` tag anywhere else is text.
 
 Invariant: the parser returns all input once and in order, as reasoning or as text, except the tags and the blanks
 around them. The parser holds back only bytes that could be the beginning of a tag.
@@ -31,7 +31,7 @@ _ONLY: Final = re.compile(
 
 def only_thought(text: bytes) -> bytes | None:
     """The text between the tags if the whole text is one `<think>` block, else None. Some clients send reasoning back
-    in this form."""
+    as such a block."""
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 

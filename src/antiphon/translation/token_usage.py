@@ -1,8 +1,8 @@
 """Reads token usage from every key and spelling that providers use.
 
-Lives here: converting a chat usage object into the Responses API's, and adding the usage of several model calls. Lives
-here too: finding the usage of an answer that Antiphon relays unchanged. Not here: the callers that read it
-(`answer/stream.py`, `engine/exchange/native_request.py`) or add it (the phases of `engine/exchange/`).
+Lives here: converting a chat usage object into a Responses usage object, and adding the usage of several model calls.
+Lives here too: finding the usage of an answer that Antiphon relays unchanged. Not here: the callers that read usage
+(`answer/stream.py`, `engine/exchange/native_request.py`) or add it up (the phases of `engine/exchange/`).
 
 Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Text that a
 model or a client wrote is never taken for the upstream's count. This module reads only complete events and answers in
@@ -114,8 +114,9 @@ def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
 
 
 def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObject:
-    """The server's usage. If the answer had reasoning and the server did not count it, its tokens are estimated. The
-    estimate is `reasoned / written` (both in bytes) times the number of output tokens. Changes `usage` in place."""
+    """Return the server's usage. If the server did not count the answer's reasoning tokens, the function estimates
+    their number. The estimate is `reasoned / written` (both in bytes) times the number of output tokens. Changes
+    `usage` in place."""
     if reasoned and not usage.output_tokens_details.reasoning_tokens:
         usage.output_tokens_details.reasoning_tokens = round(usage.output_tokens * (reasoned / written))
     return usage
@@ -125,7 +126,7 @@ _PASSED: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:
-    """The usage in a whole JSON answer, or in the data of one event. None if there is none."""
+    """The usage in a whole JSON answer, or in the data of one event. None if the body reports no usage."""
     passed = try_decode(_PASSED, body)
     if passed is None:
         return None
@@ -134,7 +135,7 @@ def usage_of_answer(body: bytes) -> UsageObject | None:
 
 
 def usage_of_stream(tail: bytes) -> UsageObject | None:
-    """The usage in the last complete event that has one. `tail` may begin in the middle of an event."""
+    """The usage in the last complete event that reports usage. `tail` may begin in the middle of an event."""
     for line in reversed(tail.splitlines()[1:]):
         if line.startswith(b"data:") and b'"usage"' in line:
             used = usage_of_answer(line[5:])

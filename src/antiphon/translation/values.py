@@ -2,8 +2,8 @@
 
 Lives here: classes without methods. Not here: the code that makes the values, and the JSON formats (`antiphon.types`).
 
-msgspec builds these classes from their annotations at run time. So the classes are in a separate module, which a
-compiler of Python would leave unchanged (docs/explanation/performance.md).
+msgspec builds these classes from their annotations at run time. So the classes are in a separate module, which the
+compiled build does not compile (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Ending(Struct, frozen=True):
 class BuilderOptions(Struct, frozen=True):
     """The options of the builder that makes a response's events and items.
 
-    - `events`: the builder emits events. A client that wants one JSON answer needs none.
+    - `events`: the builder emits events. A client that wants one JSON answer needs no events.
     - `error_events`: a failed response emits an `error` event too.
     - `reasoning_as_summary` and `open_responses_names` choose the form of reasoning.
     - `obfuscate`: deltas get padding that hides their length.
@@ -59,9 +59,9 @@ class BuilderOptions(Struct, frozen=True):
 
 
 class ItemSources(Struct, frozen=True):
-    """The sources of the content that items refer to. `unseal` decrypts encrypted content that Antiphon made; its
-    arguments are the text and the parameter for errors. `files` are the files fetched by URL, or the error of a failed
-    fetch. `tolerance` decides about unknown parts."""
+    """The sources of the content that items refer to. `unseal` decrypts content that Antiphon encrypted. The arguments
+    of `unseal` are the encrypted text and the parameter for errors. `files` are the files fetched by URL, or the error
+    of a failed fetch. `tolerance` decides about unknown parts."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}
@@ -83,8 +83,8 @@ class ChatTranslation(Struct):
 
 
 class ChatTools(Struct):
-    """The tools of one request in chat form, and the map from calls to tools. `strict_left_out`: a tool lost its
-    `strict`."""
+    """The tools of one request in chat form, and the map from calls to tools. `strict_left_out`: a function lost
+    `strict`, because the server does not accept that key."""
 
     map: ToolMap
     declarations: list[Raw]
@@ -111,8 +111,8 @@ class Turn(Struct):
 
 
 class PromptReference(Struct, frozen=True):
-    """The field `prompt` of a request: the prompt's id, the version, and the values of the variables. None means the
-    default version."""
+    """The field `prompt` of a request: the prompt's id, the version, and the values of the variables. A version of None
+    means the default version."""
 
     id: str
     version: int | None

@@ -73,7 +73,8 @@ class ToolCallDelta(Struct, gc=False):
     """One entry of `tool_calls`. A call of a custom tool that the server itself declares has `custom` instead of
     `function`.
 
-    `extra_content` carries Google's thought signature. Google requires it again when a later request repeats the call.
+    `extra_content` carries Google's thought signature. Google requires the signature again when a later request repeats
+    the call.
     """
 
     index: int | None = None

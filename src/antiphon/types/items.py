@@ -25,7 +25,7 @@ class InputItem(Struct, gc=False):
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a custom tool's
     call. `action`, `operation` and `environment` belong to calls of shells and patches. `tools` belongs to items that
     declare tools. `source` is the whole item, unchanged, for items that Antiphon shows or stores as the client sent
-    them. Items of hosted tools from earlier turns are among them.
+    them. Items of hosted tools from earlier turns have a `source`.
     """
 
     type: str | None = None
@@ -154,7 +154,7 @@ class Message(_Tracked, kw_only=True):
 
 class Reasoning(_EmittedItem, kw_only=True):
     """A reasoning item. Reasoning items have no `status` (observed in 197 of 197 items). `content` is absent when
-    `summary` holds the text. `encrypted_content` is absent when the request did not ask for it."""
+    `summary` holds the text. `encrypted_content` is absent when the request's `include` does not name it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -164,8 +164,8 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 class FunctionCall(_Tracked, kw_only=True):
     """A call of a function tool. `arguments` is a JSON string that itself holds JSON. `namespace` is present when the
-    tool was declared in one. `encrypted_function_args` is present, as an empty list, when the tool asked for encrypted
-    arguments."""
+    tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool asked for
+    encrypted arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText

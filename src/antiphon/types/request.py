@@ -56,11 +56,11 @@ class PromptCacheOptions(Struct):
 class CreateResponse(Struct):
     """A validated create-response request.
 
-    - `prompt` is the reference that the response repeats. `prompt_messages` are the messages of its template.
+    - `prompt` is the reference that the response repeats. `prompt_messages` are the messages of the prompt's template.
     - `logprobs`, `encrypted_reasoning` and `obfuscation` hold the options that `include` and `stream_options` set.
     - `compact`: the response is a compaction of the conversation instead of an answer.
-    - `compact_threshold`: Antiphon compacts the conversation first when it has that many tokens. 0 means when the
-      model's context is nearly full.
+    - `compact_threshold`: Antiphon compacts a conversation with at least this many tokens before it answers. 0 means
+      that Antiphon compacts when the model's context is nearly full.
     - `prewarm`: Antiphon does everything except the model call.
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
     - `parameters` are fields that chat servers know and the Responses API does not.

@@ -1,4 +1,4 @@
-"""The Response object, as every event with a whole response and every JSON answer carries it.
+"""The Response object that JSON answers and stream events carry.
 
 Lives here: the response object and the usage object. Not here: the request's fields that a response repeats unchanged
 (`translation/request/fields.py`). The order of the keys and the origin of the values are in

@@ -1,11 +1,11 @@
 """Handles unknown fields and values: leaves them out and lists their names, or refuses them (`strict`).
 
 The API grows faster than any gateway: clients send items, parts, tools and values that are newer than this version of
-Antiphon. Most of them do not change the model's prompt. A client is worse off with a refused request than with an
-answer that lacks such a value.
+Antiphon. Most of these newer values do not change the model's prompt. A client is worse off with a refused request than
+with an answer that lacks such a value.
 
-Lives here: the decision, and the names of ignored parts. Not here: the known names (each reader has its list), and
-known fields without effect (`CreateResponse.ignored`).
+Lives here: the decision about unknown parts, and the list of ignored names. Not here: the known names (each reader has
+its list), and known fields without effect (`CreateResponse.ignored`).
 
 Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
 may be wrong. That is true for unknown tools, and for known tools that the operator has not configured.

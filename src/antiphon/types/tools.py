@@ -63,6 +63,7 @@ class ToolChoice(Struct, frozen=True):
     def searches(self) -> bool:
         """Whether the choice names `tool_search` among several tools, so that the model may search for tools.
 
-        The model may find the deferred tools that the choice names. If the choice names none, it may find all of them.
+        The model may find the deferred tools that the choice names. If the choice names no deferred tool, the model may
+        find all of them.
         """
         return not self.single and self.means("tool_search", None)

@@ -33,11 +33,11 @@ SECRET_HEADER: Final = "x-antiphon-secret"
 with this secret."""
 
 BACKEND_HEADER: Final = "x-antiphon-backend"
-"""The name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients cannot set
-it."""
+"""The name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients cannot set this
+header."""
 
 UPSTREAM_HEADER: Final = "antiphon-upstream"
-"""The response header that names the upstream that answered, if there are several. Clients get it too."""
+"""The response header that names the upstream that answered, if there are several. Clients get this header too."""
 
 TRIED_HEADER: Final = "x-antiphon-tried"
 """The number of upstreams that were tried for an answer, including the one that answered."""

@@ -3,8 +3,8 @@
 Lives here: the views, each for the one module that decodes it. Not here: their translation, and the types of objects
 that are decoded completely (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
-msgspec reads the annotations of these classes at run time. So the classes are in a separate module, which a compiler of
-Python would leave unchanged (docs/explanation/performance.md).
+msgspec reads the annotations of these classes at run time. So the classes are in a separate module, which the compiled
+build does not compile (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
     return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
 
 
-# Details of reasoning
+# Reasoning details
 
 _JOINED: Final = ("text", "summary")
 
@@ -167,7 +167,7 @@ class ReasoningDetails:
         self._kept: list[dict[str, Any]] = []
 
     def receive(self, data: Raw) -> bytes:
-        """Add the details of a delta. Returns their text as a fragment."""
+        """Add the details of a delta. Returns the text of the details as a fragment."""
         parts = []
         for detail in _objects(_decoded(data)):
             text = detail.get("text") or detail.get("summary")

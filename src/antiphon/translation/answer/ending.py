@@ -40,7 +40,7 @@ def reported(error: ApiError) -> Ending:
 
 
 def ending_by(finish: str) -> Ending:
-    """The ending for a finish reason with Chat Completions' name."""
+    """The ending that a finish reason of Chat Completions means."""
     if finish == "length":
         return Ending("incomplete", reason="max_output_tokens")
     if finish == "content_filter":
@@ -51,7 +51,7 @@ def ending_by(finish: str) -> Ending:
 
 
 def plain_finish(reason: str) -> str:
-    """The finish reason with Chat Completions' name. Some servers send it in upper case."""
+    """The name that Chat Completions has for this finish reason. Some servers send the reason in upper case."""
     reason = reason.lower()
     return _FINISHES.get(reason, reason)
 

@@ -85,8 +85,8 @@ class EventReader:
             self._in_full = True
 
     def learn(self, chunk: Chunk, text_of: TextOf) -> None:
-        """Try to learn a pattern from the last event. The caller decoded it as this chunk, and `text_of` is the kind of
-        its text."""
+        """Try to learn a pattern from the last event. The caller decoded the event as `chunk`, and `text_of` is the
+        kind of the chunk's text."""
         if self._event is None or self._events or not self._tries or self._event.type:
             return
         self._tries -= 1

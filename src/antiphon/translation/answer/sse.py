@@ -41,7 +41,7 @@ class SseDecoder:
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse more bytes. Returns the events that they complete. Raises `EventTooLarge`."""
+        """Parse more bytes. Returns the events that these bytes complete. Raises `EventTooLarge`."""
         if (
             data.startswith(b"data: ")
             and data.endswith(b"\n\n")

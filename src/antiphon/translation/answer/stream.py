@@ -379,7 +379,7 @@ class ChatStream:
             self._builder.text(text)
 
     def _cited_text(self, citations: Citations, text: bytes) -> None:
-        """Emit text. Citation marks in it become annotations."""
+        """Emit text, and emit annotations in place of its citation marks."""
         for piece in citations.feed(text):
             if isinstance(piece, Raw):
                 self._builder.cite(piece)
@@ -447,8 +447,8 @@ class ChatStream:
             if reasoning:
                 self._reason(reasoning)
             if tags.unclosed and self._finish in ("stop", "eos") and not self._calls:
-                # The profile says that the template opens the reasoning, but no end tag came. That means that the model
-                # answered without reasoning.
+                # The profile says that the template opens the reasoning. If no end tag came, the model answered without
+                # reasoning.
                 text = tags.unclosed
             self._text(text)
 
@@ -461,7 +461,8 @@ class ChatStream:
             self._builder.reasoning_details(kept)
 
     def _sign(self, call: ToolCallDelta) -> None:
-        """Put the signature of this call into the reasoning before the call, because the upstream must get it again."""
+        """Put the signature of this call into the reasoning before the call, because the upstream must get the
+        signature again."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
             # Servers that sign calls send whole calls, so the call before is complete.
             if self._calls:

@@ -134,8 +134,8 @@ class ToolCalls:
         self._advance()
 
     def continues(self, delta: ToolCallDelta) -> bool:
-        """Whether this entry continues the open call, and all earlier arguments were emitted. Only if so may the caller
-        use `splice`."""
+        """Whether this entry continues the open call, and all earlier arguments were emitted. The caller may use
+        `splice` only if this method returns True."""
         call = self._open
         if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
             return False

@@ -12,13 +12,13 @@ Not here:
 - the choice of the API key for a call (the HTTP server, the ext_proc server, Envoy).
 
 Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
-slow (5xx). Two kinds change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only the gateway
-can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known error gets OpenAI's code, even
-if the upstream uses another one. Clients, above all Codex, decide by the code whether to retry.
+slow (5xx). Two kinds of statuses change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only
+the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known error gets OpenAI's
+code, even if the upstream uses another one. Clients, above all Codex, decide by the code whether to retry.
 
-A refusal of an image or audio counts as an error in the client's input. Some servers call it another error: llama.cpp
-and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture again and again. The
-rule applies only when the request held such a part.
+A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
+error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture
+again and again. The rule applies only when the request held an image or audio.
 
 A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 (Gemini's) is
 about the key if its code says so. Most other errors are about the model, the region or the content, which the client
@@ -142,7 +142,7 @@ _FORMS: Final[dict[str, Callable[[str], bool]]] = {
 }
 
 
-# The content of an error body
+# Error content
 
 
 @dataclass(slots=True)
@@ -218,7 +218,7 @@ def _retry_seconds(headers: Headers) -> str:
     return seconds if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", seconds) else ""
 
 
-# The forms of error bodies
+# Error bodies
 
 
 def _read(body: bytes, secrets: KnownSecrets) -> _Told:
@@ -349,7 +349,7 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
     return redacted(text, _MAX_PLAIN, secrets)
 
 
-# Images and audio that a model's server refuses
+# Refused media
 
 
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
@@ -371,7 +371,7 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
     return None
 
 
-# The gateway's own API key
+# Own key
 
 _LOOKED_AT: Final = 16 << 10
 

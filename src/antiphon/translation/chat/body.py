@@ -1,7 +1,7 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: all fields except messages and tools, as the upstream's profile demands. Not here: reading and checking them
-(`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
+Lives here: all fields except messages and tools, as the upstream's profile demands. Not here: reading and checking the
+fields (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
 
 Invariant: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
 tools, `stream_options` without a stream.
@@ -64,7 +64,8 @@ def translate_request(
     - `model` is the upstream's name of the model, if it differs from the client's.
     - `context_tokens` is the model's context size, if it is known.
     - `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
-    - `extra` has fields that the operator adds to every request for the model. Fields of the request override them.
+    - `extra` has fields that the operator adds to every request for the model. Fields of the request override such
+      fields.
     """
     made = make_chat_tools(
         request.tools,
@@ -193,7 +194,7 @@ def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignore
         return reasoning.effort
     place = _PLACES[reasoning.effort]
     if place:
-        # A request for some reasoning must not become one for no reasoning.
+        # A request for some reasoning must not become a request without reasoning.
         known = tuple(value for value in known if value != "none") or known
     # If two efforts are equally near, choose the higher one.
     return min(known, key=lambda value: (abs(_PLACES[value] - place), -_PLACES[value]))

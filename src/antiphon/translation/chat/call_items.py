@@ -1,11 +1,10 @@
 """Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
-Lives here: the chat form of each kind of call and output. Not here: their order (`messages.py`), names
-(`translation/tool_map.py`), running hosted tools, and the stored record of the text that the model saw
-(`types/shown.py`).
+Lives here: the chat form of each kind of call and output. Not here: the order of messages (`messages.py`), chat names
+of tools (`translation/tool_map.py`), running hosted tools, and the stored text that the model saw (`types/shown.py`).
 
 A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
-read that better than prose, and strict servers accept it. The conversion drops only content that no model can read
+read calls better than prose, and strict servers accept them. The conversion drops only content that no model can read
 (images in base64, encrypted parts).
 
 Invariant: the arguments of a call are always a JSON object, even if the client or the model wrote something else. Chat
@@ -63,8 +62,8 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
 
 
 def native_output(where: str, item: InputItem) -> bytes | None:
-    """The text of an output whose type has a format other than a string or a list of parts, as a fragment. None for all
-    other types."""
+    """The text of an output whose format is neither a string nor a list of parts, as a fragment. None for outputs in
+    the usual formats."""
     kind = item.type
     if kind == "tool_search_output":
         found = []
@@ -129,7 +128,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
     if not given(value) or bytes(value) == b'""':
         return NO_ARGUMENTS
     if first(value) == b"{":
-        # The client sent an object instead of a string that holds one.
+        # The client sent an object instead of a string that holds JSON.
         return raw(bytes(value).decode())
     if first(value) != b'"':
         raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
@@ -141,7 +140,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
     return value
 
 
-# Items of hosted tools
+# Hosted items
 
 _OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
 """Calls, and requests for approval of calls, that carry the name of an MCP server's tool."""

@@ -10,7 +10,8 @@ These items stay in addition to the summary:
 - items that declare tools or change settings;
 - the latest turn, if the conversation continues in the same response.
 
-Invariant: a compaction is self-contained. A client that has one can continue without the items that it replaces.
+Invariant: a compaction is self-contained. A client that has the compaction can continue without the items that the
+compaction replaces.
 """
 
 from __future__ import annotations

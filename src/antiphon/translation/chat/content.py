@@ -1,8 +1,8 @@
 """Converts content parts of Responses items into chat content.
 
 Lives here: the chat form of strings and parts, in messages and in tool outputs. Lives here too: the list of files that
-the parts name, and the decision which of them may be missing. Not here: building the messages (`messages.py`), fetching
-and reading files (`engine/running/loading.py`).
+the parts name, and the decision which of these files may be missing. Not here: building the messages (`messages.py`),
+fetching and reading files (`engine/running/loading.py`).
 
 Invariant: the conversion copies text as raw JSON and never decodes it. A part without a chat form gets a 400 that names
 it.
@@ -167,7 +167,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
         if part.type in _IMAGES:
             data = b"[%b]" % data
     if data[:1] == b"{":
-        # The client sent an object instead of a string that holds JSON. The model gets that JSON.
+        # The client sent an object instead of a string that holds JSON. The model gets the object as JSON text.
         return encode(data.decode())[1:-1], []
     if data[:1] != b"[":
         raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
@@ -189,7 +189,7 @@ def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes,
                 text.append(_inside(bytes(made)))
             else:
                 images.append(made)
-    # Some servers refuse an empty output, and the model learns nothing from one.
+    # Some servers refuse an empty output, and the model learns nothing from an empty output.
     return rb"\n".join(text) or (_SHOWN_BELOW if images else b""), images
 
 
@@ -398,9 +398,9 @@ def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
 def forgive_history(
     files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
 ) -> dict[str, FetchedFile | ApiError]:
-    """The files, with a note for the model in place of each missing file that only the history names. So a conversation
-    continues after a signed URL has expired or a file was deleted. A missing file of the request's own input stays an
-    error."""
+    """The files, with a note for the model in place of each missing file that only the history names. With the note, a
+    conversation continues after a signed URL has expired or a file was deleted. A missing file of the request's own
+    input stays an error."""
     named = set(input_names)
     return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
 

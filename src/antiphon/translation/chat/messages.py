@@ -3,7 +3,7 @@
 Lives here: three rules for the messages.
 - A turn's reasoning, text and calls become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
-- System and developer messages become one system message at the beginning. Some servers accept later ones too.
+- System and developer messages become one system message at the beginning. Some servers accept several.
 Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
 Invariants:
 - Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
@@ -151,7 +151,7 @@ class _Grouping:
         self._waiting: dict[str, tuple[Turn, int]] = {}
         self._answered: dict[str, tuple[Turn, int]] = {}
         self._put_off_calls: dict[str, tuple[Turn, int]] = {}
-        # The ids of the client's calls that the model made in the same answer as hosted calls, with the turn of both.
+        # Client calls that the model made in the same answer as hosted calls: their ids, and the turn of that answer.
         self._beside: dict[str, Turn] = {}
         # Calls whose output states only the progress of their approval.
         self._unsettled: set[str] = set()
@@ -332,7 +332,7 @@ class _Grouping:
                 self._beside.update(dict.fromkeys(shown.beside, self._turn))
             return
         if item.type == "mcp_call" and (asked := self._named_by(item.approval_request_id or "")) in self._answered:
-            # The result belongs to the call, and its reasoning, that an earlier approval request holds.
+            # An earlier approval request stands for this call, so the result joins that request's turn.
             self._answer_more(asked, named, result, [])
             self._answered.setdefault(named, self._answered[asked])
             return
@@ -365,7 +365,7 @@ class _Grouping:
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
         """Add another output of a call. The output follows the first one, unless the model has already read that one.
-        If it has, the call is repeated with the new id `again`."""
+        If so, the call is repeated with the new id `again`."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)
@@ -454,7 +454,7 @@ class _Grouping:
         return call_id and self._named_by(call_id)
 
     def _only_call(self, item: InputItem) -> str | None:
-        """The only open call, of the tool that the output names if it names one. None if there are several."""
+        """The only open call of the tool that the output names, or of any tool. None if several fit."""
         name = flat_name(item.name, item.namespace) if item.name else None
         fitting = [
             call_id
@@ -465,7 +465,7 @@ class _Grouping:
 
     def _put_off(self, *, went_on: bool = False) -> None:
         """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues.
-        `went_on`: the model has answered since. If so, undeclared tools' calls get one too."""
+        `went_on`: the model has answered since, so undeclared tools' calls get placeholders too."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):
@@ -473,7 +473,7 @@ class _Grouping:
                 turn.outputs[number] = _LATER
                 self._put_off_calls[call_id] = turn, number
             elif call_id in self._hosted_searches:
-                # A hosted search was interrupted with its response. No client can send its output.
+                # A hosted search was interrupted with its response. No client can send the search's output.
                 self._answered[call_id] = self._waiting.pop(call_id)
                 turn.outputs[number] = _BROKEN_OFF
 

@@ -1,7 +1,7 @@
 """Counts the tokens of a request. Antiphon asks the server if it has a counting API, and otherwise estimates.
 
 Lives here: the path, request and response of each kind of server's API, and the object that the client gets. Not here:
-the estimate (`truncation.py`), and the servers that have such an API (`profiles/`).
+the estimate (`truncation.py`), and the list of servers with a counting API (`profiles/`).
 
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
@@ -33,7 +33,7 @@ _MAX_COUNT: Final = 1 << 53
 class TokenCounter:
     """The API by which one kind of server counts a chat request's tokens, without running the model.
 
-    - `path` is appended to the base URL. With `above` it replaces the URL's last `/v1`.
+    - `path` is appended to the base URL. With `above`, the path replaces the URL's last `/v1`.
     - `answer` is the response member that holds the number.
     - `added` are request members that the chat request does not have.
     """

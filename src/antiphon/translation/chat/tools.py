@@ -4,13 +4,13 @@ Lives here: the chat declaration of every kind of tool, and the chat form of the
 names of tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls
 back into items (`translation/native_calls.py`, `translation/events/builder.py`).
 
-A kind that chat servers do not know becomes a function, whose schema describes the input of the client's tool. A custom
-tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar does not
-enforce it.
+A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
+A custom tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar
+does not enforce it.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
 because servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt the arguments.
-The sidecar does not encrypt them.
+The sidecar does not encrypt arguments.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def make_chat_tools(
     limit: int,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
-    """All members of the chat request about tools. Raises `InvalidRequest`.
+    """The members of the chat request that concern tools. Raises `InvalidRequest`.
 
     `items` is the whole input including the history, because `additional_tools` and `tool_search_output` items declare
     tools. `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
@@ -189,7 +189,7 @@ def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
 
 class _Maker:
     """Collects declarations under their chat names. `wanted` is a choice whose tools the model sees even if they are
-    deferred. `targets` are the tools that the model sees, and `deferred` are those that it does not see yet."""
+    deferred. `targets` are the tools that the model sees, and `deferred` are the tools that it does not see yet."""
 
     def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
@@ -292,7 +292,7 @@ def _sound_schema(parameters: Raw) -> Raw:
     if not schema:
         return _NO_PARAMETERS
     kind = bytes(schema.get("type", _OBJECT))
-    # An invalid `type` counts as a missing one. The server judges a schema with another valid type.
+    # An invalid `type` counts as a missing `type`. The server judges a schema with another valid type.
     if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
         return raw({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)})
     return parameters

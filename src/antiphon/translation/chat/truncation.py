@@ -11,7 +11,8 @@ The estimate is four bytes a token, which is usual for English. Data in base64 c
 too high for code and JSON, and can be too low for other scripts. So operators should set `context_tokens` somewhat
 below the real limit.
 
-Invariant: the remaining items keep their order. A chat server accepts them if it accepts the whole conversation.
+Invariant: the remaining items keep their order. A chat server accepts the remaining items if it accepts the whole
+conversation.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class ResponseBuilder:
 
     @property
     def has_output(self) -> bool:
-        """Whether there is any output. Calls of hosted tools count."""
+        """Whether there is any output. Calls of hosted tools count as output."""
         return bool(self.draft.output or self.draft.hosted_calls) or self._open is not None
 
     @property
@@ -136,7 +136,7 @@ class ResponseBuilder:
         assert self._open is None, "an item is still open"
         self.response.status = status
 
-    # Messages and reasoning
+    # Message items
 
     def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
         """Add text to the answer. `logprobs` has the log probabilities of its tokens, if the request asked for them."""
@@ -153,8 +153,8 @@ class ResponseBuilder:
         self._open_text()
 
     def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:
-        """Add annotations to the open text. `make` gets the text so far and returns them. Does nothing when no text is
-        open."""
+        """Add annotations to the open text. `make` gets the text so far and returns the annotations. Does nothing when
+        no text is open."""
         item = self._open
         if isinstance(item, OpenText):
             for annotation in make(item.text()):
@@ -181,19 +181,19 @@ class ResponseBuilder:
         self.draft.add(fragment)
 
     def reasoning_details(self, details: Sequence[Raw]) -> None:
-        """Add details that the upstream must get again with this reasoning. A client gets them only inside sealed
-        content."""
+        """Add details that the upstream must get again with this reasoning. A client gets the details only inside
+        sealed content."""
         if self.seals:
             self._open_reasoning().add_details(details)
 
     def sign_next_call(self, signature: Raw) -> None:
-        """Add a signature that the upstream must get again with the next call. The client gets it only inside sealed
-        content."""
+        """Add a signature that the upstream must get again with the next call. The client gets the signature only
+        inside sealed content."""
         self._open_reasoning().sign(signature)
 
     def compaction(self, encrypted_content: str) -> None:
-        """Add an item that replaces the conversation so far. (OpenAI sends nothing between its added and done
-        events.)"""
+        """Add an item that replaces the conversation so far. (OpenAI sends nothing between a compaction's added and
+        done events.)"""
         self._close("completed")
         draft = self.draft
         item, index = Compaction(id=draft.new_id("cmp"), encrypted_content=encrypted_content), len(draft.output)
@@ -240,7 +240,7 @@ class ResponseBuilder:
         self._close("completed")
         draft = self.draft
         told = draft.later.pop(call_id)
-        # The bytes were counted when the call came, and `add` counts them again.
+        # The draft counted the bytes when the call came, and `add` counts them again.
         draft.size -= told.size
         draft.written -= told.size
         item = self._begun(call_id, target, told.bare)
@@ -260,7 +260,7 @@ class ResponseBuilder:
         assert item is not None, "no call is open"
         item.add(fragment)
 
-    # The text of the open item
+    # Open text
 
     @property
     def text_of(self) -> TextOf | None:

@@ -71,7 +71,7 @@ class Citations:
         return self._known + len(self._sources)
 
     def add(self, sources: tuple[Source, ...], output: str) -> str:
-        """Add sources. Returns the tool's output with their marks in place of `{cite:N}`."""
+        """Add sources. Returns the tool's output with the sources' marks in place of `{cite:N}`."""
         first = self.highest + 1
         self._sources += sources
         return re.sub(

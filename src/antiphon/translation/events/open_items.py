@@ -82,7 +82,7 @@ class OpenItem:
         Never fails, because the limits were checked before."""
 
 
-# Messages and reasoning
+# Message items
 
 
 class OpenMessage(OpenItem):
@@ -396,8 +396,8 @@ class OpenHostedCall(HeldCall):
 
 
 class OpenLaterCall(HeldCall):
-    """A call of the client's tool that follows a call of a hosted tool. The builder emits it after the hosted tool has
-    run, so that items keep the order of the calls."""
+    """A call of the client's tool that follows a call of a hosted tool. The builder emits the call after the hosted
+    tool has run, so that items keep the order of the calls."""
 
     __slots__ = ("_bare",)
 

@@ -92,7 +92,7 @@ class ResponseDraft:
         """Bytes of reasoning among the bytes in `written`."""
         self.hosted_calls: list[tuple[CallTarget, str, str]] = []
         """Complete calls of hosted tools: the tool, the call's id, and the arguments as text. Calls of the client's
-        tools that follow one of them wait in the same list."""
+        tools that follow a hosted call wait in the same list."""
         self.later: dict[str, LaterCall] = {}
         """The state of each waiting call of a client's tool, by its call id."""
         self.calling = False
@@ -101,7 +101,7 @@ class ResponseDraft:
         """Whether a call is incomplete because its arguments have no valid form."""
 
     def next(self) -> int:
-        """Take the sequence number of the next event."""
+        """Return the sequence number of the next event, and increment the counter."""
         number = self.number
         self.number += 1
         return number
@@ -121,10 +121,10 @@ class ResponseDraft:
         letters = self.new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
         return letters[: -len(fragment) % _PADDED_TO]
 
-    # The text of the open item
+    # Open text
 
     def begin_text(self, delta: ev.Event, *, padded: bool = True) -> None:
-        """Begin an item's text. `delta` is the model of its delta events. `padded`: they get padding if the draft
+        """Begin an item's text. `delta` is the model of its delta events. `padded`: the deltas get padding if the draft
         obfuscates."""
         if self.events:
             hides = padded and self.obfuscate

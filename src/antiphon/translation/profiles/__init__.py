@@ -50,7 +50,7 @@ _SERVERS = {profile.server: profile.name for profile in VENDORS if profile.serve
 
 def named_by_list(listed: Any, server: str) -> str:
     """The name of the profile that a server's list of models identifies, or `""`. `listed` is the decoded body of the
-    list, and `server` is the value of its `server` header."""
+    list, and `server` is the value of the response's `server` header."""
     entries = listed.get("data") if isinstance(listed, dict) else None
     for entry in entries if isinstance(entries, list) else ():
         owner = entry.get("owned_by") if isinstance(entry, dict) else None

@@ -44,7 +44,7 @@ FAMILIES: tuple[ModelNote, ...] = (
     # azure/req_llm-azure-mai-ds-r1-multi-tool.
     on_models("*mai-ds-r1*", think="opened"),
     # "Tool call id was … but must be a-z, A-Z, 0-9, with a length of 9": this error comes from Mistral's API (code
-    # 3280). The chat templates of its open models raise it too, on every server that runs them;
+    # 3280). The chat templates of Mistral's open models raise the same error, on every server that runs them;
     # github.com/ml-explore/mlx-lm/issues/1375.
     on_models("*mistral*", "*ministral*", "*mixtral*", "*codestral*", "*devstral*", "*magistral*", call_ids="nine"),
 )
@@ -65,8 +65,8 @@ class UpstreamProfile:
 
     - `token_limit_field` is the chat field that carries `max_output_tokens`.
     - `developer_role` is the role that developer messages get.
-    - `system_anywhere` says whether system and developer messages may follow other messages. If not, the text of such
-      messages goes into the first system message, because many chat templates fail otherwise.
+    - `system_anywhere` says whether system and developer messages may follow other messages. With False, the text of
+      such messages goes into the first system message, because many chat templates fail otherwise.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
     - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. None:

@@ -15,7 +15,7 @@ VENDORS = (
         "azure",
         title="Azure OpenAI and AI Foundry",
         hosts=("*.openai.azure.com", "*.services.ai.azure.com", "*.cognitiveservices.azure.com"),
-        # OpenAI's reasoning models refuse `max_tokens`, here too: azure/fantasy-testazurecommon-azure-gpt-5-mini-….
+        # OpenAI's reasoning models refuse `max_tokens` on Azure too: azure/fantasy-testazurecommon-azure-gpt-5-mini-….
         token_limit_field="max_completion_tokens",
         verbosity=True,
         # azure/dd-trace-py-openai-v1-azure-chat-completion-streamed.
@@ -37,7 +37,7 @@ VENDORS = (
         hosts=("bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"),
         # bedrock/ruby_llm-chat-audio-models-bedrock--tral-voxtral-mini-3b-2507-can-understand-audio.
         audio_input=True,
-        # The documentation of its OpenAI-compatible endpoints lists OpenAI's parameters.
+        # The documentation of Bedrock's OpenAI-compatible endpoints lists OpenAI's parameters.
         parameters=STANDARD_PARAMETERS,
     ),
     # Cerebras (inference-docs.cerebras.ai).
@@ -94,7 +94,8 @@ VENDORS = (
         # DeepSeek refuses json_schema: "This response_format type is unavailable now"
         # (github.com/llm-exe/llm-exe/issues/662).
         structured_output="json_object",
-        # DeepSeek maps other efforts to those below (documented in guides/thinking_mode). Its chat API has no `none`.
+        # DeepSeek maps other efforts to those below (documented in guides/thinking_mode). DeepSeek's chat API has no
+        # `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
         # If a tool-calling turn comes back without its reasoning, DeepSeek answers later requests with a 400
         # (documented in guides/thinking_mode). The recording
@@ -104,7 +105,7 @@ VENDORS = (
         # deepseek/rig-deepseek-wire-shape-matrix-blocking-image-base64-part-reaches-the-wire.
         images=False,
         files="text",
-        # DeepSeek documents the parameters below (api/create-chat-completion). `thinking` switches thinking
+        # DeepSeek documents the parameters below (api/create-chat-completion). `thinking` switches reasoning on or off
         # (guides/thinking_mode).
         parameters=frozenset({"stop", "thinking"}),
     ),
@@ -121,7 +122,8 @@ VENDORS = (
         logprobs=False,
         strict_tools=False,
         replay_reasoning="off",
-        # Google documents `none` to `high`. Some models refuse `minimal` (github.com/versun/RSSBox/issues/132).
+        # Google documents the efforts `none` to `high`. Some Gemini models refuse `minimal`
+        # (github.com/versun/RSSBox/issues/132).
         effort_values=("none", "low", "medium", "high"),
         # Gemini 3 refuses an earlier call that comes back without its thought signature (…/docs/thought-signatures).
         replay_signatures=True,
@@ -151,7 +153,8 @@ VENDORS = (
         # (github.com/janhq/jan/issues/8136). Groq accepts `reasoning` only for models that reason
         # (github.com/vercel/ai/pull/8057).
         replay_reasoning="off",
-        # Groq documents `reasoning_effort` only for gpt-oss and Qwen 3 (docs/reasoning). Other models refuse the field.
+        # Groq documents `reasoning_effort` only for gpt-oss and Qwen 3 (docs/reasoning). Other models on Groq refuse
+        # the field.
         reasoning_effort=False,
         passed_fields=frozenset({"user", "service_tier"}),
         # Groq refuses `logit_bias` with a 400 (docs/openai). Groq does not know the other parameters.
@@ -201,8 +204,8 @@ VENDORS = (
         # LM Studio refuses a choice by name: "Invalid tool_choice type: 'object'. Supported string values: none, auto,
         # required" (github.com/lmstudio-ai/lmstudio-bug-tracker/issues/670).
         named_tool_choice="required",
-        # LM Studio refuses json_object: "'response_format.type' must be 'json_schema' or 'text'" (issue 189 of the same
-        # tracker).
+        # LM Studio refuses json_object: "'response_format.type' must be 'json_schema' or 'text'" (issue 189 of LM
+        # Studio's bug tracker).
         json_object=False,
         files="text",
         # LM Studio documents the parameters below.
@@ -276,7 +279,7 @@ VENDORS = (
         "openrouter",
         title="OpenRouter",
         hosts=("openrouter.ai",),
-        # Some backends send no `finish_reason`, only the sentinel `[DONE]`:
+        # Some OpenRouter backends send no `finish_reason`, only the sentinel `[DONE]`:
         # openrouter/llm-test-tools-streaming-test-tools-streaming-variant-a.
         end_without_finish="completed",
         verbosity=True,
@@ -284,7 +287,7 @@ VENDORS = (
         passed_fields=frozenset({"user"}),
         # OpenRouter sends and reads reasoning under the key `reasoning`: openrouter/pydantic-test-openrouter-….
         replay_reasoning="reasoning",
-        # Encrypted and signed reasoning must come back unchanged:
+        # OpenRouter needs encrypted and signed reasoning back unchanged:
         # openrouter/rig-openrouter-streaming-tools--ncrypted-reasoning-survives-into-the-next-turn-1.
         replay_details=True,
         # OpenRouter documents the parameters below (docs/api-reference/parameters).
@@ -371,7 +374,7 @@ VENDORS = (
         parameters=frozenset({"seed", "stop"}),
         by_model=(
             # xAI refuses `reasoning_effort` for some models: "Model grok-code-fast-1 does not support parameter
-            # reasoningEffort" (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). Sources for the other models:
+            # reasoningEffort" (xai/req_llm-xai-grok-code-fast-1-reasoning-basic). The sources for the other models are:
             # opencode-oci-provider 0.2.3, @ai-sdk/xai 4.0.8.
             on_models("grok-code*", "grok-4", "grok-4-*", "grok-4.20*", reasoning_effort=False),
             # xAI documents the efforts low and high, and the recording
@@ -393,7 +396,7 @@ VENDORS = (
         # `reasoning_content`.
         replay_reasoning="reasoning_content",
         files="text",
-        # Z.ai documents the parameters below. `thinking` switches thinking.
+        # Z.ai documents the parameters below. `thinking` switches reasoning on or off.
         parameters=frozenset({"stop", "thinking"}),
     ),
 )

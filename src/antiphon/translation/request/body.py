@@ -87,7 +87,7 @@ _MANNER: Final = msgspec.json.Decoder(Manner)
 
 
 def read_model(body: bytes) -> str | None:
-    """The model that a body names, without checking any other field. None when the body names none."""
+    """The model that a body names, without checking any other field. None when the body names no model."""
     found = try_decode(_ONLY_MODEL, body)
     return found.model if found is not None else None
 
@@ -111,7 +111,8 @@ def read_request(
     """Read a create-response body.
 
     - `hosted` are the types of tools that Antiphon runs.
-    - `prompt` is the template that the request's `prompt` refers to. With its variables it may take `max_prompt_bytes`.
+    - `prompt` is the template that the request's `prompt` refers to. The template with its variables may take at most
+      `max_prompt_bytes`.
     - `strict`: refuse unknown parts.
     - `refuse_tools`: refuse a request with tools that Antiphon does not run.
 
@@ -125,7 +126,7 @@ def read_request(
         if prompt is None:
             raise PromptNotLoaded(reference)
         said, filled = fill(prompt.body, reference.variables, max_prompt_bytes)
-        # The request's own fields override those of the template.
+        # The request's own fields override the template's fields.
         fields = {**filled, **{name: value for name, value in fields.items() if given(value)}}
         fields["prompt"] = show_reference(reference, prompt)
         messages = read_items("prompt.input", raw(said), max_items)
@@ -240,8 +241,8 @@ _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for 
 def _brought_tools(
     items: list[InputItem], declared: list[ToolDeclaration], limit: int, tolerance: Tolerance
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The tools that items of the input add to the declared ones (Codex, tool searches), and the names of ignored
-    ones."""
+    """The tools that items of the input add to the declared tools (Codex, tool searches), and the names of ignored
+    tools."""
     servers = {tool.server_label for tool in declared if tool.type == "mcp"}
     tools: list[ToolDeclaration] = []
     left_out: list[str] = []
@@ -316,7 +317,8 @@ def _read_model(value: Raw) -> str:
 
 
 def _read_conversation(value: Raw, previous: str | None) -> str | None:
-    """The conversation's id, which the request gives as a string or in an object. None when the request names none."""
+    """The conversation's id, which the request gives as a string or in an object. None when the request names no
+    conversation."""
     if not given(value):
         return None
     if previous:
@@ -351,7 +353,8 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
         loose = read_value("input", _INPUT, value)
         items, known = loose, False
     if not known or any(item.type not in _PLAIN_ITEMS for item in items):
-        # Items that the model sees unchanged, or that are stored unchanged, need their bytes. Usual items do not.
+        # Items that the model sees unchanged, or that are stored unchanged, need their bytes. Usual items do not need
+        # their bytes.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
             item.source = source
     if not known:

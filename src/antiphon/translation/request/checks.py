@@ -89,7 +89,7 @@ def _not_among(name: str, value: str, allowed: tuple[str, ...]) -> InvalidReques
 
 
 def read_string(name: str, value: Raw) -> str:
-    """A string. Raises `InvalidRequest` for anything else."""
+    """Decode a string. Raises `InvalidRequest` for any other value."""
     try:
         return _STRING.decode(value)
     except (msgspec.DecodeError, RecursionError):
@@ -127,14 +127,14 @@ def not_utf8(error: UnicodeDecodeError) -> InvalidRequest:
 
 
 def required(where: str, name: str, value: str | None) -> str:
-    """The value. Raises `InvalidRequest` when it is absent or empty."""
+    """Return the value. Raises `InvalidRequest` when the value is absent or empty."""
     if not value:
         raise missing_parameter(f"{where}.{name}")
     return value
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise unless there are at most 16 pairs, of at most 64 and 512 characters."""
+    """Raise unless there are at most 16 pairs, with keys of at most 64 and values of at most 512 characters."""
     if len(metadata) > 16:
         raise invalid_parameter("metadata", "it may have at most 16 pairs", "object_above_max_properties")
     for key, value in metadata.items():

@@ -1,4 +1,4 @@
-"""The table of create-response fields: one row for each.
+"""The table of create-response fields, with one row for each field.
 
 A row has a field's type and limits, its treatment, and the form in which a response repeats it. The following code uses
 the rows:
@@ -286,7 +286,7 @@ _ROWS: Final = (
     Field("tool_choice", fate={}, template=True),
 )
 FIELDS: Final = {row.name: row for row in _ROWS}
-"""The rows by name, in a readable order."""
+"""The rows of the table by field name, in a readable order."""
 
 FORWARDED: Final = {row.name: row for row in _ROWS if row.forward is not None}
 ECHOED: Final = {row.name: row for row in _ROWS if row.echo is not UNSET}
@@ -371,8 +371,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
-    """The number of tokens from which a conversation is compacted. 0 means the server's own number. None means that no
-    entry asks for compaction."""
+    """The number of tokens from which a conversation is compacted. 0 means that the model's context size decides. None
+    means that no entry asks for compaction."""
     if len(entries) > _MOST_ENTRIES:
         raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
     threshold = None

@@ -1,7 +1,7 @@
 """Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
-Lives here: the checks that `strict: true` adds. OpenAI accepts every schema and grammar that passes them. Not here:
-unknown fields and values (`types/tolerance.py`), requests that no server can accept (`fields.py`, `tools.py`).
+Lives here: the checks that `strict: true` adds. OpenAI accepts every schema and grammar that passes these checks. Not
+here: unknown fields and values (`types/tolerance.py`), requests that no server can accept (`fields.py`, `tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
 `docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.
@@ -87,7 +87,8 @@ def _check_root(schema: object) -> None:
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise _Unfit((), "the schema must have type 'object', not 'anyOf' or any other, at its root")
     properties = 0
-    # A list instead of recursion, so that this check, not Python's recursion limit, bounds the depth of a schema.
+    # The loop uses a list instead of recursion, so that this check, not Python's recursion limit, bounds a schema's
+    # depth.
     left: list[tuple[Place, object, int]] = [((), schema, 1)]
     while left:
         place, one, depth = left.pop()

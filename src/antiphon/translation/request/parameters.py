@@ -46,7 +46,7 @@ PARAMETER_KINDS: Final[dict[str, object]] = {
     "enable_thinking": bool | None,
     "thinking_budget": int | None,
     "thinking": dict[str, object] | None,
-    # Guided decoding: vLLM (old and new), llama.cpp, SGLang.
+    # Parameters for guided decoding in vLLM (old and new), llama.cpp and SGLang.
     "guided_json": dict[str, object] | str | None,
     "guided_regex": str | None,
     "guided_choice": list[str] | None,
@@ -86,7 +86,7 @@ DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_ef
 
 
 def read_parameter(name: str, value: Raw) -> Raw | None:
-    """The unchanged value, or None for null. Raises `InvalidRequest` when its type is wrong."""
+    """The unchanged value, or None for null. Raises `InvalidRequest` when the value's type is wrong."""
     return value if read_value(name, _DECODERS[name], value) is not None else None
 
 

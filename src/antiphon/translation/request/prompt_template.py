@@ -92,9 +92,10 @@ def variables_of(template: bytes) -> tuple[str, ...]:
 
 
 def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[list[Raw], dict[str, Raw]]:
-    """Insert the values into the template, a JSON object. Returns the template's messages, and its fields of a request.
+    """Insert the values into the template, a JSON object. Returns the template's messages, and the request fields that
+    the template sets.
 
-    Raises `InvalidRequest`. Raises `RequestTooLarge` before it builds a result above the limit.
+    Raises `InvalidRequest`. Raises `RequestTooLarge` instead of building a result above the limit.
     """
     seen = _Values({}, collect=True)
     seen.fill(template)
@@ -120,7 +121,7 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
 
 
 class _Values:
-    """Replaces variables by values. With `collect` it only collects the variables' names, and leaves the text
+    """Replaces variables by values. With `collect`, the class only collects the variables' names, and leaves the text
     unchanged."""
 
     def __init__(self, values: Mapping[str, Raw], *, collect: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Reads the filters and ranking options of a search.
 
-Lives here: reading them from decoded JSON. Not here: applying them to an index (`stores/`), and the search itself.
+Lives here: reading filters and options from decoded JSON. Not here: applying them to an index (`stores/`), and the
+search itself.
 
 Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
 
@@ -71,7 +72,7 @@ RANKING: Final[dict[str, object]] = {
 
 
 def read_filters(value: object, where: str) -> Filter | None:
-    """Read a filter. None when the value is null. Raises `InvalidRequest`."""
+    """Read a filter. Returns None when the value is null. Raises `InvalidRequest`."""
     found = None if value is None else _filter(value, where, _MAX_DEPTH)
     if found is not None and _size(found) > _MAX_IN_ALL:
         raise invalid_value(where, f"use at most {_MAX_IN_ALL} comparisons in all")
@@ -79,7 +80,7 @@ def read_filters(value: object, where: str) -> Filter | None:
 
 
 def read_ranking(value: object, where: str) -> Ranking:
-    """Read ranking options. The defaults when the value is null. Raises `InvalidRequest`."""
+    """Read ranking options. Returns the defaults when the value is null. Raises `InvalidRequest`."""
     if value is None:
         return Ranking()
     options = _object(value, where)

@@ -1,4 +1,4 @@
-"""Reads `tool_choice`: its forms, the tools that they allow, and the form in which a response repeats it.
+"""Reads `tool_choice`: its forms, the tools that each form allows, and the form in which a response repeats it.
 
 Lives here: reading `tool_choice`. Not here: its chat form (`translation/chat/tools.py`), and refusing calls that the
 choice forbids (`translation/answer/tool_calls.py`).
@@ -31,7 +31,7 @@ _ONE_FUNCTION: Final = frozenset({"web_search", "file_search", "code_interpreter
 
 
 CHOICE_MEMBERS: Final = frozenset(AnyToolChoice.__struct_fields__)
-"""The known members of a choice, and of the tools that it names."""
+"""The known members of a choice, and of the tools that the choice names."""
 
 _CHOICE: Final = msgspec.json.Decoder(AnyToolChoice)
 
@@ -46,7 +46,7 @@ def read_tool_choice(
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
-    """The choice, or None when the request has none. Raises `InvalidRequest`.
+    """The choice, or None when the request has no `tool_choice`. Raises `InvalidRequest`.
 
     - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
     - `limit` is the maximal number of tools that the choice may name.

@@ -1,7 +1,7 @@
 """Reads tools from a create-response body, and from items that declare tools.
 
 Lives here: deciding which tools the model can call, which are ignored and which are rejected. Not here: the choice
-among them (`tool_choice.py`), their chat form (`translation/chat/tools.py`).
+among tools (`tool_choice.py`), the chat form of tools (`translation/chat/tools.py`).
 
 The model can call a tool that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch and
 the client's tool search. A hosted tool that this sidecar cannot run does not fail the request, unless the answer would
@@ -117,7 +117,7 @@ def why_not_here(kind: str) -> str:
 
 
 def runs_here(tool: ToolDeclaration, hosted: frozenset[str]) -> bool:
-    """Whether Antiphon runs a declared tool. `hosted` are the types of tools that it runs."""
+    """Whether Antiphon runs a declared tool. `hosted` are the types of tools that Antiphon runs."""
     return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
 
 
@@ -130,11 +130,11 @@ def read_tools(
     *,
     brought: str | None = None,
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The callable tools, and the names of ignored ones (`tools.web_search`). Raises `InvalidRequest`.
+    """The callable tools, and the names of ignored tools (`tools.web_search`). Raises `InvalidRequest`.
 
     `hosted` are the types of tools that Antiphon runs. `tolerance` decides about unknown members. `brought` is the type
-    of the item that declares the tools. Antiphon never runs such tools, except tools of MCP servers that a search found
-    (`found_on_servers`).
+    of the item that declares the tools. Antiphon never runs tools that an item declares, except tools of MCP servers
+    that a search found (`found_on_servers`).
     """
     if len(tools) > limit:
         raise _too_many(where, len(tools), limit)
@@ -337,7 +337,7 @@ def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
 
 def _is_callable(tool: ToolDeclaration) -> bool:
     if tool.type == "tool_search":
-        # If Antiphon does not search for tools, the model sees all tools, so it needs no search.
+        # If Antiphon does not search for tools, the model sees all tools, so the model needs no search.
         return tool.execution == "client"
     if tool.type == "shell":
         # A shell in a container of the server is a hosted tool.
