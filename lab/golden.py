@@ -1,4 +1,4 @@
-"""`scripts/lab golden`: write the goldens, name what changed, and point at outcomes that deserve a second look."""
+"""`scripts/lab golden`: writes the goldens, names the changed ones, and lists outcomes that need a manual check."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""`scripts/record URL --provider NAME`: record real answers of a chat server for the tests.
+"""`scripts/record URL --provider NAME`: records real answers of a chat server for the tests.
 
-Lives here: the requests, reading an answer, what an answer holds (`features_of`), the files and their rows in
-`INDEX.tsv`. Not here: what the tests do with recordings (`tests/support/recordings.py`, `lab/golden.py`). The format:
+Lives here: the requests, reading an answer, the features of an answer (`features_of`), the files and their rows in
+`INDEX.tsv`. Not here: the use of recordings in tests (`tests/support/recordings.py`, `lab/golden.py`). The format:
 docs/contributing/recordings.md.
 
-Invariants: No header but the content type is written. The key is in no file. The program redacts the plain key. It
-refuses an answer that shows the key in another way (escaped, split over the parts of a stream). No file is overwritten.
-Files are written only when every request has its answer.
+Invariants: The program writes no header but the content type. No file contains the key. The program redacts the plain
+key. It refuses an answer that shows the key in another form (escaped, or split over the chunks of a stream). It
+overwrites no file. It writes files only when every request has its answer.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ REQUESTS: dict[str, Object] = {
     },
     "unknown-model": {"messages": [{"role": "user", "content": "Hi"}], "model": "no-such-model"},
 }
-"""The requests, by the end of the file's name. A request without a model is sent with the recorded one."""
+"""The requests, by the end of their file's name. A request without a model uses the model that is being recorded."""
 
 _WORDS = (
     "text",
@@ -121,17 +121,17 @@ _WORDS = (
     "tools_in_request",
     "tool_result_turn",
 )
-"""The words of the column `features`, in their order."""
+"""The values of the column `features`, in the order of the column."""
 _REASONING = frozenset({"reasoning_content", "reasoning", "reasoning_details", "think_tags"})
 
 
 class CannotRecord(Exception):
-    """What keeps the program from recording, as a sentence for the person who runs it."""
+    """A problem that prevents the recording, as a sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it came: `reads` are the lengths of the pieces in which it was read."""
+    """One answer as received. `reads` has the lengths of the network reads."""
 
     status: int
     content_type: str
@@ -140,13 +140,13 @@ class Answer:
 
     @property
     def streamed(self) -> bool:
-        """Whether it is a stream of events."""
+        """Whether the answer is a stream of server-sent events."""
         return self.content_type.partition(";")[0].strip() == "text/event-stream"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where recordings come from, and by which licence others may use them."""
+    """The origin of recordings, and the licence for their use."""
 
     provider: str
     model: str
@@ -155,11 +155,11 @@ class Source:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
-# What an answer holds
+# Features of an answer.
 
 
 def data_of(answer: Answer) -> list[str]:
-    """The data of each event of a stream but the sentinel; of another answer the whole body."""
+    """For a stream, the data of each event except `[DONE]`. For any other answer, the whole body."""
     text = answer.body.decode("utf-8", "replace")
     if not answer.streamed:
         return [text]
@@ -168,8 +168,8 @@ def data_of(answer: Answer) -> list[str]:
 
 
 def features_of(request: Object, answer: Answer) -> list[str]:
-    """The features of the answer and of its request, in the words of the column `features`. Raises `CannotRecord` for
-    an answer in another shape than Chat Completions has."""
+    """The features of the answer and of its request, as values of the column `features`. Raises `CannotRecord` if the
+    answer does not have the form of Chat Completions."""
     chunks = [one for one in map(_decoded, data_of(answer)) if isinstance(one, dict)]
     try:
         found = set(_of_chunks(chunks, answer.streamed))
@@ -235,7 +235,8 @@ def _decoded(text: str) -> object:
 
 
 def shows(answer: Answer, secrets: tuple[str, ...]) -> bool:
-    """Whether the answer shows one of these secrets, also with escaped letters or split over the parts of a stream."""
+    """Whether the answer contains one of these secrets, also with escaped characters or split over the chunks of a
+    stream."""
     fields: dict[str, list[str]] = {}
     for value in map(_decoded, data_of(answer)):
         for name, text in _texts(value):
@@ -245,12 +246,12 @@ def shows(answer: Answer, secrets: tuple[str, ...]) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    r"""The text with the letters that JSON writes as `\uXXXX`, also in JSON within JSON and in broken JSON."""
+    r"""The text with `\uXXXX` escapes decoded, also in JSON within JSON and in broken JSON."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:
-    """All texts in a decoded value, names included, each with the name of its field."""
+    """All strings in a decoded value, keys included, each with the name of its field."""
     waiting = [("", value)]
     while waiting:
         name, one = waiting.pop()
@@ -263,17 +264,17 @@ def _texts(value: object) -> Iterator[tuple[str, str]]:
             waiting += reversed(one.items())
 
 
-# Files
+# Files.
 
 
 def file_name(source: Source, kind: str) -> str:
-    """Where the recording of this kind is, below the folder of all recordings."""
+    """The path of the recording of this kind, relative to the folder of all recordings."""
     model = re.sub(r"[^a-z0-9]+", "-", source.model.lower()).strip("-")
     return f"chat/{source.provider}/antiphon-{model}-{kind}.json"
 
 
 def recording_of(source: Source, kind: str, request: Object, answer: Answer) -> Object:
-    """The content of a recording's file. Raises `CannotRecord` for an answer that is no text, or shows the key."""
+    """The content of a recording's file. Raises `CannotRecord` if the answer is not text, or shows the key."""
     body = bytes_without(answer.body, source.secrets)
     if shows(replace(answer, body=body), source.secrets):
         raise CannotRecord(f"The answer to {kind} shows the key in a form that cannot be removed. It is not recorded.")
@@ -304,7 +305,7 @@ def recording_of(source: Source, kind: str, request: Object, answer: Answer) -> 
 
 
 def row_of(name: str, recording: Object, chunks: int) -> str:
-    """The row of `INDEX.tsv` for a recording with this many events."""
+    """The row of `INDEX.tsv` for a recording with `chunks` events."""
     values = {
         "file": name,
         "provider": recording["provider"],
@@ -321,7 +322,7 @@ def row_of(name: str, recording: Object, chunks: int) -> str:
 
 
 def with_rows(index: str, rows: list[str]) -> str:
-    """The table with these rows, each before the first one of chat recordings that sorts after it."""
+    """The table with these rows added, each in its sorted position among the chat recordings."""
     head, *known = index.splitlines() or ["\t".join(_COLUMNS)]
     for row in rows:
         place = next(
@@ -349,11 +350,12 @@ def write(folder: Path, recordings: dict[str, tuple[Object, int]]) -> None:
     index.write_text(with_rows(index.read_text() if index.exists() else "", rows))
 
 
-# The server
+# The server.
 
 
 async def record(url: str, source: Source, kinds: list[str]) -> dict[str, tuple[Object, int]]:
-    """Ask the server for each kind. A request for reasoning whose answer has none is left out, and reported."""
+    """Send each kind of request to the server. A request for reasoning whose answer has no reasoning is reported and
+    not recorded."""
     found = {}
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     headers = {"authorization": f"Bearer {source.secrets[0]}"} if source.secrets else {}
@@ -372,9 +374,9 @@ async def record(url: str, source: Source, kinds: list[str]) -> dict[str, tuple[
 
 
 async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answer:
-    """Send one request. Raises `CannotRecord` where the server cannot be reached or breaks off."""
+    """Send one request. Raises `CannotRecord` if the server cannot be reached or breaks off."""
     try:
-        # A server that compresses would be recorded as it is after decoding, in other pieces than it sent.
+        # If the server compressed its answer, the recording would have the decompressed bytes with other read lengths.
         async with session.post(
             f"{url}/chat/completions", json=request, headers={"accept-encoding": "identity"}
         ) as got:
@@ -385,7 +387,7 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answ
 
 
 async def _parts(got: aiohttp.ClientResponse, url: str) -> list[bytes]:
-    """The body in the pieces in which it was read. Raises `CannotRecord` for one that is too large."""
+    """The body in the network reads in which it arrived. Raises `CannotRecord` if it is too large."""
     parts, size = list[bytes](), 0
     async for part in got.content.iter_any():
         size += len(part)
@@ -406,7 +408,7 @@ async def first_model(url: str, secrets: tuple[str, ...]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The text of a column of `INDEX.tsv`."""
+    """The text without tabs and line breaks, for a column of `INDEX.tsv`."""
     if not _LINE.fullmatch(text):
         raise argparse.ArgumentTypeError("use at most 200 characters without tabs and line breaks")
     return text

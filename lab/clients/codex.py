@@ -1,7 +1,7 @@
-"""The Codex CLI at work: one turn (`codex exec --json`) with a private home and folder.
+"""Runs one turn of the Codex CLI (`codex exec --json`) with a private home and work folder.
 
-Lives here too: how scenarios script the chat server and read its requests. Not here: the prompts for Codex
-(`codex_scenarios.py`, `codex_threads.py`), starting the gateway (`run.py`).
+Lives here too: the functions with which scenarios script the chat server and read its requests. Not here: the prompts
+for Codex (`codex_scenarios.py`, `codex_threads.py`), starting the gateway (`run.py`).
 
 Invariant: no turn sees files or threads of another `Codex`.
 """
@@ -21,26 +21,26 @@ from tests.support.strict_upstream import StrictUpstream
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
 )
-"""A red square of 8 by 8."""
+"""A red PNG image of 8 by 8 pixels."""
 
 
 def call(name: str, arguments: Any, number: int = 1) -> dict[str, Any]:
-    """A call that the model makes."""
+    """A tool call of the model, for a scripted answer."""
     return {"name": name, "arguments": arguments, "id": f"call_{number}"}
 
 
 def tool_names(chat: dict[str, Any]) -> list[str]:
-    """The functions that the model was shown."""
+    """The names of the functions in a chat request."""
     return [tool["function"]["name"] for tool in chat["tools"]]
 
 
 def tool_texts(chat: dict[str, Any]) -> list[str]:
-    """What tools have said."""
+    """The texts of the tool messages in a chat request."""
     return [message["content"] for message in chat["messages"] if message["role"] == "tool"]
 
 
 def images(chat: dict[str, Any]) -> list[bytes]:
-    """The pictures that the model was shown."""
+    """The images in a chat request."""
     parts = [
         part for message in chat["messages"] if isinstance(message["content"], list) for part in message["content"]
     ]
@@ -49,7 +49,7 @@ def images(chat: dict[str, Any]) -> list[bytes]:
 
 
 class Codex:
-    """Codex in a private home and work folder, and the chat server behind it."""
+    """The Codex CLI in a private home and work folder, and the chat server behind the gateway."""
 
     def __init__(self, installed: Installed, upstream: StrictUpstream, name: str) -> None:
         self._installed = installed
@@ -65,16 +65,16 @@ class Codex:
     async def turn(
         self, *arguments: str, model: str = "strict", retries: int = 0, config: str = "", provider: str = "http"
     ) -> None:
-        """One `codex exec`; afterwards `events` and `output` are this turn's.
+        """Run one `codex exec`. Afterwards `events` and `output` are those of this turn.
 
-        `provider`: `http` and `socket` are of our making, `openai` is the one that Codex has built in.
+        `provider`: `http` and `socket` are defined by this test, and `openai` is Codex's built-in provider.
         """
         self._configure(model, retries, config, provider)
         self.output = await self._installed.run(*self._command(arguments), home=self.home, work=self.work)
         self.events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"type"')]
 
     async def leave(self, *arguments: str) -> None:
-        """One `codex exec` that is killed while the chat server still holds its answer open."""
+        """Run one `codex exec`, and kill it while the chat server has not finished its answer."""
         self._configure("strict", 0, "", "http")
         turn = asyncio.ensure_future(self._installed.run(*self._command(arguments), home=self.home, work=self.work))
         try:
@@ -104,30 +104,30 @@ class Codex:
         )
 
     async def was_left(self) -> bool:
-        """Whether the chat server's open answer was given up, now or soon."""
+        """Whether the gateway closed the chat server's open answer. Waits for this for a while."""
         return await self._upstream.left()
 
     def script(self, *answers: dict[str, Any]) -> None:
-        """What the chat server says next."""
+        """Set the next answers of the chat server."""
         self._upstream.script(answers)
 
     @property
     def thread(self) -> str:
-        """The id of the thread that the last turn was in."""
+        """The id of the last turn's thread."""
         return str(next(event["thread_id"] for event in self.events if event["type"] == "thread.started"))
 
     def rollout(self) -> Path:
-        """The file in which Codex keeps its only thread."""
+        """The file in which Codex stores its only thread."""
         (found,) = self.home.glob(".codex/sessions/**/rollout-*.jsonl")
         return found
 
     @property
     def chats(self) -> list[dict[str, Any]]:
-        """What it received since."""
+        """The chat requests that the server received since the last `script`."""
         return self._upstream.requests
 
     def items(self, kind: str) -> list[dict[str, Any]]:
-        """Finished items of one kind, as Codex shows them."""
+        """The finished items of one kind in Codex's output."""
         done = [event["item"] for event in self.events if event["type"] == "item.completed"]
         return [item for item in done if item["type"] == kind]
 

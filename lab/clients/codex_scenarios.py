@@ -1,9 +1,9 @@
-"""The Codex CLI's scenarios: real turns of the real binary, with its own tools.
+"""Tests the Codex CLI: real turns of the real program, with its own tools.
 
-Lives here: what each asserts of Codex and of the chat server, and running them. Not here: one turn of Codex
-(`codex.py`), threads of several agents and of several servers (`codex_threads.py`).
+Lives here: the checks of each scenario on Codex and on the chat server, and running the scenarios. Not here: one turn
+of Codex (`codex.py`), threads of several agents and of several servers (`codex_threads.py`).
 
-Invariant: a scenario passes when it raises nothing. Each scenario has a separate home.
+Invariant: a scenario passes if it raises nothing. Each scenario has a separate home.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCENARIOS: list[Scenario] = []
 
 
 def scenario(function: Scenario) -> Scenario:
-    """Have it run."""
+    """Register a scenario."""
     _SCENARIOS.append(function)
     return function
 
@@ -56,7 +56,7 @@ async def shell(codex: Codex) -> None:
     assert (ran["exit_code"], ran["aggregated_output"]) == (0, "made-by-codex\n"), ran
     [output] = tool_texts(codex.chats[1])
     assert "made-by-codex" in output
-    # The thoughts before the call, which Codex carried sealed, are back beside it.
+    # The chat request again has the reasoning before the call, which Codex stored encrypted.
     assert codex.chats[1]["messages"][-2]["reasoning_content"] == "Let me think."
 
 
@@ -73,7 +73,7 @@ async def patch(codex: Codex) -> None:
 
 @scenario
 async def mcp(codex: Codex) -> None:
-    """A tool of an MCP server stands in a namespace; its call must come back with it."""
+    """A tool of an MCP server is in a namespace, and its call must come back with this namespace."""
     server = f'[mcp_servers.city]\ncommand = "{codex.python}"\nargs = ["{HERE / "mcp_server.py"}"]'
     codex.script({"calls": [call("mcp__city__lookup_city", {"city": "Oslo"})]}, {"content": "It is 7731."})
     await codex.turn("look it up", config=server)
@@ -97,7 +97,7 @@ async def image(codex: Codex) -> None:
 
 @scenario
 async def image_of_a_tool(codex: Codex) -> None:
-    """A picture in a tool's output cannot stand in a tool message: it follows as the user's."""
+    """A tool message cannot contain the image of a tool's output, so the image follows in a user message."""
     (codex.work / "red.png").write_bytes(PNG)
     codex.script({"calls": [call("view_image", {"path": "red.png"})]}, {"content": "Red."})
     await codex.turn("look at red.png")
@@ -108,7 +108,7 @@ async def image_of_a_tool(codex: Codex) -> None:
 
 @scenario
 async def steps(codex: Codex) -> None:
-    """Six model calls: commands that build on each other, two at once, one that fails, then the answer."""
+    """Test six model calls: commands that depend on each other, two parallel calls, one that fails, then the answer."""
     commands = [
         ["echo one > a.txt"],
         ["cat a.txt", "echo two > b.txt"],
@@ -121,7 +121,7 @@ async def steps(codex: Codex) -> None:
     for at, step in enumerate(commands, start=1):
         calls = [call("exec_command", {"cmd": command}, number + more) for more, command in enumerate(step)]
         number += len(step)
-        # Models speak before their calls, some behind them.
+        # Some models write text before their calls, and some after them.
         said = "content" if at % 2 else "after"
         answers.append({"calls": calls, "reasoning": f"Step {at}.", said: f"Now {at}."})
     codex.script(*answers, {"content": "All done."})
@@ -153,7 +153,7 @@ async def plan(codex: Codex) -> None:
 
 @scenario
 async def resumed(codex: Codex) -> None:
-    """A second process goes on with the thread: Codex sends all of it again, the thoughts sealed."""
+    """A second process resumes the thread. Codex sends the whole thread again, with encrypted reasoning."""
     codex.script(
         {"calls": [call("exec_command", {"cmd": "echo 42"})]}, {"content": "It is 42."}, {"content": "As I said."}
     )
@@ -171,7 +171,7 @@ async def resumed(codex: Codex) -> None:
 
 @scenario
 async def structured(codex: Codex) -> None:
-    """`--output-schema`: a strict schema in Chat's form."""
+    """Test `--output-schema`: the chat request has a strict schema in the form of Chat Completions."""
     properties = {"answer": {"type": "string"}}
     schema = {"type": "object", "properties": properties, "required": ["answer"], "additionalProperties": False}
     (codex.work / "schema.json").write_text(json.dumps(schema))
@@ -184,7 +184,7 @@ async def structured(codex: Codex) -> None:
 
 @scenario
 async def code_mode(codex: Codex) -> None:
-    """Models of the newest kind get their tools as an item of the input, and call them from JavaScript."""
+    """The newest models get their tools as an item of the input, and call them from JavaScript."""
     code = 'const made = await tools.exec_command({cmd: "echo from-code-mode"}); text(made.output);'
     codex.script({"calls": [call("functions__exec", {"input": code})]}, {"content": "Ran."})
     await codex.turn("run it", model="gpt-5.6-sol")
@@ -195,7 +195,7 @@ async def code_mode(codex: Codex) -> None:
 
 @scenario
 async def over_a_socket(codex: Codex) -> None:
-    """One WebSocket for all of a turn's model calls: after the first, only what is new is sent."""
+    """One WebSocket carries all model calls of a turn. After the first call, Codex sends only new items."""
     codex.script({"calls": [call("exec_command", {"cmd": "echo by-socket"})]}, {"content": "Done."})
     await codex.turn("run it", provider="socket")
     assert codex.said() == ["Done."]
@@ -209,7 +209,7 @@ async def over_a_socket(codex: Codex) -> None:
 
 @scenario
 async def compacted(codex: Codex) -> None:
-    """Past its limit Codex has the thread summarized by the model, and goes on from the summary."""
+    """Beyond its token limit, Codex lets the model summarize the thread, and continues from the summary."""
     usage = {"prompt_tokens": 90_000, "completion_tokens": 10, "total_tokens": 90_010}
     codex.script(
         {"content": "A long story.", "usage": usage}, {"content": "The short of it."}, {"content": "On we go."}
@@ -226,7 +226,7 @@ async def compacted(codex: Codex) -> None:
 
 @scenario
 async def built_in(codex: Codex) -> None:
-    """The provider that Codex has built in, with another address: it opens a socket at once."""
+    """Codex's built-in provider, with another address, opens a WebSocket immediately."""
     codex.script({"calls": [call("exec_command", {"cmd": "echo built-in"})]}, {"content": "Done."})
     await codex.turn("run it", provider="openai", model="gpt-5.5")
     assert codex.said() == ["Done."], codex.output
@@ -237,7 +237,7 @@ async def built_in(codex: Codex) -> None:
 
 @scenario
 async def compacted_remotely(codex: Codex) -> None:
-    """The built-in provider leaves it to the server to compact the thread, and carries the sealed result."""
+    """With the built-in provider, the server compacts the thread, and Codex stores the encrypted result."""
     usage = {"prompt_tokens": 90_000, "completion_tokens": 10, "total_tokens": 90_010}
     codex.script(
         {"content": "A long story.", "usage": usage}, {"content": "The short of it."}, {"content": "On we go."}
@@ -253,7 +253,7 @@ async def compacted_remotely(codex: Codex) -> None:
 
 @scenario
 async def left_alone(codex: Codex) -> None:
-    """Codex is killed: the chat server's answer ends too."""
+    """If Codex is killed, the chat server's answer ends too."""
     codex.script({"content": "Never finished.", "hold": True})
     await codex.leave("hi")
     assert await codex.was_left(), "the chat server was left waiting"
@@ -261,7 +261,7 @@ async def left_alone(codex: Codex) -> None:
 
 @scenario
 async def rate_limited(codex: Codex) -> None:
-    """A 429 keeps its status, by which Codex knows that it may ask again."""
+    """A 429 keeps its status, which tells Codex that it may retry."""
     codex.script({"status": 429, "headers": {"retry-after": "1"}, "error": {"message": "Slow down.", "type": "x"}})
     await codex.turn("hi", retries=1)
     assert codex.said() == [_HELLO]
@@ -271,7 +271,7 @@ async def rate_limited(codex: Codex) -> None:
 
 @scenario
 async def failed_in_the_stream(codex: Codex) -> None:
-    """An error chunk in the middle is a failed response; Codex asks again and the turn succeeds."""
+    """An error chunk in the middle of a stream fails the response. Codex retries, and the turn succeeds."""
     codex.script({"content": "Half.", "error_chunk": {"message": "The model broke.", "type": "server_error"}})
     await codex.turn("hi", retries=1)
     assert codex.said()[-1] == _HELLO
@@ -289,7 +289,7 @@ async def failed_for_good(codex: Codex) -> None:
 
 @scenario
 async def overloaded(codex: Codex) -> None:
-    """Codex knows the code of an overloaded model, and does not ask again."""
+    """Codex knows the error code of an overloaded model, and does not retry."""
     codex.script({"content": "Half.", "error_chunk": {"message": "Overloaded.", "type": "server_error", "code": 503}})
     await codex.turn("hi", retries=1)
     assert codex.kinds()[-1] == "turn.failed"
@@ -299,7 +299,7 @@ async def overloaded(codex: Codex) -> None:
 
 @scenario
 async def cut_off(codex: Codex) -> None:
-    """A connection that breaks: the stream ends too soon or fails, and Codex asks again."""
+    """If the connection breaks, the stream ends too early or the response fails, and Codex retries."""
     codex.script({"content": "Half.", "cut": True})
     await codex.turn("hi", retries=1)
     assert codex.said()[-1] == _HELLO
@@ -308,7 +308,7 @@ async def cut_off(codex: Codex) -> None:
 
 @scenario
 async def too_long(codex: Codex) -> None:
-    """A 400 ends the turn at once, with the chat server's words."""
+    """A 400 ends the turn immediately, with the chat server's message."""
     error = {
         "message": "Your messages are too long.",
         "type": "invalid_request_error",

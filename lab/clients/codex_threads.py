@@ -1,11 +1,12 @@
-"""Codex's threads of several agents and of several servers: sub-agents, a thread begun at OpenAI, its own web search.
+"""Tests Codex threads with several agents or servers: sub-agents, a thread that began on OpenAI's server, Codex's web
+search.
 
-Not here: one agent at one server (`codex_scenarios.py`).
+Not here: one agent with one server (`codex_scenarios.py`).
 
-What Codex 0.169 does of itself: models of the newest kind get the tools of `collaboration` (other models with
-`multi_agent_v2`); `agent_message` items carry what agents tell each other; with `standalone_web_search` and a provider
-that says it has one, `web.run` asks `POST /v1/alpha/search`. It writes no OpenAI-sealed items without OpenAI: those are
-put into its rollout here, where it keeps what that server gave it.
+Codex 0.169 behaves as follows. The newest models get the tools of `collaboration`, and other models get them with
+`multi_agent_v2`. `agent_message` items carry the messages between agents. With `standalone_web_search` and a provider
+that declares a search, `web.run` calls `POST /v1/alpha/search`. Only OpenAI's server creates OpenAI-encrypted items. So
+the scenarios write such items into Codex's rollout file, where Codex stores what a server gave it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lab.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
 _AGENTS = "[features]\nmulti_agent_v2 = true\n"
 _SEARCH = 'web_search = "live"\n[features]\nstandalone_web_search = true\n'
 _BOTH = f"{_SEARCH}multi_agent_v2 = true\n"
-# As OpenAI's server seals: a Fernet token.
+# A Fernet token, the format of OpenAI's encrypted content.
 _SEALED = "gAAAAABp-r_nDEFD_pLd6MEzoOCG8O" + "Zm9vYmFy" * 20
 _CLOSED = {"type": "encrypted_content", "encrypted_content": _SEALED}
 _ASKED = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What I asked at first."}]}
@@ -31,12 +32,12 @@ def _spawn(message: str) -> dict[str, Any]:
 
 
 def _waits(*numbers: int) -> list[dict[str, Any]]:
-    """For requests that no other answer is for: the model waits for its agents."""
+    """Answers for requests without another scripted answer: the model waits for its agents."""
     return [{"calls": [call(f"{_SPACE}wait_agent", {"timeout_ms": 20_000}, number)]} for number in numbers]
 
 
 def _told(chat: dict[str, Any]) -> str:
-    """The last message as text."""
+    """The text of the last message."""
     content = chat["messages"][-1]["content"]
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
@@ -62,17 +63,17 @@ async def _agents_at_work(codex: Codex, **options: Any) -> None:
 
 
 async def sub_agents(codex: Codex) -> None:
-    """An agent spawns another, which gets its task and a second one; the first gets what it found."""
+    """An agent starts another agent, which gets its task and later a second one. The first agent gets the result."""
     await _agents_at_work(codex, config=_AGENTS)
 
 
 async def sub_agents_over_sockets(codex: Codex) -> None:
-    """The newest models have these tools by default. Each agent has a separate socket."""
+    """The newest models have these tools by default. Each agent uses a separate WebSocket."""
     await _agents_at_work(codex, model="gpt-5.6-sol", provider="socket")
 
 
 async def sub_agents_of_other_models(codex: Codex) -> None:
-    """Models that Codex does not know have tools of an older kind, with agents by number and messages of users."""
+    """Models that Codex does not know have older tools, with numbered agents and with user messages between agents."""
     wait = "while [ ! -e child.txt ]; do read -t 0.05 <> <(:); done"
     codex.script(
         {"when": "delegate it", "calls": [call("multi_agent_v1__spawn_agent", {"message": "Count the files."})]},
@@ -90,7 +91,7 @@ async def sub_agents_of_other_models(codex: Codex) -> None:
 
 
 async def _begun_elsewhere(codex: Codex, *items: dict[str, Any]) -> None:
-    """A thread whose earlier turns another server compacted into these items."""
+    """Start a thread whose earlier turns another server compacted into these items."""
     codex.script()
     await codex.turn("tell me")
     rollout = codex.rollout()
@@ -106,8 +107,8 @@ def _said_by_users(chat: dict[str, Any]) -> list[str]:
 
 
 async def compacted_elsewhere(codex: Codex) -> None:
-    """Antiphon cannot decrypt what OpenAI's server sealed. A note tells the model so, and the thread continues,
-    twice."""
+    """Antiphon cannot decrypt content of OpenAI's server. A note tells this to the model, and the thread continues for
+    two turns."""
     await _begun_elsewhere(codex, {"type": "context_compaction", "encrypted_content": _SEALED})
     thread = codex.thread
     codex.script({"content": "On we go."}, {"content": "And on."})
@@ -122,7 +123,8 @@ async def compacted_elsewhere(codex: Codex) -> None:
 
 
 async def sealed_elsewhere(codex: Codex) -> None:
-    """Whatever else OpenAI's server has sealed: thoughts, results of its search, what agents told each other."""
+    """Test other content that OpenAI's server encrypts: reasoning, results of its search, and messages between
+    agents."""
     task = {"type": "input_text", "text": "Message Type: FINAL_ANSWER\nPayload:\n"}
     await _begun_elsewhere(
         codex,
@@ -143,7 +145,7 @@ async def sealed_elsewhere(codex: Codex) -> None:
 
 
 async def searches_by_itself(codex: Codex) -> None:
-    """Codex's own web search: our service finds, our reader opens."""
+    """Test Codex's own web search: Antiphon's search service finds pages, and Antiphon's page reader opens them."""
     search = {"search_query": [{"q": "swifts"}]}
     codex.script({"calls": [call("web__run", search)]}, {"content": "Found."})
     await codex.turn("look it up", config=_SEARCH)
@@ -160,7 +162,7 @@ async def searches_by_itself(codex: Codex) -> None:
 
 
 async def everything_at_once(codex: Codex) -> None:
-    """A thread that was compacted elsewhere goes on with a picture, a search and another agent, over sockets."""
+    """A thread that another server compacted continues with an image, a search and another agent, over WebSockets."""
     await _begun_elsewhere(codex, {"type": "compaction", "encrypted_content": _SEALED})
     (codex.work / "red.png").write_bytes(PNG)
     codex.script(

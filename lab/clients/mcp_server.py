@@ -1,6 +1,7 @@
-"""A tiny MCP server on standard input and output, for Codex: one tool, `lookup_city`. Standard library only.
+"""A minimal MCP server on standard input and output, for Codex: one tool, `lookup_city`, with the standard library
+only.
 
-One JSON-RPC message to a line, as the protocol's stdio transport has it; what is no request gets no answer.
+Each line is one JSON-RPC message, as in the protocol's stdio transport. A message that is not a request gets no answer.
 """
 
 import json
@@ -14,7 +15,7 @@ TOOL = {
 
 
 def answer(method, params):
-    """The result of one request, or None for a method this server does not have."""
+    """The result of one request, or None for an unknown method."""
     if method == "initialize":
         info = {"name": "city", "version": "1"}
         return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}

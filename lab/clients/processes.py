@@ -1,6 +1,6 @@
-"""One client's process, started and read to its end within bounds.
+"""Starts one client's process and reads its output, within limits of time and size.
 
-Lives here: the environment of the clients and their processes. Not here: what they are asked (scenarios).
+Lives here: the environment of the clients and their processes. Not here: the requests (scenarios).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Installed:
-    """The installed clients (`folder`), the gateway and the servers they talk to."""
+    """The installed clients (`folder`), the gateway and the servers that they use."""
 
     folder: Path
     base_url: str
@@ -27,7 +27,7 @@ class Installed:
     mcp_url: str = ""
 
     def python(self, environment: str = "py") -> str:
-        """The interpreter of one of the environments."""
+        """The Python interpreter of one of the environments."""
         return str(self.folder / environment / "bin" / "python")
 
     @property
@@ -35,7 +35,7 @@ class Installed:
         return str(self.folder / "py" / "bin" / "node")
 
     async def run(self, *command: str, home: Path | None = None, work: Path | None = None) -> str:
-        """What a process said on both its outputs; it is killed after two minutes."""
+        """Run a process. Returns its standard output and error. Kills it after two minutes."""
         folder = work or self.folder / "work"
         folder.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -56,7 +56,7 @@ class Installed:
                 "LANGSMITH_TRACING": "false",
             },
             cwd=folder,
-            # Some clients are scripts that start others: they end together.
+            # Some clients are scripts that start other processes, so the whole process group is killed.
             start_new_session=True,
         )
         try:

@@ -1,6 +1,6 @@
 """Runs the scenarios of one Python client in the clients' environment: `python python_clients.py openai`.
 
-A line of JSON for each scenario. A scenario passes when it raises nothing.
+The output has a line of JSON for each scenario. A scenario passes if it raises nothing.
 """
 
 import importlib

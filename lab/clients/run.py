@@ -1,9 +1,10 @@
-"""`scripts/lab clients`: real clients against Antiphon in Envoy, in front of a strict chat server; a table at the end.
+"""`scripts/lab clients`: tests real clients with Antiphon in Envoy in front of a strict chat server, and prints a
+table.
 
-Lives here: starting everything, running each client's scenarios, the table. Not here: the scenarios of the libraries
+Lives here: starting the servers, running each client's scenarios, the table. Not here: the scenarios of the libraries
 (`scenarios_*.py`, `*.mjs`) and of the Codex CLI (`codex_scenarios.py`).
 
-Invariant: a scenario passes only when the client saw what it should and the chat server refused nothing.
+Invariant: a scenario passes only if the client got the expected result and the chat server refused nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from tests.support.gateway import start_gateway
 from tests.support.strict_upstream import StrictUpstream
 
 HERE = Path(__file__).parent
-# The client's name on the command line, what runs it, and the file with its scenarios.
+# The client's name on the command line, its interpreter, and the file with its scenarios.
 CLIENTS: dict[str, tuple[str, str]] = {
     "openai_py": ("python", "openai"),
-    # The SDK of the year before, and what wants it.
+    # The previous major version of OpenAI's SDK, and the packages that require it.
     "openai_py2": ("older", "openai"),
     "instructor": ("older", "instructor"),
     "agent_fw": ("older", "agent_framework"),
@@ -46,7 +47,7 @@ CLIENTS: dict[str, tuple[str, str]] = {
 }
 MODES = ("relay", "drive")
 
-# With these a client goes on with what another server has sealed, which strict mode is there to refuse.
+# In these scenarios a client sends content that another server encrypted, which strict mode refuses.
 SEALED_ELSEWHERE = frozenset({"compacted_elsewhere", "sealed_elsewhere", "everything_at_once", "foreign_reasoning"})
 
 
@@ -59,7 +60,7 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
     elif kind == "older":
         output = await installed.run(installed.python("older"), str(HERE / "python_clients.py"), scenarios)
     else:
-        # Modules are found beside the script, so the scripts stand where the modules are.
+        # Python and Node search modules next to the script, so the scripts are copied next to the installed modules.
         for script in HERE.glob("*.mjs"):
             (installed.folder / script.name).write_text(script.read_text())
         output = await installed.run(installed.node, str(installed.folder / "run.mjs"), f"./{scenarios}.mjs")
@@ -69,7 +70,7 @@ async def _run_one(installed: Installed, upstream: StrictUpstream, name: str) ->
 
 @dataclass
 class Count:
-    """How many scenarios of a client went well and how many did not; what a chat server refused counts as one."""
+    """The numbers of passed and failed scenarios of a client. A refusal by the chat server counts as a failure."""
 
     passed: int = 0
     failed: int = 0
@@ -81,7 +82,8 @@ async def _run_mode(folder: Path, names: list[str], mode: str, counts: dict[str,
     servers = ToolServers(folder)
     await servers.start()
     with tempfile.TemporaryDirectory(prefix="antiphon-clients-") as data:
-        # With a key of its own, as background responses need: no client's may reach the chat server.
+        # The gateway has its own key for the upstream, as background responses need. No client's key may reach the chat
+        # server.
         environ = {
             "ANTIPHON_UPSTREAM__AUTH": "inject",
             "ANTIPHON_UPSTREAM__API_KEY": upstream.key,
@@ -131,7 +133,7 @@ async def _run_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run them; the exit status is 0 when all passed."""
+    """Run the command line. The exit status is 0 if all scenarios passed."""
     parser = argparse.ArgumentParser(prog="scripts/lab clients", description="Real clients, end to end through Envoy.")
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(CLIENTS)} (default: all)")
     parser.add_argument("--folder", type=Path, required=True, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What agent-framework must be able to do, and what the chat server sees of it."""
+"""Tests agent-framework: the results in the client, and the requests that reach the chat server."""
 
 import asyncio
 
@@ -35,7 +35,8 @@ def text():
 
 
 def tools():
-    """Its second request holds the outputs alone, or everything: the chat server sees the same."""
+    """The second request has only the outputs, or the whole conversation. The chat server gets the same messages in
+    both cases."""
     script({**adding(1, 2), "reasoning": "Both."}, {"content": "Done."})
     same(asyncio.run(agent(tools=[add]).run("add them")).text, "Done.")
     last = received()[-1]
@@ -44,7 +45,7 @@ def tools():
 
 
 def streamed():
-    """Each `done` event replaces what the deltas before it added up to, so both must say the same."""
+    """In this client each `done` event replaces the text of the earlier deltas, so both must be equal."""
     script({**adding(1), "content": "Let me add.", "reasoning": "Hm."}, {"content": "Two.", "reasoning": "So."})
 
     async def read():

@@ -1,4 +1,4 @@
-"""What openai-agents for Python must be able to do, and what the chat server sees of it."""
+"""Tests openai-agents for Python: the results in the client, and the requests that reach the chat server."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def add(a: int) -> str:
 
 
 def agent(name="a", **more):
-    # Its connections belong to the event loop of one run.
+    # The client's connections belong to the event loop of one run.
     model = OpenAIResponsesModel("strict", openai.AsyncOpenAI(base_url=BASE_URL, api_key="k"))
     return Agent(**{"name": name, "instructions": "Be brief.", "model": model, "tools": [add], **more})
 
@@ -57,7 +57,7 @@ def text():
 
 
 def tools():
-    """Three steps, two calls at once in the second; each step sees the thoughts of the ones before."""
+    """Test three steps, with two parallel calls in the second. Each step gets the reasoning of the earlier steps."""
     script({**adding(1), "reasoning": "First."}, {**adding(2, 3), "reasoning": "Then."}, {"content": "Done."})
     made = run(agent(), "add them")
     same(made.final_output, "Done.")
@@ -70,7 +70,8 @@ def tools():
 
 
 def ids_again():
-    """Some servers count their calls from 0 in every answer; the agent refuses a call with an id it knows."""
+    """Some servers number their calls from 0 in every answer. The agent refuses a call with a known id, so Antiphon
+    must make ids unique."""
     call = {"name": "add", "id": "0"}
     script(
         {"calls": [{**call, "arguments": {"a": 1}}]}, {"calls": [{**call, "arguments": {"a": 2}}]}, {"content": "Done."}
@@ -82,10 +83,10 @@ def ids_again():
 
 
 def tools_by_id():
-    """The server keeps the history: only the outputs are sent."""
+    """The server stores the history, so the client sends only the outputs."""
     script(adding(1), {"content": "Done."})
     same(run(agent(), "add", auto_previous_response_id=True).final_output, "Done.")
-    # What was said to the server once is in the chat server's request all the same.
+    # The chat request still contains the earlier messages, which the client sent only once.
     same(roles(received()[-1]), ["system", "user", "assistant", "tool"])
 
 
@@ -125,7 +126,7 @@ def structured_after_a_tool():
 
 
 def handoff():
-    """The first agent gives the conversation to the second, whose instructions hold from then on."""
+    """The first agent hands the conversation over to the second, whose instructions apply from then on."""
     other = agent("spanish", instructions="Speak Spanish.", tools=[])
     script({"calls": [{"name": "transfer_to_spanish", "arguments": {}}]}, {"content": "Hola."})
     made = run(agent(handoffs=[other]), "in Spanish, please")
@@ -150,7 +151,7 @@ def agent_as_a_tool():
 
 
 def reasoning():
-    """With a summary asked for and nothing stored: the thoughts travel sealed through the agent."""
+    """With a reasoning summary and `store: false`, the agent carries the encrypted reasoning."""
     settings = ModelSettings(
         store=False,
         reasoning=Reasoning(effort="low", summary="auto"),
@@ -166,7 +167,7 @@ def reasoning():
 
 
 def session():
-    """Two runs of one session. The second request repeats the messages and calls of the first."""
+    """Two runs share one session. The second request repeats the messages and calls of the first."""
     memory = SQLiteSession("one")
 
     async def both():
@@ -179,7 +180,7 @@ def session():
 
 
 def conversation():
-    """A session that lives on the server: the agent reads it, and adds to it."""
+    """The server stores the session as a conversation. The agent reads it and adds items."""
     script(adding(1), {"content": "Two."}, {"content": "Still two."})
 
     async def both():
@@ -199,7 +200,7 @@ def conversation():
 
 
 def shell():
-    """The shell of OpenAI's own kind, run by the agent's host."""
+    """OpenAI's built-in shell tool, which the agent's host runs."""
     ran = []
 
     def execute(request):
@@ -219,7 +220,7 @@ def shell():
 
 
 class Editor:
-    """Keeps what it was asked to do."""
+    """Records the requested edits."""
 
     def __init__(self):
         self.done = []
@@ -232,7 +233,7 @@ class Editor:
 
 
 def patch():
-    """Patches of OpenAI's own kind, applied by the agent's host."""
+    """OpenAI's built-in patch tool, which the agent's host applies."""
     editor = Editor()
     arguments = {"type": "create_file", "path": "a.txt", "diff": "+one"}
     script({"calls": [{"name": "apply_patch", "arguments": arguments}]}, {"content": "Made."})
@@ -250,7 +251,7 @@ def image():
 
 
 def file_search():
-    """The agent searches files that were uploaded; it sees the passages, and the answer cites the file."""
+    """The agent searches uploaded files. It gets the passages, and the answer cites the file."""
     client = openai.OpenAI(base_url=BASE_URL, api_key="k")
     store = client.vector_stores.create(name="birds")
     file = client.vector_stores.files.upload_and_poll(
@@ -277,7 +278,8 @@ def file_search():
 
 
 def code():
-    """The agent runs code in a real sandbox, which remembers what it did when the agent comes back with its items."""
+    """The agent runs code in a real sandbox. The sandbox still has its variables when the agent sends its items
+    again."""
     tool = CodeInterpreterTool(tool_config={"type": "code_interpreter", "container": {"type": "auto"}})
     asking = {"tools": [tool], "model_settings": ModelSettings(response_include=["code_interpreter_call.outputs"])}
     source = "x = 6 * 7\nopen('answer.txt', 'w').write(str(x))\nprint(x)"
@@ -313,7 +315,7 @@ def code():
 def forced_tool():
     script(adding(1), {"content": "Two."})
     same(run(agent(model_settings=ModelSettings(tool_choice="add")), "hi").final_output, "Two.")
-    # The agent asks for the tool once, not for ever.
+    # The agent requires the tool only for the first turn, so that it does not loop.
     first, second = received()
     same(first["tool_choice"], {"type": "function", "function": {"name": "add"}})
     same(second.get("tool_choice", "auto"), "auto")

@@ -1,4 +1,4 @@
-"""What instructor must be able to do, and what the chat server sees of it."""
+"""Tests instructor: the results in the client, and the requests that reach the chat server."""
 
 import instructor
 import openai
@@ -31,7 +31,7 @@ def ask(mode, **more):
 
 
 def tools():
-    """It forces a function of the model's shape."""
+    """instructor forces a call of a function with the schema of the pydantic model."""
     script({"calls": [{"name": "Answer", "arguments": WANT}]})
     same(ask(instructor.Mode.RESPONSES_TOOLS), WANT)
     chat = received()[0]
@@ -39,7 +39,7 @@ def tools():
 
 
 def tools_again():
-    """What does not fit goes back to the model, with what is wrong."""
+    """If the answer does not match the schema, instructor sends it back to the model with the errors."""
     first = {"calls": [{"name": "Answer", "arguments": {"answer": "far too long", "sure": True}}]}
     script(first, {"calls": [{"name": "Answer", "arguments": WANT}]})
     same(ask(instructor.Mode.RESPONSES_TOOLS, max_retries=2), WANT)

@@ -1,4 +1,4 @@
-"""What langchain-openai must be able to do, and what the chat server sees of it."""
+"""Tests langchain-openai: the results in the client, and the requests that reach the chat server."""
 
 import openai
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
@@ -107,7 +107,7 @@ def structured_stream():
 
 
 def reasoning():
-    """The summary is there to read, and the thoughts go back sealed."""
+    """The client gets a readable summary, and sends the encrypted reasoning back."""
     thoughtful = model(
         reasoning={"effort": "low", "summary": "auto"},
         include=["reasoning.encrypted_content"],
@@ -130,7 +130,7 @@ def reasoning_streamed():
 
 
 def by_id():
-    """The server keeps the history."""
+    """The server stores the history."""
     chained = model(use_previous_response_id=True)
     script({"content": "One."}, {"content": "Two."})
     first = chained.invoke("count")

@@ -1,4 +1,4 @@
-"""What OpenAI's Python SDK must be able to do, and what the chat server sees of it."""
+"""Tests OpenAI's Python SDK: the results in the client, and the requests that reach the chat server."""
 
 import base64
 import os
@@ -65,7 +65,7 @@ def streamed():
 
 
 def streamed_is_stored():
-    """What the SDK folded from the events is what can be read afterwards."""
+    """The response that the SDK builds from the events is the same as the stored one."""
     script({"content": "Both.", "calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]})
     with client.responses.stream(model="strict", input="hi", tools=[WEATHER]) as stream:
         final = stream.until_done().get_final_response()
@@ -97,7 +97,7 @@ def parsed_stream():
 
 
 def parsed_tool():
-    """A pydantic model as a tool: the SDK parses the arguments of the call."""
+    """With a pydantic model as a tool, the SDK parses the arguments of the call."""
     script({"calls": [{"name": "Answer", "arguments": {"answer": "so", "sure": True}}]})
     tools = [openai.pydantic_function_tool(Answer)]
     made = client.responses.parse(model="strict", input="Answer.", tools=tools)
@@ -124,7 +124,8 @@ def parallel_calls():
         first = stream.until_done().get_final_response()
     calls = calls_of(first)
     same([call.parsed_arguments for call in calls], [{"city": city} for city in cities])
-    # Answered in another order than called: the chat server wants them directly behind the calls all the same.
+    # The client sends the outputs in another order than the calls. In the chat request they must still directly follow
+    # the calls.
     outputs = [output_for(call, f"{call.parsed_arguments['city']}: rain") for call in reversed(calls)]
     second = create(outputs, previous_response_id=first.id, tools=[WEATHER])
     same((second.output_text, second.previous_response_id), ("Done.", first.id))
@@ -155,7 +156,8 @@ def custom_tool():
 
 
 def stateless_reasoning():
-    """`store=False`: the client carries everything, the thoughts sealed; over a tool call and one more turn."""
+    """With `store=False` the client carries the whole history with encrypted reasoning, over a tool call and one more
+    turn."""
     script({"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}], "reasoning": "Ask the tool."})
     options = {"tools": [WEATHER], "store": False, "include": ENCRYPTED, "reasoning": {"summary": "auto"}}
     history = [{"role": "user", "content": "Oslo?"}]
@@ -185,7 +187,7 @@ def damaged_reasoning():
 
 
 def foreign_reasoning():
-    """What another server sealed is left out, so that a conversation begun there goes on."""
+    """Antiphon drops content that another server encrypted, so that a conversation from there can continue."""
     script({"content": "Hello."})
     item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "bm90IG91cnM="}
     same(create([item, {"role": "user", "content": "hi"}], store=False).output_text, "Hello.")
@@ -193,7 +195,7 @@ def foreign_reasoning():
 
 
 def leaving():
-    """Closing the stream ends the chat server's answer too."""
+    """Closing the stream also ends the chat server's answer."""
     script({"content": "Never finished.", "hold": True})
     stream = create("hi", stream=True)
     for event in stream:
@@ -212,25 +214,25 @@ def rate_limit():
 
 
 def rate_limit_before_a_stream():
-    """A stream that never began is an HTTP error, not an event."""
+    """An error before the first event is an HTTP error, not an event."""
     script({"status": 429, "headers": {"retry-after": "7"}})
     error = raised(openai.RateLimitError, lambda: create("hi", stream=True))
     same(error.response.headers["retry-after"], "7")
 
 
 def retried():
-    """The SDK waits as long as the chat server said, and asks again."""
+    """The SDK waits for the time that the chat server sent, and retries."""
     script({"status": 429, "headers": {"retry-after-ms": "1200"}}, {"status": 503, "headers": {"retry-after-ms": "80"}})
     began = time.monotonic()
     made = client.with_options(max_retries=2).responses.create(model="strict", input="hi")
     waited = time.monotonic() - began
     same((made.output_text, len(received())), (HELLO, 3))
-    # Of itself it waits half a second at most, the first time.
+    # Without a server's header, the SDK waits half a second at most before the first retry.
     assert waited >= 1.2, waited
 
 
 def bad_request():
-    """Ours: nothing reaches the chat server."""
+    """Antiphon itself refuses the request, and nothing reaches the chat server."""
     script()
     error = raised(openai.BadRequestError, lambda: create("hi", temperature="hot"))
     same((error.param, error.type), ("temperature", "invalid_request_error"))
@@ -239,7 +241,7 @@ def bad_request():
 
 
 def bad_request_upstream():
-    """The chat server's."""
+    """The chat server refuses the request."""
     said = {"message": "Too long.", "type": "invalid_request_error", "param": "messages"}
     script({"status": 400, "error": {**said, "code": "context_length_exceeded"}})
     error = raised(openai.BadRequestError, lambda: create("hi"))
@@ -248,7 +250,7 @@ def bad_request_upstream():
 
 def other_errors():
     for status, kind in (
-        # The gateway's own key was refused: not this client's affair.
+        # The upstream refused the gateway's own key, which is not the client's fault.
         (401, openai.InternalServerError),
         (403, openai.PermissionDeniedError),
         (404, openai.NotFoundError),
@@ -268,7 +270,7 @@ def unknown_previous():
 
 
 def failed_in_the_stream():
-    """An error chunk in a stream that had begun well."""
+    """An error chunk arrives in a stream that began successfully."""
     script({"content": "Half.", "error_chunk": {"message": "Overloaded.", "type": "server_error", "code": 503}})
     events = []
     error = raised(openai.APIError, lambda: events.extend(create("hi", stream=True)))
@@ -276,7 +278,7 @@ def failed_in_the_stream():
 
 
 def cut_off():
-    """A chat server that dies: in drive the response fails, in relay the connection ends too soon."""
+    """The chat server dies. In drive the response fails, and in relay the connection ends too early."""
     script({"content": "Half an answer.", "hold": True})
     events = []
 
@@ -290,7 +292,7 @@ def cut_off():
         error = raised(openai.APIError, read)
         assert "broke off" in error.message, error.message
     else:
-        # The SDK of the year before lets its transport's own error through.
+        # The previous major version of the SDK raises its HTTP library's own error.
         error = raised(Exception, read)
         assert type(error).__name__ in ("APIConnectionError", "RemoteProtocolError"), repr(error)
     assert not {"response.completed", "response.incomplete"} & set(events), events
@@ -323,7 +325,7 @@ def refused():
 
 
 def kept():
-    """Retrieve, what it was asked, delete; and nothing is left of it."""
+    """Retrieve a response and its input, and delete it. Nothing of it may remain."""
     script()
     parts = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     made = create(parts, metadata={"case": "kept"})
@@ -339,7 +341,7 @@ def kept():
 
 
 def branched():
-    """Two answers to one response; its instructions are not carried over."""
+    """Two responses continue the same response, which does not pass on its instructions."""
     script({"content": "One."}, {"content": "Left."}, {"content": "Right."})
     first = create("begin", instructions="Be brief.")
     for word in ("left", "right"):
@@ -357,7 +359,7 @@ def ignored_is_named():
 
 
 def vector_store():
-    """A store is filled by the client's own helpers, searched and deleted."""
+    """The client's own helpers fill a vector store, search it and delete it."""
     store = client.vector_stores.create(name="birds", metadata={"a": "b"})
     file = client.vector_stores.files.upload_and_poll(
         vector_store_id=store.id,
@@ -380,7 +382,7 @@ def vector_store():
 
 
 def parameters_of_the_server():
-    """What the SDK has no argument for."""
+    """Test parameters for which the SDK has no argument."""
     script()
     extra = {"seed": 5, "stop": ["END"], "chat_template_kwargs": {"enable_thinking": False}}
     answer = client.responses.with_raw_response.create(model="strict", input="hi", extra_body=extra)
@@ -390,7 +392,7 @@ def parameters_of_the_server():
 
 
 def uploaded():
-    """A file is uploaded, found, read, shown to the model by its id, and deleted."""
+    """Upload a file, list it, read it, send it to the model by its id, and delete it."""
     script()
     made = client.files.create(file=("naïve.md", b"# Moon"), purpose="user_data")
     same((made.filename, made.bytes, made.status), ("naïve.md", 6, "processed"))
@@ -415,7 +417,7 @@ def uploaded():
 
 
 def other_endpoints():
-    """The chat server's own endpoint stays reachable beside ours."""
+    """The chat server's own endpoint remains reachable through Antiphon."""
     script()
     same([model.id for model in client.models.list()], ["strict"])
     made = client.chat.completions.create(model="strict", messages=[{"role": "user", "content": "hi"}])

@@ -1,4 +1,4 @@
-"""What OpenAI's Python SDK does with what the server keeps: conversations, background, sockets, compaction."""
+"""Tests OpenAI's Python SDK with stored state: conversations, background responses, WebSockets, compaction."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ def said(chat):
 
 
 def conversation():
-    """Two responses in one conversation, the second streamed. The conversation then lists all messages."""
+    """Create two responses in one conversation, the second as a stream. The conversation then lists all messages."""
     kept = client.conversations.create(items=[{"role": "user", "content": "My name is Ada."}], metadata={"a": "b"})
     script({"content": "Hello, Ada."}, {"content": "Ada."})
     same(create("Hi.", conversation=kept.id).output_text, "Hello, Ada.")
@@ -44,7 +44,7 @@ def background():
 
 
 def resumed():
-    """A stream that was left is read on from where it was, with nothing twice and nothing missing."""
+    """Disconnect from a stream and continue it at the same position, without duplicate or missing events."""
     script({"content": "One two three four five six."})
     events = []
     with create("Count.", background=True, stream=True) as stream:
@@ -60,7 +60,7 @@ def resumed():
 
 
 def cancelled():
-    """Cancelling ends the chat server's answer."""
+    """A cancellation ends the chat server's answer."""
     script({"content": "Never finished.", "hold": True})
     events = []
     with create("Count.", background=True, stream=True) as stream:
@@ -93,7 +93,7 @@ def counted():
 
 
 def socket():
-    """Two turns on one socket; the second knows the first although nothing is stored."""
+    """Run two turns on one WebSocket. The second knows the first, although nothing is stored."""
     script({"content": "One."}, {"content": "Two."})
 
     def turn(connection, input, **more):
@@ -111,7 +111,7 @@ def socket():
 
 
 def many_at_once():
-    """Thirty streams and answers at once; each client gets its own."""
+    """Run thirty concurrent streams and answers. Each client must get its own answer."""
     script()
 
     async def ask(async_client, number):
@@ -134,7 +134,7 @@ def many_at_once():
 
 
 def finished(response_id):
-    """Polls as the SDK's documentation has it, within bounds."""
+    """Poll a response as in the SDK's documentation, with a time limit."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         found = client.responses.retrieve(response_id)

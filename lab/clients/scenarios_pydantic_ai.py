@@ -1,4 +1,4 @@
-"""What pydantic-ai must be able to do, and what the chat server sees of it."""
+"""Tests pydantic-ai: the results in the client, and the requests that reach the chat server."""
 
 import asyncio
 import base64
@@ -56,7 +56,7 @@ def tools():
 
 
 def structured():
-    """Its way of choice: a tool for the answer, which the model must call."""
+    """pydantic-ai's preferred mode: the model must call a tool that takes the answer."""
     script({"calls": [{"name": "final_result", "arguments": {"answer": "yes", "sure": True}}]})
     same(Agent(model(), output_type=Answer).run_sync("sure?").output, Answer(answer="yes", sure=True))
     same(received()[0]["tool_choice"], "required")
@@ -69,7 +69,7 @@ def structured_natively():
 
 
 def structured_again():
-    """An answer that does not fit goes back to the model with what is wrong."""
+    """If the answer does not match the schema, pydantic-ai sends it back to the model with the errors."""
     first = {"calls": [{"name": "final_result", "arguments": {"answer": "yes"}, "id": "call_a"}]}
     script(first, {"calls": [{"name": "final_result", "arguments": {"answer": "yes", "sure": True}, "id": "call_b"}]})
     same(Agent(model(), output_type=Answer).run_sync("sure?").output, Answer(answer="yes", sure=True))
@@ -98,7 +98,8 @@ def streamed_tools():
         async with adder().run_stream("add") as result:
             return await result.get_output()
 
-    # The first text is the final one to it unless it is told to go on; either way nothing is lost.
+    # pydantic-ai treats the first text as the final answer, unless it is configured otherwise. In both cases nothing is
+    # lost.
     same(asyncio.run(read()) in ("Let me add.", "Two."), True)
     script(adding(1), {"content": "Two."})
     same(asyncio.run(read()), "Two.")
@@ -106,7 +107,7 @@ def streamed_tools():
 
 
 def thinking():
-    """Parts of their own for thoughts, and back they go."""
+    """pydantic-ai has separate parts for reasoning, and sends them back."""
     script({**adding(1), "reasoning": "I add."}, {"content": "Two.", "reasoning": "I am done."})
     made = adder(model_settings=THOUGHTFUL).run_sync("add")
     parts = [part for message in made.all_messages() for part in message.parts if isinstance(part, ThinkingPart)]

@@ -1,4 +1,5 @@
-"""Tools that run in the gateway, as Python's libraries declare them and read their items: web search and MCP.
+"""Tests hosted tools (web search and MCP) with Python libraries: their declarations, and how the libraries parse the
+items.
 
 The MCP server is a published package, not Antiphon's (`tool_servers.py`).
 """
@@ -43,7 +44,7 @@ def client():
 
 
 def kind_of(item):
-    """The agent's own answers to requests are dicts."""
+    """The type of an item. The agent's own approval answers are dicts."""
     return item.raw_item["type"] if isinstance(item.raw_item, dict) else item.raw_item.type
 
 
@@ -60,7 +61,7 @@ def agents_web_search():
     same([one["function"]["name"] for one in first["tools"]], ["web_search", "open_page", "find_in_page"])
     assert "Bonn" in first["tools"][0]["function"]["description"]
     assert "About swifts." in second["messages"][-1]["content"]
-    # The agent comes back with its items.
+    # The agent sends its items again in the next request.
     script({"content": "Yes."})
     again = Runner.run_sync(agent(tool), [*made.to_input_list(), {"role": "user", "content": "Sure?"}])
     same(again.final_output, "Yes.")
@@ -76,7 +77,7 @@ def agents_mcp():
 
 
 def agents_mcp_approval():
-    """The agent asks its own callback, and sends the answer with all its items."""
+    """The agent calls its callback for the approval, and sends the answer with all its items."""
     asked = []
 
     def decide(request):
@@ -96,7 +97,7 @@ def agents_mcp_approval():
 
 
 def openai_events():
-    """The SDK's own types for every event, and its accumulated response."""
+    """The SDK parses every event into its own types, and accumulates the response."""
     script(
         {"calls": [SEARCH["calls"][0], {"name": "all__get-sum", "arguments": {"a": 2, "b": 3}}]},
         {"content": "Five\u30101\u3011."},
@@ -116,7 +117,7 @@ def openai_events():
 
 
 def openai_picture():
-    """A picture that the server gives is shown to the model."""
+    """The model sees an image that the MCP server returns."""
     script({"calls": [{"name": "all__get-tiny-image", "arguments": {}}]}, {"content": "A logo."})
     made = client().responses.create(model="strict", input="look", tools=[{**MCP, "require_approval": "never"}])
     same(made.output_text, "A logo.")
@@ -125,7 +126,7 @@ def openai_picture():
 
 
 def openai_secrets():
-    """What opens a server is in no answer."""
+    """No answer contains the credentials of the MCP server."""
     script({"content": "Hi."})
     opening = {"authorization": "s3cret-1", "headers": {"X-Key": "s3cret-2"}}
     made = client().responses.create(model="strict", input="hi", tools=[{**MCP, **opening}])

@@ -1,6 +1,6 @@
-"""What scenarios in Python need: to script the strict chat server, to see what it received, to compare.
+"""Helpers for Python scenarios: they script the strict chat server, read its received requests, and compare values.
 
-Standard library only: it runs in the environment of the clients.
+The module needs only the standard library, because it runs in the environment of the clients.
 """
 
 import json
@@ -10,32 +10,33 @@ import urllib.request
 BASE_URL = os.environ["BASE_URL"]
 UPSTREAM = os.environ["UPSTREAM_URL"]
 HELLO = "Hello from the model."
-# A red square of 8 by 8.
+# A red PNG image of 8 by 8 pixels.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
 
 
 def script(*answers):
-    """The chat server's next answers (`scripted_answers.py` tells their form); forgets what it received."""
+    """Set the chat server's next answers (`scripted_answers.py` defines their form), and clear its received
+    requests."""
     _open("/script", json.dumps(answers).encode())
 
 
 def received():
-    """The chat requests since the last script."""
+    """The chat requests since the last `script`."""
     return _open("/received")
 
 
 def left():
-    """Waits, within bounds, until the gateway has left an answer that was still open; whether it has."""
+    """Whether the gateway closed the chat server's open answer. Waits for this, with a time limit."""
     return _open("/left")
 
 
 def cut():
-    """Breaks off the answer that is held open."""
+    """Break off the chat server's open answer."""
     _open("/cut", b"")
 
 
 def same(got, want):
-    """Assert that they are equal, and say what was got."""
+    """Assert that two values are equal. The error message has the actual value."""
     assert got == want, f"\n  got  {got!r}\n  want {want!r}"
 
 
@@ -45,7 +46,7 @@ def roles(chat):
 
 
 def named(*functions):
-    """The scenarios by name."""
+    """The scenario functions by name."""
     return {function.__name__: function for function in functions}
 
 

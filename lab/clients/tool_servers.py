@@ -1,6 +1,7 @@
-"""The servers that tools need in `scripts/lab clients`: a stand-in of SearXNG with a page, and an MCP server of others.
+"""Starts the servers of the hosted tools for `scripts/lab clients`: a substitute for SearXNG with a page, and a
+published MCP server.
 
-Lives here: starting and stopping them. Not here: what clients do with the tools (`scenarios_tools.py`,
+Lives here: starting and stopping them. Not here: the clients' use of the tools (`scenarios_tools.py`,
 `tools_node.mjs`).
 
 The MCP server is `@modelcontextprotocol/server-everything`, the protocol's own reference server, as npm installs it.
@@ -21,7 +22,7 @@ _PATIENCE = 30.0
 
 
 class ToolServers:
-    """`environ` are the settings by which the gateway finds them; `mcp_url` is for the clients."""
+    """The running servers. `environ` has the gateway's settings for them, and `mcp_url` is for the clients."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,7 +32,7 @@ class ToolServers:
         self.mcp_url = ""
 
     async def start(self) -> None:
-        """Raises RuntimeError when one of them does not start."""
+        """Start both servers. Raises RuntimeError if one of them does not start."""
         app = web.Application()
         app.router.add_get("/search", self._search)
         app.router.add_get("/swifts", self._page)
@@ -69,7 +70,7 @@ class ToolServers:
             raise
 
     async def stop(self) -> None:
-        """End both."""
+        """Stop both servers."""
         if self._process is not None and self._process.returncode is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()

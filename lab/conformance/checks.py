@@ -1,9 +1,9 @@
-"""What an answer must be, one function for each thing.
+"""The checks on an answer, one function for each.
 
-Lives here: `Answer`, what came back of one request, and the checks a scenario names. Not here: which scenario makes
-which check (`scenarios.py`).
+Lives here: `Answer`, the answer to one request, and the checks that a scenario names. Not here: the checks of each
+scenario (`scenarios.py`).
 
-A check returns nothing when the answer is right, and says what is wrong otherwise; it never raises.
+A check returns None if the answer is right, and otherwise a sentence with the problem. It never raises.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TERMINAL = ("response.completed", "response.failed", "response.incomplete")
 
 @dataclass
 class Answer:
-    """One HTTP answer, or one turn over WebSocket. `value` is the JSON body, or the response that the last terminal
-    event has."""
+    """One HTTP answer, or one turn over WebSocket. `value` is the JSON body, or the response in the last terminal
+    event."""
 
     status: int
     content_type: str
@@ -33,7 +33,8 @@ class Answer:
 
     @staticmethod
     def read(status: int, content_type: str, body: bytes) -> Answer:
-        """Read a body: as an event stream when it is one, else as JSON. What cannot be read stays None."""
+        """Parse a body as an event stream or as JSON, according to its content type. A body that cannot be parsed gives
+        None."""
         answer = Answer(status, content_type, body)
         if body.lstrip().startswith((b"event:", b"data:", b":")):
             for line in body.decode("utf-8", "replace").split("\n"):
@@ -47,13 +48,13 @@ class Answer:
 
     @staticmethod
     def turn(events: list[dict[str, Any]]) -> Answer:
-        """What came over a WebSocket for one request."""
+        """The answer from the events that a WebSocket received for one request."""
         last = [event for event in events if event.get("type") in _TERMINAL]
         return Answer(101, "", b"", events, last[-1].get("response") if last else None)
 
     @property
     def output(self) -> list[dict[str, Any]]:
-        """The output items, as far as there are any."""
+        """The output items, or an empty list if there are none."""
         output = self.value.get("output") if isinstance(self.value, dict) else None
         return [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
 
@@ -66,7 +67,7 @@ def _json(text: str) -> Any:
 
 
 def beyond(check: Check) -> Check:
-    """Marks a check that the official suite does not make."""
+    """Mark a check that the official suite does not make."""
     check.beyond = True  # type: ignore[attr-defined]
     return check
 
@@ -76,11 +77,11 @@ def _first(violations: list[str]) -> str | None:
     return violations[0][:240] + more if violations else None
 
 
-# What the official suite checks
+# The checks of the official suite.
 
 
 def status(*allowed: int) -> Check:
-    """The HTTP status is one of these."""
+    """Check that the HTTP status is one of these."""
 
     def check(answer: Answer) -> str | None:
         if answer.status in allowed:
@@ -92,21 +93,21 @@ def status(*allowed: int) -> Check:
 
 
 def response_schema(answer: Answer) -> str | None:
-    """The response is a `ResponseResource`."""
+    """Check that the response matches the schema `ResponseResource`."""
     if not isinstance(answer.value, dict):
         return "there is no response object"
     return _first(valid(OPEN_RESPONSES, "ResponseResource", answer.value))
 
 
 def compaction_schema(answer: Answer) -> str | None:
-    """The answer is a `CompactResource`."""
+    """Check that the answer matches the schema `CompactResource`."""
     if not isinstance(answer.value, dict):
         return "there is no compaction object"
     return _first(valid(OPEN_RESPONSES, "CompactResource", answer.value))
 
 
 def event_schema(answer: Answer) -> str | None:
-    """There are events, and each is one of the 24 of the specification."""
+    """Check that there are events, and that each is one of the 24 of the specification."""
     if not answer.events:
         return "there are no events"
     found: list[Violation] = []
@@ -118,18 +119,18 @@ def event_schema(answer: Answer) -> str | None:
 
 
 def has_output(answer: Answer) -> str | None:
-    """The output is not empty."""
+    """Check that the output is not empty."""
     return None if answer.output else "the output is empty"
 
 
 def completed(answer: Answer) -> str | None:
-    """The status is `completed`."""
+    """Check that the status is `completed`."""
     found = answer.value.get("status") if isinstance(answer.value, dict) else None
     return None if found == "completed" else f"the status is {found!r}, not 'completed'"
 
 
 def has_item(kind: str) -> Check:
-    """Some output item is of this type."""
+    """Check that at least one output item has this type."""
 
     def check(answer: Answer) -> str | None:
         kinds = [str(item.get("type")) for item in answer.output]
@@ -139,7 +140,7 @@ def has_item(kind: str) -> Check:
 
 
 def fails(code: str | None = None) -> Check:
-    """The turn is refused or failed, with this code."""
+    """Check that the turn is refused or failed, with this code."""
 
     def check(answer: Answer) -> str | None:
         last = answer.events[-1] if answer.events else {}
@@ -152,7 +153,7 @@ def fails(code: str | None = None) -> Check:
 
 
 def phases(_: Answer) -> str | None:
-    """The schema that everything is judged by takes a message with a phase, and refuses a phase of null."""
+    """Check that the schema of all other checks accepts a message with a phase, and refuses a phase of null."""
 
     def problems(phase: Any) -> list[str]:
         part = {"type": "output_text", "text": "Done.", "annotations": [], "logprobs": []}
@@ -165,12 +166,12 @@ def phases(_: Answer) -> str | None:
     return None if problems(None) else "a phase of null is taken"
 
 
-# What the specification says beyond that
+# Further checks from the specification.
 
 
 @beyond
 def one_message(answer: Answer) -> str | None:
-    """The answer is JSON, and its output has one assistant message with text."""
+    """Check that the answer is JSON, and that its output has one assistant message with text."""
     if not answer.content_type.startswith("application/json"):
         return f"the content type is {answer.content_type!r}, not application/json"
     messages = [item for item in answer.output if item.get("type") == "message"]
@@ -181,7 +182,7 @@ def one_message(answer: Answer) -> str | None:
 
 
 def says(word: str) -> Check:
-    """The answer has this word: the model was shown what came before."""
+    """Check that the answer contains this word, which shows that the model got the earlier messages."""
 
     @beyond
     def check(answer: Answer) -> str | None:
@@ -193,7 +194,7 @@ def says(word: str) -> Check:
 
 @beyond
 def strict_is_null(answer: Answer) -> str | None:
-    """A tool's `strict` that was left out is echoed as null, with all the other keys of a tool."""
+    """Check that a tool's omitted `strict` is null in the response, and that the tool has all its other keys."""
     tools = answer.value.get("tools") if isinstance(answer.value, dict) else None
     if not isinstance(tools, list) or len(tools) != 1:
         return "the tool is not echoed"
@@ -202,7 +203,8 @@ def strict_is_null(answer: Answer) -> str | None:
 
 @beyond
 def framing(answer: Answer) -> str | None:
-    """`text/event-stream`; `event:` is the type; no `id:`; lines end in LF alone; `[DONE]` comes once, at the end."""
+    """Check the framing: `text/event-stream`; `event:` equals the type; no `id:`; lines end in LF only; `[DONE]` comes
+    once, at the end."""
     if not answer.content_type.startswith("text/event-stream"):
         return f"the content type is {answer.content_type!r}, not text/event-stream"
     text = answer.body.decode("utf-8", "replace")
@@ -221,8 +223,8 @@ def framing(answer: Answer) -> str | None:
 
 @beyond
 def order(answer: Answer) -> str | None:
-    """Numbers from 0 without gaps; created, in_progress, one item after the other, one terminal event, which says the
-    same as the events before it."""
+    """Check the order: numbers from 0 without gaps; created, in_progress, one item after the other, one terminal event.
+    The terminal event must agree with the earlier events."""
     kinds = [str(event.get("type")) for event in answer.events]
     if [event.get("sequence_number") for event in answer.events] != list(range(len(kinds))):
         return "the sequence numbers are not 0, 1, 2, …"
@@ -239,6 +241,6 @@ def order(answer: Answer) -> str | None:
 
 @beyond
 def compacted(answer: Answer) -> str | None:
-    """A compaction item carries something."""
+    """Check that a compaction item has content."""
     carried = [item.get("encrypted_content") for item in answer.output if item.get("type") == "compaction"]
     return None if carried and all(carried) else "the compaction item has no encrypted_content"

@@ -1,7 +1,7 @@
-"""One scenario against one server.
+"""Runs one scenario against one server.
 
-Lives here: sending a scenario's request, or its turns over WebSocket, and judging the answers. Not here: what is sent
-and checked (`scenarios.py`, `checks.py`), which servers (`run.py`).
+Lives here: sending a scenario's request, or its turns over WebSocket, and checking the answers. Not here: the requests
+and checks (`scenarios.py`, `checks.py`), the servers (`run.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENDS = ("response.completed", "response.failed", "response.incomplete", "error"
 
 @dataclass(frozen=True)
 class Server:
-    """A server under test. `base_url` ends in `/v1`; `ours` says that `NOT_YET` counts."""
+    """A server under test. `base_url` ends in `/v1`. With `ours`, the list `NOT_YET` applies."""
 
     base_url: str
     model: str
@@ -33,7 +33,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a scenario, and why it did not pass."""
+    """The result of a scenario, with the reason if it did not pass."""
 
     scenario: str
     verdict: Verdict
@@ -43,7 +43,8 @@ class Result:
 async def run_scenario(
     session: aiohttp.ClientSession, server: Server, scenario: Scenario, *, official: bool = False
 ) -> Result:
-    """Send it and judge the answers; `official` leaves out what the official suite does not check."""
+    """Send the scenario's requests and check the answers. With `official`, skip checks that the official suite does not
+    make."""
     try:
         if scenario.turns:
             problem = await _converse(session, server, scenario, official)
@@ -68,7 +69,7 @@ def _judge(scenario: Scenario, problem: str | None, not_yet: str | None) -> Resu
 
 
 def _problem(answer: Answer, checks: tuple[Check, ...], official: bool) -> str | None:
-    """What the first check that is not satisfied says."""
+    """The problem that the first failing check reports, or None."""
     wanted = (check for check in checks if not (official and hasattr(check, "beyond")))
     return next((found for check in wanted if (found := check(answer)) is not None), None)
 
@@ -85,11 +86,11 @@ async def _post(session: aiohttp.ClientSession, server: Server, path: str, body:
         return Answer.read(got.status, got.headers.get("content-type", ""), await got.read())
 
 
-# Over WebSocket
+# Over WebSocket.
 
 
 async def _converse(session: aiohttp.ClientSession, server: Server, scenario: Scenario, official: bool) -> str | None:
-    """The turns of a scenario, one after the other; what is wrong with the first that is wrong."""
+    """Run the turns of a scenario, one after the other. Returns the problem of the first failing turn."""
     before: list[Any] = []
     if scenario.compacts is not None:
         async with asyncio.timeout(server.seconds):
@@ -129,7 +130,7 @@ async def _open(session: aiohttp.ClientSession, server: Server) -> aiohttp.Clien
 
 
 async def _receive(socket: aiohttp.ClientWebSocketResponse) -> list[dict[str, Any]]:
-    """The frames up to a terminal event or an error; fewer when the server closes."""
+    """Receive frames up to a terminal event or an error, or until the server closes."""
     events: list[dict[str, Any]] = []
     while True:
         message = await socket.receive()
@@ -146,7 +147,7 @@ async def _receive(socket: aiohttp.ClientWebSocketResponse) -> list[dict[str, An
 
 
 async def run_all(server: Server, *, official: bool = False) -> list[Result]:
-    """All scenarios at once, as the official suite does it; results in their order."""
+    """Run all scenarios concurrently, as the official suite does. The results are in the order of the scenarios."""
     async with aiohttp.ClientSession() as session:
         runs = (run_scenario(session, server, scenario, official=official) for scenario in SCENARIOS)
         return list(await asyncio.gather(*runs))

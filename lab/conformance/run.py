@@ -1,9 +1,11 @@
-"""`scripts/lab conformance`: the scenarios of Open Responses' compliance suite against every door, or any server.
+"""`scripts/lab conformance`: runs Open Responses' compliance suite against Antiphon's servers, or against any other
+server.
 
-Lives here: starting the doors in front of the demo chat server, flags, the table, the exit status. Not here: the
+Lives here: starting the servers in front of the demo chat server, flags, the table, the exit status. Not here: the
 scenarios (`scenarios.py`).
 
-Invariant: the exit status is 0 only when nothing failed; what is not there yet is shown as that, never as passed.
+Invariant: the exit status is 0 only if no scenario failed. The table lists a missing feature as missing, never as
+passed.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ DOORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drive": ("up", ("--mode", "drive")),
     "http": ("serve", ()),
 }
-"""Our doors: the command that opens each, and its flags. `relay` and `drive` stand behind a real Envoy."""
+"""Antiphon's servers: the command that starts each, and its flags. `relay` and `drive` run behind a real Envoy."""
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "not yet": "not yet"}
 
 
 @asynccontextmanager
 async def _demo() -> AsyncIterator[str]:
-    """The demo chat server; its base URL."""
+    """Start the demo chat server. Yields its base URL."""
     runner = web.AppRunner(make_app(pause=0.0), access_log=None)
     await runner.setup()
     try:
@@ -61,7 +63,7 @@ async def open_doors(names: Sequence[str]) -> AsyncIterator[dict[str, Server]]:
 
 
 def table(results: dict[str, list[Result]]) -> str:
-    """Scenarios down, doors across; below it the reasons, each once."""
+    """The table with a row for each scenario and a column for each server. Below it, each reason appears once."""
     names = list(results)
     rows = [["scenario", *names]]
     reasons: dict[str, list[str]] = {}
@@ -100,7 +102,7 @@ Running = Callable[[argparse.Namespace], Coroutine[None, None, dict[str, list[Re
 
 
 def main(arguments: Sequence[str] | None = None, running: Running | None = None) -> int:
-    """Run (with `running`) and print; the exit status is 1 when a scenario failed."""
+    """Run the scenarios (with `running`) and print the table. The exit status is 1 if a scenario failed."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab conformance",
         description="The 17 scenarios of Open Responses' compliance suite, against our doors or any server.",

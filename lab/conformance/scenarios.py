@@ -1,13 +1,13 @@
 """The 17 scenarios of Open Responses' own compliance suite, as data.
 
-Lives here: what each scenario sends, what the answer must be, and what is not there yet. Not here: the checks
-(`checks.py`), sending (`client.py`), doors and the table (`run.py`).
+Lives here: the requests and the checks of each scenario, and the list of missing features. Not here: the checks' code
+(`checks.py`), sending (`client.py`), servers and the table (`run.py`).
 
-The requests are the suite's (specification 2026-04-24), and so are most checks. Checks marked `beyond` test what the
+The requests and most checks come from the suite (specification 2026-04-24). Checks marked `beyond` test what the
 specification requires in prose: content type, framing, order, numbering, `[DONE]`.
 
-To add a scenario, add it to `SCENARIOS`. When Antiphon gets a feature, take its scenarios out of `NOT_YET`. A listed
-scenario that passes counts as a failure, so the list stays true.
+To add a scenario, add it to `SCENARIOS`. When Antiphon gets a feature, remove its scenarios from `NOT_YET`. A listed
+scenario that passes counts as a failure, so the list stays current.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from lab.conformance.checks import (
 class Turn:
     """One `response.create` over WebSocket, without its type and `model`.
 
-    `continues` is the number of the turn whose response is `previous_response_id`; `reconnects` opens a new socket.
+    `continues` is the number of the turn whose response is `previous_response_id`. With `reconnects` the turn opens a
+    new WebSocket.
     """
 
     body: dict[str, Any]
@@ -50,11 +51,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One scenario: its official name, what is sent (`model` is added) and what must hold of the answer.
+    """One scenario: its official name, the request (`model` is added) and the checks of the answer.
 
-    With `turns` it goes over WebSocket; `compacts` is sent to `/responses/compact` before, and what that gives goes
-    before the first turn's input. With neither `body` nor `turns` no server is asked. `without_model` sends the body as
-    it stands here.
+    With `turns` the scenario uses a WebSocket. The client first sends `compacts` to `/responses/compact`, and puts the
+    result before the first turn's input. With neither `body` nor `turns` the scenario sends no request. With
+    `without_model` the client sends the body without adding `model`.
     """
 
     name: str
@@ -145,7 +146,7 @@ SCENARIOS = (
         "websocket-failed-continuation-evicts-cache",
         turns=(
             Turn({"store": False, "input": "Reply with OK."}, _TURN),
-            # There is no such call: the turn fails, and the socket forgets the response it continued.
+            # The call does not exist, so the turn fails and the WebSocket forgets the response that it continued.
             Turn(
                 {
                     "store": False,
@@ -238,4 +239,4 @@ SCENARIOS = (
 )
 
 NOT_YET: dict[str, str] = {}
-"""What Antiphon does not do yet, and why its scenario cannot pass. Counts for our own doors only."""
+"""Missing features of Antiphon by scenario, each with the reason. Applies only to Antiphon's own servers."""

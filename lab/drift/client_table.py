@@ -1,9 +1,11 @@
-"""Real clients (`scripts/lab clients`) in the pinned versions and in those published last, as a table.
+"""Runs the scenarios of real clients (`scripts/lab clients`) with the pinned and the newest versions, and prints a
+table.
 
-Lives here: which package each set of scenarios is about, versions as they are installed, the table. Not here: the
-scenarios, installing (`scripts/lab clients`).
+Lives here: the package of each set of scenarios, the installed versions, the table. Not here: the scenarios, installing
+(`scripts/lab clients`).
 
-The newest versions are those that can be installed together: where one wants what no index has, it is an earlier one.
+The newest versions are the newest that can be installed together. If a package requires a version that no index has, an
+earlier version of that package is used.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from lab.drift.read_npm import version_of
 from lab.drift.read_python import installed
 
 KEPT = Path(__file__).parent / "clients.md"
-"""The table of the last run that was kept; `scripts/docs` puts it into docs/reference/compatibility.md."""
+"""The table of the last run with `--keep`. `scripts/docs` puts it into docs/reference/compatibility.md."""
 
 PACKAGES: dict[str, tuple[str, str]] = {
     "openai_py": ("py", "openai"),
@@ -39,31 +41,32 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "ai_sdk_open": ("node", "@ai-sdk/open-responses"),
     "codex": ("node", "@openai/codex"),
 }
-"""For each name that `scripts/lab clients` knows: where its package is installed, and what it is called."""
+"""For each name of `scripts/lab clients`: the environment of its package, and the package's name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is installed in a folder of `scripts/lab clients`, and how many scenarios went well, by its names."""
+    """One run of `scripts/lab clients`: the installed versions, and the passed scenarios, by client name."""
 
     versions: Mapping[str, str]
     counts: Mapping[str, Mapping[str, int]]
 
     def passed(self, name: str) -> str:
-        """`12 of 13`, or nothing where it did not run."""
+        """The passed scenarios of a client, as `12 of 13`, or empty if the client did not run."""
         count = self.counts.get(name)
         return f"{count['passed']} of {count['passed'] + count['failed']}" if count is not None else ""
 
 
 def run(root: Path, *, keep: bool) -> int:
-    """Run both and print the table, and keep it; 1 when something failed with the newest versions."""
+    """Run both sets, print the table, and with `keep` store it. Returns 1 if a scenario failed with the newest
+    versions."""
     runs = []
     with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as results:
         for folder, flags in ((".clients", []), (".clients-newest", ["--newest"])):
             told = Path(results) / f"{folder}.json"
             ran = subprocess.run([str(root / "scripts" / "lab"), "clients", *flags, "--json", str(told)], check=False)
             if not told.is_file():
-                # Scenarios that failed are in it; without it nothing was installed, or nothing could be started.
+                # The result file also has failed scenarios. If it is missing, the installation or the start failed.
                 return ran.returncode or 1
             runs.append(Run(versions_in(root / folder), json.loads(told.read_text())))
     made = table(*runs, day=datetime.date.today())
@@ -74,7 +77,7 @@ def run(root: Path, *, keep: bool) -> int:
 
 
 def versions_in(folder: Path) -> dict[str, str]:
-    """The version of each name's package."""
+    """The installed version of each client's package."""
     found = {}
     for name, (where, package) in PACKAGES.items():
         if where == "node":
@@ -86,7 +89,7 @@ def versions_in(folder: Path) -> dict[str, str]:
 
 
 def table(pinned: Run, newest: Run, *, day: datetime.date) -> str:
-    """The table of both."""
+    """The Markdown table of both runs."""
     lines = [
         f"| client | scenarios | pinned | went well | newest, {day} | went well |",
         "| --- | --- | --- | ---: | --- | ---: |",

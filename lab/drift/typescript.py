@@ -1,13 +1,14 @@
-"""Types of a TypeScript package as JSON schemas, for `shape_of`.
+"""Converts types of a TypeScript package to JSON schemas, for `shape_of`.
 
-Lives here: the part of the language that declares plain data. It has interfaces, aliases, namespaces, imports within
-the package, unions, literals, arrays, objects. Not here: the choice of types (`read_npm.py`).
+Lives here: a parser for the part of the language that declares plain data. This part has interfaces, aliases,
+namespaces, imports within the package, unions, literals, arrays and objects. Not here: the choice of types
+(`read_npm.py`).
 
-A type that is no plain data (functions, conditional and mapped types, inferred types) becomes "anything", without its
-inside. `Omit`, `Pick` and `Partial` count as the whole type. The reader skips statements of programs, so it also reads
+A type that is not plain data (functions, conditional and mapped types, inferred types) becomes "anything", without its
+members. `Omit`, `Pick` and `Partial` count as the whole type. The reader skips statements of programs, so it also reads
 files that mix types and code.
 
-Invariant: a name that the package declares is found or a KeyError; nothing is guessed.
+Invariant: a name that the package declares is either found or raises KeyError. The reader never guesses.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ _TOKEN = re.compile(
 _CLOSING = {"{": "}", "(": ")", "[": "]"}
 _PLAIN = {"string": "string", "number": "number", "boolean": "boolean", "null": "null", "true": "boolean"}
 _ANYTHING: Schema = {}
-# Of one type, whose members they keep; what they leave out is not looked at.
+# Generic types whose schema is that of their first argument. The members that they omit are not considered.
 _WRAPPERS = frozenset({"Partial", "Required", "Readonly", "NonNullable", "Omit", "Pick", "Exclude", "Extract"})
 _LISTS = frozenset({"Array", "ReadonlyArray", "Iterable", "Set"})
 
 
 @dataclass
 class Reference:
-    """A name of a type, as it stands in a namespace of a file; resolved when all files are read."""
+    """The name of a type, with its namespace and file. The reader resolves it after it has read all files."""
 
     names: tuple[str, ...]
     scope: tuple[str, ...]
@@ -48,7 +49,8 @@ class Reference:
 
 @dataclass
 class _Module:
-    """What one file declares, by the way through its namespaces; and what it calls things of other files."""
+    """The declarations of one file by their path through its namespaces, and the names that it imports from other
+    files."""
 
     types: dict[tuple[str, ...], Any] = field(default_factory=dict)
     spaces: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class _Module:
 
 
 class Package:
-    """An unpacked package; files are read when a type of theirs is asked for."""
+    """An unpacked package. A file is read when one of its types is requested."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +66,8 @@ class Package:
         self._named: dict[str, tuple[Path, Any]] = {}
 
     def schema(self, file: str, name: str) -> tuple[Schema, Schema]:
-        """The schema of a type (`Space.Name` in a file), and the document its references are of. Raises KeyError."""
+        """The schema of a type (`Space.Name` in a file), and the document that its references point to. Raises
+        KeyError."""
         path = (self._folder / file).resolve()
         place = self._find(path, Reference(tuple(name.split(".")), ()))
         if place is None:
@@ -79,7 +82,7 @@ class Package:
         return self._modules[path]
 
     def _beside(self, path: Path, other: str) -> Path | None:
-        """The file that an import names, where it is one of this package."""
+        """The file that an import names, or None if it is not in this package."""
         if not other.startswith("."):
             return None
         bare = re.sub(r"\.[cm]?js$", "", str(path.parent / other))
@@ -150,7 +153,7 @@ class Package:
 
 
 class _Parser:
-    """One file, token by token."""
+    """Parses one file, token by token."""
 
     def __init__(self, text: str) -> None:
         self._tokens = [
@@ -182,13 +185,13 @@ class _Parser:
         return False
 
     def _skip(self) -> None:
-        """One token, and if it opens something all that is in it."""
+        """Skip one token. If the token is an opening bracket, skip to its closing bracket."""
         closing = _CLOSING.get(self._take())
         while closing is not None and self._at < len(self._tokens) and not self._took(closing):
             self._skip()
 
     def _skip_arguments(self) -> None:
-        """The parameters of a generic type."""
+        """Skip the parameters of a generic type."""
         depth = 0
         while self._at < len(self._tokens):
             token = self._peek()
@@ -266,7 +269,7 @@ class _Parser:
         while self._took("|"):
             branches.append(self._intersection(scope))
         if self._peek() == "extends":
-            # A condition decides: nothing is said.
+            # A conditional type becomes "anything".
             self._take()
             self._type(scope)
             for mark in ("?", ":"):
@@ -298,7 +301,7 @@ class _Parser:
                 self._at += 2
                 made = {"type": "array", "items": made}
             else:
-                # A member of a type: nothing is said.
+                # An indexed access to a member of a type becomes "anything".
                 self._skip()
                 made = _ANYTHING
         return made
@@ -356,7 +359,7 @@ class _Parser:
                 self._take()
             group, name = self._group(), self._peek()
             if name in ("[", "(", "<") or group == "template":
-                # Any key, a call, a method's parameters.
+                # Skip an index signature, a call signature, or a method's parameters.
                 self._skip()
             elif group in ("name", "string", "number"):
                 self._take()
@@ -378,7 +381,7 @@ def _unwrapped(named: Any) -> Any:
 
 
 def words_of(text: str) -> Iterator[str]:
-    """The words that a program writes or expects for a `type`: in objects, comparisons and zod's schemas."""
+    """The strings that a program writes or expects for a `type`: in objects, comparisons and zod's schemas."""
     for pattern in (
         r"""\btype["']?\s*:\s*["']([a-z][\w.]+)["']""",
         r"""\btype["']?\s*:\s*z\s*\.\s*literal\(\s*["']([a-z][\w.]+)["']""",

@@ -1,1 +1,1 @@
-"""Envoy Gateway on a real cluster: see `run.py`."""
+"""Tests Antiphon with Envoy Gateway on a real cluster; see `run.py`."""

@@ -1,6 +1,6 @@
-"""What a client asks of the managed Envoy, and what a restart does to clients.
+"""Sends a client's requests through the managed Envoy, and checks that a restart of the pods cuts no client off.
 
-Lives here: requests and what they must bring. Not here: policies (`policies.py`), the picker (`picker.py`).
+Lives here: the requests and the expected answers. Not here: policies (`policies.py`), the picker (`picker.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lab.kubernetes.cluster import Wrong, eventually, run
 
 
 async def answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The status and the body of a response."""
+    """Post a request for a response. Returns the status and the decoded body."""
     async with session.post(f"{url}/v1/responses", json={"model": "demo", **body}) as got:
         return got.status, await got.json()
 
 
 async def stream(session: aiohttp.ClientSession, url: str, words: int = 5) -> bool:
-    """Whether the stream came whole."""
+    """Request a stream. Returns whether it was complete."""
     body = {"model": "demo", "input": f"count to {words}", "stream": True, "store": False}
     async with session.post(f"{url}/v1/responses", json=body) as got:
         text = await got.text()
@@ -33,7 +33,7 @@ async def stream(session: aiohttp.ClientSession, url: str, words: int = 5) -> bo
 
 
 async def background(session: aiohttp.ClientSession, url: str, **body: Any) -> dict[str, Any]:
-    """A background response, when it is over. Raises `Wrong`."""
+    """Request a background response and poll it until its end. Raises `Wrong` if it does not complete."""
     status, first = await answer(session, url, {"input": "hello", "background": True, **body})
     if status != 200:
         raise Wrong(f"background: {status} {first}")
@@ -52,7 +52,7 @@ async def background(session: aiohttp.ClientSession, url: str, **body: Any) -> d
 
 
 async def besides(session: aiohttp.ClientSession, url: str) -> str:
-    """What the suite does not ask for. Raises `Wrong`."""
+    """Test features that the compliance suite does not cover. Returns a summary; raises `Wrong`."""
     first = await background(session, url)
     status, _ = await answer(session, url, {"input": "and", "previous_response_id": first["id"]})
     form = aiohttp.FormData({"purpose": "user_data"})
@@ -78,14 +78,14 @@ async def besides(session: aiohttp.ClientSession, url: str) -> str:
 
 
 async def _forged(session: aiohttp.ClientSession, url: str) -> str:
-    """What comes back where a client sends the header that leads out of the dead end: it must be taken away."""
+    """Send the header that selects the route to the model cluster, as an attacker would. Envoy must strip it."""
     headers, body = {"x-antiphon-backend": "default"}, {"model": "demo", "input": "x", "store": False}
     async with session.post(f"{url}/v1/responses", json=body, headers=headers) as got:
         return str((await got.json()).get("object"))
 
 
 async def encrypted(session: aiohttp.ClientSession, url: str, managed: Managed) -> str:
-    """The listener with TLS: HTTP/1 with its certificate. Raises `Wrong`."""
+    """Send requests to the TLS listener over HTTP/1, and verify its certificate. Raises `Wrong`."""
     trusted = ssl.create_default_context(cafile=str(managed.ca))
     body = {"model": "demo", "input": "count to 5", "stream": True, "store": False}
     secure = f"https://{url.partition('://')[2]}"
@@ -99,7 +99,7 @@ async def encrypted(session: aiohttp.ClientSession, url: str, managed: Managed) 
 
 
 async def hosts(session: aiohttp.ClientSession, url: str) -> str:
-    """The HTTPRoute with two host names. Raises `Wrong`."""
+    """Test an HTTPRoute with two host names. Raises `Wrong`."""
     named = ["a.example", "b.example"]
     wanted = {"a.example": [200, 200], "b.example": [200, 200], "c.example": [404, 404]}
     found: dict[str, list[int]] = {}
@@ -134,7 +134,7 @@ async def hosts(session: aiohttp.ClientSession, url: str) -> str:
 
 
 async def conformance(url: str) -> str:
-    """The official suite. Raises `Wrong`."""
+    """Run the official compliance suite. Raises `Wrong` if a scenario fails."""
     command = [sys.executable, "-m", "lab.conformance.run", "--url", f"{url}/v1", "--model", "demo", "--key", "x"]
     told = await run(*command, "--header", "antiphon-dialect:openresponses", seconds=300)
     last = told.strip().splitlines()[-1]
@@ -144,7 +144,7 @@ async def conformance(url: str) -> str:
 
 
 async def many(session: aiohttp.ClientSession, url: str, count: int) -> str:
-    """So many streams at once. Raises `Wrong`."""
+    """Open `count` concurrent streams. Raises `Wrong` if one is incomplete."""
     whole = await asyncio.gather(*(stream(session, url, 20) for _ in range(count)), return_exceptions=True)
     good = sum(one is True for one in whole)
     if good != count:
@@ -155,7 +155,7 @@ async def many(session: aiohttp.ClientSession, url: str, count: int) -> str:
 async def replaced(
     session: aiohttp.ClientSession, url: str, clients: int, managed: Managed, change: Callable[[], Awaitable[None]]
 ) -> str:
-    """Every pod replaced by `change`, under load. Raises `Wrong`."""
+    """Replace every pod by calling `change`, while clients send streams. Raises `Wrong` if a stream fails."""
     seen, wrong, over = 0, [], False
 
     async def client() -> None:

@@ -1,8 +1,8 @@
-"""A chat server in a pod that says in its text which pod it is; a search beside it.
+"""A chat server that names its pod in each answer, with a search endpoint on the same server.
 
-Lives here: what the endpoint picker's pods serve. It is put into them as a file.
+Lives here: the program of the endpoint picker's pods. A ConfigMap puts this file into the pods.
 
-Invariant: it needs aiohttp and the standard library alone.
+Invariant: the program needs only aiohttp and the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _METRICS = "vllm:num_requests_waiting 0\nvllm:num_requests_running 0\nvllm:kv_ca
 
 
 def _message(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The pod's name; where a search is offered and none was made yet, a search for it."""
+    """A message with the pod's name and the finish reason. If the request offers a search and has no result yet, the
+    message calls the search."""
     if body.get("tools") and not any(one["role"] == "tool" for one in body["messages"]):
         call = {"name": "web_search", "arguments": json.dumps({"query": _ME})}
         calls = [{"index": 0, "id": "call_1", "type": "function", "function": call}]

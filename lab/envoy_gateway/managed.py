@@ -1,8 +1,10 @@
-"""The Envoy that Envoy Gateway manages for a run, as `antiphon envoy-config` prints it.
+"""Installs Antiphon into an Envoy that Envoy Gateway manages, from the output of `antiphon envoy-config`.
 
-Lives here: printing, fitting to the node's images, applying, waiting until it serves. Not here: the requests to it.
+Lives here: printing the objects, adapting them to the node's images, applying them, and waiting until Envoy serves. Not
+here: the requests (`asked.py`).
 
-Invariant: what is applied is what was printed, but for images, replicas and the names of what the run made.
+Invariant: the applied objects differ from the printed ones only in images, replicas and the names of objects that this
+run created.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def address_of(service: str, port: int) -> str:
 
 @dataclass
 class Managed:
-    """What is installed where. `folder`: for the certificate and the settings."""
+    """One installation: its namespace, images and settings. `folder` holds the certificate and the settings file."""
 
     image: str
     envoy_image: str | None
@@ -54,7 +56,7 @@ class Managed:
         return self.folder / "authority.pem"
 
     async def begin(self, *objects: Object) -> None:
-        """A namespace with these objects and a certificate."""
+        """Create the namespace with these objects and a certificate."""
         signed = Authority(self.folder).sign("gateway")
         pair = {"tls.crt": signed.cert.read_bytes(), "tls.key": signed.key.read_bytes()}
         certificate = {
@@ -74,7 +76,8 @@ class Managed:
             await run("kubectl", "-n", SYSTEM, "delete", kind, "antiphon", "--ignore-not-found")
 
     async def install(self) -> str:
-        """Apply what is printed for these settings, and wait until it and nothing else serves. Raises `Wrong`."""
+        """Apply the objects that `antiphon` prints for these settings, and wait until only the new pods serve. Raises
+        `Wrong`."""
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "antiphon", "namespace": SYSTEM}}
         before = await pods()
         await apply([{**secret, "stringData": self.secret}, *self._objects()])
@@ -90,7 +93,7 @@ class Managed:
         return "all patches in force, the pod ready"
 
     async def settled(self, before: set[str]) -> None:
-        """Wait until as many pods are ready, and none of these is left."""
+        """Wait until the expected number of pods is ready and none of the pods in `before` is left."""
 
         async def so() -> bool:
             found = [one for one in await of_gateway("pod") if one["metadata"]["name"] not in before]
@@ -100,15 +103,15 @@ class Managed:
         await eventually("the managed Envoy", so, 420)
 
     async def swap_image(self, image: str) -> None:
-        """Another image for the sidecar, as a user changes it in the file."""
+        """Change the sidecar's image in the printed objects and apply them, as a user would."""
         self.image = image
         await apply(self._objects())
 
     def _objects(self) -> list[Object]:
-        """What is printed, with the images that the node has."""
+        """The printed objects, with the images that the node has."""
         told = io.StringIO()
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=self.folder) as file:
-            # The values of the Secret are a user's environment: what is printed names them alone.
+            # The Secret's values come from the user's environment, because the printed object has only their names.
             yaml.safe_dump(self.settings, file)
             file.flush()
             arguments = [

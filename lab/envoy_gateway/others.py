@@ -1,11 +1,11 @@
-"""A Gateway that belongs to others: what their routes see while Antiphon comes, is there, and goes again.
+"""Installs and removes Antiphon on another team's Gateway, and compares the answers of that team's routes.
 
-Lives here: their Gateway, its routes and requests, and the comparison. Not here: what is printed
+Lives here: the other team's Gateway, its routes and requests, and the comparison. Not here: the printed objects
 (`antiphon/envoy/gateway_api.py`), Antiphon on a separate Gateway (`managed.py`).
 
-Antiphon comes in and goes out by the very commands that are printed.
+The run installs and removes Antiphon with exactly the printed commands.
 
-Invariant: one request of others' that fails, or one answer that differs, makes the row wrong.
+Invariant: the row is wrong if one request of the other team fails, or if one of their answers differs.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _ASKED: dict[str, tuple[str, str, dict[str, str]]] = {
     "a service that is gone": ("GET", "/", {"host": "gone.example"}),
 }
 _CHANGING = {"date", "x-request-id", "content-length", "x-envoy-upstream-service-time"}
-"""Headers of answers whose values differ from one request to the next."""
+"""Headers of answers whose values differ from request to request."""
 _OF_CONNECTION = "connection"
-"""A pod that is being replaced closes its connections."""
+"""The header with which a pod closes its connections while it is being replaced."""
 _LABEL = f"gateway.envoyproxy.io/owning-gateway-namespace={NAMESPACE}"
 _CLIENTS, _PAUSE = 8, 0.05
 
@@ -67,7 +67,8 @@ def _route(name: str, paths: list[str], service: str = "shop", **more: Any) -> O
 
 
 def _theirs(managed: Managed, envoy_proxy: str | None) -> list[Object]:
-    """Their Gateway with its class, and what it leads to. `envoy_proxy`: the one that the Gateway names."""
+    """The objects of the other team: the Gateway with its class, and its routes and backends. `envoy_proxy`: the
+    EnvoyProxy that the Gateway names."""
     container = {"image": managed.envoy_image} if managed.envoy_image else {}
     deployment = {"container": container, "pod": {"labels": {"whose": "others"}}}
     provider = {"type": "Kubernetes", "kubernetes": {"envoyDeployment": deployment}}
@@ -97,7 +98,7 @@ def _theirs(managed: Managed, envoy_proxy: str | None) -> list[Object]:
 
 
 async def beside(session: aiohttp.ClientSession, managed: Managed, envoy_proxy: str | None) -> str:
-    """In and out again, with others' requests all the time. Raises `Wrong`."""
+    """Install and remove Antiphon while clients of the other team send requests. Raises `Wrong`."""
     await _cleared()
     try:
         await apply(_theirs(managed, envoy_proxy))
@@ -122,7 +123,8 @@ async def beside(session: aiohttp.ClientSession, managed: Managed, envoy_proxy: 
 
 
 async def _cleared() -> None:
-    """Nothing is left of their Gateway. Without its class Envoy Gateway would leave the pods."""
+    """Wait until the other team's Gateway and its pods are deleted. The class must be deleted last, because without it
+    Envoy Gateway would leave the pods."""
     await run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
 
     async def gone() -> bool:
@@ -167,7 +169,7 @@ async def _come_in(session: aiohttp.ClientSession, url: str, managed: Managed, e
 
 
 async def _served(session: aiohttp.ClientSession) -> str:
-    """Where their Gateway is, once it leads to the shop."""
+    """The URL of the other team's Gateway, once its route serves the shop."""
     address = ""
 
     async def so() -> bool:
@@ -189,7 +191,7 @@ async def _served(session: aiohttp.ClientSession) -> str:
 async def _seen(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     found = {}
     for what, (method, path, headers) in _ASKED.items():
-        # As it is written: the client would unescape the path.
+        # Send the path exactly as written, because aiohttp would otherwise unescape it.
         where = URL(f"{url}{path}", encoded=True)
         async with session.request(method, where, headers=headers, allow_redirects=False) as got:
             told = {name.lower(): value for name, value in got.headers.items() if name.lower() != _OF_CONNECTION}
@@ -200,7 +202,8 @@ async def _seen(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _load(url: str) -> AsyncIterator[Counter[str]]:
-    """Clients that ask for the shop while this lasts, a connection each time: how often, by status or failure."""
+    """Run clients that request the shop in the background, each with a new connection. Yields the counts by status or
+    failure."""
     counted: Counter[str] = Counter()
     over = asyncio.Event()
 

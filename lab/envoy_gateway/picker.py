@@ -1,9 +1,9 @@
-"""The real endpoint picker behind the managed Envoy: pods of a pool, and where each call went.
+"""Tests the real endpoint picker behind the managed Envoy, and records which pod each call reached.
 
-Lives here: the pool's pods, the requests, and the pod that each must reach. Not here: the picker's program and its
-kinds (`lab/scheduler/run.py`), the chat servers (`chat_pod.py`).
+Lives here: the pool's pods, the requests, and the pod that each must reach. Not here: the picker's program and custom
+resource kinds (`lab/scheduler/run.py`), the chat servers (`chat_pod.py`).
 
-Invariant: `upstream.url` leads nowhere, so that whatever was answered was picked.
+Invariant: `upstream.url` is unreachable, so every answer comes from a pod that the picker chose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PORT = 18190
 
 
 def _pods(image: str) -> list[Object]:
-    """Chat servers of the pool, and a Service for their search."""
+    """The pods of the pool with their chat servers, and a Service for their search endpoint."""
     about = {"namespace": NAMESPACE}
     mount = {"name": "program", "mountPath": "/chat"}
     container = {
@@ -60,7 +60,7 @@ def _pods(image: str) -> list[Object]:
 
 @asynccontextmanager
 async def _picking(managed: Managed) -> AsyncIterator[None]:
-    """The managed Envoy with a picker."""
+    """Configure the managed Envoy with a picker while the context lasts."""
     address = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
     node = await run("kubectl", "get", "nodes", "-o", f"jsonpath={address}")
     async with AsyncExitStack() as opened:
@@ -80,13 +80,13 @@ async def _picking(managed: Managed) -> AsyncIterator[None]:
 
 
 def _said(body: dict[str, Any]) -> str:
-    """The pod that a response came from."""
+    """The name of the pod that produced a response."""
     texts = [part["text"] for item in body["output"] if item["type"] == "message" for part in item["content"]]
     return "".join(texts).strip()
 
 
 async def picked(session: aiohttp.ClientSession, url: str, managed: Managed) -> str:
-    """Chains, a stream, a tool turn, a background response through the picker. Raises `Wrong`."""
+    """Send chains, a stream, a tool turn and a background response through the picker. Raises `Wrong`."""
     if "EPP_BINARY" not in os.environ:
         raise Wrong("EPP_BINARY must name the picker's program")
     async with _picking(managed):

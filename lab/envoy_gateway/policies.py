@@ -1,8 +1,8 @@
-"""Policies of Envoy Gateway on the Gateway: no client gets past them on any path of Antiphon.
+"""Tests that Envoy Gateway's security policies protect every path of Antiphon.
 
 Lives here: the policies, and requests with and without credentials. Not here: creating the Gateway (`run.py`).
 
-Invariant: each policy is deleted after its requests.
+Invariant: the run deletes each policy after its requests.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
 _TEXT = {"model": "demo", "input": "hello"}
 _ASKED: tuple[tuple[str, str, Any, int], ...] = (
     ("POST", "/v1/responses", _TEXT, 200),
-    # What the sidecar answers itself, in Envoy's filter and behind its route.
+    # Paths that the sidecar answers itself, in Envoy's ext_proc filter or behind Envoy's route.
     ("POST", "/v1/responses", {"model": "demo"}, 400),
     ("POST", "/v1/responses/input_tokens", _TEXT, 200),
     ("GET", "/v1/responses/resp_none", None, 404),
     ("GET", "/v1/files", None, 200),
     ("DELETE", "/v1/files/file-none", None, 404),
     ("GET", "/v1/models", None, 200),
-    # What no sidecar sees.
+    # Paths that Envoy forwards to the upstream without the sidecar.
     ("POST", "/v1/chat/completions", _CHAT, 200),
     ("GET", "/v1/nothing", None, 404),
 )
@@ -69,7 +69,8 @@ async def _statuses(session: aiohttp.ClientSession, url: str, headers: dict[str,
 
 
 async def _judged(session: aiohttp.ClientSession, url: str, good: dict[str, str], bad: dict[str, str]) -> None:
-    """Raises `Wrong`."""
+    """Send each request without credentials, with invalid ones and with valid ones. Raises `Wrong` if a status is
+    unexpected."""
 
     wanted = [status for *_, status in _ASKED]
     found: tuple[list[int], ...] = ()
@@ -86,7 +87,7 @@ async def _judged(session: aiohttp.ClientSession, url: str, good: dict[str, str]
 
 
 async def policies(session: aiohttp.ClientSession, url: str, namespace: str, gateway: str) -> str:
-    """API keys and JWT, each on the whole Gateway. Raises `Wrong`."""
+    """Apply an API key policy and then a JWT policy to the whole Gateway, and test each. Raises `Wrong`."""
     key = secrets.token_bytes(32)
     known = {"keys": [{"kty": "oct", "alg": "HS256", "kid": "k", "k": _segment(key)}]}
     jwks = {"type": "Inline", "inline": json.dumps(known)}

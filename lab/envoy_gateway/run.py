@@ -1,10 +1,10 @@
-"""`scripts/lab envoy-gateway`: what `antiphon envoy-config --for envoy-gateway` prints, on a real Envoy Gateway.
+"""`scripts/lab envoy-gateway`: tests the output of `antiphon envoy-config --for envoy-gateway` on a real Envoy Gateway.
 
 Lives here: the parts of a run by name, and the table. Not here: the printed objects (`antiphon/envoy/gateway_api.py`),
 applying them (`managed.py`), the requests (`asked.py`, `policies.py`, `picker.py`), kubectl
 (`lab/kubernetes/cluster.py`).
 
-Invariant: it ends with status 0 only if every row is good; it deletes the namespace it made.
+Invariant: the exit status is 0 only if every row is good. The run deletes the namespace that it created.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ PARTS = (
     "others",
 )
 
-# Many connect at once: with aiohttp's own backlog of 128 those beyond it wait for the kernel's second try.
+# Many clients connect concurrently. With aiohttp's default backlog of 128, further connections would wait for the
+# kernel's retransmission.
 _CHAT = (
     "from aiohttp import web; from antiphon.demo_upstream import make_app; "
     "web.run_app(make_app(), port=8081, access_log=None, backlog=4096)"
@@ -66,7 +67,7 @@ def _upstream() -> dict[str, Any]:
 
 
 class Run:
-    """One run: its rows so far. `url`: the Gateway's, without TLS."""
+    """One run and its rows so far. `url` is the Gateway's URL without TLS."""
 
     def __init__(self, given: argparse.Namespace, managed: Managed, session: aiohttp.ClientSession) -> None:
         self._given, self._managed, self._session = given, managed, session
@@ -122,7 +123,7 @@ class Run:
         return await self._replaced(lambda: self._managed.swap_image(self._given.next))
 
     async def _several(self) -> str:
-        """The first of two cannot be reached: the second answers."""
+        """Test two upstreams of which the first is unreachable: the second must answer."""
         self._managed.settings = {
             "upstream": _upstream(),
             "upstreams": {"gone": {"url": f"{address_of('gone', 8081)}/v1", "auth": "none"}},
@@ -135,7 +136,7 @@ class Run:
         return "the first is not there: the second answers, JSON and a stream"
 
     async def _replicas(self) -> str:
-        """What one pod stored another reads; the pods replaced under load."""
+        """Test two replicas: each pod reads responses that the other stored, and all pods are replaced under load."""
         async with AsyncExitStack() as opened:
             address = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
             host = await run("kubectl", "get", "nodes", "-o", f"jsonpath={address}")
@@ -162,7 +163,7 @@ class Run:
         await self._managed.install()
         last: str | None = None
         for turn in range(20):
-            # A connection of its own each: another pod, by chance.
+            # Each turn uses a new connection, so it may reach a different pod.
             async with aiohttp.ClientSession() as own:
                 more: dict[str, Any] = {"previous_response_id": last} if last else {}
                 status, body = await answer(own, self._url, {"input": f"turn {turn}", **more})

@@ -1,9 +1,9 @@
-"""The tests of the Envoy door against several Envoys, one after the other, as a table.
+"""Runs the tests of Antiphon behind Envoy against several Envoy versions, one after the other, and prints a table.
 
-Lives here: which tests are the door's, running them, and the table. Not here: the tests (`tests/e2e`), choosing their
-Envoy (`tests/support/envoy_binary.py`).
+Lives here: the selection of the tests, running them, and the table. Not here: the tests (`tests/e2e`), the choice of
+the Envoy binary in a test (`tests/support/envoy_binary.py`).
 
-Invariant: what is printed was counted by pytest in this run; a version that cannot be tried is a row that says why.
+Invariant: every printed count comes from pytest in this run. A version that cannot be tested has a row with the reason.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from antiphon.errors import ConfigError
 
 _ROOT = Path(__file__).parents[2]
 _TESTS = ("tests/unit/envoy", "tests/e2e")
-"""Whatever starts an Envoy."""
+"""The folders whose tests start an Envoy."""
 _OPTIONS = ("-m", "not full and not slow", "-k", "not grpcio")
-"""Quick tests, through one of the sidecar's two gRPC servers: Envoy cannot tell them apart."""
+"""Options that select the quick tests with one of the sidecar's two gRPC servers, because both give Envoy the same
+bytes."""
 _SECONDS = 3600
 _LONGEST_CAUSE = 300
-"""Characters."""
+"""The maximum length of a failure's cause in the table, in characters."""
 
 
 def main() -> int:
@@ -48,7 +49,7 @@ def main() -> int:
 
 
 def _tried(binary: Path, options: list[str]) -> tuple[list[str], list[str]]:
-    """The row of one Envoy, and what failed."""
+    """Run the tests with one Envoy. Returns its table row and the failed tests."""
     try:
         version = full_version(binary)
     except ConfigError as error:
@@ -89,7 +90,7 @@ def _tried(binary: Path, options: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _cause(case: ElementTree.Element) -> str | None:
-    """The first line of why a test failed, None where it did not."""
+    """The first line of the failure message of a test, or None if it passed."""
     found = [*case.iter("failure"), *case.iter("error")]
     return found[0].get("message", "").partition("\n")[0][:_LONGEST_CAUSE] if found else None
 

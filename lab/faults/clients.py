@@ -1,10 +1,10 @@
-"""Clients of a run: their requests, how they leave, and the answer that each got.
+"""Simulates the clients of a run: their requests, how they disconnect, and the answer to each request.
 
-Lives here: one request and its outcome, the kinds of clients, and the ledger of what was acknowledged. Not here: faults
+Lives here: one request and its outcome, the kinds of clients, and the ledger of acknowledged turns. Not here: faults
 and phases (`run.py`), gateways.
 
-Invariant: every request has a timeout (`HUNG_AFTER`). A turn counts as acknowledged only when its client read that it
-is complete (or, in the background, queued).
+Invariant: every request has a timeout (`HUNG_AFTER`). A turn counts as acknowledged only if its client read that the
+response is complete (or, in the background, queued).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OURS = ("The server had an error", "There was no answer", "The request could no
 
 @dataclass
 class Ledger:
-    """What was seen, and what of it must not be."""
+    """What the clients saw: counts, acknowledged turns, and observations that are faults of the gateway."""
 
     done: Counter[str] = field(default_factory=Counter)
     hung: list[str] = field(default_factory=list)
@@ -37,15 +37,15 @@ class Ledger:
     own: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     turns: dict[str, str] = field(default_factory=dict)
-    """Ids and words of responses that were acknowledged as complete."""
+    """Ids of responses that were acknowledged as complete, with the word that each must contain."""
     jobs: dict[str, str] = field(default_factory=dict)
     conversations: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Of each conversation the words that were acknowledged, in their order."""
+    """For each conversation the acknowledged words, in order."""
 
 
 @dataclass
 class Outcome:
-    """How a request ended: `how` is a status of the response, `error`, `cut`, or `hung`."""
+    """The outcome of a request. `how` is a status of the response, `error`, `cut` or `hung`."""
 
     how: str
     status: int = 0
@@ -55,13 +55,13 @@ class Outcome:
 
 
 async def _lines(got: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The body's lines, however long."""
+    """The lines of a body, without a limit on their length."""
     while line := await got.content.readline(max_line_length=1 << 26):
         yield line
 
 
 class Clients:
-    """Clients of whatever gateway `url` says at the moment (None: there is none)."""
+    """The clients of a gateway. `url` returns the gateway's current URL, or None while it is down."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Clients:
         await self._session.close()
 
     async def run(self, client: Callable[[random.Random], Any]) -> None:
-        """One kind of client, again and again."""
+        """Run one kind of client repeatedly until the run stops."""
         mine = random.Random(self._random.random())
         while not self.stopping:
             if self._url() is None:
@@ -104,14 +104,14 @@ class Clients:
             except TimeoutError:
                 self.ledger.hung.append(client.__name__)
             except Exception as odd:
-                # What a client of ours cannot make sense of is wrong, until somebody has looked at it.
+                # An unexpected error in a client counts as a fault, until a developer has examined it.
                 self.ledger.wrong.append(f"{client.__name__}: {type(odd).__name__} {str(odd)[:200]}")
             await asyncio.sleep(0.02)
 
-    # One request
+    # One request.
 
     async def ask(self, model: str, *, stream: bool, word: str, **fields: Any) -> Outcome:
-        """A request to its end."""
+        """Send a request and read its answer to the end. Returns the outcome."""
         body = {"model": model, "input": f"echo:{word}", "stream": stream, **fields}
         outcome = Outcome("cut")
         try:
@@ -146,7 +146,7 @@ class Clients:
                     outcome.id = response["id"]
                     self._take(response, outcome)
         if not done or last not in ("response.completed", "response.failed", "response.incomplete"):
-            # Cut streams raise; this one came to a proper end.
+            # A stream that breaks off raises, so this stream ended properly.
             self.ledger.wrong.append(f"{model}: a stream ends after {last or 'nothing'}, as if it were whole")
             outcome.how = "cut"
 
@@ -181,19 +181,19 @@ class Clients:
             self.ledger.own.append(f"{model}: HTTP {outcome.status} {outcome.error}"[:300])
 
     def word(self) -> str:
-        """A word that no request has used before."""
+        """A new word that no other request uses."""
         self._words += 1
         return f"w{self._words}z"
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a GET."""
+        """Send a GET. Returns the status and the decoded JSON."""
         async with asyncio.timeout(self._hung_after), self._session.get(f"{self._url()}{path}") as got:
             return got.status, json.loads(await got.read())
 
-    # Kinds of clients
+    # Kinds of clients.
 
     async def broken_upstreams(self, mine: random.Random) -> None:
-        """Every kind of upstream, in this client's random order."""
+        """Call each kind of broken upstream, in this client's random order."""
         model, expected, streams = mine.choice(self.kinds)
         stream, word = mine.choice(streams), self.word()
         outcome = await self.ask(model, stream=stream, word=word, store=mine.random() < 0.7)
@@ -207,7 +207,7 @@ class Clients:
             self.ledger.done[f"good upstream, no success: {outcome.status} {outcome.error.get('code')}"] += 1
 
     async def leaves(self, mine: random.Random) -> None:
-        """Leaves at any moment, in the middle of a conversation too."""
+        """Disconnect at random moments, also in the middle of a conversation."""
         fields: dict[str, Any] = {}
         if mine.random() < 0.3:
             async with self._session.post(f"{self._url()}/v1/conversations", json={}) as got:
@@ -231,7 +231,7 @@ class Clients:
             pass
 
     async def reads_slowly(self, mine: random.Random) -> None:
-        """A few bytes at a time of something large, and then not at all."""
+        """Read a large answer in small reads, and then stop reading."""
         place = urlsplit(str(self._url()))
         body = json.dumps({"model": mine.choice(("x:burst", "x:text-for-ever")), "input": "echo:slow", "stream": True})
         reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1 << 12)
@@ -250,7 +250,7 @@ class Clients:
         self.ledger.done["read slowly"] += 1
 
     async def floods(self, mine: random.Random) -> None:
-        """Many small requests at once, some of them endless."""
+        """Send many small requests concurrently. Some of their answers never end."""
         models = ["ok"] * 36 + ["x:comments-for-ever", "x:empty-for-ever", "x:reset-at-once", "x:burst"]
         asked = (self.ask(model, stream=mine.random() < 0.5, word=self.word(), store=False) for model in models)
         for outcome in await asyncio.gather(*asked):
@@ -258,7 +258,7 @@ class Clients:
         await asyncio.sleep(3)
 
     async def takes_turns(self, mine: random.Random) -> None:
-        """A few turns of a chain, or of a conversation. Each acknowledged turn must exist in the end."""
+        """Run a few turns of a chain or of a conversation. Each acknowledged turn must exist at the end of the run."""
         conversation = previous = None
         if mine.random() < 0.5:
             async with (
@@ -284,7 +284,8 @@ class Clients:
                 self.ledger.conversations[conversation].append(word)
 
     async def works_in_the_background(self, mine: random.Random) -> None:
-        """Queues a response, follows it, leaves and comes back; it must be complete in the end."""
+        """Queue a background response, follow it, disconnect and reconnect. The response must be complete at the end of
+        the run."""
         word = self.word()
         body = {"model": mine.choice(("ok", "x:slow:1.5")), "input": f"echo:{word}", "background": True}
         stream = mine.random() < 0.6
@@ -332,10 +333,10 @@ class Clients:
                     seen.append(number)
         self.ledger.done["background: resumed"] += 1
 
-    # In the end
+    # At the end of the run.
 
     async def check(self) -> None:
-        """Everything that was acknowledged is there."""
+        """Check that every acknowledged response and conversation turn exists."""
         ledger = self.ledger
         checks = [
             *(self._check_turn(*each) for each in ledger.turns.items()),

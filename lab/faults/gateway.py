@@ -1,9 +1,8 @@
-"""One `antiphon up` of a run: started, looked at, hurt and stopped, with everything it started.
+"""Runs one `antiphon up` of a run: starts it, reads its state, injures it with signals, and stops it.
 
-Lives here: processes and signals. Not here: what clients see (`clients.py`), when what happens (`run.py`).
+Lives here: processes and signals. Not here: what clients see (`clients.py`), the order of the faults (`run.py`).
 
-Invariant: whatever happens to it, `end` leaves none of its processes behind; only processes that it started are
-touched.
+Invariant: `end` leaves no process of the gateway behind. The class signals only processes that it started.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ DOORS: dict[str, tuple[str, ...]] = {
     "drive": ("--mode", "drive"),
 }
 DRAIN = 5.0
-# How long a start takes is no part of what is judged, and machines may be busy.
+# The run does not judge the duration of a start, because the machine may be busy.
 _START_SECONDS = 180.0
 
 
 def settings() -> dict[str, Any]:
-    """Everything ends soon, so that a run sees many ends."""
+    """Antiphon's settings for a run, with short timeouts, so that a run sees many timeouts expire."""
     return {
         "upstream": {"auth": "none", "profile": "generic"},
         "limits": {"upstream_body_bytes": 4 << 20, "sse_event_bytes": 1 << 20},
@@ -54,7 +53,7 @@ def settings() -> dict[str, Any]:
             "hung": 6,
             "drain": DRAIN,
         },
-        # As many tries as a run may end: no job is to be given up here.
+        # The number of attempts exceeds the number of kills in a run, so that no job is given up.
         "background": {"lease": 3, "patience": 10, "attempts": 1000},
         "conversations": {"lease": 4},
     }
@@ -71,7 +70,7 @@ class Gateway:
 
     @classmethod
     async def start(cls, door: str, upstream: str, folder: Path) -> Gateway:
-        """Start it on the folder's data; returns once it is ready."""
+        """Start a gateway on the folder's data. Returns once it is ready."""
         config = folder / "settings.json"
         config.write_text(json.dumps(settings()))
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
@@ -106,7 +105,7 @@ class Gateway:
         return self.process.returncode is None
 
     def look(self) -> dict[int, str]:
-        """Its processes and what they are; all that were ever seen are remembered."""
+        """The gateway's processes by id, each with its role. The gateway remembers all processes that it ever saw."""
         found: dict[int, str] = {}
         with contextlib.suppress(OSError):
             waiting = [self.process.pid]
@@ -121,12 +120,12 @@ class Gateway:
         return found
 
     def workers(self) -> list[int]:
-        """The processes that serve: sidecars, or HTTP doors."""
+        """The ids of the processes that serve: sidecars or HTTP servers."""
         names = (" antiphon extproc", " antiphon serve")
         return sorted(
             pid
             for pid, line in self.look().items()
-            # Each has a guard, a small process of its own, that stands before the same words.
+            # Each child has a small guard process with the same command line.
             if any(name in line for name in names) and "guard.py" not in line
         )
 
@@ -134,12 +133,12 @@ class Gateway:
         return sorted(pid for pid, line in self.look().items() if "envoy" in line.split(" ")[0].rpartition("/")[2])
 
     async def stop(self, seconds: float) -> float | None:
-        """SIGTERM; how long it took to end, None when it did not within so many seconds."""
+        """Send SIGTERM. Returns the seconds until the gateway ended, or None if it did not end within `seconds`."""
         self.look()
         if not self.alive:
             return 0.0
         ended: list[float] = []
-        # In a thread of its own: the loop here is busy with clients, which is not the gateway's fault.
+        # A separate thread measures the end, because the clients keep this event loop busy.
         with contextlib.suppress(ProcessLookupError):
             watching = threading.Thread(target=_note_the_end, args=(os.pidfd_open(self.process.pid), seconds, ended))
             watching.start()
@@ -153,11 +152,11 @@ class Gateway:
         return 0.0
 
     def orphans(self) -> list[int]:
-        """Of all processes it ever had, those that live."""
+        """The ids of all processes of this gateway that still live."""
         return [pid for pid, started in self._seen if _started(pid) == started]
 
     async def end(self) -> None:
-        """Kill whatever is left."""
+        """Kill all remaining processes of the gateway."""
         with contextlib.suppress(OSError):
             self.look()
         if self.alive:
@@ -170,7 +169,8 @@ class Gateway:
 
 
 def _note_the_end(process: int, seconds: float, ended: list[float]) -> None:
-    """When a process, known by a descriptor, ended, if it did within so many seconds."""
+    """Append the time at which a process ended to `ended`, if it ends within `seconds`. `process` is a process
+    descriptor."""
     try:
         if select.select([process], [], [], seconds)[0]:
             ended.append(time.monotonic())
@@ -179,7 +179,7 @@ def _note_the_end(process: int, seconds: float, ended: list[float]) -> None:
 
 
 def _started(pid: int) -> str:
-    """When a process began, which distinguishes it from a later one with the same id; empty when it has ended."""
+    """The start time of a process, which distinguishes it from a later one with the same id. Empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,14 +1,16 @@
-"""`scripts/lab faults`: everything that can break breaks, for a while, in every door; nothing hangs, lies or is lost.
+"""`scripts/lab faults`: subjects every kind of server to all known failures, and checks for hangs, wrong answers and
+lost data.
 
-Lives here: the phases, the faults, the table and the judgement. Not here: clients (`clients.py`), the broken chat
-server (`upstream.py`), processes (`gateway.py`).
+Lives here: the phases, the faults, the table and the verdict. Not here: clients (`clients.py`), the broken chat server
+(`upstream.py`), processes (`gateway.py`).
 
-In each door, a long quiet phase on one gateway comes first, with broken upstreams, clients that leave or read slowly,
-and floods. Between requests the workers' memory must stay flat. Then come rounds on the same data. Each has a fault:
-kill -9 of a worker, of Envoy or of everything, or SIGSTOP. Each ends with a SIGTERM during background work with
-followers, which must end within the drain and two seconds. In the end everything that was acknowledged must exist.
+For each kind of server, a long phase without process faults comes first. It has broken upstreams, clients that
+disconnect or read slowly, and floods. The workers' memory between requests must not grow. Then come rounds on the same
+data. In each round the run kills a worker, Envoy or all processes, or stops one with SIGSTOP. Each round ends with a
+SIGTERM during background responses with followers. The gateway must then end within the drain time and two seconds. At
+the end every acknowledged turn must exist.
 
-Invariant: a run ends by itself and ends everything that it started. A wrong count makes the exit status 1. The seed
+Invariant: a run ends by itself and stops everything that it started. A wrong count makes the exit status 1. The seed
 decides the requests and their order.
 """
 
@@ -35,10 +37,11 @@ _MIB = 1 << 20
 _STOP_WITHIN = DRAIN + 2.0
 _QUIET_SHARE = 0.55
 _ROUND_SECONDS = 16.0
-# The quiet phase has quarters. After each everybody rests, so that what is seen is what is kept, not what is under way.
+# The first phase has four parts. After each part all clients pause, so that the memory measured is retained memory, not
+# that of running requests.
 _QUARTERS, _REST_SECONDS = 4, 4.0
-# What a worker may keep more in the second half than in the first (of half an hour some 8 KiB for each request):
-# allocators round, and their reserve has holes.
+# The permitted growth of a worker's memory from the first half to the second (about 8 KiB per request for half an
+# hour), because allocators round up and fragment.
 _GROWTH = 8 * _MIB
 _FAULTS = {
     "http": ("worker -9", "worker STOP", "nothing", "everything -9"),
@@ -48,7 +51,7 @@ _FAULTS = {
 
 @dataclass
 class Door:
-    """What one door has shown."""
+    """The results of one kind of server."""
 
     name: str
     ledger: Ledger = field(default_factory=Ledger)
@@ -62,7 +65,7 @@ class Door:
 
     @property
     def counts(self) -> dict[str, list[str]]:
-        """All that must be empty."""
+        """The lists of faults by name. All of them must be empty."""
         return {
             "hung": self.ledger.hung,
             "wrong": self.ledger.wrong,
@@ -75,7 +78,7 @@ class Door:
 
 
 class _Run:
-    """One door's phases."""
+    """The phases of one kind of server."""
 
     def __init__(self, door: Door, upstream: str, folder: Path, seed: int) -> None:
         self._door = door
@@ -100,7 +103,7 @@ class _Run:
                 number += 1
             await self._last()
         except Exception as broken:
-            # What was seen until then is shown all the same.
+            # The run prints the results that it has so far, even after an error.
             self._door.ledger.wrong.append(f"the run broke off: {type(broken).__name__} {broken}")
         finally:
             await self._clients.aclose()
@@ -114,7 +117,7 @@ class _Run:
                 self._tasks.add(asyncio.create_task(self._clients.run(getattr(self._clients, name))))
 
     async def _finish(self) -> None:
-        """Let the clients come to their ends."""
+        """Tell the clients to stop, and wait until they have ended."""
         self._clients.stopping = True
         tasks, self._tasks = self._tasks, set()
         await asyncio.gather(*tasks)
@@ -152,7 +155,7 @@ class _Run:
                 os.kill(hurt, signal.SIGCONT)
         self._door.faults.append(fault if gateway.alive else f"{fault} (up ended)")
         if gateway.alive:
-            # With everything under way: streams, jobs, followers.
+            # The SIGTERM comes while streams, background jobs and followers are running.
             took = await gateway.stop(3 * _STOP_WITHIN)
             self._note_stop(fault, gateway, took)
         await self._finish()
@@ -160,7 +163,7 @@ class _Run:
         self._gateway = None
 
     async def _hurt(self, gateway: Gateway, fault: str) -> int | None:
-        """Do it; a process that was stopped, and not killed, is returned."""
+        """Inject the fault. Returns the id of a process that was stopped with SIGSTOP, or None."""
         what, _, how = fault.partition(" ")
         if what == "nothing":
             return None
@@ -209,13 +212,14 @@ async def _at_rest(pids: Iterable[int]) -> dict[int, int]:
 
 
 def growth(sizes: Sequence[int]) -> int:
-    """By how much everything in the second half is above everything in the first: a leak goes on, a peak does not."""
+    """The number of bytes by which the smallest value of the second half exceeds the largest of the first. A leak
+    raises all later values, and a peak does not."""
     middle = len(sizes) // 2
     return min(sizes[middle:]) - max(sizes[:middle], default=sizes[-1])
 
 
 def _print(doors: Sequence[Door], seconds: float) -> bool:
-    """The table; whether all is as it must be."""
+    """Print the table. Returns whether all counts are as they must be."""
     names = list(doors[0].counts)
     print(f"\n{seconds:.0f} s, stops allowed {_STOP_WITHIN:g} s\n")
     print("| door | asked | acknowledged | faults | stops | longest | " + " | ".join(names) + " |")
@@ -246,7 +250,7 @@ def _print(doors: Sequence[Door], seconds: float) -> bool:
 
 async def _main(given: argparse.Namespace, folder: Path) -> int:
     doors = [Door(name) for name in given.doors.split(",")]
-    # Whoever ends the run ends what it started.
+    # A signal that ends the run also ends the processes that it started.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -266,7 +270,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when every count was as it must be."""
+    """Run the command line. The exit status is 0 if every count is as it must be."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab faults", description="Everything breaks; nothing may hang or be lost."
     )

@@ -1,12 +1,13 @@
-"""A chat server that is broken in every way that was seen or feared, for `scripts/lab faults`.
+"""A chat server with every known or conceivable fault, for `scripts/lab faults`.
 
-Lives here: the kinds, and the outcomes that a client may get from each. Not here: clients, gateways, the judgement
-(`run.py`).
+Lives here: the kinds of faults, and the permitted outcomes for a client of each. Not here: clients, gateways, the
+verdict (`run.py`).
 
-A request's model says what happens to it: `x:KIND`, or `x:KIND:ARGUMENT`; any other is answered well. An answer repeats
-the word behind `echo:` in the last message, so that a client notices an answer to another request.
+The model's name in a request selects the fault: `x:KIND` or `x:KIND:ARGUMENT`. The server answers any other model
+correctly. An answer repeats the word after `echo:` in the last message, so that a client can detect an answer to
+another request.
 
-Invariant: it ends with its standard input; what a kind sends without end stops when its peer is gone.
+Invariant: the server ends when its standard input closes. An endless answer stops when its peer disconnects.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GOOD, BAD, ANY = "good", "bad", "any"
 
 
 class _Gone(Exception):
-    """The peer left, or is to be left."""
+    """Raised when the peer disconnected, or when the server must close the connection."""
 
 
 def _chunk(text: str | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _whole(text: str) -> bytes:
 
 
 class Call:
-    """One request and the connection it came on."""
+    """One request and its connection."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stream: bool, word: str, argument: str
@@ -63,12 +64,12 @@ class Call:
 
     @property
     def some(self) -> bytes:
-        """The beginning of an answer."""
+        """The first part of a correct answer."""
         return b"".join(_event(_chunk(f"w{n} ")) for n in range(3)) if self.stream else _whole(self.word)[:60]
 
     @property
     def answer(self) -> bytes:
-        """A good one."""
+        """A complete, correct answer."""
         return _event(_chunk(self.word)) + _END if self.stream else _whole(self.word)
 
     @property
@@ -106,7 +107,7 @@ class Call:
             await asyncio.sleep(pause)
 
     async def silence(self, seconds: float) -> None:
-        """Wait, and notice when the peer leaves."""
+        """Wait for `seconds`, or until the peer disconnects."""
         reading = asyncio.ensure_future(self._reader.read(1))
         done, _ = await asyncio.wait({reading}, timeout=seconds)
         if done:
@@ -125,7 +126,7 @@ class Call:
         raise _Gone
 
 
-# Good answers, in unusual clothes
+# Correct answers in an unusual form.
 
 
 async def _good(call: Call) -> None:
@@ -204,7 +205,7 @@ async def _burst(call: Call) -> None:
     await call.end()
 
 
-# No answers
+# Missing answers.
 
 
 async def _never(call: Call) -> None:
@@ -339,7 +340,7 @@ async def _hints_for_ever(call: Call) -> None:
         await asyncio.sleep(0.01)
 
 
-# Answers without end. In pieces with pauses: the machine is to be left some time for others.
+# Endless answers. The server pauses between chunks, so that other programs get processor time.
 
 
 def _endless(data: Callable[[Call], bytes], pause: float = 0.005) -> Callable[[Call], Awaitable[None]]:
@@ -378,7 +379,7 @@ async def _bomb(call: Call) -> None:
     await call.body(packed, "200 OK", "application/json", "content-encoding: gzip")
 
 
-# Well framed and strange
+# Answers with correct framing and strange content.
 
 
 _STRANGE: dict[str, bytes] = {
@@ -490,8 +491,8 @@ KINDS: tuple[tuple[str, str, tuple[bool, ...]], ...] = tuple(
     for name, (_, expected) in _RUN.items()
     for argument in _ARGUMENTS.get(name, ("",))
 )
-"""Models, the outcome that a client may get (`good`, `bad`: never a completed response, `any`), and whether it
-streams."""
+"""The models with a fault, each with the permitted outcome for a client, and whether the request may be a stream.
+Outcomes are `good`, `any`, and `bad`, which is never a completed response."""
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -554,7 +555,7 @@ async def _main() -> None:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input closes."""
     asyncio.run(_main())
 
 

@@ -1,1 +1,1 @@
-"""`scripts/lab images`: the image and the compose files on a Docker engine."""
+"""`scripts/lab images`: tests the container image and the compose files on a Docker engine."""

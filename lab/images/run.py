@@ -1,4 +1,4 @@
-"""`scripts/lab images`: the image is built and weighed, and each compose file is run on a Docker engine.
+"""`scripts/lab images`: builds the image, checks its size, and runs each compose file on a Docker engine.
 
 Lives here: the images, the requests, and the expected answers. Not here: the engine, which DOCKER_HOST names, and the
 other images, whose names the compose files take from the environment.
@@ -46,16 +46,16 @@ _LIMITS = (
     *("--tmpfs", _DATA),
 )
 _EARLY = (0.0, 0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds after its start at which a container gets SIGTERM."""
+"""Delays in seconds after a container's start at which the test sends SIGTERM."""
 _GRACE = 20
 
 
 class Wrong(Exception):
-    """What was found, in a sentence."""
+    """A failed check, with a sentence that describes the problem."""
 
 
 def run(*command: str, seconds: float = _COMMAND_SECONDS, env: dict[str, str] | None = None) -> str:
-    """The standard output of a command. Raises `Wrong` with the end of what it said."""
+    """Run a command. Returns its standard output. Raises `Wrong` with the end of its output if it fails."""
     try:
         done = subprocess.run(command, cwd=_ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -66,7 +66,7 @@ def run(*command: str, seconds: float = _COMMAND_SECONDS, env: dict[str, str] | 
 
 
 def until(what: str, found: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What `found` gives, asked until it gives something. Raises `Wrong`."""
+    """Call `found` until its result is true, and return the result. Raises `Wrong` after `seconds`."""
     end = time.monotonic() + seconds
     last: object = None
     while time.monotonic() < end:
@@ -80,7 +80,7 @@ def until(what: str, found: Callable[[], Any], seconds: float = 120.0) -> Any:
 
 
 class Image:
-    """One image of ours and its size."""
+    """One of Antiphon's images, with its size."""
 
     def __init__(self, tag: str, extras: str | None, base: str, build: Sequence[str], compiled: bool) -> None:
         given = [] if extras is None else ["--build-arg", f"EXTRAS={extras}"]
@@ -96,20 +96,22 @@ def _size(image: str) -> int:
 
 
 def in_image(tag: str, *command: str, env: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """A command in a container of the image: read-only, without capabilities or network, as its own user."""
+    """Run a command in a container of the image: read-only, without capabilities or network, as the image's user."""
     settings = [flag for pair in env for flag in ("--env", pair)]
     line = ["docker", "run", "--rm", *_LIMITS, *settings, "--entrypoint", command[0], tag, *command[1:]]
     return subprocess.run(line, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)
 
 
 def check_image(tag: str) -> None:
-    """Its user, its start on a read-only file system, and what it says of the parts that it does not have."""
+    """Check the image's user, its start on a read-only file system, and its error messages for missing extras. Raises
+    `Wrong`."""
     if in_image(tag, "id", "-u").stdout.strip() != "10001":
         raise Wrong("the image's user is not 10001")
     started = "antiphon extproc & for i in $(seq 150); do antiphon health && break; sleep 0.2; done; antiphon health"
     if (done := in_image(tag, "sh", "-c", started)).returncode:
         raise Wrong(f"the sidecar does not start read-only: {done.stdout}{done.stderr}")
-    # Behind a shell: as the first process of a container, newer timeouts (coreutils 9.10) end with 125.
+    # The program runs below a shell. As a container's first process, newer versions of `timeout` (coreutils 9.10) exit
+    # with 125.
     absent = in_image(
         tag, "sh", "-c", "timeout 60 antiphon extproc; exit $?", env=["ANTIPHON_EMBEDDINGS__URL=http://127.0.0.1:1/v1"]
     )
@@ -118,14 +120,14 @@ def check_image(tag: str) -> None:
 
 
 def check_build(tag: str, compiled: bool) -> None:
-    """Check that the image runs compiled modules, or not, as `compiled` says. Raises `Wrong`."""
+    """Check that the image runs compiled modules if `compiled`, and else interpreted ones. Raises `Wrong`."""
     done = in_image(tag, "antiphon", "--version")
     if done.returncode or ("(compiled)" in done.stdout) is not compiled:
         raise Wrong(f"antiphon --version says {done.stdout!r}: {done.stderr}")
 
 
 def check_leaving(tag: str) -> str:
-    """A container that gets SIGTERM in its first moments ends long before its grace period is over."""
+    """Check that a container that gets SIGTERM in its first moments ends long before its grace period is over."""
     longest = 0.0
     for command in ("extproc", "serve"):
         for moment in _EARLY:
@@ -144,7 +146,7 @@ def check_leaving(tag: str) -> str:
 
 
 class Setup:
-    """Some compose files, brought up together."""
+    """Some compose files that are started together."""
 
     def __init__(self, name: str, files: Sequence[str], env: dict[str, str]) -> None:
         compose = ["docker", "compose"] if _has_plugin() else ["docker-compose"]
@@ -158,7 +160,8 @@ class Setup:
 
     @contextlib.contextmanager
     def running(self, *services: str) -> Iterator[float]:
-        """Up, with how long that took in seconds; down at the end, with its volumes."""
+        """Start the containers, and yield the seconds until all are healthy. At the end, delete them with their
+        volumes."""
         begin = time.monotonic()
         try:
             self.compose("config")
@@ -176,11 +179,11 @@ class Setup:
         until("Envoy's /ready", lambda: requests.get(f"{self._url}/ready", timeout=5).ok)
 
     def client(self) -> OpenAI:
-        # A refused request may be sent again: a restart in between closes connections.
+        # The client may repeat a refused request, because a restart closes connections.
         return OpenAI(base_url=f"{self._url}/v1", api_key="images", max_retries=2, timeout=120)
 
     def ask(self) -> str:
-        """JSON, a stream, and the next turn; the id of a stored response."""
+        """Send a JSON request, a stream and the next turn. Returns the id of a stored response."""
         client = self.client()
         first = client.responses.create(model="demo", input="Hello")
         if not first.output_text or first.status != "completed":
@@ -192,7 +195,7 @@ class Setup:
         return first.id
 
     def stored(self, identifier: str) -> None:
-        """Raises `Wrong` when the response is not there any more."""
+        """Read a stored response. Raises `Wrong` if it does not exist any more."""
         if not self.client().responses.retrieve(identifier).output_text:
             raise Wrong(f"{identifier} is stored without its text")
 
@@ -225,7 +228,7 @@ def scaled_out(env: dict[str, str], seen: Callable[[Setup], str], files: Sequenc
                 if within not in setup.compose("exec", "-T", replica, "python3", "-c", _GET, path):
                     raise Wrong(f"{replica} does not find {path}")
         watched = seen(setup)
-        # What one of three leaves behind, the other two serve.
+        # If one of three replicas is stopped, the other two must serve its stored responses.
         setup.compose("stop", "--timeout", "45", _REPLICAS[0])
         setup.stored(identifier)
         setup.ask()
@@ -241,7 +244,7 @@ def scaled_out(env: dict[str, str], seen: Callable[[Setup], str], files: Sequenc
 
 
 def prometheus(port: str) -> Callable[[Setup], str]:
-    """What Prometheus must have seen: all replicas, every rule, and figures of theirs."""
+    """A check that Prometheus scraped all replicas, loaded every rule and has Antiphon's figures."""
     url = f"http://127.0.0.1:{port}/api/v1"
 
     def seen(setup: Setup) -> str:
@@ -262,7 +265,7 @@ def prometheus(port: str) -> Callable[[Setup], str]:
 
 
 def _grafana_files() -> None:
-    """Grafana finds what is mounted: each path that its provisioning names is one of the compose file's."""
+    """Check that each path that Grafana's provisioning names is mounted by the compose file."""
     folder = _ROOT / "deployments/compose/grafana"
     sources = yaml.safe_load((folder / "datasources.yml").read_text())
     providers = yaml.safe_load((folder / "dashboards.yml").read_text())
@@ -274,7 +277,7 @@ def _grafana_files() -> None:
 
 
 def _environment(tag: str) -> dict[str, str]:
-    """Keys of this run's own, and free ports."""
+    """The environment of a set-up, with new keys and free ports."""
     lines = run("deployments/compose/new-keys").splitlines()
     keys = dict(line.split("=", 1) for line in lines)
     ports = {}

@@ -1,11 +1,12 @@
-"""`scripts/lab incidents`: five incidents, each as an operator sees it, and how soon.
+"""`scripts/lab incidents`: causes five incidents, and measures when an operator can see the cause of each.
 
-Lives here: the run, and what must be seen. Not here: what breaks (`scenes.py`), how signs are read (`signs.py`).
+Lives here: the run, and the expected signs. Not here: the faults (`scenes.py`), reading the signs (`signs.py`).
 
-A gateway works for a while; then one thing breaks and all else goes on. Every second its metrics are scraped and its
-log is read. The number, the line and the alert that name the culprit must be there, and no other alert.
+A gateway first works for a while. Then one fault begins, and all other parts continue to work. Every second the run
+scrapes the metrics and reads the log. A metric, a log line and an alert must identify the cause, and no other alert may
+fire.
 
-Invariant: a run ends by itself; a sign that is missing is a line of its report and makes the exit status 1.
+Invariant: a run ends by itself. Each missing sign is a line of its report and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _MOST_MOVED = 8
 
 @dataclass
 class Seen:
-    """One incident: a sample a second, of which so many were taken before it."""
+    """One incident: one sample of the metrics per second, and the number of samples before the fault."""
 
     samples: list[Sample] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -54,7 +55,7 @@ class Seen:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """A separate small disk at this folder."""
+    """Mount a small separate disk at this folder."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK},mode=0700", "tmpfs", str(folder)], check=True)
     try:
         yield
@@ -64,7 +65,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def _place(scene: Scene, folder: Path) -> AsyncIterator[tuple[Place, str]]:
-    """The gateway of a scene, and where its metrics are."""
+    """Start the gateway of a scene. Yields it with the URL of its metrics."""
     async with AsyncExitStack() as stack:
         blue = StrictUpstream()
         await blue.start()
@@ -110,7 +111,7 @@ async def _again(job: Job, place: Place) -> None:
 
 
 async def _see(scene: Scene, folder: Path, calm: int, scrapes: int) -> Seen:
-    """Let it work, break it, and look all the time."""
+    """Let the gateway work, cause the fault, and sample metrics and log the whole time."""
     seen = Seen(broken_at=calm)
     async with _place(scene, folder) as (place, metrics):
         jobs = [asyncio.ensure_future(_again(job, place)) for job in (everyday, *scene.jobs)]
@@ -137,7 +138,7 @@ async def _see(scene: Scene, folder: Path, calm: int, scrapes: int) -> Seen:
 
 
 def _tell(scene: Scene, seen: Seen, folder: Path) -> list[str]:
-    """Print what there is to see; what is missing."""
+    """Print the signs of an incident. Returns the missing ones."""
     wrong = []
     at = seen.broken_at
     before = scene.number(seen.samples[at - 1])
@@ -205,7 +206,7 @@ def _run(scene: Scene, calm: int, scrapes: int) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when every sign was there."""
+    """Run the command line. The exit status is 0 if no sign is missing."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab incidents", description="Five incidents, as an operator sees them."
     )
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scrapes", type=int, default=45, help="seconds of each incident (default 45)")
     parser.add_argument("--only", default="", help="only incidents whose names hold this")
     given = parser.parse_args(arguments)
-    # What the servers of the tools say is of no concern.
+    # The log lines of the tool servers do not matter for this run.
     logging.disable(logging.WARNING)
     print(f"{datetime.date.today()}: metrics and lines in seconds as they came; alerts as with a scrape each 15 s")
     wrong: list[str] = []

@@ -1,8 +1,9 @@
-"""The five incidents: what works first, what breaks then, and which signs name the culprit.
+"""Defines the five incidents: the healthy state, the fault, and the signs that identify the cause.
 
-Lives here: servers, settings and jobs. Not here: how signs are read (`signs.py`), the run (`run.py`).
+Lives here: servers, settings and jobs. Not here: reading the signs (`signs.py`), the run (`run.py`).
 
-Invariant: jobs go on all the time and end by themselves; what breaks is a server, a disk or a tenant, not the script.
+Invariant: jobs run the whole time and end by themselves. The fault is in a server, a disk or a tenant, never in the
+script.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _DICE = {"type": "mcp", "server_label": "dice", "connector_id": "connector_dice"
 
 @dataclass
 class Place:
-    """A running gateway with two upstreams, `blue` and `green`, and a tool; `broken` says what jobs do."""
+    """A running gateway with two upstreams, `blue` and `green`, and a tool. `broken` changes the behaviour of the
+    jobs."""
 
     gateway: Gateway
     green: ChatServer
@@ -47,7 +49,7 @@ class Place:
     broken: bool = False
 
     async def ask(self, owner: str, model: str, **fields: Any) -> None:
-        """One response, read to its end."""
+        """Request one response and read it to its end."""
         body = {"model": model, "input": "hello", "store": False, **fields}
         headers = {"authorization": f"Bearer key-of-{owner}"}
         async with self.session.post(f"{self.gateway.base_url}/responses", json=body, headers=headers) as got:
@@ -59,8 +61,8 @@ Job = Callable[[Place], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Scene:
-    """One incident. `number`: what moves, called `series`, shown by `panel`; `line`: the fields of a log line, `least`
-    those that are numbers and at least so large; `alert`: the labels of the alert."""
+    """One incident. `number`: the metric that changes, with the name `series`, shown by `panel`. `line`: fields of the
+    log line. `least`: numeric fields with their minimum. `alert`: the labels of the alert."""
 
     name: str
     breaks: Callable[[Place], None]
@@ -72,7 +74,7 @@ class Scene:
     jobs: tuple[Job, ...] = ()
     least: Mapping[str, float] = field(default_factory=dict)
     names: tuple[str, ...] = ()
-    """Fields that the line must have, whatever they say."""
+    """Fields that the log line must have with any value."""
     disk: bool = False
     also: tuple[str, ...] = ()
     """Other alerts that may fire."""
@@ -105,11 +107,11 @@ def _fill(place: Place) -> None:
 
 
 def _nothing(_: Place) -> None:
-    """The tenant, or the model, does something else from now on."""
+    """Change nothing in the servers, because the tenant or the model itself changes its behaviour."""
 
 
 def holding(_: Received) -> Answer:
-    """An answer that begins and does not end."""
+    """Begin an answer that never ends."""
     return answer(parts=[event("a"), WaitGone()])
 
 
@@ -137,7 +139,7 @@ def _stored(place: Place) -> Awaitable[None]:
 
 
 def everyday(place: Place) -> Awaitable[None]:
-    """What goes on all the time."""
+    """Run the jobs that continue during the whole incident."""
     return place.ask("everyday", "blue", stream=True)
 
 

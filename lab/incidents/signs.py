@@ -1,9 +1,9 @@
-"""What an operator sees of an incident: numbers at each scrape, log lines, and the alerts that these numbers raise.
+"""Reads the signs of an incident: metrics at each scrape, log lines, and the alerts that the metrics raise.
 
-Lives here: reading them. Not here: what is broken (`scenes.py`), when, and what must be seen (`run.py`).
+Lives here: reading the signs. Not here: the faults (`scenes.py`), their times and the expected signs (`run.py`).
 
-The alerts are those of deployments/monitoring, unchanged. promtool gets the scraped values, as if they came every
-fifteen seconds, and lists the alerts that fire.
+The alerts are the unchanged rules of deployments/monitoring. promtool gets the scraped values at intervals of fifteen
+seconds, and lists the alerts that fire.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Alert = tuple[tuple[str, str], ...]
 _FIRING = 'ALERTS{alertstate="firing"}'
 _SERIES = re.compile(r"(\w+)(?:\{(.*)\})?$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-# What tells lines of one kind from lines of another.
+# The fields that distinguish kinds of log lines.
 _KIND = (
     *("message", "level", "door", "outcome", "fault", "code", "operation", "upstream", "upstream_status", "status"),
     *("setting", "tool", "server", "process"),
@@ -38,13 +38,13 @@ _SHOWN = (*_KIND, "owner", "owners", "refused", "cause", "advice", "head_seconds
 
 
 def read_sample(text: str) -> dict[str, float]:
-    """The series of a scrape."""
+    """The series of a scrape, with their values."""
     lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
     return {series: float(value) for series, _, value in lines}
 
 
 def total(sample: Sample, name: str, **labels: str) -> float:
-    """The sum of the series of this name with these labels."""
+    """The sum of the series with this name and these labels."""
     return sum(
         value
         for series, value in sample.items()
@@ -55,7 +55,7 @@ def total(sample: Sample, name: str, **labels: str) -> float:
 
 
 def moved(samples: Sequence[Sample], broken_at: int) -> list[tuple[str, float, float]]:
-    """What stood still while all was well and moved afterwards: its name, before and after."""
+    """The series that were constant before the fault and changed afterwards: name, value before, value after."""
     calm, last = samples[:broken_at], samples[-1]
     found = []
     for series, value in last.items():
@@ -63,7 +63,7 @@ def moved(samples: Sequence[Sample], broken_at: int) -> list[tuple[str, float, f
         if name.endswith(("_bucket", "_sum")) or name.startswith(("process_", "python_")):
             continue
         before = {one.get(series, 0.0) for one in calm}
-        # Sizes always drift: of those only what is nearly used up has moved.
+        # Gauges of sizes always change. Only a size that is nearly exhausted counts as changed.
         drifts = name.endswith("_bytes") and value > min(before) / 10
         if len(before) == 1 and value not in before and not drifts:
             found.append((series, before.pop(), value))
@@ -71,12 +71,12 @@ def moved(samples: Sequence[Sample], broken_at: int) -> list[tuple[str, float, f
 
 
 def promtool() -> str | None:
-    """Its path, if it is installed."""
+    """The path of promtool, or None if it is not installed."""
     return shutil.which(os.environ.get("PROMTOOL", "promtool"))
 
 
 def fired(samples: Sequence[Sample], folder: Path) -> list[set[Alert]]:
-    """Which alerts fire at each sample; none when promtool is not there."""
+    """The alerts that fire at each sample. All sets are empty without promtool."""
     program = promtool()
     if program is None:
         return [set() for _ in samples]
@@ -109,7 +109,8 @@ def _of_job(series: str) -> str:
 
 
 def _read_fired(said: str, count: int) -> list[set[Alert]]:
-    """The test of promtool expects no alert at any time, so its report names every alert that fired."""
+    """The alerts by sample, from promtool's output. The promtool test expects no alert at any time, so its report names
+    every alert that fired."""
     found: list[set[Alert]] = [set() for _ in range(count)]
     for part in said.split("expr: ")[1:]:
         at = re.search(r"time: (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", part)
@@ -127,12 +128,12 @@ def _read_fired(said: str, count: int) -> list[set[Alert]]:
 
 @dataclass
 class Lines:
-    """The log since something broke: each kind of line once, with how many there were and when the first came."""
+    """The log lines since the fault: each kind of line once, with its count and the time of the first."""
 
     _kinds: dict[tuple[Any, ...], tuple[dict[str, Any], float, list[int]]] = field(default_factory=dict)
 
     def add(self, text: str, seconds: float) -> None:
-        """One line of the log."""
+        """Add one line of the log."""
         try:
             line = json.loads(text)
         except ValueError:
@@ -144,7 +145,7 @@ class Lines:
         count[0] += 1
 
     def first(self, wanted: Mapping[str, Any], least: Mapping[str, float]) -> tuple[dict[str, Any], float, int] | None:
-        """The first kind of line with these fields, and with numbers that are at least so much."""
+        """The first kind of line that has the fields `wanted`, and whose numbers reach the minimums of `least`."""
         for line, seconds, count in self._kinds.values():
             large = all(line.get(name, 0) >= value for name, value in least.items())
             if large and wanted.items() <= line.items():
@@ -152,7 +153,7 @@ class Lines:
         return None
 
     def told(self) -> list[str]:
-        """All kinds but those that are well."""
+        """All kinds of lines except those of successful responses."""
         return [
             f"{seconds:4.0f} s  {count[0]:4} times  {shown(line)}"
             for line, seconds, count in self._kinds.values()
@@ -161,5 +162,5 @@ class Lines:
 
 
 def shown(line: Mapping[str, Any]) -> str:
-    """A line without what differs from one to the next."""
+    """The fields of a line that are the same for all lines of its kind."""
     return json.dumps({name: line[name] for name in _SHOWN if name in line}, ensure_ascii=False)

@@ -1,1 +1,2 @@
-"""`scripts/lab kubernetes`: the chart on a real cluster. No test of pytest's: it needs one."""
+"""`scripts/lab kubernetes`: tests the Helm chart on a real cluster. pytest does not run it, because it needs a
+cluster."""

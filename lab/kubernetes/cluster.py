@@ -1,6 +1,6 @@
-"""kubectl and helm, and one namespace with a chat server, a release and clients in it.
+"""Runs kubectl and helm, and manages one namespace with a chat server, a release and clients.
 
-Lives here: the commands. Not here: in which order, and what is made of what they say.
+Lives here: the commands. Not here: their order, and the evaluation of their output.
 
 Invariant: every command has a timeout. A failed command raises an error with its output.
 """
@@ -29,11 +29,11 @@ Object = dict[str, Any]
 
 
 class Wrong(Exception):
-    """A command failed, or something did not come about in time."""
+    """Raised when a command failed, or when an expected state was not reached in time."""
 
 
 async def run(*command: str, given: str = "", seconds: float = 300.0) -> str:
-    """What it printed. Raises `Wrong`."""
+    """Run a command with `given` as its input. Returns its output. Raises `Wrong`."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
@@ -48,7 +48,7 @@ async def run(*command: str, given: str = "", seconds: float = 300.0) -> str:
 
 
 async def eventually(what: str, look: Callable[[], Awaitable[bool]], seconds: float = 240.0) -> float:
-    """Wait until it is so; the seconds that took. Raises `Wrong`."""
+    """Call `look` until it returns true. Returns the seconds that this took. Raises `Wrong` after `seconds`."""
     begun = time.monotonic()
     while not await look():
         if time.monotonic() - begun > seconds:
@@ -59,19 +59,19 @@ async def eventually(what: str, look: Callable[[], Awaitable[bool]], seconds: fl
 
 @dataclass
 class Place:
-    """One namespace, with a release `antiphon` of the shape. `values`: what each installation is given."""
+    """One namespace with a release `antiphon` of the shape. `values` are the values of each installation."""
 
     shape: str
     namespace: str
     values: Object
     image: str
-    """REPOSITORY:TAG of the clients and of the chat server."""
+    """The image of the clients and of the chat server, as REPOSITORY:TAG."""
 
     async def kubectl(self, *arguments: str, given: str = "", seconds: float = 300.0) -> str:
         return await run("kubectl", "-n", self.namespace, *arguments, given=given, seconds=seconds)
 
     async def helm(self, verb: str, image: str, seconds: float = 300.0, **changes: Any) -> str:
-        """Install or upgrade, with these values changed, and wait until all pods are ready."""
+        """Install or upgrade the release with these changed values, and wait until all pods are ready."""
         repository, _, tag = image.rpartition(":")
         values = {**self.values, **changes, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
         command = ["helm", verb, "antiphon", str(CHART), "-n", self.namespace, "--values", "-", "--wait"]
@@ -79,11 +79,11 @@ class Place:
         return await run(*command, given=yaml.safe_dump(values), seconds=seconds + 30)
 
     async def test(self) -> str:
-        """`helm test`; what helm said."""
+        """Run `helm test`. Returns helm's output."""
         return await run("helm", "test", "antiphon", "-n", self.namespace, "--timeout", "120s")
 
     async def begin(self, secret: Mapping[str, str]) -> None:
-        """A new namespace with a Secret, a chat server and the clients' program."""
+        """Create the namespace with a Secret, a chat server and the clients' program."""
         await run("kubectl", "delete", "namespace", self.namespace, "--ignore-not-found", "--wait")
         await run("kubectl", "create", "namespace", self.namespace)
         keys = {"owner.key": secrets.token_hex(32), "sealing.keys": secrets.token_hex(32)}
@@ -103,7 +103,7 @@ class Place:
         await self.kubectl("wait", "--for=condition=Ready", "pod/chat", "--timeout=120s")
 
     async def end(self) -> None:
-        # Nobody waits for the drains of a namespace that is given up.
+        # Do not wait for the pods of a deleted namespace to drain.
         await self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--ignore-not-found")
         await run("kubectl", "delete", "namespace", self.namespace, "--wait=false")
 
@@ -112,18 +112,18 @@ class Place:
         await self.kubectl("apply", "-f", "-", given=text)
 
     async def pods(self, component: str = "server") -> list[Object]:
-        """The pods of a component that are not on their way out, the oldest first."""
+        """The pods of a component that are not terminating, the oldest first."""
         told = await self.kubectl("get", "pods", "-l", f"app.kubernetes.io/component={component}", "-o", "json")
         found = [one for one in json.loads(told)["items"] if "deletionTimestamp" not in one["metadata"]]
         return sorted(found, key=lambda one: str(one["metadata"]["creationTimestamp"]))
 
     async def all_gone(self, names: set[str]) -> bool:
-        """Whether none of these pods is left."""
+        """Whether all of these pods are deleted."""
         told = await self.kubectl("get", "pods", "-o", "name")
         return not names & {line.removeprefix("pod/") for line in told.split()}
 
     async def settled(self, replicas: int) -> bool:
-        """Whether so many pods are ready and none is on its way out."""
+        """Whether `replicas` pods are ready and none is terminating."""
         told = json.loads(await self.kubectl("get", "pods", "-l", "app.kubernetes.io/component=server", "-o", "json"))
         ready = [
             any(each["type"] == "Ready" and each["status"] == "True" for each in one["status"].get("conditions", []))
@@ -132,7 +132,7 @@ class Place:
         return len(ready) == replicas and all(ready)
 
     async def python(self, program: str, *arguments: str) -> str:
-        """What a program prints that runs beside the clients."""
+        """Run a Python program in the clients' pod. Returns its output."""
         return await self.kubectl("exec", "load", "--", "python3", "-c", program, *arguments)
 
     async def load(self, **counts: int) -> None:
@@ -166,7 +166,7 @@ class Place:
         await eventually("the clients run", runs)
 
     async def seen(self) -> dict[str, Object]:
-        """Have the clients stop; what they saw, by kind."""
+        """Stop the clients. Returns their observations by kind."""
         await self.kubectl("exec", "load", "--", "touch", "/tmp/stop")
 
         async def ended() -> bool:
@@ -183,7 +183,8 @@ class Place:
 
 
 def processes_of(container_id: str) -> list[int]:
-    """The processes on this node that are a container's, the first one first; none where it is on another machine."""
+    """The ids of a container's processes on this machine, the first process first. Empty if the container runs on
+    another machine."""
     name = container_id.rpartition("/")[2]
     pids = []
     for entry in Path("/proc").iterdir():

@@ -1,8 +1,8 @@
-"""What is done to a release while clients ask, and what they saw of it.
+"""Changes a release in stages while clients send requests, and collects the clients' observations.
 
-Lives here: the stages, one after the other. Not here: commands (`cluster.py`), the table (`run.py`).
+Lives here: the stages, in their order. Not here: commands (`cluster.py`), the table (`run.py`).
 
-Invariant: a stage begins and ends with all pods ready. Clients that must notice nothing are judged. For a kill the
+Invariant: a stage begins and ends with all pods ready. A planned change fails if a client notices it. For a kill, the
 report has the time from a client's first failed request until its first success.
 """
 
@@ -22,11 +22,11 @@ from lab.kubernetes.cluster import Place, Wrong, eventually, processes_of, run
 from lab.kubernetes.database import Reachable
 
 _WARM, _REST = 8.0, 3.0
-# Words come half a second apart: streams of 5 s, and of 20.
+# Words arrive half a second apart, for streams of 5 s and of 20 s.
 _LOAD = {"words": 10, "long": 40}
 PARTS = ("unnoticed", "changes", "failures")
 _AWAY_SECONDS = 33
-# What needs no database, asked each second: how often it was not answered.
+# A program that sends requests that need no database, once a second, and prints the number of failures.
 _WITHOUT_STORE = """
 import json, sys, time, urllib.request
 asked, failed, head = 0, [], {"authorization": "Bearer load", "content-type": "application/json"}
@@ -46,8 +46,8 @@ print(json.dumps([asked, failed]))
 
 @dataclass
 class Stage:
-    """`asked`, `failed` and `cut` of all clients. `unnoticed`: none may fail or be cut. `gaps`: seconds from a client's
-    first request that failed to its next success."""
+    """The result of one stage. `asked`, `failed` and `cut` count the requests of all clients. `unnoticed`: no request
+    may fail or be cut. `gaps`: the seconds from a client's first failed request to its next success."""
 
     name: str
     unnoticed: bool
@@ -74,7 +74,7 @@ class Course:
     streams: int
     others: int
     database: Reachable | None = None
-    """None: the database is not this run's."""
+    """The database server of this run, or None if the run did not start the database."""
     parts: Collection[str] = PARTS
     stages: list[Stage] = field(default_factory=list)
     told: Callable[[Stage], None] = print
@@ -188,10 +188,10 @@ class Course:
         self.stages.append(stage)
         self.told(stage)
 
-    # What is done
+    # The changes.
 
     def _replaced(self, act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str]]:
-        """Every pod by another one, until the last of the old ones is gone."""
+        """A function that calls `act` and waits until all old pods are replaced and gone."""
 
         async def replaced() -> str:
             before = {one["metadata"]["name"] for each in self._components for one in await self.place.pods(each)}
@@ -204,7 +204,7 @@ class Course:
         return replaced
 
     async def _evicted(self) -> str:
-        """One pod is evicted; another one right after it is not, by the PodDisruptionBudget."""
+        """Evict one pod. The PodDisruptionBudget must refuse a second eviction right after it."""
         said = []
         pods = [one["metadata"]["name"] for one in await self.place.pods()]
         for name in pods[:2]:
@@ -238,7 +238,7 @@ class Course:
         return f"two pods ready again after {back:.0f} s"
 
     async def _switched(self) -> str:
-        """To the other shape whose pods are one Deployment, and back."""
+        """Switch to the other shape whose pods are one Deployment, and back."""
         other = "http" if self.place.shape == "sidecar" else "sidecar"
         for shape in (other, self.place.shape):
             before = {one["metadata"]["name"] for one in await self.place.pods()}
@@ -247,7 +247,8 @@ class Course:
         return f"to `{other}` and back"
 
     async def _failed_upgrade(self) -> str:
-        """Settings that the schema takes and Antiphon does not; then a pod that serves must start again."""
+        """Upgrade to settings that the schema accepts and Antiphon refuses. Then kill a serving pod, which must be able
+        to restart."""
         wrong = {**self.place.values["settings"], "models": [{"match": "*", "upstream": "nobody"}]}
         state = {"kind": "postgresql", "migrate": "auto"}
         try:
@@ -262,7 +263,7 @@ class Course:
         return f"it was back after {back:.0f} s"
 
     async def _away(self, database: Reachable) -> str:
-        """No pod may become unready, and what needs no database is served."""
+        """Stop the database. No pod may become unready, and Antiphon must serve requests that need no database."""
 
         async def look() -> tuple[int, list[str]]:
             asked, failed = json.loads(await self.place.python(_WITHOUT_STORE, str(_AWAY_SECONDS)))
@@ -281,12 +282,12 @@ class Course:
         return f"it was back after {back:.0f} s"
 
     async def _killed_and_back(self, component: str, container: str, how: signal.Signals) -> float:
-        """Kill a container of the oldest pod; the seconds until it is ready again."""
+        """Signal a container of the oldest pod. Returns the seconds until the pod is ready again."""
         pod = (await self.place.pods(component))[0]
         status: dict[str, Any] = pod["status"]
         every = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
         (found,) = (one for one in every if one["name"] == container)
-        # An init process goes before the one that is meant.
+        # If the container has an init process, its first process is not the target.
         pids = processes_of(found["containerID"])
         if not pids:
             raise Wrong("its processes are not on this machine: run it on the node")

@@ -1,8 +1,8 @@
-"""A PostgreSQL on this machine that pods can reach, for clusters whose node it is.
+"""Starts a PostgreSQL on this machine that pods can reach, for clusters whose node is this machine.
 
-Lives here: opening the tests' server (`tests/support/postgres.py`) to a network. Not here: who uses it.
+Lives here: opening the tests' server (`tests/support/postgres.py`) to a network. Not here: its clients.
 
-Invariant: it asks for a password, and is gone with the run.
+Invariant: the server requires a password, and ends with the run.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reachable:
-    """A server that pods reach at `url`, which is without a database's name."""
+    """A server that pods reach at `url`, which has no database name."""
 
     url: str
     server: PostgresServer
 
     async def restart(self) -> float:
-        """Restart it in order, as for an update. Returns the seconds in which no client could connect."""
+        """Restart the server cleanly, as for an update. Returns the seconds in which no client could connect."""
         begun = time.monotonic()
         await asyncio.to_thread(self.server.stop)
         await asyncio.to_thread(self.server.start)
         return time.monotonic() - begun
 
     async def stand_still(self, during: Awaitable[T]) -> T:
-        """All of its processes are stopped, as on a host that hangs, until that is done."""
+        """Stop all processes of the server with SIGSTOP, as on a host that hangs, until `during` is done."""
         self.server.freeze()
         try:
             return await during
@@ -46,7 +46,7 @@ class Reachable:
 
 @asynccontextmanager
 async def reachable_postgres(host: str, databases: Iterable[str]) -> AsyncIterator[Reachable]:
-    """A server at this address, with these databases."""
+    """Start a server at this address, with these databases."""
     server = PostgresServer(durable=True)
     try:
         password = secrets.token_hex(16)

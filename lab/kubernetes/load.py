@@ -1,9 +1,10 @@
-"""The clients of `scripts/lab kubernetes`, in a pod of their own: what they saw is one line of JSON at the end.
+"""The clients of `scripts/lab kubernetes`, in a separate pod; at the end they print their observations as one line of
+JSON.
 
-Lives here: which clients there are, and when they stop. Not here: what they ask and judge (`lab/rollout/clients.py`,
-which comes along in the same ConfigMap), what is done to the pods meanwhile.
+Lives here: the set of clients, and when they stop. Not here: the requests and checks of each client
+(`lab/rollout/clients.py`, from the same ConfigMap), the changes to the pods.
 
-Invariant: it needs aiohttp and the standard library alone; after its stop file is there it ends by itself.
+Invariant: the program needs only aiohttp and the standard library. It ends by itself after its stop file exists.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _PATIENCE = 10.0
 
 
 async def _patient(clients: Clients, seen: Seen) -> None:
-    """A client that repeats a request that failed, or got no answer in time, until it succeeds. The time since its
-    first attempt is a gap."""
+    """Run a client that repeats a failed or unanswered request until it succeeds. The time since its first attempt is a
+    gap."""
     failed = 0.0
     while True:
         body = {"model": "demo", "input": "count to 2"}
@@ -52,7 +53,7 @@ async def _patient(clients: Clients, seen: Seen) -> None:
 
 
 async def _stream(clients: Clients, seen: Seen) -> None:
-    """A stream; one that was refused says when to ask again."""
+    """Request a stream. If it is refused, wait for `retry-after` and repeat it."""
     try:
         await clients.stream(seen)
     except Exception:

@@ -1,9 +1,10 @@
-"""`scripts/lab kubernetes`: the chart on the cluster of KUBECONFIG, shape by shape; the tables, and the judgement.
+"""`scripts/lab kubernetes`: tests each shape of the chart on the cluster of KUBECONFIG, and prints tables and a
+verdict.
 
-Lives here: the command line, what is printed. Not here: what is done (`course.py`).
+Lives here: the command line and the output. Not here: the stages (`course.py`).
 
-Invariant: a run deletes its namespaces, also when it is stopped. The exit status is 0 if changes that must pass
-unnoticed did so, and every client was served again after a kill.
+Invariant: a run deletes its namespaces, also when it is interrupted. The exit status is 0 if clients noticed no planned
+change, and every client was served again after a kill.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _values(shape: str, envoy: str) -> dict[str, Any]:
 
 
 def row(stage: Stage) -> str:
-    """One line of the table, and below it what went wrong that should not have, or what clients saw."""
+    """One row of the table, followed by the failures of the stage, or by the clients' observations."""
     gaps = f"{statistics.median(stage.gaps):.1f} / {max(stage.gaps):.1f} s" if stage.gaps else "-"
     counted = (stage.asked, stage.failed, stage.cut) if stage.asked else ("-", "-", "-")
     cells = (stage.name, f"{stage.seconds:.0f}", *counted, gaps, stage.note)
@@ -62,7 +63,7 @@ def row(stage: Stage) -> str:
 
 
 def _refused() -> bool:
-    """Whether all wrong values are refused, as they are without a cluster."""
+    """Whether helm refuses all wrong values. This check needs no cluster."""
     taken = []
     for name, (values, _) in REFUSED.items():
         try:
@@ -90,7 +91,7 @@ async def _main(given: argparse.Namespace) -> int:
             place = Place(shape, f"{given.namespace}-{shape}", _values(shape, given.envoy), given.image)
             print(f"\n### `shape: {shape}`\n\n{_HEAD}", flush=True)
             try:
-                # A database for each: their keys are others.
+                # Each shape has a separate database, because its keys differ.
                 await place.begin({"state.url": f"{state}/{shape}"})
                 course = Course(place, given.image, given.next, given.streams, given.others, database, given.parts)
                 course.told = lambda stage: print(row(stage), flush=True)
@@ -107,7 +108,7 @@ async def _main(given: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when everything was as it must be."""
+    """Run the command line. The exit status is 0 if all stages passed."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab kubernetes", description="The chart on the cluster of KUBECONFIG."
     )

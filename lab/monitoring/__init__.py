@@ -1,1 +1,1 @@
-"""The files of deployments/monitoring, read and tried out."""
+"""Tests the dashboard and the alert rules of deployments/monitoring with a real Prometheus."""

@@ -1,14 +1,14 @@
-"""`scripts/lab monitoring`: the dashboard and the alerts, tried with a real Prometheus.
+"""`scripts/lab monitoring`: tests the dashboard and the alert rules with a real Prometheus.
 
-Lives here: what must be seen, and when. Not here: the traffic (`traffic.py`), Prometheus
+Lives here: the expected alerts and series, and their time limits. Not here: the traffic (`traffic.py`), Prometheus
 (`tests/support/prometheus.py`).
 
-The rules are used as they are but for their times, which are divided, so that five minutes are some seconds. First
-everything works and clients do wrong things: no alert may fire. Then upstreams, tools and a tenant break, each in its
-own way. Each must raise its own alert, and no other alert may ever fire. Then they stop, and the alerts must go. At
-last a process is killed.
+The run uses the delivered rules, but divides their times, so that five minutes become seconds. In the first phase all
+servers work and clients make mistakes: no alert may fire. Then each upstream, a tool and a tenant fail in a different
+manner. Each must raise the alert for its fault, and no other alert may fire. Then the faults end, and the alerts must
+end too. In the last phase the run kills a process.
 
-Invariant: a run ends by itself; whatever it finds wrong is a line of its report and makes the exit status 1.
+Invariant: a run ends by itself. Every problem is a line of its report and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.support.prometheus import NotInstalled, Prometheus, program, promtool
 
 _SCALE = 20
 _RATE = f"[{300 // _SCALE}s]"
-# How long the last alert may take to fire, or to go: its window and its `for`, on a busy machine.
+# The maximum time until the last alert fires or ends on a busy machine: the rule's window plus its `for`.
 _PATIENCE = 180.0
 _POLL_SECONDS = 0.5
 
@@ -69,7 +69,7 @@ _NAMING = ("upstream", "tool", "setting", "operation", "process", "pool")
 
 @dataclass
 class Report:
-    """What was seen, told as it comes."""
+    """The results of a run, printed as they arrive."""
 
     wrong: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -78,7 +78,7 @@ class Report:
         print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
 
     def check(self, what: str, problems: Sequence[str]) -> None:
-        """One thing that was tried, and what is wrong with it."""
+        """Print one check and its problems, and record whether it failed."""
         self.say(f"{'WRONG' if problems else 'ok   '}  {what}")
         for problem in problems:
             self.say(f"         {problem}")
@@ -96,7 +96,7 @@ def _check_files(report: Report) -> None:
 
 
 def _fast(folder: Path, target: str) -> Path:
-    """The configuration as it is delivered, faster, for this target."""
+    """Write Prometheus's delivered configuration for this target, with all times divided. Returns its path."""
     (folder / RULES.name).write_text(scaled(RULES.read_text(), _SCALE))
     config = yaml.safe_load(PROMETHEUS.read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -120,7 +120,8 @@ def _named(found: set[Alert]) -> list[str]:
 async def _watch(
     prometheus: Prometheus, over: Callable[[set[Alert]], bool], allowed: frozenset[Alert]
 ) -> tuple[set[Alert], dict[Alert, float], set[Alert]]:
-    """Look until it is over: what fires then, after how many seconds each began to, and what fired and must not."""
+    """Poll the alerts until `over` is true for the firing ones. Returns the firing alerts, the seconds until each first
+    fired, and the alerts that fired although they are not in `allowed`."""
     began = time.monotonic()
     seen: dict[Alert, float] = {}
     strange: set[Alert] = set()
@@ -154,7 +155,7 @@ async def _nothing_fires(report: Report, prometheus: Prometheus, seconds: float)
 async def _each_fires(report: Report, prometheus: Prometheus) -> None:
     firing, seen, strange = await _watch(prometheus, lambda firing: firing >= EXPECTED, EXPECTED)
     if firing >= EXPECTED:
-        # Whatever else comes of it comes now.
+        # Wait for alerts that fire later because of the same fault.
         until = time.monotonic() + 15
         firing, _, more = await _watch(prometheus, lambda _: time.monotonic() > until, EXPECTED)
         strange |= more
@@ -188,7 +189,7 @@ async def _all_has_data(report: Report, prometheus: Prometheus) -> None:
 
 
 def _as_grafana(text: str) -> str:
-    """With its variables' values."""
+    """Replace Grafana's variables in an expression by values, as Grafana does."""
     values = {"[$__rate_interval]": _RATE, "$job": "antiphon", "$instance": ".*"}
     for name, value in values.items():
         text = text.replace(name, value)
@@ -234,7 +235,7 @@ async def _run(folder: Path, report: Report, calm: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when nothing was wrong, 2 when there is no Prometheus."""
+    """Run the command line. The exit status is 0 if the run found no problem, and 2 if Prometheus is not installed."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab monitoring", description="Dashboard and alerts with a Prometheus."
     )
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotInstalled as missing:
         print(f"scripts/lab monitoring: {missing}", file=sys.stderr)
         return 2
-    # What the servers of the tools say is of no concern.
+    # The log lines of the tool servers do not matter for this run.
     logging.disable(logging.WARNING)
     print(f"{datetime.date.today()}, {version.splitlines()[0]}")
     report = Report()

@@ -1,9 +1,10 @@
-"""The gateway that is watched, its upstreams, and what clients do with it.
+"""Starts the monitored gateway and its upstreams, and sends client requests to it.
 
-Lives here: servers that are well or broken, and jobs that use them. Not here: what is to be seen of it (`run.py`).
+Lives here: healthy and broken servers, and the jobs that use them. Not here: the expected metrics and alerts
+(`run.py`).
 
-Invariant: each job has a separate owner and ends by itself. A job ignores its answers unless its docstring says
-otherwise, because the run tests the metrics.
+Invariant: each job has a separate owner and ends by itself. A job ignores its answers unless its docstring states a
+check, because the run tests the metrics.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _DICE = {"type": "mcp", "server_label": "dice", "connector_id": "connector_dice"
 
 @dataclass
 class Place:
-    """All of it, running."""
+    """The running gateway with its upstreams and tools."""
 
     gateway: Gateway
     metrics: str
@@ -64,7 +65,7 @@ class Place:
         return Processes(self.gateway.process, self.gateway.origin, self.gateway.data).workers()
 
     async def ask(self, owner: str, model: str = "good", **fields: Any) -> dict[str, Any]:
-        """One response, streamed or not; a stream is read to its end."""
+        """Request one response as `owner`, and read it to its end. Returns the response."""
         body = {"model": model, "input": "hello", "store": False, **fields}
         async with self.call("POST", "/responses", owner, json=body) as got:
             if not fields.get("stream") and "json" in got.content_type:
@@ -82,7 +83,7 @@ Job = Callable[[Place], Awaitable[object]]
 
 
 def _slow(_: Received) -> Answer:
-    """Nothing for a while, then a proper answer."""
+    """Answer correctly, but only after a pause."""
     body = b"".join(text_stream("at", " last"))
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(body)
     later = asyncio.Event()
@@ -104,7 +105,8 @@ BROKEN: dict[str, Callable[[Received], Answer]] = {
     "garbled": lambda _: answer(parts=[b'data: {"choices": [{"del\n\n', b"data: <html>\n\n"]),
     "cutting": lambda _: answer(parts=[event("a"), event("b"), Reset()]),
 }
-"""Upstreams that are broken, each in its own way. At the address of `dead`, one more, no server listens."""
+"""Broken upstreams by name, each with a different fault. One more upstream, `dead`, has an address at which no server
+listens."""
 
 
 def _found(_: Received) -> Answer:
@@ -114,18 +116,19 @@ def _found(_: Received) -> Answer:
 
 
 def break_search(place: Place) -> None:
-    """From now on searches in the web fail."""
+    """Make web searches fail from now on."""
     place.search.default = _error(500, "no")
 
 
 def mend_search(place: Place) -> None:
-    """From now on they succeed again."""
+    """Make web searches succeed again."""
     place.search.default = _found
 
 
 @asynccontextmanager
 async def place(folder: Path) -> AsyncIterator[Place]:
-    """Upstreams, tools and a gateway of two workers, on a separate PostgreSQL, because only that has all metrics."""
+    """Start upstreams, tools and a gateway with two workers on a separate PostgreSQL, because only PostgreSQL has all
+    metrics."""
     async with AsyncExitStack() as stack:
         database = PostgresServer()
         stack.callback(database.close)
@@ -177,7 +180,7 @@ async def place(folder: Path) -> AsyncIterator[Place]:
 
 
 async def _documents(place: Place) -> None:
-    """A vector store with one file in it."""
+    """Create a vector store with one file, and search it."""
     form = aiohttp.FormData()
     form.add_field("file", b"It rains in Bonn.", filename="rain.txt", content_type="text/plain")
     form.add_field("purpose", "assistants")
@@ -187,7 +190,7 @@ async def _documents(place: Place) -> None:
         place.vector_store = (await got.json())["id"]
 
 
-# What works, and what clients do wrong: no alert may come of it
+# Jobs with valid requests, and with client mistakes: none of them may raise an alert.
 
 
 async def _chain(place: Place) -> None:
@@ -249,7 +252,7 @@ GOOD: tuple[Job, ...] = (
 )  # fmt: skip
 
 
-# What is broken
+# Jobs that meet a fault.
 
 
 async def _flood(place: Place) -> None:
@@ -268,7 +271,8 @@ def _broken(owner: str, model: str, **fields: Any) -> Job:
 
 BAD: tuple[Job, ...] = (
     *(_broken(f"asker of {name}", name) for name in ("failing", "wrong-key", "limited", "dead", "garbled")),
-    # With a tool of ours, since in relay nobody can tell an upstream that breaks off from a client that leaves.
+    # The request has a hosted tool, so it is driven. In relay the sidecar cannot distinguish an upstream that breaks
+    # off from a client that disconnects.
     _broken("asker of cutting", "cutting", tools=[{"type": "web_search"}]),
     *itertools.repeat(_broken("patient", "slow"), 4),
     *itertools.repeat(_broken("waiter", "silent"), 6),
@@ -278,8 +282,8 @@ BAD: tuple[Job, ...] = (
 
 
 async def keep(place: Place, jobs: tuple[Job, ...], pause: float, over: asyncio.Event) -> None:
-    """Each job again and again, with a pause in between, until it is over. Their starts differ. Otherwise a rule would
-    see all jobs with its own period at once, or none of them."""
+    """Repeat each job, with a pause between two runs, until `over` is set. The jobs start at different times. Otherwise
+    all of them could fall between two evaluations of a rule."""
 
     async def wait(seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

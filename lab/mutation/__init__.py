@@ -1,1 +1,1 @@
-"""Mutation testing; see `run.py`."""
+"""Implements mutation testing; see `run.py`."""

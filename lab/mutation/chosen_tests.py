@@ -1,6 +1,6 @@
-"""A pytest plugin: run only the tests that a list names, and note how each went.
+"""A pytest plugin that runs only the tests of a list, and writes the outcome of each to a file.
 
-Invariant: the order of the tests is pytest's own, by the order of the files that it is given.
+Invariant: the tests run in pytest's own order, in the order of the given files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ONLY = "MUTATION_ONLY"
-"""A file with the tests to run, one a line."""
+"""The environment variable with the path of the list of tests, one per line."""
 NOTES = "MUTATION_NOTES"
-"""The file that gets `seconds outcome test` for each."""
+"""The environment variable with the path of the result file, which gets a line `seconds outcome test` for each test."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    # With several workers each of them sees its own, and their master all of them.
+    # With several pytest workers, each worker sees its own tests, and the controller sees all of them.
     if (notes := os.environ.get(NOTES)) and "PYTEST_XDIST_WORKER" not in os.environ:
         with open(notes, "a") as file:
             file.write(f"{report.duration:.3f} {report.outcome} {report.nodeid}\n")

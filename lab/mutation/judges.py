@@ -1,7 +1,8 @@
-"""Which files of tests judge a source file: all of them, in an order, or those likely to notice, in stages.
+"""Selects the test files that run against a mutant of a source file: all files in an order, or the likely ones in
+stages.
 
-Lives here: where tests are that may judge, and which of them name a module. Not here: which of them reach a mutant
-(`reaching.py`), running them (`trees.py`).
+Lives here: the folders of these test files, and the test files that name a module. Not here: the tests that reach a
+mutant (`reaching.py`), running them (`trees.py`).
 """
 
 from __future__ import annotations
@@ -11,34 +12,34 @@ import re
 from pathlib import Path
 
 GATEWAYS = ("tests/e2e", "tests/integration/test_up.py")
-"""Tests of whole gateways. They judge last: each start of a gateway costs more than many unit tests."""
+"""Tests of whole gateways. They run last, because each start of a gateway takes longer than many unit tests."""
 
 _FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 
 def judges(root: Path) -> list[str]:
-    """Every file of tests that may judge."""
+    """All test files that may run against a mutant."""
     return [
         str(file.relative_to(root)) for name in _FOLDERS for file in sorted((root / "tests" / name).rglob("test_*.py"))
     ]
 
 
 def near(root: Path, path: str, files: list[str]) -> list[str]:
-    """Those of these files of tests that name the module of a source file."""
+    """The test files among `files` that name the module of the source file."""
     module = _module(path)
     return [file for file in files if module.rpartition(".")[2] in Path(file).stem or _names(root / file, module)]
 
 
 def around(root: Path, path: str, files: list[str]) -> list[str]:
-    """Those that name the module or its package, those that name the module first."""
+    """The test files that name the module or its package. Those that name the module come first."""
     first, package = near(root, path, files), _module(path).rpartition(".")[0]
     return first + [file for file in files if file not in first and _names(root / file, package)]
 
 
 def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
-    """The test files that are likely to notice a change of a source file, in stages. First come files that name its
-    module, then unit tests of its package, then files whose names share a word with it. Within a stage, files with most
-    shared words come first."""
+    """The test files that are likely to detect a change of a source file, in stages. First come files that name its
+    module, then unit tests of its package, then files whose names share a word with the source file. Within a stage,
+    files with the most shared words come first."""
     unit = [file for file in files if file.startswith("tests/unit/")]
     group, words = _module(path).partition(".")[0], _words(path.removeprefix("src/antiphon/"))
     shared = {file: len(words & _words(Path(file).name)) for file in files}
@@ -55,7 +56,7 @@ def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
 
 def _words(path: str) -> set[str]:
     words = re.split(r"[/_.]", path.removesuffix(".py").removeprefix("test_"))
-    # `servers` and `server` are one word.
+    # `servers` and `server` count as the same word.
     return {word.rstrip("s") for word in words if len(word) > 2}
 
 

@@ -1,10 +1,10 @@
-"""The changes that mutation testing makes to a source file, each by its name.
+"""Defines the changes that mutation testing makes to a source file, each with a name.
 
-Lives here: finding every place where an operator applies, and the text that is put there. Not here: which of them are
-tried and which tests judge them (`run.py`).
+Lives here: finding every position at which an operator applies, and the replacement text. Not here: the selection of
+mutants and of tests (`run.py`).
 
-Invariant: a mutant is one replaced piece of text. Some text stays as it is, because no test could notice, or because
-the type checker notices. This is docstrings, annotations, `__all__`, logging, assertions, decorators and keywords of a
+Invariant: a mutant is one replaced range of text. Operators skip text whose change no test could detect, or that the
+type checker checks. These are docstrings, annotations, `__all__`, logging, assertions, decorators and keywords of a
 class, and defaults of a protocol's methods.
 """
 
@@ -20,7 +20,7 @@ from typing import cast
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change: `source[start:end]`, in characters, becomes `text`."""
+    """One mutant, which replaces `source[start:end]` (in characters) by `text`."""
 
     path: str
     line: int
@@ -29,21 +29,22 @@ class Mutant:
     end: int
     text: str
     was: str
-    """The first line of what it replaces, with its surroundings, without indentation; names the mutant for good."""
+    """The first line of the replaced text and its surroundings, without indentation. It is part of the mutant's
+    permanent name."""
     number: int = 0
-    """Among those of the same operator on lines that look the same."""
+    """The number of this mutant among those of the same operator on identical lines."""
 
     @property
     def key(self) -> str:
-        """What names it as long as its own line stays as it is."""
+        """The mutant's name, which stays the same while its own line is unchanged."""
         return f"{self.path} | {self.operator} | {self.was} | {self.number}"
 
     def order(self, seed: int) -> bytes:
-        """Its place among all: changes elsewhere do not move it."""
+        """The mutant's sort key for a seed. Changes of other lines do not affect it."""
         return hashlib.sha256(f"{seed}|{self.key}".encode()).digest()
 
     def apply(self, source: str) -> str | None:
-        """The changed file; None when it is no Python any more."""
+        """The mutated file, or None if it is not valid Python."""
         changed = source[: self.start] + self.text + source[self.end :]
         try:
             ast.parse(changed)
@@ -53,7 +54,7 @@ class Mutant:
 
 
 class _Source:
-    """A file's text, and where its nodes stand in it (columns of nodes are bytes)."""
+    """A file's text, and the positions of its syntax nodes. Python gives the columns of nodes in bytes."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -63,13 +64,13 @@ class _Source:
             self._starts.append(self._starts[-1] + len(line))
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        """Where a node begins and ends, in characters."""
+        """The begin and end of a node, in characters."""
         where = cast(ast.expr, node)
         assert where.end_lineno is not None and where.end_col_offset is not None
         return self._at(where.lineno, where.col_offset), self._at(where.end_lineno, where.end_col_offset)
 
     def of(self, node: ast.AST) -> str:
-        """A node's text."""
+        """The text of a node."""
         start, end = self.span(node)
         return self.text[start:end]
 
@@ -115,7 +116,7 @@ def _compare(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _boundary(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """A number that something is compared with, or that is counted with."""
+    """Change a number in a comparison, or a number that is added or subtracted, by one."""
     if isinstance(node, ast.Compare | ast.BinOp | ast.Slice | ast.Subscript):
         for part in ast.iter_child_nodes(node):
             if isinstance(part, ast.Constant) and type(part.value) is int:
@@ -134,7 +135,7 @@ def _connect(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _remove(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """A statement that only does something."""
+    """Remove a statement that is executed only for its effect."""
     match node:
         case ast.AugAssign() | ast.Raise() | ast.Expr(value=ast.Call() | ast.Await()):
             yield node, "pass"
@@ -148,7 +149,7 @@ def _constant(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _number(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """A number that is given, kept or a default: those that something is compared with are boundaries."""
+    """Change a number that is an argument, a value or a default. Numbers in comparisons belong to `_boundary`."""
     if isinstance(node, ast.Compare | ast.BinOp | ast.Slice | ast.Subscript):
         return
     for part in ast.iter_child_nodes(node):
@@ -157,7 +158,7 @@ def _number(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _word(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """A text without a space that is a value: a name, a key, a media type; what people read is left alone."""
+    """Change a string without spaces: a name, a key or a media type. Text for human readers stays unchanged."""
     for part in ast.iter_child_nodes(node):
         if isinstance(part, ast.Constant) and isinstance(part.value, str) and _WORD.fullmatch(part.value):
             text = source.of(part)
@@ -165,7 +166,7 @@ def _word(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _argument(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """The last named argument of a call is not given."""
+    """Remove the last keyword argument of a call."""
     if isinstance(node, ast.Call) and node.keywords and node.keywords[-1].arg is not None:
         given = [source.of(part) for part in node.args] + [
             f"{each.arg}={source.of(each.value)}" if each.arg else f"**{source.of(each.value)}"
@@ -191,7 +192,7 @@ def _count(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _swap(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """The first two arguments of a call."""
+    """Swap the first two arguments of a call."""
     if isinstance(node, ast.Call) and len(node.args) >= 2:
         if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "getattr", "zip", "max", "min"):
             return
@@ -226,7 +227,7 @@ def _leave(node: ast.AST, source: _Source) -> Iterator[_Change]:
 
 
 def _sql(node: ast.AST, source: _Source) -> Iterator[_Change]:
-    """A comparison or a condition inside a statement, one at a time."""
+    """Change one comparison or condition inside an SQL statement."""
     if not isinstance(node, ast.Constant | ast.JoinedStr):
         return
     if isinstance(node, ast.Constant) and not isinstance(node.value, str):
@@ -260,7 +261,7 @@ OPERATORS: dict[str, _Operator] = {
 
 
 def find_mutants(path: str, source: str) -> list[Mutant]:
-    """Every mutant of a file, in its order."""
+    """All mutants of a file, in the order of their positions."""
     tree, text_of = ast.parse(source), _Source(source)
     left_alone = _left_alone(tree)
     found: list[Mutant] = []
@@ -283,7 +284,7 @@ def find_mutants(path: str, source: str) -> list[Mutant]:
 
 
 def _first_difference(one: str, other: str) -> int:
-    """Where a replaced statement of several lines begins to differ, so that its line can be named."""
+    """The position at which a replaced statement of several lines first differs, which gives the mutant's line."""
     for number, (here, there) in enumerate(zip(one, other, strict=False)):
         if here != there:
             return number if one.count("\n") and "\n" in other else 0
@@ -291,7 +292,7 @@ def _first_difference(one: str, other: str) -> int:
 
 
 def _left_alone(tree: ast.Module) -> set[int]:
-    """What no operator touches, with everything inside it."""
+    """The ids of all nodes that no operator may change, including their children."""
     roots: list[ast.AST | None] = []
     for node in ast.walk(tree):
         match node:
@@ -309,17 +310,18 @@ def _left_alone(tree: ast.Module) -> set[int]:
                 roots += [*node.decorator_list, node.returns]
                 roots += [each.annotation for each in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs)]
                 if all(isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) for each in node.body):
-                    # A protocol's method: nobody calls it.
+                    # The body of a protocol's method never runs.
                     roots += [*node.args.defaults, *node.args.kw_defaults]
             case ast.JoinedStr():
-                # Python 3.11 does not know where their parts stand; the whole may be a statement of SQL.
+                # Python 3.11 gives no positions for the parts of an f-string. The whole f-string may be an SQL
+                # statement.
                 roots += node.values
             case ast.Subscript(value=ast.Name(id="Literal")):
                 roots.append(node)
             case ast.AnnAssign():
                 roots.append(node.annotation)
             case ast.ClassDef():
-                # `frozen=True` is one or the other: of a dataclass, or of a `Struct`.
+                # `frozen=True` may belong to a dataclass or to a msgspec `Struct`.
                 roots += [*node.decorator_list, *(keyword.value for keyword in node.keywords)]
             case ast.Call(
                 func=ast.Name(id="dataclass" | "field" | "TypeVar" | "NewType" | "cast" | "Struct" | "ContextVar")

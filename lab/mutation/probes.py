@@ -1,10 +1,11 @@
-"""Marks in a copy of the source that note which test passes the place of which mutant.
+"""Inserts marks into a copy of the source, which record the tests that reach the position of each mutant.
 
-Lives here: where a mark stands, and what it writes. Not here: running the tests with them (`reaching.py`).
+Lives here: the positions of the marks, and the line that a mark writes. Not here: running the tests with marks
+(`reaching.py`).
 
-Invariant: a mark stands before the statement that the mutant changes, or further out (before the `if` of an `elif`). So
-a test that executes the changed text has passed the mark. No test runs import code alone, so a test that enters a
-function of the module counts for it.
+Invariant: a mark is before the statement that the mutant changes, or before an enclosing statement (the `if` of an
+`elif`). So every test that executes the changed text has reached the mark. Code at module level runs at import, which
+no single test causes. So a test that enters any function of the module counts for such a mutant.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def passed(*marks):
 
 
 def place_marks(tree: Path, mutants: Iterable[tuple[int, Mutant]]) -> None:
-    """Put a mark with its number before each of these, in the copy in `tree`."""
+    """Insert a mark with its number before the statement of each mutant, in the copy in `tree`."""
     (tree / f"src/antiphon/{_MODULE}.py").write_text(_WRITER)
     by_file: defaultdict[str, list[tuple[int, Mutant]]] = defaultdict(list)
     for number, mutant in mutants:
@@ -52,7 +53,7 @@ def place_marks(tree: Path, mutants: Iterable[tuple[int, Mutant]]) -> None:
 
 
 def marked(source: str, numbered: Iterable[tuple[int, Mutant]]) -> str:
-    """The source with marks."""
+    """The source with the marks of these numbered mutants."""
     module = ast.parse(source)
     lines = source.splitlines(keepends=True)
     at: defaultdict[int, list[int]] = defaultdict(list)
@@ -66,14 +67,14 @@ def marked(source: str, numbered: Iterable[tuple[int, Mutant]]) -> str:
         indent = text[: len(text) - len(text.lstrip())]
         numbers = ", ".join(map(str, at[line]))
         mark = f'__import__("antiphon.{_MODULE}", fromlist=["passed"]).passed({numbers})'
-        # What runs inside a sandbox has no package to import anything from.
+        # Code that runs inside the sandbox cannot import a package for the marks.
         mark = f"try:\n    {mark}\nexcept ImportError:\n    pass\n"
         lines.insert(line - 1, textwrap.indent(mark, indent))
     return "".join(lines)
 
 
 def notes(tree: Path) -> Iterator[tuple[int, str]]:
-    """Which mark was passed by which test."""
+    """Pairs of a mark's number and a test that reached it."""
     file = tree / "src/antiphon" / _NOTES
     for line in file.read_text().splitlines() if file.exists() else ():
         number, _, test = line.partition(" ")
@@ -86,7 +87,7 @@ def _first_line(statement: ast.stmt) -> int:
 
 
 def _statement(module: ast.Module, line: int) -> ast.stmt | None:
-    """The innermost statement of a function that stands in a line and that something can be put before."""
+    """The innermost statement of a function that covers the line and before which another statement can be inserted."""
     found: ast.stmt | None = None
     block: list[ast.stmt] = module.body
     inside = False
@@ -104,11 +105,13 @@ def _statement(module: ast.Module, line: int) -> ast.stmt | None:
 
 
 def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
-    """The blocks of a compound statement, with those of its `elif`s, before which nothing can stand."""
+    """The blocks of a compound statement, including those of its `elif` branches, before which no statement can be
+    inserted."""
     for name in ("body", "orelse", "finalbody"):
         block = getattr(statement, name, [])
         if name == "orelse" and isinstance(statement, ast.If) and len(block) == 1 and isinstance(block[0], ast.If):
-            # An `else:` with nothing but an `if` looks the same; further out is right for both.
+            # In the syntax tree, an `else:` that contains only an `if` looks like an `elif`. A mark before the outer
+            # `if` is correct for both.
             yield from _blocks(block[0])
         else:
             yield block

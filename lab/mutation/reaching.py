@@ -1,10 +1,11 @@
-"""Which tests pass the place of which mutant: recorded by running them once with marks, and kept in `.mutation/`.
+"""Finds the tests that reach each mutant: runs the tests once with marks, and stores the result in `.mutation/`.
 
-Lives here: what has to be recorded, the recording, and the file in which it is kept. Not here: the marks (`probes.py`),
-and which tests are asked at all (`judges.py`).
+Lives here: the selection of missing data, the recording, and the file with the records. Not here: the marks
+(`probes.py`), the test files that may run (`judges.py`).
 
-A record is of one mutant and one file of tests. It is valid while the mutant's source file and the file of tests are
-unchanged. A change elsewhere may let a test reach what it did not reach before, so to be exact, remove the folder.
+A record covers one mutant and one test file. It is valid while the mutant's source file and the test file are
+unchanged. A change of a third file may let a test reach a mutant that it did not reach before. For an exact result,
+delete `.mutation/`.
 """
 
 from __future__ import annotations
@@ -28,31 +29,30 @@ KEPT = ROOT / ".mutation/reached.json"
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The tests that pass the place of a mutant, in files in the order in which they are worth running."""
+    """The tests that reach a mutant, and their files in the order in which they should run."""
 
     files: list[str]
     tests: list[str] | None
-    """None: all in those files."""
+    """The tests, or None for all tests of the files."""
     seconds: float
-    """What they took, all together."""
+    """The total run time of these tests in seconds."""
     longest: float
 
 
 class Record:
-    """What is known of tests and mutants."""
+    """The stored knowledge of tests and mutants."""
 
     def __init__(self) -> None:
-        # File of tests: its digest, and how long each test took that passed.
+        # For each test file: its digest, and the seconds of each test that passed.
         self._seconds: dict[str, tuple[str, dict[str, float]]] = {}
-        # Mutant and file of tests: the digests of both files, and the tests that reach the mutant.
+        # For each pair of mutant and test file: the digests of both files, and the tests that reach the mutant.
         self._reached: dict[str, dict[str, tuple[str, str, list[str]]]] = {}
         if KEPT.exists():
             kept = orjson.loads(KEPT.read_bytes())
             self._seconds, self._reached = kept["seconds"], kept["reached"]
 
     def complete(self, mutants: list[Mutant], judges: list[str], jobs: int, snapshot: Path) -> list[str]:
-        """Record what is missing of these mutants and the files of tests that judge them; gives the tests that fail
-        without any mutant."""
+        """Record the missing pairs of these mutants and test files. Returns the tests that fail without any mutant."""
         digests = _Digests()
         missing = {
             mutant: files
@@ -87,8 +87,8 @@ class Record:
         return sorted(failed)
 
     def of(self, mutant: Mutant, judges: list[str]) -> Reached:
-        """The tests that reach a mutant and passed without it: first those that name its module, then the cheapest.
-        Where none is known to get there, those that name the module or its package."""
+        """The tests that reach a mutant and pass without it. Tests that name its module come first, then the fastest.
+        If no test is known to reach it, returns the tests that name the module or its package."""
         known = self._reached[mutant.key]
         seconds = {
             file: {test: taken[test] for test in known[file][2] if test in taken}
@@ -96,7 +96,7 @@ class Record:
             if (taken := self._seconds[file][1])
         }
         if not any(seconds.values()):
-            # A child process that is told nothing, as in a sandbox, leaves no note.
+            # A child process without the environment variables, as in the sandbox, records no mark.
             seconds = {file: self._seconds[file][1] for file in around(ROOT, mutant.path, judges)}
         first = near(ROOT, mutant.path, judges)
         files = sorted(

@@ -1,24 +1,24 @@
-"""`scripts/lab mutate`: changes the source in small ways, one at a time, and sees whether a test notices.
+"""`scripts/lab mutate`: makes one small change to the source at a time, and checks whether a test fails.
 
-    scripts/lab mutate --sample 20                     # so many, spread over the packages
+    scripts/lab mutate --sample 20                     # a number of mutants, spread over the packages
     scripts/lab mutate --package stores --package doors --sample 40
     scripts/lab mutate --file src/antiphon/translation/answer/sse.py
-    scripts/lab mutate --list --package tools          # what there is, without running anything
-    scripts/lab mutate --draw 60 --seed 7              # so many lines of all packages, judged by the likely tests
-    scripts/lab mutate --noticed --at-least 90         # a few that were noticed before, as in CI
+    scripts/lab mutate --list --package tools          # lists the mutants without running tests
+    scripts/lab mutate --draw 60 --seed 7              # lines of all packages, with the likely tests
+    scripts/lab mutate --noticed --at-least 90         # some that a test detected before, as in CI
 
-Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: the
-changes (`operators.py`), the choice of tests (`judges.py`, `reaching.py`), the copies (`trees.py`). `equivalent.txt`
-lists mutants that no test can notice, and `noticed.txt` those that CI repeats.
+Lives here: choosing mutants, running the tests of each in a copy of the tree, and the table. Not here: the changes
+(`operators.py`), the choice of tests (`judges.py`, `reaching.py`), the copies (`trees.py`). `equivalent.txt` lists
+mutants that no test can detect, and `noticed.txt` those that CI repeats.
 
-The order of all mutants depends on a seed and on the mutated line alone. So a sample stays the same while other code
-changes. A test that hangs fails at its own timeout. A mutant whose tests took too long in total is not judged, and the
-score leaves it out.
+The order of all mutants depends only on the seed and the mutated line. So a sample stays the same while other code
+changes. A test that hangs fails at its own timeout. If the tests of a mutant exceed the total time limit, the score
+does not count the mutant.
 
-A draw goes by lines of code. Each package has its share of the lines that can change, and each drawn line gets one
-change. It records nothing: the tests that are likely to notice run in stages (`judges.likely`), each draw's mutant
-within one limit of time. Then the quick tests of whole gateways run (`judges.GATEWAYS`), within the same limit again. A
-mutant that no test noticed by then has survived.
+A draw selects lines of code from each package in proportion to its mutable lines, and makes one change to each line. It
+needs no record of reached lines. For each mutant, the tests that are likely to detect it run in stages
+(`judges.likely`) within a time limit. Then the quick tests of whole gateways run (`judges.GATEWAYS`) within the same
+limit again. A mutant that no test detects has survived.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 NOTICED = Path(__file__).with_name("noticed.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
-"""Those of a sample; a draw is over every package."""
+"""The packages of a sample. A draw uses every package."""
 PACKAGES = tuple(
     sorted(
         folder.name for folder in (ROOT / "src/antiphon").iterdir() if folder.is_dir() and folder.name[0] not in "_."
@@ -61,22 +61,22 @@ _OF_GATEWAYS = ("--timeout=60", "-m", "not slow and not full")
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A mutant and what became of it: `killed`, `survived`, `timed out`, `broken`: no test ran."""
+    """A mutant with its result: `killed`, `survived`, `timed out`, or `broken` if no test ran."""
 
     mutant: Mutant
     verdict: str
     seconds: float
     by: str
-    """The test that noticed it, else how many did not."""
+    """The test that detected the mutant, or the number of tests that passed."""
 
 
 def group_of(path: str) -> str:
-    """The package in which a file is counted."""
+    """The name of the package in which the table counts a file."""
     return path.removeprefix("src/antiphon/").partition("/")[0]
 
 
 def all_mutants(packages: tuple[str, ...], files: list[str]) -> dict[str, list[Mutant]]:
-    """By package, in the files' order."""
+    """All mutants by package, in the order of the files."""
     found: dict[str, list[Mutant]] = {}
     for package in packages:
         for file in sorted((ROOT / "src/antiphon" / package).rglob("*.py")):
@@ -87,19 +87,20 @@ def all_mutants(packages: tuple[str, ...], files: list[str]) -> dict[str, list[M
 
 
 def equivalents() -> dict[str, str]:
-    """Mutants that no test can notice, with the reason: `key | reason`."""
+    """The mutants that no test can detect, with the reason, from lines of the form `key | reason`."""
     lines = [line for line in EQUIVALENT.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.rsplit(" | ", 1) for line in lines)
 
 
 def noticed() -> dict[str, Reached]:
-    """Mutants of which is known what noticed them: `key | test`. Raises `SystemExit` when a test is not there."""
+    """The mutants of `noticed.txt` with the test that detected each, from lines of the form `key | test`. Raises
+    `SystemExit` if a test does not exist."""
     found: dict[str, Reached] = {}
     for line in NOTICED.read_text().splitlines():
         if not line.startswith("#"):
             key, test = line.rsplit(" | ", 1)
             file, _, name = test.partition("::")
-            # A contract's tests stand beside those who run it.
+            # The test classes of a contract are in another file than the tests that run them.
             places = (ROOT / file, *(ROOT / file).parent.glob("*_contract.py"))
             if not any(f"def {name.rpartition('::')[2]}(" in place.read_text() for place in places):
                 raise SystemExit(f"noticed.txt names a test that is not there: {test}")
@@ -108,14 +109,14 @@ def noticed() -> dict[str, Reached]:
 
 
 def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> list[Mutant]:
-    """As many of each package as there is room for, in the drawn order."""
+    """Choose about the same number of mutants from each package, in the order of the seed."""
     drawn = [_drawn(ones, seed) for ones in mutants.values()]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
     return list(itertools.islice((one for one in turns if one is not None), sample))
 
 
 def drawn_lines(mutants: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
-    """So many lines with one change each, of each package by its share of the lines that can be changed."""
+    """Choose `count` lines with one mutant each, from each package in proportion to its mutable lines."""
     lines = {name: len({(one.path, one.line) for one in ones}) for name, ones in mutants.items()}
     exact = {name: count * each / sum(lines.values()) for name, each in lines.items()}
     room = {name: int(each) for name, each in exact.items()}
@@ -125,7 +126,7 @@ def drawn_lines(mutants: dict[str, list[Mutant]], count: int, seed: int) -> list
 
 
 def _one_a_line(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
-    """The lines in an order of their own: one with many mutants comes no sooner."""
+    """Choose one mutant for each line. The order of the lines does not depend on the number of their mutants."""
     lines: dict[tuple[str, int], list[Mutant]] = {}
     for one in mutants:
         lines.setdefault((one.path, one.line), []).append(one)
@@ -136,7 +137,7 @@ def _one_a_line(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
 
 
 def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
-    # What is no Python any more is no mutant.
+    # Skip a mutant that is not valid Python.
     drawn = sorted(mutants, key=lambda one: one.order(seed))
     return (one for one in drawn if one.apply((ROOT / one.path).read_text()) is not None)
 
@@ -144,7 +145,7 @@ def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
 def judge_all(
     picked: list[Mutant], jobs: int, judge_in: Callable[[Path, Mutant], Judged], snapshot: Path
 ) -> Iterator[Judged]:
-    """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
+    """Yield the result of each mutant when it is known. `jobs` copies of the tree work in parallel."""
     with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(jobs):
@@ -162,7 +163,7 @@ def judge_all(
 
 
 def recorded(picked: list[Mutant], jobs: int, snapshot: Path) -> Callable[[Mutant], Reached]:
-    """Which tests reach each of these, recorded where that is not known yet."""
+    """A function that returns the tests that reach a mutant. Records them first for mutants without a record."""
     record, files = Record(), judges(ROOT)
     for test in record.complete(picked, files, jobs, snapshot):
         print(f"fails without any mutant, and judges none: {test}", flush=True)
@@ -170,7 +171,7 @@ def recorded(picked: list[Mutant], jobs: int, snapshot: Path) -> Callable[[Mutan
 
 
 def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
-    """Run the tests that reach this mutant, until one fails. It has several times their own time."""
+    """Run the tests that reach this mutant until one fails. The time limit is several times their usual run time."""
     if not reached.files:
         return Judged(mutant, "survived", 0.0, "no test gets there")
     began = time.monotonic()
@@ -186,16 +187,17 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
 
 
 class Likely:
-    """Judges by the tests that are likely to notice, then by those of whole gateways, for at most `seconds` each."""
+    """Runs the tests that are likely to detect a mutant, and then those of whole gateways, for at most `seconds`
+    each."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._files = judges(ROOT)
         self._sound: dict[str, bool] = {}
-        """Of tests that failed: whether they pass without a mutant."""
+        """For tests that failed: whether they pass without a mutant."""
 
     def judge(self, tree: Path, mutant: Mutant) -> Judged:
-        """Run the tests, stage by stage, until one fails that passes without the mutant."""
+        """Run the tests stage by stage, until a test fails that passes without the mutant."""
         began = time.monotonic()
         limited = [(stage, _LIKELY, self._seconds) for stage in likely(ROOT, mutant.path, self._files)]
         ran = 0
@@ -221,7 +223,7 @@ class Likely:
 
 
 def diff(mutant: Mutant) -> Iterator[str]:
-    """The lines that change."""
+    """The changed lines of a mutant, as a diff."""
     source = (ROOT / mutant.path).read_text()
     changed = mutant.apply(source) or ""
     lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
@@ -229,7 +231,7 @@ def diff(mutant: Mutant) -> Iterator[str]:
 
 
 def table(judged: list[Judged]) -> str:
-    """What became of them, by package."""
+    """The results by package, as a table."""
     rows: list[tuple[str, ...]] = [("package", "killed", "timed out", "survived", "score")]
     for name in (*PACKAGES, "all"):
         counts = Counter(one.verdict for one in judged if name in ("all", group_of(one.mutant.path)))
@@ -239,7 +241,7 @@ def table(judged: list[Judged]) -> str:
 
 
 def score(counts: Counter[str]) -> str:
-    """How many of those that were judged."""
+    """The share of detected mutants among those with a result."""
     judged = counts["killed"] + counts["survived"]
     return f"{100 * counts['killed'] / judged:.0f} %" if judged else "-"
 
@@ -288,7 +290,7 @@ def main() -> int:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
-    # Whoever goes on working in the tree disturbs nothing.
+    # The copies come from a snapshot, so edits in the working tree do not affect the run.
     with tempfile.TemporaryDirectory(prefix="antiphon-snapshot-") as made:
         copy_tree(snapshot := Path(made))
         if options.draw is not None:

@@ -1,10 +1,10 @@
-"""Copies of the tree, and pytest in them.
+"""Copies the working tree, and runs pytest in the copies.
 
-Lives here: making a copy, putting a mutant into it, running tests there until they end or are out of time. Not here:
-which tests (`judges.py`, `reaching.py`).
+Lives here: making a copy, inserting a mutant, running tests until they end or exceed the time limit. Not here: the
+choice of tests (`judges.py`, `reaching.py`).
 
-Invariant: files that a copy's tests compile stay in that copy. A changed file never looks as old as the bytecode of its
-earlier text.
+Invariant: bytecode that a copy's tests compile stays in that copy. A changed file never has the same time and size as
+its earlier text, so Python never uses stale bytecode.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ages = itertools.count(1_000_000_000)
 
 
 def copy_tree(to: Path) -> None:
-    """Everything git knows of, as it stands."""
+    """Copy every file that git knows, with its current content."""
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
@@ -51,7 +51,7 @@ def copy_tree(to: Path) -> None:
 
 @contextmanager
 def changed(tree: Path, mutant: Mutant) -> Iterator[None]:
-    """The copy with this mutant in it, for as long as the context lasts."""
+    """Insert the mutant into the copy while the context lasts."""
     file = tree / mutant.path
     source = file.read_text()
     text = mutant.apply(source)
@@ -65,7 +65,7 @@ def changed(tree: Path, mutant: Mutant) -> Iterator[None]:
 
 def _write(file: Path, text: str) -> None:
     file.write_text(text)
-    # Python takes what it has compiled when second and size are the same.
+    # Python uses existing bytecode if the source's time (in seconds) and size are the same.
     age = next(_ages)
     os.utime(file, (age, age))
 
@@ -73,10 +73,12 @@ def _write(file: Path, text: str) -> None:
 def run_tests(
     tree: Path, files: Sequence[str], *options: str, limit: float | None, only: Sequence[str] | None = None
 ) -> tuple[int | None, list[tuple[float, str, str]]]:
-    """pytest's status, None when it ran out of time, and for each test how long it took and how it went."""
+    """Run tests with pytest. Returns pytest's exit status (None after the time limit), and the seconds, outcome and
+    name of each test."""
     listed, noted = tree / ".mutation-only", tree / ".mutation-notes"
     noted.unlink(missing_ok=True)
-    # With CI what would be skipped where there is no sandbox fails: a mutant must not be one by breaking the sandbox.
+    # With `CI` set, tests that need the sandbox fail instead of being skipped. Otherwise a mutant that breaks the
+    # sandbox would go undetected.
     environ = {**os.environ, "CI": "1", "PYTHONPATH": f"{tree}/src:{tree}", chosen_tests.NOTES: str(noted)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if only is not None:
@@ -96,7 +98,7 @@ def run_tests(
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # What the tests had started goes with them.
+        # Kill the processes that the tests started.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

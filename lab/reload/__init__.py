@@ -1,1 +1,1 @@
-"""`scripts/lab reload`: settings change again and again under load, and no client may notice."""
+"""`scripts/lab reload`: changes the settings repeatedly under load, and checks that no client notices."""

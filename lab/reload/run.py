@@ -1,12 +1,13 @@
-"""A gateway whose settings change again and again while clients send requests without a pause: no client notices.
+"""Changes a gateway's settings repeatedly while clients send requests without a pause, and checks that no client
+notices.
 
     scripts/lab reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
 
-Each swap gives the one model another name at its upstream, which the answers show, and changes settings of stores,
-tools, workers and Envoy. A stream that has begun goes on when the settings are other ones. Every so often the file is
-wrong: no YAML, a wrong value, a setting that needs a restart. It fails if a request failed or broke off, if settings
-changed during a request, or if a worker took wrong settings. It also fails if a request on a new connection got old
-settings. A WebSocket is closed after a turn when settings change, and connects again.
+Each change gives the model another name at its upstream, which the answers show. It also changes settings of stores,
+tools, workers and Envoy. A stream continues after a change. Some settings files are invalid: broken YAML, a wrong
+value, or a setting that needs a restart. The run fails if a request failed or broke off, if settings changed during a
+request, or if a worker accepted invalid settings. It also fails if a request on a new connection got old settings.
+After a change the gateway closes a WebSocket between two turns, and its client connects again.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ _WRONG = (
 
 @dataclass
 class Counts:
-    """Requests by kind."""
+    """Counts of requests by kind."""
 
     json: int = 0
     streams: int = 0
     across: int = 0
-    """Streams that were open during a swap."""
+    """The number of streams that were open during a change of the settings."""
     turns: int = 0
     looks: int = 0
     failures: list[str] = field(default_factory=list)
 
 
 class Run:
-    """One gateway, its clients, and the task that changes its settings. `number` is that of the latest swap."""
+    """One gateway, its clients, and the task that changes its settings. `number` is that of the latest change."""
 
     def __init__(self, chat: ChatServer, gateway: Gateway, file: Path, workers: int) -> None:
         self.chat, self.gateway, self.file, self.workers = chat, gateway, file, workers
@@ -70,7 +71,7 @@ class Run:
         if not request.json.get("stream"):
             return json_answer(completion(model))
         first, *rest = text_stream(model, ".")
-        # It goes on when the settings are other ones than those it began with.
+        # The stream continues after the settings changed, with the settings with which it began.
         goes_on = self.over or int(model[1:]) < self.number
         return answer(parts=[first, *rest[:1], *([] if goes_on else [Wait(self.swapped)]), *rest[1:]])
 
@@ -97,7 +98,8 @@ class Run:
         self.counts.failures.append(f"after {self.number} swaps: {what}")
 
     async def ask(self, session: aiohttp.ClientSession, *, stream: bool) -> str:
-        """The model's name at its upstream, as the answer has it; empty when it failed."""
+        """Send a request. Returns the model's upstream name from the answer, or an empty string if the request
+        failed."""
         body = {"model": "m", "input": "hi", "stream": stream}
         try:
             async with session.post(f"{self.gateway.base_url}/responses", json=body) as got:
@@ -128,7 +130,8 @@ class Run:
                     self.counts.json += 1
 
     async def socket(self) -> None:
-        """A connection all the time: each of its turns is served with what there is, and a swap ends it between two."""
+        """Hold a WebSocket open all the time. Each turn gets the current settings, and a change closes the connection
+        between two turns."""
         async with aiohttp.ClientSession() as session:
             while not self.over:
                 try:
@@ -160,15 +163,15 @@ class Run:
             self.counts.turns += 1
 
     def served(self, began: int, name: str) -> bool:
-        """Whether a request that began after `began` swaps may get these settings. An older connection may still get
-        the settings before the last swap, once."""
+        """Whether a request that began after `began` changes may get these settings. A request on an older connection
+        may get the previous settings once."""
         return began - 1 <= int(name[1:]) <= self.number + 1
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.gateway.log if f'"message":"{event}"' in line]
 
     async def tell(self, event: str) -> dict[str, Any]:
-        """Have the settings read, and wait for what comes of it."""
+        """Make the parent read the settings file, and wait for the log line `event`. Returns its fields."""
         before = len(self.lines(event))
         self.gateway.process.send_signal(signal.SIGHUP)
         await until(lambda: len(self.lines(event)) > before, 60)
@@ -192,7 +195,7 @@ class Run:
         await self.look()
 
     async def look(self) -> None:
-        """New connections, each of which may reach another worker, see these settings and no others."""
+        """Open new connections, which may reach any worker. Each must see exactly these settings."""
         for _ in range(_LOOKS):
             async with aiohttp.ClientSession() as session:
                 name = await self.ask(session, stream=False)

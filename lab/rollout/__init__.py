@@ -1,1 +1,1 @@
-"""`scripts/lab rollout`: replicas are restarted one after the other under load, and no client may notice."""
+"""`scripts/lab rollout`: restarts replicas one after the other under load, and checks that no client notices."""

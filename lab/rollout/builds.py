@@ -1,14 +1,14 @@
-"""Builds of Antiphon, each a wheel in a separate environment: the present one, and two that may follow it.
+"""Makes builds of Antiphon, each a wheel in a separate environment: the current build, and two possible successors.
 
-Lives here: making them. Not here: running them (`replicas.py`), the order in which they follow (`course.py`).
+Lives here: making the builds. Not here: running them (`replicas.py`), their order (`course.py`).
 
-The schema of the next build only adds. It adds a column and an index to a table that every turn writes, and a column to
-the table of jobs. The build after that removes the first column, which the next build does not need. It writes payloads
-of jobs that no older build reads. Only the version differs otherwise.
+The schema of the first successor only adds. It adds a column and an index to a table that every turn writes, and a
+column to the table of jobs. The second successor removes the first of these columns, which the first successor does not
+need. It also writes job payloads that no older build can read. Otherwise the builds differ only in the version.
 
-An environment has its own `antiphon`; what that depends on is the running interpreter's.
+Each environment has a separate `antiphon`, and uses the dependencies of the running interpreter.
 
-Invariant: the source tree is only read.
+Invariant: this module never writes to the source tree.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALTER TABLE responses DROP COLUMN rollout_note;
 
 @dataclass(frozen=True)
 class Build:
-    """`python`: the interpreter of its environment. `schema`: how many steps it knows."""
+    """One build. `python` is the interpreter of its environment, and `schema` the number of its schema steps."""
 
     name: str
     python: Path
@@ -50,17 +50,17 @@ class Build:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What its command line begins with."""
-        # -P: nothing of the folder in which the run was started comes first.
+        """The first arguments of the build's command line."""
+        # `-P` keeps the current folder out of Python's module path.
         return (str(self.python), "-P", "-m", "antiphon")
 
 
 HERE = Build("this one", Path(sys.executable), len(packaged_steps()))
-"""The source tree, as the tests run it."""
+"""The source tree itself, as the tests run it."""
 
 
 def make_builds(folder: Path) -> tuple[Build, Build, Build]:
-    """The present build and two that follow it; takes half a minute."""
+    """The current build and its two successors. Making them takes half a minute."""
     folder.mkdir(parents=True, exist_ok=True)
     before = HERE.schema
     old = _build("old", _copy(folder / "old-source"), folder, before)
@@ -81,7 +81,7 @@ def make_builds(folder: Path) -> tuple[Build, Build, Build]:
 
 
 def _copy(folder: Path, tree: Path = _ROOT) -> Path:
-    """What a wheel is made of."""
+    """Copy the files that a wheel contains. Returns the copy's folder."""
     folder.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(tree / name, folder)
@@ -106,11 +106,12 @@ def _replace(file: Path, pattern: str, text: str) -> None:
 
 
 def _build(name: str, tree: Path, folder: Path, schema: int) -> Build:
-    """The wheel of a source tree, installed."""
+    """Build a wheel from a source tree and install it into a new environment."""
     place = folder / name.replace(" ", "-")
     _run(sys.executable, "-m", "venv", "--without-pip", str(place))
     packages = next(place.glob("lib/python*/site-packages"))
-    # As a folder on the path: what stands there to make the source tree importable is not read.
+    # The dependencies are a plain folder on the path, so Python does not read the `.pth` file that adds the source
+    # tree.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = place / "bin" / "python"
     quiet = ("--quiet", "--disable-pip-version-check", "--no-deps")

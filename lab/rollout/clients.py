@@ -1,11 +1,11 @@
-"""Clients of a rollout: what they ask for, what each must be given, and the ledger of what went wrong.
+"""Simulates the clients of a rollout: their requests, the expected answers, and a ledger of the failures.
 
-Lives here: the kinds of clients. Not here: streams (`tests/support/streams.py`), replicas (`replicas.py`), when
-anything is restarted (`course.py`).
+Lives here: the kinds of clients. Not here: streams (`tests/support/streams.py`), replicas (`replicas.py`), the restarts
+(`course.py`).
 
-No client retries: a refusal is a failure. Clients do what a process that leaves asks of them. A follower whose stream
-ends without `[DONE]` reads on by `starting_after`. A client that gets 1001 on a WebSocket between two responses opens a
-new one.
+No client retries, so each refusal is a failure. Clients react to a draining process as the API specifies. A follower
+whose stream ends without `[DONE]` continues with `starting_after`. A client that gets 1001 on a WebSocket between two
+responses opens a new connection.
 
 Invariant: every request has a timeout (`patience`).
 """
@@ -31,8 +31,8 @@ _BOUNDARY = "rollout-boundary"
 
 @dataclass
 class Seen:
-    """What the clients of one kind saw. `gaps`: seconds from the end of one process's answer to the first word of
-    another's."""
+    """The observations of the clients of one kind. `gaps`: seconds from the end of one process's answer to the first
+    word from another process."""
 
     asked: int = 0
     failed: list[str] = field(default_factory=list)
@@ -42,8 +42,9 @@ class Seen:
 
 @dataclass
 class Clients:
-    """All clients of the service at `url`. `words`: how many an answer has, which is how long it takes.
-    `long_words`: of one that takes longer than a drain. `patience`: seconds after which a client hangs."""
+    """All clients of the service at `url`. `words`: the number of words of an answer, which decides its duration.
+    `long_words`: the same for an answer that takes longer than a drain. `patience`: seconds after which a request
+    counts as hung."""
 
     url: str
     words: int
@@ -53,10 +54,10 @@ class Clients:
     stopping: bool = False
     seen: dict[str, Seen] = field(default_factory=dict)
     stored: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=200))
-    """Ids and texts of responses that were acknowledged."""
+    """Ids and texts of responses that the service acknowledged."""
 
     async def run(self, kind: str, client: Callable[[Seen], Awaitable[None]]) -> None:
-        """One client, again and again until the run is over."""
+        """Run one client repeatedly until the run is over."""
         seen = self.seen.setdefault(kind, Seen())
         while not self.stopping:
             seen.asked += 1
@@ -70,17 +71,17 @@ class Clients:
             except (Failed, KeyError, ValueError, aiohttp.ClientError, OSError) as failed:
                 seen.failed.append(f"{type(failed).__name__}: {failed}"[:300])
 
-    # Kinds of clients
+    # Kinds of clients.
 
     async def stream(self, seen: Seen) -> None:
-        """A streamed response, and another one that continues it (anywhere)."""
+        """Request a streamed response, and then a second one that continues it on any replica."""
         first = await self._streamed(self.words)
         await self._streamed(self.words, previous_response_id=first)
-        # Of the client's two requests one was counted.
+        # The client sends two requests, and its caller already counted one.
         seen.asked += 1
 
     async def crud(self, seen: Seen) -> None:
-        """A conversation and its items from the beginning to the end, and a response that another process stored."""
+        """Create, change and delete a conversation and its items, and read a response that another process stored."""
         made = await self._json("POST", "/v1/conversations", {"metadata": {"a": "b"}})
         where = f"/v1/conversations/{made['id']}"
         item = {"type": "message", "role": "user", "content": "kept"}
@@ -101,7 +102,7 @@ class Clients:
         await asyncio.sleep(0.05)
 
     async def upload(self, seen: Seen) -> None:
-        """A file that takes its time, read again and deleted."""
+        """Upload a file slowly, read it and delete it."""
         content = bytes(_UPLOAD_PART) * _UPLOAD_PARTS
         headers = {"content-type": f"multipart/form-data; boundary={_BOUNDARY}"}
         async with self.session.post(f"{self.url}/v1/files", data=_multipart(content), headers=headers) as got:
@@ -114,21 +115,22 @@ class Clients:
         seen.asked += 2
 
     async def follow(self, seen: Seen) -> None:
-        """A background response, followed to its end over as many processes as it takes."""
+        """Start a background response and follow it to its end, over several processes if needed."""
         await self._follow(seen, self.words)
 
     async def follow_long(self, seen: Seen) -> None:
-        """One that takes longer than any drain: it is given back, and begun again elsewhere."""
+        """Follow a background response that takes longer than any drain. Its process returns it to the queue, and
+        another process reruns it."""
         await self._follow(seen, self.long_words)
 
     async def websocket(self, seen: Seen) -> None:
-        """Responses on one connection, with pauses, for as long as it lasts."""
+        """Request responses on one WebSocket connection, with pauses, until the server closes the connection."""
         ended = 0.0
         async with self.session.ws_connect(f"{self.url}/v1/responses", max_msg_size=0) as socket:
             while not self.stopping:
                 asking = {"type": "response.create", "model": "demo", "input": f"count to {self.words // 2}"}
                 seen.asked += 1
-                # Told to go while it paused: what it was told is read below.
+                # The server may have closed the connection during the pause. The code below reads the close frame.
                 with contextlib.suppress(aiohttp.ClientConnectionResetError):
                     await socket.send_json(asking)
                 if not await self._turn(socket):
@@ -139,7 +141,7 @@ class Clients:
             async with self.session.ws_connect(f"{self.url}/v1/responses"):
                 seen.gaps.append(time.monotonic() - ended)
 
-    # Parts
+    # Helpers.
 
     async def _streamed(self, words: int, **fields: Any) -> str:
         asking = {"model": "demo", "input": f"count to {words}", "stream": True, **fields}
@@ -189,12 +191,13 @@ class Clients:
         _completed(last, words)
 
     async def _turn(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
-        """One response to its end; False when the connection was ended before it began."""
+        """Read one response to its end. Returns False if the server closed the connection before the response began."""
         begun = False
         while True:
             message = await socket.receive()
             if message.type is not aiohttp.WSMsgType.TEXT:
-                # The frame's own code: the client's is another one when it could not answer the frame any more.
+                # Use the code of the received close frame. aiohttp's own code differs if it could not answer that
+                # frame.
                 code = message.data if message.type is aiohttp.WSMsgType.CLOSE else socket.close_code
                 if begun or code != aiohttp.WSCloseCode.GOING_AWAY:
                     raise Cut(f"a WebSocket ended with {code}, in a response: {begun}")
@@ -218,7 +221,7 @@ async def _ok(got: aiohttp.ClientResponse) -> Any:
 
 
 def _completed(event: dict[str, Any], words: int) -> dict[str, Any]:
-    """The response of the last event, which must be whole."""
+    """The response of the last event, which must have all words."""
     expected = " ".join(str(number) for number in range(1, words + 1))
     if event.get("type") != "response.completed" or output_text(event["response"]) != expected:
         raise Failed(f"the last event is {json.dumps(event)[:300]}")

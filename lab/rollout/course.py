@@ -1,12 +1,12 @@
-"""The course of a rollout: clients ask from the first to the last moment, and replicas are replaced meanwhile.
+"""Runs a rollout: clients send requests the whole time, while the replicas are replaced.
 
-Lives here: the clients' start, the order of replacements by builds, and the outcome. Not here: clients (`clients.py`),
-processes (`replicas.py`), how it is shown (`report.py`).
+Lives here: starting the clients, the order of replacements and builds, and the result. Not here: clients
+(`clients.py`), processes (`replicas.py`), the report (`report.py`).
 
-Each replica gets SIGTERM. When its process has ended, a new one takes its place. When the balancer sends that one
-requests, the next replica's turn comes.
+Each replica gets SIGTERM. After its process has ended, a new process replaces it. The next replica follows when the
+load balancer sends requests to the new process.
 
-Invariant: a rollout ends by itself and takes everything along that it started.
+Invariant: a rollout ends by itself and stops everything that it started.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lab.rollout.replicas import Mode, Plan, Restart, Service
 
 _LONG = "background, longer than a drain"
 _PATIENCE = 120.0
-# Those that take longer than a drain may be begun again more than once.
+# A response that takes longer than a drain may be rerun several times.
 _MOVES = 4
 
 
 @dataclass
 class Load:
-    """How many clients of each kind; `seconds`: how long a stream takes, `pause`: between two of its words. `long`
-    clients follow responses of `long_seconds`, which no drain waits for."""
+    """The number of clients of each kind. `seconds` is the duration of a stream, and `pause` the time between two
+    words. `long` clients follow responses of `long_seconds`, which exceed every drain."""
 
     streams: int
     others: int
@@ -43,7 +43,7 @@ class Load:
 
 @dataclass
 class Result:
-    """One rollout. `notes`: what else was seen; `wrong`: what should not have been."""
+    """The result of one rollout. `notes` are other observations, and `wrong` the failures."""
 
     mode: Mode
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -53,26 +53,26 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether no client noticed, and every process ended without an error."""
+        """Whether no client noticed the rollout, and every process ended without an error."""
         clean = not self.wrong and not any(seen.failed or seen.cut for seen in self.seen.values())
         return clean and all(seen.asked for seen in self.seen.values()) and not any(one.status for one in self.restarts)
 
 
 Course = Callable[[Service, Result, float], Awaitable[None]]
-"""Replaces replicas; the seconds are those to rest after each."""
+"""A function that replaces replicas. The float is the pause in seconds after each replacement."""
 
 
 async def restart_all(service: Service, result: Result, rest: float) -> None:
-    """Each replica once, by the same build."""
+    """Restart each replica once with the same build."""
     for number in range(service.aside):
         await _replace(service, result, number, HERE, rest)
 
 
 def upgrade(old: Build, first: Build, second: Build) -> Course:
-    """From the old build to one whose schema adds, from that to one whose schema takes away.
+    """Upgrade from the old build to a build whose schema adds, and from there to a build whose schema removes.
 
-    In the middle of each rollout the build before it starts again, twice: in a replica's place, and outside the
-    balancer. For the second start a process that runs background responses is killed first.
+    In the middle of each rollout the previous build starts again, twice: once in a replica's position, and once outside
+    the load balancer. For the second start the run first kills a process that runs background responses.
     """
 
     async def course(service: Service, result: Result, rest: float) -> None:
@@ -104,8 +104,8 @@ async def roll(
     course: Course = restart_all,
     build: Build = HERE,
 ) -> Result:
-    """One rollout under load, which begins with this build. `warm`: seconds of load before it; `rest`: after each
-    replica."""
+    """Run one rollout under load, starting with this build. `warm`: seconds of load before the rollout. `rest`: the
+    pause after each replica."""
     folder.mkdir(parents=True, exist_ok=True)
     service, result = Service(plan, upstream, folder, build), Result(plan.mode)
     connector = aiohttp.TCPConnector(limit=0)
@@ -140,12 +140,12 @@ async def roll(
 
 async def _replace(service: Service, result: Result, number: int, build: Build, rest: float) -> None:
     result.restarts.append(await service.restart(number, build))
-    # Not always at the same moment between two checks of health.
+    # The pause varies, so that the restarts do not always fall on the same moment between two health checks.
     await asyncio.sleep(rest + 0.37 * number)
 
 
 async def _killed(service: Service, result: Result, build: Build, when: str) -> None:
-    """The one beside the balancer is killed, and one of this build starts in its place; a failure raises."""
+    """Kill the replica outside the load balancer, and start this build in its position. Raises if the start fails."""
     await service.kill(service.aside)
     await service.start_replica(service.aside, build)
     result.notes.append(f"killed beside the balancer, started again as {build.name} while {when}: it is ready")

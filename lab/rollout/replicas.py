@@ -1,13 +1,15 @@
-"""The service of a rollout: replicas that share a state, and a real Envoy in front that checks their health.
+"""Runs the service of a rollout: replicas that share a state, and a real Envoy in front that checks their health.
 
-Lives here: processes, their settings, Envoy's configuration in both modes, and how Envoy sees each replica. Not here:
-clients (`clients.py`), the state they share (`shared.py`), builds (`builds.py`), the order of things (`course.py`).
+Lives here: processes, their settings, Envoy's configuration in both modes, and the health that Envoy reports for each
+replica. Not here: clients (`clients.py`), the shared state (`shared.py`), builds (`builds.py`), the order of restarts
+(`course.py`).
 
-In mode `http` a replica is `antiphon serve`, and Envoy a plain proxy that retries nothing, so that it hides no failure.
-In mode `envoy` it is `antiphon extproc`, and Envoy has the configuration that Antiphon prints. One more replica may
-stand beside the balancer: it is asked for nothing and runs background responses, so that it may be killed.
+In mode `http` a replica is `antiphon serve`. Envoy is then a plain proxy without retries, so that it hides no failure.
+In mode `envoy` a replica is `antiphon extproc`, and Envoy has the configuration that Antiphon prints. An additional
+replica may run outside the load balancer. It gets no requests and only runs background responses, so the run may kill
+it.
 
-Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
+Invariant: the service signals only processes that it started, by their own handle, and leaves none running.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from lab.rollout.shared import ONE_FOLDER, Shared
 Mode = Literal["http", "envoy"]
 MODES: tuple[Mode, ...] = ("http", "envoy")
 
-# How long a start or an end may take at all; how long it took is in the table.
+# The time limit for a start or an end. The table has the actual time.
 _LONGEST = 180.0
 _LOOK = 0.02
 _SOCKETS = {"grpc": "sidecar-0.grpc", "http": "sidecar-0.http", "model_door": "model-door"}
@@ -45,7 +47,7 @@ _CLUSTERS: dict[Mode, tuple[str, ...]] = {"http": ("replicas",), "envoy": ("side
 
 @dataclass(frozen=True)
 class Plan:
-    """What a service consists of."""
+    """The configuration of a service."""
 
     mode: Mode
     replicas: int
@@ -56,23 +58,23 @@ class Plan:
 
 @dataclass
 class Restart:
-    """What one replica's turn took, in seconds since SIGTERM."""
+    """The times of one replica's restart, in seconds after SIGTERM."""
 
     number: int
     build: str = ""
-    """Which took its place."""
+    """The build of the new process."""
     unseen: float = 0.0
-    """Until Envoy sent it nothing more."""
+    """The time until Envoy sent the old process its last request."""
     ended: float = 0.0
     back: float = 0.0
-    """Until the new process took requests."""
+    """The time until the new process accepted requests."""
     status: int | None = None
     told: dict[str, Any] = field(default_factory=dict)
-    """What it said of its drain."""
+    """The fields of the drain's log line."""
 
 
 class Service:
-    """Replicas and Envoy. `url` is where clients ask."""
+    """The replicas and Envoy. `url` is the address for clients."""
 
     def __init__(self, plan: Plan, upstream: str, folder: Path, build: Build = HERE) -> None:
         self._plan = plan
@@ -83,7 +85,7 @@ class Service:
         self._admin = f"127.0.0.1:{admin}"
         self.url = f"http://127.0.0.1:{public}"
         self.aside = plan.replicas
-        """The number of the replica beside the balancer."""
+        """The number of the replica outside the load balancer."""
         values: dict[str, Any] = {
             "data": str(folder / "data"),
             "listen": f"127.0.0.1:{public}",
@@ -92,7 +94,7 @@ class Service:
             "timeouts": {"notice": plan.notice, "drain": plan.drain, "check": 0},
             "log": {"format": "json"},
             "envoy": {"admin": self._admin},
-            # Where Envoy is, whatever folders the replicas have.
+            # The path of Envoy, which does not depend on the replicas' folders.
             "sidecar": {name: f"unix:{folder}/{socket}.sock" for name, socket in _SOCKETS.items()},
             **plan.shared.settings,
         }
@@ -103,11 +105,11 @@ class Service:
         self._envoy: asyncio.subprocess.Process | None = None
 
     def log(self, number: int) -> Path:
-        """What a replica has written, in all its lives."""
+        """The log file of a replica, over all its restarts."""
         return self._folder / f"replica-{number}.log"
 
     async def start(self) -> None:
-        """Start everything; returns once Envoy takes every replica for healthy."""
+        """Start all processes. Returns once Envoy reports every replica as healthy."""
         for number in range(self._plan.replicas):
             await self.start_replica(number, self._build)
         config = self._folder / "envoy.yaml"
@@ -123,7 +125,7 @@ class Service:
         await self._until(self._all_healthy, "Envoy takes every replica for healthy")
 
     async def restart(self, number: int, build: Build | None = None) -> Restart:
-        """SIGTERM, the end, a new process of this build, until it takes requests."""
+        """Send SIGTERM, wait for the end, and start a process of this build. Returns once it accepts requests."""
         build = build or self._build
         process, took = self._replicas[number], Restart(number, build.name)
         assert process is not None
@@ -142,14 +144,14 @@ class Service:
         return took
 
     async def kill(self, number: int) -> None:
-        """SIGKILL: it leaves as it is."""
+        """Send SIGKILL, so that the process cannot clean up."""
         process = self._replicas[number]
         assert process is not None
         process.kill()
         await process.wait()
 
     async def refused(self, build: Build) -> str:
-        """What a process of this build says that must not start; empty when it starts."""
+        """Start a build that must refuse to start. Returns its error message, or an empty string if it starts."""
         log = self._folder / "refused.log"
         process = await self._spawn(log, *self._command(self.aside, build))
         try:
@@ -165,7 +167,7 @@ class Service:
         return log.read_text().strip()
 
     async def stop(self) -> None:
-        """End everything at once."""
+        """Stop all processes immediately."""
         for process in (self._envoy, *self._replicas):
             if process is not None and process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -173,7 +175,7 @@ class Service:
                 await process.wait()
 
     async def start_replica(self, number: int, build: Build) -> None:
-        """A process in this replica's place; returns once it says that it is ready."""
+        """Start a process in this replica's position. Returns once the process reports that it is ready."""
         process = await self._spawn(self.log(number), *self._command(number, build))
         self._replicas[number] = process
         place = self._places[number]
@@ -208,7 +210,7 @@ class Service:
                 raise RuntimeError(f"not within {_LONGEST:g} s: {what}")
             await asyncio.sleep(_LOOK)
 
-    # What Envoy sees
+    # The health that Envoy reports.
 
     async def _all_healthy(self) -> bool:
         seen = await self._hosts()
@@ -216,7 +218,7 @@ class Service:
         return len(seen) == wanted and all(healthy for _, healthy in seen)
 
     async def _healthy(self, number: int) -> bool:
-        """Whether Envoy sends it anything, as far as Envoy says."""
+        """Whether Envoy sends requests to this replica, according to Envoy's admin interface."""
         places = {self._places[number]}
         if self._plan.mode == "envoy":
             one = endpoints(self._settings)[number]
@@ -239,7 +241,7 @@ class Service:
 
 
 def _proxy(settings: Settings, replicas: list[str]) -> Config:
-    """Envoy as a plain load balancer: health checks, no retries."""
+    """Envoy's configuration as a plain load balancer with health checks and without retries."""
     manager = typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="proxy",
@@ -298,7 +300,8 @@ def _proxy(settings: Settings, replicas: list[str]) -> Config:
 
 
 def _last_drain(log: Path) -> dict[str, Any]:
-    """The last line about the end of a drain: what finished, was given back or cut."""
+    """The fields of the last drain line of a log: the numbers of responses that finished, were returned to the queue or
+    aborted."""
     for line in reversed(log.read_text(errors="replace").splitlines()):
         if '"drained"' in line or '"stopped_with_requests_in_flight"' in line:
             found: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The report of a rollout, in Markdown. Not here: its data (`course.py`)."""
+"""Formats the report of a rollout in Markdown. Not here: its data (`course.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHOWN = 8
 
 
 def table(title: str, result: Result) -> str:
-    """What was seen, as Markdown."""
+    """The results of a rollout as a Markdown table."""
     lines = [
         f"\n### {title}\n",
         "| clients | requests | failed | cut | moved or resumed | failover p50 | longest |",

@@ -1,8 +1,8 @@
-"""`scripts/lab rollout`: a rolling restart or upgrade under load, in both modes; the tables, and the judgement.
+"""`scripts/lab rollout`: runs a rolling restart or upgrade under load in both modes, and prints tables and a verdict.
 
-Lives here: the command line. Not here: what happens (`course.py`), what is printed (`report.py`).
+Lives here: the command line. Not here: the rollout (`course.py`), the report (`report.py`).
 
-Invariant: a run ends by itself and ends everything that it started. The exit status is 0 when no request failed and no
+Invariant: a run ends by itself and stops everything that it started. The exit status is 0 if no request failed and no
 answer was cut.
 """
 
@@ -25,11 +25,11 @@ from lab.rollout.shared import STATES, opened
 
 
 async def _main(given: argparse.Namespace, folder: Path) -> int:
-    # Whoever ends the run ends what it started.
+    # A signal that ends the run also ends the processes that it started.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    # So many that each replica has some.
+    # The number of clients is high enough that each replica serves some.
     long = 2 * given.replicas if given.others else 0
     load = Load(given.streams, given.others, given.seconds, given.pause, long, 2 * given.drain)
     command = (sys.executable, "-m", "lab.rollout.upstream", "--pause", str(given.pause))
@@ -62,7 +62,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when nothing failed and nothing was cut."""
+    """Run the command line. The exit status is 0 if no request failed and no answer was cut."""
     parser = argparse.ArgumentParser(prog="scripts/lab rollout", description="A rollout that no client notices.")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="which doors (default: http envoy)")
     parser.add_argument(

@@ -1,11 +1,13 @@
-"""What the replicas of a rollout share.
+"""Provides the state that the replicas of a rollout share.
 
-Lives here: the settings that name it. Not here: databases (`lab/scale/states.py`), who uses it (`replicas.py`).
+Lives here: the settings that name this state. Not here: databases (`lab/scale/states.py`), the replicas
+(`replicas.py`).
 
-`sqlite` is one data folder for all of them, as on one machine. `postgres` and `pgbouncer` (four connections to the
-server) are machines: a data folder for each, keys from the settings, contents of files in a bucket.
+With `sqlite`, all replicas share one data folder, as on one machine. With `postgres` and `pgbouncer` (four connections
+to the server), each replica is like a machine. It has a separate data folder, keys from the settings, and contents of
+files in a bucket.
 
-Invariant: what was started here ends with the run.
+Invariant: every server that this module started ends with the run.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _KEYS = {"owner": {"key": "rollout-owner-key-0123456789"}, "sealing": {"keys": [
 
 @dataclass(frozen=True)
 class Shared:
-    """`settings`: the same for all replicas. `machines`: each has a separate data folder."""
+    """The shared state. `settings` are the same for all replicas. With `machines`, each replica has a separate data
+    folder."""
 
     kind: str = "sqlite"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +42,7 @@ ONE_FOLDER = Shared()
 
 @asynccontextmanager
 async def opened(kind: str, folder: Path) -> AsyncIterator[Shared]:
-    """One of `STATES`, or the database at a URL; with a separate bucket."""
+    """Open one of `STATES`, or the database at a URL, with a separate bucket."""
     if kind == "sqlite":
         yield ONE_FOLDER
         return
@@ -52,10 +55,10 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Shared]:
 
 
 def machines(kind: str, url: str, blobs: Mapping[str, Any]) -> Shared:
-    """Machines that share a database and a bucket."""
+    """The settings for several machines that share a database and a bucket."""
     return Shared(kind, {"state": {"url": url}, "blobs": blobs, **_KEYS}, machines=True)
 
 
 def bucket_settings(endpoint: str, prefix: str) -> dict[str, Any]:
-    """`blobs` as it stands in a file of settings."""
+    """The section `blobs` of a settings file."""
     return {"url": f"s3://{BUCKET}/{prefix}", "endpoint": endpoint, "key_id": KEY_ID, "secret": SECRET}

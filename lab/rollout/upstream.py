@@ -1,8 +1,8 @@
-"""The chat server of a rollout: the demo's, as slow as a model.
+"""The chat server of a rollout: the demo's server, with the speed of a model.
 
-Lives here: one process that says `ready: URL`. Not here: what it answers (`antiphon/demo_upstream.py`).
+Lives here: one process that prints `ready: URL`. Not here: its answers (`antiphon/demo_upstream.py`).
 
-Invariant: it ends with SIGTERM.
+Invariant: the process ends at SIGTERM.
 """
 
 from __future__ import annotations

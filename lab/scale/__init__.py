@@ -1,2 +1,2 @@
-"""`scripts/lab scale`: replicas on one state, and what must hold whichever replica is asked, killed, frozen or cut
-off."""
+"""`scripts/lab scale`: runs replicas on one state, kills, pauses or disconnects them, and checks what must still
+hold."""

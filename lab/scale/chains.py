@@ -1,9 +1,9 @@
-"""Chains whose turns alternate between replicas, each begun the moment the one before it was complete.
+"""Runs chains of responses whose turns alternate between replicas; each turn begins when the previous one is complete.
 
-Lives here: the run and its judgement. Not here: replicas, single requests (`clients.py`).
+Lives here: the run and its verdict. Not here: replicas, single requests (`clients.py`).
 
-When `response.completed` arrives, the next replica must continue the response, and the one after that must read it.
-Both must find it at once, and the model must get all earlier messages.
+When `response.completed` arrives, the next replica must continue the response, and the replica after that must read it.
+Both must find the response immediately, and the model must get all earlier messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class _Seen:
 
 
 async def chains(replicas: Replicas, *, chains: int, turns: int, clients: int) -> Report:
-    """The report: how many answers were a 404, and how long after its completion a response was read elsewhere."""
+    """Run the chains. The report has the number of 404 answers, and the time from a response's completion until another
+    replica returned it."""
     seen = _Seen()
     began = time.monotonic()
     async with sessions() as session:

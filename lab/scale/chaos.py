@@ -1,9 +1,9 @@
-"""What is done to replicas and their state while clients use them.
+"""Kills replicas and the state's server while clients use them.
 
-Lives here: the killing, at random and for as long as a run wants it. Not here: what is killed (`replicas.py`,
-`states.py`), what must hold (the runs).
+Lives here: the kills, at random times, for as long as a run requests. Not here: the killed processes (`replicas.py`,
+`states.py`), the checks (the runs).
 
-Invariant: when it is over, everything serves that served before.
+Invariant: when the context ends, every process that served before serves again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DOWN_SECONDS = 1.0
 
 @dataclass
 class Killed:
-    """How often what was killed."""
+    """The number of kills of replicas and of the state's server."""
 
     replicas: int = 0
     states: int = 0
@@ -32,7 +32,8 @@ class Killed:
 async def chaos(
     replicas: Replicas, state: State, chance: random.Random, *, replica_every: float, state_every: float = 0.0
 ) -> AsyncIterator[Killed]:
-    """Kill meanwhile: a replica every so many seconds, and the state's server, which is back after one. 0: never."""
+    """Kill a replica every `replica_every` seconds, and the state's server every `state_every` seconds, while the
+    context lasts. The server is back after one second. 0 means never."""
     killed = Killed()
     tasks = [asyncio.create_task(_replicas(replicas, chance, replica_every, killed))] if replica_every else []
     stop = asyncio.Event()
@@ -61,7 +62,7 @@ async def _server(state: State, chance: random.Random, every: float, killed: Kil
             await asyncio.wait_for(stop.wait(), every * (0.5 + chance.random()))
             return
         except TimeoutError:
-            # To its end: a server that is down when the run is over would be nobody's.
+            # Wait until the server is up again. Otherwise it would stay down after the run.
             await asyncio.to_thread(state.server.kill)
             killed.states += 1
             await asyncio.sleep(_DOWN_SECONDS)

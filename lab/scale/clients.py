@@ -1,6 +1,6 @@
-"""Clients of several replicas: a turn that is streamed, and one that is tried again as SDKs do.
+"""Sends clients' requests to several replicas: a streamed turn, and a turn that is retried as SDKs retry.
 
-Lives here: requests and what an answer must be. Not here: which requests a run makes.
+Lives here: requests and the expected answers. Not here: the choice of requests, which each run makes.
 
 Invariant: every request has a timeout (`HUNG_AFTER`).
 """
@@ -29,25 +29,25 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 4.0
 
 @asynccontextmanager
 async def sessions() -> AsyncIterator[aiohttp.ClientSession]:
-    """A session without limits or timeouts."""
+    """An HTTP session without a limit of connections and without timeouts."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
         yield session
 
 
 def said(number: int, turn: int) -> str:
-    """What a talk says: no two turns of a run say the same."""
+    """The user message of a turn. Each turn of a run has a different message."""
     return f"talk {number} turn {turn}"
 
 
 def answer_to(text: str, turn: int) -> str:
-    """What the demo's chat server answers, when it was shown the whole talk before it."""
+    """The answer of the demo's chat server if it got all earlier messages of the conversation."""
     return f"You said: {text}" + (f" (I was sent {2 * turn + 1} messages.)" if turn else "")
 
 
 @dataclass
 class Turn:
-    """A response that is over: when its last event came, and the task that reads what comes behind it."""
+    """A completed response: the time of its last event, and the task that reads the rest of the stream."""
 
     response: dict[str, Any]
     at: float
@@ -55,7 +55,8 @@ class Turn:
 
 
 async def streamed(session: aiohttp.ClientSession, url: str, body: dict[str, Any], **headers: str) -> Turn:
-    """A streamed response, up to its terminal event. Raises `Failed` (with the status in its first word) and `Cut`."""
+    """Request a streamed response and read it up to its terminal event. Raises `Failed` (whose text begins with the
+    status) and `Cut`."""
     got = await session.post(f"{url}/v1/responses", json={**body, "stream": True}, headers=headers)
     try:
         if got.status != 200:
@@ -84,7 +85,7 @@ async def _rest(got: aiohttp.ClientResponse, reading: AsyncIterator[Any]) -> Non
 
 
 class Refused(Failed):
-    """An answer that is no 200."""
+    """Raised for an answer with a status other than 200."""
 
     def __init__(self, status: int, text: str, retry_after: str | None) -> None:
         super().__init__(f"{status} {text[:300]}")
@@ -93,15 +94,15 @@ class Refused(Failed):
 
     @property
     def again(self) -> bool:
-        """Whether an SDK tries again."""
+        """Whether an SDK retries a request with this answer."""
         return self.status in (408, 409, 429) or self.status >= 500
 
 
 async def insisted(
     ask: Callable[[int], Awaitable[T]], chance: random.Random, within: float = HUNG_AFTER
 ) -> tuple[T, int]:
-    """The result of `ask`, which gets the number of the attempt, and the count of attempts. Retries the errors that
-    SDKs retry, for `within` seconds. Raises `Failed`."""
+    """Call `ask` with the number of the attempt until it succeeds. Returns the result and the number of attempts.
+    Retries the errors that SDKs retry, for `within` seconds. Raises `Failed`."""
     end, pause, last = time.monotonic() + within, _FIRST_PAUSE, "nothing"
     attempt = 0
     while time.monotonic() < end:
@@ -124,7 +125,7 @@ async def insisted(
 
 
 async def read(session: aiohttp.ClientSession, url: str, path: str) -> Any:
-    """A JSON answer. Raises `Refused`."""
+    """Send a GET. Returns the decoded JSON. Raises `Refused`."""
     async with session.get(f"{url}{path}") as got:
         if got.status != 200:
             raise Refused(got.status, await got.text(), got.headers.get("retry-after"))
@@ -132,7 +133,7 @@ async def read(session: aiohttp.ClientSession, url: str, path: str) -> Any:
 
 
 async def at_once(work: Sequence[T], clients: int, do: Callable[[T], Awaitable[None]], what: str = "") -> None:
-    """Do all of the work, `clients` at once. With `what`, print each tenth of the progress."""
+    """Process all of `work` with `clients` concurrent tasks. With `what`, print the progress at each tenth."""
     waiting, done = iter(work), 0
 
     async def client() -> None:

@@ -1,10 +1,11 @@
-"""Replicas whose clocks are minutes apart: no replica takes what another one holds, and nothing expires early.
+"""Runs replicas whose clocks differ by minutes, and checks that no replica takes over a valid lease and nothing expires
+early.
 
-Lives here: the run and its judgement. Not here: replicas, single requests (`clients.py`).
+Lives here: the run and its verdict. Not here: replicas, single requests (`clients.py`).
 
-libfaketime moves the clocks; PostgreSQL has the machine's. Leases are short. So a replica that judged them by its own
-clock would at once take jobs, conversations and keys of another one. Data with a retention of five minutes must survive
-a clock that is seven minutes off.
+libfaketime changes the clocks of the replicas, and PostgreSQL has the machine's clock. Leases are short. So a replica
+that judged leases by its own clock would immediately take over jobs, conversations and keys of another replica. Data
+with a retention of five minutes must survive a clock that is seven minutes off.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from tests.support.streams import Cut, Failed, output_text
 
 LEASE = 2.0
 KEPT = 300.0
-"""Seconds for which keys and responses are kept: less than the clocks are apart."""
+"""The seconds for which keys and responses are stored: less than the difference of the clocks."""
 CLOCK_SETTINGS: dict[str, Any] = {
     "background": {"lease": LEASE},
     "conversations": {"lease": LEASE},
     "idempotency": {"lease": LEASE, "keep": KEPT},
     "retention": {"responses": KEPT, "conversations": KEPT, "events": KEPT, "sweep": 1.0},
 }
-"""What replicas need for it."""
+"""The settings of the replicas for this run."""
 _WORDS = 100
 _LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/local/lib/faketime/libfaketimeMT.so.1")
 
 
 def fake_clocks(minutes: Mapping[int, float]) -> dict[int, dict[str, str]]:
-    """What to put into each replica's environment, that its clock is so many minutes ahead. Raises `SystemExit` where
+    """The environment variables that put each replica's clock ahead by its number of minutes. Raises `SystemExit` if
     libfaketime is not installed."""
     found = [path for pattern in _LIBRARIES for path in Path("/").glob(pattern.lstrip("/"))]
     if not found:
@@ -48,7 +49,8 @@ def fake_clocks(minutes: Mapping[int, float]) -> dict[int, dict[str, str]]:
 
 
 async def clock(replicas: Replicas, model: Model, minutes: Mapping[int, float], *, jobs: int) -> Report:
-    """The report: what was taken over, run twice or gone too early. `model`: so slow that an answer outlasts leases."""
+    """Run all checks. The report lists leases that were taken over, responses that ran twice, and data that expired
+    early. `model` must be so slow that an answer outlasts the leases."""
     shown = ", ".join(f"{minutes.get(number, 0):+g}" for number in range(len(replicas)))
     report = Report(f"{len(replicas)} replicas with clocks {shown} minutes off", ("clocks", shown))
     async with sessions() as session:
@@ -100,7 +102,7 @@ async def _short(session: aiohttp.ClientSession, url: str, said: str) -> dict[st
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, said: str) -> str:
-    """A background response that was followed to its end; its id."""
+    """Start a background response and follow it to its end. Returns its id."""
     turn = await streamed(session, url, {"model": "demo", "input": said, "background": True, "stream": True})
     assert turn.rest is not None
     await turn.rest
@@ -130,7 +132,7 @@ async def _jobs(session: aiohttp.ClientSession, replicas: Replicas, model: Model
 async def _conversation(
     session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report
 ) -> int:
-    """One turn holds it for longer than the lease; others are kept out, wherever they ask."""
+    """Hold a conversation with one turn for longer than the lease. Meanwhile every replica must refuse other turns."""
     async with session.post(f"{replicas.url(number)}/v1/conversations", json={}) as got:
         conversation = (await got.json())["id"]
     said = f"holding {number}: count to {_WORDS}"
@@ -138,7 +140,8 @@ async def _conversation(
 
 
 async def _key(session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report) -> int:
-    """A request outlasts its key's lease. The same request elsewhere must wait, and then gets the same answer."""
+    """Send a request that outlasts its key's lease. The same request at another replica must wait, and then get the
+    same answer."""
     said = f"with a key {number}: count to {_WORDS}"
     return await _held(session, replicas, model, number, report, said, {}, {"idempotency-key": said})
 
@@ -156,7 +159,7 @@ async def _held(
     body = {"model": "demo", "input": said, "stream": True, **fields}
     holding = asyncio.create_task(streamed(session, replicas.url(number), body, **headers))
     refused = 0
-    # The model was asked, so what is held is held.
+    # The model was called, so the first replica now holds the lease.
     while not holding.done():
         if model.of(said):
             for other in range(1, len(replicas)):

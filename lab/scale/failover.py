@@ -1,11 +1,12 @@
-"""The primary is killed and its standby promoted, under load, back and forth: nothing acknowledged is lost.
+"""Kills the primary and promotes its standby under load, several times, and checks that no acknowledged turn is lost.
 
-Lives here: the rounds, what clients see of each, and the judgement. Not here: the servers (`standby.py`), the talks
-(`talks.py`).
+Lives here: the rounds, the clients' view of each, and the verdict. Not here: the servers (`standby.py`), the
+conversations (`talks.py`).
 
-A round begins with `kill -9` of the primary, `pg_ctl promote` of the standby, and the clients' switch to it. The old
-primary comes back fenced (read-only, with its old data). Then it becomes a new standby. With `behind` replication is
-asynchronous, and the standby stops for so many turns before. Such a failover loses the turns acknowledged meanwhile.
+A round has these steps: `kill -9` of the primary, `pg_ctl promote` of the standby, and the clients' switch to the new
+primary. The old primary comes back fenced (read-only, with its old data). Then it becomes the new standby. With
+`behind` the replication is asynchronous, and the standby is stopped for that many turns before the kill. Such a
+failover loses the turns that were acknowledged meanwhile.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from lab.scale.talks import Talks
 _WAITS = 120.0
 _LENGTH = 10
 _ENOUGH = 1_000_000
-"""Turns of which most are never begun."""
+"""A number of turns that no run reaches."""
 
 
 @dataclass
 class Run:
-    """`between`: acknowledged turns before each round, and behind the last one."""
+    """The parameters of a run. `between`: the acknowledged turns before each round and after the last round."""
 
     way: str
     rounds: int
@@ -39,11 +40,11 @@ class Run:
     chance: random.Random
     behind: int = 0
     changes: list[tuple[float, float]] = field(default_factory=list)
-    """Of each round: killed, and led to the new primary (by `time.monotonic`)."""
+    """For each round: the times of the kill and of the switch to the new primary (by `time.monotonic`)."""
 
 
 async def failover(run: Run, pair: Pair, replicas: Replicas, lead: Callable[[], None]) -> Report:
-    """The report of all rounds."""
+    """Run all rounds. Returns their report."""
     talks = Talks(replicas, _ENOUGH, _LENGTH, run.clients, run.chance, what="")
     began = time.monotonic()
     load = asyncio.create_task(talks.all())
@@ -79,7 +80,7 @@ async def _round(run: Run, pair: Pair, talks: Talks, lead: Callable[[], None], l
 
 
 async def _acknowledged(talks: Talks, more: int, load: asyncio.Task[None]) -> None:
-    """Wait for so many more turns."""
+    """Wait for `more` further acknowledged turns."""
     wanted, end = talks.acknowledged + more, time.monotonic() + _WAITS
     while talks.acknowledged < wanted:
         if time.monotonic() > end or load.done():
@@ -94,7 +95,7 @@ def _report(run: Run, talks: Talks, took: float, replicas: Replicas) -> Report:
     report = Report(title, ("acknowledged turns", str(talks.acknowledged)))
     ends = sorted(end for _, end in seen.at)
     promoted = [led - killed for killed, led in run.changes]
-    # What had been stored before may still be acknowledged while nobody takes writes.
+    # Turns that were stored before the kill may still be acknowledged while no server accepts writes.
     again = [min(end for end in ends if end > led) - led for _, led in run.changes]
     report.row("failovers", len(run.changes))
     report.row("turns a second", talks.acknowledged / took)
@@ -120,7 +121,8 @@ def _seconds(values: list[float]) -> str:
 
 @asynccontextmanager
 async def pair_of(run: Run) -> AsyncIterator[tuple[Pair, str, Callable[[], None]]]:
-    """The servers of a run, the URL by which its way leads to them, and what switches it."""
+    """The servers of a run, the URL through which clients reach them, and the function that switches to the new
+    primary."""
     pair = await asyncio.to_thread(Pair, synchronous=not run.behind)
     try:
         await pair.start()

@@ -1,11 +1,11 @@
-"""A database that stands still, cannot be reached, or is started again, under load: errors in time, and recovery.
+"""Stalls, disconnects or restarts the database under load, and checks that errors come in time and service recovers.
 
-Lives here: the faults, and what clients see of each. Not here: the servers (`states.py`), the black hole (`hole.py`).
+Lives here: the faults, and the clients' view of each. Not here: the servers (`states.py`), the black hole (`hole.py`).
 
-Clients write and read all the time and try nothing again. While the database does not answer, each of their requests
-must be a 503 with `retry-after`. A read must get it within `state.deadline`. A response that must be saved gets it
-within `timeouts.save` and one more deadline, because Antiphon then looks for a saved response. When the database is
-back they must be served again.
+Clients write and read the whole time and never retry. While the database does not answer, each request must be a 503
+with `retry-after`. A read must get it within `state.deadline`. A response that must be saved gets it within
+`timeouts.save` and one more deadline, because Antiphon then looks for a saved response. When the database is back,
+Antiphon must serve the clients again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lab.scale.states import State
 
 _WARM_SECONDS = 2.0
 _SETTLED = 20
-"""A client was served so often, in a row, before the next fault."""
+"""The number of successful answers in a row that each client needs before the next fault."""
 _LONGEST = 60.0
 _PAUSE = 0.05
 _DEADLINE, _SAVE = 4.5, 10.0
-"""`state.deadline` and `timeouts.save`, as they are by default."""
+"""The defaults of `state.deadline` and `timeouts.save`."""
 _ALLOWED = {"read": _DEADLINE, "written": _SAVE + _DEADLINE}
 
 
@@ -45,7 +45,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """`do` begins it, `undo` ends it `seconds` later."""
+    """A fault. `do` begins it, and `undo` ends it after `seconds`."""
 
     name: str
     do: Callable[[], Awaitable[None]]
@@ -82,7 +82,7 @@ class _Load:
             await asyncio.sleep(_PAUSE)
 
     async def served(self, since: float, clients: int) -> None:
-        """Wait until nothing but good answers came, so many as all clients give in a while."""
+        """Wait until enough answers in a row were successful for `clients` clients."""
         end = time.monotonic() + _LONGEST
         while time.monotonic() < end:
             last = self.answers[-_SETTLED * clients // 4 :]
@@ -92,7 +92,7 @@ class _Load:
 
 
 def faults_of(state: State, hole: Hole, *, frozen: float, down: float) -> list[Fault]:
-    """What can be done to this state."""
+    """The faults that this kind of state supports."""
     server, pooler = state.server, state.pooler
     assert server is not None
 
@@ -117,8 +117,8 @@ def faults_of(state: State, hole: Hole, *, frozen: float, down: float) -> list[F
 
 
 async def faults(replicas: Replicas, given: list[Fault], *, clients: int, margin: float) -> Report:
-    """The report: for each fault the first error, the longest answer, and the way back. `margin`: seconds beyond the
-    deadline that a busy machine may add."""
+    """Cause each fault under load. The report has the first error, the longest answer and the recovery time of each.
+    `margin`: the seconds beyond the deadline that a busy machine may need."""
     columns = (
         "the database",
         "s",
@@ -149,7 +149,7 @@ async def _try(load: _Load, fault: Fault, report: Report, clients: int, margin: 
     load.answers.clear()
     began = time.monotonic()
     await fault.do()
-    # What "stop" takes is part of the fault.
+    # The duration of the stop command counts as part of the fault.
     await asyncio.sleep(fault.seconds)
     undone = time.monotonic()
     await fault.undo()
@@ -160,7 +160,7 @@ async def _try(load: _Load, fault: Fault, report: Report, clients: int, margin: 
     good = [one.ended for one in during if one.status == 200 and one.ended > undone]
     longest = {kind: max(one.ended - one.began for one in during if one.what == kind) for kind in _ALLOWED}
     first = f"{min(one.ended for one in errors) - began:.2f} s" if errors else "-"
-    # When the server answers again it is up: what `undo` still waits for does not count.
+    # The outage ends when the server answers again, even if `undo` is still waiting.
     again = f"{max(0.0, min(good) - back):.2f} s" if good else "never"
     last = f"{max(0.0, max(one.ended for one in errors) - back):.2f} s" if errors else "-"
     seconds = f"{back - began:.1f}"

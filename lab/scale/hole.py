@@ -1,9 +1,9 @@
-"""A way to a server that can become a black hole, or lead elsewhere.
+"""A TCP proxy in front of a server that can drop all bytes, or forward to another server.
 
-Lives here: a TCP proxy that forwards, or drops like a firewall. Its target can change, like an address that moves from
-one machine to another. Not here: whose way it is.
+Lives here: the proxy. It drops bytes like a firewall. Its target can change, like an address that moves from one
+machine to another. Not here: its users.
 
-Invariant: what was swallowed stays swallowed; a connection of before is of no use afterwards.
+Invariant: dropped bytes never arrive later. Connections from before a fault cannot be used afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PIECE = 1 << 16
 
 
 class Hole:
-    """`port`: where the server seems to be."""
+    """The proxy. Clients connect to `port` instead of the server's port."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -27,22 +27,22 @@ class Hole:
         self.port = 0
 
     def swallow(self) -> None:
-        """From now on no byte arrives."""
+        """Drop all bytes from now on."""
         self._swallows = True
         self._dead |= self._open
 
     def heal(self) -> None:
-        """New connections reach the server again."""
+        """Forward new connections to the server again."""
         self._swallows = False
 
     def lead_to(self, server_port: int) -> None:
-        """To another server from now on; the connections of before are cut."""
+        """Forward new connections to another server, and close the existing ones."""
         self._server_port = server_port
         for writer in self._open:
             writer.transport.abort()
 
     async def serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
+        """Serve one connection to its end."""
         self._open.add(answers)
         if self._swallows:
             self._dead.add(answers)
@@ -53,7 +53,8 @@ class Hole:
                 return
             reader, server = await asyncio.open_connection("127.0.0.1", self._server_port)
             both = [asyncio.ensure_future(self._pump(*way, answers)) for way in ((client, server), (reader, answers))]
-            # The client's end is the connection's; the server's, too, unless nobody can hear of it.
+            # The connection ends when the client or the server closes it. While bytes are dropped, the client does not
+            # see the server's close.
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if answers in self._dead:
                 await both[0]
@@ -81,7 +82,7 @@ class Hole:
 
 @asynccontextmanager
 async def hole(server_port: int) -> AsyncIterator[Hole]:
-    """A way to the server at this port of this machine."""
+    """Start a proxy for the server at this local port."""
     made = Hole(server_port)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]

@@ -1,10 +1,12 @@
-"""Background responses while replicas are killed: all end, once, and a stream read in pieces is the stream.
+"""Runs background responses while replicas are killed: each must end exactly once, and its stream must be the same on
+every replica.
 
-Lives here: the run and its judgement. Not here: the killing (`chaos.py`), the model's ledger (`model.py`).
+Lives here: the run and its verdict. Not here: the kills (`chaos.py`), the model's ledger (`model.py`).
 
 Each client starts a background response and follows it. After some events, or when its replica dies, it continues at
-another replica with `starting_after`. In the end the run reads every stream again as a whole. It must contain what the
-client read, byte for byte, except for the events of a killed attempt. A new `response.in_progress` makes those void.
+another replica with `starting_after`. At the end the run reads every stream again as a whole. The stream must contain
+the client's events, byte for byte, except for the events of a killed attempt. A new `response.in_progress` makes those
+void.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from lab.scale.states import State
 from tests.support.streams import DONE, TERMINAL, Cut, Failed, frames, output_text
 
 _WAITS = 900.0
-"""Seconds that a response may wait in the queue behind all others."""
+"""The maximum seconds that a response may wait in the queue behind all others."""
 _PIECE = (4, 40)
-"""How many events are read before the client goes elsewhere."""
+"""The minimum and maximum number of events that a client reads before it changes the replica."""
 
 
 @dataclass
 class _Job:
-    """One background response: `read`, its events by their number, as they came."""
+    """One background response. `read` has the received events by their number."""
 
     said: str
     expected: str
@@ -47,7 +49,8 @@ class _Job:
 
 @dataclass
 class Run:
-    """`words`: of an answer, with the model's pause between them. `lease`: `background.lease`."""
+    """The parameters of a run. `words` is the length of an answer, with the model's pause between two words. `lease` is
+    `background.lease`."""
 
     replicas: Replicas
     state: State
@@ -62,12 +65,13 @@ class Run:
 
 
 def jobs_settings(lease: float) -> dict[str, Any]:
-    """What replicas need for it: as many attempts as there may be kills."""
+    """The settings of the replicas for this run, with at least as many attempts as there are kills."""
     return {"background": {"lease": lease, "attempts": 1000, "per_owner": 10_000}}
 
 
 async def jobs(run: Run) -> Report:
-    """The report: what did not end, ran twice, or was read otherwise than it stands."""
+    """Run the background responses. The report lists responses that did not end, ran twice, or were read with other
+    events than stored."""
     report = Report(f"{run.jobs} background responses on {len(run.replicas)} replicas", ("jobs", str(run.jobs)))
     text = " ".join(str(number) for number in range(1, run.words + 1))
     made = [_Job(f"job {number}: count to {run.words}", text) for number in range(run.jobs)]
@@ -76,7 +80,7 @@ async def jobs(run: Run) -> Report:
         async with chaos(run.replicas, run.state, run.chance, replica_every=run.replica_every) as killed:
             await at_once(list(enumerate(made)), len(made), lambda one: _guarded(session, run, report, *one), "jobs")
         took = time.monotonic() - began
-        # Whoever would run a job that is over has begun to by then.
+        # By then, a worker that wrongly reran a finished job would have started it.
         await asyncio.sleep(2 * run.lease)
         await at_once(made, 16, lambda job: _check(session, run, report, job))
         late = sum(call.began > job.ended for job in made if job.ended for call in run.model.of(job.said))
@@ -141,7 +145,7 @@ async def _follow(session: aiohttp.ClientSession, run: Run, number: int, job: _J
 
 
 async def _check(session: aiohttp.ClientSession, run: Run, report: Report, job: _Job) -> None:
-    """What was read against what stands there."""
+    """Compare the events that a client read with the stored stream."""
     if not job.ended:
         return
     url = run.replicas.url(run.chance.randrange(len(run.replicas)))
@@ -161,11 +165,11 @@ async def _check(session: aiohttp.ClientSession, run: Run, report: Report, job: 
 
 
 async def _cancels(session: aiohttp.ClientSession, run: Run, report: Report) -> None:
-    """Cancelled at another replica than the one that was asked: how long until the model's stream is dropped."""
+    """Cancel responses through another replica. Measures the time until the model's stream is closed."""
     took: list[float] = []
     for number in range(run.cancels):
         said = f"cancelled {number}: count to 5000"
-        # As a stream, since the model then says one word after the other; its client leaves at once.
+        # The request is a stream, because the model then answers word by word. Its client disconnects immediately.
         asked: dict[str, Any] = {"model": "demo", "input": said, "background": True, "stream": True}
         async with session.post(f"{run.replicas.url(number)}/v1/responses", json=asked) as got:
             response_id = json.loads(await anext(frames(got)))["response"]["id"]

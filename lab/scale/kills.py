@@ -1,9 +1,9 @@
-"""Talks while replicas and the state's server are killed: acknowledged turns exist once, and no client hangs.
+"""Runs conversations while replicas and the state's server are killed: each acknowledged turn must exist once, and no
+client may hang.
 
-Lives here: the run and its judgement. Not here: the killing (`chaos.py`), the talks (`talks.py`).
+Lives here: the run and its verdict. Not here: the kills (`chaos.py`), the conversations (`talks.py`).
 
-When the killing is over, every acknowledged response is read, and every conversation is held against what was
-acknowledged in it.
+After the kills the run reads every acknowledged response, and compares every conversation with its acknowledged turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lab.scale.talks import Talks
 
 @dataclass
 class Run:
-    """`turns`: in all; `length`: of one talk."""
+    """The parameters of a run. `turns` is the total number of turns, and `length` the number in one conversation."""
 
     replicas: Replicas
     state: State
@@ -34,7 +34,7 @@ class Run:
 
 
 async def kills(run: Run) -> Report:
-    """The report: how many turns were lost, doubled or hung."""
+    """Run the conversations. The report has the numbers of lost, doubled and hung turns."""
     talks = Talks(run.replicas, run.turns, run.length, run.clients, run.chance)
     seen, began = talks.seen, time.monotonic()
     async with chaos(

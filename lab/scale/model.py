@@ -1,9 +1,9 @@
-"""The chat server of runs that must know when a model was called, and until when.
+"""A chat server with a ledger of its calls, for runs that must know when each model call began and ended.
 
-Lives here: the demo's chat server in the run's own process, and the ledger of its calls. Not here: what it answers
-(`antiphon/demo_upstream.py`), what a call means for a run.
+Lives here: the demo's chat server in the run's process, and the ledger. Not here: its answers
+(`antiphon/demo_upstream.py`), the evaluation of the calls.
 
-Invariant: a call is in the ledger before anything of its answer is sent.
+Invariant: the ledger has a call before the server sends any part of its answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Call:
 
 @dataclass
 class Model:
-    """`calls`: all that ever came."""
+    """The ledger. `calls` has every call since the start."""
 
     url: str
     calls: list[Call] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Model:
 
 @asynccontextmanager
 async def model(pause: float) -> AsyncIterator[Model]:
-    """A server whose streams pause so many seconds between two words."""
+    """Start a server whose streams pause `pause` seconds between two words."""
     made = Model("")
 
     @web.middleware

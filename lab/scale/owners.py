@@ -1,10 +1,10 @@
-"""Two owners on two replicas: what belongs to one of them does not exist for the other, whichever replica is asked.
+"""Checks on two replicas that an object of one owner does not exist for another owner, whichever replica serves.
 
-Lives here: the run and its judgement. Not here: which routes there are to try (`tests/support/strangers.py`).
+Lives here: the run and its verdict. Not here: the list of routes (`tests/support/strangers.py`).
 
-One replica creates everything of alice, another everything of bob. Then bob tries each route, and each id in a body, on
-every replica. His answers must be those to ids that do not exist, and hold no word of alice's. At the end alice finds
-all of hers, everywhere.
+One replica creates all objects of the owner alice, and another all objects of bob. Then bob tries each route, and each
+id in a body, on every replica. He must get the answers for ids that do not exist, and no answer may contain text of
+alice's. At the end alice must find all her objects on every replica.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from tests.support.strangers import (
 
 ALICE, BOB = "alice", "bob"
 OWNERS_SETTINGS: dict[str, Any] = {
-    # Nobody works: what is queued stays so.
+    # No worker runs, so queued responses stay queued.
     "background": {"workers": 0},
     "vector_stores": {"ingest": 0},
     "models": [{"match": "m", "model": "demo"}],
 }
-"""What replicas need for it."""
-# Of one process, or of no owner at all.
+"""The settings of the replicas for this run."""
+# Objects of one process only, or without an owner.
 _OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 
 
 @dataclass
 class _Replica:
-    """One replica that takes requests. `heard`: all answers to bob."""
+    """One replica that serves requests. `heard` has all answers to bob."""
 
     session: aiohttp.ClientSession
     url: str
@@ -69,7 +69,7 @@ class _Replica:
 
 
 async def owners(replicas: Replicas) -> Report:
-    """The report: how many requests were tried, and which of them crossed."""
+    """Try all routes. The report has the number of requests, and those that returned data of another owner."""
     report = Report(f"Two owners on {len(replicas)} replicas", ("replicas", str(len(replicas))))
     async with sessions() as session:
         asked = [await _replica(session, replicas.url(number)) for number in range(len(replicas))]
@@ -102,7 +102,7 @@ async def _replica(session: aiohttp.ClientSession, url: str) -> _Replica:
         session,
         url,
         {
-            # A model's name may have a slash in it, so it is no id.
+            # A model's name may contain a slash, so the check does not treat it as an id.
             re.sub(r"\{[^}]*\}", "{*}" if path.startswith("/v1/models/") else "{}", path): [
                 method.upper() for method in given if method in methods
             ]

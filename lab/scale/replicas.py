@@ -1,10 +1,11 @@
-"""Replicas: HTTP doors that share a state and their keys, and nothing else.
+"""Runs replicas: HTTP servers that share only a state and their keys.
 
-Lives here: their settings, where they are, their ends and new beginnings. Not here: the state (`states.py`), clients.
+Lives here: their settings, addresses, kills and restarts. Not here: the state (`states.py`), clients.
 
-Each has a separate data folder, as on a separate machine. Contents of files are in one shared folder, as in a bucket.
+Each replica has a separate data folder, as on a separate machine. Contents of files are in one shared folder, as in a
+bucket.
 
-Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
+Invariant: the class signals only processes that it started, by their own handle, and leaves none running.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ async def demo(folder: Path, pause: float = 0.0) -> AsyncIterator[str]:
 
 
 class Replicas:
-    """`environ`: what each process finds in its environment beside the common one, by its number."""
+    """The replicas of a run. `environ` has additional environment variables of a replica by its number."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Replicas:
         self._processes: list[Gateway | None] = [None] * count
         self._starting: set[asyncio.Task[None]] = set()
         self.failed: list[str] = []
-        """What went wrong with starts."""
+        """The errors of failed starts."""
         folder.mkdir(parents=True, exist_ok=True)
         values = {
             "owner": {"key": OWNER_KEY},
@@ -73,21 +74,21 @@ class Replicas:
         return len(self._ports)
 
     def url(self, number: int) -> str:
-        """Where replica `number` (counted round) is."""
+        """The URL of replica `number`, modulo the number of replicas."""
         return f"http://127.0.0.1:{self._ports[number % len(self)]}"
 
     @property
     def up(self) -> list[int]:
-        """Those that serve."""
+        """The numbers of the replicas that serve."""
         return [number for number, one in enumerate(self._processes) if one is not None]
 
     def log(self, number: int) -> list[str]:
-        """The lines of a replica's present life."""
+        """The log lines of a replica since its last start."""
         one = self._processes[number]
         return one.log if one is not None else []
 
     async def __aenter__(self) -> Self:
-        """Start all of them, one after the other: the first makes what is not there yet."""
+        """Start the replicas one after the other, because the first creates the schema."""
         try:
             for number in range(len(self)):
                 await self._start(number)
@@ -100,7 +101,7 @@ class Replicas:
         await self.stop()
 
     async def kill(self, number: int) -> None:
-        """SIGKILL, and a new process in its place, which is not waited for."""
+        """Send SIGKILL and start a new process in its position. Does not wait for the new process."""
         one, self._processes[number] = self._processes[number], None
         assert one is not None
         await one.stop(signal.SIGKILL)
@@ -109,19 +110,19 @@ class Replicas:
         task.add_done_callback(self._starting.discard)
 
     async def kill_one(self, chance: random.Random) -> bool:
-        """Kill any of them, unless it is the last that serves; whether one was."""
+        """Kill a random replica, unless it is the last that serves. Returns whether one was killed."""
         if len(self.up) < 2:
             return False
         await self.kill(chance.choice(self.up))
         return True
 
     async def all_up(self) -> None:
-        """Wait until all serve that were killed."""
+        """Wait until all killed replicas serve again."""
         while self._starting:
             await asyncio.wait(self._starting)
 
     async def stop(self) -> None:
-        """End everything at once."""
+        """Stop all processes immediately."""
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -131,7 +132,7 @@ class Replicas:
                 await one.stop(signal.SIGKILL)
 
     async def _again(self, number: int) -> None:
-        # Its state may be down too: then the start fails, as it must, and a supervisor tries again.
+        # If the state is down too, the start fails, as it must. Like a supervisor, the code then tries again.
         last = "never tried"
         for _ in range(30):
             try:

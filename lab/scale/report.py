@@ -1,6 +1,6 @@
-"""What a run has found: its table, and whether it is good.
+"""The report of a run: its table, and its verdict.
 
-Lives here: both. Not here: any run.
+Lives here: both. Not here: the runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SHOWN = 12
 
 @dataclass
 class Report:
-    """`rows`: names and figures. `wrong`: what must not be; a run without any is good."""
+    """A report. `rows` has names and figures. `wrong` has the failures, and a run without any is good."""
 
     title: str
     columns: tuple[str, ...] = ("", "")
@@ -22,11 +22,11 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def row(self, *cells: object) -> None:
-        """One more line of the table."""
+        """Add one row to the table."""
         self.rows.append(cells)
 
     def table(self) -> str:
-        """As Markdown, with what is wrong below."""
+        """The report as Markdown, with the failures below the table."""
         lines = [f"\n### {self.title}\n"]
         for cells in (self.columns, ("---",) * len(self.columns), *self.rows):
             lines.append("| " + " | ".join(_shown(cell) for cell in cells) + " |")
@@ -37,7 +37,7 @@ class Report:
 
 
 def milliseconds(seconds: Sequence[float]) -> str:
-    """Median, 99th percentile and the longest."""
+    """The median, the 99th percentile and the maximum, in milliseconds."""
     if not seconds:
         return "-"
     ranked = sorted(seconds)

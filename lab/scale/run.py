@@ -1,8 +1,8 @@
-"""`scripts/lab scale`: which run, on which state, of which size; the tables, and the judgement.
+"""`scripts/lab scale`: selects the run, the state and the size, and prints the tables and the verdict.
 
-Lives here: the command line and what every run needs. Not here: the runs.
+Lives here: the command line, and the servers that every run needs. Not here: the runs.
 
-Invariant: a run ends by itself and takes everything along that it started; the exit status is 0 when nothing was wrong.
+Invariant: a run ends by itself and stops everything that it started. The exit status is 0 if the report has no failure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lab.scale.report import Report
 from lab.scale.standby import WAYS
 from lab.scale.states import KINDS, State, opened
 
-# Of processes that were killed: what they held can be used again after this many seconds.
+# The leases in seconds. After this time, replicas can use what a killed process held.
 _LEASES: dict[str, Any] = {"conversations": {"lease": 5}, "idempotency": {"lease": 5}}
 
 
@@ -43,7 +43,7 @@ _LEASES: dict[str, Any] = {"conversations": {"lease": 5}, "idempotency": {"lease
 async def _service(
     given: argparse.Namespace, folder: Path, settings: dict[str, Any] | None = None
 ) -> AsyncIterator[tuple[Replicas, State]]:
-    """Replicas on the state that was asked for, before the demo's chat server."""
+    """Start replicas on the selected state, with the demo's chat server as the upstream."""
     async with (
         opened(given.state, folder) as state,
         demo(folder) as upstream,
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _main(given: argparse.Namespace, folder: Path) -> int:
-    # Whoever ends the run ends what it started.
+    # A signal that ends the run also ends the processes that it started.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -186,7 +186,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when nothing was wrong."""
+    """Run the command line. The exit status is 0 if the report has no failure."""
     given = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="antiphon-scale-") as folder:
         return asyncio.run(_main(given, Path(folder)))

@@ -1,12 +1,12 @@
-"""A primary and its standby, and the three ways by which clients find the one that takes writes.
+"""Runs a PostgreSQL primary and its standby, and the three methods by which clients find the current primary.
 
-Lives here: the pair, the change from one to the other, and what is switched for it. Not here: who uses them
+Lives here: the pair of servers, the promotion, and the switch of each method. Not here: the run that uses them
 (`failover.py`).
 
-A way is one that an operator has. The URL names both servers, or pgbouncer reloads changed settings, or an address
-moves from one machine to the other.
+An operator can use each of these methods. The URL names both servers, or pgbouncer reloads changed settings, or an
+address moves from one machine to the other.
 
-Invariant: with `synchronous`, a primary is killed only while its standby has all that was acknowledged.
+Invariant: with `synchronous`, the run kills a primary only while its standby has all acknowledged transactions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FOLLOWED = "SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming
 
 
 class Pair:
-    """`primary`, which `standby` follows. To be started by `start`."""
+    """Two servers: `primary`, and `standby`, which replicates it. `start` starts both."""
 
     def __init__(self, *, synchronous: bool) -> None:
         self._synchronous = synchronous
@@ -35,35 +35,36 @@ class Pair:
         self.database = ""
 
     async def start(self) -> None:
-        """Make the database and the standby."""
+        """Create the database and the standby."""
         self.database = (await self.primary.new_database()).rsplit("/", 1)[1]
         self.standby = await asyncio.to_thread(PostgresServer, durable=True, leader=self.primary)
         await self._followed()
 
     @property
     def url(self) -> str:
-        """Of both."""
+        """The URL that names both servers."""
         places = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
         return f"postgresql://postgres@{places}/{self.database}?target_session_attrs=read-write"
 
     async def change(self) -> None:
-        """The standby takes the place of the primary, which is dead."""
+        """Promote the standby in place of the dead primary."""
         await asyncio.to_thread(self.standby.promote)
         self.primary, self.standby = self.standby, self.primary
 
     async def rejoin(self) -> None:
-        """The one of before, which is stopped, is the standby from now on."""
+        """Make the old primary, which is stopped, the new standby."""
         await asyncio.to_thread(self.standby.follow, self.primary)
         await self._followed()
 
     def close(self) -> None:
-        """End both."""
+        """Stop both servers."""
         self.primary.close()
         if self.standby is not self.primary:
             self.standby.close()
 
     async def _followed(self) -> None:
-        """Wait until the standby gets what is written; from then on nothing is acknowledged that it lacks."""
+        """Wait until the standby receives all writes. From then on the primary acknowledges no transaction that the
+        standby lacks."""
         if self._synchronous:
             await self.primary.statement("ALTER SYSTEM SET synchronous_standby_names = '*'")
             await self.primary.statement("SELECT pg_reload_conf()")
@@ -79,7 +80,7 @@ class Pair:
 
 @asynccontextmanager
 async def way_to(pair: Pair, way: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """The URL for `state.url`, and what switches it to the pair's new primary."""
+    """The URL for `state.url` by this method, and the function that switches it to the new primary."""
     if way == "hosts":
         yield pair.url, lambda: None
     elif way == "pgbouncer":

@@ -1,11 +1,11 @@
-"""The state that all replicas of a run share.
+"""Provides the state that all replicas of a run share.
 
-Lives here: starting it, and what may be done to it while it is used. Not here: who uses it (`replicas.py`).
+Lives here: starting it, and the faults that a run can cause in it. Not here: the replicas (`replicas.py`).
 
-A kind is the URL of an existing database, or one of `KINDS`: `postgres` and `pgbouncer` start a server that survives
-being killed (and a pooler of four connections before it), `sqlite` is a folder.
+The state is the URL of an existing database, or one of `KINDS`. `postgres` starts a server that survives being killed.
+`pgbouncer` also starts a pooler with four connections in front of it. `sqlite` is a folder.
 
-Invariant: what was started here ends with the run.
+Invariant: every server that this module started ends with the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("sqlite", "postgres", "pgbouncer")
 
 @dataclass(frozen=True)
 class State:
-    """`url`: for `state.url`. `server` and `pooler`: those that were started."""
+    """The shared state. `url` is for `state.url`. `server` and `pooler` are the processes that this module started."""
 
     kind: str
     url: str
@@ -32,7 +32,7 @@ class State:
 
 @asynccontextmanager
 async def opened(kind: str, folder: Path) -> AsyncIterator[State]:
-    """The state of this kind, or at this URL."""
+    """Open the state of this kind, or at this URL."""
     if "://" in kind or kind.startswith("sqlite:"):
         yield State("given", kind)
         return

@@ -1,10 +1,11 @@
-"""Talks of several turns with replicas: each turn is tried again until it is acknowledged, and all is read afterwards.
+"""Runs conversations of several turns on the replicas: clients retry each turn until it is acknowledged, and the run
+reads all turns at the end.
 
-Lives here: talks, what was seen of them, and what must be there when a run is over. Not here: what happens to replicas
-and their state meanwhile (the runs), single requests (`clients.py`).
+Lives here: the conversations (talks), the clients' observations, and the final checks. Not here: the faults of replicas
+and state (the runs), single requests (`clients.py`).
 
-Half of the talks run in conversations, the others by `previous_response_id`. Each turn has an `Idempotency-Key` and is
-tried again, anywhere, until its `response.completed` was read: that is the acknowledgement.
+Half of the talks use a conversation object, and the others `previous_response_id`. Each turn has an `Idempotency-Key`.
+A client retries it at any replica until it read `response.completed`, which is the acknowledgement.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.support.streams import Failed
 
 @dataclass
 class Talk:
-    """A talk, and what was acknowledged in it: texts, and ids of the responses."""
+    """One talk with its acknowledged turns: their texts, and the ids of the responses."""
 
     number: int
     conversation: str = ""
@@ -34,9 +35,9 @@ class Talk:
 
 @dataclass
 class Seen:
-    """`at`: when each acknowledged turn was begun, and acknowledged (by `time.monotonic`); `attempts`: all requests;
-    `lost`: what shows that something is, more than once for a turn; `gone`: acknowledged responses that are not
-    there."""
+    """The observations of all clients. `at`: the begin and the acknowledgement of each turn (by `time.monotonic`).
+    `attempts`: all requests. `lost`: evidence of lost turns, possibly several per turn. `gone`: acknowledged responses
+    that do not exist."""
 
     attempts: int = 0
     lasted: list[float] = field(default_factory=list)
@@ -50,8 +51,8 @@ class Seen:
 
 @dataclass
 class Talks:
-    """`length`: turns of one talk; `stopping`: no further turn is begun;
-    `what`: for telling how far it is, if at all."""
+    """All talks of a run. `length`: the turns of one talk. `stopping`: when true, no further turn begins. `what`: the
+    label of the progress output, or empty for none."""
 
     replicas: Replicas
     turns: int
@@ -67,16 +68,16 @@ class Talks:
 
     @property
     def acknowledged(self) -> int:
-        """Turns, so far."""
+        """The number of acknowledged turns so far."""
         return sum(len(talk.acknowledged) for talk in self.talks)
 
     async def all(self) -> None:
-        """Have all of them."""
+        """Run all talks."""
         async with sessions() as session:
             await at_once(self.talks, self.clients, lambda talk: _talk(session, self, talk), self.what)
 
     async def check(self) -> None:
-        """Read everything that was acknowledged."""
+        """Read every acknowledged response and conversation."""
         async with sessions() as session:
             await at_once(self.talks, self.clients, lambda talk: _check(session, self, talk))
 
@@ -128,7 +129,7 @@ async def _conversation(session: aiohttp.ClientSession, run: Talks, talk: Talk) 
 
 
 async def _check(session: aiohttp.ClientSession, run: Talks, talk: Talk) -> None:
-    """Everything that was acknowledged, read on any replica."""
+    """Read everything that was acknowledged in one talk, on any replica."""
     for turn, (text, response_id) in enumerate(talk.acknowledged):
         try:
             found = await read(session, run.replicas.url(talk.number + turn + 1), f"/v1/responses/{response_id}")

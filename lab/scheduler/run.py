@@ -1,12 +1,12 @@
-"""The real endpoint picker behind `antiphon up`.
+"""`scripts/lab scheduler`: runs the real endpoint picker behind `antiphon up`.
 
-Lives here: three chat servers on loopback addresses, the pods that stand for them in a Kubernetes API, the picker's
+Lives here: three chat servers on loopback addresses, the pods that represent them in a Kubernetes API, the picker's
 process, and the checks. Not here: a picker's failures (`tests/e2e/test_endpoint_picker.py`).
 
-The pods are objects only: no scheduler knows them, and no image runs. Their status says that they are ready at the
+The pods are objects only: no Kubernetes scheduler knows them, and no image runs. Their status reports them ready at the
 addresses of the chat servers. So any Kubernetes API works, and the picker reads real objects.
 
-Invariant: the namespace, the picker and the gateway are gone when it ends, however it ends.
+Invariant: when the program ends for any reason, it has deleted the namespace and stopped the picker and the gateway.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _METRICS = "vllm:num_requests_waiting 0\nvllm:num_requests_running 0\nvllm:kv_ca
 
 @dataclass
 class Servers:
-    """Chat servers of one pool: who was asked what, in order."""
+    """The chat servers of one pool, with the requests that each received, in order."""
 
     port: int
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -108,7 +108,8 @@ class Servers:
 
 
 def _completion(body: dict[str, Any]) -> dict[str, Any]:
-    """A text, or where a search is offered and none was made yet, the search."""
+    """A chat completion with a text. If the request offers a search and has no result yet, the completion calls the
+    search."""
     message: dict[str, Any] = {"role": "assistant", "content": "Well."}
     searched = any(one["role"] == "tool" for one in body["messages"])
     if body.get("tools") and not searched:
@@ -131,7 +132,7 @@ def _pieces() -> Iterable[dict[str, Any]]:
 
 
 def pool(port: int) -> dict[str, Any]:
-    """The pool of the pods with `LABEL`, on this port."""
+    """The pool object that selects the pods with `LABEL`, on this port."""
     return {
         "apiVersion": "inference.networking.k8s.io/v1",
         "kind": "InferencePool",
@@ -159,7 +160,8 @@ async def _kubectl(*arguments: str, said: str = "") -> None:
 
 @asynccontextmanager
 async def picker_kinds() -> AsyncIterator[None]:
-    """The kinds that the picker watches. Those that the API has stay as they are; those made here have no schema."""
+    """Create the custom resource kinds that the picker watches, without a schema, if the API does not have them.
+    Deletes only the created ones at the end."""
     made = []
     try:
         for kind, group, version in _KINDS:
@@ -203,7 +205,7 @@ async def _has(*what: str) -> bool:
 
 @asynccontextmanager
 async def _pods(namespace: str, port: int) -> AsyncIterator[None]:
-    """A pool, and pods of it that are ready at the servers' addresses."""
+    """Create a pool, and pods of this pool that are ready at the servers' addresses."""
     await _kubectl("create", "namespace", namespace)
     try:
         await _kubectl("apply", "-n", namespace, "-f", "-", said=json.dumps(pool(port)))
@@ -240,7 +242,7 @@ async def _pods(namespace: str, port: int) -> AsyncIterator[None]:
 async def picker_process(
     binary: str, namespace: str, port: int, folder: Path
 ) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
-    """The picker, serving TLS as it does by default, and its log."""
+    """Start the picker with TLS, its default. Yields its log file and its process."""
     config, log = folder / "picker.yaml", folder / "picker.log"
     config.write_text(yaml.safe_dump(_PICKER))
     with log.open("wb") as output:
@@ -282,7 +284,7 @@ class Run:
         return value
 
     async def serving(self, picker: asyncio.subprocess.Process) -> None:
-        """Wait until the picker picks."""
+        """Wait until requests reach a server through the picker."""
         async with asyncio.timeout(_DEADLINE):
             while True:
                 assert picker.returncode is None, "the picker has ended"
@@ -295,7 +297,7 @@ class Run:
         return [address for address, _ in self._servers.asked[since:]]
 
     async def chains(self, count: int, turns: int) -> list[list[str]]:
-        """Chains by `previous_response_id`, their turns interleaved; where each turn went."""
+        """Run chains by `previous_response_id` with interleaved turns. Returns the server of each turn."""
         last: list[str | None] = [None] * count
         places: list[list[str]] = [[] for _ in range(count)]
         for turn in range(turns):
@@ -348,7 +350,7 @@ async def run(arguments: argparse.Namespace, binary: str) -> int:
         log, picker = await stack.enter_async_context(picker_process(binary, namespace, arguments.port + 1, folder))
         settings = {
             "web_search": {"provider": "searxng", "url": f"http://127.0.0.1:{arguments.port}"},
-            # Where nobody is: what comes to a server came there by a pick.
+            # No server listens at this address, so every request that reaches a server was routed by the picker.
             "upstream": {"url": "http://192.0.2.1:9/v1", "auth": "none"},
         }
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings))

@@ -1,9 +1,9 @@
-"""`scripts/lab soak`: everything at once, for a while, and nothing may be left behind.
+"""`scripts/lab soak`: runs all kinds of requests together for a while, and then checks for wrong answers and for leaks.
 
-Lives here: the mixed load, what each job must see, and the judgement at the end: memory, open files, requests in
+Lives here: the mixed load and the checks of each job. Also the checks at the end: memory, open files, requests in
 flight, logs, exit status. Not here: speed (`scripts/bench`).
 
-Invariant: a run ends by itself; whatever it finds wrong is a line of its report and makes the exit status 1.
+Invariant: a run ends by itself. Every problem is a line of its report and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ from lab.bench.variants import Process
 _MIB = 1 << 20
 _SETTLE_SECONDS = 10.0
 _JOB_SECONDS = 60.0
-# A lease of a killed process lasts half a minute; what it held is taken up then.
+# The leases of a killed process last half a minute. After this time another process continues its work.
 _AFTER_RESTARTS = 60.0
-# What a process may grow from the middle of a run to its end: caches fill up, allocators round.
+# The permitted growth of a process's memory from the middle of a run to its end: caches fill up, and allocators keep
+# reserves.
 _GROWTH, _SLACK = 1.10, 6 * _MIB
 
 Job = Callable[["Load", int], Awaitable[None]]
 
 
 class Wrong(Exception):
-    """A job saw what it must not see."""
+    """Raised by a job that got a wrong result."""
 
 
 @dataclass
 class Load:
-    """What the jobs of one owner use, and what all of them count."""
+    """The gateway, the HTTP session and the owner that jobs use, and the results of all jobs."""
 
     url: str
     session: aiohttp.ClientSession
@@ -59,10 +60,10 @@ class Load:
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     stored: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=500))
-    """Owners and ids of responses that are in the store."""
+    """Pairs of owner and response id for responses that the gateway stored."""
 
     async def stream(self, **request: Any) -> list[dict[str, Any]]:
-        """All events of a streamed response, checked for numbering and the sentinel."""
+        """Send a streamed request. Returns all events, after checking their numbering and the final `[DONE]`."""
         async with self._post(stream=True, **request) as answer:
             if answer.status != 200:
                 raise Wrong(f"HTTP {answer.status}: {(await answer.text())[:200]}")
@@ -70,7 +71,7 @@ class Load:
         return _events(body)
 
     async def json(self, **request: Any) -> tuple[int, dict[str, Any]]:
-        """Status and body of a response that is not streamed."""
+        """Send a request without `stream`. Returns the status and the decoded body."""
         async with self._post(**request) as answer:
             return answer.status, await answer.json()
 
@@ -126,7 +127,7 @@ async def _chain(load: Load, seed: int) -> None:
 
 
 async def _stranger(load: Load, seed: int) -> None:
-    """Others' responses are not to be seen, continued or deleted."""
+    """Check that one owner cannot read, continue or delete another owner's responses."""
     others = [response_id for owner, response_id in load.stored if owner != load.owner]
     if not others:
         return
@@ -175,7 +176,8 @@ async def _bad(load: Load, seed: int) -> None:
 
 
 async def _break(load: Load, seed: int) -> None:
-    """The upstream breaks off: a cut, or `response.failed`, never a success."""
+    """Send a request whose upstream breaks off. The client must get a broken stream or `response.failed`, never a
+    success."""
     try:
         events = await load.stream(input="break", store=bool(seed % 2))
     except aiohttp.ClientPayloadError:
@@ -190,7 +192,7 @@ async def _leave(load: Load, seed: int) -> None:
 
 
 async def _over(load: Load, response_id: str) -> dict[str, Any]:
-    """Ask for a background response until it is over."""
+    """Poll a background response until it has a final status. Returns the response."""
     while True:
         async with load.session.get(f"{load.url}/responses/{response_id}") as answer:
             response: dict[str, Any] = await answer.json()
@@ -211,7 +213,8 @@ async def _background(load: Load, seed: int) -> None:
 
 
 async def _resume(load: Load, seed: int) -> None:
-    """Leave a background stream in its middle, come back for the rest, and read it all once more."""
+    """Disconnect from a background stream in its middle, read the remaining events, and then read the whole stream
+    again."""
     begin = b""
     async with load.open_stream(input=f"count to {20 + seed % 180}", background=True) as answer:
         while begin.count(b"\n\n") < 2 + seed % 7:
@@ -236,7 +239,7 @@ async def _resume(load: Load, seed: int) -> None:
 
 
 async def _cancel(load: Load, seed: int) -> None:
-    """A background response that is cancelled somewhere between its beginning and its end."""
+    """Cancel a background response at a random moment between its begin and its end."""
     async with load.open_stream(input="count to 2000", background=True) as answer:
         body = await answer.content.readuntil(b"\n\n")
         response_id = json.loads(body.partition(b"\ndata: ")[2])["response"]["id"]
@@ -252,7 +255,7 @@ async def _cancel(load: Load, seed: int) -> None:
 
 
 async def _turn(socket: aiohttp.ClientWebSocketResponse, **request: Any) -> list[dict[str, Any]]:
-    """One response over a WebSocket: its events."""
+    """Send one response request over a WebSocket. Returns its events."""
     await socket.send_json({"type": "response.create", "model": "demo", **request})
     events: list[dict[str, Any]] = []
     while not events or events[-1]["type"] not in ("response.completed", "response.failed", "error"):
@@ -266,7 +269,8 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, **request: Any) -> list
 
 
 async def _socket(load: Load, seed: int) -> None:
-    """A chain that is not stored, on a separate connection. An error in between costs only its turn."""
+    """Run a chain of unstored responses on one WebSocket connection. An error in one turn must not affect the
+    others."""
     async with load.session.ws_connect(f"{load.url}/responses", compress=15 * (seed % 2)) as socket:
         first = _completed(await _turn(socket, input=f"the word is w{seed}", store=False))
         if (await _turn(socket, input="x", temperature="hot"))[-1]["type"] != "error":
@@ -294,7 +298,8 @@ async def _chat(load: Load, seed: int) -> None:
 
 
 async def _converse(load: Load, seed: int) -> None:
-    """Turns of a conversation, of which one may be left in its middle: it is as if that had never been."""
+    """Run turns of a conversation, and abort one of them at random. The conversation must then contain nothing of that
+    turn."""
     async with load.session.post(f"{load.url}/conversations", json={}) as answer:
         conversation = (await answer.json())["id"]
     _completed(await load.stream(input=f"the word is w{seed}", conversation=conversation))
@@ -334,7 +339,7 @@ async def _prompt(load: Load, seed: int) -> None:
 
 
 async def _file(load: Load, seed: int) -> None:
-    """A file is uploaded, listed, read in part, shown to the model, and deleted."""
+    """Upload a file, list it, read a range of it, send it to the model, and delete it."""
     data = b"%08d" % seed * (1 << (seed % 17))
     form = aiohttp.FormData()
     form.add_field("file", data, filename=f"{seed}.txt", content_type="text/plain")
@@ -398,7 +403,7 @@ JOBS: tuple[tuple[str, Job, int], ...] = (
 
 @dataclass
 class _Gateway:
-    """A gateway under load: its process, and how often it was taken down."""
+    """A gateway under load: its process, and the number of its restarts."""
 
     command: tuple[str, ...]
     log: Path
@@ -414,11 +419,11 @@ class _Gateway:
 
     @property
     def url(self) -> str:
-        """Where it serves; the same after a restart."""
+        """The gateway's base URL, which stays the same after a restart."""
         return self.process.ready
 
     async def restart(self) -> None:
-        """Down and up again: killed and told to end by turns."""
+        """Restart the gateway. Every other restart kills the process with SIGKILL, and the others send SIGTERM."""
         self.up, self.stops = False, self.stops + 1
         if self.stops % 2:
             self.process.handle.kill()
@@ -431,7 +436,8 @@ class _Gateway:
 
 
 async def _restarts(gateway: _Gateway, every: float, until: float) -> None:
-    """Restart it for as long as what that cuts off can be taken up again before the end."""
+    """Restart the gateway at intervals. Stop early enough that interrupted work can be resumed before the end of the
+    run."""
     while time.monotonic() + every + _AFTER_RESTARTS < until:
         await asyncio.sleep(every)
         await gateway.restart()
@@ -448,7 +454,8 @@ async def _work(shared: Load, gateways: list[_Gateway], until: float, dice: rand
             async with asyncio.timeout(_JOB_SECONDS):
                 await job(replace(shared, url=gateway.url), seed)
         except (Wrong, aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError) as error:
-            # What runs in the background runs anywhere, and begins anew when its process was killed.
+            # Any process may run a background response, and reruns it from its beginning when the first process was
+            # killed.
             anywhere = name.startswith("background") and sum(one.stops for one in gateways) != all_stops
             if gateway.stops != stops or anywhere:
                 name = "cut off by a restart"
@@ -459,7 +466,7 @@ async def _work(shared: Load, gateways: list[_Gateway], until: float, dice: rand
 
 @dataclass
 class _Watched:
-    """A process under load."""
+    """A process under load, with its memory and open files at several times."""
 
     name: str
     pid: int
@@ -485,7 +492,7 @@ async def _run(given: argparse.Namespace, folder: Path) -> int:
 async def _run_against(given: argparse.Namespace, folder: Path, upstream: str, pipe: ParentPipe) -> int:
     door = ("--door", "http") if given.mode == "http" else ("--mode", given.mode, "--transport", given.transport)
     settings = folder / "settings.yaml"
-    # Every client has a key of its own, by which its responses are its own; none of them is for the upstream.
+    # Each client has a separate key, so each has its own responses. Antiphon sends none of these keys to the upstream.
     settings.write_text(f"upstream: {{url: {json.dumps(upstream)}, auth: none}}\n")
     command = (
         *(sys.executable, "-m", "antiphon", "up", "--config", str(settings)),
@@ -552,10 +559,11 @@ async def _load(given: argparse.Namespace, gateways: list[_Gateway], watched: li
 
 
 async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
-    """What the load should not have left: open files, memory."""
+    """Compare each process with its earlier state. Returns a line for each leak of open files or memory."""
     problems = []
     until = time.monotonic() + _SETTLE_SECONDS
-    # Connections to the upstream are kept for the next request; a leak would grow with the jobs, not with the streams.
+    # The pool keeps connections to the upstream for the next request. A leak would grow with the number of jobs, not
+    # with the number of streams.
     allowed = 40 + 2 * streams
     for process in watched:
         while process.files() > process.files_before + allowed and time.monotonic() < until:
@@ -573,7 +581,7 @@ async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
 
 
 async def _unfinished(data: Path) -> list[str]:
-    """Background responses that never end, and conversations whose lock is never released."""
+    """Lines for background responses that never ended, and for conversations that are still locked."""
     left = (
         "SELECT (SELECT count(*) FROM jobs), "
         "(SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress')), "
@@ -591,7 +599,8 @@ async def _unfinished(data: Path) -> list[str]:
 
 
 def _uploads(data: Path) -> list[str]:
-    """The rest of interrupted uploads, and contents that were not deleted. By now all clients have left."""
+    """Lines for remains of interrupted uploads and for contents that were not deleted, after all clients have
+    disconnected."""
     with contextlib.closing(sqlite3.connect(data / SESSIONS_FILE, timeout=10)) as database:
         (kept,) = database.execute("SELECT count(*) FROM files").fetchone()
     found = [path for path in (data / FILES_FOLDER).rglob("*") if path.is_file()]
@@ -599,7 +608,7 @@ def _uploads(data: Path) -> list[str]:
 
 
 def _complaints(log: Path) -> list[str]:
-    """Errors in the log, each kind once; of a traceback its last lines."""
+    """The errors in the log, each kind once; of a traceback the last lines."""
     kinds: dict[str, str] = {}
     lines = log.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
@@ -629,7 +638,7 @@ def _report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit status is 0 when nothing was wrong."""
+    """Run the command line. The exit status is 0 if the run found no problem."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab soak", description="Mixed load for a while; nothing may be left."
     )

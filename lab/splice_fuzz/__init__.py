@@ -1,1 +1,1 @@
-"""What no argument must do to the splice in C: `scripts/lab splice-fuzz`."""
+"""`scripts/lab splice-fuzz`: checks that no argument makes the splice in C read foreign memory or crash."""

@@ -1,13 +1,14 @@
-"""`scripts/lab splice-fuzz`: random and recorded streams through the splice in C, beside the one in Python.
+"""`scripts/lab splice-fuzz`: runs random and recorded streams through the splice in C, and compares it with the Python
+version.
 
-Lives here: the arguments, and the comparison. Not here: the sanitizers, under which the extension is compiled and this
-process runs (`scripts/lab splice-fuzz`), and examples (`tests/unit/translation/test_splice.py`).
+Lives here: the arguments, and the comparison. Not here: the sanitizers, with which `scripts/lab splice-fuzz` compiles
+the extension, and examples (`tests/unit/translation/test_splice.py`).
 
-Three kinds of calls take turns. The first has chunks cut from the recorded streams, with other texts and a few changed
+Three kinds of calls take turns. The first has chunks from the recorded streams, with other texts and a few changed
 bytes. The second has strings of the few bytes with a meaning. The third has arguments that no caller passes, which must
-only do no harm. Every argument is a copy with a separate allocation, so that a read behind its end is noticed.
+only do no harm. Every argument is a copy with a separate allocation, so the sanitizer detects a read behind its end.
 
-Invariant: a seed does the same again, whatever the time; what goes wrong is printed before the exit with status 1.
+Invariant: a seed gives the same calls each time. The program prints a failure before it exits with status 1.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _EACH = 1000
 
 
 def _templates() -> list[tuple[bytes, bytes]]:
-    """What stands before and behind texts in recorded streams, whatever the texts are of."""
+    """The bytes before and after each text in the recorded streams."""
     found = set()
     for recording in all_recordings():
         if recording.stream:
@@ -61,7 +62,7 @@ def _templates() -> list[tuple[bytes, bytes]]:
 
 
 def _some(draw: random.Random, most: int) -> bytes:
-    """A string of bytes that mean something to JSON or UTF-8."""
+    """A random string of at most `most` bytes that have a meaning in JSON or UTF-8."""
     return b"".join(draw.choices(_BYTES, k=draw.randrange(most + 1)))
 
 
@@ -75,7 +76,7 @@ def _text(draw: random.Random) -> bytes:
 
 
 def _changed(draw: random.Random, data: bytes) -> bytes:
-    """With a few bytes changed, left out, or repeated; most often none."""
+    """The data with a few bytes changed, removed or repeated; usually unchanged."""
     changed = bytearray(data)
     for _ in range(draw.choice((0, 0, 0, 1, 1, 3))):
         if not changed:
@@ -96,7 +97,7 @@ def _changed(draw: random.Random, data: bytes) -> bytes:
 def _recorded(draw: random.Random, templates: list[tuple[bytes, bytes]]) -> _Arguments:
     before, behind = draw.choice(templates)
     count = draw.choice((1, 1, 1, 2, 2, 3, 5, 8, draw.choice((63, 64, 65, 200))))
-    # Where all are texts, runs get long.
+    # If all chunks contain text, the runs are long.
     text: Callable[[], bytes] = (lambda: draw.choice(_TEXTS[:8])) if draw.randrange(3) else (lambda: _text(draw))
     data = b"".join(before + text() + behind for _ in range(count)) + draw.choice((b"", b"data: [DONE]\n\n", before))
     return _with_event(draw, _changed(draw, data), before, behind)
@@ -124,7 +125,7 @@ def _wild(draw: random.Random) -> _Arguments:
 
 
 def _own(value: bytes) -> bytes:
-    """A copy that shares its memory with nothing, which short bytes do otherwise."""
+    """A copy with separate memory. Python shares the memory of short byte strings otherwise."""
     return bytes(bytearray(value))
 
 
@@ -157,7 +158,7 @@ def _fuzz(splice: Splice, seed: int, seconds: float) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Call it until the time is over."""
+    """Call both versions until the time is over."""
     parser = argparse.ArgumentParser(prog="scripts/lab splice-fuzz", description="Fuzz the splice in C.")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="another one is another run; 0: one of the clock")

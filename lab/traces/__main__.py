@@ -1,9 +1,11 @@
-"""`scripts/lab traces`: one run of three turns, traced into real receivers, and the tree that each says it got.
+"""`scripts/lab traces`: sends one run of three turns, exports its traces to real trace receivers, and compares the span
+trees that they received.
 
-Lives here: starting the receivers and the gateway, asking each receiver in its own way, comparing. Not here: what is in
-a trace (`docs/reference/traces.md`), tests of it (`integration/test_traces.py`, `e2e/test_envoy_traces.py`).
+Lives here: starting the receivers and the gateway, reading the spans from each receiver's interface, comparing. Not
+here: the content of a trace (`docs/reference/traces.md`), tests of traces (`integration/test_traces.py`,
+`e2e/test_envoy_traces.py`).
 
-Invariant: every process that is started here is stopped here, by its own handle.
+Invariant: the program stops every process that it started, by that process's own handle.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ async def _process(*command: str, environ: dict[str, str], log: Path) -> AsyncIt
 
 @asynccontextmanager
 async def _oteltap(folder: Path) -> AsyncIterator[tuple[str, Spans]]:
-    """It prints what it gets as JSON, a line at a time."""
+    """Start oteltap, which prints each received export as one line of JSON."""
     port, log = _free_port(), folder / "oteltap.log"
 
     async def spans() -> list[_Span]:
@@ -85,7 +87,7 @@ async def _oteltap(folder: Path) -> AsyncIterator[tuple[str, Spans]]:
 
 
 def _spans_within(value: Any) -> list[_Span]:
-    """Whatever in it has a span's id and a trace's."""
+    """All spans in a decoded JSON value: every object, at any depth, that has a name, a span id and a trace id."""
     if isinstance(value, list):
         return [found for one in value for found in _spans_within(one)]
     if not isinstance(value, dict):
@@ -99,7 +101,7 @@ def _spans_within(value: Any) -> list[_Span]:
 
 @asynccontextmanager
 async def _phoenix(folder: Path) -> AsyncIterator[tuple[str, Spans]]:
-    """Arize Phoenix: its REST API lists the spans of a project."""
+    """Start Arize Phoenix, and read the spans of a project from its REST API."""
     port, grpc = _free_port(), _free_port()
     url = f"http://127.0.0.1:{port}"
     environ = {
@@ -169,7 +171,7 @@ async def _run_three_turns(endpoint: str, folder: Path) -> None:
             got = await post(f"{gateway.base_url}/responses", asked)
             if b"event: response.completed" not in got.body:
                 raise SystemExit(f"traces: the run failed: {got.body[-500:]!r}")
-            # Envoy sends every five seconds, and nothing more when it stops.
+            # Envoy exports spans every five seconds, and exports nothing at its end.
             await asyncio.sleep(7)
         finally:
             await gateway.stop()
