@@ -87,8 +87,7 @@ class StoreOptions(TypedDict, total=False):
     history_bytes: int
     """The maximum bytes of history that one request may load."""
     page_bytes: int
-    """The maximum bytes of one page of a list. A page may have fewer rows than the client's `limit` because of this
-    maximum."""
+    """The maximum bytes of one page of a list. A page with large rows may have fewer rows than the client's `limit`."""
     owner_file_bytes: int | None
     """The maximum bytes of one owner's files; None: no limit."""
     upload_lease: float
@@ -177,8 +176,8 @@ class VectorDatabase(ABC):
     index: ChunkIndex
     keys: IdempotencyStore
     figures: tuple[StoreFigures, ...]
-    """Statistics of the separate database of the vector stores. Empty when the vector stores share a database with the
-    other stores."""
+    """Statistics of the separate database of the vector stores. The tuple is empty when the vector stores share a
+    database with the other stores."""
 
     @abstractmethod
     async def check_vectors(self) -> None:
@@ -233,8 +232,8 @@ class Stores(ABC):
 
     @abstractmethod
     def has_vectors(self) -> bool:
-        """Return whether vector stores may exist. False means that their database does not exist and that
-        `open_vectors` would create it."""
+        """Return whether vector stores may exist. False means that the database of the vector stores does not exist,
+        and that `open_vectors` would create the database."""
 
     @abstractmethod
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> VectorDatabase:
@@ -247,7 +246,8 @@ class Stores(ABC):
 
 
 class Backend(ABC):
-    """The operations on the whole state: open, check, migrate, archive. Each kind of `state.url` has a subclass.
+    """The operations on the whole state: open, check, migrate, archive. Each kind of `state.url` (SQLite, memory,
+    PostgreSQL) has a subclass.
 
     A method raises `StoreError` when the database fails, and `ConfigError` when the settings forbid the operation. A
     read-only method creates no folder, database or table.
@@ -260,8 +260,8 @@ class Backend(ABC):
 
     @abstractmethod
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
-        """Open the stores. Creates a missing database or table. `contents`: the storage for file contents, which the
-        stores close."""
+        """Open all stores of this backend. Creates a missing database or table. `contents`: the storage for file
+        contents, which the stores close."""
 
     async def open_contents(self, blobs: BlobSettings) -> BlobStore:
         """Open the storage for the contents of files. The caller closes the returned storage."""
@@ -278,8 +278,8 @@ class Backend(ABC):
 
     @abstractmethod
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
-        """Open the export and deletion of owners' data. The caller closes the returned object. `bodies` decrypts sealed
-        bodies."""
+        """Open the object that exports and deletes owners' data. The caller closes the returned object. `bodies`
+        decrypts sealed bodies."""
 
     def has_rows(self, *, hashed: bool) -> bool:
         """Return whether this machine stores data that clients cannot reach or read without the keys in the data

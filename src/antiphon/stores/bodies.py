@@ -13,8 +13,8 @@ both.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
-read returns the original body in both cases. So one database may hold sealed and plain bodies, and an operator can turn
-the setting on and off.
+read returns the original body, whether or not the stored body is sealed. So one database may hold sealed and plain
+bodies, and an operator can turn the setting on and off.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Bodies:
     def __init__(self, secrets: Sequence[bytes], *, seals: bool) -> None:
         keys = [hashlib.sha256(b"antiphon key of stored bodies\0" + secret).digest() for secret in secrets]
         named = [(hashlib.sha256(b"antiphon id of that key\0" + key).digest()[:_KEY_ID], key) for key in keys]
-        # Two keys can have the same 4-byte id, which is very unlikely. `open` then tries both keys.
+        # If two keys have the same 4-byte id, which is very unlikely, `open` tries both keys.
         self._keys: dict[bytes, list[bytes]] = {}
         for name, key in named:
             self._keys.setdefault(name, []).append(key)

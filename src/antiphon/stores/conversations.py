@@ -4,10 +4,11 @@ Lives here: the SQL, the limits of a history, cursors and pages, and the error f
 Not here: how a backend runs statements (`tables.py`), the transaction that stores a response and appends its items to
 the conversation (`sqlite/`, `postgres/`).
 
-The lock is a lease. The column `locked_by` names the response that runs on the conversation. The column `locked_until`
-is the time at which the lease expires. A later response overwrites both columns when it takes the lock. The previous
-holder no longer matches `locked_by`, so the database rejects its items. An expired lock stays with its response until
-another response takes it. A background response keeps its conversation locked as long as its job exists.
+The lock of a conversation is a lease. The column `locked_by` names the response that runs on the conversation. The
+column `locked_until` is the time at which the lease expires. A later response overwrites both columns when it takes the
+lock. The previous holder no longer matches `locked_by`, so the database rejects its items. An expired lock stays with
+its response until another response takes it. A background response keeps its conversation locked as long as its job
+exists.
 
 Clients may choose conversation ids, so a client may delete a conversation and create another with the same id. The
 positions of the new conversation's items start above all positions of the old items. So a response of the old
@@ -284,16 +285,17 @@ class ConversationStore:
         creates a missing conversation.
 
         With a `holder` (a response's id), this method first locks the conversation for `seconds`. The method raises
-        `ConversationLocked` if another response holds the lock. The same response may lock again. `ResponseStore.save`
-        of that response, or `release`, releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
+        `ConversationLocked` if another response holds the lock. The same response may lock its conversation again.
+        `ResponseStore.save` of that response, or `release`, releases the lock. Raises `ConversationTooLong` and
+        `HistoryTooLarge`.
         """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:
             taken = await self._take(owner, conversation_id, holder, seconds, create)
             if not taken and not await self._missing(owner, conversation_id):
                 return None
-        # A separate statement reads the items. The snapshot of a statement that began before the lock might miss the
-        # last items.
+        # A separate statement reads the items, because the snapshot of a statement that began before the lock might
+        # miss the last items.
         most = {"limit": self._limit + 1, "bytes": self._history_bytes}
         rows = await self._tables.fetch(LOAD, {**named, **most})
         if not rows:

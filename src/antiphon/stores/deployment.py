@@ -7,10 +7,10 @@ With a different `owner.key`, a client would not find its data, and other machin
 a sealing key of the other machines, a process could not decrypt bodies from those machines. So the database records
 fingerprints of the owner key and of the sealing keys. A fingerprint identifies a key and reveals nothing about it.
 
-An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key on all
-machines. Each start then records the new key as a key that only decrypts. Then the operator puts the new key in front
-of the old key, so that the machines seal with the new key. `antiphon admin keys --accept` removes the record of an old
-sealing key.
+An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key to
+`sealing.keys` on all machines. Each start then records the new key as a key that only decrypts. Then the operator makes
+the new key the first key in `sealing.keys`, so that the machines seal with the new key. `antiphon admin keys --accept`
+removes the record of an old sealing key.
 
 Invariant: a process does not start if it lacks a key with which another process seals bodies.
 """
@@ -27,8 +27,8 @@ from antiphon.errors import ConfigError
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
-"""The name of the row that marks this database as the target of a move in progress. The row's value names the
-source."""
+"""The name of the row that marks this database as the target of a move in progress. The row's value names the source of
+the move."""
 _SEALS, _OPENS = "seals", "opens"
 _ACCEPT = "To start with the keys set here anyway, run `antiphon admin keys --accept` with them"
 

@@ -6,7 +6,8 @@ here: the SQL that differs by backend (`sqlite/files.py`, `postgres/files.py`), 
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
 that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts
-a pending row. So after a crash, every row still has its content, and every content has a row.
+a pending row for the content, which a sweep then deletes. So after a crash, every row still has its content, and every
+content has a row.
 """
 
 from __future__ import annotations
@@ -217,8 +218,8 @@ class FileStore:
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and the contents of pending blobs with an expired lease. Returns both numbers. Any
-        process may run a sweep at any time."""
+        """Delete expired files, and the contents of pending blobs with an expired lease. Returns the number of deleted
+        files and the number of deleted contents. Any process may run a sweep at any time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 

@@ -144,8 +144,8 @@ class IdempotencyStore:
         self._piece = piece
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
-        """Return the statements that bind a held key, and the statements that undo the binding. The caller adds them to
-        the transaction that stores the object. Both lists are empty without a key."""
+        """Return the statements that bind a held key, and the statements that undo the binding. The caller adds the
+        statements to the transaction that stores the object. Both lists are empty if `once` is None."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
@@ -163,7 +163,7 @@ class IdempotencyStore:
         object. Raises `AlreadyMade`, `ApiError` and `RowsMissing`.
 
         `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, the object and its
-        key stay in that case.
+        key stay after such a late commit.
         """
         if once is None:
             await self._tables.run(unit, undo=undo)

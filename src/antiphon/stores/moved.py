@@ -11,7 +11,8 @@ deletion, and the target's sweep deletes them.
 Without the mark, a process could store data in the folder during or after the move, and the target would lack that
 data. So the move writes the mark file before it copies the first row, and keeps the file. To use the folder again, the
 operator deletes the mark file. Each move has a name, which the mark and the target database both record. If the
-operator deletes the mark of an unfinished move, the next move has another name. The target then refuses to continue.
+operator deletes the mark of an unfinished move, the next move has another name. The target database refuses to continue
+a move with another name.
 
 Invariant: the mark file is either complete or absent, also after a crash.
 """
@@ -75,8 +76,8 @@ COLUMNS = _SESSIONS | VECTORS
 them."""
 
 EXTRA = {"chunks": ("title", "store_number")}
-"""Columns that the source sends in addition to `COLUMNS`. The target derives other data from them and does not store
-them."""
+"""Columns that the source sends in addition to `COLUMNS`. The target derives other data from these columns and does not
+store the columns themselves."""
 
 
 @dataclass(frozen=True, slots=True)

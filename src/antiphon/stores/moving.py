@@ -47,7 +47,8 @@ CONTENTS = "contents of files"
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The counts of one kind of row at the source and at the target. `move` raises an error unless both are equal."""
+    """The counts of one kind of row at the source and at the target. `move` raises an error unless both counts are
+    equal."""
 
     kind: str
     source: Counted
@@ -90,7 +91,7 @@ async def move(
 
 
 async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> Mark:
-    """Mark the folder, and prepare the target database for a new or a continued move. Returns the mark."""
+    """Mark the folder, and prepare the target database for a new or a continued move. Returns the folder's mark."""
     before = read_mark(folder)
     name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
     mark = Mark(name, target.name, whole=False)

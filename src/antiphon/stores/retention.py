@@ -8,8 +8,8 @@ A sweep deletes a chain of responses as a whole when the latest response is old.
 its middle. Background responses that run and locked conversations never count as old.
 
 A sweep may need several pieces for one large chain or conversation. The transaction of the first piece makes the object
-unusable for clients. A chain then accepts no more responses and loses its first response. The sweep locks a
-conversation until it is deleted.
+unusable for clients. A chain then accepts no more responses and loses its first response. A conversation stays locked
+until the sweep has deleted it.
 
 Invariant: a piece deletes a bounded number of rows, or one response with its items and events. The piece's transaction
 checks again that each row is still expired.
@@ -25,7 +25,7 @@ from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
 SWEEPER = "retention"
-"""The value of `locked_by` in a conversation that a sweep is deleting. This lock never expires."""
+"""The value of `locked_by` in a conversation that a sweep is deleting. The lock of a sweep never expires."""
 TAKE_TURN = """
 INSERT INTO sweeps (what, due_at) VALUES (:what, lease_in(:pause))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()

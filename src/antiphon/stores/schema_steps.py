@@ -81,7 +81,7 @@ class Schema(ABC):
 
     @abstractmethod
     async def applied(self) -> Sequence[Applied]:
-        """Return the steps that the database has applied. Empty when the database does not exist. Raises
+        """Return the steps that the database has applied. The result is empty when the database does not exist. Raises
         `StoreError`."""
 
     @abstractmethod

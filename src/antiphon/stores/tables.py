@@ -9,13 +9,13 @@ PostgreSQL share, with named parameters (`:owner`). Where the two dialects diffe
 backend replaces:
 
 - `IN (:ids...)`: the column's value is in a list of texts.
-- `now_ms()`: the current time in milliseconds since the epoch, by the database's clock. SQLite uses the parameter
-  `:now_ms` instead.
-- `date_now()`: the current time of the same clock, in the type of columns that no client sees. `date_in(:keep)` is
-  `:keep` milliseconds later, and `for_ever()` is later than any time.
+- `now_ms()`: the current time in milliseconds since the epoch, by the database's clock. The SQLite backend uses the
+  parameter `:now_ms` instead of `now_ms()`.
+- `date_now()`: the current time of the same clock, in the type of columns that no client sees. `date_in(:keep)` is the
+  time `:keep` milliseconds after `date_now()`, and `for_ever()` is later than any time.
 - `taken()`: the value of a lease that no process can renew.
-- `lease_now()`: the current time of the lease clock, which an operator cannot set. `lease_in(:lease)` is `:lease`
-  milliseconds later.
+- `lease_now()`: the current time of the lease clock, which an operator cannot set. `lease_in(:lease)` is the time
+  `:lease` milliseconds after `lease_now()`.
 - `greatest(a, b)` and `least(a, b)`: as in PostgreSQL.
 - `rowid`: the number of a row, which increases in the order of insertion.
 - `place_columns()`, `new_places()` and `new_place()`: the columns and values for the first item position of a new
@@ -50,8 +50,9 @@ class Statement(Struct, frozen=True):
     element.
 
     `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
-    raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. `rows` then counts
-    the returned rows. Read `into` only after the unit succeeded, because a transaction may run more than once.
+    raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. With `into`, `rows`
+    is the required number of returned rows. Read `into` only after the unit succeeded, because a transaction may run
+    more than once.
     """
 
     sql: str

@@ -245,7 +245,7 @@ class VectorStores:
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
         """Change the store's fields and return the store, or None when the store does not exist. The change counts as a
-        use."""
+        use, which postpones the store's expiry."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
         if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):

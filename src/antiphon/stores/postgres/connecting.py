@@ -9,19 +9,20 @@ so that a dead machine does not use up the time for the other servers. A single 
 pooler, must pass the same check. The module refuses a replica, and an old primary that is read-only after a failover,
 because their data may be outdated.
 
-A process that abandons a statement closes its connection. While the server waits for a lock, it does not notice the
-closed connection. The process opens another connection, and after several such statements the server has no connection
-left. So this module configures the session to check whether its client is alive (`client_connection_check_interval`).
-Behind a pooler a session has no settings, so the operator must set the parameter for the role. `checks.py` reports a
-missing setting.
+A process that abandons a statement closes its connection. A server that waits for a lock does not notice the closed
+connection. The process opens another connection, and after several such statements the server has no connection left.
+So this module configures the session to check whether its client is alive (`client_connection_check_interval`). Behind
+a pooler a session has no settings, so the operator must set the parameter for the role. `checks.py` reports a missing
+setting.
 
 Ids and names from clients are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
 U+0000. So this module writes each of these characters, and the escape character itself, as U+001A with four hexadecimal
 digits. The connection converts every parameter and every column, so no query needs to do it.
 
 Invariants: every connection leads to a server that accepted writes when the connection was opened. Without a pooler, an
-abandoned statement ends within seconds and frees its connection. Different texts stay different in the database. A read
-of a `text` column returns the original text. Queries never read arrays of texts.
+abandoned statement ends within seconds and frees its connection. Different texts stay different after the conversion. A
+read of a `text` column returns the original text. The conversion does not cover columns with arrays of texts, so no
+query reads such a column.
 """
 
 from __future__ import annotations
@@ -97,15 +98,15 @@ async def connect(url: str, seconds: float, **settings: str) -> Connection:
     """Open one connection to the server that accepts writes. The connection uses no named prepared statements, and
     escapes texts as the module describes.
 
-    `settings`: server parameters for this connection. A pooler may refuse them. Raises the driver's errors, and
-    `StoreError` when no server accepts writes.
+    `settings`: server parameters for this connection. A pooler may refuse server parameters. Raises the driver's
+    errors, and `StoreError` when no server accepts writes.
     """
     return await Servers(url).connect(seconds, **settings)
 
 
 async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
-    """Return the kind of each server in a URL with several servers, by host and port. Empty for a URL with one
-    server."""
+    """Return the kind of each server in a URL with several servers, by host and port. The result is empty for a URL
+    with one server."""
     found: dict[str, Kind] = {}
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"

@@ -72,8 +72,8 @@ _ASK_PAUSE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLimits:
-    """The limits of a pool. `size`: the maximum number of connections. `deadline`: seconds for an operation, including
-    the wait for a connection. `connect`: the maximum seconds for opening a connection, which count toward
+    """The limits of a connection pool. `size`: the maximum number of connections. `deadline`: seconds for an operation,
+    including the wait for a connection. `connect`: the maximum seconds for opening a connection, which count toward
     `deadline`."""
 
     size: int = 4
@@ -211,7 +211,7 @@ class Database:
             self.read = at
 
     async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
-        # A timer aborts the socket at the deadline. On a task cancellation, the driver would instead send a cancel
+        # A timer aborts the socket at the deadline, because on a task cancellation the driver would send a cancel
         # request over another connection and wait for its result.
         loop = asyncio.get_running_loop()
         timer = loop.call_at(deadline, connection.terminate)

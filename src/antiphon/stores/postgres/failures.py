@@ -93,8 +93,8 @@ _CONNECTING: dict[str, tuple[StoreReason, str]] = {
 
 _CAUSES = 4
 _NO_MORE = "no more connections"
-# The advice by words in a pooler's message, because poolers use the code 08P01 for all errors. The words are
-# pgbouncer's.
+# The advice by words in a pooler's message, because poolers use the code 08P01 for all errors. The words are those of
+# pgbouncer's messages.
 _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
         "statement pooling",
@@ -128,8 +128,8 @@ def refused(error: BaseException) -> bool:
     """Return whether the server refused the statement, so that the statement had no effect and the connection is still
     usable."""
     if not isinstance(error, asyncpg.PostgresError):
-        # asyncpg raises an InterfaceError before it sends the statement. A lost connection often raises an
-        # InternalClientError.
+        # asyncpg raises an InterfaceError before it sends a statement, so the statement had no effect. After a lost
+        # connection, asyncpg often raises an InternalClientError.
         return isinstance(error, asyncpg.InterfaceError)
     code = error.sqlstate or ""
     if read_only(error):

@@ -170,7 +170,7 @@ class DatabaseImport:
 
     async def position(self, kind: str) -> tuple[int, int]:
         """Return the source position of the last stored row of this kind, and the number of rows that the move has
-        stored. Both are 0 at the start."""
+        stored. Both numbers are 0 at the start of a move."""
         rows = await self._database.fetch("SELECT position, rows FROM moving WHERE kind = $1", kind)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 

@@ -1,6 +1,7 @@
 """Contains the SQL statements of background jobs for PostgreSQL.
 
-Lives here: SQL text. Not here: the conversion of rows (`jobs.py`), the SQL that all backends share (`../jobs.py`).
+Lives here: the SQL that queues, claims, releases and ends jobs. Not here: the conversion of rows (`jobs.py`), the SQL
+that all backends share (`../jobs.py`).
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
 or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the
@@ -22,8 +23,8 @@ from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
 # Stores one queued response with its job. $1 to $27 are the parameters of `turns.py` for this response. $28: the
 # request, $29: the owner's limit of jobs, $30: needs, $31 and $32: the last event's number and the events, $33: the
 # conversation. If the response cannot be stored, the division by zero (22012) makes the statement fail, so that no
-# counter changes. Owners take turns in the queue. Each further job of an owner gets the turn after the owner's last
-# job. The first job of an owner gets the turn of the first waiting job, or else of the last claimed job.
+# counter changes. Owners take turns in the queue of waiting jobs. Each further job of an owner gets the turn after the
+# owner's last job. The first job of an owner gets the turn of the first waiting job, or else of the last claimed job.
 ENQUEUE = f"""
 WITH {GIVEN},
   counted AS (
@@ -114,8 +115,9 @@ WHERE response_id = :id AND worker = :worker
 
 # Appends pieces to many streams in one statement. Each element of the arrays is one piece of one stream. A piece
 # replaces the pieces that the same attempt (`claim`) wrote from the piece's first number on. With `restart`, the
-# statement deletes the pieces of earlier attempts. Pieces with claim 0 stay, because all attempts share them. $1: ids,
-# $2: workers, $3: first numbers, $4: last numbers, $5: events, $6: restarts.
+# statement deletes the pieces of earlier attempts. Pieces with claim 0 stay, because the request that queued the
+# response wrote them for all attempts. $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6:
+# restarts.
 APPEND = """
 WITH t AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bytea[], $6::boolean[])

@@ -5,7 +5,7 @@ backends share (`../jobs.py`), the workers (`engine/running/`).
 
 Like finished responses, queued responses and pieces of streams go through a write queue (`turn_groups.py`). A group has
 only one queued response, because the limit of jobs per owner must be exact. A group may have the pieces of many streams
-of this process. Each other operation is one statement.
+of this process. Each other operation on a job is one SQL statement.
 
 Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """
@@ -33,8 +33,8 @@ _DIVISION_BY_ZERO = "22012"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
-    """A response to queue with its job. `record`: the response's row, without the conversation. The response joins
-    `conversation_id` only when it ends."""
+    """A response that `enqueue` stores together with its job. `record`: the response's row, without the conversation.
+    The response joins `conversation_id` only when it ends."""
 
     record: ResponseRecord
     conversation_id: str | None

@@ -191,7 +191,7 @@ async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCH
 
 
 async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
-    """Return the steps that the database has applied. Empty for a new database."""
+    """Return the steps that the database has applied. The result is empty for a new database."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
     return [Applied(*row) for row in await database.fetch(_READ.format(table=table))]

@@ -264,7 +264,7 @@ class NotificationListener:
 
     @contextlib.contextmanager
     def _answered(self, connection: Connection) -> Iterator[None]:
-        # A timer aborts the socket. On a task cancellation, the driver would instead send a cancel request over another
+        # A timer aborts the socket, because on a task cancellation the driver would send a cancel request over another
         # connection and wait for its result.
         timer = asyncio.get_running_loop().call_later(self._times.answer, connection.terminate)
         try:

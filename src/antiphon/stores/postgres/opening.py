@@ -158,7 +158,8 @@ def open_vectors(
 
 
 def urls(state: StateSettings) -> tuple[str, str]:
-    """Return the URL of the database, and the URL that bypasses poolers. Both are equal without `state.direct_url`."""
+    """Return the URL of the database, and the URL that bypasses poolers. Both URLs are equal without
+    `state.direct_url`."""
     assert state.url is not None
     url = state.url.get_secret_value()
     return url, url if state.direct_url is None else state.direct_url.get_secret_value()

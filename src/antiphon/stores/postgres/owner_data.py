@@ -6,7 +6,8 @@ Lives here: reading and deleting an owner's data, and vacuuming tables. Not here
 Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
 number of rows.
 
-Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares both with the schema.
+Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares `OWNED` and `ELSEWHERE`
+with the schema.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class PostgresOwnerData:
 
     async def vacuum(self) -> list[Shrunk]:
         """Run VACUUM on every table, which makes the space of dead rows reusable and truncates free space at a table's
-        end. VACUUM blocks no reads or writes of rows, and rewrites no table. The server's autovacuum does the same."""
+        end. VACUUM blocks no reads or writes of rows, and rewrites no table. The server's autovacuum does the same work
+        at intervals."""
         before = await self._database.fetch(_SIZE)
         async with self._connected("Vacuuming") as connection:
             for (table,) in await connection.fetch(_TABLES):

@@ -109,8 +109,8 @@ class DatabaseReadiness:
             raise
 
     def _excuse(self, failure: StoreError) -> None:
-        """Return, so that the process stays ready, unless the last successful access is too old. In that case, raise
-        `failure`."""
+        """Raise `failure` if the last successful access to the database is too old. Otherwise return, so that the
+        process stays ready."""
         database = self._database
         answered = max(database.written, database.read) if failure.reason in _SLOW else database.written
         if self._unanswered is None or answered > self._unanswered:

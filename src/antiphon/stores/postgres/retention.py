@@ -31,8 +31,8 @@ _LOOKED_AT = 100
 _LONG = 0.05
 """The maximum seconds that the statements of a piece should take. After a slower piece, the next piece is smaller."""
 
-# With this setting, a commit releases its locks before the deletions are durable. After a crash, the next sweep deletes
-# the restored rows again.
+# With `synchronous_commit` off, a commit releases its locks before the deletions are durable. After a crash, the next
+# sweep deletes the restored rows again.
 NO_WAIT = "SET LOCAL synchronous_commit = off"
 # The advisory lock that allows one sweeping process at a time. Its key is "retention" in ASCII, shortened.
 ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
@@ -60,7 +60,7 @@ ORDER BY chain.place, r.number LIMIT $2
 """
 DELETE_CHAINS = "DELETE FROM chains WHERE id = ANY($1::text[]) RETURNING 1"
 # Prevents new responses from continuing the chain, because a save checks the chain's `expires_at`. The next piece takes
-# this chain first, because its `updated_at` is 0.
+# the chain first, because its `updated_at` is 0.
 CLOSE_CHAIN = """
 UPDATE chains SET expires_at = (extract(epoch FROM now()) * 1000)::bigint, updated_at = 0 WHERE id = $1
 """

@@ -4,7 +4,7 @@ Lives here: the polling query, its interval, and the marks of watched streams. N
 ("notes", `notify.py`), the waiting callers (`engine/running/signal_watcher.py`).
 
 Without `state.direct_url`, each process polls the database at a fast interval. With `state.direct_url`, processes also
-send each other notes. While a process receives notes, it polls rarely, only to detect lost notes. A writer sends a note
+send each other notes. A process that receives notes polls rarely, only to detect lost notes. A writer sends a note
 about a stream only while another process watches the stream. A watcher marks the stream in the job's row
 (`watched_until`) before it polls. So the poll sees all events that a writer added without a note.
 
@@ -83,7 +83,8 @@ class PostgresSignals:
             self.notifier.queued()
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Start to receive notes, if the direct URL is set. `hear` gets the news of other processes."""
+        """Start to receive notes, if the direct URL is set. The listener calls `hear` with the news in notes of other
+        processes."""
         if self._direct_url is not None and self._listener is None:
             name, echo = self.notifier.name, self.notifier.ask_for_echo
             self._listener = NotificationListener(self._direct_url, name, hear, echo, self._times)

@@ -51,8 +51,8 @@ class Units(Protocol[U_contra]):
     """Stores one kind of unit. The write queue calls these methods."""
 
     async def write(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Store the units that can be stored, and return their ids. Raises `StoreError` when no unit is stored. With
-        the reason `unknown`, the outcome is unknown."""
+        """Store the units that can be stored, and return their ids. Raises `StoreError` when no unit is stored. If the
+        error's reason is `unknown`, the units may be stored."""
 
     async def stored(self, group: Sequence[U_contra]) -> Collection[str]:
         """Return the ids of those units that are stored. Raises `StoreError`."""
@@ -239,7 +239,7 @@ class Groups(Generic[U]):
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def _answer(self, left: list[_Waiting[U]], stored: Collection[str]) -> list[_Waiting[U]]:
-        """Report success to the callers of the stored units. Returns the other units."""
+        """Report success to the callers of the stored units. Returns the units that are not stored."""
         ids = frozenset(stored)
         for waiting in left:
             if waiting.unit.id in ids:
@@ -260,7 +260,7 @@ class Groups(Generic[U]):
             self._fail(waiting, await self._units.explain(waiting.unit))
 
     def _give_up(self, left: list[_Waiting[U]], error: StoreError) -> list[_Waiting[U]]:
-        """Fail the units whose deadline has passed, or whose error allows no retry. Returns the other units."""
+        """Fail the units whose deadline has passed, or whose error allows no retry. Returns the units to retry."""
         now = asyncio.get_running_loop().time()
         on = []
         for waiting in left:

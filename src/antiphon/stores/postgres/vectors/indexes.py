@@ -104,7 +104,7 @@ class VectorIndexes:
             return
         self._closed = True
         if self._making is not None:
-            # Abort the socket. On a task cancellation, the driver would cancel the statement on the server.
+            # Abort the socket, because on a task cancellation the driver would cancel the statement on the server.
             self._making.terminate()
         else:
             self._task.cancel()
@@ -121,8 +121,8 @@ class VectorIndexes:
             _log.error("vector_indexes_failed", exc_info=True)
 
     async def _wanted(self) -> tuple[list[str], dict[str, str]]:
-        """Return the names of indexes to drop, and the statements that create missing indexes, by name. Both are empty
-        while another process creates an index."""
+        """Return the names of indexes to drop, and the statements that create missing indexes, by name. Both results
+        are empty while another process creates an index."""
         if not (await self._database.fetch(THERE))[0][0]:
             return [], {}
         wanted = {
@@ -156,7 +156,7 @@ class VectorIndexes:
 
     async def _connect(self) -> Connection:
         """Open a connection for statements that take minutes. The connection has no statement or lock timeout, unless a
-        pooler refuses these settings."""
+        pooler refuses these server parameters."""
         try:
             try:
                 return await connect(self._url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")

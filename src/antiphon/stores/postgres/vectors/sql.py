@@ -28,8 +28,8 @@ DELETE_STORE = """
 UPDATE vector_stores SET owner = NULL, name = NULL, description = NULL, metadata = '{}'
 WHERE owner = :owner AND id = :id
 """
-# A file that is already in the store gets a new number, so that workers ingest it again. The file keeps its `id`, so it
-# stays in its batches.
+# A file that is already in the store gets a new number, so that workers ingest it again. The file keeps its `id`, so
+# the file stays in its batches.
 INSERT_FILE = """
 INSERT INTO vector_files (store_number, file_id, filename, attributes, chunking, chunk_size, chunk_overlap)
 SELECT number, :file_id, :filename, :attributes, :chunking, :size, :overlap
