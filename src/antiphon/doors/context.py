@@ -164,8 +164,8 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True)
 class DoorContext:
-    """Holds the dependencies of the request handlers. `app/build.py` builds it from the settings, and the servers only
-    read it.
+    """Holds the dependencies of the request handlers. `app/build.py` builds this object from the settings, and the
+    servers only read it.
 
     `new_exchange` creates the state machine of one `POST /v1/responses`, `runner` performs its actions, and `router`
     handles all other paths. `secret` is the shared secret that a TCP peer must present, or None. `cors_origins` lists
@@ -184,7 +184,7 @@ class DoorContext:
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     cors_origins: tuple[str, ...] = ()
     strict: bool = False
-    """Whether the server refuses a request with unknown fields. By default it ignores the fields."""
+    """Whether the server refuses a request with unknown fields. By default the server ignores unknown fields."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
     """The budget of memory for all requests in flight together. The budget covers the request bodies and the stored
     data that the requests load."""

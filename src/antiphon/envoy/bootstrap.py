@@ -161,8 +161,8 @@ def client_limits(settings: Settings) -> Config:
     """Build the public listener's limits for slow connections. The connection manager limits request heads and idle
     connections."""
     fields: Config = {
-        # The HTTP inspector waits for the first bytes of a connection. So its timeout closes a connection that sends
-        # nothing.
+        # The HTTP inspector waits for the first bytes of a connection. So the timeout of this filter closes a
+        # connection that sends nothing.
         "listener_filters": [
             {
                 "name": "envoy.filters.listener.http_inspector",
@@ -170,8 +170,8 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # The value is Envoy's default. The configuration sets it explicitly, because the limit of unsent bytes depends
-        # on it.
+        # The value is Envoy's default. The configuration sets this value explicitly, because the limit of unsent bytes
+        # depends on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":

@@ -5,8 +5,8 @@ Envoy logs each failed upstream of a request, because it retries with the next u
 last one. Envoy logs a relayed stream that ended early, because only Envoy knows which side ended it.
 
 This module selects the requests for these lines. The lines distinguish a client that disconnects from an upstream that
-breaks off. The fields equal those of the sidecar's log lines (`observability/outcome.py`). `bootstrap.py` has the full
-access log, which a setting enables.
+breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`). `bootstrap.py`
+has the full access log, which a setting enables.
 
 A line does not contain the upstream's message. So a line cannot distinguish an unknown model (404) from a wrong path,
 and names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line

@@ -175,7 +175,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, ver
     inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     deployment: dict[str, object] = {
-        # On a shared Gateway its owner sets the number of pods.
+        # The owner of a shared Gateway sets its number of pods.
         **({"replicas": 1} if place.own else {}),
         "patch": {"type": "StrategicMerge", "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}}},
     }

@@ -55,15 +55,15 @@ class GatewayTarget(NamedTuple):
     namespace: str
     name: str
     listeners: tuple[str, ...] = ("http",)
-    """The names of the listeners. Only Envoy Gateway uses them."""
+    """The names of the listeners. Only Envoy Gateway uses these names."""
     port: int = 80
-    """The port of the listener. Only Istio uses it."""
+    """The port of the listener. Only Istio uses this port."""
     hostnames: tuple[str, ...] = ()
     """The host names for which Antiphon's routes apply; empty for every host."""
     own: bool = False
     """Whether the Gateway serves only Antiphon's routes."""
     envoy_proxy: str | None = None
-    """The name of the EnvoyProxy that the Gateway already uses, or None. Only Envoy Gateway uses it."""
+    """The name of the EnvoyProxy that the Gateway already uses, or None. Only Envoy Gateway uses this name."""
 
 
 class Sidecar(NamedTuple):
@@ -212,7 +212,7 @@ def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
 
 
 def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: object) -> Config:
-    """Build a Kubernetes object. `version` is its API group and version."""
+    """Build a Kubernetes object. `version` is the API group and version of the object."""
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 
 

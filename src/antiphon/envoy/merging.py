@@ -1,8 +1,8 @@
 """Merges Antiphon's parts into an existing Envoy configuration.
 
 This module parses the configuration as Envoy does and finds the listener, the connection manager and the virtual host.
-Then it merges Antiphon's parts into the configuration and describes the changes. `snippet.py` generates the parts, the
-package `commands` reads and writes files, and `bootstrap.to_yaml` formats the result.
+This module then merges Antiphon's parts into the configuration and describes the changes. `snippet.py` generates the
+parts, the package `commands` reads and writes files, and `bootstrap.to_yaml` formats the result.
 
 Invariants: the merge loses no part of the configuration, and reports every changed value. If one of Antiphon's names
 already exists, nothing is merged. The input objects are not modified. Values keep the meaning that they have for Envoy.

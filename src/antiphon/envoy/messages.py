@@ -29,7 +29,7 @@ and send output after the upstream's end."""
 
 
 def typed(kind: str, **fields: object) -> Config:
-    """Build a typed extension message. `kind` is its type name after `envoy.extensions.`."""
+    """Build a typed extension message. `kind` is the message's type name after `envoy.extensions.`."""
     return {"@type": EXTENSIONS + kind, **fields}
 
 

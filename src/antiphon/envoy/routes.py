@@ -176,8 +176,8 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
-    """Return the routes that bypass the sidecar. Envoy counts their requests under a separate name, because the
-    cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject.
+    """Return the routes that bypass the sidecar. Envoy counts requests on these routes under a separate name, because
+    the cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject.
     Envoy truncates a long id instead, because its regular expressions cannot count that far."""
     unfit = {
         "name": request_ids.HEADER,

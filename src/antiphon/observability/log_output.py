@@ -1,6 +1,6 @@
 """Writes log lines to standard error without blocking the caller.
 
-This module writes complete lines. `log_lines.py` formats them.
+This module writes complete lines. `log_lines.py` formats the lines.
 
 While a pipe has room, a line is written to it immediately, so usually it is written when the call returns. When the
 pipe is full, the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
@@ -143,8 +143,8 @@ class LogOutput:
 
 
 def _open_without_waiting(descriptor: int) -> int | None:
-    """Open the same pipe or terminal again in non-blocking mode. Other descriptors of it keep their mode. Returns None
-    for other kinds of files."""
+    """Open the same pipe or terminal again in non-blocking mode. Other descriptors of this pipe or terminal keep their
+    mode. Returns None for other kinds of files."""
     try:
         kind = os.fstat(descriptor).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):

@@ -48,7 +48,7 @@ class BoundedLabelValues:
 
 class LabelledCounter:
     """A counter, or a gauge that can increase and decrease. The counter stores one number per set of label values. A
-    scrape also calls its sources."""
+    scrape also calls the functions in `sources`."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition

@@ -65,8 +65,8 @@ class Metrics:
         self.cut = self._keep(LabelledCounter(names.CUT))
         """The number of requests that were cut at the end of a drain, by kind."""
         for kind in names.CUT_KINDS:
-            # The process ends after a cut. A counter that appears only at that time would show no increase in
-            # Prometheus.
+            # The process ends after it has cut requests. A counter that appears only at that time would show no
+            # increase in Prometheus.
             self.cut.add(kind, by=0)
         self.compactions = self._keep(LabelledCounter(names.COMPACTIONS))
         """The number of compactions of conversations."""

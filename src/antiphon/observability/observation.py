@@ -1,12 +1,12 @@
 """Observes one response: its calls, their times, and its outcome.
 
-An observation collects facts during the response. At the end it reports them once: it writes the log line and updates
-the metrics and the usage. `outcome.py` formats the log line, `metrics.py` stores the numbers, and `response_spans.py`
+An observation collects facts during the response. At the end of the response it writes the log line and updates the
+metrics and the usage once. `outcome.py` formats the log line, `metrics.py` stores the numbers, and `response_spans.py`
 makes the spans.
 
-An observation is the exchange's `Observer`. So both servers report model calls in the same way, whether Envoy or this
-process makes the calls. Invariants: `end` reports each response exactly once. This module changes no response and reads
-no content.
+An observation implements the exchange's `Observer` protocol. So both servers report model calls in the same way,
+whether Envoy or this process makes the calls. Invariants: `end` reports each response exactly once. This module changes
+no response and reads no content.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exports traces with OpenTelemetry's SDK, as OTLP over HTTP.
 
 Only this module uses the SDK. `response_spans.py` and the users of `tracing.span` begin and end spans. `span_names.py`
-defines their names.
+defines the names of spans.
 
 Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue to its thread, and are
 dropped when the queue is full. A failing collector causes at most one log line per minute. The first process of a trace
@@ -62,7 +62,8 @@ class Tracer:
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
         self._content = settings.content
         resource = Resource.create({"service.name": settings.service_name, "service.version": version})
-        # `tracing.enabled` has already read this variable. The SDK would read it again and turn itself off.
+        # `tracing.enabled` has already read this variable. The SDK would read `OTEL_SDK_DISABLED` again and turn itself
+        # off.
         os.environ.pop(OTEL_SDK_DISABLED, None)
         sampler = ParentBased(TraceIdRatioBased(settings.sample))
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=_LIMITS)

@@ -67,7 +67,7 @@ class Refusals:
         if last.owner:
             told |= {"owner": numbers.most_common(1)[0][0][:_OWNER_LENGTH], "owners": len(numbers)}
         # An owner over its own limit is normal for the operator, so the line has level info. A process over its limit
-        # is not, so the line is a warning.
+        # is not normal, so the line is a warning.
         write: Any = _log.info if last.owner else _log.warning
         fault = "client" if last.owner else "ours"
         write("requests_refused", **told, fault=fault, cause=last.message, status=last.status)

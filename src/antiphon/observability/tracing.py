@@ -1,10 +1,10 @@
 """Creates trace spans, tracks the current span, and reads `traceparent`.
 
 `span_names.py` defines the names of spans and attributes. Only `otel.py` imports OpenTelemetry's SDK, and the process
-imports `otel.py` only if an endpoint is configured. Other modules use its classes only as types.
+imports `otel.py` only if an endpoint is configured. Other modules use the classes of `otel.py` only as types.
 
-Invariants: without a trace, a span takes only one lookup. An unsampled request has no spans, and the process forwards
-its client's trace context unchanged. No failure in this module fails a request.
+Invariants: without a trace, `span` does one lookup and creates no span. An unsampled request has no spans, and the
+process forwards its client's trace context unchanged. No failure in this module fails a request.
 """
 
 from __future__ import annotations

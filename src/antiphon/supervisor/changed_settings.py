@@ -1,11 +1,10 @@
 """Reloads changed settings while a gateway serves, and reports what cannot change.
 
-This module handles SIGHUP and watches the settings file. It knows which settings cannot change at run time, and logs
-the result of each reload. `antiphon up` starts the processes with the new settings (`generation.py`).
+This module handles SIGHUP and watches the settings file. This module knows which settings cannot change at run time,
+and logs the result of each reload. `antiphon up` starts the processes with the new settings (`generation.py`).
 
-Invariants: new settings apply completely or not at all. Each attempt writes one log line, which names settings and
-never their values. The parent reads a file only after it was stable for a moment. A file with the same content is no
-change.
+Invariants: new settings apply completely or not at all. Each reload writes one log line, which names settings and never
+their values. The parent reads a file only after it was stable for a moment. A file with the same content is no change.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ _OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admi
 
 
 class SettingsFile:
-    """Watches a file by its path, through all symbolic links. So it notices when another file replaces it, as
-    Kubernetes does for a ConfigMap."""
+    """Watches a file by its path, through all symbolic links. So the watch notices when another file replaces the
+    watched one, as Kubernetes does for a ConfigMap."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,13 +48,13 @@ class SettingsFile:
 
     @classmethod
     def of(cls, path: Path | None) -> SettingsFile | None:
-        """Return the watch of a process's settings file, or None without a file. The caller creates it before it reads
-        the file, so that the watch notices every later change."""
+        """Return the watch of a process's settings file, or None without a file. The caller creates the watch before it
+        reads the file, so that the watch notices every later change."""
         return cls(path) if path is not None else None
 
     def has_changed(self) -> bool:
         """Whether the file has new content that was the same at the last two checks. The second check gives a writer
-        time to finish. Each content is reported once; a deleted file counts as new content."""
+        time to finish. The method reports each content once, and treats a deleted file as new content."""
         former, self._seen = self._seen, self._digest()
         if self._seen != former or self._seen == self._told:
             return False
@@ -130,8 +129,8 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While the block runs, log that a restart is needed whenever the settings should be read again. This is for a
-    process without a parent that could replace it."""
+    """While the block runs, log that a restart is needed whenever the settings should be read again. A process without
+    a parent uses this, because no parent can start it with the new settings."""
 
     async def say(because: str) -> None:
         tell_manager("RELOADING=1")

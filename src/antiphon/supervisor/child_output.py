@@ -1,11 +1,11 @@
 """Forwards the output of child processes as one log, and detects the line of a ready child.
 
-This module formats the forwarded lines, and gives a level to lines without one. It also finds the reason that a child
-printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the log.
+This module formats the forwarded lines, and gives a level to lines without one. This module also finds the reason that
+a child printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the log.
 
-Invariants: no line of a child reaches standard output. The parent does not forward three kinds of lines. They are a
-worker's report that it listens, and lines for another child. The third kind is the reason for an end before all
-processes are ready, which `supervision.py` reports as an error.
+Invariants: no line of a child reaches standard output. The parent does not forward three kinds of lines. Two kinds are
+a worker's report that it listens, and lines for another child. The third kind is a child's reason for its end before
+all processes are ready, because `supervision.py` reports that reason as an error.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ChildOutput:
     """Forwards the output of all child processes of a generation."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` receives each line of Envoy. If it returns True, it has passed the line to the sidecars, which log
-        the event themselves."""
+        """`heard` receives each line of Envoy. If `heard` returns True, it has passed the line to the sidecars, which
+        log the event themselves."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and colors_wanted()
@@ -65,8 +65,8 @@ class ChildOutput:
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:
             return
-        # This call does not block, because a log collector that hangs must not stop this process. Through full pipes it
-        # would also stop the children.
+        # `write_line` does not block, because a log collector that hangs must not stop this process. It would also stop
+        # the children, whose output pipes would fill.
         write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:

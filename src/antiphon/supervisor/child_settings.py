@@ -1,7 +1,7 @@
 """Passes settings to a child process: most in a file, secrets in the environment.
 
-This module separates secrets from other settings, at any depth. It also changes the settings that differ for the
-children of `antiphon up`. `generation.py` starts the children.
+This module separates secrets from other settings, at any depth. This module also changes the settings that differ for
+the children of `antiphon up`. `generation.py` starts the children.
 
 Invariant: the file contains no secret. Every setting, or every setting with a non-default value, is in the file or in
 the environment.
@@ -29,14 +29,14 @@ from antiphon.envoy.tracing import header_variable
 
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
-    """Return the settings without secrets as plain values. If `exclude_defaults` is True, they contain only non-default
-    values."""
+    """Return the settings without secrets as plain values. If `exclude_defaults` is True, the result contains only
+    non-default values."""
     values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
     for path in _secrets(settings):
         del _at(values, path[:-1])[path[-1]]
     if settings.has_default:
-        # The default upstream is included even with its default URL. If a file has `upstreams` but no `upstream`, it
-        # has no default upstream.
+        # The default upstream is included even with its default URL. A file with `upstreams` but without `upstream`
+        # would have no default upstream.
         values["upstream"] = {"url": settings.upstream.url, **values.get("upstream", {})}
     else:
         values.pop("upstream", None)

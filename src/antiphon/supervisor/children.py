@@ -1,7 +1,7 @@
 """Starts and watches child processes of `antiphon up`, and forwards their output.
 
-This module manages one child process from start to end. It also has the pipe by which children notice their parent's
-end. `generation.py` has the list of children and stops them in order.
+This module manages one child process from start to end. This module also has the pipe by which children notice their
+parent's end. `generation.py` has the list of children and stops them in order.
 
 Invariants: a child never outlives its parent, however the parent ends. The parent knows the last lines of a child that
 died. No output of a child can block the parent or look like the parent's own.
@@ -29,7 +29,7 @@ _ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
-    """A pipe to which no process writes. Its end-of-file tells the readers that the parent has ended."""
+    """A pipe to which no process writes. The end-of-file of the pipe tells its readers that the parent has ended."""
 
     def __init__(self) -> None:
         # Children do not inherit the writing end, so the kernel closes it when this process ends.
@@ -42,8 +42,8 @@ class ParentPipe:
 
 
 class Child:
-    """One running child process. It calls `write_line` with its name and each line that the process prints, without the
-    line end."""
+    """One running child process. For each line that the process prints, the object calls `write_line` with the child's
+    name and the line without its line end."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Child:
     ) -> None:
         self.name = name
         self.orders = orders
-        """The channel for orders to the child. It is None for a foreign program, such as Envoy."""
+        """The channel for orders to the child. `orders` is None for a foreign program, such as Envoy."""
         self._process = process
         self._write_line = write_line
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -109,7 +109,8 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """The exit status, or None while the child runs. After a kill by a signal, it is minus the signal's number."""
+        """The exit status, or None while the child runs. After a kill by a signal, the status is minus the signal's
+        number."""
         return self._process.returncode
 
     def last_lines(self) -> list[str]:

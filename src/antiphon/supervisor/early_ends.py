@@ -21,8 +21,8 @@ _MARK = f'"{ENDED_EARLY}"'
 
 
 def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
-    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns True if it was sent. If
-    Envoy does not know which side ended the stream, the line is not sent and stays in the log."""
+    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns True if the line was sent.
+    If Envoy does not know which side ended the stream, the line is not sent and stays in the log."""
     if _MARK not in line:
         return False
     try:

@@ -3,7 +3,7 @@
 `generation.py` decides when the queries run. The package `envoy` generates Envoy's configuration.
 
 Invariants: a missing answer of the admin port raises no error and means "not ready" or "unknown". All queries use one
-connection. So they still reach a former Envoy after a hot restart, when the next Envoy owns the port.
+connection. So queries still reach the former Envoy after a hot restart, when the next Envoy owns the port.
 """
 
 from __future__ import annotations

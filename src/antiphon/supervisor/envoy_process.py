@@ -3,17 +3,17 @@
 This module writes files and builds arguments. The package `envoy` generates the configuration. `generation.py` and
 `supervision.py` decide when an Envoy starts.
 
-In a hot restart, the next Envoy finds the former one by a base id and a restart number. It takes over the former
-Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends SIGTERM
-to the former one and stops communicating with it. If the former Envoy ends before that, the next one aborts. The
+In a hot restart, the next Envoy finds the former one by a base id and a restart number. The next Envoy takes over the
+former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends
+SIGTERM to the former one and stops communicating with it. If the former Envoy ends earlier, the next Envoy aborts. The
 duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent ends
 them with SIGINT. An Envoy that replaces a dead one starts without hot restart. Hot restart needs Linux with shared
 memory (`/dev/shm`).
 
 An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of it.
 Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before the
-next attempt, an Envoy without listeners starts and ends (`renewing_command`). It uses a different socket, and the
-serving Envoy keeps its mapped memory.
+next attempt, an Envoy without listeners starts and ends (`renewing_command`). That Envoy uses a different socket, and
+the serving Envoy keeps its mapped memory.
 
 Invariant: only this user can access the restart socket of a running Envoy.
 """
@@ -105,7 +105,7 @@ class EnvoyProcess:
             self._epoch = former._epoch + 1
             chosen = ["--base-id", self._base_id()]
         elif not os.access(_SHARED, os.W_OK | os.X_OK):
-            # Some containers have no writable `/dev/shm`. There a change of settings needs a restart.
+            # Some containers have no writable `/dev/shm`. In such a container, a change of settings needs a restart.
             self._base.write_text("")
             return [*self._command, "--disable-hot-restart"]
         else:
@@ -133,7 +133,7 @@ class EnvoyProcess:
 
 
 def forget(shared: Path) -> None:
-    """Remove the shared memory of the Envoys of the run with this folder. All of them must have ended."""
+    """Remove the shared memory of the Envoys of the run with this folder. All these Envoys must have ended."""
     with contextlib.suppress(OSError):
         if base := (shared / _BASE).read_text().strip():
             (_SHARED / f"envoy_shared_memory_{base}0").unlink()
@@ -150,8 +150,8 @@ def _options(settings: Settings, shared: Path) -> list[str]:
     if settings.log.format == "json":
         command += ["--log-format", _LOG]
     if settings.envoy.log_level in ("info", "warning"):
-        # Without this option Envoy logs every stream that a dead sidecar leaves. The access log already has a line for
-        # each such request.
+        # With the default level Envoy logs every stream that a dead sidecar leaves. The access log already has a line
+        # for each such request.
         command += ["--component-log-level", "ext_proc:error"]
     if settings.envoy.concurrency is not None:
         command += ["--concurrency", str(settings.envoy.concurrency)]

@@ -6,7 +6,7 @@ This module starts and ends the processes, waits until they are ready, and hands
 and `merged_metrics.py` merges metrics.
 
 Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
-began. If a child dies or hangs, also Envoy, it is replaced, and the other children continue.
+began. A child that dies or hangs is replaced, also Envoy, and the other children continue.
 
 Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
 sockets of the former workers (`HeldPort`). Envoy's hot restart passes its listeners to the next Envoy.
@@ -107,11 +107,11 @@ class Generation:
         """All processes that are restarted when they end."""
         return [*self.workers, *([self.envoy] if self.envoy is not None else [])]
 
-    # Starting the processes.
+    # The methods below start the processes.
 
     async def start(self) -> None:
-        """Start all processes and wait until they serve. Then new clients reach them and no longer the former
-        generation.
+        """Start all processes and wait until they serve. After that, new clients reach these processes and no longer
+        the former generation.
 
         Raises `AntiphonError`.
         """
@@ -143,7 +143,7 @@ class Generation:
         before = None
         if former is not None:
             assert former._admin is not None
-            # The next Envoy closes the admin listener, so the connection to the former Envoy must be open before that.
+            # The next Envoy closes the admin listener, so this process opens its connection to the former Envoy first.
             await former._admin.is_live()
             before = former._binary
         # Raises `ConfigError` before any process starts, if the configuration is wrong.
@@ -212,7 +212,7 @@ class Generation:
         async def start() -> Child:
             self._output.serving.discard(name)
             if sockets is not None and process.life:
-                # Without this, the connections in the dead worker's queue would wait for the new worker.
+                # The sockets are renewed, because connections in the dead worker's queue would wait for the new worker.
                 self._around.port.renew(*sockets)
             given = self._around.port.sockets(*sockets) if sockets is not None else ()
             child = await self._start_worker(name, [*command, *asking], given)
@@ -234,8 +234,8 @@ class Generation:
         self.workers.append(process)
 
     async def _start_worker(self, name: str, command: Sequence[str], sockets: Sequence[socket.socket]) -> Child:
-        """Start a worker. Its settings without secrets are in a file that only this user can read. The secrets are in
-        its environment."""
+        """Start a worker. The worker's settings without secrets are in a file that only this user can read. The secrets
+        are in the worker's environment."""
         file = self._folder / "settings.json"
         write_private(file, json.dumps(file_values(self.settings)))
         files = [one.fileno() for one in sockets]
@@ -268,7 +268,7 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Pass a line of Envoy to the sidecars if it is for them. Returns whether it was passed."""
+        """Pass a line of Envoy to the sidecars if it is for them. Returns whether the line was passed."""
         return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
@@ -279,7 +279,7 @@ class Generation:
     async def _all_serving(self) -> bool:
         return len(self._output.serving) == self.settings.workers
 
-    # Handing over to the next generation.
+    # The methods below hand over to the next generation.
 
     async def give_way(self) -> None:
         """Make way for the next generation, which serves. New clients no longer reach these processes, and none is
@@ -295,16 +295,15 @@ class Generation:
         try:
             await child.orders.give("give_way", _GIVE_WAY_SECONDS)
         except OSError as error:
-            # This also happens when a worker has just ended, because its end of the socket is closed.
+            # The order also fails when a worker has just ended, because its end of the socket is closed.
             if child.name not in self._output.serving:
-                # The worker was still starting. SIGTERM ends it next.
+                # The worker was still starting. SIGTERM ends this worker next.
                 return
             _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
             child.kill()
 
     async def retire(self, successor: Generation) -> None:
-        """After the handover, let requests in flight finish for as long as a response may take. Then end all
-        processes."""
+        """After the handover, let requests in flight finish (`timeouts.response`), and then end all processes."""
         seconds = self.settings.timeouts.response
         began = self._clock()
         last = began + seconds
@@ -321,10 +320,10 @@ class Generation:
         await self.stop()
 
     async def withdraw(self) -> None:
-        """After a failed handover, let requests that clients have begun here finish. Then end all processes."""
+        """After a failed handover, let requests in flight finish, and then end all processes."""
         await self._keep_no_more()
         last = self._clock() + self.settings.timeouts.response
-        # A worker that has not reported ready may already listen. It handles the order as soon as it is ready.
+        # A worker may listen before it reports ready. Such a worker handles the order when it is ready.
         await asyncio.gather(*(self._tell_to_give_way(child) for child in self._living()))
         if self._admin is not None:
             await self._admin.refuse_connections(_HURRY_SECONDS)
@@ -333,8 +332,9 @@ class Generation:
         await self.stop()
 
     async def listen_again(self) -> None:
-        """Handle the failure of the next generation. If its Envoy has already taken the listeners, kill our Envoy, so
-        that it restarts and listens again. That cuts its streams, but otherwise no process would accept connections."""
+        """Handle the failure of the next generation. If the next Envoy has taken the listeners, kill the Envoy of this
+        generation, so that it restarts and listens again. The kill cuts streams, but otherwise no process would accept
+        connections."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
@@ -366,7 +366,7 @@ class Generation:
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
-    # Stopping the processes.
+    # The methods below stop the processes.
 
     async def requests_in_flight(self) -> int:
         """Return the number of incomplete requests in Envoy, or 0 without Envoy."""
@@ -450,7 +450,7 @@ class Generation:
         self.end_at(self._clock() + _STOP_SECONDS)
         children = [process.child for process in self.workers if process.child is not None]
         for child in children:
-            # The second signal is different from the first, so that both arrive even at the same moment.
+            # SIGINT is sent before SIGTERM, because two different signals both arrive even at the same moment.
             child.signal(signal.SIGINT)
         left = self._left()
         await asyncio.gather(*(child.stop(left) for child in children))

@@ -1,7 +1,7 @@
 """A small HTTP client for probes of Antiphon's own processes.
 
-It connects to a Unix socket or a port, also with TLS, and builds the TLS context for Antiphon's own ports.
-`envoy_admin.py`, `generation.py` and `listen_address.py` interpret the answers.
+The client connects to a Unix socket or a port, also with TLS. This module also builds the TLS context for Antiphon's
+own ports. `envoy_admin.py`, `generation.py` and `listen_address.py` interpret the answers.
 
 This module does not use aiohttp, because the parent of the workers would load it (13 MiB) only for these probes.
 
@@ -48,8 +48,8 @@ async def ask(
 
 
 class Connection:
-    """One connection for any number of requests, one after another. It opens at the first request, and again after a
-    close."""
+    """One connection for any number of requests, one after another. The connection opens at the first request, and
+    again after a close."""
 
     def __init__(self, place: str, tls: ssl.SSLContext | None = None) -> None:
         self._place = place
@@ -100,8 +100,8 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:
-    """Build a TLS context for Antiphon's ports on this machine. It does not verify certificates, because the probes
-    check only that the ports answer."""
+    """Build a TLS context for Antiphon's ports on this machine. The context does not verify certificates, because the
+    probes check only that the ports answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if files.envoy_cert is not None:

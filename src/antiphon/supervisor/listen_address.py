@@ -39,8 +39,8 @@ def free_address(listen: str) -> str:
 
 
 def refuse_own_upstream(settings: Settings) -> None:
-    """Raise `ConfigError` when an upstream has the address at which clients connect. Otherwise each request would call
-    Antiphon itself."""
+    """Raise `ConfigError` when an upstream has the address at which clients connect. With such an upstream each request
+    would call Antiphon itself."""
     host, port = parse_address(settings.listen)
     own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
     for name, upstream in settings.every_upstream.items():

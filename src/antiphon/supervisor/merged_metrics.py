@@ -1,7 +1,7 @@
 """Merges the metrics of several processes into one exposition.
 
 This module adds the numbers of all processes, stores the counts of ended workers, and renders the parent's `/metrics`
-text. The parent imports it only if it serves metrics. `generation.py` queries the workers,
+text. The parent imports this module only if it serves metrics. `generation.py` queries the workers,
 `observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` listens.
 
 Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So sums

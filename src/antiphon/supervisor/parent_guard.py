@@ -3,10 +3,10 @@
 The parent starts a program through this file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
 
 PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM, with the same
-process id, output and exit status. A small fork of it watches the pipe. The fork notices the parent's end, even by
-SIGKILL, and kills the program SECONDS later. On Linux the program also gets a signal immediately: SIGTERM, or SIGKILL
-if SECONDS is 0. If SECONDS is 0, the program has no pipe and SIGTERM is blocked. This file uses only the standard
-library.
+process id, output and exit status. A small fork of this process watches the pipe. The fork notices the parent's end,
+even by SIGKILL, and kills the program SECONDS later. On Linux the program also gets a signal immediately: SIGTERM, or
+SIGKILL if SECONDS is 0. If SECONDS is 0, the program has no pipe and SIGTERM is blocked. This file uses only the
+standard library.
 """
 
 import os
@@ -17,7 +17,7 @@ import time
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
-# The polling interval in seconds. It matters on systems that do not notify the fork of the program's end.
+# The polling interval in seconds. The interval matters on systems that do not notify the fork of the program's end.
 _LOOK_SECONDS = 10.0
 
 
@@ -47,13 +47,13 @@ def tell_at_the_parents_end(number: int) -> None:
 
 def watch(pipe: int, seconds: float, program: int) -> NoReturn:
     """Kill the program `seconds` after the end of the pipe. Exit when the program has ended."""
-    # The fork closes its copy of the program's output. Otherwise the reader of the output would wait after the
-    # program's end.
+    # The fork closes its copy of the program's output. With that copy open, the reader of the output would wait after
+    # the program's end.
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    # The fork also closes the program's listening sockets. Otherwise clients would connect to them after the program's
-    # end and wait.
+    # The fork also closes the program's listening sockets. Clients would otherwise connect to these sockets after the
+    # program's end and wait.
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
     last = None

@@ -1,17 +1,18 @@
 """Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
-This module runs the event loop and schedules Python's cycle collector. It handles signals and the parent's pipe, drains
-the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
+This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
+parent's pipe, drains the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
 
 By default the collector runs after a number of new objects. A request leaves almost none, so hours may pass between
 runs. But one cycle may keep a request's body and a partial response in memory, which are megabytes for each failed
 call. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries leave some.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
-is longer. So it never takes more than 1/2000 of the time, however many objects exist (150,000 objects take some 40 ms).
-The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its parent's end a
-process drains only briefly, because another process may need its port. The process always ends: a thread that does not
-depend on the event loop ends it `CLOSING_SECONDS` after the drain's deadline. The thread logs where the process hung.
+is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
+about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its
+parent's end a process drains only briefly, because another process may need its port. The process always ends: a thread
+that does not depend on the event loop ends it `CLOSING_SECONDS` after the drain's deadline. The thread logs where the
+process hung.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ ORPHAN_SECONDS = 2.0
 CLOSING_SECONDS = 1.1
 COUNTS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
-"""The seconds without a request after which a replaced process ends. Each response tells its client to reconnect, and
-an idle client has this time to send another request."""
+"""The seconds without a request after which a replaced process ends. Each response tells its client to reconnect.
+Within this time an idle client can still send another request."""
 _CUT_SECONDS = 1.0
 """The seconds after a drain's deadline to cut the remaining requests, store their responses as failed, and close."""
 _EASY_CLOSING_SECONDS = 5.0
-"""The seconds to close when the drain ended before its deadline. It is longer, because a busy machine needs more
-time."""
+"""The seconds to close when the drain ended before its deadline. This time is longer than `_CUT_SECONDS`, because a
+busy machine needs more time."""
 _SAYING_SECONDS = 0.2
 _TURN_SECONDS = 0.0005
 _TASKS_SAID = 10
@@ -76,17 +77,18 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    # A thread may make the event loop wait for the interpreter lock at most this long. Python's default is 5 ms.
+    # A thread may make the event loop wait for the interpreter lock at most this long (0.5 ms). Python's default is 5
+    # ms.
     sys.setswitchinterval(_TURN_SECONDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
 def keep_what_there_is() -> None:
-    """Exclude the objects that exist after the start from garbage collection. Collecting them would take 5 ms each
-    time.
+    """Exclude the objects that exist after the start from garbage collection. Collecting these objects would take 5 ms
+    each time.
 
-    It also raises the collector's thresholds, because all streams wait during a collection.
+    The function also raises the collector's thresholds, because all streams wait during a collection.
     """
     gc.collect()
     gc.freeze()
@@ -115,8 +117,8 @@ def hears_hangup() -> bool:
 
 
 def on_terminal() -> bool:
-    """Whether standard input is an open terminal. When a terminal closes, it also sends SIGHUP, which then means that
-    the process must end."""
+    """Whether standard input is an open terminal. A terminal that closes also sends SIGHUP, which then means that the
+    process must end."""
     try:
         termios.tcgetattr(0)
     except (OSError, termios.error):
@@ -126,7 +128,7 @@ def on_terminal() -> bool:
 
 def time_to_cut(drain: float) -> float:
     """Return how many of a drain's seconds are reserved for cutting the remaining requests and storing their responses.
-    If this began at the deadline, it would not be complete at the process's end."""
+    If the cut began at the drain's deadline, it would not be complete at the process's end."""
     return min(_CUT_SECONDS, drain / 4)
 
 
@@ -222,7 +224,7 @@ class StopSignals:
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")
 
-    # Methods that run in the thread.
+    # Methods that run in the signal thread.
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -274,7 +276,7 @@ class StopSignals:
 
 
 def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """End this process by force after `seconds`, unless it has ended before. Otherwise a thread that never ends would
+    """End this process by force after `seconds`, unless it has ended before. A thread that never ends would otherwise
     delay the end."""
     # A daemon thread runs while the interpreter waits for other threads.
     timer = threading.Timer(seconds, _end_by_force, (loop,))

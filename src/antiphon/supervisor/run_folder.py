@@ -1,10 +1,11 @@
 """The folder of one run of `antiphon up`: its sockets and generated files.
 
-This module chooses the folder's path, creates the folder and removes it. `generation.py` writes its content.
+This module chooses the folder's path, creates the folder and removes it. `generation.py` writes the content of the
+folder.
 
 Invariants: only this user can access the folder. Paths of sockets in the folder fit in the system's limit. A run
-removes its folder at its end. If it was killed, the next run removes the folder. Each run holds a lock in its folder,
-so other runs do not remove it.
+removes its folder at its end. If a run was killed, the next run removes the folder. Each run holds a lock in its
+folder, so other runs do not remove it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def run_folder(
     _make_private(above)
     living = contextlib.ExitStack()
     try:
-        # Without this lock, a cleanup could remove the folder that another run has just created but not locked yet.
+        # Without the lock in `above`, a cleanup could remove the folder that another run has just created but not
+        # locked yet.
         with _locked(above / "lock"):
             _clear(above, forget)
             folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))

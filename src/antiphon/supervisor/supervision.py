@@ -5,8 +5,8 @@ This module decides when a child is dead or hangs, how long to wait before a res
 
 Invariants: a child that does not answer is killed after at most `RestartPolicy.hung` seconds. The pause between two
 starts doubles with every quick death. The parent stops restarting a child after `RestartPolicy.deaths` quick deaths in
-a row. Before all processes were ready once, one death is enough. If the machine cannot start a child (a full disk), the
-parent tries again.
+a row. Before all processes were ready once, one death is enough. If the machine cannot start a child (for example, on a
+full disk), the parent tries again.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Supervised:
                 await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
-        """Wait for the child's end, and kill the child if it hangs. Returns its exit status and whether it was killed
-        for hanging."""
+        """Wait for the child's end, and kill the child if it hangs. Returns the child's exit status and whether the
+        child was killed for hanging."""
         ended = asyncio.ensure_future(child.wait())
         last = self._clock() + self._policy.starting
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS

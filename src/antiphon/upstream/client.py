@@ -28,11 +28,12 @@ from antiphon.upstream.silence import Silence
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
 TLS_FAILED = "the TLS handshake failed"
-"""The start of the error text after a failed TLS handshake. Callers compare it, because the server may speak plain
-HTTP."""
+"""The start of the error text after a failed TLS handshake. Callers look for this text, because the server may speak
+plain HTTP."""
 
 _CAUSES = 8
-# Headers that describe the bytes on the wire. They are removed, because they do not apply to the decoded bytes.
+# Headers that describe the bytes on the wire. The client removes these headers, because they do not apply to the
+# decoded bytes.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
 
@@ -88,12 +89,12 @@ class HttpUpstream:
         try:
             yield _UpstreamAnswer(response, self._idle_seconds, self._body_limit)
         finally:
-            # After a complete body, aiohttp has already taken the connection back. Otherwise the connection must close,
-            # so that the upstream notices immediately that no client reads its response.
+            # After a complete body, aiohttp has already taken the connection back. After an incomplete body the
+            # connection must close, so that the upstream notices immediately that no client reads its response.
             response.close()
 
     async def aclose(self) -> None:
-        """Close the connections. Later calls fail."""
+        """Close the connections. Calls after `aclose` fail."""
         self._closed = True
         connections, self._connections = self._connections, None
         if connections is not None:
@@ -166,14 +167,14 @@ class _UpstreamAnswer:
         silence = Silence(self._idle_seconds, self._give_up)
         protocol = self._response.protocol
         # After a broken chunk header aiohttp's C parser (3.14.5) closes the connection and does not tell the reader
-        # (tests/faults found this). Without this callback the read would wait until the idle timeout.
+        # (tests/faults found this). Without the callback `_on_lost` the read would wait until the idle timeout.
         lost = protocol.closed if protocol is not None else None
         if lost is None:
             self._break_off()
             yield silence
             return
-        # `look_at` marks the result of the future as read. Otherwise asyncio would log an unread exception of a
-        # finished connection.
+        # `look_at` marks the result of the future as read. Without `look_at` asyncio would log the unread exception of
+        # a finished connection.
         lost.add_done_callback(look_at)
         lost.add_done_callback(self._on_lost)
         try:
@@ -193,7 +194,7 @@ class _UpstreamAnswer:
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
-        """Raise this error in the reader of the body, unless the body is complete."""
+        """Raise `error` in the reader of the body, unless the body is complete."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(error)

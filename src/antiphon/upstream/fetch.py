@@ -3,11 +3,11 @@
 This module fetches all files of a request, with guards and limits. `addresses.py` decides which addresses are public,
 and the package `translation` uses the files.
 
-The guards check the URL's scheme and port, and refuse credentials in it. They resolve the host and check every address.
-The connection goes to one of the checked addresses, and the socket refuses any other. So a name that resolves
-differently a moment later gains nothing. Each redirect is a new URL with the same checks. A fetch uses no cookies,
-proxies or credentials. Limits apply to the total size of all files, the total time, the number of files and redirects,
-and the number of concurrent fetches.
+The guards check the URL's scheme and port, and refuse credentials in it. The guards also resolve the host and check
+every address. The connection goes to one of the checked addresses, and the socket refuses any other. So a name that
+resolves differently a moment later gains nothing. Each redirect is a new URL that gets the same checks. A fetch uses no
+cookies, proxies or credentials. Limits apply to the total size of all files, the total time, the number of files and
+redirects, and the number of concurrent fetches.
 
 Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists.
 """
@@ -86,8 +86,8 @@ class GuardedFetcher:
         """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error (without
         `param`) of each URL.
 
-        Each URL is fetched once. Its size counts once for each time the request names it, because the file is sent to
-        the model that many times.
+        Each URL is fetched once. A file's size counts once for each time the request names its URL, because the model
+        gets the file that many times.
 
         `fits` returns whether a URL, or the target of a redirect, may be fetched.
         """
@@ -97,7 +97,7 @@ class GuardedFetcher:
             error = _refused(f"At most {self._limits.files} files can be fetched for one request.")
             return dict.fromkeys(urls, error)
         budget = _Budget(self._limits.total_bytes)
-        # This semaphore keeps one request with slow servers from using all slots of the process.
+        # The semaphore `places` keeps one request with slow servers from using all slots of the process.
         places = asyncio.Semaphore(_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self._limits.seconds
         outcomes = await asyncio.gather(*(self._fetch(url, budget, deadline, places, fits) for url in urls))
@@ -314,7 +314,7 @@ class _Pinned(AbstractResolver):
 
 
 def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
-    """Return a factory for sockets that connect only to these addresses. This is the last check, after all
+    """Return a factory for sockets that connect only to these addresses. The factory is the last check, after all
     resolvers."""
     allowed = {ip_address(address) for address in addresses}
 

@@ -1,16 +1,16 @@
 """A process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
-This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits). It
-sends requests, and holds the connection until the end of the response. `client.py` classifies failures and reads the
-body.
+This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits).
+This module also sends requests, and holds the connection until the end of the response. `client.py` classifies failures
+and reads the body.
 
-An aiohttp session does far more for a request than a model call needs. It handles cookies, redirects, proxies and
-traces, and makes large request and response objects. That took half to two thirds of a call's CPU time. So this module
-uses only aiohttp's pool, connector, parser and header writer.
+An aiohttp session does far more for a request than a model call needs. The session handles cookies, redirects, proxies
+and traces, and makes large request and response objects. Its work took half to two thirds of a call's CPU time. So this
+module uses only aiohttp's pool, connector, parser and header writer.
 
 Invariants: a request has only its caller's headers, the target's headers, a constant user agent, `accept-encoding:
 identity` and the framing headers. A request cannot replace a header of the target. A connection goes back to the pool
-only at the end of a response whose request was sent completely. Otherwise the connection closes.
+only at the end of a response whose request was sent completely. In all other cases the connection closes.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class UpstreamTarget:
 
 
 class Connections:
-    """The connections to one target. They are opened when a call needs them and kept for a while. The constructor needs
-    a running event loop.
+    """The connections to one target. Connections are opened when a call needs them and kept for a while. The
+    constructor needs a running event loop.
 
     If a reused connection breaks within `stale_seconds`, the server closed it before it saw the request. The request is
     then sent again.
@@ -96,16 +96,17 @@ class Connections:
             try:
                 return await self._ask(connection, request)
             except _CUT_CONNECTION:
-                # The server closed a reused connection while this process wrote. It never saw the request or never
-                # began to answer, so the request is sent again. A new connection that breaks is an error. So is a
-                # connection that broke after `stale_seconds`, because the server may have begun the work and crashed.
+                # The server closed a reused connection while this process wrote. The server never saw the request or
+                # never began to answer, so the request is sent again. A new connection that breaks is an error. A
+                # reused connection that broke after `stale_seconds` is also an error, because the server may have begun
+                # the work and crashed.
                 if not more or kept_at is None or time.monotonic() - kept_at > self._stale_seconds:
                     raise
                 more -= 1
 
     async def _connect(self) -> tuple[Connection, float | None]:
-        """Return a connection. For a reused connection, also return the time at which it left the pool; for a new one
-        None. Raises `aiohttp.ClientError`."""
+        """Return a connection. For a reused connection, also return the time at which the pool handed it out. For a new
+        connection this time is None. Raises `aiohttp.ClientError`."""
         try:
             connection = await self._connector.connect(self._place, [], self._timeout)
         except TimeoutError as error:

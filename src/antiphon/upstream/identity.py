@@ -4,9 +4,9 @@ The process requests the model list of each upstream, and this module decides wh
 the kind of server. `engine/exchange/model_routes.py` applies the profile.
 
 Invariant: no client request waits for the identification. The process asks an upstream with growing pauses until it has
-answered once. It sends the gateway's own credentials or none. Each attempt has a timeout, and no attempt begins after
-`aclose`. The log has one warning for an upstream that stays unknown. It is written when the answer does not identify
-the upstream, or after half a minute without an answer.
+answered once. The process sends the gateway's own credentials or none. Each attempt has a timeout, and no attempt
+begins after `aclose`. The log has one warning for an upstream that stays unknown. The warning is written when the
+answer does not identify the upstream, or after half a minute without an answer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _MAX_BYTES = 4 << 20
 
 
 class ServerIdentities:
-    """Requests the model lists of the upstreams in `names`. For each identified upstream it calls `found` with the
-    upstream's name and the profile's name."""
+    """Requests the model lists of the upstreams in `names`. For each identified upstream, the object calls `found` with
+    the upstream's name and the profile's name."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Routes calls to several upstreams with one name, and tries the next upstream until one answers.
 
-This module finds the upstream that a call names, directly or through Envoy's model listener. Of several upstreams it
-selects the first and the next ones, and moves failing upstreams to the end for a while. `client.py` makes the calls.
+This module finds the upstream that a call names, directly or through Envoy's model listener. Among several upstreams,
+it selects the first and the next ones, and moves failing upstreams to the end for a while. `client.py` makes the calls.
 `engine/exchange/model_routes.py` selects by model. Behind Envoy, Envoy itself tries several upstreams
 (`envoy/several.py`).
 
@@ -111,7 +111,7 @@ class SeveralUpstreams:
         now = self._clock()
         members = self._members
         if self._weighted:
-            # This order is random, as if upstreams were drawn one after another by weight.
+            # The order is random, as if upstreams were drawn one after another by weight.
             members = sorted(members, key=lambda member: self._chance.expovariate(member.weight))
         # Sorting is stable, so the order among equals stays.
         return sorted(members, key=lambda member: member.left_out_until > now)

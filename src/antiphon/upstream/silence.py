@@ -23,7 +23,7 @@ class Silence:
         self._seconds = seconds
         self._tell = tell
         self._since: float | None = None
-        # Both are set at the first wait.
+        # The loop and the timer are set at the first wait.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 

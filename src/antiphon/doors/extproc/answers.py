@@ -1,7 +1,7 @@
 """Builds parts of answers to Envoy: headers, body chunks, metadata and early refusals.
 
 This module has values and pure functions. `stream.py`, `relay_state.py` and `immediate_response.py` know when Envoy
-accepts an answer. `peer.py` sends it.
+accepts an answer. `peer.py` sends the answer.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> 
 
 def running_metadata(model: str, usage: Usage | None) -> wire.Metadata | None:
     """Build the metadata for Envoy in the middle of a long stream: the estimated tokens so far. If the stream is cut,
-    Envoy has this as its last token record. Returns None without an estimate."""
+    this estimate is Envoy's last token record. Returns None without an estimate."""
     if usage is None:
         return None
     return {wire.TOKEN_USAGE: wire.TokenRecord(model, usage, estimated=True)}
 
 
 def refusal_message(error: ApiError, request_id: str) -> bytes:
-    """Build an immediate error response. Envoy accepts it as the first answer, even during an upload."""
+    """Build an immediate error response. Envoy accepts such a response as the first answer, even during an upload."""
     headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
     details = f"{OWN_JSON}{error.code or 'refused'}"
     return wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"})

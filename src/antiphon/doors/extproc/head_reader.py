@@ -128,7 +128,7 @@ def _read(entry: bytes) -> tuple[str, str]:
     pair = name, entry[at:].decode("utf-8", "surrogateescape")
     if len(entry) < _LONGEST and _is_harmless(*pair):
         if len(KEPT_HEADERS) >= _MOST:
-            # A full cache is emptied. The usual headers fill it again soon.
+            # A full cache is emptied. The usual headers fill the cache again soon.
             KEPT_HEADERS.clear()
         KEPT_HEADERS[entry] = pair
     return pair

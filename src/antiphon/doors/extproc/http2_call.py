@@ -315,8 +315,8 @@ class Call:
             self._withheld = 0
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        # A cancelled task keeps its frames, and these refer to the call. Without this assignment the whole exchange
-        # would stay in memory until the next garbage collection.
+        # A cancelled task keeps its stack frames, and these frames refer to the call. Without this assignment the whole
+        # exchange would stay in memory until the next garbage collection.
         self.task = None
         if not task.cancelled():
             task.exception()

@@ -1,7 +1,7 @@
 """Sends responses that the sidecar makes itself: whole responses, and streams with its own model calls (drive).
 
-This module sends streamed immediate responses. The exchange and the router produce their content. `relay.py` handles
-responses whose model call Envoy makes.
+This module sends streamed immediate responses. The exchange and the router produce the content of these responses.
+`relay.py` handles responses whose model call Envoy makes.
 
 Rules, verified against Envoy 1.40.0:
 
@@ -9,9 +9,9 @@ Rules, verified against Envoy 1.40.0:
   might forward the request.
 - A streamed immediate response begins with its head, which includes `:status`. The response ends with exactly one
   `end_of_stream`, because the client waits until this flag arrives.
-- Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. The
-  code then closes the generator explicitly, which ends the model call. It does not wait for the garbage collector to
-  close the generator.
+- Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. When
+  Envoy cancels the call, the code closes the generator explicitly, which ends the model call. It does not wait for the
+  garbage collector to close the generator.
 - A client that reads slowly does not slow the sidecar down, because Envoy buffers all bytes of an immediate response.
   So each stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster
   than clients read.
@@ -19,8 +19,8 @@ Rules, verified against Envoy 1.40.0:
 The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. The estimate
 assumes that a client reads at `RATE`, several times as fast as models write. All bytes written beyond that rate count
 as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The listener cuts
-off a client that reads nothing (`timeouts.send`). Until this cut, Envoy buffers at most the stream's share plus the
-bytes at `RATE`, and never more than the maximum size of a stream.
+off a client that reads nothing (`timeouts.send`). Until the listener cuts off such a client, Envoy buffers at most the
+stream's share plus the bytes at `RATE`. Envoy never buffers more than the maximum size of a stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
@@ -54,8 +54,8 @@ RATE: Final = 256 * 1024
 """The assumed reading speed of a client in bytes per second. At this speed a client reads about 800 tokens per
 second."""
 SHARE: Final = 8 << 20
-"""The largest number of unread bytes that a stream may have. With few streams it is large enough that bursts do not
-wait."""
+"""The largest number of unread bytes that a stream may have. With few streams this number is so large that bursts do
+not wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
 """How often the final events repeat the whole text: in the text's, the part's, the item's and the response's final
@@ -113,8 +113,8 @@ class Drive:
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """The side that ended Envoy's stream early. Here it is always the client, because this process calls the
-        upstream on a separate connection."""
+        """The side that ended Envoy's stream early. In drive mode this is always the client, because the sidecar calls
+        the upstream on a separate connection."""
         return CancelReason.CLIENT_GONE
 
     async def run(self) -> None:

@@ -1,8 +1,8 @@
 """Runs one exchange in relay mode: Envoy makes the model call, and the sidecar rewrites the request and the response on
 one ext_proc stream.
 
-This module waits for Envoy, sends to it, and performs the runner's actions. During silence it runs timed actions,
-without a task or a lock per message. `relay_state.py` decides the content and the order of the answers.
+This module waits for Envoy, sends to it, and performs the runner's actions. While the stream is silent, it runs timed
+actions, without a task or a lock per message. `relay_state.py` decides the content and the order of the answers.
 
 Invariants: an action during silence and the handling of a message never overlap. When such an action fails, the stream
 fails.
@@ -76,8 +76,8 @@ class Relay:
             return
         state.forward(call, now())
         await self._send()
-        # Envoy may have needed time to read a large request. So the upstream's timeout starts after the request was
-        # sent.
+        # Envoy may have needed time to read a large request. So the upstream's timeout starts only after the whole
+        # request was sent to Envoy.
         state.hear(now())
         interludes = Interludes(self._peer, state.next_due, self._on_silence)
         interludes.schedule()

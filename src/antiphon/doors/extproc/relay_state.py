@@ -13,8 +13,8 @@ Rules, verified against Envoy 1.40.0:
 - For a response without a body, Envoy accepts a body only inside the headers answer. If a response has trailers but no
   body, Envoy accepts a body only as an immediate response. A response with trailers ends with the trailers answer
   instead of `end_of_stream`.
-- An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends it
-  when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
+- An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends the
+  stream when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
 - After the upstream's first chunk the sidecar may send chunks at any time. The sidecar sends keep-alive comments, and
   ends the stream when the upstream is silent for too long.
@@ -191,8 +191,7 @@ class RelayState:
     @property
     def reason_of_the_end(self) -> CancelReason:
         """The side that ended Envoy's stream early. An upstream failure before its head arrives as Envoy's own
-        response. After the head, the sidecar cannot distinguish a client that leaves from an upstream that breaks
-        off."""
+        response. After the head, a client that leaves looks like an upstream that breaks off."""
         return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     def next_action(self) -> CallUpstream | OwnAction | None:
@@ -351,8 +350,8 @@ class RelayState:
         return None
 
     def say(self, outbox: Outbox, now: float) -> bool:
-        """Run `answer` and send its output, if that needs no waiting. Returns False if it does. The driver must then
-        call `answer` again and send `outgoing` and `rest`."""
+        """Run `answer` and send its output, if that needs no waiting. Returns False if a wait is needed. The driver
+        must then call `answer` again and send `outgoing` and `rest`."""
         action = self.answer(now)
         if action is not None:
             self._first = action
@@ -456,7 +455,8 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """The maximum silence of the upstream in seconds. Before the head, it grows with the number of tries."""
+        """The maximum silence of the upstream in seconds. Before the head, this limit grows with the number of
+        tries."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:

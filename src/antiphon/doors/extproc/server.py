@@ -147,7 +147,8 @@ class ExtProcDoor:
         return self._standard.check(message)
 
     async def standard(self, path: str, stream: MessageStream) -> None:
-        """Serve one `Watch` call or one reflection stream. The transport has checked `refusal` first."""
+        """Serve one `Watch` call or one reflection stream. The transport calls this method only after `refusal` has
+        returned None."""
         await self._standard.serve(path, stream)
 
     def refusal(self, presented: Presented) -> CallFailed | None:
@@ -159,7 +160,7 @@ class ExtProcDoor:
         return CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
-        """Serve one stream. The transport has checked `refusal` first."""
+        """Serve one stream. The transport calls this method only after `refusal` has returned None."""
         try:
             await serve_stream(self._context, stream, self._options, presented.trace)
         except PeerLeft as left:

@@ -52,9 +52,9 @@ _log = structlog.get_logger(__name__)
 class ProcessorOptions:
     """Options of the ext_proc server for all streams.
 
-    If `always_drive` is True, this process makes every model call. If it is False, Envoy makes the model call of a
-    request that needs only one call. `end_seconds` is how long the sidecar waits for the end of an upstream's body
-    after its `[DONE]`.
+    If `always_drive` is True, this process makes every model call. If `always_drive` is False, Envoy makes the model
+    call of a request that needs only one call. `end_seconds` is how long the sidecar waits for the end of an upstream's
+    body after its `[DONE]`.
     """
 
     always_drive: bool
@@ -137,8 +137,8 @@ async def _serve(
         return
     if not ended and not await _read_body(context, peer, request, hold):
         return
-    # Envoy reaches this point only with a wider configuration. The generated configuration routes these paths to an
-    # ordinary cluster.
+    # Only an Envoy with a wider configuration sends such requests to the ext_proc server. The generated configuration
+    # routes their paths to an ordinary cluster.
     pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
     api_request = ApiRequest(
         request.method,

@@ -5,8 +5,8 @@ controls access.
 
 Invariants: every call ends with a status. An exception in one call never affects another call. The transport reads no
 message of a peer without the secret, because gRPC's server would buffer a message of any size. So the transport answers
-the health check of a peer without the secret without reading the service's name. The answer is the status of the whole
-process.
+the health check of a peer without the secret without reading the service's name. The health check then returns the
+status of the whole process.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    # An Envoy that hangs reads nothing and ends no call. Keepalive pings detect it and end its connection and its
-    # calls.
+    # An Envoy that hangs reads nothing and ends no call. Keepalive pings detect such an Envoy and end its connection
+    # and its calls.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # Two processes on one port would not share the load, and the option would hide the mistake.

@@ -45,7 +45,7 @@ and its key is that namespace."""
 
 TOKEN_USAGE: Final = "envoy.ai.token_usage"
 """The metadata namespace in which Envoy (1.40 or newer) expects token counts as a typed message. Older Envoys ignore
-it."""
+this metadata."""
 
 _NAMESPACE: Final = "antiphon"
 _TOKEN_USAGE_TYPE: Final = "type.googleapis.com/envoy.data.ai.v3.TokenUsage"
@@ -326,8 +326,8 @@ def response_trailers() -> bytes:
 
 
 def immediate(status: int, headers: Headers, body: bytes, details: str, metadata: Metadata | None = None) -> bytes:
-    """Encode an immediate response: a complete response to the client. Envoy accepts it until a response head was sent,
-    also during an upload.
+    """Encode an immediate response: a complete response to the client. Envoy accepts an immediate response until a
+    response head was sent, also during an upload.
 
     `details` appears in the access log as %RESPONSE_CODE_DETAILS%.
     """
@@ -341,7 +341,7 @@ def immediate(status: int, headers: Headers, body: bytes, details: str, metadata
 
 
 def local_head(status: int, headers: Headers, metadata: Metadata | None = None) -> bytes:
-    """Encode the head of a streamed local answer. Envoy accepts it only after the request's end of stream."""
+    """Encode the head of a streamed local answer. Envoy accepts this head only after the request's end of stream."""
     response = pb.ProcessingResponse()
     head = response.streamed_immediate_response.headers_response
     for name, value in ((":status", str(status)), *_each_once(headers)):

@@ -90,8 +90,8 @@ class DoorServer(web.Server):
             connection.hurry()
 
     def promise(self) -> None:
-        """Promise every open connection one more request, although the server drains. The response to it closes the
-        connection."""
+        """Promise every open connection one more request, although the server drains. The response to the promised
+        request closes the connection."""
         for connection in self._open:
             connection.promised = True
 
@@ -249,7 +249,7 @@ class HttpConnection(web.RequestHandler):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
-    # Answers to bytes that are not HTTP.
+    # Methods for bytes that are not HTTP.
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         super().set_parser(MaskedFrames(parser.feed_data, parser.feed_eof), data_received_cb)  # type: ignore[arg-type]
@@ -273,7 +273,7 @@ class HttpConnection(web.RequestHandler):
         return make_response(error.status, close, b"" if self._begun == b"HEAD " else error.body())
 
 
-# A frame with a reserved opcode, masked and empty. aiohttp's reader refuses it.
+# A frame with a reserved opcode, masked and empty. aiohttp's WebSocket reader refuses this frame.
 _REFUSED: Final = b"\x83\x80\0\0\0\0"
 _MASKED: Final = 0x80
 

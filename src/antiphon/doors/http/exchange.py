@@ -4,8 +4,8 @@ This module writes the head and the body, and handles a client that disconnects.
 calls and storage. `server.py` reads the request.
 
 Invariants: every `SendBody` is one awaited write, so a slow client slows the upstream down. If `ExchangeAnswer.run`
-ends before the exchange does, `run` abandons the exchange. A stream ends with its terminal event or is cut off, so a
-truncated stream never looks complete. The stream of a background response may end earlier, because the client can
+ends before the exchange is complete, `run` abandons the exchange. A stream ends with its terminal event or is cut off,
+so a truncated stream never looks complete. The stream of a background response may end earlier, because the client can
 resume it by sequence number.
 """
 

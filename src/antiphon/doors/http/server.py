@@ -89,7 +89,8 @@ class HttpDoor:
     """One listening HTTP server.
 
     `private` marks the sidecar's private port, which requires the shared secret on TCP. `drive_exchanges` is True if
-    this server handles `POST /v1/responses`. Behind Envoy it is False, because these requests arrive through ext_proc.
+    this server handles `POST /v1/responses`. Behind Envoy this flag is False, because these requests arrive through
+    ext_proc.
     """
 
     def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
@@ -137,8 +138,8 @@ class HttpDoor:
 
         During the first `notice` seconds the server still serves new requests, `/ready` fails, and every response has
         `connection: close`. A connection that is open after that may send one more request, because its client may not
-        have seen `connection: close`. So the drain ends when these connections have sent no byte for `quiet` seconds.
-        `quiet` defaults to `notice`.
+        have seen `connection: close`. So the drain ends when the open connections have sent no byte for `quiet`
+        seconds. `quiet` defaults to `notice`.
         """
         admission, server = self._context.admission, self._server
         quiet = notice if quiet is None else quiet
@@ -387,7 +388,7 @@ class HttpDoor:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
     async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
-        """Read the whole body and decompress it. Raises `ApiError` when it exceeds the limits of size, memory or
+        """Read the whole body and decompress it. Raises `ApiError` when the body exceeds the limits of size, memory or
         time."""
         seconds = self._context.timeouts.request
         try:
@@ -442,8 +443,8 @@ def _is_promised(request: web.BaseRequest) -> bool:
 
 
 def _and_close(error: ApiError) -> ApiError:
-    """Add `connection: close` to an error that occurs before the body was read. Without it, aiohttp would read the rest
-    of the body as the next request."""
+    """Add `connection: close` to an error that occurs before the body was read. Without this header, aiohttp would read
+    the rest of the body as the next request."""
     error.headers = (*error.headers, *_CLOSE)
     return error
 

@@ -6,8 +6,8 @@ translation and model calls. `engine/running/connection_memory.py` stores the re
 
 Invariants: a connection runs one response at a time, in the order of the requests, whatever `stream_id` they have. An
 error is sent as a frame, and the connection stays open. No turn begins after the connection's time limit or during a
-drain of the process or its gateway. A running turn finishes first. A turn that ends before its exchange does abandons
-the exchange.
+drain of the process or its gateway. A running turn finishes first. If a turn ends before its exchange is complete, the
+turn abandons the exchange.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class WebSocketConnection:
         )
         self._head = replace(head, method="POST", headers=headers)
         # All requests of the connection would share the handshake's idempotency key, although a key identifies one
-        # request. So the key is ignored.
+        # request. So the server ignores the handshake's key.
         self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
         self._memory = ConnectionMemory(context.runner.ports.store, max_bytes=self._limits.memory_bytes, shared=shared)
@@ -146,7 +146,8 @@ class WebSocketConnection:
         self._sent_away = False
 
     def send_away(self) -> None:
-        """Close the connection as soon as no turn is running. The gateway on its network path is about to stop."""
+        """Close the connection as soon as no turn is running. The gateway on the connection's network path is about to
+        stop."""
         self._sent_away = True
         self._news.set()
 
