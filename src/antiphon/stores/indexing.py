@@ -49,8 +49,8 @@ WITH held (id) AS MATERIALIZED (
 )
 UPDATE vector_files AS f SET lease_until = lease_in(:lease) FROM held WHERE f.{key} = held.id RETURNING claim
 """
-        # `release` never lets `attempts` fall to 0. The next claim would then reuse the file number, and its chunks
-        # would mix with the chunks of this attempt.
+        # If `attempts` fell to 0, the next claim would reuse the file number, and its chunks would mix with the chunks
+        # of this attempt. So `release` never lowers `attempts` to 0.
         self.release_file = """
 UPDATE vector_files SET claim = NULL, attempts = attempts - :uncounted,
   lease_until = CASE WHEN :pause > 0 THEN lease_in(:pause) ELSE taken() END

@@ -289,8 +289,8 @@ class JobStore:
         return {row["id"]: _progress(row) for row in rows}
 
     async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Return up to `limit` pieces of the stream with events after the sequence number `after`, or None when the
-        response does not exist."""
+        """Return up to `limit` stored pieces of the response's stream, from the event after the sequence number `after`
+        on. Returns None when the response does not exist."""
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
         if not found:

@@ -113,10 +113,10 @@ WHERE response_id = :id AND worker = :worker
 """,
 )
 
-# Appends pieces to many streams in one statement. Each element of the arrays is one piece of one stream. A piece
-# replaces the pieces that the same attempt (`claim`) wrote from the piece's first number on. With `restart`, the
-# statement deletes the pieces of earlier attempts. Pieces with claim 0 stay, because the request that queued the
-# response wrote them for all attempts. $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6:
+# Appends events to many streams in one statement. Each element of the arrays has consecutive events of one stream. The
+# new events replace the rows that the same attempt (`claim`) wrote from the first new sequence number on. With
+# `restart`, the statement deletes the rows of earlier attempts. Rows with claim 0 stay, because the request that queued
+# the response wrote them for all attempts. $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6:
 # restarts.
 APPEND = """
 WITH t AS MATERIALIZED (

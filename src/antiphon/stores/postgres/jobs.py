@@ -3,9 +3,9 @@
 Lives here: the conversion of records to rows and of rows to jobs. Not here: the SQL (`job_sql.py`), the code that all
 backends share (`../jobs.py`), the workers (`engine/running/`).
 
-Like finished responses, queued responses and pieces of streams go through a write queue (`turn_groups.py`). A group has
-only one queued response, because the limit of jobs per owner must be exact. A group may have the pieces of many streams
-of this process. Each other operation on a job is one SQL statement.
+Like finished responses, queued responses and new stream events go through a write queue that forms groups
+(`turn_groups.py`). A group has only one queued response, because the limit of jobs per owner must be exact. A group may
+have new events for many streams of this process. Each other operation on a job is one SQL statement.
 
 Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """
@@ -100,7 +100,7 @@ class QueuedTurns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addition:
-    """A piece of events that a worker appends to a response's stream."""
+    """Consecutive events that a worker appends to a response's stream."""
 
     id: str
     worker: str
@@ -118,15 +118,16 @@ class _NotHeld(Exception):
 
 
 class AddedEvents:
-    """Implements `Units` for pieces of streams. An append is idempotent, so after an unknown outcome a repeat is safe,
-    and no undo is needed."""
+    """Implements `Units` for events that workers append to streams. An append is idempotent, so after an unknown
+    outcome a repeat is safe, and no undo is needed."""
 
     def __init__(self, database: Database, changed: ChangeListener = notify_nobody) -> None:
         self._database = database
         self._changed = changed
 
     async def write(self, group: Sequence[Addition]) -> Collection[str]:
-        """Append the pieces whose workers hold the job. Returns the ids of the responses whose piece was appended."""
+        """Append the events of each addition whose worker holds the job. Returns the ids of the responses that got new
+        events."""
         written: list[str] = []
         left = group
         for _ in range(_TRIES):
@@ -147,15 +148,15 @@ class AddedEvents:
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
 
     async def stored(self, group: Sequence[Addition]) -> Collection[str]:
-        """Return no ids, so that the queue writes all pieces again, which is safe."""
+        """Return no ids, so that the write queue appends all events again, which is safe."""
         return ()
 
     async def explain(self, unit: Addition) -> Exception:
-        """Return the only possible reason for a refused piece: the worker does not hold the job."""
+        """Return the only possible reason for a refused append: the worker does not hold the job."""
         return _NotHeld()
 
     def withdraw(self, unit: Addition) -> None:
-        """Do nothing. The worker appends the piece again, or another attempt deletes the piece."""
+        """Do nothing. The worker appends the events again, or another attempt of the job deletes the events."""
 
 
 class PostgresJobWriter:
