@@ -8,8 +8,8 @@ JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the 
 may split the inner JSON anywhere.
 
 Invariants: the returned fragments join to the input. `complete` is true only when the arguments are a JSON object with
-the key `input`, or text that does not begin with `{`. Such text is the bare input, which some models write, and the
-reader returns all of it.
+the key `input`, or text that does not begin with `{`. Text without `{` is the bare input, which some models write, and
+the reader returns all of it.
 """
 
 from __future__ import annotations

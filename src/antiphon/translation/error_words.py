@@ -71,8 +71,8 @@ OF_THE_CLIENT: Final = frozenset(
         "unsupported_parameter",
     }
 )
-# The client gets these statuses, because its request caused the error or because it must react. Any other 4xx is about
-# the request that the gateway made.
+# The client gets the statuses below, because its request caused the error or because the client must react. Any other
+# 4xx is about the request that the gateway made.
 CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424, 425, 429, 451})
 SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
@@ -87,7 +87,7 @@ PARAMS: Final = {
     "verbosity": "text.verbosity",
 }
 
-# Behind Envoy, a call that fails in transport returns a reply that Envoy generates, with these words.
+# Behind Envoy, a call that fails in transport returns a reply that Envoy generates, with the words below.
 ENVOY_REPLIES: Final = (
     # The upstream had accepted the request when the connection ended.
     (b"upstream connect error or disconnect/reset before headers. reset reason: connection term", UpstreamFault.CUT),

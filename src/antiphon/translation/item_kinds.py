@@ -1,8 +1,8 @@
 """The table of known item types.
 
-Lives here: the complete list of types, and the effect of each. Leaving out items of other types, and unknown members of
-known items, is here too. Not here: converting items into messages (`chat/messages.py`), and resolving items that only
-refer to stored items.
+Lives here: the complete list of types, and the effect of each. Lives here too: leaving out items of other types, and
+listing unknown members of known items. Not here: converting items into messages (`chat/messages.py`), and resolving
+items that only refer to stored items.
 
 Invariant: every item that passes has a type that `chat/messages.py` knows, or no type. An item without a type is a
 message if it has a role, and a reference to a stored item if it has an id.
@@ -26,10 +26,10 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """One known item type. `means` names, in a word or two, what such items become in a chat request.
+    """One known item type. `means` names, in a word or two, the chat form of items of this type.
 
-    - `prefix` begins the ids of such items.
-    - `members` are the members that such items have in addition to the members of all items.
+    - `prefix` is the beginning of the ids of items of this type.
+    - `members` are the members that only this type has, in addition to the members of all items.
     - `support` is the type's row in the table of supported items. `support` is None for an alternative name of a type
       that has a row.
     """
@@ -137,7 +137,7 @@ COMPACTIONS: Final = _meaning("compaction")
 FOREIGN_MESSAGES: Final = _meaning("foreign message")
 FOREIGN_REASONING: Final = _meaning("foreign reasoning")
 READ_BEFORE: Final = _meaning("read before")
-"""Types of items that configure the request. The model does not see them."""
+"""Types of items that configure the request. The model does not see such items."""
 
 _SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
 _ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}

@@ -1,8 +1,8 @@
 """Converts calls of shells, patches and tool searches from chat function arguments into items of the Responses API.
 
-Lives here: converting those arguments into items, and the events between such a call's added and done events. Lives
-here too: converting items of earlier turns back into arguments. Not here: the functions that the model calls for such
-items (`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
+Lives here: converting function arguments into items, and the events between a native call's added and done events.
+Lives here too: converting items of earlier turns back into arguments. Not here: the functions that the model calls for
+native items (`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. The events follow
 OpenAI's service: the added item is empty. The events of a shell call stream its commands one by one. A patch streams
@@ -45,7 +45,7 @@ def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> N
 
 def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
     """The function arguments of an earlier call, as a JSON string. The arguments have the form in which the model wrote
-    them."""
+    the call."""
     source = {"apply_patch_call": operation, "tool_search_call": arguments}.get(kind, action)
     if first(source) != b"{":
         return Raw(b'"{}"')

@@ -8,8 +8,8 @@ the chunks (`translation/answer/alike.py`), the form of an event (`translation/e
 Why C: with the C version, a chunk takes 0.80 of the sidecar's CPU time in a burst, and 0.88 under saturation.
 
 Invariants: a text is the whole inside of a JSON string, so nothing in it can end the string or the event. The JSON
-decoder would read every chunk that is cut here as the same chunk with that text. Both versions return the same result
-for the same arguments.
+decoder would read every cut chunk as the learned chunk with the cut text. Both versions return the same result for the
+same arguments.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Final
 _OPEN, _CLOSE = b"<think>", b"</think>"
 _MAX_HELD: Final = 1_024
 _BLANKS: Final = re.compile(rb"(?: |\\n|\\r|\\t)*")
-# Some servers send `<` and `>` as `\u003c` and `\u003e`. Behind an escaped backslash, the same letters are text.
+# Some servers send `<` and `>` as `\u003c` and `\u003e`. Behind an escaped backslash, `u003c` is text.
 _ESCAPED: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u003([cCeE])")
 _MAY_START: Final = (b"<", b" ", b"\\", b"")
 
@@ -59,7 +59,7 @@ class ThinkTags:
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
         """The reasoning and the text that the next fragment of content adds, both as fragments."""
         if self._state is _ThinkState.START and not self._held and fragment[:1] not in _MAY_START:
-            # The usual answer has no tags.
+            # The usual answer has no `<think>` tag.
             self._state, self._fresh = _ThinkState.TEXT, False
             return b"", fragment
         if b"\\u003" in fragment:
@@ -98,7 +98,7 @@ class ThinkTags:
         if self._fresh:
             data = data[_after_blanks(data) :]
             while data.startswith(_OPEN):
-                # The template wrote the opening tag, and the model wrote it again.
+                # The chat template wrote the opening tag, and the model wrote that tag again.
                 data = data[len(_OPEN) :]
                 data = data[_after_blanks(data) :]
             if len(data) < len(_OPEN) and _OPEN.startswith(data):

@@ -4,12 +4,13 @@ Lives here: finding the bytes around the text of a chunk that was fully decoded.
 same bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), the effect of its text
 (`stream.py`).
 
-Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes one such chunk
-fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the chunk.
-Without this optimization a chunk takes 1.31 times the sidecar's CPU time in a burst, and 1.23 times under saturation.
+Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes the first chunk of
+such a run fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the
+chunk. Without this cutting of text, a chunk takes 1.31 times the sidecar's CPU time in a burst, and 1.23 times under
+saturation.
 
-Invariant: the decoder reads the learned bytes around any text as a chunk that holds only that text. The module proves
-this by decoding the learned bytes once around a test text. A text that is the whole inside of a JSON string cannot
+Invariant: the decoder reads the learned bytes around any text as a chunk that holds only that text. `learn` proves this
+invariant by decoding the learned bytes once around a test text. A text that is the whole inside of a JSON string cannot
 change the rest of the chunk.
 """
 

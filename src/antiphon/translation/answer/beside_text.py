@@ -126,8 +126,8 @@ def read_logprobs(data: Raw) -> list[Raw]:
 
 
 def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
-    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before these
-    entries."""
+    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before the text's
+    tokens."""
     left = len(text.encode("utf-8", "replace"))
     number = len(entries)
     while number and left > 0:
@@ -160,8 +160,8 @@ _JOINED: Final = ("text", "summary")
 
 
 class ReasoningDetails:
-    """The details of one answer's reasoning that some servers send in addition to its text. The next request must
-    return these details. Streamed fragments of one detail are joined."""
+    """The reasoning details that some servers send in addition to the reasoning's text. The next request must return
+    these details. The class joins streamed fragments of one detail."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 """Decodes a chat chunk or completion tolerantly.
 
-Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. Such chunks have wrong
-types, content as an array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: the effect of a chunk
-(`stream.py`).
+Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
+wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. Not here: the effect of a
+chunk (`stream.py`).
 
 Invariant: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
 `NotAChunk`.
@@ -111,7 +111,7 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 @lru_cache(maxsize=8)
 def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     """The reader for each field of a type. The field's annotation chooses the reader. For raw JSON, the field's name
-    chooses it."""
+    chooses the reader."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 

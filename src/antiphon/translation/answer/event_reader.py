@@ -1,8 +1,8 @@
 """Reads an upstream's event stream as single events and as runs of similar chunks.
 
-Lives here: the choice between these two modes, and the decision when to learn the common pattern of chunks. Not here:
-the grammar of events (`sse.py`), the common pattern (`alike.py`), cutting chunks (`translation/splice.py`), the effect
-of events and chunks (`stream.py`).
+Lives here: the choice between single events and runs, and the decision when to learn the common pattern of chunks. Not
+here: the grammar of events (`sse.py`), the common pattern (`alike.py`), cutting chunks (`translation/splice.py`), the
+effect of events and chunks (`stream.py`).
 
 Invariants:
 
@@ -22,7 +22,7 @@ from antiphon.translation.values import ServerSentEvent
 from antiphon.types.chat import Chunk
 
 _TRIES = 16
-"""After this many useless attempts in a row the reader stops learning."""
+"""After this many failed attempts in a row, the reader stops trying to learn a pattern."""
 _ALONE: Final = 4
 """The number of events that the reader takes one by one from each read, so that it can learn a pattern from one of
 them."""
@@ -32,8 +32,8 @@ class EventReader:
     """Splits a stream's bytes into events and runs. Callers pass bytes to `feed` in any split, and call `next` until it
     returns None.
 
-    When the bytes begin with chunks like the previous chunk, `next` returns their common pattern. The caller then takes
-    these chunks from the beginning of `data`, and reports their size with `took`.
+    When the bytes begin with chunks like the previous chunk, `next` returns their common pattern. After `next` returns
+    a pattern, the caller takes the matching chunks from the beginning of `data`, and reports their size with `took`.
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")

@@ -51,8 +51,8 @@ _BYTES_PER_BYTE: Final = 1024
 
 
 class IdleBytes:
-    """Counts the bytes that an upstream sends without output. `idle` is the number of such bytes so far, and `limit`
-    the allowed number. `output` is the size of the output so far."""
+    """Counts the bytes that an upstream sends without output. `idle` is the number of bytes without output so far, and
+    `limit` is the allowed number. `output` is the size of the output so far."""
 
     __slots__ = ("idle", "limit", "output")
 
@@ -124,7 +124,7 @@ class ChatStream:
         self._service_tier: str | None = None
         self._in_text = False
         self._blanks = b""
-        # Output that came while a call was incomplete. The stream emits this output after the call.
+        # Output that came while a call was incomplete. The stream emits the queued output after the call.
         self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._saw_chunk = False
         self._garbage = 0
@@ -222,8 +222,8 @@ class ChatStream:
         try:
             chunk = read_chunk(data)
         except NotAChunk:
-            # Single events that are not JSON are skipped. A stream with no other events fails at its end. A stream with
-            # many such events fails immediately, because each costs more than a valid event.
+            # Single events that are not JSON are skipped. A stream whose events all are invalid fails at its end. A
+            # stream with many invalid events fails immediately, because each costs more than a valid event.
             self._garbage += 1
             if self._garbage > _MAX_GARBAGE:
                 self._fail(
@@ -356,8 +356,8 @@ class ChatStream:
             if self._held:
                 self._held.append((self._text, text))
                 return
-            # Blanks before reasoning or a call (seen: zai) open no message. The stream puts them before the text that
-            # follows.
+            # Blanks before reasoning or a call (seen: zai) open no message. The stream puts such blanks before the text
+            # that follows.
             if _BLANK.fullmatch(text):
                 self._blanks += text
                 return
@@ -379,7 +379,7 @@ class ChatStream:
             self._builder.text(text)
 
     def _cited_text(self, citations: Citations, text: bytes) -> None:
-        """Emit text, and emit annotations in place of its citation marks."""
+        """Emit text, and emit an annotation in place of each citation mark in the text."""
         for piece in citations.feed(text):
             if isinstance(piece, Raw):
                 self._builder.cite(piece)

@@ -1,8 +1,8 @@
-"""Assembles tool calls from deltas and emits them one after another.
+"""Assembles tool calls from deltas and emits the calls one after another.
 
 Lives here: assigning deltas to calls, the condition for opening a call, and the errors of calls at the end. Chat
-servers interleave calls, omit the index, repeat it with a new id, or send names late. Responses clients get one open
-item at a time. Not here: the events (`translation/events/builder.py`), finding the tool that a call names
+servers interleave calls, omit the index, repeat an index with a new id, or send names late. Responses clients get one
+open item at a time. Not here: the events (`translation/events/builder.py`), finding the tool that a call names
 (`translation/tool_map.py`).
 
 Invariants:
@@ -143,7 +143,8 @@ class ToolCalls:
 
     def splice(self, data: bytes, before: bytes, behind: bytes) -> int:
         """Add arguments to the open call, from the chunks at the beginning of `data`. Each chunk consists of `before`,
-        a text and `behind`. Returns the size of these chunks in bytes, or 0 when they must be decoded fully."""
+        a text and `behind`. Returns the size of the added chunks in bytes, or 0 when the next chunk must be decoded
+        fully."""
         call = self._open
         assert call is not None, "no call is open"
         # A text that begins with `{` may repeat all arguments, so its chunk is decoded fully.
@@ -153,7 +154,7 @@ class ToolCalls:
         return used
 
     def flush(self) -> None:
-        """End all calls after the last delta, and emit those that waited for an earlier call."""
+        """End all calls after the last delta, and emit the calls that waited for an earlier call."""
         for call in self._calls[self._first :]:
             if call.name:
                 self._emit(call, True)
@@ -187,7 +188,7 @@ class ToolCalls:
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
 
     def _advance(self) -> None:
-        """Emit as much as possible: the open call's fragments, and the next call when the open call is complete."""
+        """Emit as much as possible: the open call's arguments, and the next call when the open call is complete."""
         while self._first < len(self._calls):
             call = self._calls[self._first]
             if not call.name:

@@ -14,11 +14,11 @@ Not here:
 Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
 slow (5xx). Two kinds of statuses change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only
 the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known error gets OpenAI's
-code, even if the upstream uses another one. Clients, above all Codex, decide by the code whether to retry.
+code, even if the upstream uses another code. Clients, above all Codex, decide by the code whether to retry.
 
 A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
-error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture
-again and again. The rule applies only when the request held an image or audio.
+error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture
+again and again. The mapping applies only when the request held an image or audio.
 
 A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 (Gemini's) is
 about the key if its code says so. Most other errors are about the model, the region or the content, which the client
@@ -259,7 +259,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
 
 
 def _take(told: _Told, source: dict[str, Any]) -> None:
-    """Fill the fields that are still empty from one object."""
+    """Fill the empty fields of `told` with values of one JSON object."""
     for name in ("code", "status", "status_code", "raw_status_code"):
         value = source.get(name)
         if isinstance(value, str) and value.isdecimal() and len(value) == 3:

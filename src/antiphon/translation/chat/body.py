@@ -64,8 +64,8 @@ def translate_request(
     - `model` is the upstream's name of the model, if it differs from the client's.
     - `context_tokens` is the model's context size, if it is known.
     - `hosted` holds the functions of tools that Antiphon runs, by their index in `tools`.
-    - `extra` has fields that the operator adds to every request for the model. Fields of the request override such
-      fields.
+    - `extra` has fields that the operator adds to every request for the model. Fields of the request override the
+      fields in `extra`.
     """
     made = make_chat_tools(
         request.tools,
@@ -140,7 +140,8 @@ _OTHERS: Final = [row for row in FORWARDED.values() if row.name not in SAMPLING]
 def _forward(
     rows: list[Field], request: CreateResponse, chat: ChatRequest, profile: UpstreamProfile, ignored: list[str]
 ) -> None:
-    """Put these fields into the chat request if the upstream accepts them. Otherwise add their names to `ignored`."""
+    """Put the fields of these rows into the chat request if the upstream accepts them. The names of other fields go
+    into `ignored`."""
     if not request.forwarded:
         return
     for row in rows:

@@ -30,7 +30,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted, raw
 from antiphon.types.views import SealedCompaction
 
-# Items whose effect lasts for the conversation after them.
+# Types of items that affect all later turns of the conversation.
 _BROUGHT: Final = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
 _NO_CALLS: Final = frozenset({None, "message", "reasoning", "item_reference"})
 # The limit of the latest user messages that a client gets back in addition to the summary.
@@ -54,7 +54,7 @@ _PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
 
 
 def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:
-    """Split the items into those to summarize and those that stay unchanged. With `latest`, the last user message stays
+    """Split the items into items to summarize and items that stay unchanged. With `latest`, the last user message stays
     too, and so do the last outputs with their calls."""
     answered = {_answers(item) for _, item in items if item.type in OUTPUTS} - {None}
     kept = [

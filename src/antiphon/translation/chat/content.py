@@ -5,7 +5,7 @@ the parts name, and the decision which of these files may be missing. Not here: 
 fetching and reading files (`engine/running/loading.py`).
 
 Invariant: the conversion copies text as raw JSON and never decodes it. A part without a chat form gets a 400 that names
-it.
+the part.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ tools (`call_items.py`).
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138.
 Codex puts a message between agents into an `encrypted_content` part, because OpenAI's server encrypts such messages.
-With another server, such a part holds the model's plain text.
+With another server, an `encrypted_content` part holds the model's plain text.
 
 Invariant: the model gets all text that is not encrypted. A note or an ignored name stands for encrypted content.
 """
@@ -32,8 +32,8 @@ ENCRYPTED_PART: Final = "content.encrypted_content"
 """The name under which the response lists an encrypted part as ignored."""
 
 _CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
-"""Content that cannot be a message between agents. Such content is empty, or a token with the prefix of OpenAI's
-(Fernet) or Antiphon's encryption, or a token of at least 64 characters."""
+"""Matches encrypted content, which cannot be a message between agents. Encrypted content is empty, or a token with the
+prefix of OpenAI's (Fernet) or Antiphon's encryption, or a token of at least 64 characters."""
 _PARTS: Final = msgspec.json.Decoder(list[Raw])
 
 

@@ -447,7 +447,7 @@ class _Grouping:
         if item.type in NAMED_OUTPUTS:
             return self._only_call(item)
         if item.type == "tool_search_output" and self._search is not None:
-            # OpenAI's own searches have no call id. The output of such a search follows its call.
+            # OpenAI's own searches have no call id. The output of OpenAI's search follows its call.
             return self._search
         # The output of a shell may name the item of its call instead of the call.
         call_id = item.approval_request_id or item.id

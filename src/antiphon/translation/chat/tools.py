@@ -1,8 +1,8 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the chat declaration of every kind of tool, and the chat form of the choice among them. Not here: the chat
-names of tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls
-back into items (`translation/native_calls.py`, `translation/events/builder.py`).
+Lives here: the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not here: the chat names of
+tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls back into
+items (`translation/native_calls.py`, `translation/events/builder.py`).
 
 A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
 A custom tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar
@@ -188,8 +188,8 @@ def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
 
 
 class _Maker:
-    """Collects declarations under their chat names. `wanted` is a choice whose tools the model sees even if they are
-    deferred. `targets` are the tools that the model sees, and `deferred` are the tools that it does not see yet."""
+    """Collects tool declarations under their chat names. `wanted` is a choice whose tools the model sees even if they
+    are deferred. `targets` are the tools that the model sees, and `deferred` are the tools that it does not see yet."""
 
     def __init__(self, profile: UpstreamProfile, wanted: ToolChoice | None) -> None:
         self._profile = profile
@@ -213,7 +213,8 @@ class _Maker:
             self._show(name, function)
 
     def show_hosted(self, found: Iterable[tuple[str, str]]) -> None:
-        """Declare the hidden functions that a search has found. `found` has their namespaces and names."""
+        """Declare the hidden functions that a search has found. `found` has the namespaces and names of these
+        functions."""
         for space, tool in found:
             name = flat_name(tool, space)
             if (function := self._hidden.pop(name, None)) is not None:

@@ -83,8 +83,8 @@ class ResponseBuilder:
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
         """New calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's tools behind
-        them. Each entry has the tool, the call's id and the arguments as text. The builder has emitted none of them
-        yet."""
+        them. Each entry has the tool, the call's id and the arguments as text. The builder has not yet emitted any of
+        these calls."""
         calls, self.draft.hosted_calls = self.draft.hosted_calls, []
         self.draft.calling = False
         return calls
@@ -92,8 +92,8 @@ class ResponseBuilder:
     # Lifecycle
 
     def queue(self) -> None:
-        """Emit `response.created` and `response.queued`. A background stream begins with these events before the
-        response runs."""
+        """Emit `response.created` and `response.queued`. The stream of a background response begins with these two
+        events, before the response runs."""
         self.response.status = "queued"
         self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
@@ -216,9 +216,9 @@ class ResponseBuilder:
     # Calls
 
     def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
-        """Begin a call of this tool. The caller passes its arguments to `arguments`. `bare`: the arguments are the
-        input itself instead of JSON around it. A bare call becomes a custom tool's call, whatever the kind of
-        `target`."""
+        """Begin a call of this tool. The caller passes the call's arguments to the method `arguments`. `bare`: the
+        arguments are the input itself instead of JSON around it. A bare call becomes a custom tool's call, whatever the
+        kind of `target`."""
         if isinstance(self._open, OpenMessage):
             self._open.phase = "commentary"
         self._close("completed")
@@ -264,8 +264,8 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """The kind of the open text, if its fragments are emitted immediately. `ResponseDraft.splice` may be used only
-        if this is not None."""
+        """The kind of the open text, if its fragments are emitted immediately. The caller may use
+        `ResponseDraft.splice` only if this property is not None."""
         return None if self._open is None else self._open.text_of
 
     # Hosted tools

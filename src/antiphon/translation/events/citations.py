@@ -136,6 +136,7 @@ class Citations:
     def _count(self, text: str) -> None:
         self._length += len(text)
         tail = self._tail + text
-        # A sentence begins with its first letter. A mark directly after a full stop cites the sentence before it.
+        # A sentence counts from its first letter, not from the space before that letter. A mark directly after a full
+        # stop cites the sentence before it.
         begins = max((end.end() for end in _SENTENCE.finditer(tail) if end.end() < len(tail)), default=0)
         self._tail = tail[begins:][-_LONGEST_SENTENCE:]

@@ -69,7 +69,7 @@ def opened(item: it.HostedItem) -> it.HostedItem:
 
 
 def begun(item: it.HostedItem) -> Iterator[Made]:
-    """The events between the item's added event and the run of its tool."""
+    """The events after the item's added event and before the tool runs."""
     for event, told in _BEFORE.get(type(item), ()):
         if not told:
             yield event, ()
@@ -78,7 +78,7 @@ def begun(item: it.HostedItem) -> Iterator[Made]:
 
 
 def ended(item: it.HostedItem) -> Iterator[Made]:
-    """The events between the run of the tool and the item's done event."""
+    """The events after the tool has run and before the item's done event."""
     if (events := _AFTER.get(type(item))) is not None:
         failed = (
             item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"

@@ -130,7 +130,7 @@ def _tool(tool: ToolDeclaration) -> Raw:
         return raw({**shown, "execution": tool.execution} if tool.execution is not None else shown)
     shown |= {"name": tool.name, "strict": tool.strict}
     if tool.defer_loading:
-        # OpenAI's responses have the key only when the request set it.
+        # OpenAI's responses have `defer_loading` only when the request set it.
         shown["defer_loading"] = True
     return raw(shown)
 

@@ -10,8 +10,8 @@ Lives here: the events of each kind of item, and the item's final text. Not here
 Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
 follow OpenAI's service (`types/events.py`).
 
-Invariants: constructing an object emits the item's added event. `close` emits its done event, and nothing follows. The
-deltas between them join to the text of the item.
+Invariants: constructing an object emits the item's added event. `close` emits the item's done event, and nothing
+follows. The deltas between the added and the done event join to the item's text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TextOf(Enum):
 
 
 class OpenItem:
-    """An item that has begun and is not yet done. Callers pass its text to `add`, and call `close` once.
+    """An item that has begun and is not yet done. Callers pass the item's text to `add`, and call `close` once.
 
     The draft holds the text itself, because only one item is open at a time. So the draft receives every token,
     whatever the item's class. The class is no ABC, because each token runs `isinstance`, which would take four times as
@@ -78,15 +78,15 @@ class OpenItem:
 
     @abstractmethod
     def close(self, status: str) -> None:
-        """End the item with the status `completed` or `incomplete`. Emits its last events and adds it to the output.
-        Never fails, because the limits were checked before."""
+        """End the item with the status `completed` or `incomplete`. Emits the item's last events and adds the item to
+        the output. Never fails, because the limits were checked before."""
 
 
 # Message items
 
 
 class OpenMessage(OpenItem):
-    """The base of messages. The builder sets `phase` before it closes the message, if the phase is known then."""
+    """The base class of messages. The builder sets `phase` before it closes the message, if the phase is known then."""
 
     __slots__ = ("phase",)
 
@@ -338,7 +338,7 @@ class OpenCustomCall(OpenItem):
 
 
 class HeldCall(OpenItem):
-    """The base of calls that emit nothing before their arguments are complete."""
+    """The base class of calls that emit nothing before their arguments are complete."""
 
     __slots__ = ("_call_id", "_target")
 
@@ -353,7 +353,7 @@ class HeldCall(OpenItem):
 
 
 class OpenNativeCall(HeldCall):
-    """A native call, for example a shell call. Only the complete arguments show whether they have the form of such a
+    """A native call, for example a shell call. Only the complete arguments show whether they have the form of a native
     call."""
 
     __slots__ = ()

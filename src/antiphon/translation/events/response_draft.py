@@ -28,7 +28,7 @@ _PADDED_TO: Final = 16
 
 class LaterCall(NamedTuple):
     """A call of a client's tool that waits for a hosted tool. `status` is the call's status when it is emitted. `bare`:
-    its arguments are the input itself. `size` is the number of its bytes, which `ResponseDraft.size` already
+    the call's arguments are the input itself. `size` is the call's size in bytes, which `ResponseDraft.size` already
     includes."""
 
     status: str
@@ -112,7 +112,7 @@ class ResponseDraft:
             self.out.append(frame(event))
 
     def emit_delta(self, event: ev.Event, fragment: bytes) -> None:
-        """Append a delta event without a template. `fragment` is its text, which determines the padding."""
+        """Append a delta event without a template. `fragment` is the delta's text, which determines the padding."""
         if self.events:
             self.out.append(padded(frame(event), self.padding(fragment)) if self.obfuscate else frame(event))
 
@@ -124,8 +124,8 @@ class ResponseDraft:
     # Open text
 
     def begin_text(self, delta: ev.Event, *, padded: bool = True) -> None:
-        """Begin an item's text. `delta` is the model of its delta events. `padded`: the deltas get padding if the draft
-        obfuscates."""
+        """Begin an item's text. `delta` is the template of the item's delta events. `padded`: the deltas get padding if
+        the draft obfuscates."""
         if self.events:
             hides = padded and self.obfuscate
             self.template = PaddedTemplate(delta, self.padding) if hides else DeltaTemplate(delta)
@@ -218,7 +218,7 @@ class ResponseDraft:
             self.emit(ev.OutputItemDone(self.next(), index, item))
 
     def mute(self) -> None:
-        """Stop making events, because the client takes no more of them. Drops events that are not yet sent."""
+        """Stop making events, because the client takes no more events. Drops events that are not yet sent."""
         self.events = False
         self.template = None
         self.out = []

@@ -1,6 +1,6 @@
 """The profile type: all flags that the translation may read about an upstream.
 
-Lives here: the flags, their defaults, and how a model's name changes them. Lives here too: the families of models. A
+Lives here: the flags, their defaults, and the changes for some models. Lives here too: the families of models. A
 family's flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
 (`vendors.py`).
 
@@ -65,11 +65,11 @@ class UpstreamProfile:
 
     - `token_limit_field` is the chat field that carries `max_output_tokens`.
     - `developer_role` is the role that developer messages get.
-    - `system_anywhere` says whether system and developer messages may follow other messages. With False, the text of
-      such messages goes into the first system message, because many chat templates fail otherwise.
+    - `system_anywhere` says whether system and developer messages may follow other messages. Otherwise the text of
+      later system messages goes into the first one, because many chat templates fail.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
-    - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. None:
+    - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. With None,
       Antiphon sends every effort unchanged. `default` stands for all efforts between none and high.
     - `structured_output` is the strongest form of `text.format` that the server accepts. An instruction to the model
       emulates stronger forms.

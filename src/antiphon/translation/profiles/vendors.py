@@ -10,7 +10,7 @@ from antiphon.translation.profiles.profile import UpstreamProfile, on_models
 from antiphon.translation.request.parameters import STANDARD_PARAMETERS
 
 VENDORS = (
-    # Azure OpenAI, and Azure AI Foundry, which serves other vendors' models behind the same endpoint.
+    # The profile of Azure OpenAI, and of Azure AI Foundry, which serves other vendors' models behind the same endpoint.
     UpstreamProfile(
         "azure",
         title="Azure OpenAI and AI Foundry",
@@ -30,7 +30,7 @@ VENDORS = (
             on_models("*mai-ds-r1*", named_tool_choice="required"),
         ),
     ),
-    # Amazon Bedrock's OpenAI-compatible endpoints.
+    # The profile of Amazon Bedrock's OpenAI-compatible endpoints.
     UpstreamProfile(
         "bedrock",
         title="Amazon Bedrock",
@@ -60,7 +60,7 @@ VENDORS = (
         parameters=STANDARD_PARAMETERS,
     ),
     UpstreamProfile("cloudflare", title="Cloudflare Workers AI", hosts=("api.cloudflare.com",)),
-    # Alibaba Cloud Model Studio, compatible mode (help.aliyun.com/en/model-studio).
+    # The profile of Alibaba Cloud Model Studio in compatible mode (help.aliyun.com/en/model-studio).
     UpstreamProfile(
         "dashscope",
         title="Alibaba Model Studio",
@@ -71,7 +71,7 @@ VENDORS = (
         # Alibaba Model Studio documents the parameters below.
         parameters=frozenset({"seed", "stop", "top_k", "repetition_penalty", "enable_thinking", "thinking_budget"}),
     ),
-    # Databricks model serving.
+    # The profile of Databricks model serving.
     UpstreamProfile(
         "databricks",
         title="Databricks",
@@ -86,7 +86,7 @@ VENDORS = (
         # Databricks documents the parameters below.
         parameters=frozenset({"stop", "top_k"}),
     ),
-    # DeepSeek's platform (api-docs.deepseek.com).
+    # The profile of DeepSeek's platform (api-docs.deepseek.com).
     UpstreamProfile(
         "deepseek",
         title="DeepSeek",
@@ -94,8 +94,8 @@ VENDORS = (
         # DeepSeek refuses json_schema: "This response_format type is unavailable now"
         # (github.com/llm-exe/llm-exe/issues/662).
         structured_output="json_object",
-        # DeepSeek maps other efforts to those below (documented in guides/thinking_mode). DeepSeek's chat API has no
-        # `none`.
+        # DeepSeek maps other efforts to the efforts below (documented in guides/thinking_mode). DeepSeek's chat API has
+        # no `none`.
         effort_values=("minimal", "low", "medium", "high", "xhigh", "max"),
         # If a tool-calling turn comes back without its reasoning, DeepSeek answers later requests with a 400
         # (documented in guides/thinking_mode). The recording
@@ -110,8 +110,8 @@ VENDORS = (
         parameters=frozenset({"stop", "thinking"}),
     ),
     UpstreamProfile("fireworks", title="Fireworks", hosts=("api.fireworks.ai",), passed_fields=frozenset({"user"})),
-    # Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). Google refuses unknown fields with a
-    # 400, "Unknown name …: Cannot find field".
+    # The profile of Google's OpenAI-compatible endpoint (ai.google.dev/gemini-api/docs/openai). Google refuses unknown
+    # fields with a 400, "Unknown name …: Cannot find field".
     UpstreamProfile(
         "gemini",
         title="Gemini (compatible endpoint)",
@@ -171,7 +171,7 @@ VENDORS = (
         ),
     ),
     UpstreamProfile("huggingface", title="Hugging Face router", hosts=("router.huggingface.co",)),
-    # llama.cpp's server (tools/server/README.md).
+    # The profile of llama.cpp's server (tools/server/README.md).
     UpstreamProfile(
         "llamacpp",
         title="llama.cpp",
@@ -196,7 +196,7 @@ VENDORS = (
         # llama.cpp renders the chat template and counts the tokens, without running the model.
         tokenizer="llamacpp",
     ),
-    # LM Studio (lmstudio.ai/docs/developer/openai-compat).
+    # The profile of LM Studio (lmstudio.ai/docs/developer/openai-compat).
     UpstreamProfile(
         "lmstudio",
         title="LM Studio",
@@ -211,8 +211,8 @@ VENDORS = (
         # LM Studio documents the parameters below.
         parameters=STANDARD_PARAMETERS | {"top_k", "repeat_penalty"},
     ),
-    # Mistral's platform (docs.mistral.ai/api). `profile.py` has the nine-character call ids of Mistral's models on
-    # other servers.
+    # The profile of Mistral's platform (docs.mistral.ai/api). `profile.py` has the nine-character call ids of Mistral's
+    # models on other servers.
     UpstreamProfile(
         "mistral",
         title="Mistral",
@@ -233,7 +233,7 @@ VENDORS = (
         seed_field="random_seed",
     ),
     UpstreamProfile("nvidia-nim", title="NVIDIA NIM", hosts=("integrate.api.nvidia.com",)),
-    # Ollama (docs.ollama.com/api/openai-compatibility; source: openai/openai.go).
+    # The profile of Ollama (docs.ollama.com/api/openai-compatibility; source: openai/openai.go).
     UpstreamProfile(
         "ollama",
         title="Ollama",
@@ -249,7 +249,7 @@ VENDORS = (
         # Ollama silently ignores all other parameters (openai/openai.go, ChatCompletionRequest).
         parameters=frozenset({"seed", "stop"}),
     ),
-    # OpenAI's own chat endpoint (developers.openai.com/api/reference: chat, create).
+    # The profile of OpenAI's chat endpoint (developers.openai.com/api/reference: chat, create).
     UpstreamProfile(
         "openai",
         title="OpenAI",
@@ -260,7 +260,7 @@ VENDORS = (
         developer_role="developer",
         system_anywhere=True,
         verbosity=True,
-        # Only OpenAI's chat endpoint knows all the fields below. Other strict servers refuse these fields as unknown
+        # Only OpenAI's chat endpoint knows all the fields below. Other strict servers refuse OpenAI's fields as unknown
         # keys.
         passed_fields=frozenset(
             {"service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"}
@@ -293,7 +293,7 @@ VENDORS = (
         # OpenRouter documents the parameters below (docs/api-reference/parameters).
         parameters=STANDARD_PARAMETERS | {"top_k", "min_p", "top_a", "repetition_penalty"},
     ),
-    # Perplexity's Sonar (docs.perplexity.ai). Sonar models search the web by themselves.
+    # The profile of Perplexity's Sonar (docs.perplexity.ai). Sonar models search the web by themselves.
     UpstreamProfile(
         "perplexity",
         title="Perplexity",
@@ -340,7 +340,8 @@ VENDORS = (
     UpstreamProfile("together", title="Together", hosts=("api.together.xyz", "api.together.ai")),
     UpstreamProfile("venice", title="Venice", hosts=("api.venice.ai",)),
     UpstreamProfile("vercel-gateway", title="Vercel AI Gateway", hosts=("ai-gateway.vercel.sh",)),
-    # vLLM (vllm/entrypoints/openai/chat_completion/protocol.py, entrypoints/chat_utils.py, entrypoints/serve/tokenize).
+    # The profile of vLLM (vllm/entrypoints/openai/chat_completion/protocol.py, entrypoints/chat_utils.py,
+    # entrypoints/serve/tokenize).
     UpstreamProfile(
         "vllm",
         title="vLLM",

@@ -211,7 +211,7 @@ def read_request(
 
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     """Forward additional fields that the operator allows, with every profile of the server. Fields that are neither
-    known nor allowed are left out. With `strict`, raises `InvalidRequest` for them."""
+    known nor allowed are left out. With `strict`, raises `InvalidRequest` for such unknown fields."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
         error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
         request.unknown.leave_out(name, error)
@@ -298,8 +298,8 @@ def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
-    """The values of `include` that are known and have no effect. Such values belong to tools that Antiphon does not
-    run."""
+    """The values of `include` that are known and have no effect. These `include` values belong to tools that Antiphon
+    does not run."""
     return [
         f"include:{include}"
         for include in values.get("include") or ()

@@ -1,6 +1,6 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: reading such items, and applying them to the request. Not here: the effect of the settings
+Lives here: reading `configuration_update` items, and applying them to the request. Not here: the effect of the settings
 (`translation/chat/body.py`).
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.

@@ -3,7 +3,7 @@
 Two readers use the table: the docs page `docs/reference/compatibility.md`, and `GET /v1/antiphon/capabilities`.
 
 Lives here: the treatment of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
-the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that treats them (`body.py`,
+the fields (`fields.py`) and of items (`translation/item_kinds.py`), and the code that handles them (`body.py`,
 `translation/chat/body.py`, `translation/chat/tools.py`, `translation/chat/messages.py`, `translation/chat/content.py`).
 
 Invariant: the table agrees with that code. `tests/unit/translation/test_field_support.py` sends a request for each row.

@@ -68,7 +68,7 @@ class Field:
     - `forward` decides whether a server with a profile gets the field unchanged. If the server does not get the field,
       the response lists it as ignored.
     - `unsent` are values that ask for the server's default behaviour, so Antiphon does not send them.
-    - `fate` is the treatment of fields without `forward`, or of each member or value if these differ.
+    - `fate` is the treatment of a field without `forward`. It maps members or values to treatments if these differ.
 
     `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
     separate code sets its value. `template`: a prompt's template can set the field.
@@ -280,7 +280,7 @@ _ROWS: Final = (
     Field(
         "prompt", fate=handled("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
     ),
-    # Separate tables have the treatment of these fields' values.
+    # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.
     Field("include", list[str], {}, template=True),
     Field("tools", fate={}, template=True),
     Field("tool_choice", fate={}, template=True),

@@ -101,7 +101,7 @@ def _check_root(schema: object) -> None:
 
 
 def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
-    """Check one schema, but not the schemas inside it. Returns its number of properties."""
+    """Check one schema, but not the schemas inside it. Returns the schema's number of properties."""
     if depth > _DEEPEST:
         raise _Unfit(place[:8], f"a schema may be nested at most {_DEEPEST} levels deep")
     for name in _FORBIDDEN:

@@ -1,6 +1,6 @@
 """Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
 
-Lives here: the names and types of these parameters, and reading a client's `extra_body`. The merge of the operator's
+Lives here: the names and types of such parameters, and reading a client's `extra_body`. The merge of the operator's
 parameters with the client's is here too. Not here: the parameters that each server accepts (`profiles/`), the fields of
 the Responses API (`fields.py`).
 
@@ -64,7 +64,7 @@ PARAMETERS: Final = tuple(PARAMETER_KINDS)
 """The names of the parameters, in a readable order."""
 
 EVERY_PARAMETER: Final = frozenset(PARAMETERS)
-"""The parameters for an operator's server without a known profile. The server ignores parameters that it does not
+"""The parameters for an operator's server without a known profile. Such a server ignores parameters that it does not
 know."""
 
 STANDARD_PARAMETERS: Final = frozenset({"seed", "stop", "logit_bias"})
@@ -75,7 +75,7 @@ SHAPING: Final = frozenset(
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )
-"""The parameters that restrict the form of the answer. Such parameters do not apply to a summary of the
+"""The parameters that restrict the form of the answer. These format parameters do not apply to a summary of the
 conversation."""
 
 DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_effort", "verbosity"}) | {

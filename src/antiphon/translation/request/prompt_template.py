@@ -3,8 +3,8 @@
 Lives here: replacing `{{name}}` in instructions and in the text of messages by texts, images and files. Not here: the
 effect of the other fields, which are fields of a create-response request (`body.py`), and the store of prompts.
 
-A template's messages come first, like instructions. Such messages are not part of the response's stored input or of
-later turns. A field of the request overrides the same field of the template.
+A template's messages come first, like instructions. A template's messages are not part of the response's stored input
+or of later turns. A field of the request overrides the same field of the template.
 
 Invariants: a template variable without a value in the request gets a 400. A value for a variable that the template does
 not have gets a 400 too. The sidecar never searches a value for variables.
