@@ -107,7 +107,7 @@ async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: flo
 
 def within(order: str, most: str = ":bytes") -> str:
     """Return the SQL of a common table expression `cut (place, fits)`, which limits a page by bytes. The query must
-    already have a table `page (place, size, …)`.
+    define the common table expression `page (place, size, …)` before it.
 
     `fits` is true for the first row, and for rows whose running total of `size`, in the order `order`, is at most
     `most` bytes. Both databases know a body's length without reading the body. So the query never reads a body that

@@ -4,11 +4,11 @@ Lives here: the SQL that finds items by id, and the rules by which a failing dat
 here: the code that all backends share (`../responses.py`), storing responses (`turns.py`), the write queue
 (`turn_groups.py`), connections (`database.py`), the endpoint `/ready` (`api/router.py`).
 
-All replicas of Antiphon share the database. If the database is overloaded or down, all replicas would become unready
-together, and clients would lose even the requests that need no database. So one unanswered probe does not make a
-process unready. A process becomes unready only when no write succeeds for a longer time, for example because the
-process has no network path to the database. A successful write of a request counts like a successful probe. While
-requests write, no probe runs, so `/ready` does not wait for a connection.
+All replicas of Antiphon share the database. If one unanswered probe made a process unready, an overloaded database
+would make all replicas unready together. Clients would then lose even the requests that need no database. So one
+unanswered probe does not make a process unready. A process becomes unready only when no write succeeds for a longer
+time, for example because the process has no network path to the database. A successful write of a request counts like a
+successful probe. While requests write, no probe runs, so `/ready` does not wait for a connection.
 
 Invariant: a process is not ready before its first successful write. A ready process becomes unready `patience` seconds
 after its first unanswered probe, unless a write has succeeded since then. If probes fail only because the database is

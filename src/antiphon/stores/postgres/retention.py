@@ -1,7 +1,7 @@
 """Deletes expired data from PostgreSQL in small batches ("pieces").
 
-Lives here: the age checks, the transactions that delete, and the size of the next piece. Not here: the loop over pieces
-and the code that all backends share (`../retention.py`).
+Lives here: the age checks, the transactions that delete rows, and the row limit of a transaction. Not here: the loop
+over pieces and the code that all backends share (`../retention.py`).
 
 A piece holds its locks only while its statements run, because its commit does not wait for the disk. The size of a
 piece adapts to the duration. If a piece takes longer than `_LONG` seconds, the next piece is half as large.
@@ -146,7 +146,8 @@ class PostgresPieces:
         return await self._delete(self._delete_events, age)
 
     async def _delete(self, work: _Work, age: int) -> Piece:
-        """Run a piece in one transaction. Returns zeros if another process is running a piece."""
+        """Run `work`, which deletes one piece, in a transaction. Returns zeros if another process is deleting a
+        piece."""
         took = 0.0
 
         async def piece(connection: Connection) -> Piece:
