@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 
 
 def compiled() -> bool:
-    """Whether this process runs the compiled build. The compiled wheel has compiled modules in addition to their
-    sources, and Python prefers them. With the pure wheel the sources run."""
-    # Imported here: `antiphon health` starts every few seconds.
+    """Whether this process runs compiled modules. The compiled wheel contains compiled modules next to their Python
+    sources, and Python imports the compiled ones. The pure wheel contains only the sources."""
+    # Imported in the function, because `antiphon health` starts every few seconds and does not need it.
     from importlib.util import find_spec
 
     spec = find_spec("antiphon.ids")

@@ -1,4 +1,4 @@
-"""`python -m antiphon`."""
+"""Makes `python -m antiphon` run the command line."""
 
 from antiphon.entry import main
 

@@ -1,10 +1,11 @@
 """Runs one command of the command line, and turns its errors into exit statuses.
 
-Lives here: the way from arguments to a command, and how an error ends the process. Not here: which commands and flags
-there are (`commands/command_line.py`), what a command does (`commands/`). A command is imported only when it runs.
+Lives here: the dispatch of arguments to a command, and the exit status after an error. Not here: the definition of
+commands and flags (`commands/command_line.py`), the commands (`commands/`). The module of a command is imported only
+when that command runs.
 
-Invariant: every wrong setting is one line on standard error, and the exit status is then 2. Otherwise it is the
-command's own.
+Invariant: wrong settings are printed to standard error, one setting per line, and the exit status is then 2. Without an
+error, the exit status is the one that the command returns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from antiphon.errors import AntiphonError, ConfigError, unusable_path
 
 
 def import_command(name: str) -> Any:
-    """The module of a command. A command with separate parts has them in a folder."""
+    """Import and return the module of a command. `admin` and `doctor` are packages; the other commands are modules."""
     module = name.replace("-", "_")
     return import_module(f"antiphon.commands.{module}{'.command' if name in ('admin', 'doctor') else ''}")
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parsed = make_parser().parse_args(arguments)
     module = import_command(parsed.command)
-    # Imported modules stay for good: the collector never has to visit them, not even at the end of the start.
+    # Imported modules live as long as the process, so the garbage collector need not scan them.
     gc.freeze()
     gc.enable()
     try:
@@ -47,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader closed the pipe. The rest of the output must not fail when the interpreter ends.
+        # The reader closed the pipe. Python flushes standard output at exit, and that flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # A path that no check of a command foresaw: another user's folder, a name that is too long.
+        # A path that the command did not check itself, such as a folder of another user or a name that is too long.
         if error.filename is None:
             raise
         print(f"antiphon: {unusable_path(error)}", file=sys.stderr)

@@ -1,18 +1,19 @@
 """Chooses the data folder when no setting names one.
 
-Lives here: the rule alone. Not here: the setting `data` (`config/settings.py`), creating the folder (`app/`). The check
-for containers (`commands/health.py`) uses the rule too, so this module imports only the standard library.
+Lives here: the rule that chooses the folder. Not here: the setting `data` (`config/settings.py`), creating the folder
+(`app/`). The health check of containers (`commands/health.py`) uses the rule too and must start fast, so this module
+imports only the standard library.
 
-The rule, in this order:
+The rule takes the first of these that applies:
 
-1. `.antiphon` in the current folder, if it exists. An earlier start made it.
-2. `.antiphon` in the current folder, if that is a checkout of Antiphon.
-3. `$XDG_DATA_HOME/antiphon`, and without that variable `~/.local/share/antiphon`, as the XDG Base Directory
-   Specification says. It requires that a relative path in the variable is ignored, too.
-4. `.antiphon` in the current folder, if there is no home folder.
+1. `.antiphon` in the current folder, if it exists, because an earlier start created it.
+2. `.antiphon` in the current folder, if the current folder is a checkout of Antiphon.
+3. `$XDG_DATA_HOME/antiphon`, or `~/.local/share/antiphon` if that variable is unset, as in the XDG Base Directory
+   Specification. As the specification requires, a relative path in the variable is ignored.
+4. `.antiphon` in the current folder, if the user has no home folder.
 
-Invariant: the same folder and the same environment give the same answer before and after the first start. An existing
-`.antiphon` is preferred for that reason, and a checkout does not depend on one.
+Invariant: the same current folder and the same environment give the same data folder before and after the first start.
+Therefore the rule prefers an existing `.antiphon`.
 
     >>> default_data_folder("/srv/app", {"HOME": "/home/anna"})
     '/home/anna/.local/share/antiphon'
@@ -24,12 +25,13 @@ import os.path
 from collections.abc import Mapping
 
 IN_THE_CURRENT_FOLDER = ".antiphon"
-"""The folder in a checkout, and the default that the reference shows."""
+"""The data folder in a checkout. The settings reference shows this value as the default."""
 _NAME = "antiphon"
 
 
 def default_data_folder(current: str, environ: Mapping[str, str]) -> str:
-    """The data folder for a process in the folder `current`. A folder in `current` is returned as a relative path."""
+    """The data folder for a process whose current folder is `current`. A data folder inside `current` is returned as a
+    relative path."""
     if os.path.isdir(os.path.join(current, IN_THE_CURRENT_FOLDER)) or _is_checkout(current):
         return IN_THE_CURRENT_FOLDER
     home = _data_home(environ)
@@ -37,18 +39,19 @@ def default_data_folder(current: str, environ: Mapping[str, str]) -> str:
 
 
 def _is_checkout(folder: str) -> bool:
-    """Whether this is Antiphon's source tree."""
+    """Whether `folder` is Antiphon's source tree."""
     files = ("pyproject.toml", os.path.join("src", _NAME, "__init__.py"))
     return all(os.path.isfile(os.path.join(folder, file)) for file in files)
 
 
 def _data_home(environ: Mapping[str, str]) -> str:
-    """Where programs keep a person's data; empty for a user without a home folder, such as a container's."""
+    """The base folder for a user's data, as in the XDG specification. Empty for a user without a home folder, as in
+    many containers."""
     given = environ.get("XDG_DATA_HOME", "")
     if os.path.isabs(given):
         return given
     home = environ.get("HOME", "")
-    # A user without a home folder has `/` (also written as `//`, which `normpath` keeps), or a folder that does not
-    # exist.
+    # For a user without a home folder, HOME is `/` or names a folder that does not exist. `samefile` also recognizes
+    # `//`, which `normpath` does not change.
     usable = os.path.isabs(home) and os.path.isdir(home) and not os.path.samefile(home, "/")
     return os.path.join(home, ".local", "share") if usable else ""

@@ -1,28 +1,29 @@
 """Runs a scripted Chat Completions server, for trying Antiphon without a model. It is not a model and knows nothing.
 
-Lives here: its answers (`reply`), their form (`completion`, `chunks`) and a small HTTP server (`make_app`). Not here:
-other parts of Antiphon; only its command imports this module.
+Lives here: the content of an answer (`reply`), its conversion to JSON (`completion`, `chunks`) and a small HTTP server
+(`make_app`). Only the command `demo-upstream` imports this module, which uses no other module of Antiphon.
 
-Its behavior by the last message; the first match counts:
+The last message of a request decides the answer. The first rule that matches applies:
 
-- tool results: repeats them (`The tool said: …`);
-- the user's message contains `fail`, or `error 429` (any status from 400 to 599): that status, with an OpenAI error
-  object;
-- `break`: begins to answer, then cuts the connection;
-- the request offers tools, and the message fits one: calls the tool. A message fits if it names the tool or shares a
-  word with its name. A question fits a single tool. `tool_choice` can require a call. The server makes one call per
-  place (`in Paris and Rome`), unless `parallel_tool_calls` is false. It guesses the arguments from the words: a text is
-  the place or the whole message; `code` is a program that draws the numbers in it;
-- `count to 20` (up to 10000): counts;
-- `instructions`: repeats the system and developer messages;
-- `before` or `remember`: repeats the user's earlier messages in the same request;
-- anything else: `You said: …`, and the number of messages.
+- The last messages are tool results: the server repeats them (`The tool said: …`).
+- The user's message contains `fail`: the server returns status 500 with an OpenAI error object. With `error 429`, or
+  any other status from 400 to 599, the server returns that status.
+- The message contains `break`: the server starts an answer, then cuts the connection.
+- The request offers tools, and the message matches one: the server calls that tool. A message matches a tool if it
+  contains the tool's name or a word of the name. A question matches if the request offers a single tool. `tool_choice`
+  can require a call. The server makes one call per city in the message (`in Paris and Rome`), unless
+  `parallel_tool_calls` is false. The server guesses the arguments from the message. A string argument is the city or
+  the whole message. The argument `code` is a program that draws the numbers in the message.
+- The message contains `count to 20` (up to 10000): the server counts.
+- The message contains `instructions`: the server repeats the system and developer messages.
+- The message contains `before` or `remember`: the server repeats the user's earlier messages in the same request.
+- Any other message: the server answers `You said: …`, with the number of messages.
 
-With the model `demo-reasoner`, a `reasoning_effort`, or the word `think`, it first sends `reasoning_content`. A word is
-a token: `max_tokens` cuts after that many, and `usage` counts words. A stream sends one word at a time, `pause` seconds
-apart. `/v1/models` lists the two models; any other model gives a 404.
+The server sends `reasoning_content` first for the model `demo-reasoner`, with a `reasoning_effort`, or for the word
+`think`. Each word counts as a token, for `max_tokens` and for `usage`. A stream sends one word at a time, `pause`
+seconds apart. `/v1/models` lists the two models. A request for any other model gets a 404.
 
-Invariant: an answer depends only on the request: the server stores nothing, and the same request gets the same bytes.
+Invariant: an answer depends only on the request. The server stores nothing, and the same request gets the same bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ Object = dict[str, Any]
 
 
 class DemoError(Exception):
-    """A request that gets an error: its status and OpenAI's four fields."""
+    """An error answer to a request: the HTTP status, and an error object with OpenAI's four fields."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -110,7 +111,7 @@ def reply(request: Object) -> DemoReply:
 
 
 def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tuple[Object, ...], bool]:
-    """The text, the tool calls, and whether the connection must break off."""
+    """The text, the tool calls, and whether the server must cut the connection."""
     if messages[-1].get("role") == "tool":
         results: list[str] = []
         for message in reversed(messages):
@@ -140,7 +141,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
 
 
 def _calls(request: Object, last: str, key: str) -> tuple[Object, ...]:
-    """The tool calls for this message: none, one, or one per place in it."""
+    """The tool calls for the message `last`: none, one, or one per city that it names."""
     offered = [tool["function"] for tool in request.get("tools") or () if tool.get("type") == "function"]
     choice = request.get("tool_choice", "auto")
     if not offered or choice == "none":
@@ -177,7 +178,8 @@ _VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the
 
 
 def _arguments(function: Object, place: str, said: str) -> Object:
-    """A value for each required parameter: the place for a text or a list of texts, numbers from the words."""
+    """A value for each required parameter of the function. Strings and lists of strings get `place`, a city or the
+    whole message. Numbers come from the message `said`."""
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     numbers = [int(number) for number in re.findall(r"-?\d+", said)]
@@ -218,7 +220,7 @@ def _last_user_text(messages: list[Object]) -> str:
 
 
 def _text(message: Object) -> str:
-    """The text of a message, with its content as a string or as parts."""
+    """The text of a message, whose content is a string or a list of parts."""
     content = message.get("content")
     if isinstance(content, list):
         return " ".join(str(part.get("text", f"[{part.get('type')}]")) for part in content if isinstance(part, dict))
@@ -226,7 +228,7 @@ def _text(message: Object) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The text in pieces of one word each, which together give the text."""
+    """Split the text into words, each with the white space around it. Joined, the words give the text again."""
     pieces = _WORD.findall(text)
     rest = text[sum(len(piece) for piece in pieces) :]
     return [*pieces, rest] if rest else pieces
@@ -249,7 +251,7 @@ def _usage(messages: list[Object], text: str, reasoning: str, calls: tuple[Objec
 
 
 def completion(answer: DemoReply) -> Object:
-    """The JSON response."""
+    """The JSON body of an answer without streaming."""
     message: Object = {"role": "assistant", "content": answer.text or None}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
@@ -260,7 +262,7 @@ def completion(answer: DemoReply) -> Object:
 
 
 def chunks(answer: DemoReply, *, usage: bool) -> Iterator[Object]:
-    """The streamed response in chunks; `usage` adds the last one."""
+    """The chunks of a streamed answer. With `usage`, the last chunk holds the token counts."""
     yield _chunk(answer, {"role": "assistant", "content": ""})
     for word in _words(answer.reasoning):
         yield _chunk(answer, {"reasoning_content": word})
@@ -292,7 +294,7 @@ def _begun(answer: DemoReply, kind: str) -> Object:
 
 
 def make_app(*, pause: float = 0.03) -> web.Application:
-    """The server; `pause`: seconds between the words of a stream."""
+    """Build the HTTP server. `pause` is the number of seconds between two words of a stream."""
     app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_errors])
     app[_PAUSE] = pause
     app.router.add_get("/v1/models", _models)

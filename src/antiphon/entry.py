@@ -1,6 +1,6 @@
 """The entry point of `antiphon` and `python -m antiphon`.
 
-Lives here: a fast start of `health`, which containers run every few seconds, and handling SIGTERM during the start of a
+Lives here: a fast start of `health`, which containers run every few seconds, and a SIGTERM handler for the start of a
 container. Not here: the command line (`cli.py`), the commands (`commands/`), the drain of a server
 (`supervisor/process.py`).
 """
@@ -15,18 +15,18 @@ from types import FrameType
 
 
 def main() -> int:
-    """Run the command of this process. Returns the exit status."""
+    """Run the command that `sys.argv` names. Returns the exit status."""
     if os.getpid() == 1:
-        # The kernel does not end the first process of a container by a signal without a handler. Without this handler,
-        # a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
+        # The kernel ignores a signal to process 1 of a container if the process has no handler for it. Without this
+        # handler, a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
         signal.signal(signal.SIGTERM, _ended)
     words = sys.argv[1:]
-    # Only the whole command line has the descriptions for the help.
+    # The help needs the descriptions of all commands, which only `cli.py` imports.
     if words[:1] == ["health"] and not {"-h", "--help"} & set(words):
         from antiphon.commands import health
 
         return health.main(words[1:])
-    # Enabled again after the command's import (`cli.py`), which creates hardly any garbage.
+    # Imports create hardly any garbage. `cli.py` enables the collector again after it has imported the command.
     gc.disable()
     from antiphon import cli
 
@@ -34,5 +34,5 @@ def main() -> int:
 
 
 def _ended(number: int, _: FrameType | None) -> None:
-    """End like a process without a handler, with the status that a shell reports for the signal."""
+    """Exit immediately, as a process without a handler does, with the status that a shell reports for the signal."""
     os._exit(128 + number)

@@ -1,18 +1,18 @@
 """The exception tree, and the only code that builds OpenAI's error object.
 
-Lives here: every exception that can reach a client, with its HTTP status, `type`, `code` and `param`. Also the messages
-for wrong parameters. Not here: exceptions that a package raises and catches itself, the mapping of an upstream's error
+Lives here: every exception that can reach a client, with its HTTP status, `type`, `code` and `param`; the messages for
+wrong parameters. Not here: exceptions that a package raises and catches itself, the mapping of an upstream's error
 (`translation/answer/upstream_errors.py`), writing an error to a socket (`doors/`).
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and
-`request_id` where the request has one. No message ever holds a secret or an upstream credential.
+`request_id` if the request has an id. No message ever holds a secret or an upstream credential.
 
 ```
     AntiphonError
     ├── ApiError                 any error that a client gets
     │   ├── RequestRefused       the request is wrong; base of the errors from 400 to 413
     │   ├── InvalidRequest       400
-    │   │   ├── ChainBroken      a part of the chain was deleted
+    │   │   ├── ChainBroken      the response or conversation that a previous response continues was deleted
     │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
     │   │   └── ConversationTooLong
     │   ├── Unauthorized         401
@@ -25,11 +25,11 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
     │   ├── OwnerFull            429, an owner has reached the limit of stored data
     │   ├── AtCapacity           503, or 429 for an owner: too many requests or bytes in flight
     │   ├── InternalError        500
-    │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
+    │   ├── UpstreamFailed       502, or the status to which Antiphon maps the upstream's answer
     │   ├── Unavailable          503
     │   └── UpstreamTimedOut     504
     ├── StoreError               the store could not complete an operation
-    │   └── PredecessorGone      a client deleted what a running response continues
+    │   └── PredecessorGone      a client deleted the response or conversation that a running response continues
     ├── ConfigError              settings that cannot work; the message names the setting
     └── ExchangeStateError       a server called the exchange out of order (a bug, never bad input)
 ```
@@ -59,7 +59,7 @@ StoreReason = Literal[
     "predecessor_gone",
 ]
 
-# An id may be the client's own: what is longer than any is no part of an error.
+# A client may choose the request id. An error does not repeat an id longer than this.
 _LONGEST_ID = 128
 
 
@@ -72,7 +72,7 @@ class ApiError(AntiphonError):
 
     `status` is the HTTP status; `type`, `param` and `code` are fields of OpenAI's error object. `message` says what the
     user can do, and `headers` go out with the answer (for example `retry-after`). `cause`, `operation` and `upstream`
-    are for the log alone: the internal cause, the failed operation, and the upstream concerned.
+    appear only in the log: the internal cause, the failed operation, and the upstream that was called.
     """
 
     status = 500
@@ -102,7 +102,8 @@ class ApiError(AntiphonError):
             self.type = type
 
     def fields(self, request_id: str = "") -> dict[str, str | None]:
-        """The four keys of OpenAI's error object, and the request's id in the log as `request_id`."""
+        """The four keys of OpenAI's error object, and `request_id`, the id that the log has for this request. An id
+        that is too long or not ASCII is left out."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii():
             fields["request_id"] = request_id
@@ -114,7 +115,7 @@ class ApiError(AntiphonError):
 
 
 class RequestRefused(ApiError):
-    """The client's request is wrong, not the server."""
+    """Base of errors whose cause is the client's request, not the server."""
 
     status = 400
     type = "invalid_request_error"
@@ -125,7 +126,7 @@ class InvalidRequest(RequestRefused):
 
 
 class ChainTooLong(InvalidRequest):
-    """The history behind a `previous_response_id` holds more than `limit` items. The store read none of it."""
+    """The history behind a `previous_response_id` holds more than `limit` items. The store has read none of them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -149,7 +150,7 @@ class ChainBroken(InvalidRequest):
 
 
 class ConversationTooLong(InvalidRequest):
-    """A conversation holds more than `limit` items. A response cannot take them all."""
+    """A conversation holds more than `limit` items, too many for one response."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -161,7 +162,7 @@ class ConversationTooLong(InvalidRequest):
 
 
 class ConversationLocked(RequestRefused):
-    """Another response runs on the conversation. OpenAI's SDKs retry by themselves after a 409."""
+    """Another response is running in the conversation. OpenAI's SDKs automatically retry after a 409."""
 
     status = 409
 
@@ -185,7 +186,7 @@ class MethodNotAllowed(RequestRefused):
 
 
 class VersionConflict(RequestRefused):
-    """A client changed a prompt from a version that is not its latest any more."""
+    """A client's change names a version of the prompt that is not the latest one. `last` is the latest version."""
 
     status = 409
 
@@ -202,7 +203,9 @@ class RequestTooLarge(RequestRefused):
 
 
 class HistoryTooLarge(RequestTooLarge):
-    """The data that a request refers to takes more than `limit` bytes. The store read none of it."""
+    """The stored data that a request refers to takes more than `limit` bytes. The store has read none of it.
+
+    `param` is the parameter that refers to the data."""
 
     def __init__(self, limit: int, param: str) -> None:
         brought = {"previous_response_id": "The history behind this previous_response_id"}.get(
@@ -217,8 +220,8 @@ class HistoryTooLarge(RequestTooLarge):
 
 
 class OwnerFull(ApiError):
-    """An owner has reached the limit of stored data. It is a 429 as for any quota, with a code that tells SDKs not to
-    retry."""
+    """An owner has reached the limit of stored data, `limit` bytes. The status is 429, as for any quota, and a header
+    tells SDKs not to retry."""
 
     status = 429
     type = "insufficient_quota"
@@ -233,8 +236,9 @@ class OwnerFull(ApiError):
 
 
 class AtCapacity(ApiError):
-    """The requests in flight take all that `setting` allows the whole process, or one `owner`. A retry in a moment may
-    succeed. Floods of these are common, so `observability/refusals.py` counts them and logs them together."""
+    """The requests in flight have reached the limit `setting`, of the whole process or, if `owner` is given, of one
+    owner. A client may retry after a second. Overload causes many of these errors, so `observability/refusals.py`
+    counts them and logs one line for many."""
 
     status = 503
 
@@ -247,7 +251,7 @@ class AtCapacity(ApiError):
 
 
 class InternalError(ApiError):
-    """The server itself failed."""
+    """Antiphon itself failed, because of a bug or of its store."""
 
 
 class UpstreamFailed(ApiError):
@@ -262,58 +266,58 @@ class UpstreamTimedOut(ApiError):
     status = 504
 
 
-# What is wrong with a parameter, in OpenAI's words: each names the parameter, as a path (`tools[0].name`), and has the
-# code that goes with the words.
+# Errors about a parameter, with OpenAI's messages and codes. Each names the parameter by its path (`tools[0].name`).
 
 
 def missing_parameter(name: str, advice: str = "") -> InvalidRequest:
-    """The error for a missing parameter. `advice` is a sentence that follows after a blank."""
+    """The error for a missing parameter. `advice` is a sentence with a space before it, or empty."""
     return InvalidRequest(
         f"Missing required parameter: '{name}'.{advice}", param=name, code="missing_required_parameter"
     )
 
 
 def unknown_parameter(name: str, advice: str = "") -> InvalidRequest:
-    """The error for a parameter that does not exist. `advice` is a sentence."""
+    """The error for a parameter that does not exist. `advice` is a sentence that ends the message, or empty."""
     return InvalidRequest(
         f"Unknown parameter: '{name}'.{advice and ' ' + advice}", param=name, code="unknown_parameter"
     )
 
 
 def unsupported_parameter(message: str, name: str | None = None) -> InvalidRequest:
-    """The error for a parameter, or a value of it, that Antiphon does not support. The message says what to do
+    """The error for a parameter or value that Antiphon does not support. `message` should tell the client what to send
     instead."""
     return InvalidRequest(message, param=name, code="unsupported_parameter")
 
 
 def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    """The error for a parameter with any other problem. `problem` is a sentence without its end."""
+    """The error for a parameter with any other problem. `problem` is a sentence without its final period."""
     return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
 
 
 def invalid_value(name: str, advice: str) -> InvalidRequest:
-    """The error for a value that is not among the allowed ones. `advice` is a sentence without its end."""
+    """The error for a value that is not allowed. `advice`, a sentence without its final period, names allowed
+    values."""
     return InvalidRequest(f"Invalid value for '{name}': {advice}.", param=name, code="invalid_value")
 
 
 def wrong_value(message: str, name: str) -> InvalidRequest:
-    """The error for a wrong value, with a message of the caller's own words."""
+    """The error for a wrong value. The caller supplies the whole message."""
     return InvalidRequest(message, param=name, code="invalid_value")
 
 
 def missing_value(message: str, name: str) -> InvalidRequest:
-    """The error for a missing parameter, with a message of the caller's own words."""
+    """The error for a missing parameter. The caller supplies the whole message."""
     return InvalidRequest(message, param=name, code="missing_required_parameter")
 
 
 def too_many_entries(name: str, length: int, limit: int, what: str = "entries") -> InvalidRequest:
-    """The error for a list with more than `limit` entries. `what` is the word for its entries."""
+    """The error for a list with more than `limit` entries. `what` is the plural noun for the entries in the message."""
     message = f"'{name}' has {length} {what}; at most {limit} are allowed."
     return InvalidRequest(message, param=name, code="array_above_max_length")
 
 
 def mutually_exclusive(one: str, other: str) -> InvalidRequest:
-    """The error for two parameters of which only one is allowed."""
+    """The error for two parameters that a request must not set together."""
     return InvalidRequest(
         f"Mutually exclusive parameters: '{one}' and '{other}'. Ensure you are only providing one of them.",
         param=other,
@@ -322,7 +326,7 @@ def mutually_exclusive(one: str, other: str) -> InvalidRequest:
 
 
 def invalid_type(name: str, problem: str) -> InvalidRequest:
-    """The error for a value of the wrong type. `problem` ("expected a string") is a sentence without its end."""
+    """The error for a value of the wrong type. `problem` describes it without a final period ("expected a string")."""
     return InvalidRequest(f"Invalid type for '{name}': {problem}.", param=name, code="invalid_type")
 
 
@@ -341,16 +345,16 @@ def string_too_long(name: str, limit: int, length: int) -> InvalidRequest:
 
 
 def unknown_cursor(name: str, where: str) -> InvalidRequest:
-    """The error for a page that begins or ends at an unknown item. `name` is the parameter (`after`, `before`), `where`
-    a text like "There is no file with this id"."""
+    """The error for a cursor that names no existing item. `name` is the parameter (`after`, `before`), and `where` is a
+    text like "There is no file with this id"."""
     return InvalidRequest(f"{where}: '{name}'.", param=name)
 
 
 class StoreError(AntiphonError):
-    """The store could not complete an operation. The cause is chained; the message holds no stored content.
+    """The store could not complete an operation. `__cause__` is the cause, and the message holds no stored content.
 
-    The message is for the log. `reason` is safe to show: `words` has its text for clients and for `/ready`. With
-    `unknown` the write may still take effect; with any other reason it certainly had no effect.
+    The message is for the log. Clients and `/ready` get `words`, a text for `reason`. If the reason is `unknown`, a
+    write may still take effect. After any other reason, the write had no effect.
     """
 
     def __init__(
@@ -361,7 +365,7 @@ class StoreError(AntiphonError):
         setting: str = "",
         cause: BaseException | None = None,
     ) -> None:
-        """`setting` names the limit that was reached, if any."""
+        """`setting` is the name of the setting whose limit was reached, or empty."""
         super().__init__(message)
         self.reason: StoreReason = reason
         self.setting = setting
@@ -369,25 +373,25 @@ class StoreError(AntiphonError):
             self.__cause__ = cause
 
     def again(self) -> StoreError:
-        """A new exception with the same content, for another caller. Raising one object twice would add to its
-        traceback."""
+        """A new exception with the same content, to raise in another caller. Raising one exception object twice would
+        extend its traceback."""
         return StoreError(*self.args, reason=self.reason, cause=self.__cause__)
 
     @property
     def words(self) -> str:
-        """The reason in words, without the name of a file or a table."""
+        """The reason as a text for clients. It names no file and no table."""
         return _STORE_FAILURES[self.reason][2]
 
 
 def file_failure(doing: str, error: OSError) -> StoreError:
-    """The error for a failure of the file system, with its cause."""
+    """The `StoreError` for an error of the file system. `doing` describes the failed operation. A full disk gets the
+    reason `full`."""
     cause = os.strerror(error.errno) if error.errno else type(error).__name__
     return StoreError(f"{doing}: {cause}.", reason="full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed")
 
 
 class PredecessorGone(StoreError):
-    """A client deleted the response or conversation that a running response continues. This is not a failure of the
-    store."""
+    """A client deleted the response or conversation that a running response continues. The store itself works."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -395,18 +399,18 @@ class PredecessorGone(StoreError):
         )
 
     def __reduce__(self) -> tuple[type[PredecessorGone], tuple[()]]:
-        # An error goes to another process as what it is made of: nothing.
+        # Pickle would call the class with the message, but the constructor takes no arguments.
         return type(self), ()
 
 
 _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "failed": (500, "storage_failed", "the store does not work"),
     "damaged": (500, "storage_failed", "the database is damaged"),
-    # RFC 4918; clients try again after it as after any 5xx, and the status tells an operator the cause.
+    # 507 comes from RFC 4918. Clients retry after it, as after any 5xx, and the status tells an operator the cause.
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the store does not say whether it has written"),
-    # As where it was gone before the response began.
+    # The same error as when the previous response was deleted before the response began.
     "predecessor_gone": (400, "previous_response_not_found", "the previous response was deleted meanwhile"),
     "sealed": (500, "storage_sealed", "what is stored is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
@@ -414,17 +418,18 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "read_only": (503, "storage_read_only", "the database cannot be written to"),
     "busy": (503, "overloaded", "too many writes are waiting"),
     "unavailable": (503, "storage_unavailable", "the database cannot be reached"),
-    # The file exists, and a load balancer may send the next attempt to the machine that has its content.
+    # The file exists, and a load balancer may send the next attempt to the machine that has its content on disk.
     "elsewhere": (503, "content_elsewhere", "the file's content lies on the disk of another machine, which took it"),
 }
 
 
 _PASSING: frozenset[StoreReason] = frozenset({"slow", "unknown", "locked", "busy", "unavailable"})
-"""Reasons that may be over in a moment. The answer says when to retry."""
+"""Reasons that may disappear within a second. The answer has a `retry-after` header."""
 
 
 def store_refusal(error: StoreError, what: str) -> ApiError:
-    """The error that a client gets: `what` could not be done, and the reason in words. The log has the details."""
+    """The error that a client gets for a `StoreError`. `what` says which operation failed. Only the log gets the
+    message of `error`."""
     status, code, words = _STORE_FAILURES[error.reason]
     limit = f" ('{error.setting}')" if error.setting else ""
     message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
@@ -439,7 +444,7 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
 
 
 def unusable_path(error: OSError) -> str:
-    """What is wrong with the file or folder that the system refused, as one sentence with advice."""
+    """One sentence about a file or folder that the operating system refused, with advice about its permissions."""
     advice = "; run the command as the user who owns it" if isinstance(error, PermissionError) else ""
     return f"{error.filename} cannot be used: {error.strerror}{advice}"
 
@@ -449,5 +454,5 @@ class ConfigError(AntiphonError):
 
 
 class ExchangeStateError(AntiphonError):
-    """A server (a "door") called the exchange in a state that does not allow it: a bug in that server, never bad
-    input."""
+    """A server (a "door") called a method of the exchange in a state that does not allow the call. This is a bug in
+    that server, never bad input."""

@@ -1,9 +1,9 @@
-"""The names that a tool or a profile from another package imports, and the only ones with a promise.
+"""The public names for tools and profiles in other packages. Only these names stay compatible between versions.
 
 Lives here: re-exports, and nothing else. Not here: loading packages (`app/extensions.py`), the tools and profiles that
-are part of Antiphon. How to write a package: docs/how-to/extensions.md.
+are part of Antiphon. docs/how-to/extensions.md explains how to write a package.
 
-The promise, for versions 0.x:
+The promise of compatibility, for versions 0.x:
 
 - Every name in `__all__` stays until 1.0, with its parameters, fields and flags. A new version may add names,
   parameters and fields. New parameters and fields come last and have a default.
@@ -11,18 +11,19 @@ The promise, for versions 0.x:
   `settings_model` of a tool, and its methods `prepare`, `run` and `aclose`.
 - Everything else in the package `antiphon` may change in any version.
 
-`tests/integration/test_extensions.py` holds the list of names and fields. A change that breaks the promise fails there.
+`tests/integration/test_extensions.py` lists the names and fields, and fails if a change breaks the promise.
 
-A tool, in short:
+The names that a tool uses:
 
-- `ServerTool` is the protocol of a tool. A class with these members is enough; it need not inherit.
-- `HostedTool` is one declaration in a request, and `read_declared` reads it into a struct of the tool's.
+- `ServerTool` is the protocol of a tool. A class that has its members need not inherit from it.
+- `HostedTool` is the declaration of a tool in a request. `read_declared` parses the declaration into a struct that the
+  tool defines.
 - `PreparedTool` holds the functions that the model sees, each a `HostedFunction`. Its `kind` is `CallKind.MCP`.
-- `HostedCall` is one call by the model. `read_arguments` reads its arguments.
-- `ToolResult` answers a call. `Source` is a place that the model may cite.
+- `HostedCall` is a call that the model makes. `read_arguments` parses the arguments of the call.
+- `ToolResult` is the result of a call. `Source` is a document, such as a web page, that the model may cite.
 - `ToolFailed` tells the model that a call failed. `InvalidRequest` tells the client that a declaration is wrong.
 
-A profile is an `UpstreamProfile`. `on_models` narrows it for some models.
+A profile is an `UpstreamProfile`. `on_models` declares the flags of a profile that differ for some models.
 """
 
 from __future__ import annotations

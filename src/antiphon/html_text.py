@@ -1,10 +1,10 @@
 """Extracts the text, title and links of an HTML page.
 
-Lives here: extracting text, title and links, and decoding a page's bytes. Not here: the source of pages (the web search
+Lives here: extracting text, title and links, and decoding a page's bytes. Not here: fetching the page (the web search
 tool, files in vector stores).
 
-Invariants: markup, scripts, styles and hidden elements never reach the model. The time is linear in the page's length,
-even with unclosed elements.
+Invariants: markup, scripts, styles and hidden elements never reach the model. The running time is linear in the page's
+length, even if elements are not closed.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _LINES = re.compile(r"\n{3,}")
 
 
 def html_text(html: str) -> tuple[str, str]:
-    """Title and text of a page; each block is on a separate line."""
+    """Return the title and the text of a page. Each block element is on a separate line of the text."""
     reader = _Reader()
     reader.read(html)
     return reader.title, reader.text
 
 
 def html_links(html: str, most: int) -> list[tuple[str, str]]:
-    """The first links of a page, in order: the text and the target of each, as written."""
+    """Return the first `most` links of a page in order: for each link, its text and its target (`href`) as written."""
     found: list[tuple[str, str]] = []
     at = 0
     while len(found) < most and (begun := _ANCHOR.search(html, at)) is not None:
@@ -71,7 +71,7 @@ def html_links(html: str, most: int) -> list[tuple[str, str]]:
 
 
 def decode_page(data: bytes) -> str:
-    """The page decoded by its declared encoding, else as UTF-8 or Windows-1252."""
+    """Decode a page with the encoding that it declares. If that fails, try UTF-8, then Windows-1252."""
     named = _CHARSET.search(data[:2048])
     for encoding in (_web_encoding(named[1].decode("ascii")) if named else "utf-8", "utf-8", "cp1252"):
         try:
@@ -82,7 +82,8 @@ def decode_page(data: bytes) -> str:
 
 
 def _web_encoding(name: str) -> str:
-    """An encoding that browsers know too. Some other encodings of Python are very slow, or do not produce text."""
+    """The encoding `name` if browsers support it too, else UTF-8. Some other encodings of Python are very slow, or do
+    not produce text."""
     try:
         found = codecs.lookup(name).name
     except LookupError:
@@ -91,9 +92,9 @@ def _web_encoding(name: str) -> str:
 
 
 class _Reader:
-    """Takes the text out of HTML in one pass. It reads each character once, even with unclosed elements.
+    """Extracts the text of HTML in one pass. The reader scans each character once, even if elements are not closed.
 
-    A tag or comment without an end takes the rest of the page with it, as in browsers.
+    A tag or comment that is not closed extends to the end of the page, as in browsers.
     """
 
     def __init__(self) -> None:
@@ -137,11 +138,11 @@ class _Reader:
                 at = start + 1
 
     def _start_tag(self, html: str, start: int) -> int:
-        """Read a tag. Returns the place after it."""
+        """Read the tag that begins at `start`. Returns the index after the tag."""
         name = _NAME.match(html, start + 1)
         assert name is not None
         tag, at = name[0].lower(), name.end()
-        # The attributes, without what their values say but for its beginning.
+        # The attributes, with at most the first eight characters of each value.
         bare: list[str] = []
         while True:
             mark = _IN_TAG.search(html, at)
@@ -165,7 +166,7 @@ class _Reader:
     def _start(self, tag: str, hidden: bool) -> None:
         self._in_title = tag == "title"
         if tag == "body":
-            # The end of the head need not be written.
+            # HTML allows a page to leave out </head>.
             self._skipping.clear()
         if tag in _VOID:
             if tag == "br":

@@ -1,13 +1,13 @@
 """Generates ids and returns the time: the package's only source of randomness and of the current time.
 
-Lives here: `IdFactory` and `Clock` (the types that the pure core uses) and their real implementations. Not here: the
-fixed versions for tests (`tests/support`).
+Lives here: `IdFactory` and `Clock`, the types that the pure core takes, and the real implementations of both. Not here:
+the deterministic implementations for tests (`tests/support`).
 
-Ids begin with the time, as OpenAI's do, so ids made in sequence are adjacent in a database's indexes. Then a group of
-writes changes a few pages; with fully random ids, it would change a page for each id.
+Ids begin with the current time, as OpenAI's do, so ids created in sequence are adjacent in a database's indexes.
+Therefore a batch of writes changes few index pages. With fully random ids, each id would change another page.
 
-Invariant: an id is a type prefix plus at least 128 random bits, of `[A-Za-z0-9_]`, at most 64 characters. No code reads
-the time in it.
+Invariant: an id is a type prefix and at least 128 random bits. It has at most 64 characters of `[A-Za-z0-9_]`. No code
+parses the time out of an id.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from collections.abc import Callable
 from typing import Final
 
 IdFactory = Callable[[str], str]
-"""`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
+"""A function from a type prefix to a new id, for example `"resp" -> "resp_6f1c…"`."""
 
 Clock = Callable[[], float]
-"""Seconds since the epoch."""
+"""A function that returns the current time in seconds since the epoch."""
 
 _MAX_LENGTH: Final = 64
 _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id, `prefix_` and 48 hexadecimal digits: 12 of the milliseconds since the epoch, 36 random (144 bits)."""
-    # Formatted as one number: a separate format for the time takes three times as long.
+    """Create an id: `prefix_` and 48 hexadecimal digits. The first 12 digits are the milliseconds since the epoch, and
+    the other 36 (144 bits) are random."""
+    # One conversion for time and random bytes together: formatting them separately takes three times as long.
     return f"{prefix}_{(int(time.time() * 1000).to_bytes(6, 'big') + os.urandom(18)).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Whether `text` could be one of Antiphon's ids: a cheap test before a query."""
+    """Whether `text` has the form of an id with this prefix. Callers use this cheap test before a database query."""
     return text.startswith(prefix + "_") and len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text)
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a valid name for an object that clients may name themselves."""
+    """Whether `text` is a valid id for an object whose id the client may choose."""
     return 0 < len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text.replace("-", "_"))
 
 

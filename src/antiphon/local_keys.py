@@ -1,11 +1,11 @@
-"""Creates the data folder, and the keys in it when none is configured.
+"""Creates the data folder, and key files in the data folder for keys that the settings do not contain.
 
-Lives here: the folder, which only this user can access when it is new, and the file of a key. Also whether other users
-can write in a folder that existed before. Not here: the purpose of a key, and the
-data that depends on it (`app/keys.py`).
+Lives here: creating the data folder and key files, reading a key, and the check whether other users can write to the
+data folder. Not here: the purpose of a key, and the stored data that depends on the key
+(`app/keys.py`).
 
-Invariant: the file has mode 0600 before it has content. If several processes start at once, all use one complete key.
-No key is created in place of a lost one that stored data depends on.
+Invariants: a key file gets mode 0600 before it gets content. If several processes start concurrently, all use the same
+complete key. If stored data depends on a lost key, no new key replaces it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LEAST = 32
 def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") -> bytes:
     """The key `name` of this data folder (64 hexadecimal digits), created if it is missing. Raises `ConfigError`.
 
-    `depends` is called before a creation. If its result is not empty, it describes the data that would be lost, and the
-    key is not created.
+    Before this function creates a key, it calls `depends`. A result that is not empty describes stored data that a new
+    key would make unreadable. The function then raises `ConfigError` and creates no key.
     """
     path = folder / name
     try:
@@ -43,12 +43,12 @@ def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") 
 
 
 def is_gone(path: Path, lost: str) -> str:
-    """The error message about a key that is not created again."""
+    """The error message about a missing key file on which stored data depends. `lost` describes that data."""
     return f"data: the key file {path} is gone, and {lost}"
 
 
 def _make(path: Path) -> None:
-    # Written under another name and linked, so no process ever reads an incomplete key.
+    # The draft file gets the content and is then linked to `path`, so no process ever reads an incomplete key.
     draft = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
     draft.touch(mode=0o600)
     try:
@@ -61,7 +61,7 @@ def _make(path: Path) -> None:
 
 
 def prepare_data(folder: Path) -> None:
-    """Create the folder. Raises `ConfigError`."""
+    """Create the data folder with mode 0700 if it does not exist. Raises `ConfigError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -71,10 +71,11 @@ def prepare_data(folder: Path) -> None:
 
 
 def exposed(folder: Path, found: os.stat_result, user: int) -> tuple[Literal["problem", "note"], str, str] | None:
-    """Which other users of this machine can exchange the keys and databases in the data folder: how bad it is, what is
-    wrong, and advice. `found` is the folder's status, `user` this process's. None when no other user can.
+    """Check whether other users of this machine can replace the keys and databases in the data folder.
 
-    A folder of root is the usual volume of a container, also one in which every user may write.
+    Returns the severity, a description and advice, or None if no other user can. `found` is the result of `stat` for
+    the folder, and `user` is the uid of this process. A folder that root owns is never a `problem`, because a volume of
+    a container usually belongs to root.
     """
     whose = "" if found.st_uid in (user, 0) else f"belongs to another user (uid {found.st_uid})"
     open_to = "lets every user of this machine write" if found.st_mode & stat.S_IWOTH else ""

@@ -1,19 +1,19 @@
 """Removes secrets and internal details from upstream texts before a client sees them.
 
 Lives here: patterns of credentials, account ids, internal addresses, file paths and stack traces. Also the search for
-known secrets (the gateway's keys, the client's token) in any encoding. Not here: the list of known secrets
-(`app/build.py` reads the settings, the exchange knows its client), which texts are passed on
+known secrets (the gateway's keys, the client's token) in several encodings. Not here: the list of known secrets, which
+`app/build.py` and the exchange pass in; the choice of upstream texts for clients
 (`translation/answer/upstream_errors.py`).
 
-The search does not understand a message: it removes every text that looks like a secret. Texts that help a user (model
+The search does not interpret a message. It removes every text that looks like a secret. Texts that help a user (model
 names, parameter names, numbers, public URLs without their query) stay.
 
-For known secrets, the search compares only letters and digits, without case. So it finds a key in upper case, split
-over two lines, quoted or with dashes. It also finds encoded keys (base64 at any offset, hexadecimal, percent signs).
-Twelve consecutive characters of a long key are enough. A key with fewer than eight characters looks like a word, so it
-is removed only as a separate word.
+For known secrets, the search compares only letters and digits, and ignores case. Therefore it finds a key in upper
+case, split over two lines, quoted or with dashes. It also finds a key in base64 (at any offset), in hexadecimal digits
+or percent-encoded. For a long key, twelve consecutive characters suffice. Ordinary words may
+contain a key with fewer than eight characters, so the search removes such a key only where it is a separate word.
 
-Invariants: the time is linear in the length of the text. The result of `redacted` is one line without control
+Invariants: the running time is linear in the length of the text. The result of `redacted` is one line without control
 characters. This module stores no secret. A text without a secret is returned unchanged.
 """
 
@@ -34,13 +34,13 @@ _PIECE = 12
 
 
 def bearer_token(authorization: str | None) -> KnownSecrets:
-    """The token in an Authorization header, as a list of known secrets."""
+    """The token of an Authorization header as a tuple of known secrets. Empty without a token."""
     token = (authorization or "").strip().rpartition(" ")[2]
     return (token,) if token else ()
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets."""
+    """The text with `[redacted]` in place of each of these secrets."""
     gone: list[tuple[int, int]] = []
     plain, places = _squeezed(text)
     for secret in secrets:
@@ -60,27 +60,29 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 
 def bytes_without(body: bytes, secrets: Iterable[str]) -> bytes:
-    """The same for bytes that may not be text; unchanged when they contain no secret."""
+    """Apply `without` to bytes that may not be valid UTF-8. Returns `body` itself if it contains no secret."""
     text = body.decode("utf-8", "surrogateescape")
     clean = without(text, secrets)
     return body if clean is text or clean == text else clean.encode("utf-8", "surrogateescape")
 
 
 def _squeezed(text: str) -> tuple[str, list[int]]:
-    """The text's letters and digits in lower case, and their positions."""
+    """The letters and digits of the text in lower case, and the index of each in the text."""
     places = [at for at, letter in enumerate(text) if letter.isascii() and letter.isalnum()]
     return "".join([text[at] for at in places]).lower(), places
 
 
 def _forms(secret: str) -> list[str]:
-    """The secret's possible encodings, squeezed; empty when it is too short to be recognizable."""
+    """The encodings in which the secret may occur, reduced to lower-case letters and digits. Empty if the secret is too
+    short to be recognized inside other text."""
     plain = _squeezed(secret)[0]
     if len(plain) < _SHORT:
         return []
     raw = secret.encode("utf-8", "surrogateescape")
     written = [raw.hex(), quote(secret, safe="", errors="replace")]
     for lead in range(3):
-        # At any offset in the encoded data: characters that depend on neighbouring bytes are left out.
+        # The secret may start at any offset of the encoded data, so characters that encode neighbouring bytes are cut
+        # off.
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             text = encode(bytes(lead) + raw).decode().rstrip("=")
             written.append(text[0 if not lead else lead + 1 : len(text) - (len(raw) + lead) % 3])
@@ -120,7 +122,7 @@ _NAMED: Final = re.compile(
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
-# The lookahead first is faster than \b: the search skips non-letters, and looks back only from letters.
+# A leading lookahead is faster than \b: the regex engine skips non-letters, and checks the lookbehind only at letters.
 KEYS: Final = re.compile(
     rf"(?=[A-Za-z])(?<![A-Za-z0-9_])(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
     rf"|xox[abeoprs]|xapp|lsv2|psk|esecret|whsec|npm|dckr_pat|shp(?:at|ss))[-_]{_END}{{6,}}"
@@ -128,9 +130,9 @@ KEYS: Final = re.compile(
     r"|(?:FwoG|FQoG|IQoJ)[A-Za-z0-9+/]{16,}={0,2}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
 )
-"""Keys with a prefix that names their provider."""
+"""Matches API keys that begin with the prefix of their provider."""
 SHORTEST_KEY: Final = 9
-"""A text with fewer characters has no match of `KEYS`."""
+"""The length of the shortest text that `KEYS` can match."""
 _PRIVATE_KEY: Final = re.compile(
     r"-----BEGIN[A-Z0-9 ]{0,40} PRIVATE KEY-----(?:.*?-----END[A-Z0-9 ]{0,40} PRIVATE KEY-----|.*)"
 )
@@ -183,8 +185,9 @@ _IN_ORDER: Final = (
 
 
 def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:
-    """The text without secrets and internals, on one line, at most `limit` characters; `secrets` are known secrets."""
-    # Searches twice as much as it keeps, so that the end has no truncated secret.
+    """The text without secrets and internal details, on one line of at most `limit` characters. `secrets` are the known
+    secrets."""
+    # The search covers twice as much text as the result keeps, so a secret at the cut is found as a whole.
     text = without(text[: 2 * limit], secrets)
     trace = _TRACE.search(text)
     if trace is not None:

@@ -1,14 +1,14 @@
-"""Encrypts data that a client carries between requests, so that the client can neither read nor change it (sealed
-texts).
+"""Encrypts data that a client stores and sends back (a sealed text), so that the client can neither read nor change it.
 
-Lives here: the format of a sealed text, its keys and their rotation. Not here: the sealed data (reasoning, compactions:
-the exchange), the source of the keys (`app/build.py`, `local_keys.py`).
+Lives here: the format of a sealed text, the keys and their rotation. Not here: the data in a sealed text (the exchange
+seals reasoning and compactions), the source of the keys (`app/keys.py`, `local_keys.py`).
 
 Format: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
-Version, key id, owner and kind are associated data: a text opens only for its owner and its use.
+Version, key id, owner and kind are the associated data of AES-GCM. Therefore a sealed text opens only for the owner and
+the kind for which it was sealed.
 
-Invariants: any other text gives the same `InvalidRequest`, so an attacker does not learn which part was wrong. Opening
-never produces more than `max_bytes`.
+Invariants: every text that cannot be opened gives the same `InvalidRequest`, so an attacker does not learn which part
+was wrong. `open` never returns more than `max_bytes`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _MAX_PAYLOAD = 1 << 28
 
 
 class Sealer:
-    """Seals with the first secret, opens with all.
+    """Seals payloads with the first secret, and opens sealed texts of every secret.
 
-    `secrets` are texts or random bytes of any length (at least one; hashed to key size). `random_bytes` returns the
-    nonces: with random ones a key is safe for 2**32 texts. `max_bytes` limits a payload.
+    `secrets` must hold at least one secret, of any length, because each is hashed to the key size. `random_bytes`
+    returns the nonces. With random nonces one key is safe for 2**32 texts. `max_bytes` limits the size of a payload.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Sealer:
             raise ValueError("a sealer needs a key")
         keys = [_Key(secret) for secret in secrets]
         self._first = keys[0]
-        # Two keys may have the same id (4 bytes: very unlikely). Then `open` tries both.
+        # Two keys may have the same 4-byte id, which is very unlikely. Then `open` tries both.
         self._keys: dict[bytes, list[_Key]] = {}
         for key in keys:
             self._keys.setdefault(key.id, []).append(key)
@@ -60,18 +60,20 @@ class Sealer:
         self._max_bytes = max_bytes
 
     def seal(self, owner: str, kind: str, payload: bytes) -> str:
-        """The payload as a text for this owner and use. Raises `ValueError` if it is larger than `max_bytes`."""
+        """Encrypt the payload into a text that only this owner can use, for this `kind` of data. Raises `ValueError` if
+        the payload is larger than `max_bytes`."""
         if len(payload) > self._max_bytes:
             raise ValueError("the payload is too large to be sealed")
         key = self._first
         nonce = self._random_bytes(_NONCE)
-        # Compressed before encryption: the length reveals something about the content, but only to the client, which
-        # knows the content.
+        # The length of compressed data reveals something about the content. Only the client sees the length, and the
+        # client knows most of the content.
         closed = key.cipher.encrypt(nonce, zlib.compress(payload), _associated(key.id, owner, kind))
         return _PREFIX + base64.urlsafe_b64encode(key.id + nonce + closed).rstrip(b"=").decode()
 
     def open(self, owner: str, kind: str, text: str, *, param: str | None = None) -> bytes:
-        """The payload; raises `InvalidRequest` (`invalid_encrypted_content`), with `param` naming the place."""
+        """Decrypt the text and return its payload. Raises `InvalidRequest` with the code `invalid_encrypted_content`;
+        `param` is the path of the text in the request."""
         payload = self._open(owner, kind, text)
         if payload is None:
             raise InvalidRequest(
@@ -100,7 +102,7 @@ class Sealer:
 
 
 def is_sealed(text: str) -> bool:
-    """Whether the text has the form of a sealed text of Antiphon; other servers use other forms."""
+    """Whether the text begins like a sealed text of Antiphon. Encrypted content of other servers begins differently."""
     return text.startswith(_PREFIX)
 
 
@@ -111,14 +113,15 @@ class _Key:
 
     @cached_property
     def cipher(self) -> AESGCM:
-        # Imported at the first use: the module takes 8 MiB, and most processes never need it.
+        # Imported at the first use, because the module takes 8 MiB and most processes never need it.
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         return AESGCM(self._key)
 
 
 def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
-    """Unambiguous, because the lengths precede the names."""
+    """The associated data of a sealed text. The length precedes each name, so different names never give equal
+    bytes."""
     names = [name.encode(errors="surrogateescape") for name in (owner, kind)]
     return _PREFIX.encode() + key_id + b"".join(len(name).to_bytes(8, "big") + name for name in names)
 
@@ -131,14 +134,15 @@ def _decoded(text: str) -> bytes | None:
         blob = base64.b64decode(body + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         return None
-    # Base64 has several spellings of one content (its last bits); only the canonical one is accepted.
+    # Base64 can encode the same bytes in several ways, because its last bits may be unused. Only the canonical encoding
+    # is accepted.
     if base64.urlsafe_b64encode(blob).rstrip(b"=") != body or len(blob) < _KEY_ID + _NONCE + _TAG:
         return None
     return blob
 
 
 def _unpacked(packed: bytes, limit: int) -> bytes | None:
-    """The decompressed data; None when it is not a complete zlib stream, or over the limit."""
+    """The decompressed data. None if `packed` is not exactly one complete zlib stream, or exceeds `limit` bytes."""
     stream = zlib.decompressobj()
     try:
         payload = stream.decompress(packed, limit + 1)

@@ -1,10 +1,11 @@
 """Imports NumPy with a single thread per computation.
 
-By default its linear algebra uses all cores for each product, and its threads wait by spinning. This slows down the
-event loop, SQLite and other searches (a hybrid search of 10,000 chunks on two cores: 16 ms instead of 4). To make a
-search faster, split its store; concurrent searches use more cores.
+By default, NumPy's linear algebra uses all cores for each product, and its threads spin while they wait. The spinning
+threads slow down the event loop, SQLite and other searches. (A hybrid search of 10,000 chunks on two cores took 16 ms
+instead of 4.) With a single thread per computation, concurrent searches still use several cores. To make one search
+faster, split its vector store.
 
-Invariant: all modules import NumPy from here, so this runs before any other import of it.
+Invariant: all modules import NumPy from this module, so these variables are set before NumPy is loaded.
 """
 
 from __future__ import annotations
