@@ -22,7 +22,7 @@ from antiphon.types.json import is_utf8
 
 _JOINT: Final = b" "
 # Any number of fragments, separated by spaces. Escapes of surrogates do not match, because a lone surrogate has no
-# UTF-8 form. The caller leaves such chunks to the JSON decoder.
+# UTF-8 form. The caller leaves chunks with surrogates to the JSON decoder.
 _FRAGMENTS: Final = re.compile(
     rb'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*+'
 ).fullmatch
@@ -34,7 +34,7 @@ def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list
 
     `behind` begins with the quote that ends the text. `behind` ends with the end of the event, and contains no other
     end of an event. The cut stops at the first chunk that is different or incomplete. If `refused` is not empty, the
-    cut also stops at a text that begins with it.
+    cut also stops at a text that begins with `refused`.
     """
     if not data.startswith(before):
         return [], 0

@@ -38,7 +38,7 @@ IGNORED: Final = Support("ignored")
 
 
 def sent(note: str) -> Support:
-    """The chat server gets the element. `note` describes its form in the chat request."""
+    """The chat server gets the element. `note` describes the element's form in the chat request."""
     return Support("sent", note)
 
 

@@ -1,6 +1,6 @@
 """Separates the reasoning between `<think>` and `</think>` from an answer's text while the answer streams.
 
-Lives here: the parser, which works on streamed fragments. Not here: the list of servers that send such tags
+Lives here: the parser, which works on streamed fragments. Not here: the list of servers that send `<think>` tags
 (`profiles/`).
 
 A *tagged* answer begins with `<think>`, and blanks may precede the tag. In an *opened* answer the chat template wrote
@@ -31,7 +31,7 @@ _ONLY: Final = re.compile(
 
 def only_thought(text: bytes) -> bytes | None:
     """The text between the tags if the whole text is one `<think>` block, else None. Some clients send reasoning back
-    as such a block."""
+    as a `<think>` block."""
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 
@@ -120,7 +120,7 @@ class ThinkTags:
 
     def _text(self, data: bytes) -> bytes:
         """The text behind the closing tag. Blanks before the text, and a repeated closing tag (seen: MAI-DS-R1), are
-        not part of it."""
+        dropped."""
         while self._fresh:
             data = data[_after_blanks(data) :]
             if data.startswith(_CLOSE):

@@ -69,7 +69,7 @@ class ItemSources(Struct, frozen=True):
 
 
 class ChatTranslation(Struct):
-    """A translated request: the chat request's body, the map from its calls to tools, and the fields that the upstream
+    """A translated request: the chat request's body, the map from chat names to tools, and the fields that the upstream
     ignores.
 
     `sent` holds the positions of the first `image` and the first `audio` in the request, because some models accept
@@ -83,7 +83,7 @@ class ChatTranslation(Struct):
 
 
 class ChatTools(Struct):
-    """The tools of one request in chat form, and the map from calls to tools. `strict_left_out`: a function lost
+    """The tools of one request in chat form, and the map from chat names to tools. `strict_left_out`: a function lost
     `strict`, because the server does not accept that key."""
 
     map: ToolMap
@@ -120,7 +120,7 @@ class PromptReference(Struct, frozen=True):
 
 
 class PromptTemplate(Struct, frozen=True):
-    """A version of a prompt. `body` is its template, a JSON object."""
+    """A version of a prompt. `body` is the prompt's template, a JSON object."""
 
     version: int
     body: bytes

@@ -3,7 +3,7 @@
 Lives here: typed views of the fields that the translation uses. Not here: the handling of malformed chunks
 (`translation/answer/chunk.py`), nor any vendor's name.
 
-Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits them.
+Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits the text.
 """
 
 from __future__ import annotations

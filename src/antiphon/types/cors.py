@@ -1,4 +1,4 @@
-"""The CORS rules, the same for the HTTP server and Envoy: the allowed origins, and the response headers they get.
+"""The CORS rules, the same for the HTTP server and Envoy: the allowed origins, and the response headers for an origin.
 
 Lives here: the check of an origin, and the response headers. Not here: the servers that send the headers (the HTTP
 server, Envoy's cors filter), and the origins of WebSockets (`websocket.origins`).

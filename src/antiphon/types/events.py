@@ -1,7 +1,7 @@
 """Stream events: one class for each event type that OpenAI's service sends.
 
-Lives here: names and fields. Not here: counters and ids, and the times at which events are sent
-(`translation/events/builder.py`), and their encoding as server-sent events (`translation/events/encode.py`).
+Lives here: names and fields. Not here: counters, ids and the order of events (`translation/events/builder.py`), and
+encoding events as server-sent events (`translation/events/encode.py`).
 
 Invariant: `type` comes first and every event has a `sequence_number`.
 """
@@ -242,7 +242,7 @@ class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_di
 
 
 class _ShellCommand(Event):
-    """The members of every event about a shell command. OpenAI's service sends no `item_id` in these events, so
+    """The members of every event about a shell command. OpenAI's service sends no `item_id` in shell command events, so
     `output_index` identifies the call."""
 
     output_index: int

@@ -64,7 +64,7 @@ def plain_name(name: str) -> str:
 
 
 def media_type_of(name: str, declared: str = "") -> str:
-    """The media type of a file: that of its extension, else the declared type, else `application/octet-stream`."""
+    """The media type of a file: the type of its extension, else the declared type, else `application/octet-stream`."""
     guessed, coding = _TYPES.guess_type(name.lower(), strict=True)
     if guessed is not None and coding is None:
         # Some extensions of source code have a registered type of another format (`.ts` is a video).

@@ -6,8 +6,8 @@ types of output items are here too. Not here: the conversion of items into chat 
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 
-Invariant: text inside output items is raw JSON. Antiphon never decodes this text on its way from the upstream to the
-client.
+Invariant: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
+upstream to the client.
 """
 
 from __future__ import annotations
@@ -251,8 +251,8 @@ class CodeInterpreterCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchCall(_Tracked, kw_only=True):
-    """A search for tools that Antiphon performs. `arguments` is an object. `call_id` is null, because the client
-    sends no output for it."""
+    """A search for tools that Antiphon performs. `arguments` is an object. `call_id` is null, because the client sends
+    no output for the search."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
     call_id: None = None
@@ -261,7 +261,8 @@ class HostedToolSearchCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchOutput(_Tracked, kw_only=True):
-    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call them from this item on."""
+    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call these tools from this item
+    on."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     call_id: None = None

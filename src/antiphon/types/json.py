@@ -21,7 +21,7 @@ encode = msgspec.json.encode
 NULL: Final = msgspec.Raw(b"null")
 
 JsonText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string"})]
-"""An undecoded JSON string. `extra_json_schema` gives its type in the API's OpenAPI document."""
+"""An undecoded JSON string. `extra_json_schema` is the type that the API's OpenAPI document shows."""
 
 JsonObject = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
 """An undecoded JSON object."""

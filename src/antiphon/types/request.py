@@ -1,7 +1,7 @@
 """The body of a create-response request.
 
-Lives here: the validated request that the code reads, with the types of its nested fields. Not here: the types, limits
-and support of the fields (`translation/request/fields.py`), and the checks of their combinations
+Lives here: the type of a validated request, and the types of its nested fields. Not here: the types, limits and support
+of the fields (`translation/request/fields.py`), and the checks of combinations of fields
 (`translation/request/body.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.

@@ -1,7 +1,7 @@
 """A search query as values: attribute filters and ranking options.
 
-Lives here: the values. Not here: reading them from a request (`translation/request/search_options.py`), and their
-translation into a database query.
+Lives here: the values. Not here: reading filters and options from a request (`translation/request/search_options.py`),
+and making a database query from them.
 """
 
 from __future__ import annotations

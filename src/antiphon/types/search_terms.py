@@ -3,8 +3,8 @@
 Lives here: stop words, and splitting scripts that write no spaces. Not here: stemming and the folding of case and
 accents, which the index applies to texts and queries.
 
-The index stores scripts without spaces letter by letter. A query's run of such letters becomes its pairs: "検索機能"
-looks for 検索, 索機 and 機能.
+The index stores scripts without spaces letter by letter. In a query, a run of letters without spaces becomes pairs of
+letters: "検索機能" looks for 検索, 索機 and 機能.
 
 Invariant: a query never holds search syntax. Every term is a word, even if the client's query contains search
 operators.
@@ -19,7 +19,7 @@ from typing import Final
 MAX_TERMS: Final = 64
 """The maximal number of terms. A longer query is cut, because each term costs time and the first terms say most."""
 
-# Thai, Lao, Myanmar, Khmer; kana; CJK ideographs, their extensions and compatibility forms.
+# The letters of Thai, Lao, Myanmar and Khmer, kana, and CJK ideographs with their extensions and compatibility forms.
 _UNSPACED: Final = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )

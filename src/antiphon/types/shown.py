@@ -1,7 +1,8 @@
 """Stores the text that the model saw for an item, if the model saw more than the item holds.
 
-Lives here: the record that is stored next to an item, and an item that was loaded with it. Not here: the record's form
-in a chat request (`translation/chat/messages.py`), and storing the record (`engine/exchange/`, `stores/`).
+Lives here: the record that is stored next to an item, and an item that was loaded with its record. Not here: the
+record's form in a chat request (`translation/chat/messages.py`), and storing the record (`engine/exchange/`,
+`stores/`).
 
 A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
 every time. The item of a search tells a client the queries. The item holds the results only if the client requested

@@ -1,18 +1,19 @@
 """Handles unknown fields and values: leaves them out and lists their names, or refuses them (`strict`).
 
 The API grows faster than any gateway: clients send items, parts, tools and values that are newer than this version of
-Antiphon. Most of these newer values do not change the model's prompt. A client is worse off with a refused request than
-with an answer that lacks such a value.
+Antiphon. Most newer values do not change the model's prompt. A client is worse off with a refused request than with an
+answer that ignores an unknown value.
 
-Lives here: the decision about unknown parts, and the list of ignored names. Not here: the known names (each reader has
-its list), and known fields without effect (`CreateResponse.ignored`).
+Lives here: the decision about unknown parts, and the list of ignored names. Not here: the lists of known names (each
+reader of a value has one), and known fields without effect (`CreateResponse.ignored`).
 
 Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
 may be wrong. That is true for unknown tools, and for known tools that the operator has not configured.
 
 Invariants: every ignored part has its name in `names` (the 65th and all further names are `...`), and an ignored tool
 in `tools`. In strict mode no unknown part is left out. Antiphon always refuses an unknown output that a call waits for.
-Antiphon also always refuses an unknown restriction of an answer or a search. Neither value reaches this module.
+Antiphon also always refuses an unknown restriction of an answer or a search. Neither of these two kinds of values
+reaches this module.
 """
 
 from __future__ import annotations

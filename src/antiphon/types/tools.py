@@ -1,7 +1,8 @@
-"""Tools as clients declare them, and the choice among them.
+"""The types of tool declarations, and of the choice among tools.
 
 Lives here: one tolerant type for all tool declarations, and one type for all forms of `tool_choice`. Not here: the tool
-types that the model can call (`translation/request/tools.py`), and their chat form (`translation/chat/tools.py`).
+types that the model can call (`translation/request/tools.py`), and the chat form of tools
+(`translation/chat/tools.py`).
 
 Invariant: schemas and grammars stay raw slices of the request.
 """

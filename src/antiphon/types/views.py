@@ -1,9 +1,9 @@
 """Typed views of JSON objects. Each view names only the fields that one step reads.
 
-Lives here: the views, each for the one module that decodes it. Not here: their translation, and the types of objects
-that are decoded completely (`request.py`, `items.py`, `tools.py`, `chat.py`).
+Lives here: the views, each for the one module that decodes it. Not here: translating the decoded values, and the types
+of objects that are decoded completely (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
-msgspec reads the annotations of these classes at run time. So the classes are in a separate module, which the compiled
+msgspec reads the annotations of the views at run time. So the classes are in a separate module, which the compiled
 build does not compile (docs/explanation/performance.md).
 """
 
@@ -120,7 +120,7 @@ class AllowedTools(Struct):
 
 
 class NamedTool(Struct):
-    """A tool as a `tool_choice` names it."""
+    """The name of a tool inside a `tool_choice`."""
 
     type: str | None = None
     name: str | None = None

@@ -188,7 +188,7 @@ class _Values:
         return raw({**fields, "content": content})
 
     def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
-        """The content parts of one part. An image or file inside the text splits the part into several."""
+        """The parts that one content part becomes. An image or file inside its text splits the part into several."""
         read = try_decode(_VALUE, part)
         if read is None or read.type not in _TEXT_KINDS or read.text is None:
             return [part]
@@ -196,8 +196,8 @@ class _Values:
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)
 
     def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
-        """Split a text at its variables, and yield their values in between. `parts`: a value may be an image or a
-        file."""
+        """Split a text at its variables. Yields the text between variables, and the value of each variable. `parts`: a
+        value may be an image or a file."""
         at = 0
         for found in _VARIABLE.finditer(text):
             yield text[at : found.start()]

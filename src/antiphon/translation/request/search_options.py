@@ -1,7 +1,7 @@
 """Reads the filters and ranking options of a search.
 
-Lives here: reading filters and options from decoded JSON. Not here: applying them to an index (`stores/`), and the
-search itself.
+Lives here: reading filters and options from decoded JSON. Not here: applying filters and options to an index
+(`stores/`), and the search itself.
 
 Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
 

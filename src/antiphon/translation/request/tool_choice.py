@@ -1,7 +1,7 @@
 """Reads `tool_choice`: its forms, the tools that each form allows, and the form in which a response repeats it.
 
-Lives here: reading `tool_choice`. Not here: its chat form (`translation/chat/tools.py`), and refusing calls that the
-choice forbids (`translation/answer/tool_calls.py`).
+Lives here: reading `tool_choice`. Not here: the chat form of the choice (`translation/chat/tools.py`), and refusing
+calls that the choice forbids (`translation/answer/tool_calls.py`).
 
 Invariant: a returned choice names only callable tools, or tools that the history may declare.
 """
@@ -22,7 +22,7 @@ from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import AnyToolChoice, NamedTool
 
 _KnownTool = tuple[str | None, str | None, str | None]
-"""Kind, name and namespace. A function and a custom tool with the same name are two tools."""
+"""The kind, name and namespace of a tool. A function and a custom tool with the same name are two tools."""
 
 MODES: Final = ("auto", "none", "required")
 
@@ -51,7 +51,7 @@ def read_tool_choice(
     - `tools` are the callable tools among the `declared` ones, and the tools that items of the input declare.
     - `limit` is the maximal number of tools that the choice may name.
     - `continued`: earlier turns may have declared tools, so the choice may name unknown tools.
-      `translation/chat/tools.py` checks such names again, with the history.
+      `translation/chat/tools.py` checks unknown names again, with the history.
     """
     if not given(value):
         return None
