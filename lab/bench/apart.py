@@ -1,4 +1,4 @@
-"""Measures single figures after the rounds, when their processes have ended.
+"""Measures single figures after the rounds, when the processes of the rounds have ended.
 
 Lives here: starting a sidecar and its idle memory, several processes behind one Envoy, the longest turn of a sidecar's
 event loop. Other load generators check the benchmark's own. Not here: measurements in turns (`rounds.py`).
@@ -27,7 +27,7 @@ from lab.bench.stall import longest_turns
 from lab.bench.variants import CHAT, Process, Values, Variant, start_variant
 
 Apart = dict[str, dict[str, Values]]
-"""By section (`start`, `turns`, `workers`, `generators`), row and figure."""
+"""Figures by section (`start`, `turns`, `workers`, `generators`), then by row and figure."""
 
 _TRANSPORTS = ("http2", "grpcio")
 _STARTS = 5
@@ -39,7 +39,7 @@ _CONNECTIONS = 16
 async def measure_apart(
     upstream: int, load: Process, folder: Path, pipe: ParentPipe, workers: Sequence[int], seconds: float
 ) -> Apart:
-    """Measure everything; takes about a minute."""
+    """Take all measurements of this module; takes about a minute."""
     found: Apart = {"start": {}, "turns": {}, "workers": {}, "generators": {}}
     for transport in _TRANSPORTS:
         say(f"start and idle memory, {transport}")
@@ -135,7 +135,8 @@ async def _ask(
     return answer
 
 
-# Checks whether the load generator is the limit: two others send the same requests, if they are installed.
+# Check whether the load generator limits the result: two other generators send the same requests, if they are
+# installed.
 
 _WRK = """\
 wrk.method = "POST"

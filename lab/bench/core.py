@@ -28,7 +28,7 @@ import orjson
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 
-# Only imports that every revision has, because another revision runs these lines too.
+# Imports only modules that every revision has, because another revision also runs this file.
 from antiphon.engine.ports.actions import RequestHead, SaveResponse
 from antiphon.errors import ExchangeStateError
 from tests.support.exchanges import exchange_options
@@ -146,7 +146,7 @@ def _settle(exchange: ResponseExchange) -> None:
 
 
 def _ready(request: dict[str, Any]) -> Any:
-    """An exchange that waits for the upstream's answer."""
+    """An exchange that is ready to receive the upstream's answer."""
     exchange = _exchange()
     exchange.receive_request(_HEAD, json.dumps(request).encode())
     _settle(exchange)
@@ -180,7 +180,7 @@ def _time_request(body: bytes) -> float:
 
 
 def _time_completion(body: bytes) -> float:
-    """A whole JSON answer, head to the client's body."""
+    """Seconds for a whole JSON answer, from the upstream's headers to the client's body."""
     exchange = _ready({"model": "m", "input": "hi", "store": False})
     started = time.perf_counter()
     exchange.receive_upstream_head(200, (("content-type", "application/json"),))
@@ -199,7 +199,7 @@ def _time_json(bodies: Sequence[bytes]) -> float:
 
 
 def _time_splice(bodies: Sequence[bytes]) -> float:
-    """Find the text in the bytes and put it between a fixed head and tail, without parsing."""
+    """Seconds for finding the text in the bytes and inserting it between a fixed head and tail, without parsing."""
     head = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":'
     middle = b',"item_id":"msg_1","output_index":0,"content_index":0,"delta":"'
     started = time.perf_counter()
@@ -251,7 +251,7 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def _measure_elsewhere(source: Path, rounds: int) -> dict[str, float]:
-    """The same in a separate process with another source tree."""
+    """Run `measure` in a separate process with another source tree."""
     paths = os.pathsep.join((str(source), str(_ROOT)))
     done = subprocess.run(
         [sys.executable, "-m", "lab.bench.core", "--child", "--rounds", str(rounds)],
@@ -265,7 +265,7 @@ def _measure_elsewhere(source: Path, rounds: int) -> dict[str, float]:
 
 
 def source_of(revision: str, folder: Path) -> Path:
-    """Write the source tree of a revision into the folder."""
+    """Write the source tree of a revision into the folder. Returns its path."""
     archive = subprocess.run(["git", "archive", revision, "src"], cwd=_ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
     return folder / "src"

@@ -23,12 +23,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def tree_seconds(roots: Iterable[int]) -> float:
-    """The same for these and all processes below them."""
+    """The CPU seconds of these processes and of all their descendants."""
     total = 0.0
     for root in roots:
         total += cpu_seconds([root])
         for pid in children(root):
-            # It may have ended: then its parent's time includes it after the parent's wait.
+            # The process may have ended. In this case its parent's time includes its time after the parent's wait.
             with contextlib.suppress(OSError):
                 total += cpu_seconds([pid])
     return total
@@ -68,7 +68,7 @@ def rss_bytes(pids: Iterable[int]) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """The resident memory without pages of files, which other processes may share."""
+    """The resident memory without file pages, which several processes may share."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -78,7 +78,7 @@ def anonymous_bytes(pid: int) -> int:
 def children(pid: int) -> list[int]:
     """All descendants of a process, parents first."""
     found: list[int] = []
-    # A process that ends meanwhile has none.
+    # A process that ends during the search has no children.
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():

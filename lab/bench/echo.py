@@ -35,7 +35,7 @@ def _echo(message: bytes) -> bytes:
 
 
 class Echo:
-    """`Calls` of a service that does nothing."""
+    """The `Calls` of a service that returns every message unchanged."""
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         while (message := await stream.receive()) is not None:
@@ -48,14 +48,14 @@ class Echo:
         return b""
 
     async def standard(self, path: str, stream: MessageStream) -> None:
-        """Do nothing: only the processor is measured."""
+        """Answer no other gRPC services, because the benchmark measures only the processor."""
 
 
 async def _serve(path: str, transport: TransportName) -> None:
     server = open_transport(transport, Echo())
     await server.listen(f"unix:{path}")
     print("ready: 0", flush=True)
-    # The parent holds the other end: this process ends with it.
+    # The parent holds the other end of standard input, so this process ends with its parent.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.aclose(grace=0.1)
 

@@ -77,7 +77,7 @@ def _by_instructions(known: dict[str, Any], measures: Measures) -> int:
 
 
 def _renew(limits: dict[str, Any], measures: Measures) -> int:
-    """Write only limits for counts with this interpreter."""
+    """Write new limits from the counts with this interpreter, and only for it."""
     counted = measures.count()
     entry: dict[str, Any] = {"counted": datetime.datetime.now(datetime.UTC).date().isoformat()}
     for kind, spent in counted.items():

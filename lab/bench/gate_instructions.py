@@ -34,7 +34,8 @@ from lab.bench.gate_path import CHUNKS, Paths, open_paths
 _SECONDS = 540.0
 _SUMMARY = re.compile(rb"^summary: (\d+)", re.MULTILINE)
 KINDS = ("chunk", "chunk in a crowd", "request")
-"""The kinds: a chunk alone in its message, a chunk among 64 in one, a whole small JSON request."""
+"""The measured kinds: a chunk in a message of one chunk, a chunk in a message of 64 chunks, and a whole small JSON
+request."""
 _TIMES = {"chunk": 6, "chunk in a crowd": 12, "request": 80}
 _LEARNING = {"chunk": 6, "chunk in a crowd": 6, "request": 100}
 
@@ -97,7 +98,7 @@ async def _serve_all() -> None:
 
 
 def _begin_to_count() -> None:
-    """Valgrind reads commands only while a program works, not while it waits."""
+    """Start valgrind's count. Valgrind reads commands only while the program executes code, not while it waits."""
     with subprocess.Popen(["vgdb", f"--pid={os.getpid()}", "instrumentation", "on"]) as command:
         while command.poll() is None:
             pass

@@ -36,7 +36,7 @@ from lab.bench.upstream import completion, stream_events
 
 CHUNKS = 400
 CROWD = 64
-"""The number of chunks in one message, as a busy Envoy joins them."""
+"""The number of chunks in one message. A busy Envoy joins chunks like this."""
 _STREAM = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
 _LATER = 3600.0
 _LEAST_EVENT = 100
@@ -44,9 +44,11 @@ _LEAST_EVENT = 100
 
 @dataclass
 class _Messages:
-    """A `MessageStream` of prepared messages; ends after the last one. Like Envoy, it never waits.
+    """A `MessageStream` of prepared messages, which ends after the last one. Like a busy Envoy, it never waits for the
+    network.
 
-    After a part of the upstream's body, only its empty end is available without waiting, so parts are answered as one.
+    After a chunk of the upstream's body, only the empty end of the body is available without waiting. So the processor
+    answers several chunks together.
     """
 
     messages: list[bytes]
@@ -142,7 +144,7 @@ def in_crowds(size: int) -> list[bytes]:
 
 
 class Paths:
-    """Both paths over the same messages."""
+    """The relay path and the echo path, over the same messages."""
 
     def __init__(self, context: DoorContext) -> None:
         self._context = context
@@ -155,14 +157,14 @@ class Paths:
         self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
 
     async def relay(self, messages: list[bytes], events: int) -> None:
-        """Through the processor; checks a minimum number of events."""
+        """Send messages through the processor. Checks that it produced at least `events` events."""
         stream = _Messages(messages)
         await serve_stream(self._context, stream, self._options)
         if stream.size < events * _LEAST_EVENT or len(stream.last) > 4096 + stream.size // 2:
             raise SystemExit(f"bench: the relay sent {stream.sent} messages, {stream.size} bytes")
 
     async def echo(self, messages: list[bytes], _events: int) -> None:
-        """Through the no-op."""
+        """Send messages through the no-op."""
         stream = _Messages(messages)
         await Echo().process(stream, Presented(None))
         if stream.sent != len(messages):
@@ -174,8 +176,8 @@ class Paths:
 
 
 class _NoHurry:
-    """The part of an event loop that `Endings` uses. Under valgrind 50 ms pass after a few requests, so `tell` comes
-    first."""
+    """The part of an event loop that `Endings` uses. Under valgrind 50 ms pass after a few requests, so `Endings` would
+    write reports during the count. `tell` writes them instead."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -186,7 +188,7 @@ class _NoHurry:
 
 @asynccontextmanager
 async def open_paths() -> AsyncIterator[Paths]:
-    """Both paths in an application on a new data folder."""
+    """Open both paths in an application with a new data folder."""
     with TemporaryDirectory(prefix="antiphon-gate-") as folder:
         app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
         try:

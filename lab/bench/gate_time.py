@@ -23,13 +23,16 @@ _REQUESTS = 50
 _ROUNDS = 30
 
 BOUNDS = {"chunk": 10.0, "request": 26.0}
-"""Of the relay's CPU time to the echo's: for a chunk alone in its message, for all messages of a small request.
+"""The maximum ratio of the relay's CPU time to the echo's. `chunk` is a message with one chunk, and `request` all
+messages of a small request.
 
-Twice what a quiet machine showed: on a busy one 20.7 was seen for a request that had become cheaper."""
+The limits are twice the values of a quiet machine. On a busy machine the ratio of a request was once 20.7, although the
+request had become cheaper.
+"""
 
 
 def measure() -> dict[str, tuple[float, float]]:
-    """CPU microseconds by kind: of the relay and of the echo."""
+    """CPU microseconds of the relay and of the echo, by kind."""
     configure("error", "json")
     return uvloop.run(_measure())
 

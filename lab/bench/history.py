@@ -37,9 +37,9 @@ _PER_CHAIN = 10
 
 
 async def fill(data: Path, responses: int) -> None:
-    """Store so many responses, in chains of ten with two items each, for a thousand owners."""
+    """Store `responses` responses, in chains of ten with two items each, for a thousand owners."""
     for name in (OWNER_KEY, SEALING_KEY):
-        local_key(data, name)  # as a server would have made them before its first row
+        local_key(data, name)  # A server creates these keys before it stores its first row.
     stores = await open_sqlite(data, chain_items=50_000)
     await stores.aclose()
     database = sqlite3.connect(data / SESSIONS_FILE)
@@ -91,7 +91,7 @@ class Client:
         return (time.perf_counter() - started) * 1000, value
 
     async def chain(self, turns: int) -> dict[str, Any]:
-        """Create a chain of so many turns. Returns the fields that continue it."""
+        """Create a chain of `turns` turns. Returns the request fields that continue it."""
         last: dict[str, Any] = {}
         for _ in range(turns):
             _, made = await self.create(**last)
@@ -99,7 +99,7 @@ class Client:
         return last
 
     async def conversation(self, turns: int) -> dict[str, Any]:
-        """The same as a conversation."""
+        """Create a conversation of `turns` turns. Returns the request fields that continue it."""
         async with self._session.post(f"{self._url}/conversations", json={}) as answered:
             last = {"conversation": (await answered.json())["id"]}
         for _ in range(turns):
@@ -108,13 +108,14 @@ class Client:
 
 
 async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: int) -> dict[str, list[float]]:
-    """The times of every case, in shuffled turns, so that a busy moment of the machine affects all cases."""
+    """The times of each case in milliseconds. The order of the cases is shuffled, so that a busy moment of the machine
+    affects all cases."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     order = list(cases.items())
     for _ in range(requests):
         random.shuffle(order)
         for name, fields in order:
-            # Not stored, because it would grow with each request.
+            # The measured requests are not stored, because the history would grow with each of them.
             spent, _made = await client.create(**fields, store=False)
             times[name].append(spent)
     return times
@@ -123,7 +124,7 @@ async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: in
 @asynccontextmanager
 async def gateway(data: Path) -> AsyncIterator[Client]:
     async with ChatServer() as chat:
-        # Runs on the database of `fill`, wherever tests run.
+        # Use the database of `fill`, even if the environment selects another state for tests.
         environ = {"ANTIPHON_STATE__URL": "sqlite:"}
         started = await start_gateway(chat.base_url, data, command="serve", environ=environ)
         try:
@@ -154,7 +155,7 @@ async def run(stored: int, turns: list[int], requests: int) -> dict[str, list[fl
             for number in turns:
                 cases[f"chain of {number}"] = await client.chain(number)
                 cases[f"conversation of {number}"] = await client.conversation(number)
-            await measure(client, cases, 5)  # warm
+            await measure(client, cases, 5)  # Warm up the caches.
             return await measure(client, cases, requests)
 
 

@@ -50,14 +50,14 @@ def _judgements(path: Path) -> Judgements:
 
 
 def ndcg(ranked: Sequence[str], judged: dict[str, float], depth: int) -> float:
-    """Normalised discounted cumulative gain."""
+    """The normalised discounted cumulative gain of the first `depth` results."""
     found = sum(judged.get(document, 0.0) / math.log2(place + 2) for place, document in enumerate(ranked[:depth]))
     best = sorted(judged.values(), reverse=True)[:depth]
     return found / sum(gain / math.log2(place + 2) for place, gain in enumerate(best))
 
 
 def recall(ranked: Sequence[str], judged: dict[str, float], depth: int) -> float:
-    """The share of the judged documents that were found."""
+    """The share of the judged documents that are among the first `depth` results."""
     return len(judged.keys() & set(ranked[:depth])) / len(judged)
 
 
@@ -108,7 +108,7 @@ async def _run(folder: Path, embedder: Embedder | None) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench ir", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--folder", type=Path, required=True, help="a test collection in BEIR's layout")
     parser.add_argument("--embeddings", metavar="URL", help="base URL of an embeddings server")

@@ -30,7 +30,8 @@ _TAIL = 32
 
 
 class Job(TypedDict):
-    """What to do: `chunks` a stream should have (0: JSON), `stamps` when texts are `@NANOSECONDS@`."""
+    """One job. `chunks` is the expected number of chunks of a stream (0: the answers are JSON). `stamps`: the texts
+    have the form `@NANOSECONDS@`."""
 
     port: int
     path: str
@@ -95,7 +96,7 @@ class _Client(asyncio.Protocol):
             self._done()
 
     def send(self) -> None:
-        """Send the next request, unless the window is over."""
+        """Send the next request, unless the measuring window is over."""
         if time.monotonic_ns() >= self._totals.finish_at:
             if self._busy:
                 self._done()
@@ -113,7 +114,7 @@ class _Client(asyncio.Protocol):
         self._transport.write(self._totals.request)
 
     def abort(self) -> None:
-        """Disconnect, whatever is open."""
+        """Disconnect immediately, even during an answer."""
         self._busy = False
         self._transport.abort()
 
@@ -139,7 +140,7 @@ class _Client(asyncio.Protocol):
                 return
             length = _LENGTH.search(head)
             self._left = int(length[1]) if length else -1
-            # So that an empty chunked body ends like any other.
+            # Treat an empty chunked body like any other body at its end.
             self._tail = b"\r\n"
             if not data:
                 return
@@ -157,7 +158,7 @@ class _Client(asyncio.Protocol):
             self._tail = text[-_TAIL:]
 
     def _look(self, text: bytes, now: int) -> None:
-        """Count the new part of `text`; skip the tail that was counted before."""
+        """Count the markers in `text`. Skips the tail of the previous data, whose markers are already counted."""
         totals = self._totals
         if not self._read_at:
             if b"data: " not in text:
@@ -167,7 +168,7 @@ class _Client(asyncio.Protocol):
             totals.gaps.append(now - self._read_at)
         self._read_at = now
         marker = totals.marker
-        # A marker within the tail was counted already.
+        # A marker within the tail is already counted.
         count = text.count(marker) - self._tail.count(marker)
         if count:
             if not self._seen:
@@ -240,7 +241,7 @@ async def _run(job: Job) -> dict[str, Any]:
     unfinished = totals.running
     for client in clients:
         client.abort()
-    # Lets the server see the clients disconnect before the next job.
+    # Give the server time to notice the disconnections before the next job.
     await asyncio.sleep(0.05)
     return {
         "requests": totals.requests,

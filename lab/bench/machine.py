@@ -1,10 +1,10 @@
-"""Measures how busy the machine is with other programs.
+"""Measures how busy other programs keep the machine.
 
-Lives here: the share of the cores' time that other programs took, over a while. Not here: reading the clocks
+Lives here: the share of the cores' time that other programs used, over a period. Not here: reading the clocks
 (`cpu.py`).
 
-Invariant: the benchmark and all processes below it do not count, running or ended; time taken by a virtual machine's
-host does.
+Invariant: the share does not include the benchmark and all its descendants, whether they run or have ended. It does
+include time that a virtual machine's host used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUIET = 0.05
 
 class Watch:
     """Measures from its creation on. `read` returns the time, the CPU time of all cores, and that of this process and
-    all below it."""
+    all its descendants."""
 
     def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None, cores: int = 0) -> None:
         self._read = read or _now
@@ -29,10 +29,10 @@ class Watch:
         self._began, self._busy, self._own = self._read()
 
     def others(self) -> float:
-        """Their share of all cores' time until now."""
+        """The share of all cores' time that other programs used since the creation."""
         now, busy, own = self._read()
         spent = (busy - self._busy) - (own - self._own)
-        # Two clocks are read, one of them in ticks.
+        # The function reads two clocks, and one of them counts in ticks. So a small difference may be negative.
         return min(max(spent / ((now - self._began) * self._cores), 0.0), 1.0)
 
 

@@ -1,11 +1,11 @@
 """Starts other programs that serve the Responses API in front of a chat server, for comparison.
 
-Lives here: `--peer NAME=URL` for one that runs already, and `--peer litellm` and `--peer ogx`, which are installed from
-PyPI into environments of their own and started here. Not here: what they are asked (`rounds.py`).
+Lives here: `--peer NAME=URL` for a program that already runs. For `--peer litellm` and `--peer ogx`, this module
+installs the program from PyPI into a separate environment and starts it. Not here: the requests (`rounds.py`).
 
-A peer is asked what its comparison needs (first events, short requests, bursts), not everything.
+A peer runs only the jobs that its comparison needs: first events, short requests, bursts.
 
-Invariant: installed versions are pinned, and no package is installed into Antiphon's environment.
+Invariant: the versions are pinned, and no package is installed into Antiphon's environment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ model_list:
 litellm_settings:
   telemetry: false
 """
-# Only inference and responses, on SQLite, as in its distributions, which include models.
+# The configuration enables only inference and responses, on SQLite. OGX's own distributions also include models.
 _OGX = """\
 version: 2
 distro_name: bench
@@ -80,18 +80,19 @@ server: {{host: 127.0.0.1, port: {port}}}
 
 @dataclass(frozen=True)
 class _Program:
-    """A server from PyPI. Into `command` and `config` go `{config}`, `{port}`, `{folder}`, the upstream's `{url}`."""
+    """A server from PyPI. `command` and `config` have the placeholders `{config}`, `{port}`, `{folder}`, and `{url}`
+    for the upstream."""
 
     package: str
     version: str
     extra: str
     python: tuple[int, int]
-    """The oldest that it runs on."""
+    """The oldest Python version on which the program runs."""
     config: str
     command: str
     health: str
     prefix: str = ""
-    """The prefix of a model's name."""
+    """The prefix of a model's name in requests to the program."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -106,9 +107,9 @@ PROGRAMS = {
         "litellm --config {config} --host 127.0.0.1 --port {port} --num_workers 1",
         "/health/liveliness",
         environment={
-            # On the loopback interface, for the length of this run.
+            # The server listens on the loopback interface, and only during this run.
             "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
-            # Its price list is not fetched.
+            # The program does not download its price list.
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOG": "ERROR",
         },
@@ -135,9 +136,11 @@ def read_pids(given: Sequence[str]) -> dict[str, list[int]]:
 async def start_peer(
     given: str, upstream: int, folder: Path, pipe: ParentPipe, pids: Mapping[str, list[int]] = MappingProxyType({})
 ) -> Variant:
-    """The peer of one `--peer`: `litellm`, `ogx`, or `NAME=URL` (`http://HOST:PORT/v1`) of one that uses some upstream.
+    """The peer of one `--peer`: `litellm`, `ogx`, or `NAME=URL` (`http://HOST:PORT/v1`) for a program with a separately
+    configured upstream.
 
-    `pids`: of those that run already, by name; what these processes and all below them work is the peer's CPU time.
+    `pids`: the processes of already running peers, by name. The CPU time of these processes and their descendants is
+    the peer's.
     """
     name, _, url = given.partition("=")
     if url:
@@ -170,7 +173,7 @@ def _install(program: _Program) -> None:
 
 
 def _find_python(program: _Program) -> str:
-    """A Python that is new enough."""
+    """The path of a Python that is new enough for the program."""
     if sys.version_info >= program.python:
         return sys.executable
     asks = f"import sys; sys.exit(sys.version_info < {program.python})"

@@ -52,7 +52,7 @@ async def _run(given: argparse.Namespace) -> int:
                 asked = asyncio.ensure_future(load.ask(json.dumps(job)))
                 before = {pid: cpu.cpu_seconds([pid]) for pid in variant.sidecar}
                 await asyncio.sleep(_WARM_SECONDS)
-                # The serving process, not its parent.
+                # Sample the worker, not its parent process.
                 busiest = max(before, key=lambda pid: cpu.cpu_seconds([pid]) - before[pid])
                 sampler = await asyncio.create_subprocess_exec(
                     *("py-spy", "record", "--pid", str(busiest), "--duration", str(int(given.seconds))),
@@ -72,7 +72,7 @@ async def _run(given: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; the exit status is the sampler's."""
+    """Run the command line. The exit status is the sampler's."""
     parser = argparse.ArgumentParser(prog="scripts/lab profile", description="A flame graph of the sidecar under load.")
     parser.add_argument("--variant", default="relay", help="relay, relay-grpcio, drive, drive-grpcio or http")
     parser.add_argument("--model", default="burst-200", help="burst-N, tools-N, reasoning-N or json")

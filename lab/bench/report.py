@@ -118,7 +118,7 @@ def _rates(result: Result, streams: list[int]) -> str:
 
 
 def _waits(result: Result, streams: list[int]) -> str:
-    """Fairness of requests: the slowest next to the usual ones."""
+    """The fairness table: the slowest requests compared with the median."""
     head = ["small JSON requests, ms, p50 / p99", *(f"{number} at once" for number in streams)]
     return _table(
         head,
@@ -133,7 +133,7 @@ def _waits(result: Result, streams: list[int]) -> str:
 
 
 def _streamed(result: Result, streams: list[int]) -> str:
-    """The waiting times of a stream's client."""
+    """The table of a streaming client's waiting times."""
     head = ["streams with a chunk each 20 ms: ms, p50 / p99 / p99.9"]
     for number in streams:
         head += [f"first event, {number}", f"between events, {number}", f"chunk under way, {number}"]
@@ -151,7 +151,7 @@ def _three(values: Values, key: str) -> str:
 
 
 def _stored(result: Result, streams: list[int]) -> str:
-    """`store: true`, the API's default, next to `store: false`."""
+    """The table of `store: true`, the API's default, compared with `store: false`."""
     many = [number for number in streams if number > 1]
     head = ["`store: false` / `store: true`"]
     head += [f"JSON requests/s, {number} at once" for number in many]
@@ -170,7 +170,7 @@ def _stored(result: Result, streams: list[int]) -> str:
 
 
 def _others(result: Result) -> str:
-    """The other kinds: everything except short requests and text."""
+    """The table of all other kinds of requests, except short requests and text."""
     head = [
         "variant",
         "requests of 100 KB/s",
@@ -223,7 +223,7 @@ def _ratios(result: Result, streams: list[int]) -> str:
 
 
 def _apart(result: Result) -> list[str]:
-    """Starts, long turns, several processes, other load generators."""
+    """The tables of starts, long event loop turns, several processes, and other load generators."""
     apart = result["apart"]
     parts = []
     if starts := apart.get("start"):

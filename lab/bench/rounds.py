@@ -1,9 +1,9 @@
-"""Runs the rounds: every variant does every job, in turns.
+"""Runs the rounds: in each round every variant runs every job, one after the other.
 
 Lives here: the list and order of jobs, and the raw figures of each. Not here: the processes (`variants.py`), the load
 itself (`load.py`), the computations from the rounds (`run.py`), single measurements (`apart.py`).
 
-Invariant: a job with errors is a complaint, and a failed job has no figures.
+Invariant: a job with errors is listed as a complaint, and a failed job has no figures.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _PACE_MS = 20
 _ENOUGH = {"p50": 1, "p99": 100, "p999": 1000}
 _SATURATED_STREAMS = 200
 _LARGEST = 5_000_000
-# A peer takes seconds for jobs that take the others one, so it runs fewer jobs with more time.
+# A peer needs several seconds for jobs that other variants finish in one, so it runs fewer jobs with more time.
 _PEER_GRACE = 20.0
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _middle(streams: list[int]) -> int:
-    """The number of streams for the cost figures: busy, not overloaded."""
+    """The number of streams for the cost figures, at which the variants are busy but not overloaded."""
     return sorted(streams)[len(streams) // 2]
 
 
 class Bench:
-    """The measurement; its results are `rounds`, `memory`, `processor` and `complaints`."""
+    """One run of the benchmark. Its results are `rounds`, `memory`, `processor` and `complaints`."""
 
     def __init__(self, given: argparse.Namespace, loads: Sequence[Process], variants: list[Variant]) -> None:
         self._given = given
@@ -94,7 +94,7 @@ class Bench:
             for name, spent in self._spent.items()
         }
 
-    # One round
+    # One round.
 
     async def _round(self) -> None:
         values: dict[str, Values] = {variant.name: {} for variant in self._variants}
@@ -131,13 +131,13 @@ class Bench:
         self.rounds.append(values)
 
     async def _first_events(self, variant: Variant, values: Values) -> None:
-        """One short stream at a time."""
+        """Run one short stream at a time."""
         answer = await self._job(variant, "paced-2-1ms", 2, 1, stamps=True)
         for key in ("first_event", "first_text"):
             _latency(values, key, answer)
 
     async def _paced(self, variant: Variant, values: Values) -> None:
-        """A few slow streams. Longer than the other jobs: chunks are few."""
+        """Run a few slow streams. This job takes longer than the others, because it has few chunks per second."""
         seconds = 2 * self._given.seconds
         model = f"paced-{_PACED}-10ms"
         answer = await self._job(variant, model, _PACED, PACED_STREAMS, seconds=seconds, stamps=True, cost="paced")
@@ -155,13 +155,13 @@ class Bench:
                     values[f"{key}_{streams}_{quantile}"] = found[quantile]
 
     async def _short(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
-        """Small requests, answers in JSON."""
+        """Send small requests with JSON answers."""
         answer = await self._job(variant, "json", 0, streams, cost=cost)
         values[f"requests_{streams}"] = answer["requests_per_second"]
         _latency(values, f"whole_{streams}", answer, "whole")
 
     async def _stored(self, variant: Variant, values: Values) -> None:
-        """The same requests and streams, stored; and requests behind a history."""
+        """Send the same requests and streams with `store: true`, and requests that continue a history."""
         if not variant.chain:
             return
         middle = _middle(self._given.streams)
@@ -178,18 +178,19 @@ class Bench:
         values["chained"] = answer["requests_per_second"]
 
     async def _burst(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
-        """Streams as fast as the path allows; many chunks arrive in one read."""
+        """Run streams at full speed, in which one read often has many chunks."""
         seconds = 3 * self._given.seconds if variant.peer else None
         answer = await self._job(variant, f"burst-{BURST}", BURST, streams, cost=cost, seconds=seconds)
         values[f"chunks_{streams}"] = answer["chunks_per_second"]
 
     async def _saturated(self, variant: Variant, values: Values) -> None:
-        """More chunks than any variant can pass on, each of another stream: almost none arrive in one read."""
+        """Send more chunks than any variant can forward, each from a different stream. So one read rarely has several
+        chunks."""
         answer = await self._job(variant, f"paced-{BURST}-1ms", BURST, _SATURATED_STREAMS, cost="saturated")
         values["saturated"] = answer["chunks_per_second"]
 
     async def _stalled(self, variant: Variant, values: Values) -> None:
-        """Fast streams, alone and while large requests go through the same processes."""
+        """Run fast streams without other requests, and then while large requests go through the same processes."""
         model = f"paced-{_PACED}-2ms"
         for key, size in (("calm", 0), ("stalled", _LARGEST)):
             jobs = [self._job(variant, model, _PACED, _STALLED_STREAMS, stamps=True)]
@@ -252,7 +253,7 @@ class Bench:
             chunks=chunks,
             marker=protocol.marker(model),
             stamps=stamps,
-            # Paced streams that begin together would all send at the same moment.
+            # Start the paced streams at different times. Otherwise all would send at the same moment.
             stagger=0.01 / connections if model.startswith("paced") else 0.0,
         )
         before = variant.cpu_seconds() if cost else {}
@@ -260,7 +261,7 @@ class Bench:
             answer: dict[str, Any] = json.loads(await self._loads[load].ask(json.dumps(job)))
         if cost:
             spent = self._spent[variant.name]
-            # The divisor of a cost: chunks, or requests for jobs without chunks.
+            # The divisor of a cost: the number of chunks, or of requests for jobs without chunks.
             spent[f"{cost} chunks"] = spent.get(f"{cost} chunks", 0) + (answer["chunks"] or answer["requests"])
             for part, now in variant.cpu_seconds().items():
                 key = f"{cost} {part}"

@@ -101,7 +101,8 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
         for key in bench.rounds[0][name] if bench.rounds else ():
             samples = []
             for values in bench.rounds:
-                # Only Antiphon stores, so its stored results are compared with unstored ones of the others.
+                # Only Antiphon stores responses. So its stored results are compared with unstored results of other
+                # variants.
                 value, unstored = values[name].get(key), key.removeprefix("stored_")
                 if value is None:
                     continue
@@ -177,7 +178,7 @@ async def _run(given: argparse.Namespace) -> int:
                 )
                 running.push_async_callback(variants[-1].stop)
             bench = Bench(given, loads, variants)
-            # A hard end; the soft one is the check before each round.
+            # The timeout stops the run by force. The normal end is the check before each round.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(given.limit * 1.5 + 60):
                     await bench.measure()
@@ -198,7 +199,7 @@ async def _run(given: argparse.Namespace) -> int:
     print(tables(result))
     print(targets_table(judge(result)))
     if given.plot:
-        # Heavy, and an extra.
+        # matplotlib is a large package of an extra, so it is imported only if needed.
         from lab.bench.plot import draw
 
         draw(result, given.plot)
@@ -227,7 +228,7 @@ async def _stoppable(given: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; the exit status is 1 when a request failed."""
     given = _arguments(arguments)
-    # A thousand streams are some thousand descriptors in Envoy; children inherit the limit.
+    # A thousand streams need several thousand file descriptors in Envoy, and child processes inherit the limit.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

@@ -37,7 +37,7 @@ _WORDS = 60_000
 _CHUNK_WORDS = 220
 _CHUNKS_PER_FILE = 10
 _QUERIES = 200
-STOP_WORDS = 30  # the most frequent words of a language are in no query
+STOP_WORDS = 30  # Queries skip this many of the most frequent words.
 _KEYWORD = Ranking(0.0, 0.0, 1.0)
 _TENTH, _THOUSANDTH = Filter("eq", "tenth", 3), Filter("eq", "one", True)
 
@@ -64,9 +64,8 @@ class _Random:
 
 
 def vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
-    """Makes text from so many words: the word of rank r has a frequency of about 1/r. `first`: the most frequent words.
-    The words are the same for every seed.
-    """
+    """A function that makes a text of a given number of words. The word of rank r has a frequency of about 1/r.
+    `first`: the number of most frequent words to skip. The vocabulary is the same for every seed."""
     chooser = np.random.default_rng(seed)
     letters = random.Random(0)
     words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=letters.randint(3, 10))) for _ in range(_WORDS)]
@@ -77,7 +76,7 @@ def vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
 
 
 async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
-    """Write so many chunks. Returns the seconds, without the time to generate them."""
+    """Write `chunks` chunks. Returns the seconds, without the time to generate the chunks."""
     text = vocabulary(1)
     files = chunks // _CHUNKS_PER_FILE
     spent = 0.0
@@ -104,7 +103,7 @@ async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vect
 async def _times(
     searcher: VectorStoreSearcher, store_id: str, ranking: Ranking, filters: Filter | None
 ) -> tuple[list[float], float]:
-    """Milliseconds of each search, sorted; and processor time per search."""
+    """The milliseconds of each search, sorted, and the processor time per search."""
     text = vocabulary(2, first=STOP_WORDS)
     spent = []
     used = time.process_time()
@@ -187,7 +186,7 @@ async def _ingest(megabytes: int) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench search", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--width", type=int, default=384, help="numbers per vector")

@@ -93,7 +93,7 @@ async def _serve(folder: Path, transport: TransportName) -> int:
     keep_what_there_is()
     collect_by_time(loop.call_later)
     print("ready: 0", flush=True)
-    # The parent holds the other end: this process ends with it.
+    # The parent holds the other end of standard input, so this process ends with its parent.
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line == "begin\n":
             clock.latest = 0.0

@@ -1,12 +1,15 @@
-"""Implements `scripts/bench start`: measures the time until `antiphon up` and its workers serve, and their memory then.
+"""Implements `scripts/bench start`: measures the time until `antiphon up` and its workers serve, and their memory at
+that time.
 
-Lives here: starting it, killing a worker, reading the system's data about the processes. Not here: the cost of load
-(`run.py`).
+Lives here: starting the processes, killing a worker, reading the system's data about the processes. Not here: the cost
+of load (`run.py`).
 
-With `--against` the source of another revision takes turns with this one. Other load affects wall time; it hardly
-affects CPU time, and memory not at all. There is no upstream, because no request is sent.
+With `--against` the sources of another revision and of this one start alternately. Other load on the machine affects
+wall time. It hardly affects CPU time, and does not affect memory. There is no upstream, because the benchmark sends no
+request.
 
-Invariant: every started process is stopped, and a start that takes longer than `_SECONDS` is a failure.
+Invariant: the benchmark stops every process that it started, and a start that takes longer than `_SECONDS` is a
+failure.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ Figures = dict[str, float]
 
 
 class _Up:
-    """One `antiphon up` of a source tree, ready."""
+    """One `antiphon up` of a source tree, after it became ready."""
 
     def __init__(self, source: Path, folder: str, workers: int) -> None:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
@@ -64,15 +67,15 @@ class _Up:
         self.seconds = time.monotonic() - began
 
     def serving(self, worker: str, life: int) -> float:
-        """The time at which this life (from 0) of a worker reported that it serves, in seconds since the machine's
-        start."""
+        """The time at which the process of a worker with this number (from 0) reported that it serves, in seconds since
+        the machine's start."""
         with self._told:
             if not self._told.wait_for(lambda: len(self._serving[worker]) > life, _SECONDS):
                 raise SystemExit(f"{worker} did not serve")
             return self._serving[worker][life]
 
     def workers(self) -> dict[str, int]:
-        """Their process ids by name."""
+        """The process ids of the workers by name."""
         commands = {pid: _command(pid) for pid in _children(self.pid)}
         found = {}
         for pid, words in commands.items():
@@ -93,7 +96,7 @@ class _Up:
         for line in self._process.stderr:
             said: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
             if said.get("message") == "serving":
-                # By the machine's own clock, as the start times of processes.
+                # Uses the machine's boot clock, like the start times of processes.
                 ago = time.time() - datetime.fromisoformat(said["timestamp"]).timestamp()
                 with self._told:
                     self._serving[said["process"]].append(time.clock_gettime(time.CLOCK_BOOTTIME) - ago)
@@ -101,7 +104,7 @@ class _Up:
 
 
 def measure(source: Path, count: int) -> Figures:
-    """One start of everything, and one replaced worker."""
+    """Start everything once, and replace one worker once. Returns the figures."""
     found: Figures = {}
     with tempfile.TemporaryDirectory(prefix="antiphon-start-") as folder:
         up = _Up(source, folder, count)
@@ -153,7 +156,7 @@ def _fields(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> float:
-    """Seconds from the machine's start to the process'."""
+    """The start time of a process, in seconds since the machine's start."""
     return int(_fields(pid)[19]) / _TICKS
 
 
@@ -193,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in range(given.rounds + 1):
             for figures, source in zip(found, sources, strict=False):
                 for name, value in measure(source, given.workers).items():
-                    # The first start compiles.
+                    # The first start compiles bytecode, so it is not measured.
                     if number:
                         figures[name].append(value)
     print(_table(found[0], found[1], given.against))

@@ -41,7 +41,7 @@ _KINDS = {"unstored": False, "stored": True}
 
 @dataclass
 class _Spent:
-    """CPU microseconds per request, by round: of the main thread and of all others."""
+    """CPU microseconds per request of each round: of the main thread, and of all other threads."""
 
     main: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class _Asked:
 async def measure(
     door: str, against: str | None, rounds: int, seconds: float, connections: int, folder: Path
 ) -> dict[str, dict[str, _Spent]]:
-    """The costs of requests to a server by revision and kind; this source is the revision `now`."""
+    """The costs of requests to a server, by revision and kind. The revision `now` is this source tree."""
     async with AsyncExitStack() as stack:
         pipe = ParentPipe()
         stack.callback(pipe.close)
@@ -131,7 +131,7 @@ async def _ask(load: Process, one: _Asked, kind: str, seconds: float, connection
 
 
 def _tell(found: dict[str, dict[str, _Spent]]) -> bool:
-    """Print the figures. Returns whether the target is met."""
+    """Print the figures. Returns whether the ratio meets the target."""
     for name, by_kind in found.items():
         for kind, spent in by_kind.items():
             main, others = statistics.median(spent.main), statistics.median(spent.others)

@@ -2,7 +2,7 @@
 
 Lives here: the target of each figure, and reading the figure from a result. Not here: the measurements.
 
-Invariant: the target of a figure that was not measured is neither met nor missed.
+Invariant: if a figure was not measured, its target counts as neither met nor missed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lab.bench.report import Result
 
 @dataclass(frozen=True)
 class Judged:
-    """One row of the table. `met` is None when it was not measured."""
+    """One row of the table. `met` is None if the figure was not measured."""
 
     figure: str
     target: str

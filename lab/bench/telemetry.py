@@ -67,7 +67,7 @@ asyncio.run(main())
 
 
 class _Off(Telemetry):
-    """No telemetry."""
+    """A telemetry implementation that records nothing."""
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
         return Nobody(request_id)
@@ -146,7 +146,7 @@ def _collector() -> Iterator[str]:
 
 @contextmanager
 def _log_reader() -> Iterator[None]:
-    """Standard error is a pipe that is read, as under a supervisor."""
+    """Connect standard error to a pipe and read it, as a supervisor does."""
     before = os.dup(2)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
         assert reader.stdin is not None

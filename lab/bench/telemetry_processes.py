@@ -41,7 +41,8 @@ _WATCHED = {
     "on, without lines": ("antiphon", "error", True),
     NOTHING: ("lab.bench.unwatched", "error", True),
 }
-"""The program, its `log.level`, and whether its standard error is a pipe that is read, as under a supervisor."""
+"""For each process: the program, its `log.level`, and whether a reader consumes its standard error through a pipe, as
+under a supervisor."""
 
 _PIPED = 'exec "$@" 2> >(exec cat > "$0")'
 

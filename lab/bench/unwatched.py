@@ -2,8 +2,8 @@
 
 Lives here: an empty observation. Not here: the comparison (`telemetry.py`, `telemetry_processes.py`).
 
-No setting turns metrics and usage off, so this replaces the one place where responses are observed. No response is
-counted, summed up, traced or logged.
+No setting turns metrics and usage off, so this program replaces the class that observes responses. It counts, traces
+and logs no response.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _observe(_: Telemetry, door: str, request_id: str, owner: str, headers: Head
 
 
 def main() -> int:
-    """The program's own command line."""
+    """Run Antiphon's command line with the empty observation."""
     from antiphon.cli import main as antiphon
 
     Telemetry.observe = _observe  # type: ignore[method-assign,assignment]

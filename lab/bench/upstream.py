@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import uvloop
 
-# What a server in front of this one may be asked for; some ask at their start what there is.
+# Paths that a gateway in front of this server may request. Some gateways list the models at their start.
 MODELS = ("json", "burst-5", "burst-100", "paced-2-1ms")
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]+)"')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
@@ -54,7 +54,7 @@ _STREAM_HEAD = (
 )
 _ROLE = _http_chunk(_event(_choice({"role": "assistant"})))
 _CALL = {"index": 0, "id": "call_bench", "type": "function", "function": {"name": "write", "arguments": '{"text":"'}}
-# The beginning of the burst, each of its chunks, and the end that completes it.
+# The beginning of the burst, each of its chunks, and its end.
 _BURSTS = {
     "burst": (b"", _http_chunk(_event(_choice({"content": " word"}))), b""),
     "tools": (
@@ -105,12 +105,12 @@ _MODELS = _json_answer(
 
 
 def completion() -> bytes:
-    """The JSON answer's body."""
+    """The body of the JSON answer."""
     return _COMPLETION
 
 
 def stream_events(count: int) -> list[bytes]:
-    """The bodies of a text stream of this many chunks, one event each, the ending included."""
+    """The events of a text stream with `count` chunks, including the events at its end."""
     text = _event(_choice({"content": " word"}))
     ending = [_event(_choice({}, "stop")), _event([], usage=_USAGE), b"data: [DONE]\n\n"]
     return [_event(_choice({"role": "assistant"})), *[text] * count, *ending]
@@ -175,7 +175,7 @@ class UpstreamConnection(asyncio.Protocol):
         found = _MODEL.search(body)
         model = found[1].decode() if found else "json"
         if model == "json":
-            # Some servers in front request a stream even for a plain request.
+            # Some gateways request a stream from the upstream even if their client requested JSON.
             streamed = b'"stream":true' in body or b'"stream": true' in body
             self._transport.write(_SHORT_STREAM if streamed else _JSON)
             return
@@ -215,7 +215,7 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(UpstreamConnection, "127.0.0.1", 0, backlog=1024)
     print(f"ready: {server.sockets[0].getsockname()[1]}", flush=True)
-    # The parent holds the other end: this process ends with it.
+    # The parent holds the other end of standard input, so this process ends with its parent.
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
 

@@ -64,9 +64,10 @@ def usual() -> list[str]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The form of a variant's requests, and a marker: it occurs once in every event with a piece of output.
+    """The request format of a variant, and a marker that occurs once in every event with a fragment of output.
 
-    `markers` has one for each kind of stream. In `burst` and `paced` it marks text. `prefix` precedes a model's name.
+    `markers` has one marker for each kind of stream. In `burst` and `paced` the marker counts text events. `prefix` is
+    put before a model's name.
     """
 
     path: str
@@ -75,12 +76,12 @@ class Protocol:
     prefix: str = ""
 
     def body(self, model: str, *, stream: bool, size: int = 0, **more: Any) -> str:
-        """A request of this model, with this many bytes of user text."""
+        """The body of a request for this model, with `size` bytes of user text."""
         said = _SAID if not size else (_SAID * (size // len(_SAID) + 1))[:size]
         return json.dumps({"model": self.prefix + model, "stream": stream, **self.fields(said), **more})
 
     def marker(self, model: str) -> str:
-        """What to count in the answer of this model."""
+        """The marker that the load generator counts in the answers of this model."""
         kind = model.partition("-")[0]
         return self.markers.get(kind, self.markers["burst"])
 
@@ -91,7 +92,7 @@ CHAT = Protocol(
     {"burst": '"content":"', "tools": '"arguments":"', "reasoning": '"reasoning_content":"'},
     lambda said: {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]},
 )
-# Nothing is stored unless a job requests it: the disk is not part of the comparison.
+# Requests do not store their response unless a job requests this, because the comparison excludes the disk.
 RESPONSES = Protocol(
     "/v1/responses",
     {"burst": '"delta":"'},
@@ -119,12 +120,13 @@ class Process:
         piped: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> Process:
-        """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input.
+        """Start a process. With `wait`, returns when the process prints `ready: …`. `pipe` is for programs that do not
+        read their standard input.
 
-        `piped`: its log lines go into a pipe that is read, as in a container, instead of into the file itself.
+        `piped`: the log lines go into a pipe with a reader, as in a container, instead of directly into the file.
         """
         if pipe is not None:
-            # A moment, since a program that gets none does not hear SIGTERM.
+            # Wait a moment, because a program that is starting may miss a SIGTERM.
             command = (
                 sys.executable,
                 "-I",
@@ -151,7 +153,7 @@ class Process:
                 env={**plain, **(environment or {})},
                 limit=1 << 22,
                 pass_fds=(pipe.reading,) if pipe is not None else (),
-                # Ctrl-C reaches only the benchmark, which stops its processes in order.
+                # Ctrl-C reaches only the benchmark, which then stops its processes in order.
                 start_new_session=True,
             )
         self = cls(handle, log=log, reader=reader)
@@ -171,11 +173,11 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.handle.pid
 
     async def ask(self, line: str) -> str:
-        """Write a line, read a line."""
+        """Write a line to the process. Returns the line that it answers."""
         assert self.handle.stdin is not None
         assert self.handle.stdout is not None
         self.handle.stdin.write(line.encode() + b"\n")
@@ -185,7 +187,7 @@ class Process:
         return answer.decode()
 
     async def stop(self) -> None:
-        """End its input and signal it; kill it when that was not enough."""
+        """Close the standard input and send SIGTERM. Kill the process if it does not end."""
         if self.handle.stdin is not None:
             self.handle.stdin.close()
         for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
@@ -197,7 +199,7 @@ class Process:
                 async with asyncio.timeout(seconds):
                     await self.handle.wait()
         if self.reader is not None:
-            # It ends when no writer of the pipe is left.
+            # The log reader ends when the last writer of the pipe has ended.
             try:
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self.reader.wait()
@@ -213,12 +215,12 @@ class Variant:
     protocol: Protocol
     port: int
     peer: bool = False
-    """Whether it is another program: it does only some of the jobs."""
+    """Whether the variant is another program, which runs only some of the jobs."""
     chain: str = ""
     """The last response of a stored chain, if the variant stores."""
     processes: list[Process] = field(default_factory=list)
     sidecar: list[int] = field(default_factory=list)
-    """All processes except Envoy's; for a peer the topmost ones, with all processes below them."""
+    """All processes except Envoy's. For a peer these are its root processes, and their descendants count too."""
     envoy: list[int] = field(default_factory=list)
 
     def cpu_seconds(self) -> Values:
@@ -228,7 +230,7 @@ class Variant:
         return {part: count(pids) for part, pids in parts.items() if pids}
 
     async def stop(self) -> None:
-        """Stop all of it, the front first."""
+        """Stop all processes of the variant, Envoy first."""
         for process in reversed(self.processes):
             await process.stop()
 
@@ -261,7 +263,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
     variant = Variant(name, RESPONSES, port, processes=[process])
-    # The parent copies its children's log lines, which is part of the cost of a request.
+    # The parent process copies its children's log lines, so its CPU time is part of the cost of a request.
     for pid in (process.pid, *cpu.children(process.pid)):
         (variant.envoy if cpu.program(pid).startswith("envoy") else variant.sidecar).append(pid)
     if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
@@ -272,7 +274,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
 
 
 def _store_chain(port: int, turns: int) -> str:
-    """Store a chain of responses as the load's owner. Returns the last one's id."""
+    """Store a chain of responses as the load generator's owner. Returns the last id."""
     last = ""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
     with contextlib.closing(connection):
@@ -336,7 +338,7 @@ def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[s
     for cluster in static["clusters"]:
         cluster.pop("health_checks", None)
     manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    # Without other functions of Antiphon's Envoy, such as responding to health checks.
+    # Omit the other functions of Antiphon's Envoy, such as answering health checks.
     filters = {one["name"]: one for one in manager["http_filters"]}
     filters[_PROCESSOR].pop("disabled", None)
     manager["http_filters"] = [filters[name] for name in ((_PROCESSOR, _ROUTER) if with_filter else (_ROUTER,))]
@@ -346,7 +348,7 @@ def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[s
 
 
 async def poll(process: Process, ready: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until it is ready; raises when it ends instead."""
+    """Wait until `ready` returns true. Raises if the process ends first."""
     async with asyncio.timeout(_START_SECONDS):
         while not await ready():
             if process.handle.returncode is not None:

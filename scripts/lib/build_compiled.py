@@ -50,7 +50,8 @@ COMPILED = (
     "antiphon/stores/sqlite/units.py",
     "antiphon/upstream/silence.py",
 )
-"""What costs per chunk and per request. The rest costs per process, or waits for something else."""
+"""The modules whose code runs per chunk or per request. All other code runs once per process, or waits for other
+work."""
 
 OPTIMIZATION = "1"
 _BUILTINS = ("bytes", "float", "frozenset", "int", "list", "set", "str", "tuple")
@@ -103,7 +104,7 @@ def check() -> None:
 
 def build_compiled(into: Path) -> list[Path]:
     """Compile into folder `into`. Returns the files that it made."""
-    # Of the environment of the build, not of the program.
+    # Only the build environment has these packages, so the module does not import them at its top.
     from mypyc.build import mypycify
     from setuptools import Distribution
 

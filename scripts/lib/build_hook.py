@@ -1,7 +1,8 @@
-"""Hatchling's build hook of the compiled wheel: what `scripts/lab build-wheel --compiled` adds to the pure one.
+"""Hatchling's build hook for the compiled wheel: adds the compiled modules to the pure wheel in `scripts/lab
+build-wheel --compiled`.
 
-Off unless `HATCH_BUILD_HOOK_ENABLE_CUSTOM=true` says so, so that `pip install .` needs no compiler. The sources are in
-the wheel too: tracebacks show them.
+The hook is off unless `HATCH_BUILD_HOOK_ENABLE_CUSTOM=true`, so that `pip install .` needs no compiler. The wheel also
+contains the sources, because tracebacks show them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Hatchling runs this file by its path.
+# Hatchling runs this file by its path, so imports from the same folder need this path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from build_compiled import build_compiled
@@ -21,10 +22,10 @@ from build_splice import build_splice
 
 
 class CompiledWheel(BuildHookInterface[Any]):
-    """Compiles into a folder that lasts as long as the build."""
+    """A build hook that compiles into a temporary folder, which exists as long as the build."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and tell Hatchling where in the wheel the files belong."""
+        """Compile the modules, and register their paths in the wheel with Hatchling."""
         if self.target_name != "wheel" or version == "editable":
             return
         self._folder = tempfile.TemporaryDirectory(prefix="antiphon-wheel-")

@@ -1,12 +1,12 @@
 """Finds code that mypyc cannot compile correctly, without compiling it.
 
-Lives here: one function per rule, over the syntax of all modules that are compiled. `scripts/check` calls it, by
-`scripts/lib/build_compiled.py --check`, and each build does so before it compiles. Not here: the list of compiled
-modules, and the reasons to leave others out (`scripts/lib/build_compiled.py`).
+Lives here: one function per rule, which checks the syntax trees of all compiled modules. `scripts/check` runs the rules
+through `scripts/lib/build_compiled.py --check`, and each build runs them before it compiles. Not here: the list of
+compiled modules, and the reasons to omit others (`scripts/lib/build_compiled.py`).
 
-The compiler (mypyc of mypy 2.4) rejects most of this code after a minute, the C compiler some of it after three. A test
-on the compiled build finds the code that both accept with another meaning. Rules about types are mypy's. A value of
-another type than annotated raises a `TypeError` in compiled code.
+The compiler (mypyc of mypy 2.4) rejects most such code after a minute, and the C compiler some of it after three. Both
+accept some code and change its meaning, which only a test on the compiled build finds. mypy checks the rules about
+types. In compiled code, a value of another type than annotated raises a `TypeError`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 Problem = tuple[ast.AST, str]
 Classes = Mapping[str, ast.ClassDef]
 
-# An attribute is a member of a C struct with an underscore before its name. These names are C's, the compiler's or the
-# platform's then.
+# The compiler makes an attribute a member of a C struct with an underscore before its name. With these names, the
+# result is a reserved name of C, the compiler or the platform.
 _TAKEN_BY_C = frozenset(
     {
         *("Alignas", "Alignof", "Atomic", "Bool", "Complex", "Generic", "Imaginary", "Noreturn", "Static_assert"),
@@ -28,18 +28,18 @@ _TAKEN_BY_C = frozenset(
     }
 )
 _TRANSPARENT = {"Protocol", "Generic", "ABC", "object"}
-# Made by the interpreter, with everything a class can have.
+# The interpreter creates these classes, with all features of a Python class.
 _NOT_NATIVE = {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag", "NamedTuple", "TypedDict"}
 _WEAK = {"WeakKeyDictionary", "WeakSet", "WeakValueDictionary", "ref"}
 _SHARED = {"ClassVar", "Final"}
 
 
 def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """The rule violations in the compiled sources (by their paths) and in other modules that use them, as lines of
+    """The rule violations in the compiled sources (by their paths), and in other modules that use them, as lines of
     text."""
     trees = {path: ast.parse(source) for path, source in compiled.items()}
     all_classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    # By their names: two of one name are one too many for whoever reads, and rare.
+    # The rules identify classes by name. Two classes with the same name are rare, and would confuse readers too.
     classes = {node.name: node for node in all_classes if not _names_of_bases(node) & _NOT_NATIVE}
     found = [(path, *problem) for path, tree in trees.items() for rule in _RULES for problem in rule(tree, classes)]
     interpreted = {path: ast.parse(source) for path, source in others.items()}
@@ -51,11 +51,11 @@ def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str
     ]
     trees |= interpreted
     found += [(path, *each) for path, tree in trees.items() for rule in _RULES_FOR_ALL for each in rule(tree, classes)]
-    # What stands in two `with` is found in each.
+    # A statement inside two nested `with` blocks is found twice.
     return list(dict.fromkeys(f"{path}:{getattr(node, 'lineno', 1)}: {why}" for path, node, why in found))
 
 
-# The rules: what in a module breaks each of them. `classes` are the compiled ones, by their names.
+# The rules. Each function yields the violations in a module. `classes` has the compiled classes by name.
 
 
 def names_taken_by_c(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
@@ -162,7 +162,7 @@ _RULES: tuple[Rule, ...] = (
     unknown_syntax,
     no_dictionary,
 )
-# Compiled classes are used from interpreted modules too.
+# Interpreted modules also use compiled classes.
 _RULES_FOR_ALL: tuple[Rule, ...] = (values_of_classes, held_weakly)
 _RULES_FOR_OTHERS: tuple[Rule, ...] = (interpreted_subclasses,)
 
@@ -184,7 +184,7 @@ def _names_of_bases(node: ast.ClassDef) -> set[str]:
 
 
 def _outside_functions(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The module's own statements, those under `if` and `try` too."""
+    """The statements at module level, including those under `if` and `try`."""
     waiting: list[ast.stmt] = list(tree.body)
     while waiting:
         statement = waiting.pop()
@@ -207,7 +207,7 @@ def _values_of(node: ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def _own_values(node: ast.ClassDef) -> set[str]:
-    """The values in its body that its objects have for themselves when it is compiled."""
+    """The names of the values in a class body that become attributes of each object in the compiled class."""
     return {
         name
         for name, statement in _values_of(node)
@@ -226,7 +226,7 @@ def _ancestors(node: ast.ClassDef, classes: Classes) -> list[ast.ClassDef]:
 
 
 def _leaving(statements: Sequence[ast.AST]) -> Iterator[ast.AST]:
-    """Each `break` and `continue` whose loop is outside these."""
+    """Each `break` and `continue` whose loop is outside these statements."""
     for statement in statements:
         if isinstance(statement, ast.Break | ast.Continue):
             yield statement

@@ -27,7 +27,7 @@ _WARNINGS = ("-Wall", "-Wextra", "-Wconversion")
 
 
 def missing() -> str:
-    """What is missing to compile. Empty when nothing is."""
+    """The name of a program or header that is missing for the compilation. Empty if nothing is missing."""
     compiler = _compiler()
     if shutil.which(compiler[0]) is None:
         return f"there is no C compiler ({compiler[0]})"
@@ -36,7 +36,7 @@ def missing() -> str:
 
 
 def build_splice(into: Path, *flags: str) -> Path:
-    """Compile into folder `into`, with these additional compiler flags. Returns the file that it made."""
+    """Compile into folder `into`, with these additional compiler flags. Returns the compiled file."""
     into.mkdir(parents=True, exist_ok=True)
     made, rough = into / NAME, into / "_splice.o"
     include = f"-I{sysconfig.get_path('include')}"

@@ -66,7 +66,7 @@ def read_rules(text: str) -> tuple[Rules, dict[str, dict[str, int]]]:
 
 
 def findings(path: str, text: str, rules: Rules) -> Iterator[Finding]:
-    """What breaks a rule in one file."""
+    """The rule violations in one file."""
     for line, passage, limited in _passages(path, text):
         for words, better in rules.avoid:
             for found in words.finditer(passage):
@@ -135,20 +135,20 @@ def _sentences(passage: str) -> Iterator[tuple[int, str]]:
 
 
 def all_findings(rules: Rules) -> list[Finding]:
-    """Those of every file that the rules name."""
+    """The findings in every file that the rules name."""
     skipped = {path for pattern in rules.skip for path in ROOT.glob(pattern)}
     paths = sorted({path for pattern in rules.files for path in ROOT.glob(pattern)} - skipped)
     return [one for path in paths for one in findings(str(path.relative_to(ROOT)), path.read_text(), rules)]
 
 
 def too_many(found: list[Finding], allowed: dict[str, dict[str, int]]) -> list[Finding]:
-    """The findings of files and kinds that have more of them than allowed."""
+    """The findings of each file and kind that exceed the allowed count."""
     counts = Counter((one.path, one.kind) for one in found)
     return [one for one in found if counts[one.path, one.kind] > allowed.get(one.path, {}).get(one.kind, 0)]
 
 
 def lowered(text: str, found: list[Finding]) -> str:
-    """The toml file with the counts that are lower now. One line a file, sorted."""
+    """The toml file with lower counts where there are fewer findings, one sorted line for each file."""
     head, _, _ = text.partition("[allowed]\n")
     allowed = read_rules(text)[1]
     counts = Counter((one.path, one.kind) for one in found)
@@ -162,7 +162,7 @@ def lowered(text: str, found: list[Finding]) -> str:
 
 
 def main() -> int:
-    """The exit status is 1 where a file has more findings than it may have."""
+    """Run the command line. The exit status is 1 if a file has more findings than allowed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
     parser.add_argument("--all", action="store_true", help="list every finding")
     parser.add_argument("--lower", action="store_true", help="write the present counts where they are lower")

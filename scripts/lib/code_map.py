@@ -43,7 +43,8 @@ def _section(package: Path, folder: Path) -> str:
 
 
 def _said(package: Path, path: Path) -> str:
-    """A docstring's first paragraph, what lives there and what always holds; files by their path in the package."""
+    """The first paragraph of a docstring, with its "Lives here" and "Invariant" parts. File names become paths in the
+    package."""
     paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
     more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(("Lives here", "Invariant"))]
     text = " ".join((paragraphs[0], *more))

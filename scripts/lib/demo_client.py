@@ -1,4 +1,4 @@
-"""The demo's client: the official OpenAI client, unmodified, talking to Antiphon."""
+"""The demo's client: the unmodified official OpenAI client, connected to Antiphon."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def title(text: str) -> None:
 
 
 def line(who: str, text: str) -> None:
-    """One line, cut at the width of a terminal."""
+    """Print one line, truncated to the width of the terminal."""
     print(f"   {who:<10} {textwrap.shorten(text, 100, placeholder=' …')}", flush=True)
 
 
 def streamed(client: OpenAI, ask: str | list[Any], *, words: bool = True, **more: Any) -> Response:
-    """Print a response while it arrives: thoughts and text word by word, each tool call when it is done. Without
-    `words` the text is one line at the end."""
+    """Print a response while it arrives: reasoning and text word by word, and each tool call when it is complete.
+    Without `words`, the text is one line at the end."""
     if isinstance(ask, str):
         line("you", ask)
     at = ""
@@ -64,7 +64,7 @@ def streamed(client: OpenAI, ask: str | list[Any], *, words: bool = True, **more
 
 
 def tell(item: Any) -> None:
-    """Print a tool call: who made it, and its result."""
+    """Print a tool call: the party that made it, and its result."""
     if item.type == "function_call":
         line("model", f"calls your {item.name}({item.arguments})")
     elif item.type == "file_search_call":
@@ -120,7 +120,7 @@ def file_search(client: OpenAI) -> None:
 
 
 def code_interpreter(client: OpenAI) -> bool:
-    """Whether the code interpreter could run."""
+    """Run the code interpreter. Returns whether the sandbox was available."""
     title("code_interpreter: the model writes Python, Antiphon runs it in a sandbox without network")
     try:
         answer = streamed(

@@ -1,4 +1,4 @@
-"""The demo's MCP server: the official SDK's, on a free port of this machine, with one tool. Prints `ready: URL`."""
+"""The demo's MCP server: the official SDK's server with one tool, on a free local port. Prints `ready: URL`."""
 
 from __future__ import annotations
 

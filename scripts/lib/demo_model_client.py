@@ -1,7 +1,7 @@
-"""The demo's client for a real model: the official OpenAI client, unmodified, talking to SmolLM2 through Antiphon.
+"""The demo's client for a real model: the unmodified official OpenAI client, connected to SmolLM2 through Antiphon.
 
-The model is one of the smallest there are, and not always right. The demo shows only results that hold whatever the
-model answers.
+SmolLM2 is a very small model and sometimes wrong. So the demo shows only results that do not depend on the model's
+words.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Descriptions of spans and their attributes: `scripts/docs` makes `docs/reference/traces.md` from these tables.
+"""Describes the spans and their attributes: `scripts/docs` makes `docs/reference/traces.md` from these tables.
 
-Tests compare them with the spans that Antiphon makes.
+Tests compare the tables with the spans that Antiphon records.
 
-Lives here: every span and every attribute of ours. Not here: their names (`observability/span_names.py`), who sets
-them.
+Lives here: every span and every attribute that Antiphon defines. Not here: their names (`observability/span_names.py`),
+the code that sets them.
 """
 
 from __future__ import annotations
@@ -88,15 +88,15 @@ MEANINGS: Mapping[str, str] = {
     REQUEST_ID: "the request's id, as in log lines and answers",
     ATTEMPT: "the number of the background response's run, from 1",
 }
-"""Every attribute that spans of ours have."""
+"""The meaning of every attribute of Antiphon's spans."""
 
 CONTENT = (INPUT_MESSAGES, OUTPUT_MESSAGES, TOOL_ARGUMENTS, TOOL_RESULT)
-"""What is there only with `tracing.content`."""
+"""The attributes that spans have only with `tracing.content`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescribedSpan:
-    """A span as described to a reader; `error.type` may be on each."""
+    """The description of a span. Each span may also have `error.type`."""
 
     name: str
     kind: Kind
@@ -134,4 +134,4 @@ SPANS = (
     DescribedSpan(RETRIEVAL, "client", "one search in vector stores", (OPERATION, DATA_SOURCE)),
     DescribedSpan(f"{STORE} {{operation}}", "client", "one operation of a store", (DB_SYSTEM, DB_OPERATION)),
 )
-"""Every span of ours."""
+"""Every span of Antiphon."""

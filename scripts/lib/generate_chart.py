@@ -28,7 +28,8 @@ Schema = dict[str, Any]
 
 
 def settings_schema() -> Schema:
-    """The JSON Schema of the settings file. Secrets are accepted here: the chart refuses them with its own sentence."""
+    """The JSON Schema of the settings file. The schema accepts secrets, because the chart refuses them with a clearer
+    message."""
     schema = Settings.model_json_schema(ref_template="#/definitions/{model}")
     definitions = schema.pop("$defs")
     for section in (schema, *definitions.values()):
@@ -90,7 +91,7 @@ _GROUPS = {
 
 
 def values_page() -> str:
-    """docs/reference/chart-values.md: name, default and meaning of each value, a table a group."""
+    """The page docs/reference/chart-values.md: name, default and meaning of each value, with a table for each group."""
     text = (CHART / "values.yaml").read_text()
     tree = yaml.compose(text)
     assert isinstance(tree, yaml.MappingNode)
@@ -123,7 +124,7 @@ def _above(lines: list[str], line: int) -> list[str]:
     first = line
     while first > 0 and lines[first - 1].lstrip().startswith("#"):
         first -= 1
-    # The comment at the head describes the file.
+    # The comment at the top of the file describes the file, not a value.
     return [] if first == 0 else [one.strip() for one in lines[first:line]]
 
 

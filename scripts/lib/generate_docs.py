@@ -28,7 +28,7 @@ from antiphon.translation.profiles.profile import FAMILIES
 from antiphon.translation.request.field_support import GROUPS, support_of
 
 ROOT = Path(__file__).parents[2]
-# What reads the table of routes is used by tests as well.
+# The modules that read the table of routes are in `tests`, because tests use them too.
 sys.path.insert(0, str(ROOT))
 
 from lab.drift.client_table import KEPT  # noqa: E402
@@ -174,7 +174,7 @@ _SUITES = ROOT / "lab" / "drift" / "suites.md"
 
 
 def compatibility() -> str:
-    """The page of all fields and their treatment: for every profile alike, or by the best known profiles."""
+    """The page of all request fields and their treatment, either for all profiles or by the best known profiles."""
     lines = [_COMPATIBILITY]
     for group, names in GROUPS.items():
         alike: dict[tuple[str, str], list[str]] = {}
@@ -196,7 +196,7 @@ def compatibility() -> str:
 
 
 def _cells(name: str) -> tuple[list[str], str]:
-    """The words of one row, and its explanation. The explanation that most profiles share is that of "others"."""
+    """The cells of one row, and its explanation. If most profiles share an explanation, it stands under "others"."""
     cells: list[str] = []
     notes: dict[str, list[str]] = {}
     models: dict[str, list[str]] = {}
@@ -582,8 +582,8 @@ Exit status: 0 for success, 1 when a command failed, 2 for a wrong command line 
 
 
 def command_line() -> str:
-    """Every command and action with its help, as 100 columns show it."""
-    # argparse takes the width from here.
+    """Every command and action with its help, at a width of 100 columns."""
+    # argparse reads the terminal's width from this variable.
     os.environ["COLUMNS"] = "100"
     lines = [_COMMAND_LINE]
     for words, parser in _parsers(("antiphon",), make_parser()):

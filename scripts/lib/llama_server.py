@@ -1,6 +1,6 @@
 """Runs llama.cpp's own HTTP server with one model. It prints `ready: URL` and serves until a signal stops it.
 
-The server is the one in `xllamacpp`, which `scripts/lib/engine-files` unpacks into a folder that stands in PYTHONPATH.
+The server comes from the package `xllamacpp`, which `scripts/lib/engine-files` unpacks into a folder on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     if given.embeddings:
         wanted.embedding = True
         wanted.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    # A signal is waited for here, so no other thread may be chosen to get it.
+    # This thread waits for the signal, so the signal must be blocked in all other threads.
     stop = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     server = xllamacpp.Server(wanted)

@@ -1,10 +1,10 @@
-"""Print one part of requirements.lock for pip: pinned packages with their hashes.
+"""Prints the entries of requirements.lock for some extras, for pip: pinned packages with their hashes.
 
-Names: `core` (what Antiphon imports), `build` (what builds it), extras of pyproject.toml. With `--installed` instead:
-where the packages of this Python differ. Used by scripts/setup, scripts/lab drift, scripts/bench and the Dockerfile.
-Not here: choosing versions, which `scripts/setup --raise` does.
+Names: `core` (packages that Antiphon imports), `build` (packages that build it), and extras of pyproject.toml. With
+`--installed` it prints the packages whose installed version differs from the lock file. Used by scripts/setup,
+scripts/lab drift, scripts/bench and the Dockerfile. Not here: choosing versions, which `scripts/setup --raise` does.
 
-Invariant: each line printed is a line of requirements.lock, and what a package needs is printed with it.
+Invariant: each printed line is a line of requirements.lock, and the output includes all dependencies of each package.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
 
 
 def normal(requirement: str) -> str:
-    """The package's name as indexes compare names."""
+    """The package's name in the normalized form that package indexes use."""
     found = _NAME.match(requirement)
     return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
@@ -46,7 +46,7 @@ def entries(lock: str) -> Iterator[Entry]:
 
 
 def asked(project: dict[str, dict[str, object]], names: Iterable[str]) -> set[str]:
-    """The packages that pyproject.toml names for these. Raises `KeyError` for a name that it does not have."""
+    """The packages that pyproject.toml lists for these names. Raises `KeyError` for an unknown name."""
     table = project["project"]
     groups: dict[str, list[str]] = {
         **table["optional-dependencies"],  # type: ignore[dict-item]
@@ -65,7 +65,8 @@ def asked(project: dict[str, dict[str, object]], names: Iterable[str]) -> set[st
 
 
 def locked(lock: str, wanted: Iterable[str]) -> list[Entry]:
-    """The entries of these packages, and of all that they need. Raises `KeyError` for one that is not locked."""
+    """The entries of these packages and of all their dependencies. Raises `KeyError` if a package is not in the lock
+    file."""
     all_of_them = list(entries(lock))
     chosen = set(wanted)
     for name in sorted(chosen - {entry.name for entry in all_of_them}):
@@ -76,7 +77,7 @@ def locked(lock: str, wanted: Iterable[str]) -> list[Entry]:
 
 
 def differences(lock: str) -> Iterator[str]:
-    """Rows of a table: the packages of this Python that are not those of the lock file."""
+    """Table rows for the packages whose installed version differs from the lock file."""
     versions: dict[str, list[str]] = {}
     for entry in entries(lock):
         versions.setdefault(entry.name, []).append(entry.text.split()[0].partition("==")[2])
@@ -87,7 +88,7 @@ def differences(lock: str) -> Iterator[str]:
 
 
 def main(names: list[str]) -> int:
-    """Print them."""
+    """Print the entries for these names."""
     lock = (ROOT / "requirements.lock").read_text()
     if names == ["--installed"]:
         print("| package | locked | installed |\n| --- | --- | --- |", *differences(lock), sep="\n")

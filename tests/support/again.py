@@ -1,4 +1,4 @@
-"""A plugin of pytest's for `scripts/lab steady`: every test runs `STEADY_TIMES` times."""
+"""A pytest plugin for `scripts/lab steady`, which runs every test `STEADY_TIMES` times."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def again(request: pytest.FixtureRequest) -> None:
-    """Which time it is; nobody asks."""
+    """The number of the repetition. No test uses the value."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One more parameter for each test."""
+    """Add the repetition as a parameter to each test."""
     if "again" in metafunc.fixturenames:
         metafunc.parametrize("again", range(int(os.environ.get("STEADY_TIMES", "1"))), indirect=True)

@@ -1,4 +1,4 @@
-"""An answer read by what its chunks have in common, in each way there is to do that, and each chunk in full."""
+"""Runs an answer through each fast path for similar chunks, and through the full reader, and compares the results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _nothing_is_learned() -> Iterator[None]:
 
 
 def compared(pieces: Iterable[bytes], *, most: int = 1 << 20, hidden: bool = False, **request: Any) -> Outcome:
-    """The outcome of the answer in these pieces. `most`: bytes of output; `hidden`: whether lengths are hidden."""
+    """Run the answer in these chunks on every path. Returns the common outcome. `most`: the maximum bytes of output.
+    `hidden`: whether the stream hides lengths."""
     pieces = list(pieces)
     limits = LimitSettings().model_copy(update={"upstream_body_bytes": most})
     hiding = {"stream_options": {"include_obfuscation": hidden}}

@@ -1,6 +1,6 @@
-"""An API without a server: what a router answers to a request, and what it must answer.
+"""Sends requests to a router without a server, and checks the answers.
 
-Lives here: asking, for setups that have a router. Not here: what the router serves.
+Lives here: sending requests, for test setups that have a router. Not here: the endpoints of the router.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OWNER = "b:alice"
 
 
 class AskedRouter:
-    """What such a setup has. `prefix` stands before its paths."""
+    """The base of test setups with a router. `prefix` is put before each path."""
 
     prefix = ""
     router: Router
@@ -36,13 +36,13 @@ class AskedRouter:
         return await self.router.handle(ApiRequest(method, path, tuple(query), (), data, owner))
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """What a request that must succeed answers."""
+        """Send a request that must succeed. Returns the decoded answer."""
         answer = await self.send(method, path, body, **options)
         assert answer.status == 200, answer.body
         return json.loads(answer.body)
 
     async def refused(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, dict[str, Any]]:
-        """The status and error of one that must not."""
+        """Send a request that must fail. Returns the status and the error object."""
         answer = await self.send(method, path, body, **options)
         assert answer.status >= 400, answer.body
         error = json.loads(answer.body)["error"]

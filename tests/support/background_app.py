@@ -1,9 +1,9 @@
-"""Whole processes on one data folder, within one event loop: each with a store, an HTTP door and workers of its own.
+"""Simulates several processes on one data folder in one event loop, each with its own store, HTTP server and workers.
 
-Lives here: putting them together from settings as the commands do, and ending one as if it had been killed. Not here:
+Lives here: building each process from settings, as the commands do, and ending one as if it had been killed. Not here:
 real processes (`tests/e2e`).
 
-Invariant: they share nothing but the data folder and the chat server.
+Invariant: the simulated processes share only the data folder and the chat server.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.state import lapse, look, needs_sqlite, state_settings
 
 @dataclass
 class BackgroundApp:
-    """One process. `url` ends in `/v1`."""
+    """One simulated process. `url` ends in `/v1`."""
 
     app: App
     door: HttpDoor
@@ -44,33 +44,33 @@ class BackgroundApp:
 
     @property
     def sqlite(self) -> SqliteStores:
-        """Its stores, where a test looks behind the ports."""
+        """The process's SQLite stores, for tests that bypass the ports."""
         needs_sqlite()
         assert isinstance(self.app.stores, SqliteStores)
         return self.app.stores
 
     async def create(self, *, token: str = "", **request: Any) -> dict[str, Any]:
-        """`POST /v1/responses` in the background; the JSON answer."""
+        """Send `POST /v1/responses` with `background: true`. Returns the decoded answer."""
         body = {"model": "m", "input": "hi", "background": True, **request}
         async with self.session.post(f"{self.url}/responses", json=body, headers=_bearer(token)) as got:
             value: dict[str, Any] = await got.json()
         return value
 
     async def ask(self, path: str = "", method: str = "GET", token: str = "") -> tuple[int, Any]:
-        """Status and JSON of a request below `/v1/responses`."""
+        """Send a request below `/v1/responses`. Returns the status and the decoded answer."""
         headers = {**_bearer(token), "x-request-id": "same"}
         async with self.session.request(method, f"{self.url}/responses{path}", headers=headers) as got:
             return got.status, await got.json()
 
     async def get(self, response_id: str, token: str = "") -> dict[str, Any]:
-        """A stored response."""
+        """Retrieve a stored response."""
         status, value = await self.ask(f"/{response_id}", token=token)
         assert status == 200, value
         found: dict[str, Any] = value
         return found
 
     async def ended(self, response_id: str, token: str = "") -> dict[str, Any]:
-        """Ask for a response until it is over."""
+        """Poll a response until it has a final status. Returns the response."""
         async with asyncio.timeout(10):
             while True:
                 value = await self.get(response_id, token)
@@ -79,17 +79,17 @@ class BackgroundApp:
                 await asyncio.sleep(0.002)
 
     async def reaches(self, response_id: str, status: str) -> None:
-        """Ask for a response until it has this status."""
+        """Poll a response until it has this status."""
         async with asyncio.timeout(10):
             while (await self.get(response_id))["status"] != status:
                 await asyncio.sleep(0.002)
 
     def stream(self, response_id: str = "", **query: Any) -> Follower:
-        """A stored stream; without an id a new one is made."""
+        """Open the stream of a stored response, or of a new one if `response_id` is empty."""
         return Follower(self, response_id, query)
 
     async def kill(self) -> None:
-        """No goodbye: what it held stays held, until its lease runs out."""
+        """End the process without cleanup, so that it holds its leases until they expire."""
         workers = self.app.workers
         for run in list(workers._running.values()):
             run.lose()
@@ -101,7 +101,7 @@ class BackgroundApp:
         self.killed = True
 
     async def stop(self) -> None:
-        """An orderly end."""
+        """Stop the process in order, as at SIGTERM."""
         await self.session.close()
         await self.door.aclose()
         await self.app.aclose()
@@ -112,7 +112,7 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 class Follower:
-    """Reads one event stream; `data` is what came so far."""
+    """Reads one event stream. `data` has the bytes received so far."""
 
     def __init__(self, app: BackgroundApp, response_id: str, query: dict[str, Any]) -> None:
         self._app = app
@@ -139,7 +139,7 @@ class Follower:
         self._got.close()
 
     async def until(self, text: bytes) -> bytes:
-        """Read until this text has come."""
+        """Read until the stream contains this text. Returns the bytes received so far."""
         async with asyncio.timeout(10):
             while text not in self.data:
                 part = await self._got.content.readany()
@@ -148,7 +148,7 @@ class Follower:
         return self.data
 
     async def whole(self) -> bytes:
-        """Read to the end."""
+        """Read to the end of the stream. Returns all bytes."""
         async with asyncio.timeout(10):
             try:
                 while part := await self._got.content.readany():
@@ -158,7 +158,7 @@ class Follower:
         return self.data
 
     async def response_id(self) -> str:
-        """The id in the first event."""
+        """The response's id from the first event."""
         await self.until(b"\n\n")
         event: dict[str, Any] = json.loads(self.data.split(b"\n")[1].removeprefix(b"data: "))
         return str(event["response"]["id"])
@@ -166,7 +166,7 @@ class Follower:
 
 @dataclass
 class Processes:
-    """Opens processes on `data`, in front of `chat`. `state`: where their state lies (`state.url`)."""
+    """Opens processes on the folder `data`, in front of the chat server `chat`. `state` is their `state.url`."""
 
     data: Path
     chat: ChatServer
@@ -189,7 +189,7 @@ class Processes:
         sealing_keys: tuple[str, ...] = (),
         **background: Any,
     ) -> BackgroundApp:
-        """One more process, with these settings of `limits` and `background`; requests may use the server `mcp`."""
+        """Start one more process with these settings. Its requests may use the MCP server `mcp`."""
         where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,
@@ -222,22 +222,22 @@ class Processes:
         return made
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
-        """Look at the database, or change it behind everybody's back."""
+        """Run an SQL statement on the database, bypassing all processes. Returns the rows."""
         return look(self.data, statement, *parameters)
 
     def expire_leases(self) -> None:
-        """As if much time had passed since any worker was heard of."""
+        """Expire all leases of workers, as if much time had passed."""
         lapse(self.data, "jobs", "lease_until", "worker IS NOT NULL")
 
 
 def _named(owner_keys: dict[str, Any] | None) -> dict[str, Any]:
-    """The setting `owner.keys`, if it is given."""
+    """The setting `owner.keys`, or nothing if no keys are given."""
     return {} if owner_keys is None else {"keys": OwnerSettings.model_validate({"keys": owner_keys}).keys}
 
 
 @asynccontextmanager
 async def processes(data: Path, state: str = "sqlite:") -> AsyncIterator[Processes]:
-    """Everything that is opened is closed at the end."""
+    """A factory of processes. All processes are closed at the end."""
     async with ChatServer() as chat:
         made = Processes(data, chat, state)
         try:

@@ -1,8 +1,8 @@
-"""An Envoy with a configuration of somebody else's, and our sidecar beside it, as processes of their own.
+"""Starts an Envoy with a foreign configuration and Antiphon's sidecar, each as a separate process.
 
-Lives here: starting and ending both. Not here: the configurations, when they are ready (the tests).
+Lives here: starting and ending both. Not here: the configurations, and the check of their readiness (the tests).
 
-Invariant: whatever was started has ended when the block ends.
+Invariant: both processes have ended when the context ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tests.support.envoy_binary import envoy_binary
 async def envoy_and_sidecar(
     folder: Path, bootstrap: dict[str, Any], settings: dict[str, Any], *flags: str
 ) -> AsyncIterator[Callable[[], None]]:
-    """Both, with their lines in `log` of the folder. Yields what fails once one of them has ended."""
+    """Start both processes, with their output in the file `log` of the folder. Yields a function that fails if one of
+    them has ended."""
     (folder / "envoy.yaml").write_text(yaml.safe_dump(bootstrap, sort_keys=False))
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}

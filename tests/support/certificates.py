@@ -1,6 +1,6 @@
-"""Certificates for tests: an authority, and what it signs.
+"""Creates a certificate authority and certificates for tests.
 
-Lives here: making them, new for each test. Not here: a server or client that uses them.
+Lives here: creating them, new for each test. Not here: the servers and clients that use them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _MAY_SIGN = x509.KeyUsage(
 
 @dataclass(frozen=True)
 class Signed:
-    """The PEM files of one certificate and its key."""
+    """The paths of the PEM files of one certificate and its key."""
 
     cert: Path
     key: Path
 
 
 class Authority:
-    """A certificate authority with its files in `folder`; `ca` is its own certificate."""
+    """A certificate authority with its files in `folder`. `ca` is its own certificate."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -55,9 +55,11 @@ class Authority:
         self.ca.write_bytes(self._cert.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, name: str, *, days: float = 1, named: bool = True) -> Signed:
-        """A certificate for `localhost` and 127.0.0.1, called `name`, good for so many days from now.
+        """Create a certificate for `localhost` and 127.0.0.1, with the common name `name`, valid for `days` days.
 
-        Not `named`: it does not say whose key signed it, which Python takes before 3.13 alone."""
+        Without `named`, the certificate has no authority key identifier. Only Python before 3.13 accepts such a
+        certificate.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]

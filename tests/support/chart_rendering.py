@@ -1,8 +1,8 @@
-"""What the chart makes of values, and whether Kubernetes would take it.
+"""Renders the Helm chart for given values, and checks whether Kubernetes would accept the objects.
 
-Lives here: helm's program, rendering, the schemas. Not here: which values are tried and what must come out.
+Lives here: helm's program, rendering, the schemas. Not here: the tested values and the expected objects.
 
-Invariant: nothing is asked of a cluster.
+Invariant: no function contacts a cluster.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ kubernetes_validate = pytest.importorskip(
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deployments" / "helm" / "antiphon"
 VERSIONS = ("1.29.0", "1.34.0")
-"""The oldest Kubernetes that the chart takes, and the one that `scripts/lab kubernetes` was run on."""
+"""The oldest Kubernetes version that the chart supports, and the version that `scripts/lab kubernetes` ran on."""
 
 # Modules with the definitions of kinds that are not Kubernetes' own, and the folder in each.
 _CRDS = {
@@ -48,11 +48,11 @@ Object = dict[str, Any]
 
 
 class Refused(Exception):
-    """The chart does not take these values; the message is what helm says."""
+    """Raised if the chart refuses the values. The message is helm's output."""
 
 
 def helm() -> str:
-    """helm's program; skips the test where there is none."""
+    """The path of helm. Skips the test if helm is not installed."""
     beside = Path(sys.executable).with_name("helm")
     found = str(beside) if beside.exists() else shutil.which("helm")
     if found is None:
@@ -61,7 +61,7 @@ def helm() -> str:
 
 
 def render(values: Mapping[str, Any], version: str = VERSIONS[-1]) -> list[Object]:
-    """All objects of a release `antiphon`, those of hooks too. Raises `Refused`."""
+    """All objects of a release `antiphon`, including those of hooks. Raises `Refused`."""
     return _rendered(yaml.safe_dump(dict(values)), version)
 
 
@@ -82,7 +82,7 @@ def one(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """The specs of all pods, by the names of what makes them."""
+    """The specs of all pods, each with the name of the object that creates it."""
     for each in objects:
         name = f"{each['kind']}/{each['metadata']['name']}"
         if each["kind"] == "Pod":
@@ -97,7 +97,7 @@ def containers(spec: Object) -> list[Object]:
 
 
 def validate(each: Object, version: str) -> None:
-    """Raises an error that says what Kubernetes would refuse, unknown members too."""
+    """Check an object against Kubernetes's schema, and refuse unknown members. Raises an error with the problem."""
     if each["kind"] in _CRDS:
         _custom(each["kind"]).validate(each)
     else:
@@ -106,7 +106,7 @@ def validate(each: Object, version: str) -> None:
 
 @cache
 def _custom(kind: str) -> jsonschema_rs.Validator:
-    """The schema of a kind that is somebody else's, without members that it does not know."""
+    """The JSON Schema of a third-party kind, which refuses unknown members."""
     if shutil.which("go") is None:
         pytest.skip(f"there is no Go, whose modules have the schema of {kind}")
     module, path = _CRDS[kind]
@@ -121,7 +121,7 @@ def _custom(kind: str) -> jsonschema_rs.Validator:
 
 
 def _closed(schema: Any) -> Any:
-    """As the API server reads it when told to be strict: what is not described is refused."""
+    """The schema with `additionalProperties: false`, as a strict API server applies it."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,6 @@
-"""Values that the chart takes, and values that it refuses.
+"""Lists values that the chart accepts, and values that it refuses.
 
-Lives here: the tables. Not here: what is asked of what comes out.
+Lives here: the tables. Not here: the checks of the rendered objects.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ ALL_KEYS: Values = {
 
 
 def postgresql(**others: Any) -> Values:
-    """Several replicas."""
+    """Values for several replicas on PostgreSQL."""
     settings = {**UPSTREAM, "files": {"enabled": False}}
     return {"settings": settings, "state": {"kind": "postgresql"}, "secrets": KEYS, "replicas": 3, **others}
 
 
 def _small(name: str) -> Values:
-    """A container that a strict namespace takes."""
+    """A container that a namespace with strict quotas accepts."""
     security = {
         "readOnlyRootFilesystem": True,
         "allowPrivilegeEscalation": False,

@@ -1,7 +1,7 @@
-"""A real, scriptable chat server: what an upstream may do to us, down to the bytes.
+"""A real, scriptable chat server, which can send Antiphon any bytes that a faulty upstream might send.
 
-Lives here: an HTTP/1.1 server on asyncio protocols that answers from a script and records what it was asked. Not
-here: any idea of what is right; it sends what the test says, including what no server should.
+Lives here: an HTTP/1.1 server on asyncio protocols that answers from a script and records the requests. Not here: any
+check of answers. The server sends the test's bytes, even if no correct server would.
 
     async with ChatServer() as server:                       # or ChatServer(unix_path=…), ChatServer(tls=context)
         gate = asyncio.Event()
@@ -10,7 +10,7 @@ here: any idea of what is right; it sends what the test says, including what no 
         call = await server.received()                       # the next request: method, path, headers, body, .json
         await call.gone.wait()                               # its connection was closed by the other side
 
-Invariant: nothing here sleeps; a step that must wait waits for an event of the test or for the peer to leave.
+Invariant: no step sleeps. A step that must wait waits for an event of the test, or until the peer disconnects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 DEADLINE = 30.0
-"""Seconds after which a wait of a test has failed."""
+"""The maximum seconds of any wait in a test."""
 
 DONE_EVENT = b"data: [DONE]\n\n"
 CHAT_MODELS = ("demo-model", "other/model:7b")
@@ -41,21 +41,21 @@ CHAT_MODELS = ("demo-model", "other/model:7b")
 
 @dataclass(frozen=True)
 class Wait:
-    """Go on when the test sets the event (or the peer leaves)."""
+    """Pause the script until the test sets the event, or the peer disconnects."""
 
     event: asyncio.Event
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Set the event: the script has come this far, and what was before it could be written."""
+    """Set the event, which tells the test that all earlier steps have been written."""
 
     event: asyncio.Event
 
 
 @dataclass(frozen=True)
 class WaitGone:
-    """Go on when the peer has left: an upstream that never says anything more."""
+    """Pause the script until the peer disconnects, like an upstream that sends nothing more."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Reset:
 
 @dataclass(frozen=True)
 class Close:
-    """Close the connection properly, wherever the answer is."""
+    """Close the connection with FIN, even in the middle of an answer."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """These bytes on the wire, without any framing."""
+    """Send these bytes without any framing."""
 
     data: bytes
 
@@ -80,10 +80,10 @@ Step = bytes | Raw | Mark | Wait | WaitGone | Reset | Close
 
 @dataclass(frozen=True)
 class Answer:
-    """One scripted answer: wire-level steps. `bytes` among them are body parts, framed as `framing` says.
+    """One scripted answer as a list of steps. `bytes` among the steps are body data, framed as `framing` names.
 
-    `framing`: `chunked`, `length` (the body's whole length is announced up front), `close` (ends with the
-    connection), or `none` (nothing is added: not even a head).
+    `framing`: `chunked`, `length` (the head has the body's length), `close` (the body ends with the connection), or
+    `none` (the server adds nothing, not even a head).
     """
 
     status: int = 200
@@ -91,7 +91,7 @@ class Answer:
     parts: tuple[Step, ...] = ()
     framing: str = "chunked"
     announced: int | None = None
-    """Overrides the announced length (`framing="length"`), to end short."""
+    """Overrides the length in the head (`framing="length"`), for a body that ends too early."""
 
 
 Responder = Callable[["Received"], Answer]
@@ -106,9 +106,9 @@ class Received:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     connection: int
-    """Number of the connection it came on, from 0: equal numbers mean that the connection was reused."""
+    """The number of its connection, from 0. Requests with the same number used the same connection."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the connection is closed, whoever closed it."""
+    """Set when either side has closed the connection."""
 
     @property
     def json(self) -> Any:
@@ -125,7 +125,8 @@ class Received:
 
 
 def chunk(delta: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
-    """A chat completion chunk. `finish_reason` goes into the choice, everything else to the top."""
+    """A chat completion chunk. `finish_reason` becomes a field of the choice, and all other arguments top-level
+    fields."""
     finish = top.pop("finish_reason", None)
     choices = top.pop("choices", [{"index": 0, "delta": delta or {}, "finish_reason": finish}])
     base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "demo-model"}
@@ -133,7 +134,7 @@ def chunk(delta: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
 
 
 def event(value: str | dict[str, Any]) -> bytes:
-    """One event of a stream; a string is a content delta."""
+    """One event of a stream. A string becomes a content delta."""
     data = chunk({"content": value}) if isinstance(value, str) else value
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
@@ -142,7 +143,7 @@ _USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 def text_stream(*texts: str, finish: str = "stop", usage: bool = True, done: bool = True) -> list[bytes]:
-    """The events of a whole streamed text answer."""
+    """The events of a complete streamed text answer."""
     events = [event(chunk({"role": "assistant", "content": ""}))]
     events += [event(text) for text in texts]
     events.append(event(chunk(finish_reason=finish)))
@@ -154,7 +155,7 @@ def text_stream(*texts: str, finish: str = "stop", usage: bool = True, done: boo
 
 
 def completion(text: str = "Hello", **message: Any) -> dict[str, Any]:
-    """A whole chat completion."""
+    """A complete chat completion."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -182,36 +183,37 @@ def answer(
     framing: str = "chunked",
     announced: int | None = None,
 ) -> Answer:
-    """Any answer; the default head is an event stream's."""
+    """An answer with any status, headers and steps. The default head is that of an event stream."""
     return Answer(status, tuple(headers), tuple(parts), framing, announced)
 
 
 def json_answer(value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
-    """A JSON answer with its length."""
+    """A JSON answer with a `content-length` header."""
     return answer(
         status, (("content-type", "application/json"), *headers), [json.dumps(value).encode()], framing="length"
     )
 
 
 def gzipped(whole: Answer) -> Answer:
-    """The same answer, compressed although nobody asked for it (only for scripts of plain bytes)."""
+    """The same answer in gzip, although the client did not accept gzip. Only for answers whose steps are plain
+    bytes."""
     body = b"".join(part for part in whole.parts if isinstance(part, bytes))
     headers = (*whole.headers, ("content-encoding", "gzip"))
     return Answer(whole.status, headers, (gzip.compress(body),), whole.framing)
 
 
 def never() -> Answer:
-    """No answer at all: the connection stays open and silent."""
+    """An answer that never comes: the connection stays open and silent."""
     return Answer(parts=(WaitGone(),), framing="none")
 
 
 def split(data: bytes, size: int) -> list[bytes]:
-    """The same bytes in pieces of `size`."""
+    """The same bytes in parts of `size` bytes."""
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def _default(request: Received) -> Answer:
-    """A well-behaved server: models, and "Hello" in the form asked for."""
+    """Answer as a correct server: the list of models, and "Hello" as JSON or as a stream."""
     if request.method == "GET" and request.path.endswith("/models"):
         data = [{"id": name, "object": "model", "created": 1, "owned_by": "test"} for name in CHAT_MODELS]
         return json_answer({"object": "list", "data": data})
@@ -226,7 +228,7 @@ def _default(request: Received) -> Answer:
 
 
 class ChatServer:
-    """Answers each request with the next scripted answer, or by `default`."""
+    """Answers each request with the next scripted answer, or with `default` if the script is empty."""
 
     def __init__(
         self, *, unix_path: Path | None = None, tls: ssl.SSLContext | None = None, base_path: str = "/v1", port: int = 0
@@ -234,7 +236,7 @@ class ChatServer:
         self.requests: list[Received] = []
         self.default: Responder = _default
         self.connections = 0
-        """Connections accepted so far."""
+        """The number of connections accepted so far."""
         self.unix_path = unix_path
         self.port = port
         self._base_path = base_path
@@ -249,11 +251,11 @@ class ChatServer:
         self._script.extend(answers)
 
     def forget_script(self) -> None:
-        """Answer by `default` again."""
+        """Remove all queued answers, so that `default` answers again."""
         self._script.clear()
 
     def forget(self) -> None:
-        """Be as new: nothing is scripted, and nobody has asked yet."""
+        """Remove all queued answers and all recorded requests."""
         self.forget_script()
         self.requests.clear()
         while not self._arrived.empty():
@@ -261,7 +263,7 @@ class ChatServer:
 
     @property
     def base_url(self) -> str:
-        """For `upstream.url`."""
+        """The URL for `upstream.url`."""
         return self.url(self._base_path)
 
     def url(self, path: str) -> str:
@@ -270,11 +272,11 @@ class ChatServer:
 
     @property
     def open_connections(self) -> int:
-        """Connections that are open now."""
+        """The number of open connections."""
         return len(self._open)
 
     async def received(self) -> Received:
-        """The next request that was not taken yet; fails after a deadline."""
+        """The next request that no earlier call returned. Fails after `DEADLINE` seconds."""
         async with asyncio.timeout(DEADLINE):
             return await self._arrived.get()
 
@@ -314,7 +316,7 @@ class ChatServer:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: reads requests, plays answers."""
+    """One connection: parses requests and sends scripted answers."""
 
     def __init__(self, server: ChatServer) -> None:
         self._server = server
@@ -416,7 +418,7 @@ class _Connection(asyncio.Protocol):
     # Writing
 
     async def _play(self, script: Answer) -> bool:
-        """Perform one answer; False when the connection must not be used again."""
+        """Perform one answer. Returns False if the connection cannot be used for another request."""
         await self._write(self._head(script))
         for step in script.parts:
             if not await self._step(step, script.framing):

@@ -1,4 +1,4 @@
-"""Antiphon's commands as processes of a test."""
+"""Runs Antiphon's commands as child processes of a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 90.0
 
 
 class Command:
-    """A command, with what it printed."""
+    """A running command, with its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -33,7 +33,7 @@ class Command:
             lines.append(line.decode().rstrip())
 
     async def line(self, start: str) -> str:
-        """Wait for a line of either kind that begins so; what follows in it."""
+        """Wait for a line of standard output or error that begins with `start`. Returns the rest of the line."""
         await until(lambda: any(line.startswith(start) for line in (*self.out, *self.err)), SECONDS)
         return next(line for line in (*self.out, *self.err) if line.startswith(start)).removeprefix(start)
 
@@ -41,7 +41,7 @@ class Command:
         self._process.send_signal(number)
 
     async def end(self, number: int | None = None) -> int:
-        """Its exit status; `number` is sent first."""
+        """Send the signal `number`, if given, and wait for the end. Returns the exit status."""
         if number is not None and self._process.returncode is None:
             self.signal(number)
         async with asyncio.timeout(SECONDS):
@@ -56,7 +56,7 @@ class Command:
 
 @asynccontextmanager
 async def commands() -> AsyncIterator[list[Command]]:
-    """A list for those that `run_command` starts; what still runs at the end is killed."""
+    """A list for the processes that `run_command` starts. Kills the running ones at the end."""
     made: list[Command] = []
     try:
         yield made

@@ -1,4 +1,4 @@
-"""Request bodies compressed as clients do it."""
+"""Compresses request bodies as clients do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import zstandard
 
 
 def zstd_streamed(data: bytes) -> bytes:
-    """Without the content's size in the frame, as an encoder writes that is fed part by part (Codex's)."""
+    """Compress with zstd without the content's size in the frame, like an encoder that gets its input in parts
+    (Codex's)."""
     stream = zstandard.ZstdCompressor(level=3, write_content_size=False, write_checksum=True).compressobj()
     return stream.compress(data) + stream.flush()
 

@@ -1,4 +1,4 @@
-"""Whether the counters of one address behave as Prometheus expects, from scrape to scrape."""
+"""Checks that the counters of one metrics address behave as Prometheus expects from scrape to scrape."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Watcher:
-    """What one scraper has seen. Two that scrape at a time need one each: which of their answers is the newer, nobody
-    knows."""
+    """The observations of one scraper. Two concurrent scrapers need one `Watcher` each, because the order of their
+    answers is unknown."""
 
     def __init__(self) -> None:
         self.scrapes = 0
         self.counters: dict[Series, float] = {}
-        """Counters, and buckets, counts and sums of histograms, by name and labels."""
+        """The last value of each counter, and of each histogram's buckets, count and sum, by name and labels."""
         self.gauges: dict[Series, float] = {}
 
     def see(self, text: str) -> None:
-        """One more scrape. Raises `AssertionError` when a series of counters is gone or less than it was, or when a
-        histogram is not one."""
+        """Check one more scrape. Raises `AssertionError` if a counter is missing or decreased, or if a histogram is
+        inconsistent."""
         counters: dict[Series, float] = {}
         gauges: dict[Series, float] = {}
         for family in text_string_to_metric_families(text):
@@ -39,13 +39,13 @@ class Watcher:
         self.scrapes += 1
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of the counters of this name with these labels."""
+        """The sum of the counters with this name and these labels."""
         wanted = labels.items()
         return sum(value for (one, has), value in self.counters.items() if one == name and wanted <= dict(has).items())
 
 
 def _check_histograms(counters: dict[Series, float]) -> None:
-    """Buckets grow with their bound, and the last one holds as many as `_count` says."""
+    """Check that the buckets of each histogram increase with their bound, and that the last bucket equals `_count`."""
     histograms: defaultdict[Series, list[tuple[float, float]]] = defaultdict(list)
     for (name, labels), value in counters.items():
         if name.endswith("_bucket"):

@@ -1,4 +1,4 @@
-"""How much a property tries, by the tier that runs."""
+"""Sets the number of examples of a property test for the current tier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from hypothesis import settings
 
 
 def examples(full: int) -> int:
-    """So many examples in the full tier, where a property without a number of its own has a hundred; in the quick tier
-    fewer in the same proportion."""
+    """The number of examples for the current tier: `full` in the full tier. The quick tier uses the same fraction as
+    for properties without a number, which have a hundred examples in the full tier."""
     return max(1, full * settings().max_examples // 100)

@@ -1,6 +1,6 @@
-"""A real HTTP server of OpenAI's `POST /embeddings`, with vectors that need no model.
+"""An HTTP server for OpenAI's `POST /embeddings`, whose vectors need no model.
 
-Lives here: the server. Not here: what its vectors mean (`vector_stores.WordEmbedder`).
+Lives here: the server. Not here: the meaning of its vectors (`vector_stores.WordEmbedder`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.vector_stores import WordEmbedder
 
 
 class EmbeddingsServer:
-    """What it was asked, and whether it is to fail."""
+    """The received requests, and whether the server must fail."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -42,7 +42,7 @@ class EmbeddingsServer:
 
 @asynccontextmanager
 async def open_embeddings_server() -> AsyncIterator[EmbeddingsServer]:
-    """The server on a port of its own."""
+    """Start the server on a free port."""
     server = EmbeddingsServer()
     app = web.Application()
     app.router.add_post("/v1/embeddings", server.handle)

@@ -1,6 +1,6 @@
-"""Which Envoy tests start: the one installed beside this Python, or that of `--envoy PATH`.
+"""Selects the Envoy that tests start: the one installed with this Python, or that of `--envoy PATH`.
 
-Invariant: without `--envoy` every setting is as without this.
+Invariant: without `--envoy`, this module changes no setting.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from antiphon.envoy.versions import EnvoyVersion, find_envoy, version_of
 
 
 class _Chosen:
-    """What `--envoy` says."""
+    """The value of `--envoy`."""
 
     path: Path | None = None
 
@@ -21,16 +21,16 @@ chosen = _Chosen()
 
 
 def envoy_binary() -> Path:
-    """The binary."""
+    """The path of the binary."""
     return find_envoy(chosen.path)
 
 
 @cache
 def envoy_version() -> EnvoyVersion:
-    """The version for which its configuration is made."""
+    """The version for which Antiphon writes Envoy's configuration."""
     return version_of(envoy_binary())
 
 
 def envoy_environ() -> dict[str, str]:
-    """The settings of another process that starts it."""
+    """The environment variables for another process that starts Envoy."""
     return {} if chosen.path is None else {"ANTIPHON_ENVOY__BINARY": str(chosen.path)}

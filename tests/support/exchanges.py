@@ -1,4 +1,4 @@
-"""Running an exchange in a test: everything a door and the runner do, without either."""
+"""Runs an exchange in a test, in place of a server and the runner."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SEALER = Sealer([b"a key of the tests"], random_bytes=bytes)
 
 @dataclass
 class Outcome:
-    """All that an exchange asked for."""
+    """All actions that an exchange returned."""
 
     head: SendHead | None = None
     body: bytes = b""
@@ -57,12 +57,12 @@ class Outcome:
 
     @property
     def chat(self) -> Any:
-        """The chat request that was sent."""
+        """The chat request that the exchange sent."""
         return json.loads(self.calls[-1].request.body)
 
 
 def limits(**changed: Any) -> LimitSettings:
-    """Limits that may be smaller than a setting can say."""
+    """Limits that may be smaller than the settings allow."""
     return LimitSettings.model_construct(**changed)
 
 
@@ -75,7 +75,7 @@ def exchange_options(
     sealer: Sealer = SEALER,
     **options: Any,
 ) -> ExchangeOptions:
-    """Options of an exchange whose models are all at one upstream with this profile, unless `routes` says more."""
+    """Options of an exchange. All models are at one upstream with this profile, unless `routes` names more."""
     route = ModelRoute(PROFILES[profile], passthrough=passthrough, headers=upstream_headers)
     return ExchangeOptions(routes or ModelRoutes(route), sealer, **options)
 
@@ -90,7 +90,7 @@ def pump(
     context: Context | None = None,
     tools: ScriptedTools | None = None,
 ) -> None:
-    """Perform everything that needs no upstream."""
+    """Perform the actions that need no upstream, until the exchange waits for one."""
     while actions := exchange.actions():
         for action in actions:
             if isinstance(action, PrepareTools):
@@ -106,7 +106,7 @@ def pump(
 
 
 def _perform(exchange: ResponseExchange, outcome: Outcome, action: Action, context: Context | None) -> None:
-    """One action that asks for no tools."""
+    """Perform one action that runs no tools."""
     if isinstance(action, SendHead):
         assert outcome.head is None, "a second head"
         outcome.head = action
@@ -132,7 +132,7 @@ def _perform(exchange: ResponseExchange, outcome: Outcome, action: Action, conte
 async def converse(
     request: dict[str, Any], turns: Iterable[bytes], box: ToolRunner, *, context: Context | None = None, **options: Any
 ) -> Outcome:
-    """One request whose tools are real; `turns` are the model's answers, as streams or objects as asked for."""
+    """Run one request with real tools. `turns` are the model's answers, as streams or JSON according to the request."""
     exchange = make_exchange(tool_types=box.types, **options)
     outcome = Outcome()
 
@@ -177,7 +177,7 @@ def run(
     tools: ScriptedTools | None = None,
     **options: Any,
 ) -> Outcome:
-    """One request to the end; each model call gets the same upstream answer."""
+    """Run one request to its end. Each model call gets the same upstream answer."""
     if tools is not None:
         options["tool_types"] = tools.types
     exchange = make_exchange(profile, **options)

@@ -1,6 +1,6 @@
-"""A real ext_proc door with everything behind it, for tests: real gRPC server, exchange, runner, router, HTTP client.
+"""A real ext_proc server for tests, with gRPC server, exchange, runner, router and HTTP client.
 
-Lives here: putting it together, in memory and on a Unix socket. Not here: Envoy's side (`fake_envoy.py`).
+Lives here: assembling it, with its state in memory, on a Unix socket. Not here: Envoy's side (`fake_envoy.py`).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ JSON = (("content-type", "application/json"),)
 
 
 default_transport: TransportName = "auto"
-"""What serves doors for which a test does not say; the suites run once with each."""
+"""The transport of tests that do not name one. The suites run once with each transport."""
 
 
 @dataclass
 class DoorSetup:
-    """What a test changes."""
+    """The settings that a test can change."""
 
     mode: Mode = "auto"
     transport: TransportName = "auto"
@@ -75,7 +75,7 @@ class DoorSetup:
 
 @dataclass
 class OpenDoor:
-    """A door that is open."""
+    """A running ext_proc server."""
 
     door: ExtProcDoor
     context: DoorContext
@@ -88,14 +88,14 @@ class OpenDoor:
         return self.envoy.stream(**options)
 
     async def metric(self, name: str, **labels: str) -> float:
-        """A metric's value once no request is in flight, 0 when it was never touched."""
+        """The value of a metric after all requests in flight have ended; 0 if it was never incremented."""
         assert await self.context.admission.drained(DEADLINE)
         return value_of(self.context.telemetry.metrics.render().decode(), name, **labels)
 
 
 @asynccontextmanager
 async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any) -> AsyncIterator[OpenDoor]:
-    """Open a door in `folder`, with a chat server for what it calls itself."""
+    """Start the server in `folder`, with a chat server for the calls that the sidecar makes itself."""
     setup = setup or DoorSetup(**changes)
     memory = MemoryResponseStore()
     store = setup.store or memory
@@ -170,12 +170,12 @@ def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
 
 
 def request_body(text: str = "Hi", **fields: Any) -> bytes:
-    """A request for a response."""
+    """The body of a request for a response."""
     return json.dumps({"model": "demo-model", "input": text, **fields}).encode()
 
 
 def sse_events(body: bytes) -> list[str]:
-    """The event names of a stream, in order; `[DONE]` for the sentinel, comments left out."""
+    """The event names of a stream, in order, with `[DONE]`. Skips comments."""
     names = []
     for block in body.split(b"\n\n"):
         for line in block.split(b"\n"):

@@ -1,7 +1,7 @@
-"""A peer that speaks ext_proc like Envoy 1.40 in FULL_DUPLEX_STREAMED mode, and refuses what Envoy refuses.
+"""Simulates Envoy 1.40 as an ext_proc client in FULL_DUPLEX_STREAMED mode, and refuses the messages that Envoy refuses.
 
-Lives here: the messages Envoy sends, the order it accepts, and what client and upstream end up with. Not here: HTTP,
-routes, retries; a real Envoy has those.
+Lives here: the messages that Envoy sends, the order of answers that it accepts, and the resulting request and response.
+Not here: HTTP, routes and retries, which tests with a real Envoy cover.
 
     async with FakeEnvoy("unix:/…/grpc.sock") as envoy:
         stream = envoy.stream()
@@ -11,9 +11,9 @@ routes, retries; a real Envoy has those.
         await stream.complete()
         assert stream.client.status == 200
 
-Invariant: an answer that Envoy would call spurious, or that would hang a request or let it pass untranslated, is kept
-in `violations`, and every wait of a test fails with it. Like Envoy, the fake resets the stream the moment the client's
-response is complete.
+Invariant: `violations` records each answer that Envoy would reject as spurious, or that would hang a request or forward
+it untranslated. Every wait of a test then fails with this violation. Like Envoy, this class resets the stream as soon
+as the client's response is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from google.protobuf.json_format import MessageToDict
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 
 DEADLINE = 30.0
-"""Seconds after which a wait of a test has failed."""
+"""The maximum seconds of any wait in a test."""
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 _DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
@@ -44,12 +44,12 @@ Modes = tuple[pb.ProcessingMode.BodySendMode, pb.ProcessingMode.BodySendMode]
 
 
 class Violation(AssertionError):
-    """The sidecar sent something that Envoy would not accept, or that would harm the client."""
+    """Raised if the sidecar sent a message that Envoy would refuse, or that would harm the client."""
 
 
 @dataclass
 class UpstreamView:
-    """The request as the upstream gets it."""
+    """The request as the upstream receives it."""
 
     headers: list[tuple[str, str]] = field(default_factory=list)
     body: bytes = b""
@@ -62,7 +62,7 @@ class UpstreamView:
 
 @dataclass
 class ClientView:
-    """The response as the client gets it."""
+    """The response as the client receives it."""
 
     status: int | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -71,14 +71,14 @@ class ClientView:
     ended: bool = False
     reset: bool = False
     how: str = ""
-    """`relay`, `local` (streamed immediate response) or `immediate`."""
+    """How the response was made: `relay`, `local` (streamed immediate response) or `immediate`."""
 
     def header(self, name: str) -> str | None:
         return _first(self.headers, name)
 
 
 class FakeEnvoy:
-    """One Envoy: one HTTP/2 connection to the sidecar, any number of streams."""
+    """One Envoy, with one HTTP/2 connection to the sidecar and any number of streams."""
 
     def __init__(self, address: str, *, secret: str | None = None) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
@@ -92,8 +92,8 @@ class FakeEnvoy:
         observing: bool = False,
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> EnvoyStream:
-        """A stream for one client request; `modes` are the body modes its first message names, `metadata` what Envoy
-        says with the call."""
+        """Open a stream for one client request. `modes` are the body modes that its first message names. `metadata` is
+        the gRPC metadata of the call."""
         open_call: Any = self._channel.stream_stream(METHOD)  # type: ignore[call-arg]
         stream = EnvoyStream(open_call(metadata=(*self._metadata, *metadata)), modes, observing)
         self._streams.append(stream)
@@ -118,7 +118,7 @@ class FakeEnvoy:
 
 
 class EnvoyStream:
-    """One client request on its way through Envoy."""
+    """One client request that passes through Envoy."""
 
     def __init__(self, call: Any, modes: Modes | None, observing: bool) -> None:
         self._call = call
@@ -157,7 +157,7 @@ class EnvoyStream:
         part: int = 1 << 20,
         trailers: Headers | None = None,
     ) -> None:
-        """A whole request, as Envoy hands it on: data parts, then an empty part with the end."""
+        """Send a whole request as Envoy does: chunks of data, then an empty chunk that ends the body."""
         await self.request_headers(headers, method=method, path=path, end=body is None)
         if body is None:
             return
@@ -202,13 +202,13 @@ class EnvoyStream:
         await self._send(message)
 
     async def leave(self) -> None:
-        """The client closes its connection: Envoy resets the stream."""
+        """The client closes its connection, so Envoy resets the stream."""
         self.client.reset = True
         self._call.cancel()
         self._changed.set()
 
     async def half_close(self) -> None:
-        """Envoy ends its side only, as it may when a stream is over."""
+        """End only Envoy's side of the stream, as Envoy may do when the exchange is complete."""
         await self._call.done_writing()
 
     # The upstream's side
@@ -216,7 +216,7 @@ class EnvoyStream:
     async def upstream(
         self, status: int, headers: Headers = (), *parts: bytes, end: bool = True, trailers: Headers | None = None
     ) -> None:
-        """The upstream's answer; without parts and with `end`, its head carries the end."""
+        """Send the upstream's answer. Without parts and with `end`, the headers end the stream."""
         bare = end and not parts and trailers is None
         await self.response_headers(status, headers, end=bare)
         for part in parts:
@@ -261,24 +261,24 @@ class EnvoyStream:
     # What a test waits for
 
     async def forwarded(self) -> UpstreamView:
-        """The translated request is complete."""
+        """Wait until the translated request is complete. Returns it."""
         await self.until(lambda: self.upstream_view.ended)
         return self.upstream_view
 
     async def complete(self) -> ClientView:
-        """The client has its whole response."""
+        """Wait until the client has its complete response. Returns it."""
         await self.until(lambda: self.client.ended)
         self.check()
         return self.client
 
     async def closed(self) -> grpc.StatusCode:
-        """The sidecar ended the stream (or Envoy did, after the response)."""
+        """Wait until the sidecar ended the stream, or Envoy did after the response. Returns the gRPC status."""
         await self.until(lambda: self.code is not None)
         assert self.code is not None
         return self.code
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        """Wait until something is so; fails at once on a violation and when the stream ended without it."""
+        """Wait until `happened` is true. Fails immediately on a violation, and if the stream ends first."""
         async with asyncio.timeout(DEADLINE):
             while not happened():
                 self.check()
@@ -488,7 +488,7 @@ class EnvoyStream:
         return header.key, header.raw_value.decode("latin-1")
 
     def _mutated(self, headers: list[tuple[str, str]], mutation: pb.HeaderMutation) -> list[tuple[str, str]]:
-        """Header mutations as Envoy applies them: removals first."""
+        """Apply header mutations as Envoy does: removals first."""
         removed = set(mutation.remove_headers)
         if any(name.startswith(":") for name in removed):
             self._violate("a pseudo header was removed")

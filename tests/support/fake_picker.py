@@ -1,7 +1,7 @@
-"""A small endpoint picker, as Envoy sees one: an ext_proc server that reads whole requests and says where they go.
+"""Simulates an endpoint picker: an ext_proc server that reads whole requests and chooses a server for each.
 
-Lives here: the messages of a picker in FULL_DUPLEX_STREAMED mode, a script of what it decides, and what it was shown.
-Not here: any scheduling.
+Lives here: the messages of a picker in FULL_DUPLEX_STREAMED mode, a script of its decisions, and a record of its
+requests. Not here: scheduling.
 
     async with FakePicker(f"127.0.0.1:{chat.port}") as picker:
         picker.script(Refuse(429, b"saturated", (("retry-after", "7"),)))
@@ -9,7 +9,7 @@ Not here: any scheduling.
         picker.picks[0].body                  # the chat request
         picker.picks[0].answer                # and what the server said, as far as it came
 
-Invariant: nothing here sleeps; a picker that is slow waits until Envoy or the test ends it.
+Invariant: no step sleeps. A slow picker waits until Envoy or the test ends the call.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 @dataclass(frozen=True)
 class To:
-    """The server, `IP:PORT`; None: it lets the request pass without saying where."""
+    """Choose this server (`IP:PORT`). With None, pass the request without a choice."""
 
     endpoint: str | None
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """An answer of the picker's own."""
+    """Refuse the request with this answer."""
 
     status: int
     body: bytes = b""
@@ -50,17 +50,17 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Abort:
-    """The gRPC call fails."""
+    """Abort the gRPC call."""
 
 
 @dataclass(frozen=True)
 class Never:
-    """No decision, till somebody ends the call."""
+    """Make no decision until the caller ends the call."""
 
 
 @dataclass(frozen=True)
 class AbortInAnswer:
-    """Picks this server, and fails in its answer, when these bytes have come."""
+    """Choose this server, and abort the gRPC call in its answer, after these bytes have arrived."""
 
     endpoint: str
     at: bytes = b""
@@ -71,7 +71,7 @@ Decision = To | Refuse | Abort | Never | AbortInAnswer
 
 @dataclass
 class Pick:
-    """One request as it was shown."""
+    """One request as the picker received it."""
 
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -83,7 +83,7 @@ class Pick:
 
 
 class FakePicker:
-    """Decides as scripted, else for the endpoint it was made with."""
+    """Decides as scripted, and otherwise chooses the endpoint of its constructor."""
 
     def __init__(self, endpoint: str | None, certificate: Signed | None = None) -> None:
         self.endpoint = endpoint
@@ -94,7 +94,7 @@ class FakePicker:
         self._server: grpc.aio.Server | None = None
 
     def script(self, *decisions: Decision) -> None:
-        """Queue decisions for the next requests, other than for the list of models."""
+        """Queue decisions for the next requests. Requests for the list of models use none of them."""
         self._script.extend(decisions)
 
     async def stop(self) -> None:
@@ -103,7 +103,7 @@ class FakePicker:
             self._server = None
 
     async def start(self) -> None:
-        """Listen, at the same address as before if there was one."""
+        """Listen on a new address, or after a stop on the same address as before."""
         self._server = grpc.aio.server()
         process = grpc.stream_stream_rpc_method_handler(
             self._process, pb.ProcessingRequest.FromString, pb.ProcessingResponse.SerializeToString
@@ -181,7 +181,8 @@ def _headers(headers: tuple[tuple[str, str], ...]) -> pb.HeaderMutation:
 
 
 def _picked(endpoint: str | None, pick: Pick, *, bodyless: bool) -> list[pb.ProcessingResponse]:
-    """Head and body of the request, as the real picker sends them: the body as it was, in one part."""
+    """The picker's answer to the request's headers and body, in the form of the real picker: the unchanged body in one
+    chunk."""
     chosen = _headers(() if endpoint is None else ((DESTINATION, endpoint),))
     head = pb.HeadersResponse(response=pb.CommonResponse(header_mutation=chosen, clear_route_cache=True))
     answers = [pb.ProcessingResponse(request_headers=head)]

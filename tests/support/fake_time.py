@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: nothing is waited for, and every time is exact."""
+"""An event loop with a simulated clock, so that tests wait for no real time and every time is exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class FakeTimeLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still while there is something to do, then it is the time of the next timer."""
+    """An event loop whose clock stands still while tasks can run, and then jumps to the next timer."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -23,7 +23,7 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
     @property
     def timers(self) -> list[float]:
-        """When those that wait go off."""
+        """The times at which the pending timers fire."""
         loop: Any = self
         return [timer.when() for timer in loop._scheduled if not timer.cancelled()]
 
@@ -36,13 +36,13 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
 
 def in_fake_time(work: Coroutine[Any, Any, T]) -> T:
-    """Run it, from the time 0 on."""
+    """Run a coroutine with the simulated clock, which starts at 0."""
     with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
         return runner.run(work)
 
 
 def fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """A test that runs in fake time."""
+    """Decorate a test so that it runs with the simulated clock."""
 
     @wraps(test)
     def run(*given: P.args, **named: P.kwargs) -> None:

@@ -1,4 +1,4 @@
-"""Files that take only so many bytes: a full disk, as far as this process can have one."""
+"""Simulates a full disk for this process, with a limit on the size of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def file_room(size: int) -> Iterator[None]:
-    """No file of this process grows beyond this size; writing then fails with EFBIG."""
+    """While the context lasts, no file of this process can grow beyond `size`. Further writes fail with EFBIG."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
     try:

@@ -1,4 +1,4 @@
-"""Fixed twins of what is random or moves: ids and the clock."""
+"""Deterministic replacements for random ids and for the clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FIXED_TIME = 1_700_000_000.0
 
 
 class SequentialIds:
-    """`resp_1`, `msg_1`, `msg_2`, … in the order asked for."""
+    """Returns the ids `resp_1`, `msg_1`, `msg_2`, … in the order of the calls."""
 
     def __init__(self) -> None:
         self._given: Counter[str] = Counter()

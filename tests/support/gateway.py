@@ -1,6 +1,6 @@
-"""A whole running Antiphon: `antiphon up` as a process, as users start it.
+"""Starts a whole Antiphon: `antiphon up` as a process, as users start it.
 
-Invariant: every process started here is stopped here, by its own handle, and its log is shown when a test fails.
+Invariant: the module stops every process that it started, by its own handle. A failing test shows the process's log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tests.support.state import state_environ
 
 DEADLINE = 60.0
 START_SECONDS = 120.0
-"""Less than any test may take: what did not start in time must not live on beside the tests after it."""
+"""The maximum seconds of a start. It is less than a test's timeout, so that a process that did not start in time does
+not outlive its test."""
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Gateway:
         return self.base_url.removesuffix("/v1")
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it and wait for its end; returns the exit status."""
+        """Send a signal and wait for the end. Returns the exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(DEADLINE):
@@ -49,7 +50,7 @@ class Gateway:
         return status
 
     async def log_line(self, text: str) -> str:
-        """Wait until a log line holds `text`."""
+        """Wait until a log line contains `text`. Returns the line."""
         async with asyncio.timeout(DEADLINE):
             while True:
                 for line in self.log:
@@ -59,7 +60,7 @@ class Gateway:
 
 
 running: list[Gateway] = []
-"""Those that were started, till somebody clears it."""
+"""All started gateways, until a fixture clears the list."""
 
 
 async def start_gateway(
@@ -70,8 +71,8 @@ async def start_gateway(
     command: str = "up",
     python: Path | str = sys.executable,
 ) -> Gateway:
-    """Start `antiphon up` (or `serve`) in front of this upstream (or of those in a settings file) and wait for its
-    ready line. `python` is of the environment whose Antiphon is started."""
+    """Start `antiphon up` (or `serve`) in front of this upstream, or of those in a settings file, and wait for its
+    ready line. `python` is the interpreter of the environment whose Antiphon is started."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
     settings = Path(arguments[arguments.index("--config") + 1]).read_text() if "--config" in arguments else ""
     if upstream is not None and "profile" not in settings:
@@ -120,7 +121,7 @@ async def start_gateway(
 
 @dataclass
 class Answered:
-    """An HTTP answer; `cut` when the body did not end properly."""
+    """An HTTP answer. `cut` is true if the body did not end properly."""
 
     status: int
     headers: dict[str, str]
@@ -129,7 +130,7 @@ class Answered:
 
 
 async def post(url: str, body: Any, headers: dict[str, str] | None = None) -> Answered:
-    """POST JSON (or bytes as they are) and read the answer as far as it goes."""
+    """POST JSON, or bytes unchanged, and read the answer as far as it arrives."""
     sent = {"content-type": "application/json", **(headers or {})}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         kind = {"data": body} if isinstance(body, bytes) else {"json": body}

@@ -1,9 +1,9 @@
-"""What a recording leads to, as a text that a reviewer can read and a test can compare.
+"""Renders the events of a recording as a text that a reviewer can read and a test can compare.
 
-Lives here: the text. Not here: which recordings there are (`tests/support/recordings.py`).
+Lives here: the text. Not here: the list of recordings (`tests/support/recordings.py`).
 
-Deltas that follow one another are one line with their text joined; every other event is a line with its ids and status.
-The last line is a digest of all bytes, so that the comparison is exact although the text is short.
+Consecutive deltas are one line with their joined text. Every other event is a line with its ids and status. The last
+line is a digest of all bytes, so the comparison is exact although the text is short.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SHOWN = ("item_id", "output_index", "status")
 
 
 def expected_path(recording: Recording) -> Path:
-    """Where the golden of a recording is."""
+    """The path of a recording's golden."""
     return EXPECTED / f"{recording.name}.txt"
 
 
 def replay(recording: Recording, profile: str = "generic") -> Outcome:
-    """The recording as the upstream's answer to a streaming request."""
+    """Run the recording as the upstream's answer to a streaming request."""
     headers = (("content-type", recording.content_type or "application/json"),)
     request: dict[str, Any] = {"input": "hi", "stream": True, "model": recording.model}
     if PROFILES[profile].for_model(recording.model).logprobs:
@@ -38,7 +38,7 @@ def replay(recording: Recording, profile: str = "generic") -> Outcome:
 
 
 def render(recording: Recording) -> str:
-    """The golden text: what the generic profile makes of it, and the vendor's profile where that is something else."""
+    """The golden text: the events with the generic profile, and those with the vendor's profile if they differ."""
     generic = replay(recording)
     text = _render(generic)
     if recording.provider in PROFILES:

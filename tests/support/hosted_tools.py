@@ -1,4 +1,4 @@
-"""A toolbox for tests: its tools do nothing, and their results are scripted."""
+"""A toolbox for tests, whose tools do nothing and return scripted results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANYTHING = Raw(b'{"type":"object","properties":{}}')
 
 
 class ScriptedTools:
-    """`answer` makes the result of a call; without it every call succeeds with nothing to tell."""
+    """The toolbox. `answer` returns the result of a call. Without it every call succeeds with an empty result."""
 
     types = frozenset({"file_search", "web_search", "code_interpreter", "mcp", "tool_search"})
 

@@ -1,6 +1,6 @@
-"""A peer that speaks HTTP/2 frame by frame, for what gRPC's own client never does.
+"""An HTTP/2 peer that sends single frames, for behaviour that gRPC's own client never shows.
 
-Lives here: one connection with an event per call, and a service to talk to. Not here: what is right or wrong.
+Lives here: one connection with an event per call, and a service to call. Not here: the expected results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEADLINE = 30.0
 
 
 class Service:
-    """`Calls` whose behaviour a test sets."""
+    """The `Calls` of a service whose behaviour a test sets."""
 
     def __init__(self) -> None:
         self.behave: Callable[[MessageStream], object] = self.echo
@@ -58,7 +58,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(folder: Path, limits: Http2Limits | None = None) -> AsyncIterator[tuple[Service, str]]:
-    """A transport with a service, on a Unix socket."""
+    """Start a transport with a service on a Unix socket."""
     service = Service()
     transport = Http2Transport(service, limits)
     path = str(folder / "http2.sock")
@@ -70,7 +70,8 @@ async def serving(folder: Path, limits: Http2Limits | None = None) -> AsyncItera
 
 
 class Http2Peer:
-    """One connection, to a socket's path or HOST:PORT. What comes is kept per stream: `data`, `trailers`, `reset`."""
+    """One connection, to a socket's path or to HOST:PORT. It stores the received `data`, `trailers` and `reset` for
+    each stream."""
 
     def __init__(self, path: str, *, window: int = 1 << 20, auto_window: bool = True) -> None:
         self._path = path
@@ -111,7 +112,7 @@ class Http2Peer:
         self._writer.transport.abort()
 
     def close_half(self) -> None:
-        """Send nothing more, and go on reading."""
+        """Close the sending side, and continue to read."""
         assert self._writer is not None
         self._writer.write_eof()
 
@@ -122,7 +123,7 @@ class Http2Peer:
             self._writer.write(data)
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send raw bytes."""
         assert self._writer is not None
         self._writer.write(data)
 
@@ -139,7 +140,7 @@ class Http2Peer:
         self.send_bytes(number, with_prefix(message), end=end)
 
     def send_bytes(self, number: int, data: bytes, *, end: bool = False) -> None:
-        """Send bytes of a call as they are, in a frame of their own."""
+        """Send raw bytes of a call, in a separate DATA frame."""
         self.http2.send_data(number, data, end_stream=end)
         self.flush()
 
@@ -154,7 +155,7 @@ class Http2Peer:
         self.flush()
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        """Wait until something has happened, looking whenever something came."""
+        """Wait until `happened` is true. Checks it after each received frame."""
         async with asyncio.timeout(DEADLINE):
             while not happened():
                 self._changed.clear()
@@ -162,12 +163,12 @@ class Http2Peer:
                     await self._changed.wait()
 
     async def status(self, number: int) -> int:
-        """The call's gRPC status."""
+        """Wait for the call's gRPC status."""
         await self.until(lambda: b"grpc-status" in self.headers.get(number, {}))
         return int(self.headers[number][b"grpc-status"])
 
     async def answered(self, number: int, size: int) -> bytes:
-        """The call's data, once there are this many bytes."""
+        """Wait until the call has received `size` bytes. Returns the data."""
         await self.until(lambda: len(self.data.get(number, b"")) >= size)
         return self.data[number]
 

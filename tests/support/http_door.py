@@ -1,7 +1,7 @@
-"""A real HTTP door with everything behind it, and a client that speaks bytes.
+"""A real HTTP server of Antiphon for tests, and a client that sends raw bytes.
 
-Lives here: putting the door together over a scriptable chat server, and `RawClient`, which sends exactly what a test
-says and shows how the answer was cut into chunks. Not here: Envoy.
+Lives here: assembling the server with a scriptable chat server, and `RawClient`. The client sends exactly the test's
+bytes, and shows how the server split the answer into chunks. Not here: Envoy.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from tests.support.waiting import until
 
 @dataclass
 class HttpSetup:
-    """What a test changes."""
+    """The settings that a test can change."""
 
     address: str = "127.0.0.1:0"
     private: bool = False
@@ -85,7 +85,7 @@ class HttpSetup:
 
 @dataclass
 class OpenHttpDoor:
-    """A door that is open."""
+    """A running HTTP server."""
 
     door: HttpDoor
     context: DoorContext
@@ -99,29 +99,29 @@ class OpenHttpDoor:
         return f"http://{self.address}/v1"
 
     def client(self) -> RawClient:
-        """A new connection to the door."""
+        """Open a new connection to the server."""
         return RawClient(self.address)
 
     async def ask(self, data: bytes) -> RawAnswer:
-        """One request on a connection of its own."""
+        """Send one request on a new connection. Returns the answer."""
         async with self.client() as client:
             await client.send(data)
             return await client.read()
 
     async def stored(self, status: str) -> str:
-        """Wait until the store holds a response with this status; its id."""
+        """Wait until the store has a response with this status. Returns its id."""
         records = self.store.records
         await until(lambda: any(record.status == status for record in records.values()))
         return next(record.id for record in records.values() if record.status == status)
 
     def metric(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 when it was never touched."""
+        """The value of a metric; 0 if it was never incremented."""
         return value_of(self.context.telemetry.metrics.render().decode(), name, **labels)
 
 
 @asynccontextmanager
 async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> AsyncIterator[OpenHttpDoor]:
-    """Open a door over a chat server of its own."""
+    """Start the server with a separate chat server."""
     setup = setup or HttpSetup(**changes)
     metrics = Metrics()
     async with ChatServer() as chat:
@@ -210,7 +210,7 @@ def post_bytes(
     headers: dict[str, str] | None = None,
     body: bytes | None = None,
 ) -> bytes:
-    """A whole request, head and body."""
+    """The bytes of a whole request, with headers and body."""
     if body is None:
         body = b"" if value is None else json.dumps(value).encode()
     lines = [f"{method} {path} HTTP/1.1", "host: test", "content-type: application/json"]
@@ -221,13 +221,13 @@ def post_bytes(
 
 @dataclass
 class RawAnswer:
-    """An answer as it came: `parts` are the chunks of a chunked body."""
+    """An answer as received. `parts` are the chunks of a chunked body."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     parts: list[bytes] = field(default_factory=list)
     whole: bool = True
-    """Whether the body's framing came to its end."""
+    """Whether the body ended as its framing requires."""
 
     @property
     def body(self) -> bytes:
@@ -239,7 +239,7 @@ class RawAnswer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The OpenAI error object, checked."""
+        """The error object of the answer. Asserts that it has OpenAI's form."""
         value = self.json
         assert list(value) == ["error"] and set(value["error"]) - {"request_id"} == {
             "message",
@@ -253,7 +253,7 @@ class RawAnswer:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The data of an event stream, `[DONE]` left out."""
+        """The data of the events, without `[DONE]`."""
         lines = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
         return [json.loads(line) for line in lines if line != "[DONE]"]
 
@@ -262,7 +262,7 @@ class RawAnswer:
 
 
 class RawClient:
-    """One connection, byte by byte."""
+    """One connection that sends and receives raw bytes."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -283,7 +283,7 @@ class RawClient:
         self.leave()
 
     def leave(self) -> None:
-        """Go away without a word."""
+        """Close the connection without any further data."""
         self._writer.transport.abort()
 
     async def send(self, data: bytes) -> None:
@@ -292,14 +292,15 @@ class RawClient:
             await self._writer.drain()
 
     async def head(self) -> RawAnswer:
-        """Status and headers; the body is read by `part`."""
+        """Read the status and the headers. `part` reads the body."""
         async with asyncio.timeout(DEADLINE):
             lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = [line.split(": ", 1) for line in lines[1:] if line]
         return RawAnswer(int(lines[0].split(" ")[1]), tuple((name.lower(), value) for name, value in pairs))
 
     async def part(self) -> bytes:
-        """The next chunk of a chunked body; empty at its end. Raises IncompleteReadError when it is cut."""
+        """Read the next chunk of a chunked body; empty at its end. Raises IncompleteReadError if the connection
+        breaks."""
         async with asyncio.timeout(DEADLINE):
             size = int(await self._reader.readuntil(b"\r\n"), 16)
             data = await self._reader.readexactly(size)
@@ -307,11 +308,11 @@ class RawClient:
         return data
 
     async def exactly(self, size: int) -> bytes:
-        """So many bytes of a body. Raises IncompleteReadError when it is cut."""
+        """Read `size` bytes of a body. Raises IncompleteReadError if the connection breaks."""
         return await self._reader.readexactly(size)
 
     async def read(self, *, bodiless: bool = False) -> RawAnswer:
-        """The whole answer; interim (1xx) answers are passed over."""
+        """Read the whole answer. Skips interim (1xx) answers."""
         answer = await self.head()
         while answer.status < 200:
             answer = await self.head()
@@ -327,7 +328,7 @@ class RawClient:
         return answer
 
     async def closed(self) -> bool:
-        """Wait for the server to close; False when it sends something instead."""
+        """Wait for the server to close. Returns False if it sends data instead."""
         async with asyncio.timeout(DEADLINE):
             try:
                 return await self._reader.read(1) == b""

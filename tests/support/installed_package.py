@@ -1,6 +1,7 @@
-"""A distribution in a folder on the path, as an installer leaves it: modules, and a `dist-info` with entry points.
+"""Writes a distribution into a folder on Python's path, as an installer does: modules, and a `dist-info` with entry
+points.
 
-Lives here: writing it. Not here: any package (`tests/example_extension` is one).
+Lives here: writing it. Not here: the packages (`tests/example_extension` is one).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ EXAMPLE = Path(__file__).parent.parent / "example_extension"
 
 
 def install(folder: Path, project: Path = EXAMPLE) -> None:
-    """What `pip install --target folder project` leaves there."""
+    """Write the files that `pip install --target folder project` writes."""
     about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     for module in project.glob("*.py"):
         (folder / module.name).write_bytes(module.read_bytes())
@@ -26,7 +27,7 @@ def install(folder: Path, project: Path = EXAMPLE) -> None:
 
 
 def write_info(folder: Path, name: str, version: str, entries: Mapping[str, Mapping[str, str]]) -> None:
-    """The `dist-info` of a distribution with these entry points, by group."""
+    """Write the `dist-info` of a distribution with these entry points, by group."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -38,7 +39,7 @@ def write_info(folder: Path, name: str, version: str, entries: Mapping[str, Mapp
 
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
-    """The folder is on the path of this process, for packages that are looked for from now on."""
+    """Put the folder on the path of this process while the context lasts. Only later searches for packages see it."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     invalidate_caches()

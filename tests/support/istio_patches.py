@@ -1,11 +1,11 @@
-"""What an EnvoyFilter makes of an Envoy's configuration, as Istio does it.
+"""Applies the patches of an EnvoyFilter to an Envoy's configuration, as Istio does.
 
-Lives here: the operations that ours has, on plain dictionaries. Not here: which patches there are
+Lives here: the operations that Antiphon's EnvoyFilter uses, on plain dictionaries. Not here: the patches themselves
 (`antiphon/envoy/istio.py`).
 
-Istio adds clusters and listeners last, so that no patch meets what another one added. A MERGE is protobuf's: single
-values are replaced, lists get further entries at their end, an entry of a map or a message of a type of its own is
-replaced whole. The same patches, through a real istiod, were seen to make the same order of filters and routes.
+Istio adds clusters and listeners last, so no patch sees objects that another patch added. A MERGE works as in protobuf:
+it replaces single values, and appends to lists. It replaces an entry of a map, or a message of another type, as a
+whole. A real istiod produced the same order of filters and routes from the same patches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LAST = ("CLUSTER", "LISTENER")
 
 
 def applied(bootstrap: dict[str, Any], envoy_filter: dict[str, Any]) -> dict[str, Any]:
-    """The bootstrap, whose listeners and routes stand for those that Istio sends, with the patches in it."""
+    """The bootstrap with the patches applied. Its listeners and routes stand for those that Istio sends."""
     whole = copy.deepcopy(bootstrap)
     static = whole["static_resources"]
     patches = envoy_filter["spec"]["configPatches"]

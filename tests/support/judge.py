@@ -1,6 +1,7 @@
-"""An outside judge of what the exchange sends: the event grammar as observed, the fold, and the published schemas.
+"""An independent check of the exchange's events: their grammar as observed, the folded output, and the published
+schemas.
 
-Lives here: what every stream and response must be. Not here: the schemas (`schemas.py`), what is known to break them
+Lives here: the rules for every stream and response. Not here: the schemas (`schemas.py`), known violations
 (`tests/schemas/contradictions.py`).
 """
 
@@ -18,7 +19,8 @@ _WHOLE_ITEMS = {"local_shell_call", "tool_search_call"}
 
 
 def parse_sse(data: bytes) -> list[dict[str, Any]]:
-    """The events of a whole stream. Asserts the framing: `event:` equals `type`, one blank line, `[DONE]` last."""
+    """The events of a whole stream. Asserts the framing: `event:` equals `type`, one blank line between events,
+    `[DONE]` last."""
     text = data.decode()
     assert text.endswith("data: [DONE]\n\n"), text[-200:]
     events = []
@@ -35,7 +37,7 @@ def parse_sse(data: bytes) -> list[dict[str, Any]]:
 
 
 def check_response(response: dict[str, Any]) -> None:
-    """The response is valid against both schemas, the listed contradictions aside."""
+    """Assert that the response is valid against both schemas, except for the listed contradictions."""
     _check(response_violations(response))
 
 
@@ -45,7 +47,8 @@ def _check(violations: list[Violation]) -> None:
 
 
 def check_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers without gaps, grammar, schemas, and fold == terminal snapshot; returns the final response."""
+    """Assert numbers without gaps, grammar and schemas, and that the folded deltas equal the terminal snapshot. Returns
+    the final response."""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     begin = [event["type"] for event in events[:3] if event["type"] != "response.queued"]
     assert begin[:2] == ["response.created", "response.in_progress"]
@@ -61,7 +64,7 @@ def check_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The output, put together from deltas alone; asserts that items and parts open and close in order."""
+    """Build the output from the deltas only. Asserts that items and parts open and close in order."""
     output: list[dict[str, Any]] = []
     open_item: dict[str, Any] | None = None
     text = ""

@@ -1,6 +1,6 @@
-"""What a test leaves open: descriptors of files below pytest's folders, and threads of stores.
+"""Finds resources that a test leaves open: descriptors of files below pytest's folders, and threads of stores.
 
-Lives here: the look. Not here: when it is taken (a fixture of the tests that need it).
+Lives here: the search. Not here: its time (a fixture of the tests that need it).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 
 
 def left_open() -> tuple[set[str], set[threading.Thread]]:
-    """What this process has open below a folder of pytest's, and its threads of stores."""
+    """The open files of this process below pytest's folders, and its threads of stores."""
     gc.collect()
     found = set()
     for name in os.listdir("/proc/self/fd"):

@@ -1,6 +1,6 @@
-"""A real MCP server for tests: the official SDK's, over uvicorn, in this process.
+"""A real MCP server for tests: the official SDK's server over uvicorn, in this process.
 
-Lives here: starting and stopping it, and its tools. Not here: what a broken server does (scripted servers do that).
+Lives here: starting and stopping it, and its tools. Not here: broken servers (scripted servers simulate those).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PIXEL = base64.b64decode(
 
 @dataclass
 class OpenMcpServer:
-    """A server that is open: `url` is its endpoint, `headers` those of every request it got, `counted` how often
-    its tool `count` ran."""
+    """A running server. `url` is its endpoint. `headers` has the headers of every received request, and `counted` the
+    number of calls of the tool `count`."""
 
     url: str
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -35,13 +35,13 @@ class OpenMcpServer:
 
     @property
     def listings(self) -> int:
-        """How often somebody connected anew."""
+        """The number of times that a client connected and listed the tools."""
         return sum("mcp-session-id" not in one for one in self.headers)
 
 
 @asynccontextmanager
 async def open_mcp_server(*, sse: bool = False, token: str = "") -> AsyncIterator[OpenMcpServer]:
-    """A server with a few tools; with a `token` everybody else gets a 401."""
+    """Start a server with a few tools. With a `token`, the server returns 401 to requests without it."""
     server = MCPServer("Dice")
     opened = OpenMcpServer("")
 
@@ -51,23 +51,23 @@ async def open_mcp_server(*, sse: bool = False, token: str = "") -> AsyncIterato
 
     @server.tool()
     def fail() -> str:
-        """It always fails."""
+        """A tool that always fails."""
         raise ToolError("no dice")
 
     @server.tool()
     def look() -> list[str | Image]:
-        """A picture."""
+        """A tool that returns a picture."""
         return ["a pixel", Image(data=PIXEL, format="png")]
 
     @server.tool()
     def count() -> dict[str, int]:
-        """Something structured."""
+        """A tool that returns structured content."""
         opened.counted += 1
         return {"six": 6}
 
     @server.tool()
     async def wait(context: Context) -> str:
-        """It takes its time."""
+        """A tool that takes a while."""
         opened.started.set()
         await opened.stops.wait()
         return "at last"

@@ -1,9 +1,9 @@
-"""A `ConversationStore` in memory, for tests of everything above the store.
+"""A `ConversationStore` in memory, for tests of all code above the store.
 
-Lives here: the same meaning as the SQLite store, without durability. It passes the contract suite of conversations, so
-what works on it works on the real one.
+Lives here: the semantics of the SQLite store, without durability. The store passes the contract tests of conversations,
+so code that works with it also works with the real store.
 
-Invariant: what goes in is immutable, so nothing that a caller holds can change what is stored.
+Invariant: stored values are immutable, so a caller cannot change stored data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def for_clients(items: Iterable[StoredItem]) -> tuple[StoredItem, ...]:
-    """The items without what is kept for later requests alone."""
+    """The items without the data that only later requests need."""
     return tuple(replace(item, shown=None) for item in items)
 
 
@@ -44,7 +44,7 @@ class _Conversation:
 
 
 class MemoryConversationStore(ConversationStore):
-    """Keeps conversations in a dict. `MemoryResponseStore(conversations=…)` appends to them."""
+    """Stores conversations in a dict. `MemoryResponseStore(conversations=…)` appends to them."""
 
     def __init__(self, *, max_items: int = 50_000, clock: Callable[[], float]) -> None:
         self._all: dict[tuple[str, str], _Conversation] = {}
@@ -69,7 +69,7 @@ class MemoryConversationStore(ConversationStore):
         return StoredConversation(conversation_id, made.created_at, metadata)
 
     async def made(self, once: OnceOnly) -> str | None:
-        """Keys are not kept here."""
+        """Return None, because this store has no idempotency keys."""
         return None
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
@@ -149,7 +149,8 @@ class MemoryConversationStore(ConversationStore):
     # For `MemoryResponseStore`.
 
     def join(self, record: ResponseRecord) -> int:
-        """Add a response's items and release its lock; where they begin. Raises `StoreError`."""
+        """Append a response's items and release its lock. Returns the position of the first item. Raises
+        `StoreError`."""
         found = self._all.get((record.owner, record.conversation_id or ""))
         if record.joins_conversation and (found is None or found.locked_by != record.id):
             raise StoreError("The conversation was deleted, or another response uses it now. Send the request again.")
@@ -163,7 +164,7 @@ class MemoryConversationStore(ConversationStore):
         return start
 
     def before(self, owner: str, conversation_id: str, start: int) -> tuple[StoredItem, ...] | None:
-        """What lies before this place, or None."""
+        """The items before this position, or None if the conversation does not exist."""
         found = self._all.get((owner, conversation_id))
         if found is None or start < found.first_place:
             return None

@@ -1,9 +1,9 @@
-"""A `FileStore` in memory, for tests of everything above the store.
+"""A `FileStore` in memory, for tests of all code above the store.
 
-Lives here: the same meaning as the store on disk, without durability. It passes the contract suite of files, so what
-works on it works on the real one.
+Lives here: the semantics of the store on disk, without durability. The store passes the contract tests of files, so
+code that works with it also works with the real store.
 
-Invariant: what goes in is immutable, so nothing that a caller holds can change what is stored.
+Invariant: stored values are immutable, so a caller cannot change stored data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST_ROOM = 4096
 
 
 class MemoryFileStore(FileStore):
-    """Keeps files in a dict."""
+    """Stores files in a dict."""
 
     def __init__(self, *, owner_bytes: int | None = None, clock: Callable[[], float]) -> None:
         self.all: dict[tuple[str, str], tuple[StoredFile, bytes]] = {}

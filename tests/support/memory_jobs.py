@@ -1,9 +1,9 @@
 """A `JobStore` in memory, over a `MemoryResponseStore`.
 
-Lives here: the same meaning as the SQLite store, without durability. It passes the job contract, so what works on it
-works on the real one.
+Lives here: the semantics of the SQLite store, without durability. The store passes the contract tests of jobs, so code
+that works with it also works with the real store.
 
-Invariant: a method changes everything it has to, or nothing: none awaits anything.
+Invariant: a method makes all its changes or none, because no method awaits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Held:
 
 
 class MemoryJobStore(JobStore):
-    """Keeps jobs and events in dicts, which tests may read."""
+    """Stores jobs and events in dicts, which tests may read."""
 
     def __init__(self, responses: MemoryResponseStore, clock: Callable[[], float] = time.monotonic) -> None:
         self.responses = responses
@@ -146,7 +146,7 @@ class MemoryJobStore(JobStore):
         return True
 
     async def unlock(self, response_id: str) -> None:
-        """Conversations are not kept here."""
+        """Do nothing, because this store has no conversations."""
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
         return {
@@ -182,6 +182,6 @@ class MemoryJobStore(JobStore):
         pieces.append(events)
 
     def _sweep(self) -> None:
-        """A response that was deleted takes its job along."""
+        """Delete the jobs of deleted responses."""
         for response_id in set(self.jobs) - set(self.responses.records):
             del self.jobs[response_id]

@@ -1,4 +1,4 @@
-"""A `PromptStore` in memory, for tests of everything above the store; it passes the contract suite of prompts."""
+"""A `PromptStore` in memory, for tests of all code above the store. It passes the contract tests of prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from antiphon.stores.prompts import PromptStore
 
 
 class MemoryPromptStore(PromptStore):
-    """Keeps all versions of a prompt in a list."""
+    """Stores all versions of a prompt in a list."""
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._all: dict[tuple[str, str], list[StoredPrompt]] = {}

@@ -1,6 +1,7 @@
-"""A sandbox for tests that holds nothing in: code runs in this process, files are in memory.
+"""A sandbox for tests without any confinement: code runs in this process, and files are in memory.
 
-It keeps the contract (`tests/contracts/sandbox_contract.py`) but for time, which it does not limit.
+It passes the contract tests (`tests/contracts/sandbox_contract.py`), except those of time limits, which it does not
+have.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from antiphon.tools.code_interpreter.machine import CodeRun
 
 
 class MemorySandbox(LocalSandbox):
-    """A sandbox in memory. `answer`, when it is set, is what every run gives."""
+    """A sandbox in memory. If `answer` is set, every run returns it."""
 
     def __init__(self, limits: CodeInterpreterSettings | None = None) -> None:
         super().__init__(Path("/nowhere"), limits or CodeInterpreterSettings())
@@ -32,7 +33,7 @@ class MemorySandbox(LocalSandbox):
         self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.answer: CodeRun | SandboxFailed | None = None
         self.broken: dict[str, SandboxFailed] = {}
-        """What a method of this name raises."""
+        """The error that each method raises, by the method's name."""
         self.ran: list[tuple[str, str, int]] = []
         self.begun = asyncio.Event()
         self.hangs = False
@@ -44,7 +45,7 @@ class MemorySandbox(LocalSandbox):
         return len(self.variables)
 
     async def run(self, key: str, code: str, memory: int) -> CodeRun:
-        """Run it here."""
+        """Run the code in this process."""
         self._check_works("run")
         self.ran.append((key, code, memory))
         self.begun.set()
@@ -85,7 +86,7 @@ class MemorySandbox(LocalSandbox):
         return CodeRun(output, failed=failed, fresh=fresh)
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
-        """Keep it."""
+        """Store the file in memory."""
         self._check_works("put")
         _check(path)
         data = b"".join([piece async for piece in pieces])
@@ -95,16 +96,16 @@ class MemorySandbox(LocalSandbox):
         return self._file(key, path)
 
     async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
-        """One after the other."""
+        """Store the files one after the other."""
         return [await self.put(key, path, pieces) for path, pieces in files]
 
     async def list(self, key: str) -> list[SandboxFile]:
-        """By path."""
+        """The files, sorted by path."""
         self._check_works("list")
         return [self._file(key, path) for path in sorted(self.files.get(key, ()))]
 
     async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
-        """From memory."""
+        """Read a range of a file from memory."""
         self._check_works("read")
         _check(path)
         if path not in self.files.get(key, {}):
@@ -112,25 +113,25 @@ class MemorySandbox(LocalSandbox):
         return self.files[key][path][0][start : start + limit]
 
     async def remove(self, key: str, path: str) -> None:
-        """Forget it."""
+        """Delete the file."""
         self._check_works("remove")
         self.files.get(key, {}).pop(path, None)
 
     async def stop(self, key: str) -> None:
-        """Forget the variables."""
+        """Delete the variables."""
         self.variables.pop(key, None)
 
     async def keys(self) -> Sequence[str]:
-        """Those with files."""
+        """The keys of containers with files."""
         return builtins.list(self.files)
 
     async def delete(self, key: str) -> None:
-        """Forget everything."""
+        """Delete the files and the variables."""
         self.files.pop(key, None)
         self.variables.pop(key, None)
 
     async def aclose(self) -> None:
-        """Forget the variables."""
+        """Delete the variables of all containers."""
         self.variables.clear()
 
     def _check_works(self, method: str) -> None:
@@ -143,7 +144,7 @@ class MemorySandbox(LocalSandbox):
 
 
 class _Written(io.StringIO):
-    """A file that is kept with every write."""
+    """A file that is stored again after every write."""
 
     def __init__(self, files: dict[str, tuple[bytes, int]], name: str, version: int) -> None:
         super().__init__()

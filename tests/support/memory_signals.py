@@ -1,4 +1,4 @@
-"""`Signals` over a `JobStore` of the same process: it asks, and tests say what is heard."""
+"""`Signals` over a `JobStore` of the same process: it polls the store, and tests trigger the notifications."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _PACE = Pace(0.05, 0.05, 0.05)
 
 
 class MemorySignals:
-    """`told`: how often it was said that there are jobs for others; `hear`: what is called with news; `looks`: what
-    was looked at."""
+    """The signals. `told` counts the notifications of new jobs. `hear` is the callback for notifications. `looks` has
+    the queries."""
 
     def __init__(self, jobs: JobStore, pace: Pace = _PACE) -> None:
         self.pace = pace

@@ -1,9 +1,9 @@
-"""A `ResponseStore` in memory, for tests of everything above the store.
+"""A `ResponseStore` in memory, for tests of all code above the store.
 
-Lives here: the same meaning as the SQLite store, without durability. Not here: failures; wrap or subclass it for
-those. It passes the store contract suite, so what works on it works on the real one.
+Lives here: the semantics of the SQLite store, without durability. Not here: failures; tests wrap or subclass the store
+for those. The store passes the contract tests, so code that works with it also works with the real store.
 
-Invariant: what goes in is immutable, so nothing that a caller holds can change what is stored.
+Invariant: stored values are immutable, so a caller cannot change stored data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.memory_conversations import MemoryConversationStore, for_clie
 
 
 class MemoryResponseStore(ResponseStore):
-    """Keeps records in a dict; `records` may be read by tests."""
+    """Stores records in the dict `records`, which tests may read."""
 
     def __init__(self, *, chain_items: int = 50_000, conversations: MemoryConversationStore | None = None) -> None:
         self.conversations = conversations

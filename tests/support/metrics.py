@@ -1,4 +1,4 @@
-"""Metrics as numbers, for tests."""
+"""Reads values of metrics in tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def value_of(text: str, name: str, **labels: str) -> float:
-    """The sum of all series of this name that have these labels; 0 when there is none."""
+    """The sum of all series with this name and these labels; 0 if there is none."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)

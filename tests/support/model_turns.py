@@ -1,6 +1,6 @@
-"""What a chat model says in one turn: text and calls, as a stream or as one object.
+"""Builds a chat model's answer of one turn, with text and calls, as a stream or as JSON.
 
-Lives here: making the bytes. Not here: whoever sends them (`exchanges.py`, `chat_server.py`).
+Lives here: building the bytes. Not here: sending them (`exchanges.py`, `chat_server.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Called = tuple[str, str]
-"""A function's chat name, and the arguments as the model wrote them."""
+"""A function's name in the chat request, and the arguments as the model wrote them."""
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
@@ -18,7 +18,7 @@ USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 def model_turn(
     text: str = "", *calls: Called, stream: bool, pieces: int = 1, prefix: str = "call", reasoning: str = ""
 ) -> bytes:
-    """One answer of a chat model. `pieces`: into how many deltas text and arguments are cut at least."""
+    """One answer of a chat model. `pieces`: the minimum number of deltas for the text and for the arguments."""
     made = [
         {"index": number, "id": f"{prefix}_{number}", "type": "function", "function": {"name": name, "arguments": said}}
         for number, (name, said) in enumerate(calls)

@@ -1,8 +1,9 @@
-"""What deployments/monitoring says: the expressions of panels and rules, and what these ask for.
+"""Reads the files of deployments/monitoring: the expressions of panels and rules, and the metrics in them.
 
 Lives here: reading the files. Not here: a Prometheus (`prometheus.py`).
 
-Invariant: an expression is read as text, by the few forms that the files use; what it does not understand is named.
+Invariant: the reader knows only the few forms of expressions that the files use. It names an expression that it cannot
+parse.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Expression:
-    """Where it stands, and its text."""
+    """An expression with its text and its position in the files."""
 
     where: str
     text: str
 
     @property
     def without_threshold(self) -> str:
-        """What an alert looks at."""
+        """The expression of an alert, without the comparison with its threshold."""
         return _THRESHOLD.sub("", self.text)
 
     def asked_for(self) -> Iterator[tuple[str, set[str]]]:
-        """Each metric and the labels that its own braces name."""
+        """Each metric of the expression, with the labels of its selector."""
         bare = re.sub(r'"[^"]*"', '""', re.sub(r"\[[^]]*\]", "", self.text))
         bare = re.sub(r"\b(?:by|on|group_left)\s*\([^)]*\)", "", bare)
         for found in re.finditer(r"([a-zA-Z_][\w:]*)(?:\{([^}]*)\})?", bare):
@@ -52,7 +53,7 @@ class Expression:
                 yield found[1], set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", found[2] or ""))
 
     def grouped_by(self) -> set[str]:
-        """The labels that it keeps, or joins by."""
+        """The labels in `by` and `on` clauses."""
         lists = re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", self.text)
         return {label.strip() for one in lists for label in one.split(",") if label.strip()}
 
@@ -64,17 +65,17 @@ def rules() -> list[dict[str, Any]]:
 
 
 def alerts() -> list[dict[str, Any]]:
-    """The alerts among them."""
+    """The alerts among the rules."""
     return [rule for rule in rules() if "alert" in rule]
 
 
 def rule_expressions() -> list[Expression]:
-    """Those of recordings and alerts."""
+    """The expressions of all recording rules and alerts."""
     return [Expression(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
 
 
 def panel_expressions() -> list[Expression]:
-    """Those of the dashboard's panels, its annotations too."""
+    """The expressions of the dashboard's panels and annotations."""
     board = json.loads(DASHBOARD.read_text())
     found = [
         Expression(f"{panel['title']} {target['refId']}", target["expr"])
@@ -85,7 +86,7 @@ def panel_expressions() -> list[Expression]:
 
 
 def scaled(text: str, by: int) -> str:
-    """The rules with all their times so many times shorter."""
+    """The rules with all times divided by `by`."""
 
     def shorter(found: re.Match[str]) -> str:
         return f"{int(found[1]) * _SECONDS[found[2]] // by}s"

@@ -1,9 +1,9 @@
-"""A real nginx with the configuration that this repository ships, for tests.
+"""Runs a real nginx with the configuration of this repository, for tests.
 
-Lives here: putting `deployments/nginx/antiphon.conf` into a folder of its own (its addresses, certificates and log
-replaced, nothing else), starting and stopping. Not here: what stands behind it.
+Lives here: copying `deployments/nginx/antiphon.conf` into a separate folder with other addresses, certificates and log,
+starting and stopping nginx. Not here: the servers behind it.
 
-Invariant: a line of the file that is to be replaced must be there; the process is stopped by its own handle.
+Invariant: each line that must be replaced exists in the file. The module stops the process by its own handle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STOP_SECONDS = 20.0
 
 
 def nginx_program() -> str | None:
-    """The path of nginx, where it is installed."""
+    """The path of nginx, or None if it is not installed."""
     return os.environ.get("NGINX") or shutil.which(
         "nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
     )
@@ -45,16 +45,16 @@ NEEDS_NGINX = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(nginx_program() is None, reason="nginx is not installed (NGINX: its path)"),
 ]
-"""The marks of a module whose tests start one."""
+"""The pytest marks of modules whose tests start nginx."""
 
 ALICE = {"authorization": "Bearer alice"}
 ASKING: dict[str, Any] = {"model": "demo-model", "input": "hi", "store": False}
-"""What clients ask through it."""
+"""The request that clients send through nginx."""
 
 
 @dataclass
 class Nginx:
-    """A running nginx. `address` is `127.0.0.1:PORT`, spoken to with TLS; `tls` is a client's context for it."""
+    """A running nginx. `address` is `127.0.0.1:PORT` for TLS connections, and `tls` is a client's context for it."""
 
     address: str
     folder: Path
@@ -72,7 +72,7 @@ class Nginx:
 
     @property
     def workers(self) -> list[int]:
-        """The ids of its worker processes."""
+        """The process ids of its workers."""
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -83,13 +83,14 @@ class Nginx:
         return (self.folder / "access.log").read_text().splitlines()
 
     def temporary_files(self) -> list[Path]:
-        """What it has put on the disk, of files that are open and have lost their name too."""
+        """The temporary files of nginx on the disk, including open files that are already deleted."""
         named = [file for name in _TEMPORARY for file in (self.folder / name).rglob("*") if file.is_file()]
         links = (link for pid in self.workers for link in Path(f"/proc/{pid}/fd").iterdir())
         return named + [link for link in links if link.exists() and "(deleted)" in os.readlink(link)]
 
     async def leave_out(self, replica: str) -> None:
-        """Send this replica nothing new, as docs/how-to/behind-a-proxy.md says; returns once new workers serve."""
+        """Remove this replica from the upstreams, as docs/how-to/behind-a-proxy.md describes. Returns once the new
+        workers serve."""
         file = self.folder / "antiphon.conf"
         text, count = re.subn(rf"server {re.escape(replica)} (?!down)", f"server {replica} down ", file.read_text())
         assert count == 1, f"{replica} is not in {file}"
@@ -99,7 +100,7 @@ class Nginx:
         await until(lambda: set(self.workers) - before)
 
     async def stop(self) -> None:
-        """End it at once."""
+        """Stop nginx immediately."""
         if self.process.returncode is None:
             self.process.terminate()
         try:
@@ -111,7 +112,8 @@ class Nginx:
 
 
 def write_configuration(folder: Path, replicas: Sequence[str], port: int, changes: dict[str, str]) -> Authority:
-    """The shipped file in this folder, for these replicas (`HOST:PORT`); `changes`: further texts to replace."""
+    """Write the configuration into this folder, for these replicas (`HOST:PORT`). `changes`: further texts to
+    replace."""
     authority = Authority(folder)
     signed = authority.sign("server")
     servers = "".join(_SERVER.format(place) for place in replicas)
@@ -139,7 +141,7 @@ def write_configuration(folder: Path, replicas: Sequence[str], port: int, change
 
 
 async def start_nginx(folder: Path, replicas: Sequence[str], changes: dict[str, str] | None = None) -> Nginx:
-    """Start it in front of these replicas; returns once it takes connections."""
+    """Start nginx in front of these replicas. Returns once it accepts connections."""
     program = nginx_program()
     assert program is not None
     folder.mkdir(parents=True)

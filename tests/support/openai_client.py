@@ -1,7 +1,7 @@
-"""Writes openai-client.json: what the published Python client of OpenAI has, as operations and places of its types.
+"""Writes openai-client.json, which lists the operations and the schema positions of OpenAI's published Python client.
 
-`python -m tests.support.openai_client FOLDER`, where FOLDER holds an unpacked wheel. Names only; the page of
-differences is made of the file, so that it is the same on every machine.
+Run `python -m tests.support.openai_client FOLDER`, where FOLDER has an unpacked wheel. The file has names only. The
+page of API differences is generated from it, so the page is the same on every machine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ WITHOUT = {
     "response": frozenset({"tools", "tool_choice", "instructions"}),
     "events": frozenset({"response", "item", "part"}),
 }
-"""Members that are not looked into: they repeat the request, or are compared by themselves."""
+"""Members whose content is skipped, because they repeat the request or are compared separately."""
 
 
 def operations(folder: Path) -> list[str]:
-    """`GET /responses/{}` and so on, of all areas."""
+    """The operations of all areas, such as `GET /responses/{}`."""
     found = set()
     for file in sorted((folder / "openai" / "resources").rglob("*.py")):
         text = file.read_text()
@@ -40,7 +40,7 @@ def operations(folder: Path) -> list[str]:
 
 
 def places(folder: Path) -> dict[str, Any]:
-    """The places of the types about responses."""
+    """The schema positions of the types for responses."""
     sys.path.insert(0, str(folder))
     pydantic = importlib.import_module("pydantic")
     types = importlib.import_module("openai.types.responses")

@@ -1,6 +1,6 @@
-"""A collector for tests: takes spans by OTLP over HTTP, and shows them as trees.
+"""A trace collector for tests: receives spans by OTLP over HTTP, and returns them as trees.
 
-Lives here: receiving, decoding, and the shape of a trace. Not here: what a trace must look like.
+Lives here: receiving, decoding, and the tree of a trace. Not here: the expected traces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """One span as it came. `error` is `error.type`, or the status's message, of one that failed."""
+    """One received span. `error` is `error.type`, or the status message, of a failed span."""
 
     name: str
     trace_id: str
@@ -33,7 +33,7 @@ class ReceivedSpan:
     kind: str
     attributes: dict[str, Any]
     links: tuple[str, ...]
-    """The spans it is linked to."""
+    """The ids of the linked spans."""
     service: str
     failed: bool
     start: int
@@ -42,7 +42,8 @@ class ReceivedSpan:
 
 @dataclass
 class OtlpReceiver:
-    """Answers every export with `status`, once `gate` is open; with `endless`, by a body that has no end."""
+    """The collector. It answers every export with `status`, after `gate` is open. With `endless`, its answers have a
+    body without end."""
 
     status: int = 200
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,7 +53,7 @@ class OtlpReceiver:
     endless: bool = False
     path: str = "/v1/traces"
     cut: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once a sender wanted no more of an endless body."""
+    """Set when the sender stopped reading an endless body."""
 
     async def __aenter__(self) -> Self:
         self.gate.set()
@@ -71,20 +72,20 @@ class OtlpReceiver:
 
     @property
     def exports(self) -> int:
-        """How often spans were brought."""
+        """The number of received exports."""
         return len(self.headers)
 
     def named(self, name: str) -> list[ReceivedSpan]:
-        """The spans with this name, in the order of their beginnings."""
+        """The spans with this name, by start time."""
         return sorted((span for span in self.spans if span.name == name), key=lambda span: span.start)
 
     async def has(self, name: str, count: int = 1) -> list[ReceivedSpan]:
-        """Wait until so many spans with this name are there."""
+        """Wait until `count` spans with this name have arrived."""
         await until(lambda: len(self.named(name)) >= count)
         return self.named(name)
 
     def tree(self, root: ReceivedSpan) -> Any:
-        """A span's name, or its name and the trees of what is in it, in the order of their beginnings."""
+        """The tree of a span: its name, or its name with the trees of its children, by start time."""
         inside = sorted((span for span in self.spans if span.parent_id == root.span_id), key=lambda span: span.start)
         return (root.name, [self.tree(span) for span in inside]) if inside else root.name
 

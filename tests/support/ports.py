@@ -1,4 +1,6 @@
-"""The ports of a runner for tests: those that are not given do nothing, or keep in memory what they get."""
+"""Builds the ports of a runner for tests. A port that the test does not pass does nothing, or stores its data in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,10 @@ from tests.support.memory_store import MemoryResponseStore
 
 
 class NoKeys(IdempotencyStore):
-    """An `IdempotencyStore` that remembers nothing: every key is free, every approval unused."""
+    """An `IdempotencyStore` that stores nothing: every key is free, and every approval unused."""
 
     def __init__(self) -> None:
-        """It has no tables."""
+        """Create a store without tables."""
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
         return None
@@ -72,7 +74,7 @@ class NoKeys(IdempotencyStore):
 
 
 class KeyStore(NoKeys):
-    """An `IdempotencyStore` in which every key is free. `held`: the keys that responses hold now."""
+    """An `IdempotencyStore` in which every key is free. `held` has the keys that responses hold."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
@@ -85,7 +87,7 @@ class KeyStore(NoKeys):
 
 
 def make_ports(store: ResponseStore | None = None, upstream: Upstream | None = None, **given: Any) -> Ports:
-    """These ports, and others in place of those that are not given."""
+    """The ports with these arguments, and defaults for all others."""
     kept = store or MemoryResponseStore()
     jobs = MemoryJobStore(MemoryResponseStore())
     followers = Followers(jobs, SignalWatcher(MemorySignals(jobs)))

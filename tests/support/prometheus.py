@@ -1,9 +1,8 @@
-"""A Prometheus of our own: started on a folder, asked, stopped.
+"""Runs a Prometheus for tests: starts it on a folder, queries it, and stops it.
 
-Lives here: the two programs and the questions. Not here: what they are asked about, and the files
-(`monitoring_files.py`).
+Lives here: the two programs and the queries. Not here: the rule files (`monitoring_files.py`).
 
-Invariant: what is started here is stopped here, by its own handle.
+Invariant: the module stops every process that it started, by its own handle.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ _STOP_SECONDS = 20.0
 
 
 class NotInstalled(Exception):
-    """A program that is needed is not there."""
+    """Raised if a required program is not installed."""
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`: the variable of that name in capitals, or what PATH has."""
+    """The path of `prometheus` or `promtool`, from the environment variable with this name in capitals, or from
+    PATH."""
     wanted = os.environ.get(name.upper(), name)
     found = shutil.which(wanted)
     if found is None:
@@ -42,7 +42,7 @@ def program(name: str) -> str:
 
 
 def promtool(*arguments: str, given: bytes = b"") -> tuple[bool, str]:
-    """Whether promtool found nothing wrong, and what it said."""
+    """Run promtool. Returns whether it found no problem, and its output."""
     ended = subprocess.run(
         [program("promtool"), *arguments], input=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -50,28 +50,28 @@ def promtool(*arguments: str, given: bytes = b"") -> tuple[bool, str]:
 
 
 class Prometheus:
-    """A running one."""
+    """A running Prometheus."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
         self._session = session
 
     async def data(self, expression: str) -> list[dict[str, Any]]:
-        """The series that an expression has now, without those that are no number."""
+        """The current series of an expression, without NaN values."""
         result = (await self._ask("query", query=expression))["result"]
         return [one for one in result if not math.isnan(float(one["value"][1]))]
 
     async def firing(self) -> list[dict[str, str]]:
-        """The labels of all alerts that fire."""
+        """The labels of all firing alerts."""
         return [one["labels"] for one in (await self._ask("alerts"))["alerts"] if one["state"] == "firing"]
 
     async def targets_up(self) -> bool:
-        """Whether it has read all of its targets."""
+        """Whether Prometheus has scraped all of its targets."""
         targets = (await self._ask("targets"))["activeTargets"]
         return bool(targets) and all(one["health"] == "up" for one in targets)
 
     async def rules_that_fail(self) -> list[str]:
-        """What it could not evaluate."""
+        """The rules that Prometheus could not evaluate."""
         groups = (await self._ask("rules"))["groups"]
         return [
             f"{rule['name']}: {rule['lastError']}"
@@ -90,7 +90,7 @@ class Prometheus:
 
 @asynccontextmanager
 async def running_prometheus(folder: Path, config: Path) -> AsyncIterator[Prometheus]:
-    """Start one on this configuration and stop it at the end."""
+    """Start Prometheus with this configuration, and stop it at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

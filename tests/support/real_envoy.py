@@ -1,7 +1,7 @@
-"""A real Envoy in front of a door of this process, so that a test sees both sides of it.
+"""Runs a real Envoy in front of an ext_proc server of this process, so that a test can observe both.
 
 Lives here: starting Envoy with the generated bootstrap, and a raw HTTP/2 request. Not here: `antiphon up`
-(`gateway.py`), which runs everything in processes of its own.
+(`gateway.py`), which runs every part in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEADLINE = 90.0
 
 @dataclass
 class RealEnvoy:
-    """Envoy, the door behind it, and the chat server that it relays to."""
+    """Envoy, the ext_proc server behind it, and the chat server to which it relays."""
 
     opened: OpenDoor
     chat: ChatServer
@@ -38,11 +38,11 @@ class RealEnvoy:
     log: Path
 
     async def post(self, body: bytes) -> Answered:
-        """One request for a response, over HTTP/1.1."""
+        """Send one request for a response over HTTP/1.1."""
         return await post(f"http://127.0.0.1:{self.port}/v1/responses", body)
 
     async def stats(self, holds: str) -> str:
-        """Envoy's own numbers whose names hold this, as Prometheus reads them."""
+        """Envoy's metrics whose names contain `holds`, in Prometheus's format."""
         connector = aiohttp.UnixConnector(str(self.log.parent / "envoy-admin.sock"))
         async with (
             aiohttp.ClientSession(connector=connector) as session,
@@ -51,7 +51,7 @@ class RealEnvoy:
             return await got.text()
 
     async def post_with_trailers(self, body: bytes) -> tuple[bool, bytes]:
-        """The same over HTTP/2 with request trailers; whether the status was 200, and the body."""
+        """Send the same request over HTTP/2 with request trailers. Returns whether the status was 200, and the body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         head = ((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "test"))
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
@@ -77,7 +77,7 @@ class RealEnvoy:
             await writer.wait_closed()
 
     async def reset_in_stream(self, body: bytes, request_id: str, seen: bytes) -> None:
-        """One request over HTTP/2 whose stream is reset (CANCEL) when this much of its answer has come."""
+        """Send one request over HTTP/2, and reset its stream (CANCEL) when the answer contains `seen`."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         head = ((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "test"))
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
@@ -100,7 +100,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _literals(headers: tuple[tuple[str, str], ...]) -> bytes:
-    """A header block without any compression (all strings are short)."""
+    """A header block without compression. All strings must be short."""
     return b"".join(
         b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode() for name, value in headers
     )
@@ -115,8 +115,8 @@ async def real_envoy(
     settings: dict[str, Any] | None = None,
     **door: Any,
 ) -> AsyncIterator[RealEnvoy]:
-    """Open a door and start Envoy in front of it, configured for these settings; `change` may alter the bootstrap, so
-    that nothing is served."""
+    """Start an ext_proc server, and Envoy in front of it with these settings. `change` may alter the bootstrap. Without
+    `serves`, Envoy need not be able to serve."""
     async with ChatServer() as chat, open_door(folder, **door) as opened:
         port = _free_port()
         given = {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
@@ -152,7 +152,7 @@ def _free_port() -> int:
 
 
 async def _listening(port: int, process: asyncio.subprocess.Process, log: Path, serves: bool) -> None:
-    """Wait until Envoy answers, and (if it `serves`) sees the sidecar."""
+    """Wait until Envoy answers, and (with `serves`) until it considers the sidecar healthy."""
     async with asyncio.timeout(_DEADLINE), aiohttp.ClientSession() as session:
         while True:
             assert process.returncode is None, log.read_text()[-2000:]

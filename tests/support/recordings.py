@@ -1,4 +1,4 @@
-"""The recorded traffic of real chat servers, and ways to cut it."""
+"""Reads the recorded answers of real chat servers, and splits them into chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _ROOT = Path(__file__).parent.parent / "recordings"
 
 @dataclass(frozen=True)
 class Recording:
-    """One recorded HTTP exchange; `name` is its path without `.json`, `reads` the lengths of the real network reads."""
+    """One recorded HTTP exchange. `name` is its path without `.json`, and `reads` has the lengths of the original
+    network reads."""
 
     name: str
     status: int
@@ -56,8 +57,8 @@ def recordings_in(folder: Path) -> tuple[Recording, ...]:
 
 
 def cut(body: bytes, how: str, reads: tuple[int, ...] = ()) -> Iterator[bytes]:
-    """The body in pieces: `whole`, `bytes` (one by one), `network` (as it was read), or re-cut at random places from a
-    fixed seed."""
+    """The body split as `how` says: `whole`, `bytes` (single bytes), `network` (as it was read), or at random positions
+    from a fixed seed."""
     if how == "whole":
         yield body
     elif how == "network":

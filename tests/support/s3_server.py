@@ -1,7 +1,7 @@
-"""An S3 server in this process: the requests that it got, and answers that a test chooses.
+"""An S3 server in this process, which records its requests and gives answers that a test chooses.
 
-Lives here: the requests that contents need (write, read a range, list, delete several), on a socket of the loop. Not
-here: signatures, which only a real server judges (`seaweed.py`).
+Lives here: the requests that file contents need (write, read a range, list, delete several), on a socket of the event
+loop. Not here: signatures, which only a real server checks (`seaweed.py`).
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ _REASONS = {200: "OK", 204: "No Content", 206: "Partial Content"}
 
 @dataclass(frozen=True)
 class Asked:
-    """One request."""
+    """One received request."""
 
     method: str
     path: str
-    """The key of an object; of a request about the bucket: empty."""
+    """The key of an object; empty for a request on the bucket."""
     in_path: bool
-    """Whether the bucket's name stands in the path."""
+    """Whether the URL's path contains the bucket's name."""
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
 
 
 class S3Server:
-    """One bucket."""
+    """A server with one bucket."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
-        """By their keys."""
+        """The stored objects by key."""
         self.asked: list[Asked] = []
         self.page = 1000
-        """The most keys of one answer to a list."""
+        """The maximum number of keys in one answer to a list request."""
         self.refuse: Callable[[Asked], tuple[int, str] | None] = lambda asked: None
-        """Status and code with which it refuses a request."""
+        """The status and the code with which the server refuses a request, or None."""
         self.hold: Callable[[Asked], Awaitable[object]] | None = None
-        """What a request waits for before it takes effect."""
+        """A function whose result a request awaits before it takes effect."""
         self.ended = asyncio.Event()
-        """Set at the end: who holds a request for good waits for this."""
+        """Set when the server closes. A `hold` that never releases a request waits for this event."""
         self.endpoint = ""
         self._connections: set[asyncio.StreamWriter] = set()
 
     def close(self) -> None:
-        """Let all requests go, and close all connections."""
+        """Release all held requests, and close all connections."""
         self.ended.set()
         for connection in self._connections:
             connection.close()
 
     def settings(self, **other: Any) -> BlobSettings:
-        """Settings with which contents are stored here."""
+        """Settings that store contents on this server."""
         given = {"url": f"s3://{BUCKET}/t", "endpoint": self.endpoint, "key_id": "AKIDTESTS", "secret": "a-secret"}
         return BlobSettings.model_validate({**given, **other})
 
@@ -145,7 +145,7 @@ class S3Server:
 
 @asynccontextmanager
 async def s3_server() -> AsyncIterator[S3Server]:
-    """A server, for as long as the context lasts."""
+    """Run a server while the context lasts."""
     server = S3Server()
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=1 << 20)
     server.endpoint = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"

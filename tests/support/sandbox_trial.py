@@ -1,4 +1,4 @@
-"""Whether this machine can hold code in, for tests that are skipped where it cannot."""
+"""Decides whether this machine can run the sandbox, for tests that need it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from antiphon.tools.code_interpreter.local import Trial, try_out
 
 
 def trial(*given: Any, **named: Any) -> Trial:
-    """`try_out`, waited for, whether an event loop runs here or not."""
+    """The result of `try_out`. Works inside and outside an event loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(lambda: asyncio.run(try_out(*given, **named))).result()

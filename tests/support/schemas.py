@@ -1,13 +1,13 @@
-"""The two published schemas and our own, and where a value breaks them.
+"""Validates values against OpenAI's and Open Responses' published schemas and Antiphon's own document, and locates
+violations.
 
-Lives here: validation of stream events, responses, errors and requests against OpenAI's and Open Responses' schema, and
-against the document that we serve (nothing may be in an answer that it does not have), with each violation named by a
-stable place. Not here: which violations are known (`tests/schemas/contradictions.py`), the grammar of a stream
-(`judge.py`).
+Lives here: validation of stream events, responses, errors and requests. Antiphon's document must describe every member
+of an answer. Each violation has a stable position. Not here: the known violations (`tests/schemas/contradictions.py`),
+the grammar of a stream (`judge.py`).
 
-A place is the innermost typed object and the way from it: `response.usage`, `function_call.namespace`,
-`response.output_text.delta.logprobs[]`. In unions the branch is followed whose `type` fits the value, so that a
-violation is never just "not valid under any of the given schemas".
+A position is the innermost typed object and the path from it: `response.usage`, `function_call.namespace`,
+`response.output_text.delta.logprobs[]`. In a union the validator follows the branch whose `type` matches the value. So
+a violation is never only "not valid under any of the given schemas".
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _RESPONSE = {OPENAI: "Response", OPEN_RESPONSES: "ResponseResource", OWN: "Respo
 
 @dataclass(frozen=True)
 class Violation:
-    """`schema` says `rule` (a JSON Schema keyword) is broken at `place`; `message` is for people."""
+    """A violation: `schema` has the rule `rule` (a JSON Schema keyword), which the value breaks at `place`. `message`
+    is for humans."""
 
     schema: str
     place: str
@@ -61,7 +62,7 @@ def _validator(schema: str, name: str) -> Draft202012Validator:
 
 @cache
 def _events(schema: str) -> dict[str, str]:
-    """Names of the event schemas by the event's `type`."""
+    """The names of the event schemas by the event's `type`."""
     names = {}
     for name, found in _components(schema)["schemas"].items():
         said = found.get("properties", {}).get("type", {})
@@ -93,7 +94,7 @@ def _place(root: Any, path: list[str | int], missing: str = "") -> str:
 
 
 def _leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """The violations that matter: of a union those of the branch that was meant."""
+    """The relevant violations. In a union, only those of the branch with the matching `type`."""
     if not isinstance(error.kind, (ValidationErrorKind.AnyOf, ValidationErrorKind.OneOfNotValid)):
         yield error
         return
@@ -126,7 +127,7 @@ def _violations(schema: str, name: str, value: Any) -> Iterator[Violation]:
 
 
 def event_violations(event: dict[str, Any]) -> list[Violation]:
-    """What the schemas have against a stream event; that one does not know it is a violation `unknown`."""
+    """The violations of a stream event. If a schema does not know the event, the violation's rule is `unknown`."""
     found = []
     for schema in _SCHEMAS:
         name = _events(schema).get(event["type"])
@@ -138,16 +139,16 @@ def event_violations(event: dict[str, Any]) -> list[Violation]:
 
 
 def response_violations(response: dict[str, Any]) -> list[Violation]:
-    """What the schemas have against a response object."""
+    """The violations of a response object."""
     return [found for schema, name in _RESPONSE.items() for found in _violations(schema, name, response)]
 
 
 def check_error(body: dict[str, Any]) -> None:
-    """Assert that an error body is OpenAI's."""
+    """Assert that an error body has OpenAI's form."""
     assert valid(OPENAI, "ErrorResponse", body) == [], body
     assert set(body) == {"error"} and set(body["error"]) - {"request_id"} == {"message", "type", "param", "code"}
 
 
 def valid(schema: str, name: str, value: Any) -> list[str]:
-    """What one named schema has against a value, as texts; empty when it is valid."""
+    """The violations of a value against one named schema, as texts. Empty if the value is valid."""
     return [f"{found.place}: {found.rule}: {found.message}" for found in _violations(schema, name, value)]

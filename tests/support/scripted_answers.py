@@ -1,9 +1,9 @@
-"""What the strict chat server says: an answer as data, as one chat completion or as its chunks.
+"""Defines the answers of the strict chat server as data, and renders them as one chat completion or as chunks.
 
-Lives here: the form of an answer and its wire bytes. Not here: the server, and what it says unasked
+Lives here: the form of an answer and its bytes. Not here: the server, and its answers without a script
 (`strict_upstream.py`).
 
-Invariant: the chunks of an answer folded together are its chat completion.
+Invariant: folding the chunks of an answer gives its chat completion.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _FIELDS = {
 
 
 class Answer:
-    """One answer. `calls` are `{name, arguments, id?}` with arguments as JSON or an object; `after` is text that comes
-    behind them. With `when`, it is for the next request whose last message has these words, for clients that ask
-    several things at once. All is optional. `number` tells this answer's calls from those of others."""
+    """One answer, whose fields are all optional. `calls` are `{name, arguments, id?}` with arguments as JSON or an
+    object. `after` is text after the calls. With `when`, the answer is for the next request whose last message contains
+    these words, for clients with concurrent requests. `number` distinguishes this answer's call ids from those of
+    others."""
 
     def __init__(self, said: dict[str, Any], number: int = 0) -> None:
         assert set(said) <= _FIELDS, f"no such part of an answer: {set(said) - _FIELDS}"
@@ -74,7 +75,8 @@ def completion(answer: Answer) -> dict[str, Any]:
 
 
 def chunks(answer: Answer, usage: bool) -> Iterator[bytes]:
-    """The answer as a server's stream, up to where it breaks off when it does; `usage`: whether it was asked for."""
+    """The answer as a server's stream, up to the position at which it breaks off, if it does. `usage`: whether the
+    request asked for usage."""
     for delta, logprobs in _deltas(answer):
         yield _event([{"index": 0, "delta": delta, "finish_reason": None, **logprobs}])
     if answer.error_chunk is not None:

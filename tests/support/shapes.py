@@ -1,10 +1,10 @@
-"""What a JSON schema says there can be, as a set of places: to compare documents that are written in different ways.
+"""Describes everything that a JSON schema allows as a set of positions, to compare documents of different origin.
 
-A place is a way from the whole: `.tools[]<function>.name`, where `<function>` is the `type` of one kind of object, and
-`=low` one of the words that a value may be. Unions, references and `allOf` leave no trace, so that two documents that
-mean the same have the same places.
+A position is a path from the root: `.tools[]<function>.name`. `<function>` is the `type` of one kind of object, and
+`=low` is one of the permitted values. Unions, references and `allOf` leave no trace. So two documents with the same
+meaning have the same positions.
 
-Lives here: places, and which of them are open (nothing is said of what is inside). Not here: what is compared
+Lives here: positions, and the open ones, whose content the schema does not describe. Not here: the comparison
 (`api_differences.py`).
 """
 
@@ -21,18 +21,19 @@ _DEEPEST = 9
 
 @dataclass
 class Shape:
-    """`places` are what there can be; of what is below a place in `open` nothing is said."""
+    """The positions of a schema. `places` has all of them. The schema does not describe the content of a position in
+    `open`."""
 
     places: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
 
     def is_open(self, place: str) -> bool:
-        """Whether the place is in something of which nothing is said."""
+        """Whether the position is inside an open position."""
         return any(above in self.open for above in above_of(place))
 
 
 def above_of(place: str) -> list[str]:
-    """The places around one, from the whole inwards."""
+    """The positions that contain this one, from the root inwards."""
     first = _STEP.search(place)
     start = place[: first.start()] if first is not None else place
     steps = _STEP.findall(place)
@@ -40,7 +41,7 @@ def above_of(place: str) -> list[str]:
 
 
 def shape_of(schema: Mapping[str, Any], whole: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> Shape:
-    """The shape of a schema of the document `whole`; members called `without` are not looked into."""
+    """The shape of a schema of the document `whole`. Skips the content of members named in `without`."""
     shape = Shape()
     _walk(schema, "", whole, shape, without, ())
     return shape
@@ -98,7 +99,7 @@ def _is_object(schema: Mapping[str, Any]) -> bool:
 
 
 def _kinds(schema: Any, whole: Mapping[str, Any]) -> list[str]:
-    """The words that tell which object this is; as a rule one."""
+    """The values that identify the kind of an object, usually one."""
     if isinstance(schema, dict) and "$ref" in schema:
         schema = _resolve(schema["$ref"], whole)
     if not isinstance(schema, dict):

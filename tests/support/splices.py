@@ -1,4 +1,4 @@
-"""The implementations of the splice: in Python, and in C where it can be compiled."""
+"""Provides the implementations of the splice: in Python, and in C if it can be compiled."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _BUILDER = Path(__file__).parents[2] / "scripts" / "lib" / "build_splice.py"
 
 @cache
 def missing() -> str:
-    """Why there is none in C, empty where there is one."""
+    """The reason why the C version cannot be compiled; empty if it can."""
     why: str = _builder().missing()
     return why
 
 
 @cache
 def splice_in_c() -> Splice:
-    """What `_splice.c` is now, compiled for this process; a warning of the compiler is an error."""
+    """The current `_splice.c`, compiled for this process. A compiler warning is an error."""
     with tempfile.TemporaryDirectory(prefix="antiphon-splice-") as folder:
         return load(build(Path(folder), "-Werror"))
 
 
 def build(into: Path, *flags: str) -> Path:
-    """Compile it into this folder, with these flags for the compiler too."""
+    """Compile the C version into this folder, with these additional compiler flags."""
     made: Path = _builder().build_splice(into, *flags)
     return made
 
 
 def implementations() -> tuple[Splice, ...]:
-    """Those there can be here."""
+    """The implementations that this machine can run."""
     return (splice_in_python,) if missing() else (splice_in_python, splice_in_c())
 
 
 def load(file: Path) -> Splice:
-    """The function of this extension module."""
+    """The splice function of this extension module."""
     spec = importlib.util.spec_from_file_location("_splice", file, loader=ExtensionFileLoader("_splice", str(file)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,7 +51,7 @@ def load(file: Path) -> Splice:
 
 @cache
 def _builder() -> Any:
-    """`scripts/lib/build_splice.py`, which is no module of a package."""
+    """The module `scripts/lib/build_splice.py`, which is not part of a package."""
     spec = importlib.util.spec_from_file_location("build_splice", _BUILDER)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""FileStore over SQLite's rows, with contents and a clock that a test chooses."""
+"""Builds a file store over SQLite's rows, with the test's blob store and clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def files_of(
     clock: Clock = now,
     leases: Leases | None = None,
 ) -> FileStore:
-    """FileStore in the database of these stores."""
+    """A file store in the database of these stores."""
     tables = stores.tables
     pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS, leases)
     return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

@@ -1,10 +1,10 @@
-"""Where the state of tests lies: in SQLite, or with `--state` in PostgreSQL, directly or behind pgbouncer.
+"""Selects the database of tests: SQLite, or with `--state` PostgreSQL, directly or behind pgbouncer.
 
-Lives here: one server for a test process, a database for each data folder (whatever is started on one folder shares its
-state), the settings that lead there, and looking behind the ports at either. Not here: tests of one backend, which open
-it themselves.
+Lives here: one server for each test process, a database for each data folder (all processes on one folder share its
+state), the settings for it, and direct access to the database. Not here: tests of one backend, which open it
+themselves.
 
-Invariant: with `--state sqlite`, the default, nothing is started and every setting is as without this.
+Invariant: with `--state sqlite`, the default, this module starts no server and changes no setting.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SEALING_KEY = "ab" * 32
 
 
 class _Chosen:
-    """What `--state` says, and what was started for it."""
+    """The value of `--state`, and the servers that were started for it."""
 
     kind: Kind = "sqlite"
     server: PostgresServer | None = None
@@ -73,13 +73,13 @@ def on_postgres() -> bool:
 
 
 def needs_sqlite() -> None:
-    """For what looks behind the ports."""
+    """Skip a test that accesses SQLite's files directly, if tests run on PostgreSQL."""
     if on_postgres():
         pytest.skip("looks into SQLite's file")
 
 
 async def state_url(folder: Path) -> str:
-    """The URL of the state of this data folder."""
+    """The URL of the state for this data folder."""
     if not on_postgres():
         return "sqlite:"
     direct = chosen.urls.get(folder)
@@ -89,7 +89,7 @@ async def state_url(folder: Path) -> str:
 
 
 async def state_settings(folder: Path, url: str = "sqlite:") -> dict[str, Any]:
-    """The sections of `Settings` that lead there, or to this URL when it is not SQLite's."""
+    """The sections of `Settings` for this state, or for `url` if it is not SQLite's."""
     if url == "sqlite:":
         url = await state_url(folder)
     if not url.startswith("postgresql:"):
@@ -102,7 +102,7 @@ async def state_settings(folder: Path, url: str = "sqlite:") -> dict[str, Any]:
 
 
 async def state_environ(folder: Path) -> dict[str, str]:
-    """The same for another process."""
+    """The same settings as environment variables for another process."""
     if not on_postgres():
         return {}
     return {
@@ -113,13 +113,14 @@ async def state_environ(folder: Path) -> dict[str, str]:
 
 
 async def open_state(folder: Path, **options: Unpack[StoreOptions]) -> Stores:
-    """The stores of this data folder."""
+    """Open the stores of this data folder."""
     state = StateSettings(url=SecretStr(await state_url(folder)), deadline=PATIENT.deadline)
     return await open_stores(state, folder, **options)
 
 
 def look(folder: Path, sql: str, *parameters: Any) -> list[Any]:
-    """Look into the database of this folder, or change it, behind everybody's back; `?` stands for a parameter."""
+    """Run an SQL statement on the database of this folder, bypassing the stores. `?` stands for a parameter. Returns
+    the rows."""
     if folder not in chosen.urls:
         with closing(sqlite3.connect(folder / SESSIONS_FILE, timeout=10)) as database, database:
             return database.execute(sql, parameters).fetchall()
@@ -128,12 +129,13 @@ def look(folder: Path, sql: str, *parameters: Any) -> list[Any]:
 
 
 def lapse(folder: Path, table: str, column: str, where: str = "true") -> None:
-    """As if the time in this column were over."""
+    """Set the time in this column to the past, so that it counts as expired."""
     look(folder, f"UPDATE {table} SET {column} = {PAST if folder in chosen.urls else 1} WHERE {where}")
 
 
 def at_rest(folder: Path, texts: Iterable[str]) -> set[str]:
-    """Which of these texts are in any file of the folder, or of its database in PostgreSQL, deleted rows too."""
+    """The texts among `texts` that any file of the folder contains, or its PostgreSQL database, including deleted
+    rows."""
     forms = {text: (text.encode(), text.encode("utf-16-le")) for text in texts}
     contents = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
     found = {text for text, each in forms.items() if any(form in content for form in each for content in contents)}
@@ -156,6 +158,6 @@ def _ask(folder: Path, sql: str, *parameters: Any) -> list[Any]:
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:
-    """Within an event loop, which waits."""
+    """Run a coroutine from code inside an event loop, which blocks meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result(60)

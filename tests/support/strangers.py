@@ -1,10 +1,10 @@
-"""Every route, and every id in a body, as somebody whom the thing does not belong to.
+"""Requests every route, and every id in a body, as an owner to whom the object does not belong.
 
-Lives here: what the variables of each path name, the bodies that go with them, one of everything of an owner's, and
-when two answers are the same. Not here: the servers that are asked.
+Lives here: the values of each path's variables, the bodies, one object of each kind for an owner, and the comparison of
+two answers. Not here: the servers.
 
-What belongs to somebody else does not exist: the answer to its id equals the answer to one that does not exist, byte
-for byte apart from the id itself.
+For a stranger, another owner's object does not exist. The answer to its id must equal the answer to an id that does not
+exist, byte for byte except for the id itself.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ IN_BODIES: tuple[tuple[str, Any, str], ...] = (
 
 
 def usual_spelling(pattern: str) -> str:
-    """Another spelling is no other endpoint."""
+    """The usual spelling of a path pattern, because a different spelling is not another endpoint."""
     return pattern.replace("/v1/vector-stores", "/v1/vector_stores")
 
 
 @dataclass
 class Asked:
-    """What was answered, and what the database was asked for it."""
+    """An answer, and the SQL statements that the server ran for it."""
 
     status: int
     headers: dict[str, str]
@@ -122,7 +122,7 @@ class Asked:
 
 
 class Asks(Protocol):
-    """Somebody who can be asked: `patterns` are the methods of each path."""
+    """A server that can be tested. `patterns` has the methods of each path."""
 
     @property
     def patterns(self) -> Mapping[str, Sequence[str]]: ...
@@ -131,14 +131,15 @@ class Asks(Protocol):
 
 
 async def make(server: Asks, owner: str, method: str, path: str, body: Any = None) -> Any:
-    """What was made."""
+    """Create an object. Returns its id."""
     asked = await server.ask(owner, method, path, body)
     assert asked.status == 200, (path, asked.body)
     return json.loads(asked.body)
 
 
 async def belongings(server: Asks, owner: str) -> dict[str, str]:
-    """One of everything, by its kind; whatever can hold words says whose it is."""
+    """Create one object of every kind. Returns the ids by kind. Each object that can hold text contains its owner's
+    name."""
     asking = {**_ASK, "input": f"{owner}'s question", "instructions": f"{owner}'s instructions"}
     response = await make(server, owner, "POST", "/v1/responses", asking)
     queued = await make(server, owner, "POST", "/v1/responses", {**asking, "background": True})
@@ -171,7 +172,7 @@ async def belongings(server: Asks, owner: str) -> dict[str, str]:
 
 
 def filled(value: Any, ids: Mapping[str, str]) -> Any:
-    """The body, with ids in the places that name their kinds."""
+    """The body with ids in place of the names of their kinds."""
     text = json.dumps(value)
     for kind, found in ids.items():
         text = text.replace("{" + kind + "}", found)
@@ -179,7 +180,8 @@ def filled(value: Any, ids: Mapping[str, str]) -> Any:
 
 
 def _ways(kinds: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Which ids are the stranger's own: none, or all but the last one, two, ...; the rest is somebody else's."""
+    """The combinations of own and foreign ids: the first n ids are the stranger's own, and the others are another
+    owner's."""
     for number in range(len(kinds)):
         for chosen in itertools.product(*(KINDS.get(kind, (kind,)) for kind in kinds)):
             yield tuple("own" if at < number else kind for at, kind in enumerate(chosen))
@@ -187,18 +189,18 @@ def _ways(kinds: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One request of a stranger's: the ids that are somebody else's, and those that do not exist."""
+    """One request of a stranger, with ids of another owner, and the same request with ids that do not exist."""
 
     method: str
     path: str
-    """With `%s` for each id."""
+    """The path, with `%s` for each id."""
     foreign: tuple[str, ...]
     missing: tuple[str, ...]
     body: Any
 
 
 def attempts(server: Asks, alice: Mapping[str, str], bob: Mapping[str, str]) -> Iterator[Attempt]:
-    """Every route that has ids, tried by bob with alice's."""
+    """Every route with ids, requested by bob with alice's ids."""
     for pattern, methods in server.patterns.items():
         kinds = VARIABLES.get(usual_spelling(pattern))
         if kinds is None:

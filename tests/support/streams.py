@@ -1,8 +1,8 @@
-"""Event streams as clients of real processes read them.
+"""Reads event streams of real processes.
 
-Lives here: frames, events, the text of a response, and what can go wrong with them. Not here: who asks for what.
+Lives here: frames, events, the text of a response, and their errors. Not here: the requests.
 
-Invariant: a stream that breaks off is told apart (`Cut`) from an answer that is not what it must be (`Failed`).
+Invariant: a stream that breaks off raises `Cut`, and a wrong answer raises `Failed`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ TERMINAL = frozenset({"response.completed", "response.failed", "response.incompl
 
 
 class Failed(Exception):
-    """A request was not answered as it must be."""
+    """Raised for a wrong answer."""
 
 
 class Cut(Exception):
-    """An answer broke off."""
+    """Raised for an answer that broke off."""
 
 
 async def frames(got: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """What stands behind each `data:`, byte for byte, `[DONE]` too. Raises `Cut` for a stream that breaks off."""
+    """The bytes after each `data:`, including `[DONE]`. Raises `Cut` if the stream breaks off."""
     try:
         while line := await got.content.readline():
             if line.startswith(b"data: "):
@@ -36,13 +36,13 @@ async def frames(got: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 async def events(got: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
-    """The events, and None for `[DONE]`. Raises `Cut` for a stream that breaks off."""
+    """The events, and None for `[DONE]`. Raises `Cut` if the stream breaks off."""
     async for frame in frames(got):
         yield None if frame == DONE else json.loads(frame)
 
 
 def output_text(response: dict[str, Any]) -> str:
-    """All text of a response's messages."""
+    """The text of all messages of a response."""
     return "".join(
         part.get("text", "") for item in response["output"] if item["type"] == "message" for part in item["content"]
     )

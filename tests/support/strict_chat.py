@@ -1,6 +1,7 @@
-"""What the strictest chat server would refuse, in one place.
+"""Checks a chat request against the rules of the strictest chat servers.
 
-Lives here: one function that asserts that a chat request could be sent anywhere. Not here: a server (`chat_server.py`).
+Lives here: one function that asserts that every chat server would accept a request. Not here: a server
+(`chat_server.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MESSAGE_FIELDS = {
 
 
 def check_chat_request(chat: dict[str, Any]) -> None:
-    """Assert what the strictest server demands of a request."""
+    """Assert that the strictest server would accept this request."""
     assert set(chat) <= _FIELDS, set(chat) - _FIELDS
     assert isinstance(chat["model"], str) and chat["model"]
     assert chat["messages"], "no messages"

@@ -1,16 +1,17 @@
-"""A chat server that refuses whatever a strict one would, and answers by script or by what it is asked.
+"""A chat server that refuses every request that a strict server would refuse, and answers from a script or according to
+the request.
 
-Lives here: the server. Not here: what is strict (`strict_chat.py`), the form of an answer (`scripted_answers.py`).
+Lives here: the server. Not here: the strict rules (`strict_chat.py`), the form of an answer (`scripted_answers.py`).
 
-What it answers, first of all: the next answer of the script that stands and is for this request. With none left, by
-the last message: tool results are repeated (`The tool said: …`); `use the tool` (or a tool that `tool_choice` demands)
-calls the tool named in the message, else the first, with the JSON in the message as arguments; `json` (or a demanded
-format) gets JSON; anything else `Hello from the model.` It always thinks first, and like DeepSeek it demands to see its
-thoughts again beside the calls of the same turn.
+The server first uses the next scripted answer that matches the request. Without one, the last message decides. For tool
+results the server repeats them (`The tool said: …`). For `use the tool` (or a tool that `tool_choice` requires) it
+calls the tool named in the message, or the first tool. The arguments are the JSON in the message. For `json` (or a
+required format) it answers JSON, and for any other message `Hello from the model.` Each answer begins with reasoning.
+Like DeepSeek's server, it requires this reasoning again with the calls of the same turn.
 
-Clients in processes of their own script it over HTTP: `POST /script` with a list of answers, which also forgets what
-came before; `GET /received` for the chat requests since then; `GET /left` waits until a client has left an answer that
-was held open; `POST /cut` breaks off those that are.
+Clients in separate processes script the server over HTTP. `POST /script` sets a list of answers and deletes all
+recorded requests. `GET /received` returns the chat requests since then. `GET /left` waits until a client disconnected
+from an answer that was held open. `POST /cut` breaks off the answers that are held open.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ _PATIENCE = 20.0
 
 
 class StrictUpstream:
-    """`problems` lists what was refused; `requests` are the chat requests since the last script, in order.
+    """The server. `problems` lists the refused requests. `requests` has the chat requests since the last script, in
+    order.
 
-    With a `key`, nothing else is taken as authorization.
+    With a `key`, the server accepts no other authorization.
     """
 
     def __init__(self, key: str = "") -> None:
@@ -69,7 +71,7 @@ class StrictUpstream:
             await self._runner.cleanup()
 
     def script(self, answers: Iterable[dict[str, Any]] = ()) -> None:
-        """Give the next answers in order, and forget everything received before."""
+        """Set the next answers in order, and delete all received requests."""
         self.script_left = deque(Answer(answer, number) for number, answer in enumerate(answers))
         self.requests.clear()
         self._held.clear()
@@ -84,11 +86,12 @@ class StrictUpstream:
         return web.json_response(self.requests)
 
     async def held(self) -> bool:
-        """Wait, within bounds, until an answer is held open; whether one is."""
+        """Wait, with a time limit, until the server holds an answer open. Returns whether it does."""
         return await _set_within(self._held, _PATIENCE)
 
     async def left(self) -> bool:
-        """Wait, within bounds, until a client has left an answer that was held open; whether one has."""
+        """Wait, with a time limit, until a client disconnected from an answer that was held open. Returns whether one
+        did."""
         return await _set_within(self._left, _PATIENCE)
 
     async def _wait_left(self, _: web.Request) -> web.Response:
@@ -126,7 +129,7 @@ class StrictUpstream:
         return response
 
     def _next(self, chat: dict[str, Any]) -> Answer | None:
-        """The first answer of the script that is for this request."""
+        """The first answer of the script that matches this request."""
         said = _text(chat["messages"][-1])
         for answer in self.script_left:
             if answer.when in said:
@@ -158,7 +161,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _check_thoughts(messages: list[dict[str, Any]]) -> None:
-    """As DeepSeek: a turn's calls come back with what was thought before them."""
+    """Check that the calls of a turn come back with the reasoning before them, as DeepSeek's server requires."""
     last_user = max((number for number, message in enumerate(messages) if message["role"] == "user"), default=0)
     for message in messages[last_user:]:
         if message.get("tool_calls"):

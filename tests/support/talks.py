@@ -1,7 +1,7 @@
-"""A client's conversation through the pure exchange: response after response, in each way of going on.
+"""Runs a client's conversation through the pure exchange: response after response, in each way to continue.
 
-Lives here: what a client and the store carry from one response to the next, and the messages of every model call. Not
-here: what is said (the tests say that).
+Lives here: the data that a client and the store carry from one response to the next, and the messages of every model
+call. Not here: the content, which the tests define.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def messages_of(body: bytes) -> list[bytes]:
 
 
 class Talk:
-    """One conversation. `calls` are the messages of each model call; `safe` is what the next one begins with however
-    the conversation goes on: the messages of the last call before which nothing ran here in its response."""
+    """One conversation. `calls` has the messages of each model call. `safe` has the messages with which the next call
+    must begin in any case. These are the messages of the last call before which no hosted tool ran in its response."""
 
     def __init__(self, way: Way, profile: str, tools: ScriptedTools | None = None, *, checked: bool = True) -> None:
-        """`checked`: each call must begin with what came before it."""
+        """With `checked`, assert that each call begins with the messages of the previous call."""
         self._checked = checked
         self.way = way
         self.tools = tools or ScriptedTools()
@@ -67,7 +67,7 @@ class Talk:
         may_fail: bool = False,
         **fields: Any,
     ) -> Outcome:
-        """The next response: the model gives these answers, the last of them to all further calls."""
+        """Make the next response. The model gives these answers, and repeats the last of them for further calls."""
         request: dict[str, Any] = {"model": "m", **fields, "input": list(items)}
         context = Context()
         if self.way == "replay":
@@ -101,7 +101,7 @@ class Talk:
         return outcome
 
     def _note(self, messages: list[bytes], *, first: bool, ran: bool) -> None:
-        """Assert that a call begins with what came before it."""
+        """Assert that a call begins with the messages of the previous call."""
         before = self.calls[-1] if self.calls else []
         if first and self.way == "replay":
             # The client has not seen all that the model has.

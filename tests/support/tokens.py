@@ -1,4 +1,4 @@
-"""JSON Web Tokens of a company of the tests', and the keys by which an Envoy checks them."""
+"""JSON Web Tokens of a test company, and the keys with which an Envoy verifies them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _KEY = b"a key of the company's, for tests"
 
 
 def jwks() -> str:
-    """The keys, as JSON."""
+    """The public keys, as JSON."""
     return json.dumps({"keys": [{"kty": "oct", "alg": "HS256", "kid": "k", "k": _part(_KEY)}]})
 
 
 def token(role: str) -> str:
-    """A token that this role's user has."""
+    """A token of a user with this role."""
     head, claims = ({"alg": "HS256", "kid": "k"}, {"iss": "company", "sub": role, "role": role, "exp": 4102444800})
     signed = ".".join(_part(json.dumps(one).encode()) for one in (head, claims))
     return f"{signed}.{_part(hmac.new(_KEY, signed.encode(), hashlib.sha256).digest())}"

@@ -1,6 +1,6 @@
-"""Vector stores with everything behind them, without a server: endpoints, worker, real database, files in memory.
+"""Vector stores for tests without a server: endpoints, worker, real database, files in memory.
 
-Lives here: putting it together, and embedders that need no model. Not here: any test.
+Lives here: assembling them, and embedders that need no model. Not here: the tests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _SAME = {"aeroplane": "plane", "aircraft": "plane", "planes": "plane", "feline":
 
 
 class WordEmbedder:
-    """Vectors of words: a text's is the sum of those of its words, and some words mean the same."""
+    """An embedder whose vectors depend only on words. A text's vector is the sum of its words' vectors, and synonyms
+    share a vector."""
 
     def __init__(self, model: str = "words") -> None:
         self.model = model
@@ -74,7 +75,7 @@ def _vector(text: str) -> bytes:
 
 
 class DirectReaders(DocumentReaders):
-    """Reads documents in this process: for tests that are not about the reading process, which takes time to start."""
+    """Reads documents in this process, because a separate reading process takes time to start."""
 
     async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
         try:
@@ -93,7 +94,7 @@ class DirectReaders(DocumentReaders):
 
 
 class VectorStoreSetup(AskedRouter):
-    """What a test uses."""
+    """The parts that a test uses."""
 
     prefix = "/v1/vector_stores"
 
@@ -123,7 +124,7 @@ class VectorStoreSetup(AskedRouter):
         )
 
     async def file(self, name: str, content: bytes | str, owner: str = ALICE) -> str:
-        """Upload a file; its id."""
+        """Upload a file. Returns its id."""
         file_id = new_id("file").replace("_", "-")
         async with self.files.uploading() as upload:
             await upload.write(content.encode() if isinstance(content, str) else content)
@@ -131,7 +132,7 @@ class VectorStoreSetup(AskedRouter):
         return file_id
 
     async def store(self, **texts: str) -> str:
-        """A store with these files (`name=text`), ingested; its id."""
+        """Create a store with these files (`name=text`), and wait until they are indexed. Returns its id."""
         ids = [await self.file(f"{name}.txt", text) for name, text in texts.items()]
         made = await self.ask("POST", "", {"name": "test", "file_ids": ids})
         await self.ingested(made["id"])
@@ -139,7 +140,7 @@ class VectorStoreSetup(AskedRouter):
         return found
 
     async def ingested(self, store_id: str, seconds: float = 30.0) -> dict[str, Any]:
-        """Wait until nothing is in progress; the store."""
+        """Wait until no file is in progress. Returns the store."""
         async with asyncio.timeout(seconds):
             while True:
                 store: dict[str, Any] = await self.ask("GET", f"/{store_id}")
@@ -148,7 +149,7 @@ class VectorStoreSetup(AskedRouter):
                 await asyncio.sleep(0.005)
 
     async def names(self, store_id: str, query: str, **options: Any) -> list[str]:
-        """The file names of a search's results, without their ends."""
+        """The file names of a search's results, without their extensions."""
         found = await self.ask("POST", f"/{store_id}/search", {"query": query, **options})
         return [hit["filename"].removesuffix(".txt") for hit in found["data"]]
 
@@ -168,8 +169,8 @@ async def open_vector_store_setup(
     files: MemoryFileStore | None = None,
     indexing: Callable[[Any], Any] = lambda store: store,
 ) -> AsyncIterator[VectorStoreSetup]:
-    """Everything, working. With `limits` documents are read in a process of their own; `indexing` may put something
-    between the ingester and its store."""
+    """Open all parts. With `limits`, a separate process reads documents. `indexing` may wrap the store that the
+    ingester uses."""
     database = await open_vector_database(folder, clock=clock, matrix_bytes=matrix_bytes)
     files = files or MemoryFileStore(clock=now)
     ingester = Ingester(

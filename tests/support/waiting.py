@@ -1,4 +1,4 @@
-"""Waiting for something that no event tells: a poll with a deadline."""
+"""Waits for a condition without an event: a poll with a deadline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until `condition()` is true; TimeoutError after `seconds`."""
+    """Wait until `condition()` is true. Raises TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.001)

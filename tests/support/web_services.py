@@ -1,4 +1,4 @@
-"""Asking a search service, as the tool does."""
+"""Queries a search service as the web search tool does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from antiphon.tools.web_search.providers import UserLocation, WebHit
 
 
 async def ask_service(provider: Any, query: str = "rain", **more: Any) -> list[WebHit]:
-    """What it finds; closed afterwards, whatever came of it."""
+    """The hits of a search. Closes the service afterwards, also after an error."""
     given: dict[str, Any] = {"limit": 3, "domains": [], "place": UserLocation(), **more}
     try:
         return list(await provider.search(query, **given))

@@ -1,6 +1,6 @@
-"""The API with every area switched on, for whoever reads its table of routes or its document and asks it nothing.
+"""The API with every area enabled, for code that reads its table of routes or its document without sending requests.
 
-`tests/integration/test_openapi.py` holds a process of the composition root against it.
+`tests/integration/test_openapi.py` compares it with a process of the composition root.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _NOTHING = cast(Any, None)
 
 @cache
 def whole_router() -> Router:
-    """Every row there can be."""
+    """A router with every possible route."""
     return router()
 
 
 def router(*, without: Collection[type] = (), extra: Sequence[str] = ()) -> Router:
-    """All rows but those of the classes in `without`, with the operator's `extra` paths; nothing stands behind them."""
+    """A router with all routes except those of the classes in `without`, plus the operator's `extra` paths. The routes
+    have no implementation behind them."""
     routes = ModelRoutes(ModelRoute(PROFILES["generic"]))
     return Router(
         store=_NOTHING,
@@ -57,15 +58,15 @@ def router(*, without: Collection[type] = (), extra: Sequence[str] = ()) -> Rout
 
 @cache
 def whole_document() -> dict[str, Any]:
-    """The document of all of them, as it is served."""
+    """The OpenAPI document of all routes, as the server returns it."""
     found: dict[str, Any] = json.loads(document(whole_router().endpoints))
     return found
 
 
 @cache
 def strict_components() -> dict[str, Any]:
-    """Its components, which allow no member that is not in them. (A client must take members that it does not know;
-    who checks our own answers must not.)"""
+    """The document's component schemas, which refuse unknown members. Clients must accept unknown members, but tests of
+    Antiphon's own answers must not."""
     found: dict[str, Any] = deepcopy(whole_document()["components"])
     for schema in found["schemas"].values():
         if "properties" in schema:

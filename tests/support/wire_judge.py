@@ -1,10 +1,10 @@
-"""An independent reading and writing of ext_proc messages: Envoy's whole API, with another protobuf library.
+"""Reads and writes ext_proc messages independently: with Envoy's whole API and another protobuf library.
 
-Lives here: `judge` and `compose`, which ask a process of its own (the library takes a second to import, and warns),
-and that process. Not here: what the messages should say.
+Lives here: `judge` and `compose`, and the separate process that they call. The library takes a second to import and
+prints warnings. Not here: the expected content of messages.
 
-`envoy-data-plane` (betterproto2) is about 200 times slower per message than what the door uses, so it judges in tests
-and is never on the path.
+`envoy-data-plane` (betterproto2) is about 200 times slower per message than the code of the ext_proc server, so only
+tests use it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import Any
 
 
 def judge(kind: str, messages: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The messages as plain values, defaults left out, bytes in base64. `kind` is ProcessingRequest or …Response.
+    """Decode messages to plain values, without defaults, with bytes in base64. `kind` is ProcessingRequest or
+    ProcessingResponse.
 
-    A message also holds `reencoded`: whether encoding what was understood gives the same number of bytes again, which
-    it would not if a field were unknown there.
+    Each result also has `reencoded`: whether encoding it again gives the same number of bytes. It is false if the
+    message has an unknown field.
     """
     answer: list[dict[str, Any]] = json.loads(_ask("judge", kind, [message.hex() for message in messages]))
     return answer
 
 
 def compose(kind: str, values: Sequence[dict[str, Any]]) -> list[bytes]:
-    """Messages with these values (bytes in base64, names in camelCase)."""
+    """Encode messages with these values (bytes in base64, names in camelCase)."""
     return [bytes.fromhex(text) for text in json.loads(_ask("compose", kind, values))]
 
 

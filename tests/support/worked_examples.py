@@ -1,8 +1,10 @@
-"""Follows docs/contributing/worked-examples.md: a copy of the package with a section's edits, and a gateway on it.
+"""Applies docs/contributing/worked-examples.md: a copy of the package with a section's edits, and a gateway on this
+copy.
 
-Lives here: reading the steps, making them, and the program that asks the copy. Not here: what its answers must be.
+Lives here: reading the edits, applying them, and starting the program that sends requests. Not here: the expected
+answers.
 
-Invariant: a step that does not fit the file exactly once is an error.
+Invariant: an edit that does not match the file exactly once is an error.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ _STEP = re.compile(
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of the package: the folder to put into the path of modules, and the files that the section touches."""
+    """A changed copy of the package: the folder for the module path, and the files that the section changes."""
 
     sources: Path
     touched: frozenset[str]
 
 
 def changed_copy(section: str, folder: Path, text: str | None = None) -> Copy:
-    """The package as it is after a section of the page."""
+    """A copy of the package with the edits of one section."""
     page = PAGE.read_text() if text is None else text
     (steps,) = [part for part in page.split("\n## ") if part.removeprefix("## ").startswith(f"{section}\n")]
     copy = folder / "sources" / "antiphon"
@@ -61,7 +63,8 @@ def changed_copy(section: str, folder: Path, text: str | None = None) -> Copy:
 
 
 def ask(section: str, folder: Path, state: str = "") -> dict[str, Any]:
-    """What a gateway answers that runs from the changed copy; `state` is the URL of its state, else a data folder."""
+    """The answers of a gateway that runs from the changed copy. `state` is the URL of its state; empty means a data
+    folder."""
     copy = changed_copy(section, folder)
     ran = subprocess.run(
         [sys.executable, "-m", "tests.support.worked_examples_asked", section, str(folder / "data"), state],

@@ -1,4 +1,4 @@
-"""The program that asks a changed copy of the package: it runs a gateway and prints what it answered, as JSON.
+"""Runs a gateway from a changed copy of the package, sends it requests, and prints the answers as JSON.
 
 Lives here: the requests of each section of docs/contributing/worked-examples.md. Not here: making the copy
 (`worked_examples.py`).
@@ -111,7 +111,7 @@ SECTIONS = {
 
 
 async def main(section: str, data: str, state: str) -> dict[str, Any]:
-    """Run the gateway, and ask it."""
+    """Run the gateway, and send it the requests of a section."""
     async with ChatServer() as chat, aiohttp.ClientSession() as session:
         upstream = {"url": chat.base_url, "profile": "acme" if "acme" in PROFILES else "generic"}
         given: dict[str, Any] = {"data": Path(data), "upstream": upstream, "owner": {"source": "single"}}

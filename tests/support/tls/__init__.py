@@ -1,4 +1,4 @@
-"""TLS contexts for tests, from the certificates in this folder."""
+"""TLS contexts for tests, with the certificates in this folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CA_FILE = _HERE / "ca.pem"
 
 
 def server_context() -> ssl.SSLContext:
-    """A server known as `localhost`, `chat.test` and `127.0.0.1`."""
+    """The context of a server with the names `localhost`, `chat.test` and `127.0.0.1`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(_HERE / "server.pem", _HERE / "server.key")
     return context
 
 
 def client_context() -> ssl.SSLContext:
-    """A client that trusts the test authority and nobody else."""
+    """The context of a client that trusts only the test authority."""
     return ssl.create_default_context(cafile=str(CA_FILE))
