@@ -38,8 +38,8 @@ NO_MODEL: Final = re.compile(
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
     re.IGNORECASE,
 )
-# Messages of servers and frameworks for an unknown path. A wrong path is the gateway's mistake, because the client does
-# not choose the upstream's paths.
+# Matches the messages with which servers and frameworks report an unknown path. A wrong path is the gateway's mistake,
+# because the client does not choose the upstream's paths.
 NO_PATH: Final = re.compile(
     r"^\W*(404\W*)?((the )?(file|page|path|route|url|endpoint|resource|requested (url|resource|path))\b.{0,200})?"
     r"(was |is )?not found( on this server)?\W*$|\bno such (path|route|url|endpoint)\b|\binvalid url\b"

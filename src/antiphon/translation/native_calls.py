@@ -4,12 +4,12 @@ Lives here: converting function arguments into items, and the events between a n
 Lives here too: converting items of earlier turns back into arguments. Not here: the functions that the model calls for
 native items (`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
 
-Antiphon emits a native call only when its arguments are complete, so each text has one delta. The events follow
-OpenAI's service: the added item is empty. The events of a shell call stream its commands one by one. A patch streams
-its diff, unless it deletes a file. All other native calls stream nothing.
+Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
+the item in the added event is empty. The events of a shell call stream its commands one by one. A patch streams its
+diff, unless it deletes a file. All other native calls stream nothing.
 
-Invariant: arguments that do not have the expected form become a function call instead of a native item. So no client
-runs half a command. The deltas join to the content of the item.
+Invariant: arguments that do not have the expected form become a function call instead of a native item. So a client
+never runs an incomplete command. The deltas join to the content of the item.
 """
 
 from __future__ import annotations

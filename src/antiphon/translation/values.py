@@ -24,8 +24,9 @@ Seal = Callable[[bytes], str]
 class Ending(Struct, frozen=True):
     """How the upstream's answer ended. `status` is completed, incomplete or failed.
 
-    `reason` belongs to incomplete (max_output_tokens, content_filter). `code` and `message` belong to failed. `error`
-    is the upstream's error, if it gave one. A client that has not yet received a response head gets that error.
+    `reason` is set if `status` is incomplete (max_output_tokens, content_filter). `code` and `message` are set if
+    `status` is failed. `error` is the upstream's error, if it gave one. A client that has not yet received a response
+    head gets that error.
     """
 
     status: str
@@ -44,8 +45,8 @@ class BuilderOptions(Struct, frozen=True):
     - `obfuscate`: deltas get padding that hides their length.
     - `seal` makes a reasoning item's `encrypted_content` from its payload.
     - `max_bytes` limits all text of the response.
-    - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. 0 begins a new
-      stream.
+    - `first_number` is the next sequence number of a stream that `ResponseBuilder.queue` has begun. A value of 0 begins
+      a new stream.
     """
 
     events: bool

@@ -139,7 +139,8 @@ class _ClientCall(_Tracked, kw_only=True):
 
 
 class Message(_Tracked, kw_only=True):
-    """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
+    """A message of the model. OpenAI's service sends exactly one content part. Its `status` is first in_progress, then
+    completed or incomplete.
 
     `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer. The
     phase is known at the end of the message. `phase` stays unset if the answer was cut, or if the model went on

@@ -251,7 +251,7 @@ class ChatStream:
     def _more(self, alike: Alike, data: bytes) -> int:
         """Add the texts of the similar chunks at the beginning of `data` to the open item. Returns the size of these
         chunks in bytes, or 0 when they must be decoded fully."""
-        # There is no failure yet, because a failed chunk is never learned as a pattern.
+        # No check for a failure is needed, because a failed chunk is never learned as a pattern.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)
         return self._builder.draft.splice(data, alike.before, alike.behind, b"")[1]
@@ -464,7 +464,7 @@ class ChatStream:
         """Put the signature of this call into the reasoning before the call, because the upstream must get the
         signature again."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
-            # Servers that sign calls send whole calls, so the call before is complete.
+            # Servers that sign calls send whole calls, so the previous call is complete.
             if self._calls:
                 self._calls.flush()
             self._builder.sign_next_call(call.extra_content)

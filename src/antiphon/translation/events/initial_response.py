@@ -103,8 +103,8 @@ def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
 
 
 def _instructions(request: CreateResponse) -> Raw | None:
-    """The request's instructions. If a prompt has messages, the value is a list that ends with them, as in OpenAI's
-    responses."""
+    """The request's instructions. If a prompt has messages, the value is a list that ends with these messages, as in
+    OpenAI's responses."""
     if not request.prompt_messages:
         return request.instructions
     said: list[object] = [item.source for item in request.prompt_messages]

@@ -65,8 +65,8 @@ class UpstreamProfile:
 
     - `token_limit_field` is the chat field that carries `max_output_tokens`.
     - `developer_role` is the role that developer messages get.
-    - `system_anywhere` says whether system and developer messages may follow other messages. Otherwise the text of
-      later system messages goes into the first one, because many chat templates fail.
+    - `system_anywhere` says whether system and developer messages may follow other messages. If False, Antiphon moves
+      later system text into the first system message, because many chat templates accept only one.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether Antiphon sends
       the field.
     - `effort_values` are the efforts that the server knows. Other efforts become the nearest known value. With None,
@@ -92,7 +92,7 @@ class UpstreamProfile:
     - `logprobs` says whether the server returns log probabilities.
     - `end_without_finish` is the status of a stream that ends after useful output without a `finish_reason`.
     - `think` says where the content holds reasoning. `off`: nowhere. `tagged`: in an answer that begins with `<think>`.
-      `opened`: everything before `</think>`, because the chat template wrote the opening tag.
+      `opened`: before `</think>`, because the chat template wrote the opening tag.
     - `stream_usage` says whether Antiphon asks for usage in streams.
 
     `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/token_count.py`).
