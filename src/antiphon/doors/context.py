@@ -1,4 +1,4 @@
-"""Holds the shared context of both servers: the engine, the API, and the state of the process.
+"""Holds the context that both servers share: the engine, the API, and the state of the process.
 
 This module defines `DoorContext`, the dependencies that every request handler uses. This module also defines
 `Admission`, which counts the requests in flight by kind. A drain waits until this count is zero. This module knows
@@ -44,8 +44,8 @@ class Admission:
         """The number of requests that ended since the drain began, by kind. The key `given_back` counts background
         responses that were returned to the queue for another process."""
         self.gives_back = False
-        """Whether a background response that ends during the drain has been returned to the queue. `end` then counts
-        the response as `given_back`."""
+        """Whether background responses that end during the drain have been returned to the queue. `end` then counts
+        each of them as `given_back`."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
@@ -121,8 +121,8 @@ class Admission:
             told()
 
     async def drain(self, seconds: float, notice: float) -> bool:
-        """Begin the drain and admit requests for `notice` more seconds. Then close admission and wait for the requests
-        in flight. Returns False when the drain takes longer than `seconds`."""
+        """Begin the drain and admit requests for `notice` more seconds. After that, close admission and wait for the
+        requests in flight. Returns False when the drain takes longer than `seconds`."""
         clock = asyncio.get_running_loop().time
         last = clock() + seconds
         self.leave()

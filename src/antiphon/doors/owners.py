@@ -29,10 +29,11 @@ _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 class OwnerResolver:
     """Derives the caller of a request.
 
-    `source` selects the owner. `bearer` takes a keyed hash of the bearer token, and requests without a token share one
-    owner. `header` takes the value of the trusted header `header`. `single` gives all requests the same owner.
-    `client_keys` maps the SHA-256 digest of each accepted token to its caller. When `client_keys` is set, all other
-    tokens are refused. A caller in `client_keys` without an owner gets the owner from `source`.
+    `source` selects the owner. With `bearer`, the owner is a keyed hash of the bearer token, and requests without a
+    token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
+    requests have the same owner. `client_keys` maps the SHA-256 digest of each accepted token to its caller. When
+    `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner from
+    `source`.
     """
 
     source: Literal["bearer", "header", "single"]
@@ -55,7 +56,7 @@ class OwnerResolver:
         return caller if caller is not None and caller.owner else Caller(self._owner(headers))
 
     def _owner(self, headers: Headers) -> str:
-        """Return the owner that `source` selects. Client keys do not matter at this step."""
+        """Return the owner that `source` selects. This method ignores client keys."""
         if self.source == "single":
             return _SINGLE
         if self.source == "header":

@@ -1,9 +1,9 @@
 """Limits and decompresses request bodies that a server reads completely, for both servers.
 
-This module limits the size of a body while it arrives. It decodes gzip, deflate and zstd, also when a client applied
-several of these codings. Limits on the decoded size stop decompression bombs. `decoded` decodes large bodies in a
-thread, so other requests do not wait. The servers read the bytes from the sockets. `http/server.py` handles streamed
-uploads, and `extproc/content_coding.py` handles compressed upstream responses.
+This module limits the size of a body while the body arrives. This module decodes gzip, deflate and zstd, also when a
+client applied several of these codings. Limits on the decoded size stop decompression bombs. `decoded` decodes large
+bodies in a thread, so other requests do not wait. The servers read the bytes from the sockets. `http/server.py` handles
+streamed uploads, and `extproc/content_coding.py` handles compressed upstream responses.
 
 Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 
@@ -92,8 +92,8 @@ class WholeBody:
         return self.account(decode_now(self.codings, body, self.limit)) if self.codings else body
 
     def take(self) -> bytes:
-        """Return the received bytes without decoding them, and drop them from this object. The caller may call this
-        once."""
+        """Return the received bytes without decoding them, and drop them from this object. The caller may call `take`
+        only once."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -147,7 +147,7 @@ class _Broken(Exception):
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
-    """Decode one or several gzip members."""
+    """Decode a gzip body, which may have several members."""
     parts: list[bytes] = []
     size = 0
     for _ in range(_MAX_MEMBERS):
@@ -180,7 +180,7 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """Decode one or several zstd frames."""
+    """Decode a zstd body, which may have several frames."""
     # zstandard is imported at the first use, because few clients send zstd.
     import zstandard
 

@@ -35,7 +35,7 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([protocol])
         try:
-            # The empty password prevents a prompt on the terminal. An encrypted key is an error instead.
+            # The empty password prevents a prompt on the terminal. With an encrypted key the call fails instead.
             context.load_cert_chain(self.cert, self.key, password=b"")
         except (OSError, ssl.SSLError, ValueError) as error:
             what = f"sidecar.tls.cert ({self.cert}) and sidecar.tls.key ({self.key})"

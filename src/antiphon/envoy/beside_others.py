@@ -24,7 +24,7 @@ PREFLIGHT = "preflight"
 
 
 def beside_others(found: Parts) -> Parts:
-    """Return `snippet.parts` in a form in which no part changes the routes of others."""
+    """Return the result of `snippet.parts` in a form in which no part changes the routes of others."""
     manager = found["connection_manager"]
     ours = f"xds.cluster_name in [{', '.join(repr(one['name']) for one in found['clusters'])}]"
     replies = manager["local_reply_config"]
@@ -59,8 +59,8 @@ def _only(ours: str, entry: Config) -> Config:
 
 
 def _preflights(routes: list[Config]) -> list[Config]:
-    """Return routes for CORS preflight requests to pass-through paths. The cors filter answers these requests, but it
-    needs a route to run on."""
+    """Return routes for CORS preflight requests to pass-through paths. The cors filter answers these requests, but the
+    filter runs only for requests that match a route."""
     paths = {one["match"]["path"]: None for one in routes if one["name"].startswith("model/")}
     asked = {"name": ":method", "string_match": {"exact": "OPTIONS"}}
     return [

@@ -99,7 +99,7 @@ def fill_in_secret(text: str, settings: Settings) -> str:
     return text if secret is None else text.replace(SECRET_PLACEHOLDER, json.dumps(secret)[1:-1])
 
 
-# The writer of libyaml takes a fifth of the time. PyYAML may be installed without libyaml.
+# The writer of libyaml takes a fifth of the time of PyYAML's own writer. PyYAML may be installed without libyaml.
 _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -128,11 +128,11 @@ def connection_manager(settings: Settings) -> Config:
         name="public",
         filters=[*cors_filters(settings), _readiness(), extproc_filter(settings)],
         host=virtual_host(settings),
-        # Envoy's default ends a stream after 5 minutes of silence, also before the first byte. The sidecar sends
-        # keep-alive comments every 15 s only once a stream has begun.
+        # With the default, Envoy ends a stream after 5 minutes of silence, also before the first byte. The sidecar
+        # sends keep-alive comments every 15 s only once a stream has begun.
         stream_idle_timeout="3600s",
         request_timeout="0s",
-        # The sidecar applies timeouts to request bodies, but only Envoy can apply one to request heads.
+        # The sidecar applies timeouts to request bodies, but only Envoy can apply a timeout to request heads.
         request_headers_timeout=_seconds(settings.timeouts.request),
         common_http_protocol_options={"idle_timeout": _seconds(settings.timeouts.client_idle)},
         # With Envoy's default, an HTTP/1 client sees a cut stream 1 s late.
@@ -190,7 +190,7 @@ def client_limits(settings: Settings) -> Config:
 
 
 def overload_manager(settings: Settings) -> Config:
-    """Build the limits of Envoy's whole process, which are not limits of one request."""
+    """Build the limits for Envoy's whole process, such as its heap size and its number of connections."""
     heap = "envoy.resource_monitors.fixed_heap"
 
     def at(full: float) -> list[Config]:
@@ -217,8 +217,8 @@ def overload_manager(settings: Settings) -> Config:
         ],
         "actions": [
             {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.8)},
-            # Envoy can reset only HTTP/2 streams this way, and begins with those that buffer the most. TCP_USER_TIMEOUT
-            # ends HTTP/1 streams, and until then Envoy accepts no new requests.
+            # With this action Envoy can reset only HTTP/2 streams, and begins with the streams that buffer the most.
+            # TCP_USER_TIMEOUT ends HTTP/1 streams, and until then Envoy accepts no new requests.
             {
                 "name": "envoy.overload_actions.reset_high_memory_stream",
                 "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
@@ -359,9 +359,9 @@ def cors_filters(settings: Settings) -> list[Config]:
     empty unless `cors.origins` is set."""
     if not settings.cors.origins:
         return []
-    # The first filter is the last to process a response, so this filter always sets `vary`. Without `vary`, a cache
-    # could give one page's response to another page. A header of the virtual host would be missing in responses that
-    # replace the router's.
+    # The first filter is the last to process a response, so `header_mutation` comes first and always sets `vary`.
+    # Without `vary`, a cache could give one page's response to another page. A header that the virtual host adds would
+    # be missing in responses that a filter sends instead of the router.
     vary = {"header": {"key": "vary", "value": "origin"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
     varies = typed(
         "filters.http.header_mutation.v3.HeaderMutation", mutations={"response_mutations": [{"append": vary}]}

@@ -54,7 +54,7 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
-        # Without a healthy process, Envoy refuses a request immediately instead of trying a dead process.
+        # If no sidecar is healthy, Envoy refuses a request immediately instead of trying a dead sidecar.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
     # Envoy sends no requests to a draining sidecar. But if no sidecar is ready (for example, the disk is full), each

@@ -11,8 +11,8 @@ listener of Antiphon's bootstrap (`gateway_routes.py`). Envoy Gateway's own obje
 lack the limits and responses that a gateway needs.
 
 On a shared Gateway, Antiphon changes no routes of other teams (`beside_others.py`). The output does not contain the
-objects of other teams (the Gateway, an EnvoyProxy). Instead, the output contains commands that change these objects. On
-a Gateway that serves only Antiphon (`GatewayTarget.own`), the output contains all objects.
+objects of other teams (the Gateway, an EnvoyProxy). Instead, the output contains commands that change the objects of
+other teams. On a Gateway that serves only Antiphon (`GatewayTarget.own`), the output contains all objects.
 
 Invariant: the output contains no secret, only names of keys.
 """
@@ -185,7 +185,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, ver
     spec: Config = {**merge, "provider": provider, "shutdown": shutdown}
     extensions = fitted(bootstrap_extensions(settings), version)
     if extensions:
-        # For listeners inside Envoy.
+        # Internal listeners of Envoy need this bootstrap extension.
         spec["bootstrap"] = {"type": "Merge", "value": to_yaml({"bootstrap_extensions": extensions})}
     return spec
 
@@ -243,7 +243,7 @@ def _http_route(place: GatewayTarget, made: Sequence[Rule]) -> Config:
         "parentRefs": [{**_of_gateway(place), "sectionName": one} for one in place.listeners],
         "rules": [
             *({"matches": one.matches, "backendRefs": [{"name": f"{NAME}-nowhere", "port": 80}]} for one in made),
-            # On a shared Gateway this rule would override every later route of another team.
+            # On a shared Gateway this catch-all rule would override every later route of another team.
             *([last] if place.own else []),
         ],
     }

@@ -110,11 +110,11 @@ def inside(settings: Settings) -> Settings:
     if metrics.listen is None:
         metrics = metrics.model_copy(update={"listen": f"0.0.0.0:{_METRICS_PORT}"})
     if "unready_after" not in state.model_fields_set:
-        # A pod that is not ready leaves its Service. Routes of other teams would fail, and all pods would leave at the
-        # same moment.
+        # A pod that is not ready leaves its Service. The routes of other teams would fail, because all pods would leave
+        # at the same moment.
         state = state.model_copy(update={"unready_after": 0.0})
     sidecar = settings.sidecar.model_copy(update=sockets)
-    # One worker process per Envoy is enough, because more replicas add both.
+    # One sidecar process per Envoy is enough, because each further replica adds an Envoy and a sidecar.
     sections = {"timeouts": timeouts, "sidecar": sidecar, "metrics": metrics, "state": state}
     return settings.model_copy(update={"workers": 1, "data": _DATA, **sections})
 
@@ -164,7 +164,7 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
         ],
     }
     return {
-        # Kubernetes sets environment variables for each Service. The sidecar must not read them as settings.
+        # Kubernetes sets environment variables for each Service. The sidecar must not read these variables as settings.
         "enableServiceLinks": False,
         "initContainers": [container],
         "volumes": [

@@ -5,9 +5,9 @@ This module generates the rules of the HTTPRoute, and patches for Envoy fields t
 objects.
 
 Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. So a policy, such as a
-SecurityPolicy, applies to all public routes. The policy does not apply to a route that a patch adds. So patches add
-only routes that clients cannot reach. Such routes match a header that Envoy removes from clients' requests, and they
-come before all other routes.
+SecurityPolicy, applies to all public routes. A policy does not apply to a route that a patch adds. So patches add only
+routes that clients cannot reach. Such routes match a header that Envoy removes from clients' requests, and they come
+before all other routes.
 
 Invariants: a route to which no patch was applied leads to an address without a server, so its requests fail. The
 patches contain only `snippet.parts`. Antiphon's filter is right before the router, so it runs after all filters that
@@ -59,7 +59,7 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
         matches.append(_match(route["match"]))
         names.append(route["name"])
     made = [Rule(matches, {"name": _common(names), **json.loads(text)}) for text, (matches, names) in found.items()]
-    # One more rule follows for the paths that none of these routes matches.
+    # One more rule follows for the paths that no other rule matches.
     if len(made) >= MOST_RULES or any(len(one.matches) > MOST_MATCHES for one in made):
         raise ConfigError("upstream.path_allow: an HTTPRoute cannot have so many; leave some out")
     return made
@@ -81,7 +81,8 @@ def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], 
 
 def _of_listener(found: Config) -> list[Config]:
     manager: Config = {**found["connection_manager"]}
-    # Envoy Gateway writes its own access logs (EnvoyProxy.spec.telemetry). Antiphon's logs are added to these.
+    # Envoy Gateway writes its own access logs (EnvoyProxy.spec.telemetry). Antiphon's access logs are added to those of
+    # Envoy Gateway.
     failures = manager.pop("access_log")
     first = [one for one in found["http_filter"] if one["name"] != EXTPROC]
     (ours,) = [one for one in found["http_filter"] if one["name"] == EXTPROC]
@@ -114,7 +115,7 @@ def _of_routes(made: Sequence[Rule], routes: Sequence[Config], http_route: str) 
     """Return the operations on a RouteConfiguration. `http_route` is the HTTPRoute's NAMESPACE/NAME."""
     found: list[Config] = []
     for number, one in enumerate(made):
-        # Envoy Gateway gives the routes of a rule names that begin like this.
+        # Envoy Gateway gives the routes of a rule names that begin with this prefix.
         own = f"{_HOSTS}.routes[?(@.name =~ '^httproute/{http_route}/rule/{number}/')]"
         found += [{"jsonPath": own, "path": path, "value": value} for path, value in _fields(one.route)]
     # Only the sidecar's answer can select these routes.
@@ -130,7 +131,7 @@ def _is_inner(route: Config) -> bool:
 def _fields(route: Config) -> list[tuple[str, object]]:
     """Return each field of the route with its path. The cluster comes after all other fields. The name comes last,
     because the JSONPath finds the route by its old name."""
-    # Envoy Gateway allows WebSocket upgrades on every route, so this turns them off.
+    # Envoy Gateway allows WebSocket upgrades on every route, so the empty `upgrade_configs` turns them off.
     action = {"upgrade_configs": [], **route["route"]}
     cluster = action.pop("cluster")
     others = {name: value for name, value in route.items() if name not in ("name", "route", "typed_per_filter_config")}

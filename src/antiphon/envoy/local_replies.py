@@ -19,8 +19,8 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     """Build the local reply configuration, which rewrites Envoy's own responses as OpenAI error objects.
 
     Each mapper selects responses by their response code details. A format without a filter would also rewrite the
-    sidecar's immediate responses. If `to_sidecar` is True, the sidecar reads the reply. A header then tells the sidecar
-    that no upstream answered.
+    sidecar's immediate responses. If `to_sidecar` is True, the sidecar reads the reply. In that case a header tells the
+    sidecar that no upstream answered.
     """
     unavailable = {"header": {"key": "retry-after", "value": "1"}}
     no_answer = "response.code_details.startsWith('upstream_reset_before_response_started')"
@@ -52,7 +52,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            # A request uses this route itself only in an Envoy without the ext_proc filter.
+            # This route itself answers a request only in an Envoy without the ext_proc filter.
             *([] if to_sidecar else [mapper(unhandled, NOT_HANDLED, None, status_code=502)]),
             mapper(
                 "response.code_details.startsWith('upstream_reset_after_response_started')",
@@ -67,7 +67,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[told],
             ),
             *([] if to_sidecar else [mapper(no_answer, *unreachable, status_code=502)]),
-            # The sidecars send the same message (`api/router.py`).
+            # The sidecars answer `/ready` with the same message (`api/router.py`).
             {
                 **mapper("response.code_details == 'health_check_failed'", "", None),
                 "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},

@@ -57,8 +57,8 @@ def read(text: str) -> Any:
 
 
 class MergeTarget(NamedTuple):
-    """The names of the listener and the virtual host into which the parts are merged. None means that the file has only
-    one."""
+    """The names of the listener and the virtual host into which the parts are merged. None for a name means that the
+    file has only one such object."""
 
     listener: str | None = None
     virtual_host: str | None = None
@@ -92,7 +92,7 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
             "clients would see one another's responses. Say `forward: true` there, or set owner.source to `header`"
         )
     routes = _list(place.host, "routes")
-    # The existing configuration already handles unknown paths.
+    # The route for unknown paths is left out, because the existing configuration already handles unknown paths.
     routes[:0] = [one for one in parts["routes"] if one["name"] != NOTHING]
     _into(place.manager, parts["connection_manager"], "connection manager", tell)
     _into(place.listener, parts["public_listener"], "listener", tell)

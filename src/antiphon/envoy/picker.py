@@ -11,7 +11,8 @@ picker, from the public listener and from the model listener. Each retry asks th
 tried twice. Envoy's response code details distinguish the picker's failures from failures of the sidecar's filter.
 
 Invariants: only the picker's answer decides where a request goes; Envoy removes the picker's header from incoming
-requests. If the picker does not answer, the request fails. The picker has a timeout, and Envoy sends it no credentials.
+requests. If the picker does not answer, the request fails. The picker has a timeout, and Envoy sends no credentials to
+the picker.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def asked_again(settings: Settings) -> Config:
 
 
 def stripped() -> list[Config]:
-    """Return the mutation that removes the picker's header from clients' requests. Otherwise a client could name any
-    address that Envoy can reach."""
+    """Return the mutation that removes the picker's header from clients' requests. With this header a client could name
+    any address that Envoy can reach."""
     return [{"remove": DESTINATION}]
 
 

@@ -65,7 +65,8 @@ def _routes(settings: Settings) -> list[Config]:
 
     The timeout limits the picker's time. In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout`, and a timeout of
     the gRPC call would end long streams. The route has two timeouts. After the first timeout Envoy sends its own
-    response through the picker's filter, which may also wait. Its response to the second timeout bypasses the filters.
+    response through the picker's filter, which may also wait. After the second timeout, Envoy's response bypasses the
+    filters.
     """
     chosen: Config = {
         "cluster": PICKED,

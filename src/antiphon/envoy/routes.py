@@ -34,11 +34,11 @@ NOWHERE = "nowhere"
 UNSEEN = "connect-failure,refused-stream,reset-before-request"
 """The conditions for a retry on another sidecar when no process has seen any part of the request."""
 SEEN_TOO = f"{UNSEEN},reset"
-"""Like `UNSEEN`, and also a retry when the process died before its first answer."""
+"""The conditions in `UNSEEN`, and also a retry when the process died before its first answer."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 BODY_LIMIT = 33_554_432
-"""The maximum body in bytes of a request that Envoy can retry. Envoy silently does not retry larger ones; its default
-is 1 MiB."""
+"""The maximum body in bytes of a request that Envoy can retry. Envoy silently does not retry larger requests. Envoy's
+default is 1 MiB."""
 NOTHING = "nothing"
 """The name of the last route, for paths that do not exist."""
 RESPONSES = "responses"
@@ -122,7 +122,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
             },
         },
-        # Envoy may retry GET requests even when a process has seen them, because they change nothing.
+        # Envoy may retry GET requests even when a sidecar has seen them, because GET requests change nothing.
         *(
             {
                 "name": name,
@@ -177,8 +177,8 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
     """Return the routes that bypass the sidecar. Envoy counts requests on these routes under a separate name, because
-    the cluster's counters include the sidecar's calls. Envoy also replaces a request id that the servers would reject.
-    Envoy truncates a long id instead, because its regular expressions cannot count that far."""
+    the cluster's counters include the sidecar's calls. On these routes Envoy also replaces a request id that the
+    servers would reject. Envoy truncates a long id instead, because its regular expressions cannot count that far."""
     unfit = {
         "name": request_ids.HEADER,
         "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
@@ -244,8 +244,8 @@ def upstream_routes(settings: Settings, name: str) -> list[Config]:
     routes = [_to_model(settings, path.strip("/"), path, upstream=name) for path in _MODEL_PATHS]
     routes += [_counting(settings, name, [], counter) for counter in COUNTERS.values()]
     for route in routes:
-        # These routes have no retry policy. Envoy tries another upstream immediately, instead of waiting for a dead
-        # host twice.
+        # The routes to one upstream of a list have no retry policy. Envoy tries another upstream immediately, instead
+        # of waiting for a dead host twice.
         route["route"].pop("retry_policy", None)
     return routes
 
@@ -254,7 +254,7 @@ def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str)
     """Build a route to a list of upstreams. Envoy tries another upstream while no part of a response has arrived.
 
     Path, host and credentials differ by upstream. Envoy applies a route once, before it knows the upstream, so the
-    listener of each upstream sets them.
+    listener of each upstream sets path, host and credentials.
     """
     policy: Config = {
         "retry_on": "5xx,retriable-status-codes",
@@ -266,8 +266,8 @@ def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str)
     }
     if group.weights:
         policy["retry_host_predicate"] = [_NO_PREVIOUS_HOSTS]
-        # A random choice may select the same upstream again. Even with the largest weights it selects another upstream
-        # within this number of attempts.
+        # A random choice may select the same upstream again. Even with the largest weights, Envoy selects another
+        # upstream within this number of attempts.
         policy["host_selection_retry_max_attempts"] = 1000
     else:
         policy["retry_priority"] = {

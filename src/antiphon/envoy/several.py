@@ -5,8 +5,8 @@ internal listener per upstream. `routes.py` decides when Envoy tries another ups
 upstreams' own clusters.
 
 A route rewrites path, host and credentials before a cluster selects an endpoint, and a retry sends the same request. So
-an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints are internal listeners
-of the same Envoy, and the routes of each listener adapt the request to its upstream.
+an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints of a group's cluster are
+internal listeners of the same Envoy. The routes of each listener adapt the request to its upstream.
 
 Invariant: only a route of an upstream builds the request to that upstream.
 """
@@ -76,7 +76,7 @@ def _group_cluster(group: UpstreamGroup) -> Config:
         lb_policy="ROUND_ROBIN",
         # If no upstream is healthy, Envoy tries all of them, and the client gets their errors.
         common_lb_config={"healthy_panic_threshold": {"value": 1}},
-        # Envoy stops trying an unreachable upstream first for a while, because every request would wait for it. Error
+        # For a while Envoy does not try an unreachable upstream first, because every request would wait for it. Error
         # responses to single requests (500, 429) do not count as unreachable.
         outlier_detection={
             "consecutive_gateway_failure": 3,
@@ -98,7 +98,7 @@ def _upstream_listener(settings: Settings, name: str) -> Config:
         _listener_name(name),
         [*upstream_routes(settings, name), refused],
         stream_idle_timeout="3600s",
-        # With Envoy's default, the listener in front would see a broken connection 1 s late.
+        # With Envoy's default, the calling listener would see a broken connection 1 s late.
         delayed_close_timeout="0.25s",
         # Envoy reports an unreachable upstream with its usual error. The route in front of this listener then retries
         # with another upstream.

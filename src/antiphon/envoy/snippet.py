@@ -89,7 +89,7 @@ Needed for listeners inside Envoy. Put it next to static_resources.""",
 def parts(
     settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
 ) -> dict[str, Config | list[Config]]:
-    """Return the parts by the name of the object that they belong to."""
+    """Return the parts by the name of the Envoy object to which they belong."""
     manager = connection_manager(settings)
     extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {

@@ -31,8 +31,8 @@ def header_variable(name: str) -> str:
 
 
 def tracing(settings: Settings, *, begins: bool) -> Config:
-    """Return the tracing fields of a connection manager. If `begins` is True, a request without a trace may begin
-    one."""
+    """Return the tracing fields of a connection manager. If `begins` is True, a request without a trace may begin a new
+    trace."""
     chosen = settings.tracing
     if chosen.traces_url is None:
         return {}

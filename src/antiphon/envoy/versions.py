@@ -1,4 +1,4 @@
-"""Defines the supported Envoy versions, and the features that older ones lack.
+"""Defines the supported Envoy versions, and the features that older versions lack.
 
 This module names the oldest and the newest tested version, and has tables of later features and fixes. `fitted` removes
 the fields that an older version lacks from a configuration. This module also finds the Envoy binary and its version.

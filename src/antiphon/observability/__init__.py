@@ -1,1 +1,2 @@
-"""Writes logs, metrics and traces. The runner, the servers and the commands import it; pure code never does."""
+"""Writes logs, metrics and traces. The runner, the servers and the commands import this package; code without IO never
+imports it."""

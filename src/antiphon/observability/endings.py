@@ -2,18 +2,19 @@
 
 `Endings` queues the reports of ended responses. `EarlyEnds` holds requests that wait for Envoy's report, and reports
 that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
-`envoy/failure_lines.py` defines Envoy's log line, and `supervisor/early_ends.py` sends it to the worker.
+`envoy/failure_lines.py` defines Envoy's log line, and `supervisor/early_ends.py` sends that line to the worker.
 
 Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
 CPU cache. One write of many lines also wakes the reader of the log only once. So a serving process reports successful
 responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
 
-A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause. That line arrives a moment
-before or after the end of the stream.
+A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
+or after the end of the stream.
 
 Invariants: each ended response is reported once, in order, at most `_SECONDS` late. A scrape and the process's end
-report all of them. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or
-at the process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports no request waits.
+report all queued responses. At most `_MOST` reports wait. Each `ask` gets one answer, at the latest after
+`_REPORT_SECONDS` or at the process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports
+no request waits.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _Told = Callable[[EarlyEnd | None], None]
 
 
 class EarlyEnds:
-    """Matches requests whose stream ended early with Envoy's reports. A process has one object, for use in the event
-    loop's thread only."""
+    """Matches requests whose stream ended early with Envoy's reports. A process has one such object, and only the event
+    loop's thread may use it."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,7 +82,7 @@ class EarlyEnds:
             del self._heard[next(iter(self._heard))]
 
     def close(self) -> None:
-        """Stop waiting: call all waiting callbacks with None."""
+        """Call all waiting callbacks with None, because no more reports arrive."""
         self._loop = None
         for request_id in list(self._asked):
             while self._answer(request_id, None):
@@ -102,8 +103,8 @@ class EarlyEnds:
 
 
 class Endings:
-    """Queues the reports of ended responses, at most `most` of them. A process has one object, for use in the event
-    loop's thread only."""
+    """Queues the reports of ended responses, at most `most` of them. A process has one such object, and only the event
+    loop's thread may use it."""
 
     def __init__(self, *, most: int = _MOST) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +136,7 @@ class Endings:
                     self._waiting.popleft()()
         finally:
             if self._waiting and self._loop is not None:
-                # The first report raised an error, which must not stop the other reports.
+                # One report raised an error, which must not stop the other reports.
                 self._timer = self._loop.call_soon(self.tell)
 
     def close(self) -> None:

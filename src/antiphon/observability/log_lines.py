@@ -75,7 +75,8 @@ def _to_the_second(at: int) -> str:
 _encode: Final = msgspec.json.Encoder().encode
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
-"""The types of values that a line shows unchanged. Only texts with the shape of a credential are redacted."""
+"""The types of values that a line shows unchanged. Among these values, only texts with the shape of a credential are
+redacted."""
 
 
 @lru_cache(1024)
@@ -89,8 +90,8 @@ for credentials would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, Any]) -> bool:
-    """Whether a text in the event has the shape of a credential. Most texts are too short to be one and are not
-    searched."""
+    """Whether a text in the event has the shape of a credential. Most texts are too short to be a credential and are
+    not searched."""
     for name, value in event.items():
         if type(value) is str and len(value) >= SHORTEST_KEY and name not in _OURS and _is_secret(value):
             return True
@@ -132,7 +133,7 @@ def render(event: Mapping[str, Any]) -> bytes:
     try:
         return _encode(event)
     except (TypeError, ValueError, OverflowError):
-        # A client's text may contain an unpaired surrogate or a huge number. The line must be written anyway.
+        # A client's text may contain an unpaired surrogate or a huge number. The line about it must be written anyway.
         return json.dumps(event).encode()
 
 
@@ -216,8 +217,8 @@ def _time(stamp: object) -> str:
 
 
 def _shown(value: object, *, spaced: bool = False) -> str:
-    """Return the value as text. A value with control characters is quoted and escaped, and so is one with spaces unless
-    `spaced`."""
+    """Return the value as text. A value with control characters is quoted and escaped. A value with spaces is too,
+    unless `spaced` is True."""
     text = str(value)
     return text if text.isprintable() and (spaced or " " not in text) else repr(text)
 

@@ -2,8 +2,8 @@
 
 This module writes complete lines. `log_lines.py` formats the lines.
 
-While a pipe has room, a line is written to it immediately, so usually it is written when the call returns. When the
-pipe is full, the line waits in a queue for a thread. All lines to a file use the queue, because a disk may hang.
+While the pipe has room, `write` writes a line to the pipe immediately. When the pipe is full, the line waits in a queue
+for a thread. All lines to a file use the queue, because a disk may hang.
 
 Invariants: no caller waits. The queue holds at most `max_bytes`. Further lines, and lines that a full disk rejects, are
 dropped and counted. When there is room again, a separate line reports the number. Lines are complete and in order; only
@@ -32,7 +32,7 @@ class LogOutput:
     lines."""
 
     def __init__(self, descriptor: int, tell: Callable[[int], bytes], *, max_bytes: int = _MAX_BYTES) -> None:
-        # The duplicate protects queued lines, because other code may close the descriptor and its number may be reused.
+        # `dup` protects queued lines, because other code may close the descriptor and the system may reuse its number.
         self._descriptor = os.dup(descriptor)
         self._direct = _open_without_waiting(descriptor)
         self._tell = tell
@@ -133,8 +133,8 @@ class LogOutput:
             os.close(self._direct)
 
     def _write(self, data: bytes) -> int:
-        """Write the data and return the number of written bytes. The number is smaller than the data if the disk is
-        full or the reader has closed."""
+        """Write the data and return the number of written bytes. The number is smaller than the size of the data if the
+        disk is full or the reader has closed."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):

@@ -89,7 +89,7 @@ def dropped_lines() -> int:
 
 
 def flush(seconds: float) -> None:
-    """Wait until all lines are written, at most `seconds`. A process calls this before it ends without other
+    """Wait until all lines are written, at most `seconds`. A process calls `flush` before it ends without other
     clean-up."""
     if _out is not None:
         _out.flush(seconds)
@@ -130,6 +130,6 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
         error = {"exc_info": record.exc_info} if record.exc_info else {}
-        # Libraries use levels between the named ones, but structlog has only the named ones.
+        # Libraries also use numeric levels between the named levels, but structlog has only the named levels.
         level = min(max(record.levelno // 10 * 10, 10), 50)
         log.log(level, record.getMessage(), logger=record.name, **error)

@@ -6,7 +6,7 @@ from this table.
 Invariants: every name begins with `antiphon_`, except four that are older than the prefix. The values of a label come
 from a closed set, or `metric_values.BoundedLabelValues` limits their number. No owner, path or id is a label value. All
 times are in seconds, and all sizes in bytes. If all processes report the same shared state, the gauge has
-`merged="max"` and is not summed.
+`merged="max"` and its values are not summed.
 """
 
 from __future__ import annotations

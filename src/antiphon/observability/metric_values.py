@@ -73,7 +73,7 @@ class LabelledCounter:
 
 
 class LabelledHistogram:
-    """A histogram. The histogram counts the values in each bucket, per set of label values."""
+    """A histogram, which counts the values in each bucket, per set of label values."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition

@@ -152,11 +152,11 @@ class Metrics:
         self._tools.add(seconds, tool)
         self._tool_results.add(tool, result)
 
-    # Values that a scrape reads.
+    # Methods for the values that a scrape reads.
 
     def read(self, one: names.MetricDefinition, source: Callable[[], Reading]) -> None:
-        """Register a function that returns this gauge's value at every scrape. The results of several functions are
-        added."""
+        """Register a function that returns this gauge's value at every scrape. If several functions are registered for
+        a gauge, their results are added."""
         self._read[one.name].sources.append(source)
 
     def unfed(self) -> frozenset[str]:

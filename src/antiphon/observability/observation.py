@@ -1,8 +1,8 @@
 """Observes one response: its calls, their times, and its outcome.
 
-An observation collects facts during the response. At the end of the response it writes the log line and updates the
-metrics and the usage once. `outcome.py` formats the log line, `metrics.py` stores the numbers, and `response_spans.py`
-makes the spans.
+An observation collects facts during the response. At the end of the response, the observation writes the log line and
+updates the metrics and the usage once. `outcome.py` formats the log line, `metrics.py` stores the numbers, and
+`response_spans.py` makes the spans.
 
 An observation implements the exchange's `Observer` protocol. So both servers report model calls in the same way,
 whether Envoy or this process makes the calls. Invariants: `end` reports each response exactly once. This module changes
@@ -217,8 +217,8 @@ class Observation:
         self._over(ended, exchange, time.time())
 
     def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
-        """Report a response whose stream ended early. `end` is Envoy's report about which side ended it, or None if
-        none arrived."""
+        """Report a response whose stream ended early. `end` is Envoy's report about which side ended the stream, or
+        None if no report arrived."""
         failure, outcome = ended.failure, ended.outcome
         if end is not None and failure is not None:
             failure = ended_early(failure, end.details, end.status, client_left=end.client_left)

@@ -74,8 +74,8 @@ class Tracer:
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """Begin this process's first span for a request with these headers. Returns None when the request is not
-        sampled. If `linked` is True, the headers come from the request that queued the work. The new span then also has
-        a link to that request's span."""
+        sampled. If `linked` is True, the headers come from the request that queued the work. In that case the new span
+        also has a link to that request's span."""
         given = {field: value for field in _CONTEXT.fields if (value := header_value(headers, field)) is not None}
         context = _CONTEXT.extract(given)
         parent = get_current_span(context).get_span_context()
@@ -148,13 +148,13 @@ class _Complaints(logging.Handler):
 
 
 class _CollectorSession(requests.Session):
-    """An HTTP session for exports that does not read the collector's response body. The status is sufficient, and the
-    body may be endless."""
+    """An HTTP session for exports that does not read the collector's response body. The status of the response is
+    sufficient, and the body may be endless."""
 
     def send(self, request: requests.PreparedRequest, **options: object) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
         if response.headers.get("content-length") == "0":
-            # An empty body is read, so that the connection can be reused.
+            # The session reads an empty body, so that the connection can be reused.
             response.raw.read()
         response.close()
         return response

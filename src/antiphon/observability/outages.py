@@ -2,7 +2,7 @@
 
 This module decides which failures are logged. The callers of this module perform the operation and retry it.
 
-Invariant: between these two lines, an outage writes one line for each new kind of failure and no others.
+Invariant: between its first and its last line, an outage writes only one line for each new kind of failure.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 failure.
 
 This module chooses the level, the common fields, and one short piece of advice about a failure for the operator. The
-servers write the line at the end of a response. The docs have runbooks.
+servers write the line at the end of a response. The documentation has runbooks for operators.
 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
-durations are in seconds. A failure gets at most one piece of advice. The advice is chosen by a missing listener of
-Envoy first, then by code, by the upstream's status and by operation. A client's mistake gets no advice, because the
-client has the error message. Requests refused for lack of capacity share one line (`refusals.py`).
+durations are in seconds. A failure gets at most one piece of advice. `advice_for` first checks for a missing listener
+of Envoy, then the code, the upstream's status and the operation. A client's mistake gets no advice, because the client
+has the error message. Requests refused for lack of capacity share one line (`refusals.py`).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def advice_for(failure: Failure) -> str:
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
-    """Return the failure. A failed response without one gets a generic failure."""
+    """Return the failure if there is one. A failed response without a failure gets a generic one."""
     if failure is None and outcome in ("failed", "error"):
         return Failure("ours", "no cause was noted", operation="unknown")
     return failure

@@ -1,12 +1,13 @@
-"""Keeps the ids of running requests in shared memory, so that another process can read them if this one is killed.
+"""Keeps the ids of running requests in shared memory, so that another process can read the ids if this process is
+killed.
 
 Each process has a table in shared memory (a file in `/dev/shm`), which outlives the process. This module also reads the
 tables of dead processes. `observation.py` decides which requests are in the table, and `commands/serve.py` logs them.
 Sidecars behind Envoy have no table, because Envoy logs each request of a dead sidecar (`envoy/failure_lines.py`).
 
-Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Only an
-unlocked table is read. The process writes the whole table once at the start, so that later writes cannot run out of
-space. Without such memory (not Linux, or no space) the process stores no ids, and no request fails.
+Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Other
+processes read only unlocked tables. The process writes the whole table once at the start, so that later writes cannot
+run out of space. Without such memory (not Linux, or no space) the process stores no ids, and no request fails.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class ServedIds:
 
 def take_lost(data: Path, folder: Path = _SHARED) -> list[str]:
     """Return the ids of the requests that killed processes of this data folder were serving. Each id is returned once,
-    because reading deletes the tables."""
+    because `take_lost` deletes the tables that it reads."""
     found: list[str] = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(f"{_prefix(data)}*")):

@@ -40,8 +40,8 @@ def is_traced() -> bool:
 
 @contextmanager
 def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
-    """Make a child span of the current span for a block, in which the child is the current span. Yields None without a
-    trace. In a keyword, `__` stands for a dot in the attribute's name."""
+    """Make a child span of the current span for a block, in which the child is the current span. Yields None if the
+    task has no current span. In a keyword, `__` stands for a dot in the attribute's name."""
     parent = _current.get()
     if parent is None:
         yield None
@@ -60,8 +60,8 @@ def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Sp
 
 
 def trace_headers() -> Headers:
-    """Return the headers with which another process continues the current span's trace. Returns none without a
-    trace."""
+    """Return the headers with which another process continues the current span's trace. Returns an empty tuple if the
+    task has no current span."""
     now = _current.get()
     return now.headers() if now is not None else ()
 

@@ -4,7 +4,8 @@ This module handles SIGHUP and watches the settings file. This module knows whic
 and logs the result of each reload. `antiphon up` starts the processes with the new settings (`generation.py`).
 
 Invariants: new settings apply completely or not at all. Each reload writes one log line, which names settings and never
-their values. The parent reads a file only after it was stable for a moment. A file with the same content is no change.
+their values. The parent reads a file only after it was stable for a moment. If the content is the same as before, the
+parent does not reload.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ async def reasons(
     tell: Callable[[str], Awaitable[None]],
     look: float = _LOOK_SECONDS,
 ) -> None:
-    """Call `tell` with the reason whenever the settings must be read again, one call at a time. Never returns."""
+    """Call `tell` with the reason whenever the settings must be read again, one call at a time. The function never
+    returns."""
     while True:
         try:
             async with asyncio.timeout(look if file is not None else None):
@@ -129,8 +131,8 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While the block runs, log that a restart is needed whenever the settings should be read again. A process without
-    a parent uses this, because no parent can start it with the new settings."""
+    """While the block runs, log that a restart is needed whenever the settings should be read again. This is for a
+    process that `antiphon up` did not start, because no parent can replace it by one with the new settings."""
 
     async def say(because: str) -> None:
         tell_manager("RELOADING=1")

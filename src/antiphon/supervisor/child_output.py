@@ -1,7 +1,8 @@
 """Forwards the output of child processes as one log, and detects the line of a ready child.
 
-This module formats the forwarded lines, and gives a level to lines without one. This module also finds the reason that
-a child printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the log.
+This module formats the forwarded lines, and gives a level to lines without a level. This module also finds the reason
+that a child printed for its end. `children.py` reads the children's pipes, and the package `observability` writes the
+log.
 
 Invariants: no line of a child reaches standard output. The parent does not forward three kinds of lines. Two kinds are
 a worker's report that it listens, and lines for another child. The third kind is a child's reason for its end before
@@ -53,7 +54,7 @@ class ChildOutput:
         """The number of requests that workers reported as cut at their end."""
 
     def take(self, name: str, line: str) -> None:
-        """Forward one line of a child, unless it is one of the exceptions above."""
+        """Forward one line of a child, unless the line is one of the three kinds that the module's docstring names."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
             return
@@ -65,8 +66,8 @@ class ChildOutput:
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:
             return
-        # `write_line` does not block, because a log collector that hangs must not stop this process. It would also stop
-        # the children, whose output pipes would fill.
+        # `write_line` does not block, because a log collector that hangs must not stop this process. A stopped parent
+        # would also stop the children, whose output pipes would fill.
         write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:

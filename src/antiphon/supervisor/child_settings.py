@@ -3,8 +3,7 @@
 This module separates secrets from other settings, at any depth. This module also changes the settings that differ for
 the children of `antiphon up`. `generation.py` starts the children.
 
-Invariant: the file contains no secret. Every setting, or every setting with a non-default value, is in the file or in
-the environment.
+Invariant: the file contains no secret. Every setting with a non-default value is in the file or in the environment.
 """
 
 from __future__ import annotations

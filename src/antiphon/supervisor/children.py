@@ -32,7 +32,7 @@ class ParentPipe:
     """A pipe to which no process writes. The end-of-file of the pipe tells its readers that the parent has ended."""
 
     def __init__(self) -> None:
-        # Children do not inherit the writing end, so the kernel closes it when this process ends.
+        # Children do not inherit the pipe's writing end, so the kernel closes that end when this process ends.
         self.reading, self._writing = os.pipe()
 
     def close(self) -> None:
@@ -73,9 +73,9 @@ class Child:
         foreign: bool = False,
         files: Sequence[int] = (),
     ) -> Child:
-        """Start a child process. A `foreign` program does not know the pipe, so it is killed when this process ends.
-        Any other child gets `--parent-pipe`, reads orders on standard input, and is killed only if it does not end in
-        time. `files` are descriptors that the child inherits."""
+        """Start a child process. A `foreign` program does not know the parent pipe, so the guard kills it when this
+        process ends. Any other child gets `--parent-pipe`, reads orders on standard input, and is killed only if it
+        does not end in time. `files` are descriptors that the child inherits."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guard = str(Path(parent_guard.__file__))
         guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]
@@ -120,7 +120,7 @@ class Child:
     async def wait(self) -> int:
         """Wait for the child's end, and until all its output was read. Returns the exit status."""
         status = await self._process.wait()
-        # The wait for the output is limited, because a process that inherited it may keep it open longer.
+        # The wait for the output is limited, because a process that inherited the output may keep it open longer.
         await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)
         return status
 

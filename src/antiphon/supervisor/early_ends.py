@@ -1,7 +1,7 @@
 """Passes Envoy's log line about who ended a stream early to the sidecar that served the stream.
 
 `antiphon up` parses the line and sends it as an order, and a worker receives the order. `envoy/failure_lines.py`
-configures the line in Envoy, and `observability/endings.py` uses it in the sidecar.
+configures the line in Envoy, and `observability/endings.py` uses the line in the sidecar.
 
 The parent does not know which sidecar served a request, so it sends the line to all of them.
 """

@@ -10,10 +10,10 @@ duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked 
 them with SIGINT. An Envoy that replaces a dead one starts without hot restart. Hot restart needs Linux with shared
 memory (`/dev/shm`).
 
-An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of it.
-Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before the
-next attempt, an Envoy without listeners starts and ends (`renewing_command`). That Envoy uses a different socket, and
-the serving Envoy keeps its mapped memory.
+An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of this
+mark. Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before
+the next attempt, an Envoy without listeners starts and ends (`renewing_command`). That Envoy uses a different socket,
+and the serving Envoy keeps its mapped memory.
 
 Invariant: only this user can access the restart socket of a running Envoy.
 """
@@ -92,7 +92,8 @@ class EnvoyProcess:
         if self._follows is None or not self._follows._was_followed:
             return None
         config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"
-        # The name of the other socket is as long as the serving Envoy's, because a longer path would not fit.
+        # The name of the other socket is as long as that of the serving Envoy's socket, because a longer path would not
+        # fit.
         own = ["--config-yaml", config, "--socket-path", str(self._base.with_name("new")), "--log-level", "error"]
         return [self._command[0], *own, "--base-id", self._base_id(), "--restart-epoch", "0", "--concurrency", "1"]
 
@@ -105,7 +106,7 @@ class EnvoyProcess:
             self._epoch = former._epoch + 1
             chosen = ["--base-id", self._base_id()]
         elif not os.access(_SHARED, os.W_OK | os.X_OK):
-            # Some containers have no writable `/dev/shm`. In such a container, a change of settings needs a restart.
+            # Some containers have no writable `/dev/shm`. Without `/dev/shm`, a change of settings needs a restart.
             self._base.write_text("")
             return [*self._command, "--disable-hot-restart"]
         else:
@@ -143,15 +144,15 @@ def _options(settings: Settings, shared: Path) -> list[str]:
     command = ["--log-level", settings.envoy.log_level]
     # Sidecars wait for some of Envoy's log lines, and Envoy's default interval of ten seconds is too long for them.
     command += ["--file-flush-interval-msec", _FLUSH_MILLISECONDS]
-    # After a replacement, each response of the former Envoy closes its connection. The parent ends that Envoy when it
-    # has no requests.
+    # After a replacement, each response of the former Envoy closes its connection. The parent ends the former Envoy
+    # when that Envoy has no requests.
     command += ["--socket-path", str(shared / "hot"), "--drain-strategy", "immediate"]
     command += ["--parent-shutdown-time-s", str(RELEASE_SECONDS)]
     if settings.log.format == "json":
         command += ["--log-format", _LOG]
     if settings.envoy.log_level in ("info", "warning"):
         # With the default level Envoy logs every stream that a dead sidecar leaves. The access log already has a line
-        # for each such request.
+        # for each request of a dead sidecar.
         command += ["--component-log-level", "ext_proc:error"]
     if settings.envoy.concurrency is not None:
         command += ["--concurrency", str(settings.envoy.concurrency)]

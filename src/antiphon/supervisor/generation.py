@@ -78,7 +78,7 @@ class Surroundings:
 
 
 class Generation:
-    """The processes of one set of settings. `former` is the generation that this one replaces."""
+    """The processes that serve with one set of settings. `former` is the generation that this one replaces."""
 
     def __init__(self, settings: Settings, around: Surroundings, former: Generation | None = None) -> None:
         self.number = next(around.numbers)
@@ -268,7 +268,7 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Pass a line of Envoy to the sidecars if it is for them. Returns whether the line was passed."""
+        """Pass a line of Envoy to the sidecars if the line is for them. Returns whether the line was passed."""
         return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
@@ -282,8 +282,8 @@ class Generation:
     # The methods below hand over to the next generation.
 
     async def give_way(self) -> None:
-        """Make way for the next generation, which serves. New clients no longer reach these processes, and none is
-        restarted."""
+        """Make way for the next generation, which serves. New clients no longer reach these processes, and no process
+        is restarted."""
         await self._keep_no_more()
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
@@ -333,18 +333,18 @@ class Generation:
 
     async def listen_again(self) -> None:
         """Handle the failure of the next generation. If the next Envoy has taken the listeners, kill the Envoy of this
-        generation, so that it restarts and listens again. The kill cuts streams, but otherwise no process would accept
-        connections."""
+        generation, so that this Envoy restarts and listens again. The kill cuts streams, but otherwise no process would
+        accept connections."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is the latest time at which it
-        began to serve."""
+        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is the latest time at which this
+        generation's Envoy began to serve."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
-        # An answer after that time shows that Envoy has run its earlier timers.
+        # An answer after this time shows that Envoy has run its earlier timers.
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
                 await poll(self._admin.is_live, "Envoy")
@@ -473,7 +473,8 @@ class Generation:
         self._last = moment if self._last is None else min(self._last, moment)
 
     def _hurry(self) -> float:
-        """Return the timeout for queries to Envoy, which may hang. Ending Envoy needs some of the remaining time."""
+        """Return the timeout for queries to Envoy, which may hang. The timeout leaves some of the remaining time for
+        Envoy's end."""
         return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
 
     def _left(self) -> float:
@@ -482,8 +483,8 @@ class Generation:
 
 
 def _worker_start(settings: Settings) -> float:
-    """Return the maximum duration of a worker's start in seconds. A worker that waits for its database does not
-    hang."""
+    """Return the maximum duration of a worker's start in seconds. A worker that waits for its database gets more
+    time."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
 

@@ -3,7 +3,7 @@
 The client connects to a Unix socket or a port, also with TLS. This module also builds the TLS context for Antiphon's
 own ports. `envoy_admin.py`, `generation.py` and `listen_address.py` interpret the answers.
 
-This module does not use aiohttp, because the parent of the workers would load it (13 MiB) only for these probes.
+This module does not use aiohttp, because the parent of the workers would load aiohttp (13 MiB) only for these probes.
 
 Invariants: `ask` raises no error for a timeout. A response body has at most `_MOST_BYTES`.
 """

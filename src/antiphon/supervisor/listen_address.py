@@ -23,7 +23,8 @@ _WILDCARDS = ("0.0.0.0", "::")
 def free_address(listen: str) -> str:
     """Return the address in numeric form, if a process can listen on it. Raises `ConfigError`.
 
-    The parent checks this, because Envoy silently shares a port with another listener and cannot resolve names.
+    The parent checks the address itself, because Envoy silently shares a port with another listener and cannot resolve
+    names.
     """
     host, port = parse_address(listen)
     if host == "unix":
@@ -65,7 +66,7 @@ class HeldPort:
 
     @property
     def address(self) -> str:
-        """The address with the bound port."""
+        """The address at which clients connect, with the bound port."""
         return join_address(self._host, self._port)
 
     def sockets(self, number: int, workers: int) -> list[socket.socket]:
@@ -76,9 +77,9 @@ class HeldPort:
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """Replace the sockets of a dead worker, which resets the connections in their queues. With the old sockets,
-        those clients would wait. During a handover nothing is replaced, because a worker of the other generation
-        accepts the connections."""
+        """Replace the sockets of a dead worker, which resets the connections in their queues. With the old sockets, the
+        clients of these connections would wait. During a handover nothing is replaced, because a worker of the other
+        generation accepts the connections."""
         if self._two:
             return
         for at in range(number, len(self._sockets), workers):
@@ -88,7 +89,8 @@ class HeldPort:
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
         """While the block runs, two generations share the sockets. If the next generation fails, the sockets that only
-        it had are closed. The kernel would distribute connections to them, but no worker would accept these."""
+        it had are closed. The kernel would distribute connections to such sockets, but no worker would accept these
+        connections."""
         before = len(self._sockets)
         self._two = True
         try:

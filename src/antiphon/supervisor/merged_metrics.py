@@ -4,10 +4,10 @@ This module adds the numbers of all processes, stores the counts of ended worker
 text. The parent imports this module only if it serves metrics. `generation.py` queries the workers,
 `observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` listens.
 
-Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So sums
-are exact fractions. A sum of floats depends on the order, and Prometheus takes any decrease for a reset. Counts between
-a process's last exposition and its end are lost, never counted twice. `process_start_time_seconds` is the start time of
-the parent, because the counters began with it.
+Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So the
+sums of counters are exact fractions. A sum of floats depends on the order, and Prometheus takes any decrease for a
+reset. Counts between a process's last exposition and its end are lost, never counted twice.
+`process_start_time_seconds` is the start time of the parent, because the counters began with it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _COUNTED = ("counter", "histogram", "summary")
 
 class MergedMetrics:
     """Stores the last metrics of each process by name, where a name contains the generation's number. At any time a
-    name has one process. The processes of a name are numbered as lives. After the end of a process its counts stay, and
-    its gauges are dropped."""
+    name has one process. A restart replaces the process, and `life` counts the processes of a name. After the end of a
+    process its counts stay, and its gauges are dropped."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -48,12 +48,12 @@ class MergedMetrics:
         self._lives: dict[str, int] = {}
         self._latest: dict[str, _Values] = {}
         # The parent's start time is used. A worker's start time would change with each replacement, and Prometheus
-        # would take that for a reset.
+        # would take the change for a reset.
         self._began = [one for one in ProcessCollector(registry=None).collect() if one.name == _START]
 
     def take(self, name: str, life: int, text: str) -> None:
-        """Store the metrics text of this life of the named process. Queries overlap, so the text may be older than a
-        stored one or come from a process that has ended."""
+        """Store the metrics text of the process with this name and number. Queries overlap, so the text may be older
+        than the stored text or come from a process that has ended."""
         self.forget(name, life)
         if life < self._lives[name]:
             return
@@ -64,7 +64,7 @@ class MergedMetrics:
         self._latest[name] = read
 
     def forget(self, name: str, life: int) -> None:
-        """End all lives before this one: keep their counts and drop their gauges."""
+        """Mark all earlier processes of this name as ended: keep their counts and drop their gauges."""
         if life > self._lives.get(name, -1):
             self._lives[name] = life
             for key, value in self._latest.pop(name, {}).items():

@@ -3,9 +3,10 @@
 This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
 parent's pipe, drains the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
 
-By default the collector runs after a number of new objects. A request leaves almost none, so hours may pass between
-runs. But one cycle may keep a request's body and a partial response in memory, which are megabytes for each failed
-call. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries leave some.
+By default Python's cycle collector runs after a number of new objects. A request leaves almost no new objects, so hours
+may pass between runs. But one cycle may keep a request's body and a partial response in memory, which are megabytes for
+each failed call. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries
+leave some.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
@@ -135,16 +136,16 @@ def time_to_cut(drain: float) -> float:
 class StopSignals:
     """Handles SIGTERM, SIGINT and the parent's end, from its creation on, so a signal during the start is not lost.
 
-    The C signal handler writes the signal's number into a pipe, whatever the main thread does, and a thread reads it.
-    So the deadline applies even if the event loop hangs. `drain` is the number of seconds for a drain.
+    The C signal handler writes the signal's number into a pipe, whatever the main thread does, and a separate thread
+    reads the pipe. So the deadline applies even if the event loop hangs. `drain` is the number of seconds for a drain.
     """
 
     def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
-        """Set by SIGHUP: the settings must be read again. A worker ignores this event, because its parent reads the
-        settings."""
+        """SIGHUP sets this event, which means that the settings must be read again. A worker ignores this event,
+        because its parent reads the settings."""
         self.replaced = False
         """Whether another process has replaced this one."""
         self._terminal = on_terminal()
@@ -163,7 +164,7 @@ class StopSignals:
 
     @property
     def finish_seconds(self) -> float:
-        """The seconds of a drain in which requests may finish. Requests that remain after that are cut."""
+        """The seconds of a drain in which requests may finish. Requests that still run after these seconds are cut."""
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
@@ -191,7 +192,7 @@ class StopSignals:
         """Wait for the first signal or the parent's end, then drain. A second signal ends the drain early.
 
         Returns whether all requests in flight finished. One log line reports the requests in flight and the drain's
-        seconds, and another one reports the result.
+        seconds, and another line reports the result.
         """
         await self._first.wait()
         _log.info(

@@ -33,9 +33,9 @@ _SHORT = Path("/tmp")
 def run_folder(
     data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
 ) -> Iterator[Path]:
-    """Create the run's folder below the data folder, and remove it at the end of the block. If socket paths would be
-    too long there, the folder is below `short`. `forget` gets the folder of each killed run and removes what that run
-    left elsewhere."""
+    """Create the run's folder below the data folder, and remove it at the end of the block. If socket paths below the
+    data folder would be too long, the folder is below `short`. `forget` gets the folder of each killed run and removes
+    what that run left elsewhere."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"
@@ -89,7 +89,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _clear(above: Path, forget: Callable[[Path], object]) -> None:
-    """Remove the folders of killed runs. Their locks are free."""
+    """Remove the folders of killed runs. A free lock shows that a run was killed."""
     for lock in above.glob("antiphon-*/lock"):
         with contextlib.suppress(OSError), lock.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -101,7 +101,7 @@ class Supervised:
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
-        """Keep a child running. Raises `GivenUp`, `NotStarted` or `ConfigError` when it cannot."""
+        """Keep a child running. Raises `GivenUp`, `NotStarted` or `ConfigError` when another start would not help."""
         quick = 0
         while True:
             self._ready = False
@@ -121,8 +121,8 @@ class Supervised:
             self.hung, self.died = self.hung + hung, self.died + (not hung)
 
     async def _start_it(self) -> Child:
-        """Start a child. Once all processes were ready, it retries for as long as needed, because the other processes
-        still serve."""
+        """Start a child. Once all processes were ready, `_start_it` retries for as long as needed, because the other
+        processes still serve."""
         while True:
             try:
                 return await self._start()

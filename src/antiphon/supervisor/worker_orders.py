@@ -3,8 +3,7 @@
 The socket is the worker's standard input, and this module has both of its ends. `generation.py` and `early_ends.py`
 define the orders.
 
-Invariants: no other process can send orders to a worker. A child gets at most one order in its life that requires an
-answer.
+Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Orders:
 
 def own_end() -> socket.socket | None:
     """Return the worker's end of the socket, or None if standard input is no socket. Child processes of the worker
-    cannot read it."""
+    cannot read from this socket."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         return None
     ours = socket.socket(fileno=os.dup(0))
@@ -66,7 +65,7 @@ Obey = Mapping[str, Callable[[dict[str, object]], object]]
 
 @asynccontextmanager
 async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]:
-    """While the block runs, handle the parent's orders. Does nothing without a parent."""
+    """While the block runs, handle the parent's orders. Without a parent, `obeying` does nothing."""
     task = asyncio.ensure_future(take_orders(ours, obey)) if ours is not None else None
     try:
         yield
@@ -86,7 +85,7 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
             if "answer" in order:
                 writer.write(b"\n")
     except ConnectionError:
-        # The parent has ended. The parent's pipe reports that as well.
+        # The parent has ended. The worker also notices this end by the parent's pipe.
         pass
     finally:
         writer.close()

@@ -1,1 +1,1 @@
-"""Outgoing calls: model and embeddings requests, and files that clients name by URL."""
+"""Makes outgoing calls: model and embeddings requests, and downloads of files that clients name by URL."""

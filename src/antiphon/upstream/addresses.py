@@ -24,7 +24,7 @@ _NOT_PUBLIC_4 = tuple(
         "100.64.0.0/10",  # Carrier-grade NAT; cloud providers also use it for internal services.
         "127.0.0.0/8",
         "168.63.129.16/32",  # The address at which Azure's virtual machines reach their host.
-        "169.254.0.0/16",  # link-local; 169.254.169.254 is the metadata of most clouds
+        "169.254.0.0/16",  # Link-local; 169.254.169.254 is the metadata service of most clouds.
         "172.16.0.0/12",
         "192.0.0.0/24",  # Protocol assignments; 192.0.0.192 is Oracle's metadata service.
         "192.0.2.0/24",

@@ -5,7 +5,7 @@ the connections, and the package `translation` interprets the bytes.
 
 Invariants: the client follows no redirect. A failed call always raises `UpstreamCallFailed`, whose detail contains no
 header and no body. If the caller leaves a call before its end, the connection closes immediately. To keep the
-connection, the runner reads a little further after `[DONE]`, until the end of the body.
+connection, the runner reads a response after `[DONE]` until the end of its body.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class HttpUpstream:
     `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
     includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
     body that is not an event stream. The translation limits the text of event streams. If a reused connection breaks
-    within `stale_seconds`, the server closed it before it saw the request. The client then sends the request again.
+    within `stale_seconds`, the server closed it before it saw the request. In that case the client sends the request
+    again.
     """
 
     def __init__(
@@ -155,8 +156,8 @@ class _UpstreamAnswer:
                     try:
                         raise failure
                     finally:
-                        # The failure's traceback refers to this frame, and the frame to the failure. Deleting the
-                        # variable breaks this cycle.
+                        # The failure's traceback refers to this frame, and the frame refers to the failure. Deleting
+                        # the variable `failure` breaks this cycle.
                         del failure
                 if not part:
                     return
@@ -223,7 +224,7 @@ def _let_go(error: BaseException) -> None:
 
 def _left_over(content: aiohttp.StreamReader) -> bytes:
     """Return the bytes that arrived before the failure. aiohttp's reader would raise the failure before it returns
-    them."""
+    these bytes."""
     content.set_exception(None)  # type: ignore[arg-type]  # lets the reader continue; the caller has the failure
     return content.read_nowait()
 
@@ -240,7 +241,7 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host name cannot be resolved"
     if isinstance(error, aiohttp.client_exceptions.UnixClientConnectorError):
-        # The client reaches only Envoy over a Unix socket, never an upstream.
+        # Only Envoy is reached over a Unix socket, never an upstream.
         return f"{NO_MODEL_DOOR} ({os.strerror(error.errno or 0)})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()

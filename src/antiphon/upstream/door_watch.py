@@ -1,16 +1,17 @@
 """Detects whether Antiphon's own Envoy went away when a call through it breaks off.
 
 While a background response runs, the process holds one idle connection to the model listener of Envoy. This module
-interprets the end of that connection. `client.py` makes the calls, and `engine/running/workers.py` decides what happens
-to the response.
+interprets the end of the idle connection. `client.py` makes the calls, and `engine/running/workers.py` decides what
+happens to the response.
 
 On the call's own connection, a model server that breaks off its response and an Envoy that dies look the same. On
 another connection the two cases differ. The model server ends only the call, but a dead Envoy (or a closed listener)
-ends all connections. Envoy also closes an idle connection when it is too old. The watch then connects again, and
-ignores that end after a moment. An Envoy that hangs ends no connection and answers no request. So the watch also sends
-Envoy a request and waits for an answer.
+ends all connections. Envoy also closes an idle connection when it is too old. In that case the watch connects again,
+and ignores the end after a moment. An Envoy that hangs ends no connection and answers no request. So the watch also
+sends Envoy a request and waits for an answer.
 
-Invariants: each watch holds at most one idle connection, and none after it ends. The request to Envoy has a timeout.
+Invariants: each watch holds at most one idle connection, and none after the watch ends. The request to Envoy has a
+timeout.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _ANSWER_SECONDS = 2.0
 _QUESTION = b"GET / HTTP/1.1\r\nhost: model-door\r\nconnection: close\r\n\r\n"
 """A request to the model listener. Any response shows that Envoy runs."""
 _GRACE = 1.0
-"""The seconds within which the ends of two connections count as one event."""
+"""If two connections end within this many seconds, the watch treats their ends as one event."""
 
 
 class EnvoyDoorWatch:
-    """Watches one connection to Envoy's model listener. `watch_door` creates it."""
+    """Watches one connection to Envoy's model listener. `watch_door` creates this object."""
 
     def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
         self._target = target
@@ -44,8 +45,8 @@ class EnvoyDoorWatch:
         """Set when the first connection is open or has failed."""
 
     async def gone(self, at: float) -> bool:
-        """Whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time of the
-        event loop."""
+        """Whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time on the
+        event loop's clock."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while self._gone_at < at - self._grace:

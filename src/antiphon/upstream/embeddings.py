@@ -52,7 +52,7 @@ class HttpEmbedder:
 
     @property
     def model(self) -> str:
-        """The model's name, followed by the number of dimensions if the settings have one."""
+        """The model's name, followed by the number of dimensions if the settings contain that number."""
         return (
             f"{self._settings.model}/{self._settings.dimensions}" if self._settings.dimensions else self._settings.model
         )

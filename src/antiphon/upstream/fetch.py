@@ -4,10 +4,10 @@ This module fetches all files of a request, with guards and limits. `addresses.p
 and the package `translation` uses the files.
 
 The guards check the URL's scheme and port, and refuse credentials in it. The guards also resolve the host and check
-every address. The connection goes to one of the checked addresses, and the socket refuses any other. So a name that
-resolves differently a moment later gains nothing. Each redirect is a new URL that gets the same checks. A fetch uses no
-cookies, proxies or credentials. Limits apply to the total size of all files, the total time, the number of files and
-redirects, and the number of concurrent fetches.
+every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So an
+attacker gains nothing from a name that resolves differently a moment later (DNS rebinding). Each redirect is a new URL
+that gets the same checks. A fetch uses no cookies, proxies or credentials. Limits apply to the total size of all files,
+the total time, the number of files and redirects, and the number of concurrent fetches.
 
 Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists.
 """
@@ -40,7 +40,7 @@ from antiphon.upstream.addresses import AddressRule
 _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Resolves a host and a port to addresses. Raises `OSError` when there are none."""
+"""Resolves a host and a port to addresses. Raises `OSError` when the host has no address."""
 LookUp = Callable[..., Sequence[tuple[int, int, int, str, tuple[str | int | bytes, ...]]]]
 """The signature of `socket.getaddrinfo`."""
 
@@ -56,7 +56,8 @@ _NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_
 _NUMERIC_END = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?$")
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _GENERAL_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
-# Only the standard library's table is used. The files of a machine must not change which types are accepted.
+# Media types come only from the standard library's table. The files of a machine must not change which types are
+# accepted.
 _TYPES = MimeTypes(filenames=())
 _TYPES.add_type("text/markdown", ".md")
 _TYPES.add_type("application/yaml", ".yaml")

@@ -37,7 +37,7 @@ _DEFAULTS: Headers = (("user-agent", "antiphon"), ("accept-encoding", "identity"
 # Servers close idle connections without notice (uvicorn and Node after 5 s), so the pool closes them a little earlier.
 _IDLE_SECONDS = 4.0
 _READ_BYTES = 256 * 1024
-# A larger body is sent in chunks, so that it does not block the event loop.
+# A body above this size is sent in chunks, so that the write does not block the event loop.
 _LARGE_BODY = 1 << 20
 _PART = 64 * 1024
 _STALE_CONNECTIONS = 3
@@ -63,8 +63,8 @@ class Connections:
     """The connections to one target. Connections are opened when a call needs them and kept for a while. The
     constructor needs a running event loop.
 
-    If a reused connection breaks within `stale_seconds`, the server closed it before it saw the request. The request is
-    then sent again.
+    If a reused connection breaks within `stale_seconds`, the server closed it before it saw the request. In that case
+    `send` sends the request again.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:
@@ -159,7 +159,7 @@ class Connections:
             if name in given:
                 headers.add(name, value)
             else:
-                # The request may replace a default header, such as the user agent.
+                # A request may replace a default header, such as the user agent.
                 headers[name] = value
                 given.add(name)
         if request.body or request.method != "GET":
@@ -177,7 +177,7 @@ class Connections:
                 return head, content
 
     async def aclose(self) -> None:
-        """Close all connections. `send` fails after this."""
+        """Close all connections. `send` fails after `aclose`."""
         await self._connector.close()
 
 
@@ -201,7 +201,7 @@ def server_name(target: UpstreamTarget) -> str | None:
 
 
 class HttpAnswer:
-    """A response whose head has arrived. The holder must close it."""
+    """A response whose head has arrived. The holder must close the response."""
 
     def __init__(
         self,

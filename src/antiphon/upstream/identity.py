@@ -1,7 +1,7 @@
-"""Identifies upstreams that have no configured profile, once they can be reached.
+"""Identifies upstreams that have no configured profile, as soon as these upstreams answer.
 
-The process requests the model list of each upstream, and this module decides when. `translation/profiles` recognizes
-the kind of server. `engine/exchange/model_routes.py` applies the profile.
+This module requests the model list of each upstream and decides when to retry. `translation/profiles` recognizes the
+kind of server. `engine/exchange/model_routes.py` applies the profile.
 
 Invariant: no client request waits for the identification. The process asks an upstream with growing pauses until it has
 answered once. The process sends the gateway's own credentials or none. Each attempt has a timeout, and no attempt
@@ -102,7 +102,7 @@ class ServerIdentities:
                 if len(body) > _MAX_BYTES:
                     return ""
         if answer.status >= 500:
-            # Envoy sends such a status while its cluster is down, and a server while it loads its model.
+            # Envoy sends a 5xx status while the upstream is down, and a server sends one while it loads its model.
             return None
         try:
             listed = decode_any(bytes(body))

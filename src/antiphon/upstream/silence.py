@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 class Silence:
-    """Calls `tell` once, when a wait for bytes has lasted this many seconds. `stop` ends the watch."""
+    """Calls `tell` once, when a wait for bytes has lasted this many seconds. `stop` cancels the timer."""
 
     __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
 

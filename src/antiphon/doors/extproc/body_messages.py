@@ -1,13 +1,13 @@
 """Encodes and decodes ext_proc messages that carry a body chunk. Nearly all messages of a stream have this form.
 
 This module handles `ProcessingRequest` and `ProcessingResponse` messages that contain only a body chunk. `wire.py`
-handles other messages and unusual encodings with the generated classes.
+handles other messages and unusual encodings with the generated protobuf classes.
 
-The generated classes take 0.8 µs for a chunk in each direction, half of the time of its translation. This module takes
-0.4 µs to read and 0.15 µs to write a chunk.
+The generated protobuf classes take 0.8 µs for a chunk in each direction. That is half of the time that the chunk's
+translation takes. This module takes 0.4 µs to read and 0.15 µs to write a chunk.
 
-Invariant: this code reads and writes byte for byte what the generated classes would read and write (a test compares
-them). The generated classes still handle every message with an unusual encoding.
+Invariant: this code reads and writes byte for byte what the generated protobuf classes would read and write (a test
+compares them). The generated classes still handle every message with an unusual encoding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decompresses an upstream response that is compressed although the request did not accept compression.
 
-This module decodes gzip and deflate bodies that arrive in chunks of any size. The decoders follow aiohttp's rules,
-which the HTTP server applies. A gzip body may have several members, deflate may lack its zlib form, and no bytes may
-follow the end. The exchange decides what happens after a damaged body.
+This module decodes gzip and deflate bodies that arrive in chunks of any size. The decoders follow the same rules as
+aiohttp, which the HTTP server uses. A gzip body may have several members, deflate may lack its zlib form, and no bytes
+may follow the end. The exchange decides what happens after a damaged body.
 
 Invariant: a decoder stores a fault and never raises it. One input chunk produces at most `MAX_PER_PART` bytes.
 """

@@ -2,8 +2,8 @@
 
 This module has pure functions and the message splitter. `transport_http2.py` handles HTTP/2 and sockets.
 
-Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` returns the same messages however the bytes are
-split.
+Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` returns the same messages for any split of the
+received bytes.
 """
 
 from __future__ import annotations

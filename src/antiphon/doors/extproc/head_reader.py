@@ -1,16 +1,16 @@
 """Decodes ext_proc header messages, with a small cache for repeated headers.
 
 This module decodes `ProcessingRequest` messages with request or response headers. `wire.py` handles other messages and
-unusual encodings with the generated classes.
+unusual encodings with the generated protobuf classes.
 
-With the generated classes a small request would take 7 % more instructions in interpreted code, and 15 % more in the
-compiled build (docs/explanation/performance.md).
+With the generated protobuf classes a small request would take 7 % more instructions (15 % in the compiled build)
+(docs/explanation/performance.md).
 
-The cache holds only short headers whose names are in `_HARMLESS`, and none of these carries a credential. Other headers
-are decoded each time, so no secret value of a client outlives its request.
+The cache holds only short headers whose names are in `_HARMLESS`, and none of these headers carries a credential. Other
+headers are decoded each time, so no secret value of a client outlives its request.
 
-Invariant: this code reads what the generated classes would read (a test compares them). The generated classes still
-handle every message with an unusual encoding. The cache has a size limit.
+Invariant: this code reads what the generated protobuf classes would read (a test compares them). The generated classes
+still handle every message with an unusual encoding. The cache has a size limit.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ class Call:
         if waiter is None:
             return
         if waiter.done():
-            # The waiter was cancelled.
+            # The processor's wait was cancelled.
             self.waiter = None
             return
         message = self.receive_now()

@@ -179,7 +179,7 @@ class Http2Connection:
             return
         headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            # The peer may have reset the stream already.
+            # The write may fail, because the peer may have reset the stream already.
             with contextlib.suppress(NGH2Error):
                 self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
@@ -229,7 +229,7 @@ class Http2Connection:
         except CallFailed as failed:
             call.finish(failed.status, failed.message)
             return
-        # The peer may have reset the stream already.
+        # The write may fail, because the peer may have reset the stream already.
         with contextlib.suppress(StreamClosed):
             self.send(call, answer)
         call.finish(GrpcStatus.OK)

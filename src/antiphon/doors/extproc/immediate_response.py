@@ -10,17 +10,17 @@ Rules, verified against Envoy 1.40.0:
 - A streamed immediate response begins with its head, which includes `:status`. The response ends with exactly one
   `end_of_stream`, because the client waits until this flag arrives.
 - Envoy cancels the call within milliseconds after the end of the response, and also after a client disconnects. When
-  Envoy cancels the call, the code closes the generator explicitly, which ends the model call. It does not wait for the
-  garbage collector to close the generator.
+  Envoy cancels the call, the code closes the generator explicitly, which ends the model call. The code does not leave
+  this to the garbage collector.
 - A client that reads slowly does not slow the sidecar down, because Envoy buffers all bytes of an immediate response.
   So each stream has a maximum size, which includes its final events. `Ahead` delays a stream that is written faster
   than clients read.
 
 The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. The estimate
-assumes that a client reads at `RATE`, several times as fast as models write. All bytes written beyond that rate count
-as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The listener cuts
-off a client that reads nothing (`timeouts.send`). Until the listener cuts off such a client, Envoy buffers at most the
-stream's share plus the bytes at `RATE`. Envoy never buffers more than the maximum size of a stream.
+assumes that a client reads at `RATE`, several times as fast as models write. All bytes that are written faster than
+`RATE` count as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The
+listener cuts off a client that reads nothing (`timeouts.send`). Until the listener cuts off such a client, Envoy
+buffers at most the stream's share plus the bytes at `RATE`. Envoy never buffers more than the maximum size of a stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
@@ -58,8 +58,7 @@ SHARE: Final = 8 << 20
 not wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
-"""How often the final events repeat the whole text: in the text's, the part's, the item's and the response's final
-event."""
+"""The number of final events that repeat the whole text: those of the text, the part, the item and the response."""
 
 
 async def answer_whole(

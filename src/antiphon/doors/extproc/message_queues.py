@@ -1,10 +1,10 @@
 """Reads and sends the messages of one stream without waiting: takes messages that have arrived, and sends as much as
 the transport accepts.
 
-`Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any was sent. `peer.py`
-waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds their content.
-`stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide when Envoy accepts an
-answer.
+`Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any message was sent.
+`peer.py` waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds the
+content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide
+when Envoy accepts an answer.
 
 Invariants: messages keep their order, and each is delivered once. Joining chunks loses and duplicates no byte of a
 body.
@@ -46,13 +46,14 @@ class Inbox:
         # The message that follows the joined chunks of a body.
         self._next: Received | None = None
         self.drained = False
-        """Whether the last read took every message that had arrived. The caller must then wait for the next one."""
+        """Whether the last read took every message that had arrived. If so, the caller must wait for the next
+        message."""
 
     def receive_now(self) -> Received | None:
         """Return the next message, or None when none has arrived.
 
-        A chunk of the upstream's body is joined with the chunks that follow and have arrived. The cost of a message is
-        about the same as the cost of several chunks in it, and a busy Envoy delivers many chunks together.
+        A chunk of the upstream's body is joined with the chunks that follow and have arrived. Handling one message
+        costs about as much as translating several chunks, and a busy Envoy delivers many chunks together.
         """
         received = self._next
         if received is not None:
@@ -102,8 +103,8 @@ class Outbox:
         self.answered = False
         """Whether any answer was sent to Envoy."""
         self.full = False
-        """Whether the transport's queue is full. The caller must then wait for room, even when it has no more
-        messages."""
+        """Whether the transport's queue is full. If so, the caller must wait for room, even when it has no more
+        messages to send."""
 
     def send_now(self, messages: list[bytes]) -> bool:
         """Send messages from the list until the transport would have to wait, and remove the sent ones. Returns whether

@@ -32,9 +32,9 @@ class ProtocolError(AntiphonError):
 
 @dataclass(slots=True)
 class ClientRequest:
-    """One client request. `path` has no query string; `query` has it. `is_exchange` is True for a request that creates
-    a response. `trace` has the trace headers of Envoy's span, if Envoy traces. `trailers` is True when the request
-    ended with trailers."""
+    """One client request. `path` is the path without the query string, which is in `query`. `is_exchange` is True for a
+    request that creates a response. `trace` has the trace headers of Envoy's span, if Envoy traces. `trailers` is True
+    when the request ended with trailers."""
 
     method: str
     path: str
@@ -48,8 +48,8 @@ class ClientRequest:
 
 
 def is_refused_before(opening: Received) -> bool:
-    """Whether an earlier Envoy filter, such as a rate limit, has already answered the client with a 4xx status. Envoy
-    then sends only this response to the sidecar. A response head with another status comes first only if
+    """Whether an earlier Envoy filter, such as a rate limit, has already answered the client with a 4xx status. In that
+    case Envoy sends only this response to the sidecar. A response head with another status comes first only if
     `request_header_mode` is wrong."""
     return opening.kind is _RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
 
@@ -80,7 +80,7 @@ def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
         return context.owners.resolve(request.headers)
     path = request.path
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
-        # The router also has private paths (metrics), but requests through Envoy may reach only public ones.
+        # The router also has private paths (metrics), but requests through Envoy may reach only public paths.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
     return NO_CALLER if context.router.is_open(path) else context.owners.resolve(request.headers)
 

@@ -18,7 +18,8 @@ _AFTER_THE_END = 5.0
 
 
 class StreamCut(AntiphonError):
-    """The client's response cannot be completed. The sidecar must break off the stream, because no bytes may follow."""
+    """The client's response cannot be completed. The sidecar must break off the stream, because a normal end would make
+    the response look complete."""
 
 
 class Peer:

@@ -4,8 +4,8 @@ one ext_proc stream.
 This module waits for Envoy, sends to it, and performs the runner's actions. While the stream is silent, it runs timed
 actions, without a task or a lock per message. `relay_state.py` decides the content and the order of the answers.
 
-Invariants: an action during silence and the handling of a message never overlap. When such an action fails, the stream
-fails.
+Invariants: an action during silence and the handling of a message never overlap. When an action during silence fails,
+the stream fails.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Interludes:
                 self._running.cancel()
                 await asyncio.wait({self._running})
         finally:
-            # A cancelled task and a raised exception keep their frames, and these refer to this object.
+            # A cancelled task and a raised exception keep their stack frames, and these frames refer to this object.
             self._owner = self._failure = None
 
     def _wake(self) -> None:

@@ -1,4 +1,5 @@
-"""Implements the state machine of one relayed exchange, without IO: the sidecar's answers to Envoy, and their order.
+"""Implements the state machine of one relayed exchange, without IO: which messages the sidecar sends to Envoy, and
+when.
 
 This module knows which answers Envoy accepts at which point of a stream, and it computes deadlines. `relay.py` waits,
 sends and runs timers. `wire.py` encodes messages. `engine/exchange/response_exchange.py` decides the content of the

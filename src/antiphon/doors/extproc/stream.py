@@ -7,7 +7,8 @@ call, and `immediate_response.py` sends local answers. `wire.py` encodes message
 All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The rules of this module:
 
 - The sidecar sends no answer before it has the whole request. The first answer decides whether Envoy makes the model
-  call (relay) or this process answers (local). Only an early refusal is sent before that, as an immediate response.
+  call (relay) or this process answers (local). Only an early refusal is sent before the request's end, as an immediate
+  response.
 - If a handler ended without an answer, Envoy would send the untranslated request upstream, even an incomplete one. So
   `serve_stream` answers or raises, and its caller aborts the call after an exception.
 - A request that ended with trailers is never relayed.
@@ -241,8 +242,8 @@ async def _serve_exchange(
                 reason = CancelReason.CLIENT_GONE if answer is None else answer.reason_of_the_end
                 if context.admission.closed:
                     reason = CancelReason.SHUTTING_DOWN
-                # When a client leaves, the stream of messages ends first, and a cancellation follows. The store must be
-                # updated in spite of it.
+                # When a client leaves, the stream of messages ends first, and a cancellation follows. `to_the_end`
+                # completes the write to the store in spite of the cancellation.
                 await to_the_end(context.runner.abandon(exchange, reason))
         finally:
             if answer is not None and answer.finish is not None:

@@ -4,9 +4,9 @@ This module has the gRPC server's options, its handlers and the stream adapter. 
 controls access.
 
 Invariants: every call ends with a status. An exception in one call never affects another call. The transport reads no
-message of a peer without the secret, because gRPC's server would buffer a message of any size. So the transport answers
-the health check of a peer without the secret without reading the service's name. The health check then returns the
-status of the whole process.
+message of a peer without the secret, because gRPC's server would buffer a message of any size. So the transport does
+not read a health check of a peer without the secret. Such a check returns the status of the whole process, whichever
+service its message names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _OPTIONS = (
     # and its calls.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Two processes on one port would not share the load, and the option would hide the mistake.
+    # Port sharing is off, because two processes on one port would not share the load, and the mistake would stay
+    # hidden.
     ("grpc.so_reuseport", 0),
 )
 
@@ -123,8 +124,7 @@ class GrpcioTransport:
         await self._serve(context, _presented(context), self._calls.standard(path, _GrpcioStream(context)))
 
     async def _serve(self, context: _Context, presented: Presented, work: Coroutine[object, object, None]) -> None:
-        """Run a call if its peer has the secret. If its peer has no secret, end the call with the status of the
-        refusal."""
+        """Run a call if its peer has the secret. Without the secret, end the call with the status of the refusal."""
         try:
             if (refusal := self._calls.refusal(presented)) is not None:
                 work.close()

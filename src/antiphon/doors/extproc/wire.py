@@ -1,15 +1,16 @@
-"""Converts ext_proc messages to and from plain values. No other file uses the generated message classes.
+"""Converts ext_proc messages to and from plain values. No other file uses the generated protobuf classes.
 
 `head_reader.py` decodes the usual header messages, and `body_messages.py` handles the usual body chunks. `stream.py`,
 `relay.py` and `immediate_response.py` decide when Envoy accepts an answer.
 
-This module encodes header changes and metadata by hand. The generated classes take twice the time, because they create
-an object for each field of each header. Most headers are equal in every answer, so this module caches their bytes.
+This module encodes header changes and metadata by hand. The generated protobuf classes take twice the time, because
+they create an object for each field of each header. Most headers are equal in every answer, so this module caches their
+bytes.
 
 Invariants: header values are in the field `raw_value`, because Envoy treats values in the field `value` as empty.
 Setting a header replaces the existing one; several values of one name become one header with a list. Header bytes that
-are not UTF-8 survive the round trip. The cache never holds a value that may be a credential. The generated classes
-decode the hand-written bytes to the same values (a test compares them).
+are not UTF-8 survive the round trip. The cache never holds a value that may be a credential. The generated protobuf
+classes decode the hand-written bytes to the same values (a test compares them).
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""Contains the HTTP server: the same core over HTTP, publicly and on the sidecar's private port."""
+"""Contains the HTTP server. It serves the same core as the ext_proc server, on the public port and on the sidecar's
+private port."""

@@ -84,7 +84,7 @@ class DoorServer(web.Server):
         self._fewer.set()
 
     def hurry(self, seconds: float) -> None:
-        """Shorten the time that clients have to read written bytes to `seconds`, also on open connections."""
+        """Shorten `send_seconds` to `seconds`, also for open connections."""
         self.send_seconds = min(self.send_seconds, seconds)
         for connection in self._open:
             connection.hurry()
@@ -118,10 +118,10 @@ class _Request(web.BaseRequest):
     """A request that decides whether its response has `connection: close`. aiohttp reads `keep_alive` whenever it
     writes a response head.
 
-    The connection closes during a drain, and after a request that makes the next request on it unsafe. The parser of
-    aiohttp adds the last trailer of a chunked body to the head of the next request. The parser also parses the body of
-    a CONNECT as requests, and drops bytes that arrive together with an upgrade request. Such a fault could affect other
-    clients, because a proxy may share one connection among several clients.
+    The connection closes during a drain, and after a request that makes the next request on the connection unsafe. The
+    parser of aiohttp adds the last trailer of a chunked body to the head of the next request. The parser also parses
+    the body of a CONNECT as requests, and drops bytes that arrive together with an upgrade request. Such a fault could
+    affect other clients, because a proxy may share one connection among several clients.
     """
 
     def __init__(self, message: RawRequestMessage, *given: Any, leaving: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ class HttpConnection(web.RequestHandler):
         self._send_timer: asyncio.TimerHandle | None = None
         # The number of requests that have begun, and the number of requests that were answered.
         self._begun_requests = self._answered = 0
-        # Whether the client has sent any byte since the last response, and the first bytes that it sent.
+        # Whether the client has sent any byte since the last response, and the first bytes that the client sent.
         self._has_spoken = False
         self._begun = b""
         self._heard_at = 0.0
@@ -235,7 +235,7 @@ class HttpConnection(web.RequestHandler):
             self._send_timer = None
 
     def hurry(self) -> None:
-        """Restart a running write timeout with the server's shortened time."""
+        """Restart a running write timeout with the server's shortened `send_seconds`."""
         timer, seconds = self._send_timer, self._door.send_seconds
         if timer is not None and timer.when() > self._clock.time() + seconds:
             timer.cancel()
@@ -244,8 +244,8 @@ class HttpConnection(web.RequestHandler):
     def _is_stuck(self) -> None:
         if self.transport is not None:
             _log.info("client_stopped_reading", seconds=self._door.send_seconds)
-            # A normal close would wait until the client has read all bytes. Without a reset the kernel would wait for
-            # that too.
+            # A normal close would wait until the client has read all bytes, and without a reset the kernel would also
+            # wait.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 

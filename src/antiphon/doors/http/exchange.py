@@ -62,7 +62,7 @@ class ExchangeAnswer:
                 finish = await self._runner.go_on(self._exchange, lambda: leaving() is _STOPPING)
                 self.outcome = finish.outcome if finish is not None else self.outcome
             # The client may leave while the process stops, which causes a second cancellation. `to_the_end` shields the
-            # write of the abandoned response from it.
+            # write of the abandoned response from that cancellation.
             await to_the_end(self._runner.abandon(self._exchange, leaving()))
             raise
         except Exception as error:

@@ -4,8 +4,8 @@ This module binds TCP ports and Unix sockets, accepts connections, and makes cli
 `doors/listening.py` computes the limit, `connection.py` implements the connections, and `server.py` serves the
 requests.
 
-This module accepts connections itself, because libuv (since 1.45) accepts one connection per iteration of the event
-loop. Under load the iterations are long, so queued connections would wait for a second while open connections are
+This module accepts connections itself, because libuv (since 1.45) would accept only one connection per iteration of the
+event loop. Under load the iterations are long, so queued connections would wait for a second while open connections are
 served again and again. This module accepts all queued connections in one iteration.
 
 Invariants: a Unix socket file has its mode before any client can connect, and the listener removes only its own file.

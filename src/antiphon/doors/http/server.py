@@ -5,9 +5,9 @@ also drains the server and writes one log line per request. `api/router.py` rout
 the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
-and every error response has OpenAI's error object. The server accepts headers that only a trusted gateway may set over
-a Unix socket or with the shared secret. Over other connections the server removes these headers. The server reads an
-upload from the socket only as fast as the endpoint consumes it, so a slow disk slows the client down.
+and every error response has OpenAI's error object. Only a trusted gateway may set certain headers. The server removes
+them unless the request came over a Unix socket or has the shared secret. The server reads an upload from the socket
+only as fast as the endpoint consumes it, so a slow disk slows the client down.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """Set when this server makes the response. Such a request gets the log line of a response instead of the log line
-    of a request."""
+    """This field is set when this server makes the response. Such a request gets the log line of a response instead of
+    the log line of a request."""
     outcome: str = ""
     added: Headers = ()
     """Headers that the server adds to every response."""
@@ -123,7 +123,7 @@ class HttpDoor:
         server = DoorServer(
             self._handle,
             head_seconds=self._context.timeouts.request,
-            # A proxy keeps connections for an hour, and the proxy must be the side that closes them.
+            # A proxy keeps connections for an hour, and the proxy must close them before this server does.
             idle_seconds=3_630.0 if self._private else 120.0,
             send_seconds=self._context.timeouts.send,
             leaving=lambda: self._context.admission.leaving,
@@ -134,11 +134,11 @@ class HttpDoor:
 
     async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
         """Drain the server: refuse new requests and wait for those in flight. Returns False when the drain takes longer
-        than `seconds`. Health checks are still answered.
+        than `seconds`. The server still answers health checks.
 
         During the first `notice` seconds the server still serves new requests, `/ready` fails, and every response has
-        `connection: close`. A connection that is open after that may send one more request, because its client may not
-        have seen `connection: close`. So the drain ends when the open connections have sent no byte for `quiet`
+        `connection: close`. A connection that is open after the notice may send one more request, because its client
+        may not have seen `connection: close`. So the drain ends when the open connections have sent no byte for `quiet`
         seconds. `quiet` defaults to `notice`.
         """
         admission, server = self._context.admission, self._server
@@ -194,7 +194,7 @@ class HttpDoor:
         given = sent_id(headers)
         call = _RequestRecord(given or new_id("req"), request.method)
         call.headers = headers if given else with_own_id(headers, call.id)
-        # Behind Envoy, Envoy's CORS filter adds these headers.
+        # On the private port, Envoy's CORS filter adds the CORS headers instead.
         origins = () if self._private else context.cors_origins
         call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
         try:
@@ -240,7 +240,7 @@ class HttpDoor:
             self.send_away(_peer_address(request))
             return make_response(204, call.added, b"")
         if call.path == METRICS_PATH and not call.trusted:
-            # A client of this port without the gateway's rights must not see the metrics.
+            # A client that is not the trusted gateway must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
         caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
@@ -313,8 +313,8 @@ class HttpDoor:
         call.headers = headers
 
     def _check_single(self, request: web.BaseRequest) -> None:
-        """Refuse a request that repeats an identity header. With two values, one program may read the first and another
-        the last."""
+        """Refuse a request that repeats an identity header. If a header has two values, one program may read the first
+        and another program the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")

@@ -200,7 +200,8 @@ class WebSocketConnection:
     # The methods below read frames.
 
     async def _read(self) -> None:
-        """Read frames as they arrive. At most 16 frames wait for their turn. aiohttp answers pings during this."""
+        """Read frames as they arrive. At most 16 frames wait for their turn. While this method reads, aiohttp answers
+        pings."""
         try:
             while True:
                 message = await self._socket.receive()
@@ -384,7 +385,7 @@ class _Turn:
             self.frames = NativeFrames(lane, self._limit) if head.raw else EventFrames(lane, _told(head.headers))
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Return the frames to send for this output of the exchange. Returns none for a response that is not
+        """Return the frames to send for this output of the exchange. Returns no frames for a response that is not
         streamed."""
         if self._head is not None and self._head.streamed:
             return self.frames.feed(data)
