@@ -29,8 +29,7 @@ _INSIDE: Final = re.compile(
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*"
 )
 _CLOSING: Final = re.compile(r"\s*\}\s*")
-# The longest incomplete beginning that may still become the usual opening. Arguments with a longer beginning have
-# another form.
+# The longest prefix that may still become the opening `{"input": "`. Arguments with a longer prefix have another form.
 _LONGEST_OPENING: Final = 64
 
 
@@ -38,7 +37,7 @@ class _InputState(Enum):
     OPENING = auto()
     INSIDE = auto()
     CLOSING = auto()
-    # Arguments without the usual opening, which are parsed when they are complete.
+    # Arguments that do not open with `{"input": "` are parsed when they are complete.
     WHOLE = auto()
     BARE = auto()
 

@@ -89,7 +89,7 @@ PARAMS: Final = {
 
 # Behind Envoy, a call that fails in transport returns a reply that Envoy generates, with the words below.
 ENVOY_REPLIES: Final = (
-    # The upstream had accepted the request when the connection ended.
+    # The two replies below mean that the upstream had accepted the request when the connection ended.
     (b"upstream connect error or disconnect/reset before headers. reset reason: connection term", UpstreamFault.CUT),
     (
         b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "

@@ -9,7 +9,7 @@ the item in the added event is empty. The events of a shell call stream its comm
 diff, unless it deletes a file. All other native calls stream nothing.
 
 Invariant: arguments that do not have the expected form become a function call instead of a native item. So a client
-never runs an incomplete command. The deltas join to the content of the item.
+never runs an incomplete command. The deltas of a call join to the content of its item.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class HostedFunction:
 
     - `approval`: the sidecar asks the client before it runs a call.
     - `deferred`: in a request with tool search, the model sees the function only after a search has found it.
-    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. The sidecar sends any other
-      call at most once.
+    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. The sidecar sends a call of
+      any other function at most once.
     """
 
     kind: CallKind
@@ -150,7 +150,7 @@ class ToolMap:
 
     def remember(self, target: CallTarget) -> None:
         """Add a tool that the history calls and the request may no longer declare. A declared tool with the same name
-        wins."""
+        takes precedence."""
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def target(self, chat_name: str) -> CallTarget:

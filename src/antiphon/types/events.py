@@ -1,7 +1,7 @@
 """Stream events: one class for each event type that OpenAI's service sends.
 
-Lives here: names and fields. Not here: counters, ids and the order of events (`translation/events/builder.py`), and
-encoding events as server-sent events (`translation/events/encode.py`).
+Lives here: the names and fields of the events. Not here: counters, ids and the order of events
+(`translation/events/builder.py`), and encoding events as server-sent events (`translation/events/encode.py`).
 
 Invariant: `type` comes first and every event has a `sequence_number`.
 """

@@ -49,8 +49,8 @@ for _ending, _type in {
 
 
 def plain_name(name: str) -> str:
-    """The file name without its path, cut to 255 bytes; the cut keeps a short extension. Empty when no character
-    remains."""
+    """The file name without its path, cut to 255 bytes; the cut keeps a short extension. Empty when the name has no
+    allowed character."""
     name = _UNNAMEABLE.sub("", re.split(r"[/\\]", name)[-1]).strip()
     if name.strip(".") == "":
         return ""

@@ -1,7 +1,7 @@
 """Operations on JSON text as bytes, without decoding, for the hot path.
 
-Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes. Fragments can be
-joined and put between quotes to make a JSON string again. Not here: types of messages.
+Lives here: functions for fragments of JSON text. A *fragment* is the inside of a JSON string, still escaped, without
+its quotes. Fragments can be joined and put between quotes to make a JSON string again. Not here: types of messages.
 
 Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.
 """
@@ -83,8 +83,8 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: replace invalid UTF-8, and accept lone surrogates and NaN.
 
-    For an upstream's data that the strict decoder refused. Raises ValueError when the data is not JSON, or is nested
-    too deeply.
+    The function is for an upstream's data that the strict decoder refused. Raises ValueError when the data is not JSON,
+    or is nested too deeply.
     """
     try:
         return msgspec.json.decode(data)

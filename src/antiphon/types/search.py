@@ -1,7 +1,7 @@
 """A search query as values: attribute filters and ranking options.
 
-Lives here: the values. Not here: reading filters and options from a request (`translation/request/search_options.py`),
-and making a database query from them.
+Lives here: the types of filters and ranking options. Not here: reading filters and options from a request
+(`translation/request/search_options.py`), and making a database query from them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Attributes = Mapping[str, str | float | bool]
 class Filter:
     """A condition on the attributes of a file.
 
-    A comparison has `key` and `value` (a tuple for `in` and `nin`). A compound (`and`, `or`) has `parts`. A file that
-    lacks the attribute, or has a value of another type, matches only `ne` and `nin`.
+    A comparison has `key` and `value` (a tuple for `in` and `nin`). A compound filter (`and`, `or`) has `parts`. A file
+    that lacks the attribute, or has a value of another type, matches only `ne` and `nin`.
     """
 
     kind: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"]

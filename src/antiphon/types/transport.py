@@ -26,7 +26,7 @@ PICKER_REPLY: Final = "picker"
 separated by colons."""
 
 NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
-"""The cause of a model call that could not connect to Envoy's listener for model calls."""
+"""The failure cause of a model call that could not connect to Envoy's listener for model calls."""
 
 SECRET_HEADER: Final = "x-antiphon-secret"
 """The header with the secret that the sidecar shares with the gateway in front. The sidecar's ports accept only callers

@@ -150,7 +150,7 @@ def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not isinstance(octets, list) or not all(isinstance(octet, int) and 0 <= octet < 256 for octet in octets):
         octets = list(token.encode("utf-8", "replace"))
-    # JSON has no infinity, and a float cannot hold every integer. OpenAI's lowest value is -9999.
+    # JSON has no infinity, and a float cannot hold every integer. OpenAI's lowest log probability is -9999.
     return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
 
 

@@ -1,4 +1,4 @@
-"""Names the endings of an upstream's answer, and reads the servers' finish reasons.
+"""Defines the endings of an upstream's answer, and reads the servers' finish reasons.
 
 Lives here: the endings and the many spellings of `finish_reason`. Not here: choosing the ending of an answer
 (`stream.py`), the response that the client gets (`engine/exchange/client_answer.py`).

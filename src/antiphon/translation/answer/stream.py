@@ -1,4 +1,4 @@
-"""Turns chat chunks into builder calls.
+"""Turns chat chunks into calls of the response builder.
 
 Lives here: the builder calls for each field of a chunk, their order, and the ending of an answer. The limit of bytes
 that an upstream may send without output is here too. Comments, empty deltas and fields that the client did not request

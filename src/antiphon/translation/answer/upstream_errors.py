@@ -12,9 +12,10 @@ Not here:
 - the choice of the API key for a call (the HTTP server, the ext_proc server, Envoy).
 
 Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
-slow (5xx). Two kinds of statuses change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only
-the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known error gets OpenAI's
-code, even if the upstream uses another code. Clients, above all Codex, decide by the code whether to retry.
+slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A
+mistake that only the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known
+error gets OpenAI's code, even if the upstream uses another code. Clients, above all Codex, decide by the code whether
+to retry.
 
 A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
 error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture
@@ -228,7 +229,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
     except ValueError:
         return _Told()
     if isinstance(value, list):
-        # Gemini's compatible endpoint wraps the object in a list.
+        # Gemini's compatible endpoint wraps the error object in a list.
         value = next((item for item in value if isinstance(item, dict)), None)
     if not isinstance(value, dict):
         return _Told(message=redacted(value, _MAX_MESSAGE, secrets)) if isinstance(value, str) else _Told()

@@ -8,7 +8,8 @@ Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`
 Codex puts a message between agents into an `encrypted_content` part, because OpenAI's server encrypts such messages.
 With another server, an `encrypted_content` part holds the model's plain text.
 
-Invariant: the model gets all text that is not encrypted. A note or an ignored name stands for encrypted content.
+Invariant: the model gets all text that is not encrypted. Encrypted content is replaced by a note, or is listed as
+ignored.
 """
 
 from __future__ import annotations

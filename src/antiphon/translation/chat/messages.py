@@ -336,7 +336,7 @@ class _Grouping:
             self._answer_more(asked, named, result, [])
             self._answered.setdefault(named, self._answered[asked])
             return
-        # A client's open call may have the same id.
+        # A client's open call may already have the same id.
         call_id = f"{named}_{number}" if named in self._waiting else named
         self._made(self._open_turn(fresh=False), call_id, name, quoted(arguments), result)
         if item.type == "mcp_approval_request":
@@ -447,7 +447,7 @@ class _Grouping:
         if item.type in NAMED_OUTPUTS:
             return self._only_call(item)
         if item.type == "tool_search_output" and self._search is not None:
-            # OpenAI's own searches have no call id. The output of OpenAI's search follows its call.
+            # Tool searches that OpenAI ran have no call id. The output of OpenAI's search follows its call.
             return self._search
         # The output of a shell may name the item of its call instead of the call.
         call_id = item.approval_request_id or item.id
@@ -473,7 +473,7 @@ class _Grouping:
                 turn.outputs[number] = _LATER
                 self._put_off_calls[call_id] = turn, number
             elif call_id in self._hosted_searches:
-                # A hosted search was interrupted with its response. No client can send the search's output.
+                # The response was interrupted while a hosted search ran. No client can send the search's output.
                 self._answered[call_id] = self._waiting.pop(call_id)
                 turn.outputs[number] = _BROKEN_OFF
 

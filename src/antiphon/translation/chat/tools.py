@@ -257,8 +257,8 @@ class _Maker:
             return
         self.targets[name] = target
         if namespace is not None and namespace.description and not self._has(space):
-            # The first declared tool of a namespace carries the namespace's description. The names show which tools
-            # belong together.
+            # The first declared tool of a namespace carries the namespace's description. The chat names already show
+            # which tools belong to the namespace.
             description = f"{description}\n\n(The tools {space}__… : {namespace.description})".strip()
         function: dict[str, object] = {"name": name}
         if description:

@@ -96,7 +96,7 @@ class OpenMessage(OpenItem):
 
 
 class OpenText(OpenMessage):
-    """A message with one text part. Log probabilities and annotations belong to that part."""
+    """A message with one text part. Log probabilities and annotations belong to the text part."""
 
     __slots__ = ("_annotations", "_item", "_logprobs", "_part")
 
@@ -181,7 +181,7 @@ class OpenReasoning(OpenItem):
 
     text_of: ClassVar[TextOf | None] = TextOf.REASONING
 
-    # The item's member that holds the part, the type of the part, and the events of both.
+    # Subclasses override the member that holds the text part, the type of that part, and the events of part and text.
     _parts: ClassVar[str] = "content"
     _part: ClassVar[type[Any]] = ReasoningText
     _part_added: ClassVar[type[Any]] = ev.ContentPartAdded

@@ -42,7 +42,7 @@ _KINDS: Final = {
 
 def wrong_type(name: str, error: msgspec.ValidationError) -> InvalidRequest:
     """The error for a value of the wrong type, or for an object that lacks a key. `name` is the path of the decoded
-    value (empty for the whole body), and the error adds the path below it."""
+    value (empty for the whole body), and the error appends the path inside that value."""
     problem, _, path = str(error).partition(" - at `$")
     param = (name + path.removesuffix("`").replace("[...]", "")).lstrip(".")
     if found := _MISSING.fullmatch(problem):

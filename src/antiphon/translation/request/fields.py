@@ -68,7 +68,8 @@ class Field:
     - `forward` decides whether a server with a profile gets the field unchanged. If the server does not get the field,
       the response lists it as ignored.
     - `unsent` are values that ask for the server's default behaviour, so Antiphon does not send them.
-    - `fate` is the treatment of a field without `forward`. It maps members or values to treatments if these differ.
+    - `fate` is the treatment of a field without `forward`. `fate` maps members or values to treatments if the
+      treatments differ.
 
     `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
     separate code sets its value. `template`: a prompt's template can set the field.

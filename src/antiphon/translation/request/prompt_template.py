@@ -134,7 +134,7 @@ class _Values:
 
     def fill(self, template: bytes) -> tuple[list[Raw], dict[str, Raw]]:
         fields = _FIELDS.decode(template)
-        fields.pop("description", None)  # The description is for people.
+        fields.pop("description", None)  # The description is only for people.
         messages = list(self._messages(fields.pop("input", Raw())))
         instructions = fields.get("instructions")
         if instructions is not None and given(instructions):
