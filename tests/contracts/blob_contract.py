@@ -1,7 +1,7 @@
-"""What every `BlobStore` must do.
+"""The contract tests of every `BlobStore`.
 
-Lives here: the tests. Each implementation runs this suite in a `test_*.py` of its own, which also says how its store is
-opened, and how it is looked through for what is left.
+Lives here: the tests. Each implementation runs this suite in a separate `test_*.py`, which also opens its store and
+lists the remaining objects of its storage.
 
 Invariant: a test writes through `blobs` and reads through `peer`, which is the same store or a second one on the same
 storage.
@@ -21,7 +21,7 @@ from antiphon.engine.ports.files import Blob, BlobStore, new_blob_key
 from antiphon.errors import StoreError
 
 Left = Callable[[], Awaitable[list[str]]]
-"""Everything that lies in the storage, by whatever names."""
+"""Returns the names of all objects in the storage."""
 
 # Longer than a piece, a window and a part of any storage, and no multiple of theirs.
 LONG = (20 << 20) + 12_345
@@ -36,7 +36,7 @@ async def put(blobs: BlobStore, *parts: bytes) -> Blob:
 
 
 async def got(blobs: BlobStore, key: str) -> bytes:
-    """All of a content."""
+    """Read a whole content."""
     reader = await blobs.open(key)
     try:
         return await reader.read(0, reader.size)
@@ -70,7 +70,7 @@ class BlobStoreContract:
 
     @pytest.mark.parametrize("size", [(8 << 20) - 1, 8 << 20, (8 << 20) + 1, 16 << 20, LONG])
     async def test_contents_longer_than_a_piece(self, blobs: BlobStore, peer: BlobStore, size: int) -> None:
-        """In one write or many, at once, part by part, and from anywhere in it."""
+        """A content may be written in one call or many, and read as a whole, part by part, or from any offset."""
         chance = random.Random(size)
         whole = chance.randbytes(size)
         cuts = [0, *sorted(chance.sample(range(size), 6)), size]
@@ -93,7 +93,7 @@ class BlobStoreContract:
         await reader.aclose()
 
     async def test_reading_on_here_and_there(self, blobs: BlobStore, peer: BlobStore) -> None:
-        """Whatever is read ahead for one reader, each read is of where it was asked."""
+        """Although the store reads ahead for a reader, each read must return the bytes at the requested offset."""
         whole = random.Random(1).randbytes(9 << 20)
         made = await put(blobs, whole)
         reader = await peer.open(made.key)
@@ -145,7 +145,7 @@ class BlobStoreContract:
         assert await left() == []
 
     async def test_a_writer_that_leaves_in_the_middle(self, blobs: BlobStore, left: Left) -> None:
-        """Cancelled at any moment, what there is goes by its key."""
+        """If a writer is cancelled at any moment, deleting its key removes everything that it wrote."""
         keys = []
 
         async def upload(key: str) -> None:

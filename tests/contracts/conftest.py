@@ -1,5 +1,6 @@
-"""What the contracts share: the state that a test runs on, those who look at it from elsewhere, and, for what only
-SQLite can get wrong, its stores by their own type."""
+"""Shared fixtures of the contract tests: the state of a test, other stores on the same state, and SQLite's stores for
+tests of SQLite only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.support.postgres import PostgresServer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for a state runs on every kind, and one that asks for its peers with each of them."""
+    """Run a test that uses a state on every kind of state, and a test that uses `peers` with every kind of peers."""
     if "peers" in metafunc.fixturenames:
         alone = "stays_here" in metafunc.fixturenames
         pairs = [pair for pair in PEERS if not alone or pair[1] != "process"]
@@ -38,7 +39,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def state_url(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> AsyncIterator[str]:
-    """A state of the test's own."""
+    """The URL of a separate state for one test."""
     sealed, backend = SEALED if kind.startswith(SEALED) else "", kind.removeprefix(SEALED)
     if backend in ("postgresql", "pgbouncer"):
         server: PostgresServer = request.getfixturevalue("postgres")
@@ -52,14 +53,14 @@ async def state_url(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -
 
 @pytest.fixture
 async def state(state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
-    """Its stores."""
+    """The stores of this state."""
     async with aclosing(await open_state(state_url, tmp_path)) as opened:
         yield opened
 
 
 @pytest.fixture
 async def peers(request: pytest.FixtureRequest, state: Stores, state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
-    """Stores on the same state: the same ones, others in this process, or those of another process."""
+    """Other stores on the same state: the same objects, a second set in this process, or a set in another process."""
     if request.param == "itself":
         yield state
     elif request.param == "another":
@@ -74,12 +75,12 @@ async def peers(request: pytest.FixtureRequest, state: Stores, state_url: str, t
 
 @pytest.fixture
 def stays_here() -> None:
-    """For contracts of what cannot be sent to another process."""
+    """Marks a test whose values cannot be sent to another process, so it runs with peers of this process only."""
 
 
 @pytest.fixture
 def seen_by_others() -> None:
-    """For contracts of what other programs do with a state."""
+    """Marks a test of other programs' access to a state, so it does not run on states in memory."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 
 @pytest.fixture
 async def other_stores(stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqliteStores]:
-    """A second set on the same files as `stores`, opened after it."""
+    """A second set of stores on the same files as `stores`, opened after it."""
     async with aclosing(await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)) as opened:
         yield opened
 

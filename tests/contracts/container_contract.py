@@ -1,9 +1,9 @@
-"""What the rows of containers must be wherever they lie (`ContainerRows`).
+"""The contract tests of `ContainerRows` in every backend.
 
-Lives here: the tests. Each kind of rows runs this suite in `test_container_rows.py`, which also says how a container
-gets old.
+Lives here: the tests. Each kind of rows runs this suite in `test_container_rows.py`, which also simulates the age of a
+container.
 
-Invariant: a test writes through `rows` and reads through `peer`, which is a second one on the same data.
+Invariant: a test writes through `rows` and reads through `peer`, which is a second instance on the same data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALICE, BOB = "b:alice", "b:bob"
 LEASE = 60.0
 IDLE = 600.0
 Age = Callable[[str, float], Awaitable[None]]
-"""Lets a container be unused for so many seconds more."""
+"""Make a container count as unused for further seconds."""
 
 
 def new(owner: str = ALICE, container_id: str = "") -> ContainerRow:
@@ -35,7 +35,7 @@ def new(owner: str = ALICE, container_id: str = "") -> ContainerRow:
 
 
 async def made(rows: ContainerRows, owner: str = ALICE) -> ContainerRow:
-    """One that nobody holds."""
+    """Create a container that no call holds."""
     row = await rows.make(new(owner), "maker", LEASE, limit=99, per_owner=99)
     await rows.put_back(row, "maker")
     return row

@@ -1,10 +1,11 @@
-"""What every `ConversationStore` must do, together with the responses that run on its conversations.
+"""The contract tests of every `ConversationStore`, together with the responses in its conversations.
 
-Lives here: the tests. Each implementation runs this suite in a `test_conversations_*.py` of its own, which also says
-how its stores are opened.
+Lives here: the tests. Each implementation runs this suite in a separate `test_conversations_*.py`, which also opens its
+stores.
 
-Invariant: a test writes through `store` and `responses` and reads through `peer`, which is the same store, a second one
-on the same data, or one in another process. Nothing waits for a lock to run out: a lock of no seconds is over at once.
+Invariant: a test writes through `store` and `responses`. It reads through `peer`, which is the same store, a second one
+on the same data, or one in another process. No test waits for a lock to expire, because a lock of zero seconds expires
+immediately.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LONG = 1000.0
 
 
 def in_conversation(name: str, conversation: str = "conv_a", **given: object) -> ResponseRecord:
-    """A response `resp_<name>` that ran on this conversation."""
+    """A response `resp_<name>` that ran in this conversation."""
     made = record(name, **given)  # type: ignore[arg-type]
     return dataclasses.replace(made, conversation_id=conversation)
 
@@ -419,7 +420,7 @@ class ConversationStoreContract:
     async def test_such_a_chain_never_finds_another_conversation_of_the_same_id(
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
     ) -> None:
-        """Where clients choose the ids, a conversation may be deleted and come again."""
+        """If clients choose the ids, a conversation may be deleted and created again with the same id."""
         for name in ("r", "s"):
             await store.load(ALICE, "mine", holder=f"resp_{name}", seconds=LONG, create=True)
             await responses.save(in_conversation(name, "mine"))

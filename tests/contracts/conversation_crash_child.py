@@ -1,6 +1,6 @@
-"""Takes turns in conversations as fast as it can, until it is killed; says which responses it was told are stored.
+"""Runs turns in conversations as fast as possible until it is killed, and prints the id of each acknowledged response.
 
-Run as `python conversation_crash_child.py DATA PREFIX`. One line per acknowledged response: its id.
+Run it as `python conversation_crash_child.py DATA PREFIX`. Each line of output is one id.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What every `FileStore` must do.
+"""The contract tests of every `FileStore`.
 
-Lives here: the tests. Each implementation runs this suite in a `test_files_*.py` of its own, which also says how its
-store is opened.
+Lives here: the tests. Each implementation runs this suite in a separate `test_files_*.py`, which also opens its store.
 
 Invariant: a test writes through `store` and reads through `peer`, which is the same store or a second one on the same
 data.
@@ -27,7 +26,7 @@ NOW = time.time()
 
 
 def fields(name: str, *, at: float = NOW, purpose: str = "user_data", expires_at: float | None = None) -> FileFields:
-    """What is said of the file `file-<name>`."""
+    """The fields of the file `file-<name>`."""
     return FileFields(f"file-{name}", f"{name}.txt", purpose, "text/plain", at, expires_at)
 
 
@@ -40,7 +39,7 @@ async def keep(store: FileStore, given: FileFields, *parts: bytes, owner: str = 
 
 
 async def content(store: FileStore, file_id: str, owner: str = ALICE) -> bytes:
-    """All of a file that is there."""
+    """Read the whole content of an existing file."""
     opened = await store.open(owner, file_id)
     assert opened is not None
     async with aclosing(opened):
@@ -51,7 +50,7 @@ class FileStoreContract:
     """The suite. Subclasses provide `store` and `peer`, opened with `owner_bytes=OWNER_BYTES`."""
 
     reads_on = True
-    """Whether who reads a file that is deleted can finish."""
+    """Whether a reader can finish after the file is deleted."""
 
     async def test_what_was_kept_is_read_back(self, store: FileStore, peer: FileStore) -> None:
         parts = [random.Random(n).randbytes(100_000) for n in range(5)]

@@ -1,9 +1,9 @@
-"""What every `JobStore` must do; each implementation runs this suite in a `test_jobs_*.py` of its own.
+"""The contract tests of every `JobStore`; each implementation runs this suite in a separate `test_jobs_*.py`.
 
-Lives here: the tests. Not here: who runs jobs, and what only a database can get wrong.
+Lives here: the tests. Not here: the workers that run jobs, and faults that only one database can have.
 
 Invariant: a test writes through `jobs` and reads through `peer`, which is the same store, a second one on the same
-data, or one in another process. No test waits for a lease: one of no seconds is over at once.
+data, or one in another process. No test waits for a lease, because a lease of zero seconds expires immediately.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def queued(name: str, *, prev: str | None = None, owner: str = ALICE) -> Respons
 
 
 def finished(name: str, outputs: int = 1, owner: str = ALICE) -> ResponseRecord:
-    """What the same response is when it is complete."""
+    """The completed record of the same response."""
     return ResponseRecord(
         f"resp_{name}",
         owner,
@@ -53,7 +53,7 @@ def finished(name: str, outputs: int = 1, owner: str = ALICE) -> ResponseRecord:
 
 
 def piece(first: int, last: int) -> EventPiece:
-    """Events with these numbers."""
+    """A batch of events with these numbers."""
     return EventPiece(last, b"".join(b"event: x\ndata: %d\n\n" % n for n in range(first, last + 1)))
 
 
@@ -62,7 +62,7 @@ async def claim(jobs: JobStore, worker: str = ONE, limit: int = 9, *, seconds: f
 
 
 def page_of(page: EventPage | None) -> list[tuple[int, int]]:
-    """The first and the last number of each piece."""
+    """The first and the last number of each batch."""
     assert page is not None
     return [(one.first, one.last) for one in page.pieces]
 
@@ -225,7 +225,7 @@ class JobStoreContract:
         assert page is not None and page.pieces == (EVENTS, piece(10, 12))
 
     async def test_so_does_one_after_a_job_was_given_back(self, jobs: JobStore, peer: JobStore) -> None:
-        """It is the first attempt still, but not the first that wrote."""
+        """The job is still in its first attempt, but its earlier holder already wrote events."""
         await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
         await claim(jobs)
         await jobs.append(ONE, "resp_a", piece(2, 5), restart=True)
@@ -246,7 +246,7 @@ class JobStoreContract:
         assert page_of(await peer.events(ALICE, "resp_a", -1, 10)) == [(0, 1), (2, 5), (6, 12)]
 
     async def test_what_was_written_before_a_claim_is_known_to_it(self, jobs: JobStore, peer: JobStore) -> None:
-        """A holder whose lease is over writes on until somebody claims its job, and not after that."""
+        """A holder with an expired lease may write until another worker claims its job, and not after that."""
         await jobs.enqueue(queued("a"), b"{}", EVENTS, limit=MOST)
         await claim(jobs, seconds=0)
         number = 2
@@ -351,7 +351,7 @@ class JobStoreContract:
         assert {job.response_id for job in await peer.claim(TWO, 1000, 9)} == {"resp_plain", "resp_new"}
 
     async def test_one_that_nobody_can_run_is_taken_by_anybody_in_the_end(self, jobs: JobStore, peer: JobStore) -> None:
-        """It is told what is missing, instead of waiting for ever."""
+        """The claiming worker learns what its process lacks, so the job does not wait indefinitely."""
         await jobs.enqueue(queued("old"), b"{}", None, limit=MOST, needs=("a",))
         (taken,) = await peer.claim(TWO, 1000, 9, able=())
         assert taken.response_id == "resp_old"

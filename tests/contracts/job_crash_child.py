@@ -1,7 +1,6 @@
-"""A process that queues, runs and ends jobs without end until it is killed: `python job_crash_child.py DATA PREFIX`.
+"""Queues, runs and ends jobs in a loop until it is killed: `python job_crash_child.py DATA PREFIX`.
 
-It writes what was acknowledged to standard output, one line in one write: `queued ID`, `appended ID NUMBER`,
-`finished ID`.
+The program prints each acknowledgement as one line in one write: `queued ID`, `appended ID NUMBER`, `finished ID`.
 """
 
 from __future__ import annotations

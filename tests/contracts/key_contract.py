@@ -1,9 +1,10 @@
-"""What every `IdempotencyStore` must do; each implementation runs this suite in a `test_keys_*.py` of its own.
+"""The contract tests of every `IdempotencyStore`; each implementation runs this suite in a separate `test_keys_*.py`.
 
-Lives here: the tests. Not here: which requests have a key (`api/`), what binds one to an object in each backend.
+Lives here: the tests. Not here: the requests that may have a key (`api/`), the statements that bind a key to an object
+in each backend.
 
 Invariant: a test writes through `keys` and reads through `peer`, which is the same store or a second one on the same
-data. No test waits for a lease: one of no seconds is over at once.
+data. No test waits for a lease, because a lease of zero seconds expires immediately.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class IdempotencyContract:
 
     @abstractmethod
     async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
-        """Make this object with a free key. Raises `AlreadyMade` and `ApiError`."""
+        """Create this object and bind the key to it. Raises `AlreadyMade` and `ApiError`."""
 
     async def test_a_key_is_held_by_one(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
         assert await keys.claim(ONCE, "resp_1", 1000) is None

@@ -1,4 +1,4 @@
-"""A child that works on a store until it is killed in the middle of that."""
+"""Runs a child process that works on a store, and kills it in the middle of its work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.contracts.store_process import child_environment
 
 
 def killed_at_work(child: ModuleType, data: Path, prefix: str, acknowledgements: int) -> list[str]:
-    """Run a child, `kill -9` it after so many acknowledgements; every line it acknowledged something with."""
+    """Run a child, and send `kill -9` after `acknowledgements` acknowledgements. Returns all acknowledgement lines."""
     assert child.__file__ is not None
     process = subprocess.Popen(
         [sys.executable, child.__file__, str(data), prefix],

@@ -1,4 +1,4 @@
-"""Vectors that lie in clusters, as those of texts do, and stores that have them."""
+"""Random vectors in clusters, similar to those of texts, and vector stores that contain them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = "made-up"
 
 
 def clustered(count: int, width: int, *, seed: int, clusters: int = 20) -> list[bytes]:
-    """So many vectors of length 1, as float16; the clusters are the same for every seed."""
+    """`count` vectors of length 1, as float16. The clusters are the same for every seed."""
     centres = np.random.default_rng(0).standard_normal((clusters, width))
     chance = np.random.default_rng(seed)
     block = centres[chance.integers(0, clusters, count)] + chance.standard_normal((count, width)) * 0.9
@@ -30,7 +30,7 @@ async def filled(
     files: Sequence[tuple[Attributes, Sequence[bytes]]],
     model: str = MODEL,
 ) -> None:
-    """Make the store with these files, each with its vectors."""
+    """Create the store with these files, each with its vectors."""
     new = [NewFile(f"file-{number}", "a.txt", attributes) for number, (attributes, _) in enumerate(files)]
     await database.stores.create(
         owner, store_id, name=None, description=None, metadata=b"{}", expires_days=None, files=new

@@ -1,9 +1,9 @@
-"""What the rows of pending blobs must be in every backend (`stores/blobs/pending.py`).
+"""The contract tests of the rows of pending blobs in every backend (`stores/blobs/pending.py`).
 
-Lives here: the tests. Each backend runs this suite in a `test_*.py` of its own, which also says how its two statements
-are run that belong into units of its file store, and how leases run out.
+Lives here: the tests. Each backend runs this suite in a separate `test_*.py`. That module also runs the two statements
+that belong to units of its file store, and expires leases.
 
-Invariant: a test writes through `rows` and reads through `peer`, which is a second one on the same data.
+Invariant: a test writes through `rows` and reads through `peer`, which is a second instance on the same data.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from antiphon.engine.ports.files import new_blob_key
 from antiphon.stores.blobs.pending import PendingRows
 
 Keep = Callable[[str], Awaitable[bool]]
-"""Runs the statement by which a file is made of this content, in a unit; whether the unit stood."""
+"""Runs, in a unit, the statement that turns this pending content into a file's content. Returns whether the unit
+succeeded."""
 LetGo = Callable[[str], Awaitable[None]]
-"""Runs the statement of a unit in which the file of this content goes."""
+"""Runs, in a unit, the statement for the deletion of the file of this content."""
 RunOut = Callable[[], Awaitable[None]]
-"""Lets every lease be over."""
+"""Expires every lease."""
 
 
 class PendingRowsContract:
@@ -95,7 +96,7 @@ class PendingRowsContract:
     async def test_a_content_is_a_files_or_taken_never_both(
         self, rows: PendingRows, peer: PendingRows, keep: Keep, run_out: RunOut
     ) -> None:
-        """However a sweep and the end of an upload fall together."""
+        """The test covers every order of a sweep and the end of an upload."""
         keys = [new_blob_key() for _ in range(40)]
         for key in keys:
             await rows.begin(key, 60)

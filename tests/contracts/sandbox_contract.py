@@ -1,7 +1,7 @@
-"""What every sandbox must do: state, files, output, limits, and holding code in.
+"""The contract tests of every sandbox: state, files, output, limits and confinement.
 
-A subclass gives `sandbox`, made with `LIMITS`, whose time is so long that no test depends on it. Tests of holding code
-in are each sandbox's own: they know its walls.
+A subclass provides `sandbox`, created with `LIMITS`, whose time limit is so long that no test depends on it. Each
+sandbox has separate tests of its confinement, because these depend on its mechanisms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def pieces(*data: bytes) -> AsyncIterator[bytes]:
 
 
 class SandboxContract:
-    """The tests."""
+    """The suite."""
 
     async def test_output_is_what_was_printed_and_the_last_value(self, sandbox: LocalSandbox) -> None:
         run = await sandbox.run("a", "print('one')\n1 + 1", MEMORY)

@@ -1,10 +1,10 @@
-"""The states that contracts run on, each by its URL.
+"""The states on which the contract tests run, each with its URL.
 
-Lives here: which there are, and opening one. Not here: the fixtures (`conftest.py`), what a store must do.
+Lives here: the list of states, and opening one. Not here: the fixtures (`conftest.py`), the contracts of stores.
 
-A test that has the fixture `peers` runs once for each pair in `PEERS`, one that has only `state` or `state_url` once
-for each of `KINDS`. A further backend is one more name in both, and a URL in the fixture `state_url`. A kind that is
-sealed is a backend with `state.seal`: its URL has `sealed+` before it, which is for tests alone.
+A test with the fixture `peers` runs once for each pair in `PEERS`. A test with only `state` or `state_url` runs once
+for each of `KINDS`. To add a backend, add its name to both, and a URL to the fixture `state_url`. A sealed kind is a
+backend with `state.seal`. Its URL has the prefix `sealed+`, which only tests use.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PEERS = (
     *((f"{SEALED}sqlite", "itself"), (f"{SEALED}sqlite", "process")),
     *((f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
 )
-"""Who reads what `state` has written: it itself, another set of stores on the same state, or one in another process.
-What is in memory can be reached by nobody else. `pgbouncer` is PostgreSQL behind a pooler in transaction mode, with
-four connections to a database."""
+"""The readers of each state: the same stores (`itself`), a second set of stores on the same state (`another`), or a set
+in another process (`process`). No other object can read a state in memory. `pgbouncer` is PostgreSQL behind a pooler in
+transaction mode, with four connections to a database."""
 FULL = (
     *(("sqlite", "itself"), ("sqlite", "process"), ("postgresql", "another"), ("postgresql", "process")),
     ("memory", "itself"),
@@ -44,11 +44,11 @@ FULL = (
     *(("pgbouncer", "itself"), ("pgbouncer", "another"), ("pgbouncer", "process")),
     *(("pgbouncer",), (f"{SEALED}postgresql",)),
 )
-"""These run with `scripts/test --all` only: each says what another pair says too, but for the combination."""
+"""These pairs run only with `scripts/test --all`. Other pairs already test both of their parts separately."""
 
 
 def parameter(*names: str) -> Any:
-    """A kind, or one with its peers, as a test's parameter."""
+    """A pytest parameter for a kind of state, or for a pair of a kind and its peers."""
     return pytest.param(*names, id="-".join(names), marks=pytest.mark.full if names in FULL else ())
 
 
@@ -60,7 +60,8 @@ def settings_of(url: str) -> StateSettings:
 
 
 async def open_state(url: str, data: Path, **options: Any) -> Stores:
-    """The stores of this state, with the limits that the contracts expect; contents of files lie in `data`."""
+    """The stores of this state, with the limits that the contracts expect. Contents of files are in the folder
+    `data`."""
     given = {"chain_items": CHAIN_ITEMS, "owner_file_bytes": OWNER_BYTES, **options}
     if url.startswith(SEALED):
         given["bodies"] = BODIES

@@ -1,7 +1,7 @@
-"""What every `ResponseStore` must do; each implementation runs this suite in a `test_store_*.py` of its own.
+"""The contract tests of every `ResponseStore`; each implementation runs this suite in a separate `test_store_*.py`.
 
-Lives here: the tests, and the makers of records they use. Not here: how a store is opened, and what only a
-database can get wrong (crashes, locks, damaged files).
+Lives here: the tests, and the functions that build their records. Not here: opening a store, and faults that only a
+database can have (crashes, locks, damaged files).
 
 Invariant: a test writes through `store` and reads through `peer`, which is the same store, a second one on the
 same data, or one in another process.
@@ -20,14 +20,14 @@ from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, Predecess
 from antiphon.stores.responses import ResponseStore
 
 CHAIN_ITEMS = 1000
-"""The limit that the fixtures open their stores with."""
+"""The limit `chain_items` of the stores in the fixtures."""
 
 ALICE = "b:alice"
 BOB = "b:bob"
 
 
 def item(item_id: str, text: str = "hello", kind: str = "message") -> StoredItem:
-    """An item whose body holds its id and text."""
+    """An item whose body contains its id and text."""
     return StoredItem(item_id, kind, f'{{"id":"{item_id}","text":"{text}"}}'.encode())
 
 

@@ -1,6 +1,6 @@
-"""A process that saves without end until it is killed: `python store_crash_child.py DATA PREFIX`.
+"""Saves responses in a loop until it is killed: `python store_crash_child.py DATA PREFIX`.
 
-It writes the id of a response to standard output once `save` has returned for it, one line in one write.
+The program prints the id of each response after `save` has returned, one line in one write.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TEXT = b"x" * 1500
 
 
 def record(name: str, prev_id: str | None, turn: int) -> ResponseRecord:
-    """A response whose body tells how many items belong to it."""
+    """A response whose body contains the number of its items."""
     items = tuple(StoredItem(f"msg_{name}_{n}", "message", _TEXT) for n in range(turn % 6))
     return ResponseRecord(
         id=f"resp_{name}",

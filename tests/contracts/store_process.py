@@ -1,9 +1,9 @@
-"""Stores that live in another process, so that contracts run across processes.
+"""Runs stores in another process, so that contract tests can run across processes.
 
-Lives here: the child's loop (`python store_process.py`, calls on standard input, answers on standard output) and
-the parent's proxy. Not here: what a store must do.
+Lives here: the child's loop (`python store_process.py`, with calls on standard input and results on standard output),
+and the parent's proxy. Not here: the contracts of stores.
 
-Invariant: calls sent in one batch run at the same time in the child, and each gets its own result or exception.
+Invariant: the child runs the calls of one batch concurrently, and each gets a separate result or exception.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def child_environment() -> dict[str, str]:
 
 
 class StoreProcess:
-    """The child; it opens and closes stores on request, so that one child serves many tests."""
+    """The child process. It opens and closes stores on request, so that one child serves many tests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,12 +41,12 @@ class StoreProcess:
         )
 
     async def batch(self, calls: Sequence[Call]) -> list[Any]:
-        """Run these calls at the same time; a call that raised gives its exception as a value."""
+        """Run these calls concurrently. The result of a call that raised is its exception."""
         results: list[Any] = await asyncio.to_thread(self._exchange, calls)
         return results
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """Run one call; raises what it raised."""
+        """Run one call. Raises the exception of the call."""
         (result,) = await self.batch([(name, arguments)])
         if isinstance(result, BaseException):
             raise result
@@ -57,7 +57,7 @@ class StoreProcess:
         await self.call("open", url, str(data))
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child."""
         assert self._child.stdin is not None and self._child.stdout is not None
         self._child.stdin.close()
         self._child.stdout.close()
@@ -72,7 +72,7 @@ class StoreProcess:
 
 
 class ProcessStores:
-    """The stores that a `StoreProcess` has open, each by its name in `Stores`: `ProcessStores(process).responses`."""
+    """The open stores of a `StoreProcess`, by their names in `Stores`: `ProcessStores(process).responses`."""
 
     def __init__(self, process: StoreProcess) -> None:
         self._process = process
@@ -93,7 +93,7 @@ class ProcessPart:
 
 
 _NAMED = "keyword arguments"
-"""The key of the dictionary that stands behind a call's other arguments."""
+"""The key of the dictionary with a call's keyword arguments, which follows its other arguments."""
 
 
 def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
@@ -103,7 +103,7 @@ def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...
 
 
 class _Pickler(pickle.Pickler):
-    """Writes an exception by its class, `args` and members: not every constructor takes its own `args`."""
+    """Pickles an exception by its class, `args` and members, because not every constructor accepts its own `args`."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, BaseException):

@@ -1,4 +1,6 @@
-"""An archive of a data folder: made while it is used, whole or not there, and only restored with its keys."""
+"""Tests archives of a data folder: an archive made under load is complete or does not exist, and is restored only with
+its keys.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ async def _opened(data: Path) -> SqliteStores:
 
 
 async def _filled(data: Path) -> SqliteStores:
-    """A folder with its keys, two responses and a file, and open."""
+    """An open data folder with its keys, two responses and a file."""
     stores = await _opened(data)
     for name, (key,) in KEYS.items():
         (data / name).write_bytes(key)
@@ -76,7 +78,8 @@ async def test_what_is_in_use_is_backed_up_and_comes_back(tmp_path: Path) -> Non
 
 
 async def test_writers_do_not_keep_it_from_ending(tmp_path: Path) -> None:
-    """Turns and files come and go while copies are made; each copy holds whole turns, and every file its content."""
+    """Turns and files are added and deleted while backups run. Each backup has only whole turns, and every file has its
+    content."""
     data = tmp_path / "data"
     stores = await _filled(data)
     going = True
@@ -146,7 +149,7 @@ def _changed(body: bytes) -> bytes:
 
 
 def _manifest(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
-    """The archive with another manifest, and without the contents of files where that leaves them out."""
+    """A function that changes the archive's manifest, and removes the contents of files that the new manifest omits."""
 
     def changed(body: bytes) -> bytes:
         out = io.BytesIO()
@@ -219,7 +222,8 @@ async def test_a_damaged_or_foreign_archive_is_refused(change: Callable[[bytes],
 
 
 def _with_a_damaged_page(database: bytes, path: Path) -> bytes:
-    """A row of `responses` is said to begin beyond the end of its page: what only reads the schema sees nothing."""
+    """Damage a page, so that a row of `responses` begins beyond the page's end. Code that reads only the schema does
+    not notice."""
     path.write_bytes(database)
     with closing(sqlite3.connect(path)) as connection:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
@@ -229,7 +233,7 @@ def _with_a_damaged_page(database: bytes, path: Path) -> bytes:
 
 
 async def test_a_database_whose_pages_are_damaged_is_not_restored(tmp_path: Path) -> None:
-    """The archive is what its manifest says; the database in it was damaged before it was backed up."""
+    """The archive matches its manifest, but its database was damaged before the backup."""
     data, archive, again = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "again"
     await (await _filled(data)).aclose()
     make_archive(data, archive, KEYS, with_keys=True)
@@ -249,7 +253,7 @@ async def test_a_database_whose_pages_are_damaged_is_not_restored(tmp_path: Path
 
 
 async def _with_vectors(data: Path) -> None:
-    """A folder with a vector store in it, too."""
+    """Add a vector store to the data folder."""
     await (await _filled(data)).aclose()
     opened = await open_vector_database(data)
     for name in ("vs_1", "vs_2"):

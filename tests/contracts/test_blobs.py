@@ -1,4 +1,4 @@
-"""The contract of contents in memory and on a disk: one store, and two on one folder."""
+"""Runs the contract of blob stores in memory and on a disk: with one store, and with two on one folder."""
 
 from __future__ import annotations
 

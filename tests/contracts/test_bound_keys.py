@@ -1,4 +1,4 @@
-"""What keys are bound to, on every state; what a key is alone is in `key_contract.py`."""
+"""Tests the binding of idempotency keys to objects, on every state. `key_contract.py` tests keys without objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of containers' rows: as records in a data folder, and on PostgreSQL directly and behind pgbouncer."""
+"""Runs the contract of container rows: as records in a data folder, and on PostgreSQL directly and behind pgbouncer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TestRecords(ContainerRowsContract):
 
     @pytest.fixture
     def peer(self, tmp_path: Path) -> ContainerRows:
-        """As of another process: locks of files are of descriptors."""
+        """A second instance that acts like another process, because file locks belong to descriptors."""
         return RecordedRows(Records(tmp_path))
 
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""The contract of conversations on every state."""
+"""Runs the contract of conversations on every state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of turns leaves every conversation with whole turns only, and none locked."""
+"""Kills a process during turns, and checks that every conversation has only whole turns and is not locked."""
 
 from __future__ import annotations
 

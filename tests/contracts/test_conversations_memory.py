@@ -1,4 +1,4 @@
-"""The conversation contract on the in-memory fake that other tests use."""
+"""Runs the conversation contract on the store in memory that other tests use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The conversation contract behind pgbouncer: one store, and two on one database.
+"""Runs the conversation contract behind pgbouncer: with one store, and with two on one database.
 
-Directly on PostgreSQL it runs with the others (`test_conversations.py`).
+`test_conversations.py` runs the contract directly on PostgreSQL.
 """
 
 from __future__ import annotations

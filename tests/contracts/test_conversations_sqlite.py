@@ -1,4 +1,4 @@
-"""Conversations on SQLite: two processes at once."""
+"""Tests conversations on SQLite with two concurrent processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.contracts.store_process import ProcessStores, StoreProcess
 
 
 async def test_turns_of_both_processes_never_mix(stores: SqliteStores, open_process: StoreProcess) -> None:
-    """Each takes the lock, saves, and finds what the other saved before it; a refused try is repeated."""
+    """Each process takes the lock, saves, and finds the other's earlier turns. A refused attempt is repeated."""
     store, peer = stores.conversations, ProcessStores(open_process).conversations
     await store.create(ALICE, "conv_a", NO_METADATA)
 

@@ -1,4 +1,4 @@
-"""The contract of files on every state, with contents on this machine."""
+"""Runs the contract of files on every state, with contents on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file contract on SQLite and a folder: one store, two on one folder, and what is left after a kill."""
+"""Runs the file contract on SQLite and a folder: with one store, with two on one folder, and after a kill."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def store(stores: SqliteStores) -> FileStore:
 
 
 def contents(data: Path) -> list[Path]:
-    """Every content on disk, whole or not."""
+    """The paths of all contents on the disk, complete or not."""
     return [path for path in (data / "files").rglob("*") if path.is_file()]
 
 
 async def pending(stores: SqliteStores) -> list[str]:
-    """Contents that are no file's, by the rows."""
+    """The contents with a pending row."""
     return [row[0] for row in await stores.tables.readers.fetch("SELECT key FROM pending_blobs WHERE key <> '*'", {})]
 
 
 async def run_out(stores: SqliteStores) -> None:
-    """Let every lease of an upload be over."""
+    """Expire every lease of an upload."""
     await stores.tables.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
@@ -90,7 +90,7 @@ async def test_a_sweep_takes_what_expired(store: FileStore, tmp_path: Path) -> N
 
 
 async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path) -> None:
-    """Where it is gone for its owner, a sweep takes it from the disk as well."""
+    """When a file has expired for its owner, the next sweep also deletes it from the disk."""
     at = 1_800_000_059.999
     timed = files_of(stores, blobs, clock=lambda: at)
     await keep(timed, fields("a", at=1_800_000_000.0, expires_at=1_800_000_060.0), b"x")
@@ -103,7 +103,7 @@ async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, blobs:
 async def test_what_is_sealed_was_flushed_before_it_got_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a machine that stops may leave a name without its content."""
+    """Otherwise a crash of the machine might leave a name without its content."""
     flushed: list[int] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -130,7 +130,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
 
 
 async def test_a_file_that_expired_is_told_of_before_it_goes(store: FileStore) -> None:
-    """And again by the next sweep, when telling failed."""
+    """The sweep notifies the listener before it deletes an expired file, and notifies again if that failed."""
     told: list[tuple[str, str]] = []
 
     async def tell(owner: str, file_id: str) -> None:
@@ -148,7 +148,8 @@ async def test_a_file_that_expired_is_told_of_before_it_goes(store: FileStore) -
 
 
 async def test_a_sweep_takes_no_upload_that_goes_on(stores: SqliteStores, store: FileStore, tmp_path: Path) -> None:
-    """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
+    """The sweep keeps an upload that is being written, and one whose content is complete and whose row does not exist
+    yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     run = stores.tables.writer.run
     swept = []
@@ -169,7 +170,7 @@ async def test_a_sweep_takes_no_upload_that_goes_on(stores: SqliteStores, store:
 
 
 async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_path: Path) -> None:
-    """A process that stood still for longer than its lease finds that it holds nothing, and leaves nothing."""
+    """A process that paused for longer than its lease finds that it lost the upload, and leaves no content."""
     store = stores.files
     with pytest.raises(StoreError, match="paused for so long"):
         async with store.uploading() as upload:
@@ -190,7 +191,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
 
 
 async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(stores: SqliteStores, tmp_path: Path) -> None:
-    """Its content is sealed, and then taken before the row is written."""
+    """The content is sealed, and a sweep takes it before the file's row is written."""
     store = stores.files
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     run = stores.tables.writer.run
@@ -210,7 +211,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(stores: 
 
 
 async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores, blobs: DiskBlobs) -> None:
-    """However slow it is, and though no byte comes."""
+    """The process renews the lease of a slow upload, even if no byte arrives."""
     slept, go_on = asyncio.Event(), asyncio.Event()
 
     async def sleep(seconds: float) -> None:
@@ -236,7 +237,7 @@ async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores
 async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
     stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path, at: str
 ) -> None:
-    """The file is gone at once; its content, then its pending row, whenever they can be."""
+    """The file disappears immediately. Later sweeps delete its content, and then its pending row."""
     store = stores.files
     await keep(store, fields("a"), b"x")
 
@@ -267,7 +268,7 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
 async def test_one_content_that_cannot_be_deleted_keeps_no_other(
     stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path
 ) -> None:
-    """But when several in a row cannot be, the storage fails, and the sweep is over."""
+    """If the deletion of several contents in a row fails, the storage itself has failed, and the sweep ends."""
     store = stores.files
     for name in "abcdef":
         await keep(store, fields(name), b"x")
@@ -295,8 +296,8 @@ async def test_one_content_that_cannot_be_deleted_keeps_no_other(
 
 
 async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_path: Path) -> None:
-    """What an older version left without a row; it has a lease's time to become a file, as a process of that version
-    may be at it."""
+    """An older version left contents without a row. Such a content has the time of one lease to become a file, because
+    a process of that version may still be writing it."""
     store = stores.files
     await keep(store, fields("a"), b"a")
     old = [DiskBlobs(tmp_path / "files").place(letter * 48) for letter in "bc"]
@@ -319,7 +320,8 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(stores: SqliteStores, store: FileStore) -> None:
-    """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
+    """The process renews the lease until the row's write has ended. So no sweep takes the content of a row that is
+    written late."""
     run = stores.tables.writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -361,7 +363,7 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: FileSto
 async def test_an_upload_that_is_cancelled_while_it_begins(
     store: FileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file that a thread makes when its upload is gone goes as well."""
+    """A thread may create the file after its upload was cancelled. This file must be deleted too."""
     with _held(monkeypatch, "open") as (stands, goes_on):
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
         await until(stands.is_set)
@@ -374,7 +376,8 @@ async def test_an_upload_that_is_cancelled_while_it_begins(
 
 @contextmanager
 def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """A disk that stands still in one call, in whichever thread: the events are that it does, and that it goes on."""
+    """Block the disk in one call, in any thread. The first event is set when the call is blocked, and the second
+    releases it."""
     stands, goes_on = threading.Event(), threading.Event()
     real = getattr(os, name)
 

@@ -1,4 +1,4 @@
-"""The file contract on SQLite and contents that lie somewhere else: nothing of it knows a disk."""
+"""Runs the file contract on SQLite with a blob store that is not a disk, to check that no code depends on a disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file contract on PostgreSQL and a folder, and what holds of uploads and deletions at the same time."""
+"""Runs the file contract on PostgreSQL and a folder, and tests concurrent uploads and deletions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def contents(folder: Path) -> list[Path]:
 
 
 async def test_uploads_at_the_same_time_do_not_both_fit(store: FileStore, url: str, tmp_path: Path) -> None:
-    """Twice as many as there is room for, from two processes."""
+    """Two processes upload twice as many bytes as the owner's limit permits."""
     part = OWNER_BYTES // 5
     async with opened(url, tmp_path) as peer:
         results = await asyncio.gather(

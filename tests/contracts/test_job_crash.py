@@ -1,4 +1,4 @@
-"""A process that is killed while it queues, streams and ends responses leaves each one whole, or to be run again."""
+"""Kills a process while it queues, streams and ends responses, and checks that each is complete or can be rerun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of jobs on every state, and what jobs and conversations do to each other."""
+"""Runs the contract of jobs on every state, and tests jobs together with conversations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_conversation_gets_the_turn_when_it_is_over(state: Stores) -> No
 
 
 async def test_a_turn_goes_on_from_its_own_conversation(state: Stores) -> None:
-    """What a response found in its conversation, whatever other conversations its owner has."""
+    """A response continues its own conversation, whatever other conversations its owner has."""
     conversations, jobs = state.conversations, state.background
     for name, count in (("conv_1", 1), ("conv_2", 3)):
         items = [StoredItem(f"msg_{name}_{n}", "message", b"{}") for n in range(count)]

@@ -1,4 +1,5 @@
-"""The contract of keys on PostgreSQL: one store, and two on one database, directly and behind pgbouncer."""
+"""Runs the contract of keys on PostgreSQL: with one store, and with two on one database, directly and behind
+pgbouncer."""
 
 from __future__ import annotations
 

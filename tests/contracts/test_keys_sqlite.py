@@ -1,4 +1,4 @@
-"""The contract of keys on SQLite: one store, and two on one file."""
+"""Runs the contract of keys on SQLite: with one store, and with two on one file."""
 
 from __future__ import annotations
 

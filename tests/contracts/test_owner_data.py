@@ -1,4 +1,4 @@
-"""What every `OwnerData` must do, on every state that an operator can reach."""
+"""The contract tests of every `OwnerData`, on every state that an operator can access."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KINDS = {
 
 @pytest.fixture
 async def data(state: Stores, state_url: str, tmp_path: Path) -> OwnerData:
-    """The data of two who have some of everything, and of one who has a vector store."""
+    """The data of two owners with objects of every kind, and of a third owner with a vector store."""
     vectors = await state.open_vectors()
     for owner, name in ((ALICE, "a"), (BOB, "b"), (CAROL, "c")):
         await vectors.stores.create(

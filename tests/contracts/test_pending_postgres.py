@@ -1,4 +1,4 @@
-"""The contract of pending blobs on PostgreSQL, directly and behind pgbouncer."""
+"""Runs the contract of pending blobs on PostgreSQL, directly and behind pgbouncer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of pending blobs on SQLite."""
+"""Runs the contract of pending blobs on SQLite."""
 
 from __future__ import annotations
 

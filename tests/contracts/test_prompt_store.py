@@ -1,4 +1,4 @@
-"""What every `PromptStore` must do: on the memory fake, and on every state."""
+"""The contract tests of every `PromptStore`, which run on the store in memory and on every state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def _versions(store: PromptStore) -> tuple[StoredPrompt, ...]:
 
 
 class PromptStoreContract:
-    """The suite. Subclasses provide `store`, which is written to, and `peer`, which is read."""
+    """The suite. Subclasses provide `store` for writes and `peer` for reads."""
 
     async def test_what_was_created_is_read_back(self, store: PromptStore, peer: PromptStore) -> None:
         made = await store.create(ALICE, "pmpt_a", "näme", b'{"a":"b"}', body("ü 漢"))

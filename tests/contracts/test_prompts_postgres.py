@@ -1,4 +1,6 @@
-"""The contract of prompts on PostgreSQL: one store, and two on one database, directly and behind pgbouncer."""
+"""Runs the contract of prompts on PostgreSQL: with one store, and with two on one database, directly and behind
+pgbouncer.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What happens to two that do something at the same time on PostgreSQL, each stopped in its middle on purpose.
+"""Tests pairs of concurrent operations on PostgreSQL, each stopped in the middle on purpose.
 
-Lives here: one test for each pair and order, of saving, deleting, queueing, adding to a stream, ending and claiming.
-Not here: what each of them does alone (the contracts).
+Lives here: one test for each pair and order of saving, deleting, queueing, appending to a stream, ending and claiming.
+Not here: single operations (the contracts).
 
-A third connection holds a row that the first of two needs last, until the second one waits as well. A store that looks
-before it locks, or counts in the statement that adds, fails here and nowhere else.
+A third connection locks the row that the first operation needs last, until the second operation waits too. Only these
+tests detect a store that reads before it locks, or that counts in the statement that inserts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _QUEUE = "SELECT 1 FROM owner_queue WHERE owner = $1 FOR UPDATE"
 
 
 class Two:
-    """Two processes' stores on one database, and whoever stands in their way."""
+    """The stores of two processes on one database, and the connection that blocks them."""
 
     def __init__(self, here: TurnStores, there: TurnStores, url: str, watching: asyncpg.Connection) -> None:
         self.here = here
@@ -45,7 +45,7 @@ class Two:
 
     @asynccontextmanager
     async def held(self, sql: str) -> AsyncIterator[None]:
-        """Nobody gets these rows meanwhile."""
+        """Lock these rows while the context lasts."""
         connection = await asyncpg.connect(self._url, statement_cache_size=0)
         try:
             async with connection.transaction():
@@ -55,7 +55,7 @@ class Two:
             await connection.close()
 
     async def wait(self, number: int) -> None:
-        """Until so many stand still."""
+        """Wait until `number` connections are blocked."""
         async with asyncio.timeout(20):
             while await self._watching.fetchval(_WAITING) < number:
                 await asyncio.sleep(0)
@@ -93,7 +93,7 @@ async def test_what_is_continued_while_it_is_deleted_keeps_its_continuation(two:
 
 @pytest.mark.parametrize("alone", [True, False])
 async def test_what_is_being_deleted_is_not_continued(two: Two, alone: bool) -> None:
-    """Also where its chain stays, which others are part of."""
+    """The rule also holds if the chain remains because other responses belong to it."""
     await two.here.responses.save(record("a"))
     if not alone:
         await two.here.responses.save(record("other", prev="a"))

@@ -1,4 +1,4 @@
-"""The contract of responses on every state."""
+"""Runs the contract of responses on every state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every `Retention` must do, on every state."""
+"""The contract tests of every `Retention`, on every state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAY = 86_400.0
 
 @pytest.fixture
 async def kept(state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
-    """Stores that keep nothing for longer than a day."""
+    """Stores with a retention of one day."""
     given = RetentionSettings(responses=DAY, conversations=DAY, events=DAY)
     async with aclosing(await open_state(state_url, tmp_path, kept=given)) as opened:
         yield opened

@@ -1,5 +1,6 @@
-"""The contracts of contents and files on a real S3 server, what a killed process leaves there, and what is said when
-the storage cannot be used."""
+"""Runs the contracts of blobs and files on a real S3 server, and tests the remains of a killed process and the errors
+of an unusable storage.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +146,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
 
 
 async def test_a_piece_that_may_come_late_is_looked_for_again(stores: SqliteStores, left: Left) -> None:
-    """A request that nobody heard the end of may take effect after its content was deleted."""
+    """A request whose answer was lost may take effect after its content was deleted."""
     blobs = stores.files._blobs
     assert isinstance(blobs, S3Blobs)
     put_object = blobs.put
@@ -224,7 +225,7 @@ async def test_one_that_goes_while_it_is_read_is_an_error(settings: BlobSettings
 
 @pytest.fixture
 def deaf() -> Iterator[str]:
-    """The URL of a server that takes connections and says nothing."""
+    """The URL of a server that accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -251,7 +252,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("name", UNUSABLE)
 async def test_a_storage_that_cannot_be_used_says_what_to_do(seaweed: SeaweedServer, tmp_path: Path, name: str) -> None:
-    """At the start of a server already, and without a word of the key."""
+    """The error appears at the start of a server, and does not contain the key."""
     given, said = UNUSABLE[name]
     chosen = seaweed.settings(**given)
     with pytest.raises(StoreError, match=said) as raised:
@@ -291,7 +292,7 @@ async def test_a_storage_that_fails_fails_the_upload_and_nothing_else(
 
 
 async def test_an_upload_holds_no_more_than_so_many_pieces(settings: BlobSettings) -> None:
-    """However fast it comes, and however slow the storage is."""
+    """The limit holds for a fast client and a slow storage."""
     blobs = S3Blobs(settings)
     under_way, most, go_on = 0, 0, asyncio.Event()
 

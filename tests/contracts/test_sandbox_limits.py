@@ -1,7 +1,7 @@
-"""What code in the local sandbox may use, and every way in which it was seen to use more.
+"""Tests the resource limits of the local sandbox, with every known way in which code exceeded them.
 
-Each attempt is made inside, by the calls an attacker would make, in both rooms that files can be in. What counts is
-what is there afterwards: limits hold by construction, so no test waits to see whether somebody notices.
+Each attempt runs inside the sandbox, with the system calls that an attacker would make, in both file rooms (`Room`).
+The tests check the state after the attempt. The limits do not depend on detection, so no test waits for a reaction.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def room(request: pytest.FixtureRequest) -> Room:
 
 
 class _Sandboxes:
-    """Makes sandboxes, and ends them."""
+    """Creates sandboxes, and ends them after the test."""
 
     def __init__(self, folder: Path, room: Room) -> None:
         self._folder = folder
@@ -188,7 +188,7 @@ def test_a_file_for_which_there_is_no_room_leaves_nothing_of_itself(tmp_path: Pa
 
 
 def test_a_link_takes_no_more_room_than_itself(tmp_path: Path) -> None:
-    """What it points to is counted where it is, if it is inside at all."""
+    """The file behind a link counts at its own path, if it is inside the container at all."""
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.write_bytes(bytes(1 << 20))
     inside.mkdir()
@@ -283,7 +283,7 @@ THAWS = {
     " call(282, -1, b'\\0' * 8, 8))",
     "the signal of a parent's death": "print(call(157, 1, 18), call(157, 36, 1))",
 }
-"""The numbers are those of x86_64."""
+"""The system call numbers are those of x86_64."""
 
 
 @pytest.mark.parametrize("way", THAWS)
@@ -296,7 +296,8 @@ async def test_nothing_inside_can_let_a_stopped_process_go_on(make: _Sandboxes, 
 
 
 async def test_a_storm_of_signals_does_not_keep_it_from_stopping(make: _Sandboxes) -> None:
-    """Alarms every millisecond, threads that try SIGCONT all the time: at the end all stand still."""
+    """The code sets alarms every millisecond, and its threads send SIGCONT continuously. At the end all threads must be
+    stopped."""
     sandbox = make(LIMITS)
     run = await _run(
         sandbox,
@@ -336,7 +337,7 @@ async def test_threads_that_write_and_print_stand_still_between_runs(make: _Sand
 
 
 async def _stands_still(machine: Machine) -> None:
-    """Every thread has stopped, and none gets any more time on a processor."""
+    """Check that every thread is stopped and uses no more processor time."""
 
     def threads() -> dict[str, tuple[str, list[str]]]:
         found = {}
@@ -426,7 +427,7 @@ async def test_a_flood_of_output(make: _Sandboxes, code: str) -> None:
 
 
 async def test_a_flood_is_read_with_pauses(make: _Sandboxes) -> None:
-    """Whatever it prints, no more than some megabytes a second are looked at: the rest waits in its pipe."""
+    """Whatever the code prints, the parent reads only some megabytes a second. Further output waits in the pipe."""
     sandbox = make(HASTY)
     await _run(sandbox, "1")
     started = time.monotonic()
@@ -439,7 +440,8 @@ async def test_a_flood_is_read_with_pauses(make: _Sandboxes) -> None:
 
 @pytest.mark.slow
 async def test_eight_that_do_all_of_it_at_once_take_no_more_than_their_own(tmp_path: Path, room: Room) -> None:
-    """Beside floods of files, folders and threads of eight containers the ninth goes on, and the disk holds."""
+    """Eight containers flood files, folders and threads. Meanwhile a ninth container works, and the disk does not fill
+    up."""
     sandbox = LocalSandbox(tmp_path / "machines", HASTY.model_copy(update={"machines": 9}), room=room)
     attack = (
         "import os, threading\ndef fill(k):\n  n = 0\n  while True:\n    n += 1\n    try:\n"

@@ -1,9 +1,9 @@
-"""The local sandbox: the contract, and code that tries to break out of it.
+"""Runs the sandbox contract on the local sandbox, and code that tries to break out of it.
 
-How code tries to use more than it may is in `test_sandbox_limits.py`.
+`test_sandbox_limits.py` has the code that tries to exceed its limits.
 
-Nothing here is a fake: each attempt is made inside, by the calls an attacker would make, and what counts is what is
-outside afterwards.
+The tests use no fake. Each attempt runs inside the sandbox, with the system calls that an attacker would make, and the
+tests check its effects outside.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ async def test_what_is_too_deep_to_be_kept_is_said(tmp_path: Path) -> None:
 
 
 async def _refused(sandbox: LocalSandbox, code: str) -> None:
-    """Each line of the code must raise PermissionError (or its like) inside."""
+    """Run the code, and check that each line raises PermissionError or a similar error inside."""
     lines = [line for line in code.strip().splitlines() if line.strip()]
     tried = "\n".join(
         f"try:\n    {line}\n    print('DID', {number})\nexcept (OSError, ValueError) as e:\n    print('no', {number})"
@@ -286,7 +286,7 @@ async def test_no_process_by_any_flags_of_clone(sandbox: LocalSandbox) -> None:
 
 @pytest.mark.parametrize("code", ["b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3'", "b'\\xb8\\x27\\0\\0\\x40\\x0f\\x05\\xc3'"])
 async def test_calls_by_other_numbers_end_the_process(sandbox: LocalSandbox, code: str) -> None:
-    """Machine code that calls as 32-bit programs do (`int 0x80`), and by the numbers of x32."""
+    """The machine code makes system calls like 32-bit programs (`int 0x80`), and with the numbers of x32."""
     if os.uname().machine != "x86_64":
         pytest.skip("it is x86_64 that has several tables of calls")
     run = await _run(
@@ -330,7 +330,8 @@ async def test_nothing_of_ours_is_inside(sandbox: LocalSandbox, monkeypatch: pyt
 
 
 async def test_what_it_says_is_not_believed(sandbox: LocalSandbox, tmp_path: Path) -> None:
-    """Code writes to the descriptor of our answers: names of files elsewhere, things that are no answer, floods."""
+    """The code writes to the descriptor of the interpreter's answers: paths outside the container, invalid answers,
+    floods."""
     (tmp_path / "picture-1-0.png").write_bytes(b"\x89PNG\r\n\x1a\n secret")
     find = (
         "import os, json\n"
@@ -354,7 +355,8 @@ async def test_what_it_says_is_not_believed(sandbox: LocalSandbox, tmp_path: Pat
 
 
 async def test_what_libraries_do_works(sandbox: LocalSandbox) -> None:
-    """Copies, archives, databases, event loops, threads, signals of one's own, file types, time zones."""
+    """Libraries can use copies, archives, databases, event loops, threads, their own signals, file types and time
+    zones."""
     code = """
 import asyncio, mimetypes, os, shutil, signal, sqlite3, tempfile, zipfile, zoneinfo
 from concurrent.futures import ThreadPoolExecutor
@@ -396,7 +398,7 @@ async def test_a_death_is_told_and_the_next_run_has_a_new_interpreter(sandbox: L
 
 
 async def test_an_interrupt_that_comes_when_the_code_has_ended_is_ignored(sandbox: LocalSandbox) -> None:
-    """The time may be up at the very moment at which the code ends."""
+    """The time limit may expire at the very moment at which the code ends."""
     assert not (await _run(sandbox, "kept = 1")).failed
     (machine,) = sandbox.machines.values()
     os.kill(machine.pid, signal.SIGINT)
@@ -419,7 +421,7 @@ async def test_a_run_that_is_given_up_ends_its_process(sandbox: LocalSandbox) ->
 
 
 async def test_no_process_outlives_us(tmp_path: Path) -> None:
-    """Not even one whose parent was killed."""
+    """The rule also holds for a process whose parent was killed."""
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
@@ -449,7 +451,8 @@ async def test_no_process_outlives_us(tmp_path: Path) -> None:
 def test_code_cannot_break_how_code_is_sent(
     run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It writes wherever it can, closes what it can, ends while it is sent the next code: nobody is told an error."""
+    """The code writes to and closes every descriptor that it can, and ends while it receives the next code. The log
+    must have no error."""
 
     async def main() -> None:
         sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room="counted")
@@ -513,7 +516,7 @@ async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
 def test_a_sandbox_that_holds_nothing_in_is_found_out(
     tmp_path: Path, room: Room, name: str, part: str, instead: str, found: list[str]
 ) -> None:
-    """The trial at the start notices what code can do, whatever the sandbox says of itself."""
+    """The test at the start detects what code can do, even if the sandbox reports that it is confined."""
     for one in ("interpreter.py", "confinement.py", "space.py"):
         text = (Path(machine.__file__).parent / one).read_text()
         assert one != name or part in text
@@ -526,7 +529,8 @@ def test_a_sandbox_that_holds_nothing_in_is_found_out(
 
 
 def test_code_that_is_quicker_than_the_counter_waits_for_it(tmp_path: Path) -> None:
-    """How many files may be made is on its way when code begins: its first one is not refused for that."""
+    """The permitted number of files may still be on its way to the process when code begins. The first new file must
+    not be refused for this reason."""
     for one in ("interpreter.py", "confinement.py", "space.py"):
         text = (Path(machine.__file__).parent / one).read_text()
         for part, instead in _SLOW_TO_HEAR if one == "space.py" else ():
@@ -541,7 +545,7 @@ _SLOW_TO_HEAR = (
     ("        with os.fdopen(", "        self.came.wait(1)\n        with os.fdopen("),
     ("            # Code can be", "            self.came.set()\n            # Code can be"),
 )
-"""The counter hears how many files may be made once it has seen the first call that makes one."""
+"""A variant in which the counter receives the permitted number of files only after the first call that creates one."""
 
 
 def _reason(room: Room) -> str:
@@ -550,7 +554,7 @@ def _reason(room: Room) -> str:
 
 @pytest.mark.parametrize("room", ["memory", "counted"])
 def test_as_an_ordinary_user_without_rights(room: Room) -> None:
-    """As in a restricted pod: no capability, and the same user inside and outside."""
+    """The conditions of a restricted pod: no capability, and the same user inside and outside."""
     if os.geteuid() != 0:
         pytest.skip("the other tests run as an ordinary user already")
     python = Path("/usr/bin/python3")

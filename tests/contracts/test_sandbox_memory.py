@@ -1,4 +1,4 @@
-"""The tests' own sandbox keeps the contract, so that what is tested with it holds."""
+"""Runs the sandbox contract on the tests' own sandbox, so that results of tests with it also hold for the real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is killed while it saves loses nothing it acknowledged and leaves nothing half written."""
+"""Kills a process while it saves responses, and checks that no acknowledged response is lost and none is incomplete."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The store contract on PostgreSQL: one store, and two on one database, behind pgbouncer.
+"""Runs the response contract behind pgbouncer: with one store, and with two on one database.
 
-Directly they run by its URL, with all other states.
+`test_responses.py` runs the contract directly on PostgreSQL.
 """
 
 from __future__ import annotations

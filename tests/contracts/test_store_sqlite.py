@@ -1,4 +1,4 @@
-"""Stores on SQLite: closed ones, and two processes that write at once."""
+"""Tests closed stores on SQLite, and two processes that write concurrently."""
 
 from __future__ import annotations
 

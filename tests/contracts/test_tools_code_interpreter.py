@@ -1,4 +1,4 @@
-"""The tool contract on `code_interpreter`, over the tests' sandbox and over the real one."""
+"""Runs the tool contract on `code_interpreter`, with the tests' sandbox and with the real one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestCodeInterpreter(ToolContract):
 
 
 class TestCodeInterpreterLocally(ToolContract):
-    """The same with real processes; a call is slow because its code is."""
+    """Runs the suite with real processes. The calls of `slow` run code that takes a long time."""
 
     @pytest.fixture
     def setup(self, tmp_path: Path) -> Setup:

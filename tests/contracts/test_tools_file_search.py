@@ -1,4 +1,4 @@
-"""The tool contract on `file_search` over a searcher of fixed hits."""
+"""Runs the tool contract on `file_search`, with a searcher that returns fixed hits."""
 
 from __future__ import annotations
 

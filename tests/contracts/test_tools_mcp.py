@@ -1,4 +1,4 @@
-"""The tool contract on `mcp`, over a server of the official SDK."""
+"""Runs the tool contract on `mcp`, with a server of the official SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tool contract on `web_search`: a SearXNG and a web site that one scripted server plays."""
+"""Runs the tool contract on `web_search`. One scripted server simulates SearXNG and a web site."""
 
 from __future__ import annotations
 

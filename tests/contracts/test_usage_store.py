@@ -1,4 +1,5 @@
-"""What every `UsageStore` must do: on every state, and on PostgreSQL directly and behind pgbouncer."""
+"""The contract tests of every `UsageStore`, which run on every state, and on PostgreSQL directly and behind
+pgbouncer."""
 
 from __future__ import annotations
 

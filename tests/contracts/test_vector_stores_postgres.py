@@ -1,4 +1,4 @@
-"""The contract of vector stores on PostgreSQL: one process and two, directly and behind pgbouncer."""
+"""Runs the contract of vector stores on PostgreSQL: with one process and two, directly and behind pgbouncer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSES = (
 
 
 class PostgresWorld:
-    """Dates that are moved, and a look at the tables."""
+    """A `World` that moves dates in the database and reads its tables."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -67,7 +67,7 @@ async def here(database: Database, postgres_url: str) -> AsyncIterator[PostgresV
 async def there(
     request: pytest.FixtureRequest, here: PostgresVectorDatabase, postgres_url: str
 ) -> AsyncIterator[PostgresVectorDatabase]:
-    """What the tests read through."""
+    """The database object through which the tests read."""
     if request.param == "the same":
         yield here
         return

@@ -1,5 +1,6 @@
-"""The contract of vector stores on SQLite: through one opening of the database, and through two on one file; and what
-is SQLite's alone."""
+"""Runs the contract of vector stores on SQLite, with one database object and with two on one file, and tests behaviour
+of SQLite only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, cl
 
 
 class SqliteWorld:
-    """Clocks that are set, and a look at the tables."""
+    """A `World` that sets clocks and reads the tables."""
 
     def __init__(self) -> None:
         self.at = 1_700_000_000.0
@@ -63,7 +64,7 @@ async def here(tmp_path: Path, world: SqliteWorld) -> AsyncIterator[SqliteVector
 async def there(
     request: pytest.FixtureRequest, here: SqliteVectorDatabase, tmp_path: Path, world: SqliteWorld
 ) -> AsyncIterator[SqliteVectorDatabase]:
-    """What the tests read through."""
+    """The database object through which the tests read."""
     if request.param == "the same":
         yield here
         return
@@ -93,7 +94,7 @@ async def test_words_that_are_gone_are_out_of_the_index(here: SqliteVectorDataba
 async def test_a_claim_takes_all_it_says_or_nothing(
     here: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that fails in the middle leaves no file behind that waits for a lease to run out."""
+    """If the store fails in the middle of a claim, no file must remain claimed until a lease expires."""
     await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
     monkeypatch.setattr(ingestion, "CLAIMED", "SELECT no_such_column FROM vector_files WHERE :claims <> ''")
     with pytest.raises(StoreError):

@@ -1,4 +1,6 @@
-"""Vectors on PostgreSQL: as exact as SQLite's, by an index where there are many, and what words do without them."""
+"""Tests vector search on PostgreSQL: the same hits as SQLite, an index for large stores, and word search without
+vectors.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ FILTERS = [
 
 @pytest.fixture
 async def open_here(postgres_url: str) -> AsyncIterator[Opener]:
-    """Opens what a process has of vector stores; `exact`: how many vectors are compared one by one."""
+    """Opens the vector stores of a process. `exact`: the number of vectors up to which a search compares all of
+    them."""
     async with AsyncExitStack() as stack:
 
         async def opened(exact: int = 20_000, url: str = postgres_url) -> PostgresVectorDatabase:
@@ -65,7 +68,8 @@ async def nearest(
 
 
 def places(hits: list[ChunkHit]) -> list[int]:
-    """Chunks by what both backends call them: how many chunks of ten to a file lie before."""
+    """The hits by a number that is the same in both backends: the number of chunks before the hit, with ten chunks per
+    file."""
     first = min(hit.chunk >> 20 for hit in hits) if hits else 0
     return [((hit.chunk >> 20) - first) * 10 + hit.chunk % (1 << 20) for hit in hits]
 
@@ -174,7 +178,7 @@ async def test_an_index_half_made_is_made_again_and_one_of_no_store_goes(open_he
 
 
 async def test_a_process_that_ends_leaves_its_index_to_the_server(open_here: Opener, postgres_url: str) -> None:
-    """Nothing waits for it either: vectors come, and searches compare one by one."""
+    """No operation waits for this index: new vectors are stored, and searches compare all vectors."""
     database, other = await open_here(exact=100), await open_here(exact=100)
     vectors = clustered(200, WIDTH, seed=1)
     await filled(database, ALICE, STORE, [({}, vectors)])

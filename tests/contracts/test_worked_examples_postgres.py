@@ -1,4 +1,4 @@
-"""The worked example of a list operation serves PostgreSQL with the same two edits as SQLite."""
+"""Tests that the worked example of a list operation works on PostgreSQL with the same edits as on SQLite."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What every tool that runs here must do (`tools.box.ServerTool`).
+"""The contract tests of every hosted tool (`tools.box.ServerTool`).
 
-Lives here: the tests. Each tool runs this suite in a `test_tools_*.py` of its own, which also says how it is set up.
+Lives here: the tests. Each tool runs this suite in a separate `test_tools_*.py`, which also sets the tool up.
 
-Invariant: everything the suite asks of a tool goes through its three methods, or through a toolbox and an exchange, so
-that the published schemas judge what comes out.
+Invariant: the suite calls a tool only through its three methods, or through a toolbox and an exchange. So the published
+schemas validate its output.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ INCLUDE = ["file_search_call.results", "web_search_call.action.sources", "code_i
 
 @dataclass
 class Setup:
-    """A tool, and what the suite must know of it.
+    """A tool, and the data that the suite needs.
 
-    `declaration` is a good one; `calls` are functions with arguments that work; `wrong` are changes of the declaration
-    with the parameter that the refusal names behind `tools[i]`. `secrets` are in the declaration or the settings.
-    `held` says how many connections, processes and the like are open. `slow` makes calls hang for as long as it is
-    entered, and gives the event that is set when one has begun.
+    `declaration` is a valid declaration. `calls` are functions with valid arguments. `wrong` are invalid changes of the
+    declaration, each with the parameter that the error names after `tools[i]`. `secrets` are in the declaration or the
+    settings. `held` returns the number of open connections, processes and similar resources. `slow` makes calls hang
+    while the context lasts, and yields an event that is set when a call has begun.
     """
 
     tool: ServerTool
@@ -224,7 +224,7 @@ class ToolContract:
 
 
 def _of_a_server(task: asyncio.Task[Any]) -> bool:
-    """Whether a task is one that the server's library of the tests never ends."""
+    """Whether the task belongs to the test server's library, which never ends it."""
     return "_shutdown_watcher" in repr(task.get_coro())
 
 
@@ -244,7 +244,7 @@ def _call(setup: Setup, name: str, arguments: str, call_id: str = "call_1") -> H
 
 
 async def _talk(setup: Setup, *, stream: bool, arguments: str | None = None) -> Outcome:
-    """A response in which the model calls everything once, and then answers."""
+    """Run a response in which the model calls every function once, and then answers."""
     box = Toolbox([setup.tool], ToolSettings(seconds=10.0))
     calls = [
         (flat_name(name, setup.namespace), json.dumps(given) if arguments is None else arguments)

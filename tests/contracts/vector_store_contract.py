@@ -1,7 +1,7 @@
-"""What vector stores, their ingestion and their index must do in every backend.
+"""The contract tests of vector stores, their ingestion and their index in every backend.
 
-Lives here: the suite, and what its tests are written in. Not here: vectors on PostgreSQL
-(`test_vectors_postgres.py`), what one backend alone does (`test_vector_stores_*.py`).
+Lives here: the suite and its helpers. Not here: vectors on PostgreSQL (`test_vectors_postgres.py`), behaviour of one
+backend only (`test_vector_stores_*.py`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ DAY = 86_400.0
 
 
 class World(Protocol):
-    """What a test does to a backend from outside."""
+    """The operations of a test on a backend from outside."""
 
     async def now(self) -> float:
-        """The time by which stores expire."""
+        """The time that decides the expiry of stores."""
 
     async def passes(self, seconds: float) -> None:
-        """So much time passes at once, for dates and leases."""
+        """Advance the time of dates and leases by `seconds`."""
 
     async def count(self, table: str) -> int:
-        """How many rows there are."""
+        """The number of rows of a table."""
 
 
 async def make(database: VectorDatabase, name: str = "one", *files: NewFile, days: int | None = None) -> str:
@@ -75,7 +75,7 @@ FILES: dict[str, dict[str, str | float | bool]] = {
 
 
 class VectorStoreContract:
-    """The suite. Subclasses provide `here`, which is written to, `there`, which is read, and `world`."""
+    """The suite. Subclasses provide `here` for writes, `there` for reads, and `world`."""
 
     async def test_a_store_is_kept_with_its_fields(
         self, here: VectorDatabase, there: VectorDatabase, world: World
@@ -364,7 +364,7 @@ class VectorStoreContract:
         assert "".join(sorted(name[5:] for name in await found(here, store_id, "birds", filters))) == expected
 
     async def test_a_filter_is_no_matter_of_rank(self, here: VectorDatabase) -> None:
-        """The one file that fits is found although a hundred others fit the words better."""
+        """The search finds the one matching file, although a hundred other files match the words better."""
         files = [NewFile(f"file-{number}", "a.txt", {"last": number == 119}) for number in range(120)]
         store_id = await make(here, "one", *files)
         for job in await claim(here, *(f"c{number}" for number in range(120))):
@@ -375,7 +375,7 @@ class VectorStoreContract:
         assert [texts[hit.chunk].file_id for hit in hits] == ["file-119"]
 
     async def test_numbers_of_deleted_stores_and_files_are_never_given_out_again(self, here: VectorDatabase) -> None:
-        """Whatever knows a store by its number, a cache or another process, can never mean another one."""
+        """A cache or another process may know a store by its number, so the number must never mean another store."""
         seen: set[int] = set()
         for name in ("one", "two", "three"):
             store_id = await make(here, name, NewFile("file-1", "a.txt"))
