@@ -1,7 +1,7 @@
 """Derives the caller of a request from its headers: the owner of its data, and what the client's key allows.
 
-This module does not decide whether a header is trustworthy. The servers remove or refuse headers that a client could
-forge before they call this module.
+This module does not decide whether a header is trustworthy. Before the servers call this module, they remove or refuse
+headers that a client could forge.
 
 Invariant: an owner name never contains a credential. The owner name for a bearer token contains a keyed hash
 (HMAC-SHA-256) of the token. So the database holds no tokens, and an attacker without the key cannot test guessed

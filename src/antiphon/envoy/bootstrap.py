@@ -161,7 +161,7 @@ def client_limits(settings: Settings) -> Config:
     """Build the public listener's limits for slow connections. The connection manager limits request heads and idle
     connections."""
     fields: Config = {
-        # The HTTP inspector waits for the first bytes of a connection. So the timeout of this filter closes a
+        # The HTTP inspector waits for the first bytes of a connection. So the timeout of the HTTP inspector closes a
         # connection that sends nothing.
         "listener_filters": [
             {

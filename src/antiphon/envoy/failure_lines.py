@@ -6,11 +6,11 @@ last one. Envoy logs a relayed stream that ended early, because only Envoy knows
 
 This module selects the requests for these lines. The lines distinguish a client that disconnects from an upstream that
 breaks off. Envoy's lines have the same fields as the sidecar's log lines (`observability/outcome.py`). `bootstrap.py`
-has the full access log, which a setting enables.
+generates the full access log, which a setting enables.
 
 A line does not contain the upstream's message. So a line cannot distinguish an unknown model (404) from a wrong path,
 and names the client as the cause of both. A sidecar that dies writes no lines for its requests, so Envoy writes a line
-for each request.
+for each request that this sidecar was serving.
 
 Invariant: Envoy writes no line `request` for a request that the sidecar logs.
 """
@@ -32,7 +32,8 @@ _NO_SIDECAR = (
     f"|| {_DIED} || (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
 )
 _RELAYED = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
-# An HTTP/1 client ends the connection. An HTTP/2 or HTTP/3 client resets the stream (`http2.remote_reset`).
+# An HTTP/1 client that leaves ends its connection. An HTTP/2 or HTTP/3 client that leaves resets the stream
+# (`http2.remote_reset`).
 _LEFT = "(response.code_details.startsWith('downstream') || response.code_details.contains('.remote_re'))"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 

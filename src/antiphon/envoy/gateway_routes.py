@@ -6,8 +6,8 @@ objects.
 
 Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. So a policy, such as a
 SecurityPolicy, applies to all public routes. A policy does not apply to a route that a patch adds. So patches add only
-routes that clients cannot reach. Such routes match a header that Envoy removes from clients' requests, and they come
-before all other routes.
+routes that clients cannot reach and that need no policy. Such routes match a header that Envoy removes from clients'
+requests, and they come before all other routes.
 
 Invariants: a route to which no patch was applied leads to an address without a server, so its requests fail. The
 patches contain only `snippet.parts`. Antiphon's filter is right before the router, so it runs after all filters that
@@ -129,8 +129,8 @@ def _is_inner(route: Config) -> bool:
 
 
 def _fields(route: Config) -> list[tuple[str, object]]:
-    """Return each field of the route with its path. The cluster comes after all other fields. The name comes last,
-    because the JSONPath finds the route by its old name."""
+    """Return each field of the route with its path. The cluster comes after all other fields except the name. The name
+    comes last, because the JSONPath finds the route by its old name."""
     # Envoy Gateway allows WebSocket upgrades on every route, so the empty `upgrade_configs` turns them off.
     action = {"upgrade_configs": [], **route["route"]}
     cluster = action.pop("cluster")
@@ -158,8 +158,8 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _check_own(route: Config, before: Sequence[Config]) -> None:
-    """Raise `ConfigError` when a pass-through path is also a path of Antiphon's. Envoy Gateway prefers an exact path to
-    an expression, so the pass-through route would take the requests."""
+    """Raise `ConfigError` when a pass-through path is also one of Antiphon's own paths. Envoy Gateway prefers an exact
+    path to an expression, so the pass-through route would take the requests."""
     path = route["match"].get("path")
     for one in before:
         own = one["match"].get("safe_regex", {}).get("regex")

@@ -111,7 +111,8 @@ REQUEST_ID: Config = {
 
 
 _NULL = "%DYNAMIC_METADATA(antiphon:nothing)%"
-"""Metadata that is never set, so that JSON gets null. Istio drops a literal null in an EnvoyFilter."""
+"""A reference to metadata that is never set, so that Envoy writes null into the JSON. Istio drops a literal null in an
+EnvoyFilter."""
 
 
 def _kept(details: str, content_type: str) -> Config:

@@ -63,10 +63,10 @@ def _routes(settings: Settings) -> list[Config]:
     """Return the route to the picked server, and the route that a request has before the pick. The second route leads
     nowhere and has a timeout.
 
-    The timeout limits the picker's time. In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout`, and a timeout of
-    the gRPC call would end long streams. The route has two timeouts. After the first timeout Envoy sends its own
-    response through the picker's filter, which may also wait. After the second timeout, Envoy's response bypasses the
-    filters.
+    The timeout of the second route limits the time that the picker may take. In FULL_DUPLEX_STREAMED mode Envoy ignores
+    `message_timeout`, and a timeout of the gRPC call would end long streams. The second route has two timeouts. After
+    the first timeout Envoy sends its own response through the picker's filter, which may also wait. After the second
+    timeout, Envoy's response bypasses the filters.
     """
     chosen: Config = {
         "cluster": PICKED,

@@ -22,8 +22,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """The definition of a metric. `labels` maps each label to a text about its values. `merged` says how the values of
-    several processes become one value."""
+    """The definition of a metric. `labels` maps each label to a text about its values. `merged` determines how the
+    values of several processes become one value."""
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]

@@ -178,8 +178,8 @@ class Observation:
     # Methods that the server calls.
 
     def drop(self) -> None:
-        """Cancel the observation without a report, because the request was not read completely. Does nothing after
-        `end`."""
+        """Cancel the observation without a report, because the request was not read completely. `drop` does nothing
+        after `end`."""
         if not self._ended:
             self._ended = True
             self._metrics.in_flight.add(by=-1)

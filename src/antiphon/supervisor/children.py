@@ -146,7 +146,7 @@ class Child:
             await self.wait()
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        """Split the output into lines. A very long line is split into several."""
+        """Split the output into lines. A very long line is split into several lines."""
         pending = b""
         try:
             while data := await stream.read(_LONGEST_LINE):

@@ -12,8 +12,8 @@ memory (`/dev/shm`).
 
 An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of this
 mark. Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before
-the next attempt, an Envoy without listeners starts and ends (`renewing_command`). That Envoy uses a different socket,
-and the serving Envoy keeps its mapped memory.
+the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy without
+listeners uses a different socket, and the serving Envoy keeps its mapped memory.
 
 Invariant: only this user can access the restart socket of a running Envoy.
 """

@@ -4,9 +4,9 @@ This module runs the event loop and schedules Python's cycle collector. This mod
 parent's pipe, drains the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
 
 By default Python's cycle collector runs after a number of new objects. A request leaves almost no new objects, so hours
-may pass between runs. But one cycle may keep a request's body and a partial response in memory, which are megabytes for
-each failed call. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries
-leave some.
+may pass between runs. But one reference cycle may keep a request's body and a partial response in memory, so each
+failed call may hold megabytes. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`),
+but libraries leave some.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take

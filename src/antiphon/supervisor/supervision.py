@@ -127,7 +127,7 @@ class Supervised:
             try:
                 return await self._start()
             except OSError as error:
-                # The disk is full, or there are too many processes. A retry may succeed later.
+                # The start failed because the disk is full or too many processes run. A retry may succeed later.
                 if not self.lasting:
                     raise
                 pause = self._policy.longest_pause

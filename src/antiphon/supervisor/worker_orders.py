@@ -85,7 +85,7 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
             if "answer" in order:
                 writer.write(b"\n")
     except ConnectionError:
-        # The parent has ended. The worker also notices this end by the parent's pipe.
+        # The parent has ended. The worker also notices the parent's end by the parent pipe.
         pass
     finally:
         writer.close()

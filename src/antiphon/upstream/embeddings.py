@@ -4,7 +4,7 @@ This module splits texts into batches, parses the response and decides which fai
 the HTTP calls.
 
 Invariants: the result has one vector for each text. Every vector has the width of the first vector that the server ever
-sent, and length 1. No error message contains a text.
+sent, and length 1. No error message contains an input text.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The generated protobuf classes take 0.8 µs for a chunk in each direction. That 
 translation takes. This module takes 0.4 µs to read and 0.15 µs to write a chunk.
 
 Invariant: this code reads and writes byte for byte what the generated protobuf classes would read and write (a test
-compares them). The generated classes still handle every message with an unusual encoding.
+compares them). The generated protobuf classes still handle every message with an unusual encoding.
 """
 
 from __future__ import annotations

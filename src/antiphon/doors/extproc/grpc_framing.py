@@ -90,8 +90,8 @@ def status_trailers(status: GrpcStatus, message: str = "") -> list[tuple[bytes, 
 
 
 def timeout_seconds(value: bytes) -> float | None:
-    """Return the seconds of a `grpc-timeout` header value. Returns None when the value is not at most eight digits and
-    a unit."""
+    """Return the seconds of a `grpc-timeout` header value. Returns None unless the value is one to eight digits and a
+    unit."""
     text = value.decode("ascii", "replace")
     if not 2 <= len(text) <= 9 or not text[:-1].isdecimal() or text[-1] not in _UNITS:
         return None

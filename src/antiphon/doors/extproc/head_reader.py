@@ -9,8 +9,8 @@ With the generated protobuf classes a small request would take 7 % more instruct
 The cache holds only short headers whose names are in `_HARMLESS`, and none of these headers carries a credential. Other
 headers are decoded each time, so no secret value of a client outlives its request.
 
-Invariant: this code reads what the generated protobuf classes would read (a test compares them). The generated classes
-still handle every message with an unusual encoding. The cache has a size limit.
+Invariant: this code reads what the generated protobuf classes would read (a test compares them). The generated protobuf
+classes still handle every message with an unusual encoding. The cache has a size limit.
 """
 
 from __future__ import annotations

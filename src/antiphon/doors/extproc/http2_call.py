@@ -281,7 +281,7 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
         if self.task is not None and not self.task.done():
-            # The processor, which may wait for a message, gets the regular end first and the cancellation after it.
+            # The cancellation runs later, so that a processor that waits for a message gets the regular end first.
             self._loop.call_soon(self.task.cancel)
 
     def _hand_over(self) -> None:
@@ -299,8 +299,8 @@ class Call:
             waiter.set_result(message)
 
     def _make_room(self) -> None:
-        """Return window to the peer once enough has been withheld. Larger amounts save frames, because most calls end
-        before the peer runs out of window."""
+        """Return window to the peer once enough has been withheld. Larger amounts save WINDOW_UPDATE frames, because
+        most calls end before the peer runs out of window."""
         limits = self.limits
         if self._withheld >= limits.window // _PARTS and self.queued <= limits.queued:
             self._connection.consumed(self, self._withheld)

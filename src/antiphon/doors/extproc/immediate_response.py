@@ -19,8 +19,8 @@ Rules, verified against Envoy 1.40.0:
 The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. The estimate
 assumes that a client reads at `RATE`, several times as fast as models write. All bytes that are written faster than
 `RATE` count as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The
-listener cuts off a client that reads nothing (`timeouts.send`). Until the listener cuts off such a client, Envoy
-buffers at most the stream's share plus the bytes at `RATE`. Envoy never buffers more than the maximum size of a stream.
+listener cuts off a client that reads nothing (`timeouts.send`). For a client that reads nothing, Envoy buffers at most
+the stream's share plus the bytes at `RATE` until that cut. Envoy never buffers more than the maximum size of a stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
@@ -54,8 +54,8 @@ RATE: Final = 256 * 1024
 """The assumed reading speed of a client in bytes per second. At this speed a client reads about 800 tokens per
 second."""
 SHARE: Final = 8 << 20
-"""The largest number of unread bytes that a stream may have. With few streams this number is so large that bursts do
-not wait."""
+"""The largest number of unread bytes that a stream may have. With few streams, a burst of up to this size does not
+wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
 """The number of final events that repeat the whole text: those of the text, the part, the item and the response."""

@@ -46,8 +46,8 @@ class Inbox:
         # The message that follows the joined chunks of a body.
         self._next: Received | None = None
         self.drained = False
-        """Whether the last read took every message that had arrived. If so, the caller must wait for the next
-        message."""
+        """Whether the last read took every message that had arrived. If `drained` is True, the caller must wait for the
+        next message."""
 
     def receive_now(self) -> Received | None:
         """Return the next message, or None when none has arrived.
@@ -103,8 +103,8 @@ class Outbox:
         self.answered = False
         """Whether any answer was sent to Envoy."""
         self.full = False
-        """Whether the transport's queue is full. If so, the caller must wait for room, even when it has no more
-        messages to send."""
+        """Whether the transport's queue is full. If `full` is True, the caller must wait for room, even when it has no
+        more messages to send."""
 
     def send_now(self, messages: list[bytes]) -> bool:
         """Send messages from the list until the transport would have to wait, and remove the sent ones. Returns whether

@@ -1,6 +1,6 @@
 """Reads the first message of a stream: the request's headers, the owner, and Envoy's configuration.
 
-This module handles what the sidecar knows before the request's body. `stream.py` reads the body and chooses between
+This module evaluates the request's headers before the body arrives. `stream.py` reads the body and chooses between
 relay and drive.
 """
 
@@ -48,9 +48,9 @@ class ClientRequest:
 
 
 def is_refused_before(opening: Received) -> bool:
-    """Whether an earlier Envoy filter, such as a rate limit, has already answered the client with a 4xx status. In that
-    case Envoy sends only this response to the sidecar. A response head with another status comes first only if
-    `request_header_mode` is wrong."""
+    """Whether an earlier Envoy filter, such as a rate limit, has already answered the client with a 4xx status. After
+    such an answer Envoy sends the sidecar only this response, without the request. A response head with another status
+    comes first only if `request_header_mode` is wrong."""
     return opening.kind is _RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
 
 

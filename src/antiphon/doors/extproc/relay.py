@@ -179,8 +179,8 @@ class Interludes:
         if self._closed:
             self._timer = None
             return
-        # The timer is never set far ahead. For most streams the first timer is the only one, even when an earlier
-        # action becomes due later.
+        # The timer is set at most 15 seconds ahead. For most streams the first timer is the only one, even when an
+        # earlier action becomes due later.
         self._at = min(due, self._loop.time() + _MAX_AHEAD)
         self._timer = self._loop.call_at(self._at, self._wake)
 

@@ -67,7 +67,7 @@ def is_upgrade(request: web.BaseRequest) -> bool:
 
 def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active: int) -> None:
     """Check whether this client may open a WebSocket. `active` is the number of open WebSockets. Raises the `ApiError`
-    for the response.
+    that the client gets as response.
 
     A browser lets any page connect to any host, and the handshake has no CORS check. So the server accepts only pages
     whose origin is this host or is listed in the settings.
