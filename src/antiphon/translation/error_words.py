@@ -77,7 +77,7 @@ CLIENT_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 424,
 SERVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 # Maps chat field names to the names of the same values in the client's request. All other fields have the same name in
-# both requests.
+# the chat request and in the client's request.
 PARAMS: Final = {
     "messages": "input",
     "max_tokens": "max_output_tokens",

@@ -3,8 +3,8 @@
 Lives here: the check of an origin, and the response headers. Not here: the servers that send the headers (the HTTP
 server, Envoy's cors filter), and the origins of WebSockets (`websocket.origins`).
 
-Invariant: the responses never allow credentials that the browser adds by itself (cookies). A page sends a bearer token
-instead.
+Invariant: the responses never allow credentials that the browser adds by itself (cookies). A page authenticates with a
+bearer token, not with cookies.
 """
 
 from __future__ import annotations

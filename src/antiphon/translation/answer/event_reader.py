@@ -76,7 +76,7 @@ class EventReader:
             self._events.reverse()
 
     def took(self, size: int) -> None:
-        """Report how many bytes of `data` the caller took as similar chunks. After 0, the next event is decoded
+        """Report how many bytes of `data` the caller took as similar chunks. If `size` is 0, the next event is decoded
         fully."""
         if size:
             self._tries = _TRIES

@@ -157,7 +157,7 @@ class ChatStream:
             return
         self._chunk(chunk, whole=True)
         if self._failure is None and self._finish is None and self._builder.has_output:
-            # A whole answer without a finish_reason (seen: OpenRouter, old vision models) counts as complete.
+            # A non-streamed answer without a finish_reason (seen: OpenRouter, old vision models) counts as complete.
             self._finish = "stop"
 
     def end(self, cut: Ending | None = None) -> Ending:
@@ -265,11 +265,12 @@ class ChatStream:
                     continue
                 delta = choice.message if whole else choice.delta
                 if delta is None:
-                    # Some whole answers hold a delta, and some events hold a whole message. A message that repeats
-                    # earlier deltas is skipped.
+                    # Some non-streamed answers hold a delta, and some stream events hold a whole message. A message
+                    # that repeats earlier deltas is skipped.
                     delta = choice.delta if whole else None if self._builder.has_output else choice.message
                 if whole and delta is not None:
-                    # In a whole answer each entry is a separate call, even if entries share ids or indices.
+                    # In a non-streamed answer each entry of `tool_calls` is a separate call, even if entries share ids
+                    # or indices.
                     for number, call in enumerate(delta.tool_calls or ()):
                         call.index = number
                 if self._wants_logprobs and given(choice.logprobs):
@@ -283,8 +284,8 @@ class ChatStream:
                 elif choice.finish_details is not ABSENT:
                     self._note_finish(finish_of(choice.finish_details))
                 if choice.error is not ABSENT and not given(error):
-                    # OpenRouter sends a whole answer with calls, and reports inside the choice that the calls are
-                    # broken.
+                    # OpenRouter sends a non-streamed answer with calls, and reports inside the choice that the calls
+                    # are broken.
                     error = choice.error
         except OutputTooLarge:
             self._fail(failed("The model's output is too large.", "upstream_too_large"))
@@ -308,7 +309,7 @@ class ChatStream:
             self._finish = plain_finish(reason)
 
     def _delta(self, delta: Delta) -> None:
-        # Most fields are absent in most chunks. An identity check costs nothing, but a call for each field would.
+        # Most fields are absent in most chunks. An identity check is cheap, but a function call for each field is not.
         reasoning = b""
         if delta.reasoning_content is not ABSENT or delta.reasoning is not ABSENT:
             reasoning = fragment(delta.reasoning_content) or fragment(delta.reasoning)
@@ -447,8 +448,8 @@ class ChatStream:
             if reasoning:
                 self._reason(reasoning)
             if tags.unclosed and self._finish in ("stop", "eos") and not self._calls:
-                # The profile says that the template opens the reasoning. If no end tag came, the model answered without
-                # reasoning.
+                # The profile says that the chat template opens the reasoning. If no end tag came, the model answered
+                # without reasoning.
                 text = tags.unclosed
             self._text(text)
 

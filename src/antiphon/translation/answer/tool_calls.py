@@ -32,7 +32,7 @@ from antiphon.types.json import text_of
 _LONGEST_ID: Final = 64
 _PLACEHOLDER: Final = [b"{}"]
 """The empty arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. Real arguments may
-follow."""
+follow the empty ones."""
 
 
 class TooManyToolCalls(Exception):
@@ -64,7 +64,7 @@ class ToolCalls:
         self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a call that was already closed. The emitted call is then wrong."""
+        """Whether arguments came for a call that was already closed. If so, the emitted call is wrong."""
         self.forbidden = ""
         """The name of a tool that the model called although the request does not allow it."""
         self.made = 0

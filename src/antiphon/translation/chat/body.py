@@ -1,7 +1,7 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: all fields except messages and tools, as the upstream's profile demands. Not here: reading and checking the
-fields (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
+Lives here: building all fields except messages and tools, in the form that the upstream's profile demands. Not here:
+reading and checking the fields (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
 
 Invariant: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
 tools, `stream_options` without a stream.

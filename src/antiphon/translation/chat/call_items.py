@@ -8,7 +8,7 @@ read calls better than prose, and strict servers accept them. The conversion dro
 (images in base64, encrypted parts).
 
 Invariant: the arguments of a call are always a JSON object, even if the client or the model wrote something else. Chat
-servers parse the arguments and fail on anything else.
+servers parse the arguments and fail on any other value.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Citations:
         self._held = ""
         self._length = 0
         self._tail = ""
-        """The last sentence so far. A citation annotates that sentence."""
+        """The last sentence so far. A citation annotates the last sentence before its mark."""
 
     @property
     def highest(self) -> int:

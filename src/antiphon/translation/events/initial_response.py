@@ -3,7 +3,7 @@
 Lives here: the order of a response's members, and the repeated fields whose form needs more than a row of the table
 (`translation/request/fields.py`). Not here: changes while the response runs (`builder.py`).
 
-Source: OpenAI's observed responses, with two listed differences. A function's omitted `strict` is repeated as null,
+Source: OpenAI's observed responses, with the two differences below. A function's omitted `strict` is repeated as null,
 because no schema is rewritten. At the end `service_tier` is the upstream's value, or `default`.
 """
 

@@ -50,7 +50,7 @@ class Configuration:
 
 
 def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
-    """The settings after all updates among the items. Each item comes with its path for errors. Raises
+    """The settings that result from all `configuration_update` items. Each item comes with its path for errors. Raises
     `InvalidRequest`."""
     found = Configuration()
     for where, item in items:

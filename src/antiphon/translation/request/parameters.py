@@ -1,6 +1,6 @@
 """Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
 
-Lives here: the names and types of such parameters, and reading a client's `extra_body`. The merge of the operator's
+Lives here: the names and types of the parameters, and reading a client's `extra_body`. The merge of the operator's
 parameters with the client's is here too. Not here: the parameters that each server accepts (`profiles/`), the fields of
 the Responses API (`fields.py`).
 
