@@ -3,8 +3,9 @@
 Lives here: three rules for the messages.
 - A turn's reasoning, text and calls become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
-- System and developer messages become one system message at the beginning. Some servers accept several. Not here:
-  content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`). Invariants:
+- System and developer messages become one system message at the beginning. Some servers accept several.
+Not here: content parts (`content.py`), calls and outputs (`call_items.py`), all other fields (`body.py`).
+Invariants:
 - Every tool message answers exactly one call before it, every call has an answer, and nothing else comes in between.
 - The output of a tool is always a tool message, so text from outside never has the authority of the user.
 - Later items only append messages to those that the model has seen (exceptions: `docs/explanation/exactness.md`).
@@ -157,8 +158,7 @@ class _Grouping:
         self._search: str | None = None
         self._hosted_searches: set[str] = set()
         self._by_item: dict[str, str] = {}
-        # The number of the model's current answer. The number increases when the model's output follows the client's
-        # input.
+        # The number of the model's current answer. It increases when the model's output follows the client's input.
         self._answer = 0
         self._client_spoke = False
         # Reasoning belongs to the text or call that follows it.
