@@ -121,8 +121,8 @@ class Admission:
             told()
 
     async def drain(self, seconds: float, notice: float) -> bool:
-        """Begin the drain and admit requests for `notice` more seconds. After that, close admission and wait for the
-        requests in flight. Returns False when the drain takes longer than `seconds`."""
+        """Begin the drain and admit requests for `notice` more seconds. After the notice, close admission and wait for
+        the requests in flight. Returns False when the drain takes longer than `seconds`."""
         clock = asyncio.get_running_loop().time
         last = clock() + seconds
         self.leave()

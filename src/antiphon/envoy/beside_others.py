@@ -4,8 +4,8 @@ This module replaces settings for the whole listener by settings of Antiphon's r
 `snippet.py` makes the parts of the configuration, and `gateway_api.py` and `istio.py` put them into Kubernetes objects.
 
 Some settings exist only for a whole listener: header and idle timeouts, path normalisation, process limits, tracing.
-These settings stay as the listener's owner has set them. One listener-wide change remains: Envoy removes the trusted
-headers from client requests, because Antiphon's routes match on them.
+Such listener-wide settings stay as the listener's owner has set them. One listener-wide change remains: Envoy removes
+the trusted headers from client requests, because Antiphon's routes match on them.
 
 Invariant: a request on another route gets the same response as without Antiphon, except for those headers.
 """

@@ -170,8 +170,8 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # The value is Envoy's default. The configuration sets this value explicitly, because the limit of unsent bytes
-        # depends on it.
+        # 1 MiB is Envoy's default for this limit. The configuration sets it explicitly, because the limit of unsent
+        # bytes depends on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":
@@ -266,8 +266,8 @@ def extproc_filter(settings: Settings) -> Config:
             "filters.http.ext_proc.v3.ExternalProcessor",
             grpc_service=service,
             failure_mode_allow=False,
-            # In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout` and waits forever. The value is set anyway,
-            # because the default is 200 ms.
+            # In FULL_DUPLEX_STREAMED mode Envoy ignores `message_timeout` and waits forever. `message_timeout` is set
+            # anyway, because its default is 200 ms.
             message_timeout="3600s",
             status_on_error={"code": "ServiceUnavailable"},
             # The sidecar sends an exact `content-length`. Without `allow_content_length_header` Envoy would use chunked

@@ -2,7 +2,7 @@
 
 This module generates the rules of the HTTPRoute, and patches for Envoy fields that no object of Envoy Gateway can set.
 `routes.py` generates Envoy's routes, `snippet.py` the other parts of the bootstrap, and `gateway_api.py` the other
-objects.
+Kubernetes objects.
 
 Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. So a policy, such as a
 SecurityPolicy, applies to all public routes. A policy does not apply to a route that a patch adds. So patches add only

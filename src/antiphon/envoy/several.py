@@ -35,7 +35,8 @@ from antiphon.types.transport import UPSTREAM_HEADER
 
 
 def bootstrap_extensions(settings: Settings) -> list[Config]:
-    """Return the bootstrap extension for internal listeners. The list is empty if the configuration has none."""
+    """Return the bootstrap extension for internal listeners. The list is empty if the configuration has no internal
+    listeners."""
     if not (settings.groups or is_picked(settings)):
         return []
     kind = typed("bootstrap.internal_listener.v3.InternalListener")

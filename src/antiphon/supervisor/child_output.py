@@ -28,7 +28,7 @@ _FATAL = "antiphon: "
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Return the reason for a child's end from its last lines. The result is empty if the child printed none."""
+    """Return the reason for a child's end from its last lines. The result is empty if the child printed no reason."""
     begin = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return ""

@@ -6,9 +6,9 @@ and makes connections.
 Source: IANA's special-purpose address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud
 providers.
 
-Invariants: an IPv4 address is public only if it is in no network of the table. An IPv6 address is public only if it is
-in 2000::/3 and in no network of the other table. An IPv6 address that contains an IPv4 address (mapped, NAT64, 6to4,
-Teredo) is never public.
+Invariants: an IPv4 address is public only if it is in no network of the IPv4 table. An IPv6 address is public only if
+it is in 2000::/3 and in no network of the IPv6 table. An IPv6 address that contains an IPv4 address (mapped, NAT64,
+6to4, Teredo) is never public.
 """
 
 from __future__ import annotations

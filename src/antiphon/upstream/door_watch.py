@@ -6,9 +6,9 @@ happens to the response.
 
 On the call's own connection, a model server that breaks off its response and an Envoy that dies look the same. On
 another connection, a broken response and a dead Envoy look different. The model server ends only the call, but a dead
-Envoy (or a closed listener) ends all connections. Envoy also closes an idle connection when it is too old. In that case
-the watch connects again, and ignores the end after a moment. An Envoy that hangs ends no connection and answers no
-request. So the watch also sends Envoy a request and waits for an answer.
+Envoy (or a closed listener) ends all connections. Envoy also closes an idle connection when it is too old. After such
+an end the watch connects again, and forgets the end after a moment. An Envoy that hangs ends no connection and answers
+no request. So the watch also sends Envoy a request and waits for an answer.
 
 Invariants: each watch holds at most one idle connection, and none after the watch ends. The request to Envoy has a
 timeout.

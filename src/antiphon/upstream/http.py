@@ -63,8 +63,8 @@ class Connections:
     """The connections to one target. Connections are opened when a call needs them and kept for a while. The
     constructor needs a running event loop.
 
-    If a reused connection breaks within `stale_seconds`, the server closed it before it saw the request. In that case
-    `send` sends the request again.
+    If a reused connection breaks within `stale_seconds`, `send` sends the request again. The server closed such a
+    connection before it saw the request.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:

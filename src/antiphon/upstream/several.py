@@ -1,9 +1,9 @@
 """Routes calls to several upstreams with one name, and tries the next upstream until one answers.
 
-This module finds the upstream that a call names. The call reaches it directly or through Envoy's model listener. For
-several upstreams, this module decides the order of attempts, and moves failing upstreams to the end for a while.
-`client.py` makes the calls. `engine/exchange/model_routes.py` selects the upstream for a model. Behind Envoy, Envoy
-itself tries several upstreams (`envoy/several.py`).
+This module finds the upstream that a call names. The call reaches the upstream directly or through Envoy's model
+listener. For several upstreams, this module decides the order of attempts, and moves failing upstreams to the end for a
+while. `client.py` makes the calls. `engine/exchange/model_routes.py` selects the upstream for a model. Behind Envoy,
+Envoy itself tries several upstreams (`envoy/several.py`).
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
 upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an

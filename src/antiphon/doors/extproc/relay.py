@@ -221,7 +221,7 @@ class Interludes:
     def _wake(self) -> None:
         self._timer = None
         if not self._listening or self._running is not None:
-            # The stream handles a message, so it is not silent. The timer tries again soon.
+            # The stream handles a message, so it is not silent. The timer fires again after 0.25 s.
             self._at = self._loop.time() + _BUSY_RETRY
             self._timer = self._loop.call_at(self._at, self._wake)
         elif self._loop.time() < self._next_due():

@@ -405,7 +405,7 @@ class RelayState:
             self.rest = _response_parts(body, told, trailers)
 
     def _close(self) -> None:
-        """End a stream whose chunks were all sent. The answer to the upstream's trailers, if any, is the end."""
+        """End a stream whose chunks were all sent. If the upstream sent trailers, the answer to them is the end."""
         self.finished = True
         trailers = self._end is _RESPONSE_TRAILERS
         self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))

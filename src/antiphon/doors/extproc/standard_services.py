@@ -7,8 +7,8 @@ package `grpcio-reflection`. `server.py` controls access. The transports handle 
 The first reflection call loads the reflection servicer. The import of `grpc` with that servicer takes 9 MiB and 30 ms,
 and the transport `http2` does not need `grpc`.
 
-This module implements health itself. gRPC's health servicer sends under a lock, so one peer that reads nothing would
-stop a drain.
+This module implements the health service itself. gRPC's health servicer sends under a lock, so one peer that reads
+nothing would stop a drain.
 
 Invariants: after `leave` the process and the ext_proc service stay NOT_SERVING, and every `Watch` call sends this
 status. No call waits for the peer of another call.
@@ -122,8 +122,9 @@ def _decoded(kind: type[_Request], message: bytes) -> _Request:
 def _descriptors(reflection: FileDescriptor) -> DescriptorPool:
     """Return the descriptors that reflection shows. The pool contains no other descriptors of the process.
 
-    The generated classes use a protobuf package name of Antiphon's. So a library with Envoy's messages can be loaded in
-    the same process. A reflection client needs the names on the wire, so this pool uses Envoy's package name.
+    The generated protobuf classes belong to a package with a name of Antiphon's. So a library with Envoy's messages can
+    be loaded in the same process. A reflection client needs the names that Envoy uses on the wire, so this pool uses
+    Envoy's package name.
     """
     pool = DescriptorPool()
     imported = (any_pb2.DESCRIPTOR, struct_pb2.DESCRIPTOR, wrappers_pb2.DESCRIPTOR)

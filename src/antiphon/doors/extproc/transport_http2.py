@@ -146,5 +146,5 @@ class CallStream:
             raise StreamClosed("the peer ended the call")
 
     async def let_end(self, seconds: float) -> None:
-        """Give the peer `seconds` to end the call, and return immediately. The connection waits."""
+        """Give the peer `seconds` to end the call, and return immediately. The connection waits for the peer."""
         self._call.let_end(seconds)

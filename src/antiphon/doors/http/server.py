@@ -164,7 +164,7 @@ class HttpDoor:
             self._listener.refuse()
 
     async def aclose(self) -> None:
-        """Stop listening and cancel the running requests. Their responses are stored as failed."""
+        """Stop listening and cancel the running requests. The responses of these requests are stored as failed."""
         self._closing = True
         if self._listener is None:
             return
