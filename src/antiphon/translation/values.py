@@ -73,7 +73,7 @@ class ChatTranslation(Struct):
     """A translated request: the chat request's body, the map from chat names to tools, and the fields that the upstream
     ignores.
 
-    `sent` holds the positions of the first `image` and the first `audio` in the request, because some models accept
+    `sent` holds the paths of the first `image` and the first `audio` in the request, because some models accept
     neither.
     """
 

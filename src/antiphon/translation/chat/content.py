@@ -68,7 +68,7 @@ class ContentRules:
     """The content that a message may have. The rules hold the upstream's profile, and the files that were fetched by
     URL or read by id.
 
-    `sent` records the positions of the first image and the first audio part, because not every model accepts them.
+    `sent` records the paths of the first image and the first audio part, because not every model accepts them.
     `tolerance` decides about unknown parts.
     """
 

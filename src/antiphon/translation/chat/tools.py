@@ -9,8 +9,8 @@ A custom tool's text is the one string argument `input`. The tool's grammar is p
 does not enforce it.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
-because servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt the arguments.
-The sidecar does not encrypt arguments.
+because servers refuse it otherwise. The sidecar removes `encrypted` from properties, which asks OpenAI's server to
+encrypt the arguments. The sidecar does not encrypt arguments.
 """
 
 from __future__ import annotations
