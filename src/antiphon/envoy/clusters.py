@@ -58,7 +58,8 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
     # Envoy sends no requests to a draining sidecar. But if no sidecar is ready (for example, the disk is full), each
-    # sidecar still responds with the reason. So Envoy then uses all sidecars. With the value 0, Envoy would use none.
+    # sidecar still responds with the reason. So Envoy then uses all sidecars. With the value 0, Envoy would use no
+    # sidecar.
     asked_all_the_same = {"common_lb_config": {"healthy_panic_threshold": {"value": 1}}}
     places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
     grpc = [address(place) for place, _ in places]

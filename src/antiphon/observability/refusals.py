@@ -37,8 +37,8 @@ class Refusals:
         self._last: dict[str, AtCapacity] = {}
 
     def note(self, full: AtCapacity) -> None:
-        """Record one refusal. It is logged immediately if no line about its setting was written within the last
-        second."""
+        """Record one refusal. The refusal is logged immediately if no line about its setting was written within the
+        last second."""
         setting = full.setting
         self._count(setting)
         self._last[setting] = full

@@ -131,8 +131,8 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While the block runs, log that a restart is needed whenever the settings should be read again. This is for a
-    process that `antiphon up` did not start, because no parent can replace it by one with the new settings."""
+    """While the block runs, log that a restart is needed whenever the settings should be read again. A process that
+    `antiphon up` did not start uses this context manager, because no parent can replace the process."""
 
     async def say(because: str) -> None:
         tell_manager("RELOADING=1")

@@ -49,7 +49,8 @@ class ChildOutput:
         self.everything_is_ready = False
         """Whether all processes were ready once. From that moment on, the reason for a child's end is forwarded too."""
         self.serving: set[str] = set()
-        """The names of the workers that reported that they listen. A restart removes the worker's name first."""
+        """The names of the workers that reported that they listen. Before a restart, the worker's name is removed from
+        this set."""
         self.cut = 0
         """The number of requests that workers reported as cut at their end."""
 

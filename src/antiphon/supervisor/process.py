@@ -6,7 +6,7 @@ parent's pipe, drains the process and guarantees its end. `commands/extproc.py` 
 By default Python's cycle collector runs after a number of new objects. A request leaves almost no new objects, so hours
 may pass between runs. But one reference cycle may keep a request's body and a partial response in memory, so each
 failed call may hold megabytes. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`),
-but libraries leave some.
+but libraries create some cycles.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
@@ -299,7 +299,7 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
     try:
         tasks = [repr(task.get_coro()) for task in asyncio.all_tasks(loop)]
     except RuntimeError:
-        # The main thread was changing the set of tasks, so the log line has none.
+        # The main thread was changing the set of tasks, so the log line lists no tasks.
         tasks = []
     _log.error("ended_by_force", main_thread=where, tasks=tasks[:_TASKS_SAID], more_tasks=len(tasks[_TASKS_SAID:]))
     flush(_SAYING_SECONDS)

@@ -3,8 +3,8 @@
 This module handles `ProcessingRequest` and `ProcessingResponse` messages that contain only a body chunk. `wire.py`
 handles other messages and unusual encodings with the generated protobuf classes.
 
-The generated protobuf classes take 0.8 µs for a chunk in each direction. That is half of the time that the chunk's
-translation takes. This module takes 0.4 µs to read and 0.15 µs to write a chunk.
+The generated protobuf classes take 0.8 µs for a chunk in each direction, which is half of the chunk's translation time.
+This module takes 0.4 µs to read and 0.15 µs to write a chunk.
 
 Invariant: this code reads and writes byte for byte what the generated protobuf classes would read and write (a test
 compares them). The generated protobuf classes still handle every message with an unusual encoding.

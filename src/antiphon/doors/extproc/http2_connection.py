@@ -426,7 +426,8 @@ class EndingCalls:
         return len(self._due)
 
     def add(self, call: Call, seconds: float) -> None:
-        """Give the peer `seconds` to end this call. While the call has unsent bytes, the peer has `limits.seconds`."""
+        """Give the peer `seconds` to end this call. While the call has unsent bytes, the peer gets `limits.seconds`
+        instead."""
         now = self._loop.time()
         self._due[call] = (now + seconds, now + call.limits.seconds)
         if self._timer is None:

@@ -20,7 +20,8 @@ The sidecar cannot see how much a client has read, so it estimates the unread by
 assumes that a client reads at `RATE`, several times as fast as models write. All bytes that are written faster than
 `RATE` count as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The
 listener cuts off a client that reads nothing (`timeouts.send`). For a client that reads nothing, Envoy buffers at most
-the stream's share plus the bytes at `RATE` until that cut. Envoy never buffers more than the maximum size of a stream.
+the stream's share plus the bytes at `RATE` until the listener cuts. Envoy never buffers more than the maximum size of a
+stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
 """
@@ -112,8 +113,8 @@ class Drive:
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """The side that ended Envoy's stream early. In drive mode this is always the client, because the sidecar calls
-        the upstream on a separate connection."""
+        """The side that ended Envoy's stream early. In drive mode that side is always the client, because the sidecar
+        calls the upstream on a separate connection."""
         return CancelReason.CLIENT_GONE
 
     async def run(self) -> None:

@@ -142,8 +142,8 @@ class Interludes:
     """Runs a timed action while one stream is silent.
 
     A gRPC read must not be cancelled and repeated, so a timeout around every read cannot detect silence. Instead a
-    timer starts the action only while the stream waits for its next message. The stream continues with that message
-    only after the action.
+    timer starts the action only while the stream waits for its next message. A message that arrives during the action
+    waits until the action has ended.
 
     `next_due` returns the time of the next action on the event loop's clock. `act` performs the action. The timer asks
     `next_due` again when it fires, so a message causes no work for the timer.

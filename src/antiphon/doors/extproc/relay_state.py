@@ -156,7 +156,8 @@ class RelayState:
         self.outgoing: list[bytes] = []
         """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, to send after `outgoing`. Each is built after the previous message."""
+        """The messages of a large body, to send after `outgoing`. Each message is built when the previous one was
+        sent."""
         self.due_changed = False
         """Whether `next_due` may return an earlier time than before."""
         self.finished = False
@@ -490,7 +491,7 @@ def _status_of(headers: Headers) -> int:
 
 
 def local_reply(received: Received, request_id: str) -> tuple[Headers, bytes]:
-    """Convert Envoy's own response with the head `received` to an error object: headers to set, and body."""
+    """Return headers and body of the error object that replaces Envoy's own response with the head `received`."""
     status = _status_of(received.headers)
     said, code = _SAID.get(status, ("The request could not be served.", None))
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"

@@ -275,7 +275,8 @@ def _before_number(name: str) -> bytes:
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
-    """Encode the answer to the request headers. Envoy then continues with the request and selects the route again."""
+    """Encode the answer to the request headers. After this answer Envoy continues with the request and selects the
+    route again."""
     common = _within(_SECOND, header_mutation(headers, remove)) + _CLEAR_ROUTE_CACHE
     return _within(_FIRST, _within(_FIRST, common)) + dynamic_metadata(metadata)
 
