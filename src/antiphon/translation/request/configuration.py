@@ -5,8 +5,8 @@ Lives here: reading `configuration_update` items, and applying them to the reque
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
 
-Invariant: the last update of a setting wins, and also overrides the request's own field. Clients keep the field's value
-from the beginning of the conversation, so that the prefix cache of the model server stays valid.
+Invariant: the last update of a setting wins, and also overrides the request's own field. Clients do not change the
+request's own effort and format during a conversation, so that the model server's prefix cache stays valid.
 """
 
 from __future__ import annotations
