@@ -3,13 +3,13 @@
 Lives here: choosing the boundaries of chunks, and estimating a text's number of tokens. Not here: extracting the text
 (`extract.py`), token counts of a model server (`translation/chat/token_count.py`).
 
-`cut` first splits a text into pieces: sentences and lines. A chunk contains as many pieces as fit. If a paragraph ends
-in the second half of a chunk, the chunk ends with the last such paragraph. The next chunk begins with as many of the
-previous chunk's last pieces as fit into the overlap.
+`cut` first splits a text into pieces: sentences and lines. A chunk contains as many pieces as fit into `size` tokens.
+If a paragraph ends in the second half of a chunk, the chunk ends with the last such paragraph. The next chunk begins
+with as many of the previous chunk's last pieces as fit into the overlap.
 
 The estimate counts one token per six letters of a word, per punctuation mark, and per run of line breaks. Compared with
 OpenAI's tokenizer o200k, the estimate is 10 to 33 percent too high for prose, and up to 50 percent for source code. So
-chunks may be smaller than requested, but never much larger.
+a chunk may be smaller than the requested size, but never much larger.
 
 Invariants: the estimated tokens of a chunk's pieces sum to at most `size`. Two consecutive chunks share at most
 `overlap` tokens. Every character is in some chunk, except white space at the edges of chunks.
@@ -88,7 +88,7 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
     """Return the number of held pieces that form the next chunk. If a paragraph ends in the second half of the chunk,
-    the chunk ends there. Otherwise the chunk contains all held pieces."""
+    the chunk ends with this paragraph. If none ends there, the chunk contains all held pieces."""
     total = 0
     best = len(held)
     found = False

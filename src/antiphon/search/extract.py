@@ -1,10 +1,10 @@
 """Extracts the text and title of a file.
 
 Lives here: one reader function per file format, and the choice of the function. Text, Markdown, source code, JSON, CSV
-and HTML need no library. PDF and office files need the libraries of the extra `vector-stores`. Not here: the process
-that calls this module (`reader_process.py`).
+and HTML need no library. PDF and office files need the libraries of the package extra `vector-stores`. Not here: the
+process that calls this module (`reader_process.py`).
 
-The input files are untrusted; `reader_process.py` sets the resource limits.
+Clients upload the files, so the files are untrusted. `reader_process.py` limits the resources of the process.
 
 Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes. No error message contains the file's
 text. Before unpacking an office file (a zip archive), this module rejects it if its directory lists too much XML.
@@ -45,8 +45,8 @@ class Unreadable(Exception):
 
 
 def table_text(rows: list[list[str]]) -> str:
-    """Convert a table to one line per row: `column: value, column: value`. The first row is the header. Repeating its
-    names makes each row understandable in a separate chunk."""
+    """Convert a table to one line per row: `column: value, column: value`. The first row is the header. Each line
+    repeats the column names, so that a row is understandable in a separate chunk."""
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         return "\n".join(", ".join(row) for row in rows)
@@ -159,7 +159,7 @@ def _read_html(path: Path, max_bytes: int) -> Document:
     return Document("\n".join(line for line in text.split("\n") if line), title)
 
 
-# Formats that need a library
+# The functions below read formats that need a library.
 
 
 @contextmanager

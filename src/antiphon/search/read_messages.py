@@ -16,8 +16,8 @@ LENGTH = struct.Struct(">I")
 
 class ReadRequest(msgspec.Struct):
     """A request to read a file and split its text. `size`, `overlap`: the tokens of a chunk, and of the overlap of two
-    chunks. `max_bytes`: the maximum characters of the text. `max_tokens`: its maximum tokens. `seconds`: the maximum
-    CPU time."""
+    chunks. `max_bytes`: the maximum characters of the text. `max_tokens`: the maximum tokens of the text. `seconds`:
+    the maximum CPU time."""
 
     path: str
     name: str

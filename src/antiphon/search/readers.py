@@ -55,7 +55,7 @@ class ReadingFailed(Exception):
 
 
 class _Died(Exception):
-    """The reader process ended before its last answer. `status`: its exit status, negative for a signal."""
+    """The reader process ended before its last answer. `status`: the process's exit status, negative for a signal."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

@@ -142,7 +142,8 @@ class VectorStoreSearcher:
             found = [await self._index.nearest(store, model, vector, filters, limit) for store in stores]
             return merge(found, limit)
 
-        # The keyword search runs in SQLite's thread, and the vector search in NumPy's thread, so they run in parallel.
+        # With SQLite, the keyword search runs in a reader's thread and the vector search in a NumPy thread, so both run
+        # in parallel.
         keywords, nearest = await asyncio.gather(keyword_side(), vector_side())
         if not nearest:
             return keyword_scores(keywords)

@@ -8,7 +8,8 @@ Not here: the tools themselves (the other modules of this package).
 
 A process has a fixed number of slots, and a running call occupies one slot. A response occupies at most a quarter of
 the slots, and an owner at most three quarters, so that other owners' calls can run. A free slot goes to the owner with
-the fewest running calls. If several owners have equally few, the owner that has waited longest gets the slot.
+the fewest running calls. If several owners have equally few running calls, the owner that has waited longest gets the
+slot.
 
 Invariants: `run` returns a result for every call, even when the tool raises any exception. No call waits while a slot
 is free that its owner and response may occupy.

@@ -223,8 +223,8 @@ def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
             scores = [score + weight * rarity for score, weight in zip(scores, weights, strict=True)]
     words = {name.strip(".").casefold() for name in _NAMES.findall(query[:_LONGEST_TEXT])}
     names = {name for one in candidates for name in _names(one)}
-    # Treat a name of letters only as a name only if all words of the query are names. "search for mail" does not name a
-    # tool called `search`.
+    # A plain word of letters counts as a tool's name only if all words of the query are names of tools. "search for
+    # mail" does not name a tool called `search`.
     named = words if words <= names else {word for word in words & names if not word.isalpha()}
     for number, one in enumerate(candidates):
         if named & _names(one):

@@ -1,4 +1,4 @@
-"""Implements `BlobStore` in memory. The process's end deletes all file contents.
+"""Implements `BlobStore` in memory. All file contents are lost when the process ends.
 
 Lives here: the bytes of all blobs. Not here: deciding which blobs to delete (`pending.py`), the size limit (setting
 `files.owner_bytes`).

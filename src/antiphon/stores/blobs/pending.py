@@ -5,9 +5,9 @@ Lives here: the table `pending_blobs`, the leases of uploads, and the sweep that
 run the statements `KEEP` and `LET_GO` when they add or delete the row that owns a blob. Not here: file rows
 (`../files.py`), the storage of blobs (the other modules of this folder).
 
-Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob. The
-transactions of both operations check the row first. A sweep first reserves the row, then deletes the blob, then the
-row.
+Invariants: after a sweep has reserved a row ("taken"), no process renews its lease or adds a file row for its blob.
+Renewing a lease and adding a file row both check the pending row in their transaction. A sweep first reserves the row,
+then deletes the blob, then the row.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class PendingBlobs:
 
     async def sweep(self) -> int:
         """Delete all blobs whose row is taken or has an expired lease. Returns the number of deleted blobs. Raises
-        `StoreError` after some blobs could not be deleted."""
+        `StoreError` at the end if a blob could not be deleted."""
         await self.rows.take_overdue()
         gone, failed, after = 0, 0, ""
         failure: StoreError | None = None

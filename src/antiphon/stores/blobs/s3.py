@@ -8,16 +8,16 @@ while many uploads are open. The last piece has the suffix `-last` (`000007-last
 after all other pieces are stored.
 
 Antiphon does not use S3's multipart uploads, because S3 does not list the parts of an unfinished upload as objects.
-Aborting an unfinished upload needs its id, which the client library does not expose. Pieces are ordinary objects, so S3
-lists them under the blob's key even if their writer crashed. So one deletion by key removes every piece.
+Aborting an unfinished multipart upload needs its id, which the client library does not expose. Pieces are ordinary
+objects, so S3 lists them under the blob's key even if their writer crashed. So one deletion by key removes every piece.
 
 Invariants: a blob without a last piece is never read. An upload buffers one piece and has at most `_SENDING` requests
-in progress. All uploads together have at most `_SENDING_ALL`. A sequential download buffers one stretch (a byte range)
-and fetches the next in advance. Pieces and stretches shrink while many blobs are open, so the sum of all buffers stays
-bounded (`_share`). Every request has a timeout. A closed writer sends no piece. After a failed PUT, S3 may still store
-the piece later. So the first deletion of the blob reports a failure, and a sweep deletes again. Error messages contain
-only an error code of the server, an HTTP status or advice. So no access key, signature or address of another server
-reaches a log or a response.
+in progress. All uploads together have at most `_SENDING_ALL` requests in progress. A sequential download buffers one
+stretch (a byte range) and fetches the next in advance. Pieces and stretches shrink while many blobs are open, so the
+sum of all buffers stays bounded (`_share`). Every request has a timeout. A closed writer sends no piece. After a failed
+PUT, S3 may still store the piece later. So the first deletion of a blob with a failed PUT reports a failure, and a
+sweep deletes the blob again. Error messages contain only an error code of the server, an HTTP status or advice. So no
+access key, signature or address of another server reaches a log or a response.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _LAST = "-last"
 _SENDING = 2
 _SENDING_ALL = 16
 _STRETCH = 2 << 20
-# The maximum bytes of the buffers of all uploads of a process, and the same for downloads. `LEAST` per upload or
-# download may exceed this maximum.
+# The maximum bytes of the buffers of all uploads of a process, and the same for downloads. With very many uploads the
+# sum exceeds this maximum, because each buffer has at least `LEAST` bytes.
 _HELD_ALL = 64 << 20
 LEAST = 128 << 10
 _FETCHING = 4

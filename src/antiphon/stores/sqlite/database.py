@@ -5,8 +5,8 @@ and the translation of errors. Not here: table names, SQL of any store, threads.
 before and after each commit.
 
 When another process deletes or replaces an open database file, SQLite does not notice. The writes then go to a file
-without a name and are lost when the process ends. `check` detects this by comparing inode numbers. The comparison is
-exact, because the system never reuses the inode number of an open file.
+without a name and are lost when the process ends. `check` detects a replaced file by comparing inode numbers. The
+comparison is exact, because the system never reuses the inode number of an open file.
 
 A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. The
 VFS locks like a file without a write-ahead log. So a commit in memory waits for running queries, and new queries wait
@@ -190,8 +190,8 @@ class FilePlace:
         return str(self._path)
 
     def create(self) -> None:
-        """Create the folder and the file unless they exist. Only the current user can access them. Raises
-        `StoreError`."""
+        """Create the folder and the file unless they exist. Only the current user can access the folder and the file.
+        Raises `StoreError`."""
         create_file(self._path)
 
     def connect(self) -> sqlite3.Connection:
@@ -200,8 +200,8 @@ class FilePlace:
         return connect_writer(self._path)
 
     def remember(self) -> None:
-        """Record the device and inode numbers of all database files for `check`. The writer calls this once, after
-        opening the files. Raises `OSError`."""
+        """Record the device and inode numbers of all database files for `check`. The writer calls this method once,
+        after opening the files. Raises `OSError`."""
         found = [(path, os.stat(path)) for path in self._files]
         self._seen = [(path, seen.st_dev, seen.st_ino) for path, seen in found]
 

@@ -3,8 +3,8 @@
 Lives here: locking the folder, and reading its rows in the column order of `stores/moved.py`. Not here: writing to the
 target (`stores/postgres/importing.py`).
 
-Invariant: no other process has the databases open during the export. SQLite's exclusive locks enforce this. The
-operating system releases the locks when the process ends.
+Invariant: no other process has the databases open during the export. SQLite's exclusive locks keep other processes out.
+The operating system releases the locks when the process ends.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _OTHERS = {
 }
 _KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
 _BEHIND = 1 << 60
-"""Offset of the positions of `vectors.db`. Both databases have `idempotency` rows, and the export yields the rows of
-`sessions.db` first."""
+"""The export adds this offset to the positions of `idempotency` rows in `vectors.db`. Both databases have `idempotency`
+rows, and the export yields the rows of `sessions.db` first."""
 
 
 class FolderExport:
@@ -107,8 +107,8 @@ class FolderExport:
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """Return the highest number that a vector store or a vector store file ever had. The target continues after it,
-        because numbers are never reused."""
+        """Return the highest number that a vector store or a vector store file ever had. The target assigns only larger
+        numbers, because numbers are never reused."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(

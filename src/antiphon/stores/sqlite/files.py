@@ -3,7 +3,8 @@
 Lives here: the insert of a file row with its storage limit, and the one-time scan for blobs without a row. Not here:
 the SQL that all backends share (`../files.py`, `../blobs/pending.py`).
 
-A row of `pending_blobs` with the key '*' means that this scan has not run yet. The migration inserts the row.
+A row of `pending_blobs` with the key '*' means that the scan has not run yet. The migration that creates the table
+inserts this row.
 """
 
 from __future__ import annotations

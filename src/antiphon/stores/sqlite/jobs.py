@@ -79,7 +79,7 @@ UPDATE responses SET status = 'in_progress'
 WHERE status = 'queued' AND id IN (SELECT response_id FROM jobs WHERE worker = :worker)
 """
 # Reads all jobs that the worker holds but does not run: the jobs of this claim, and of an earlier claim whose result
-# was lost. The query runs in the claim's transaction, so no previous holder can append to a stream after it.
+# was lost. The query runs in the claim's transaction, so no previous holder can append to a stream after the query.
 CLAIMED = """
 SELECT j.response_id, j.owner, j.request, r.body, j.attempts,
        (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
@@ -122,7 +122,7 @@ WHERE response_id = :id AND worker = :worker
 
 
 class SqliteJobWriter:
-    """`JobWriter` on a writer and readers that the caller closes."""
+    """Implements `JobWriter` with a SQLite writer and readers, which the caller closes."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._keys = keys

@@ -8,9 +8,9 @@ SQLite runs a trigger's code when a statement writes to the table, and a view's 
 it. So a trigger, view or index from outside Antiphon would run with Antiphon's rights on the rows of all owners.
 
 Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums. A newer build
-may have added further steps that this build can work with. This module rejects any other database before changing it.
-One transaction under the write lock applies all missing steps, so several processes may start concurrently. Before
-`check_schema` has compared the schema, it reads only `sqlite_schema` and `schema_migrations`.
+may have added further steps that this build can work with. This module rejects a database with any other steps before
+changing the database. One transaction under the write lock applies all missing steps, so several processes may start
+concurrently. Before `check_schema` has compared the schema, it reads only `sqlite_schema` and `schema_migrations`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def check_schema(
     """Raise `StoreError` if a schema object is missing, differs, or was not created by Antiphon. The error names the
     first such object.
 
-    The database may lack the last of these steps. `later` returns the CREATE statements that ran after the steps, for
+    The database may lack some of the last `steps`. `later` returns the CREATE statements that ran after the steps, for
     example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later` reads
     the database, so the objects of the steps are compared before the call.
     """

@@ -128,8 +128,8 @@ async def open_sqlite(
     """Open the stores in this folder, or in memory if `folder` is None. Create the folder (mode 0700), the database
     file (mode 0600) and the schema if they are missing.
 
-    `blobs`: the storage for file contents. `aclose` of the stores closes it. The default is the subfolder `files`, or
-    memory. For `options` see `StoreOptions`. Raises `StoreError`.
+    `blobs`: the storage for file contents, which the stores close. Without `blobs`, the stores use the subfolder
+    `files`, or memory. For `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)

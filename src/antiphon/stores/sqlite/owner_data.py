@@ -1,4 +1,4 @@
-"""Implements `OwnerData` for the databases of a data folder. Servers may use the folder meanwhile.
+"""Implements `OwnerData` for the databases of a data folder. Servers may use the databases at the same time.
 
 Lives here: reading and deleting an owner's data, and returning unused disk space. Not here: the SQL that all backends
 share (`../owner_data.py`), the contents of files.
@@ -42,7 +42,7 @@ _TABLES = {SESSIONS_FILE: ("responses", "conversations", "prompts", "files"), VE
 
 
 class SqliteOwnerData:
-    """`OwnerData` of the databases in this folder."""
+    """Implements `OwnerData` for the databases in a data folder."""
 
     def __init__(self, folder: Path, bodies: Bodies) -> None:
         """`folder`: the data folder. `bodies` decrypts the encrypted bodies of stored objects."""

@@ -3,11 +3,11 @@
 Lives here: the pool of connections, and the timeout of a query. Not here: SQL of any store, writing (`writer.py`).
 
 The pool interrupts a query after its timeout, or when its caller is cancelled. The connection returns to the pool when
-the query has ended. A query that hangs in a disk operation cannot be interrupted. Its connection stays out of the pool
-until the query ends, so no other query waits on that connection.
+the query has ended. A query that hangs in a disk operation cannot be interrupted. The connection of a hanging query
+stays out of the pool until the query ends, so no other query waits for it.
 
-One connection is reserved for the process's internal queries (`own=True`), such as looking for jobs. So these queries
-never queue behind the reads of clients.
+One connection is reserved for the process's internal queries (`own=True`), such as looking for jobs. So internal
+queries never queue behind the reads of clients.
 
 Invariants: one query is one statement, so a query reads one snapshot. A query sees all data that any process committed
 before the query began. A connection runs one query at a time.

@@ -7,8 +7,8 @@ Every stored response runs these statements, so they must be cheap. Python's sql
 every call. Python's sqlite3 also searches for an adapter for `None` and `bytes`, which costs more than binding the
 value. So parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
 
-Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The
-transaction of the INSERT checks both.
+Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The INSERT
+statement itself checks the predecessor and its owner.
 """
 
 from __future__ import annotations

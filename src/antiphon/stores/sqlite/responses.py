@@ -38,14 +38,15 @@ SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN
 FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
-# `ping` runs both statements. PROBE_WRITE writes to the disk: it sets `user_version` in the file header, which Antiphon
-# does not use otherwise. So `ping` detects a full disk or a lost write permission before a response fails.
+# `ping` runs PROBE_WRITE and PROBE_READ. PROBE_WRITE writes to the disk: it sets `user_version` in the file header,
+# which Antiphon does not use otherwise. So `ping` detects a full disk or a lost write permission before a response
+# fails.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
 PROBE_WRITE = "PRAGMA user_version = 1"
 
 
 class SqliteResponseWriter:
-    """`ResponseWriter` on a writer and readers that the caller closes."""
+    """Implements `ResponseWriter` with a SQLite writer and readers, which the caller closes."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._writer = writer

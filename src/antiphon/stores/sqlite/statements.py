@@ -19,7 +19,7 @@ class Insertion:
     """An INSERT statement for any number of rows. Each row of parameters inserts one table row or none."""
 
     def __init__(self, before: str, row: str, behind: str = "") -> None:
-        """`row`: the placeholders of one row in brackets, such as `(?, ?)`. `sql` repeats them between `before` and
+        """`row`: the placeholders of one row in brackets, such as `(?, ?)`. `sql` repeats `row` between `before` and
         `behind`."""
         self.width = row.count("?")
         self._before = before
@@ -39,8 +39,8 @@ class Rows(Struct, frozen=True):
     """Rows that a unit of writes inserts. If one row cannot be inserted, the unit fails with `RowsMissing`. `values`:
     the values of all rows in one flat tuple.
 
-    `light`: one statement may insert these rows together with rows of other units. Set it only for small rows, because
-    SQLite keeps the last values of a cached statement in memory.
+    `light`: one statement may insert these rows together with rows of other units. Set `light` only for small rows,
+    because SQLite keeps the last values of a cached statement in memory.
     """
 
     insertion: Insertion

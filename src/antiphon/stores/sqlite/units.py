@@ -25,8 +25,8 @@ from antiphon.stores.tables import Counts, RowsMissing
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
-# SQLite prepares a separate statement for each number of rows. To limit their number, an INSERT has 1 to `_FEW` rows,
-# or one of the numbers in `_MANY`.
+# SQLite prepares a separate statement for each number of rows. To limit the number of prepared statements, an INSERT
+# has 1 to `_FEW` rows, or one of the numbers in `_MANY`.
 _FEW: Final = 8
 _MANY: Final = (32, 16)
 

@@ -10,12 +10,12 @@ per commit. No transaction is ever open across an `await`.
 
 The first run of a group has no savepoints, because units rarely fail and savepoints would cost a third of the
 statements' time. When a unit fails, the thread rolls the transaction back and runs the group again with a savepoint
-around each unit. This second run rolls back only the failing unit.
+around each unit. With savepoints, SQLite rolls back only the failing unit.
 
 A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes the withdrawal of
 a unit and the beginning of its commit. So only a disk that delays the commit can exceed the timeout, and then the
-caller waits up to `settle_seconds`. If the commit has not ended by then, the caller gets an error with the reason
-`unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other write.
+caller waits up to `settle_seconds`. If the commit has not ended after `settle_seconds`, the caller gets an error with
+the reason `unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other write.
 
 Invariants: a unit's future succeeds only after its commit, and only if no database file was moved or replaced. A
 failing unit is rolled back without the other units of its group. When the commit itself fails, every unit of the group
@@ -60,11 +60,12 @@ _CLEARLY_MORE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """The queue size and the timeouts of a writer. `queued`: the maximum number of waiting units. `run` rejects further
-    units immediately. `group`: the maximum number of units per commit.
+    """The queue size and the timeouts of a writer. `queued`: the maximum number of waiting units. If the queue is full,
+    `run` rejects a unit immediately. `group`: the maximum number of units per commit.
 
-    `lock_seconds`: the timeout for getting the write lock from another process. `seconds`: the timeout of a unit until
-    its commit begins. `settle_seconds`: the timeout of a unit until its commit ends, counted from the same call.
+    `lock_seconds`: the timeout for getting the write lock from another process. `seconds`: the maximum time from the
+    call of `run` until the unit's commit begins. `settle_seconds`: the maximum time from the call of `run` until the
+    commit ends.
     """
 
     queued: int = 4096
@@ -80,8 +81,8 @@ def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
 
 
 class FullDisk:
-    """Tracks whether the disk is full. The state ends when an insert succeeds, or when over 256 KiB more space is free
-    than at the failure."""
+    """Tracks whether the disk is full. The disk counts as full until an insert succeeds, or until over 256 KiB more
+    space is free than at the failure."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -162,7 +163,7 @@ class SqliteWriter:
 
         If the call raises `StoreError`, the steps had no effect, unless the reason is `unknown`. After an `unknown`
         error, the thread runs the steps `undo` if the commit succeeds later. If `undo` is a function, the thread calls
-        it only in this case. Cancelling the caller withdraws the unit if its commit has not begun.
+        the function only in this case. Cancelling the caller withdraws the unit if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         deadlines = self._deadlines.get(loop)
@@ -353,7 +354,7 @@ class SqliteWriter:
 
     def _may_commit(self, ran: Sequence[Unit]) -> bool:
         """Mark the units as committing, so that no caller can withdraw them. Returns False when a caller has already
-        withdrawn one."""
+        withdrawn a unit."""
         with self._lock:
             if any(unit.withdrawn for unit in ran):
                 return False
@@ -421,8 +422,8 @@ class SqliteWriter:
             self._waiting.clear()
             self._ended.set()
             watchers, self._stop_watchers = self._stop_watchers, []
-        # Units are left only after a failed start or a bug that ended the thread, because `aclose` runs all accepted
-        # units.
+        # Units are still in the queue only after a failed start or a bug that ended the thread, because `aclose` runs
+        # all accepted units.
         self._answer(left, StoreError("The store is closed."))
         for loop, stopped in watchers:
             _tell(loop, [(stopped, None, None)])

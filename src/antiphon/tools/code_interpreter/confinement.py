@@ -253,8 +253,9 @@ def set_limits(limits: Limits, kernel: Kernel) -> None:
         _, limit = kernel.getrlimit(kind)
         value = value if limit == resource.RLIM_INFINITY else min(value, limit)
         kernel.setrlimit(kind, (value, value))
-    # RLIMIT_NPROC counts all threads of the user. So add the user's current threads: those of other processes, or of an
-    # ending predecessor of this sandbox. Also add two threads for the counter process.
+    # RLIMIT_NPROC counts all threads of the user. So the limit includes the user's current threads: those of other
+    # processes, or of an ending predecessor of this sandbox. The limit also includes two threads for the counter
+    # process.
     threads = limits.threads + kernel.threads_of(limits.uid or kernel.getuid()) + _COUNTERS_THREADS
     _, limit = kernel.getrlimit(resource.RLIMIT_NPROC)
     threads = threads if limit == resource.RLIM_INFINITY else min(threads, limit)
@@ -414,9 +415,9 @@ def steps_of_all_calls(machine: str) -> list[Step]:
     steps += _only(_RENAMEAT2[column], (4, _RENAMINGS), whole=False)
     steps += _only(_IOCTL[column], (1, _IOCTLS))
     steps += _only(_PRCTL[column], (0, _PRCTLS))
-    # prlimit without new limits only reads limits. Allow it only for this process.
+    # prlimit without new limits only reads limits. Allow prlimit only for this process.
     steps += _only(_PRLIMIT[column], (0, (0, pid)), (2, (0,)))
-    # Event loops need a connected pair of Unix stream sockets. The pair cannot connect to an address.
+    # Event loops need a connected pair of Unix stream sockets. The sockets of a pair cannot connect to an address.
     steps += _only(_SOCKETPAIR[column], (0, (1,)), (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)))
     steps.append((_RETURN, 0, 0, _ERRNO | _EPERM))
     return steps
@@ -449,10 +450,11 @@ def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
 
 
 def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[Step]:
-    """Allow a call if each of these arguments has one of the listed values. Otherwise the call fails with EPERM.
+    """Allow a call if each of these arguments has one of the listed values. If an argument has another value, the call
+    fails with EPERM.
 
-    With `whole`, the filter compares all 64 bits of an argument. Without it, the filter compares only the lower half,
-    because the kernel reads the argument as an `int` and ignores the upper half.
+    With `whole`, the filter compares all 64 bits of an argument. Without `whole`, the filter compares only the lower
+    half, because the kernel reads the argument as an `int` and ignores the upper half.
     """
     body: list[Step] = []
     for index, values in arguments:

@@ -142,8 +142,8 @@ class ContainerRooms:
         """Run code in a container, after copying in the uploaded files `file_ids` that it lacks. Returns None if the
         owner has no such container. Raises `ContainerFailed`.
 
-        `make`: the properties of the container, which this call creates if it does not exist. The id of this container
-        must come from `new_container_id`.
+        `make`: the properties of the container, which this call creates if it does not exist. With `make`, the
+        `container_id` must come from `new_container_id`.
         """
         async with self._using(owner, container_id, make) as row:
             if row is None:
@@ -248,8 +248,8 @@ class ContainerRooms:
     async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
-        """Wait until no request uses the container, then delete it. Returns whether it existed. `owner`: delete only a
-        container of this owner. `expired`: delete only an expired container. Raises `ContainerFailed`."""
+        """Wait until no request uses the container, then delete it. Returns whether the container existed. `owner`:
+        delete only a container of this owner. `expired`: delete only an expired container. Raises `ContainerFailed`."""
         async with self.uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)

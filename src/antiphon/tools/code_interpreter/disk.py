@@ -1,15 +1,15 @@
 """Reads, writes and measures the files of one container from outside the sandbox. The model's code created the files
 and may change them concurrently.
 
-Lives here: measuring, listing, reading, writing, copying and deleting. Not here: the callers that decide when
+Lives here: measuring, listing, reading, writing, copying and deleting. Not here: the callers of these operations
 (`local.py`, `machine_files.py`).
 
 All access uses descriptors of folders and never follows links. The sandbox prevents code from creating links and pipes,
 but this module does not rely on that. All functions block, so call them in a thread. A `Folder` is a path, or a
 descriptor of a folder in a file system in memory, which has no path outside the sandbox.
 
-File names may contain bytes that are not UTF-8. Python's `os` functions return such bytes as lone surrogates.
-`SandboxFile.path` escapes them, so other modules never receive surrogates.
+File names may contain bytes that are not UTF-8. Python's `os` functions return bytes that are not UTF-8 as lone
+surrogates. `SandboxFile.path` escapes such bytes, so other modules never receive surrogates.
 
 Invariants: no path leads outside its folder, even with `..` or links. Every file can be listed and read, whatever its
 name.
@@ -95,7 +95,7 @@ def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
 
 
 def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
-    """Return at most `limit` bytes of a regular file from offset `start`. Raises `SandboxFailed` if it does not
+    """Return at most `limit` bytes of a regular file from offset `start`. Raises `SandboxFailed` if the file does not
     exist."""
     *names, last = _names(path)
     try:
@@ -202,8 +202,8 @@ def _copy(name: str, source: int, target: int, owner: int) -> None:
 
 
 def clear(folder: Folder) -> None:
-    """Delete everything in a folder, however deep it is. Moves the entries of nested folders to the top folder, so it
-    needs no recursion."""
+    """Delete everything in a folder, however deep it is. Moves the entries of nested folders to the top folder, so
+    `clear` needs no recursion."""
     try:
         top = open_folder(folder)
     except OSError:
@@ -287,7 +287,7 @@ def _make_folder(name: str, parent: int, owner: int) -> None:
 
 
 def _open(name: str, parent: int, flags: int, mode: int) -> int:
-    """Open an existing file or folder. If its mode forbids access, set its mode to `mode` and try again. Raises
+    """Open an existing file or folder. If its current mode forbids access, set the mode to `mode` and try again. Raises
     `OSError`."""
     try:
         return os.open(name, flags, dir_fd=parent)
@@ -307,8 +307,8 @@ def _open_folder(name: str, parent: int) -> int | None:
 
 
 def _walk(folder: Folder) -> Iterator[tuple[int, str, os.stat_result | None]]:
-    """Yield the depth, path and `stat` result of each entry in a folder, recursively down to `_MAX_DEPTH`. The result
-    is None if the entry was deleted meanwhile."""
+    """Yield the depth, path and `stat` result of each entry in a folder, recursively down to `_MAX_DEPTH`. The `stat`
+    result is None if the entry was deleted meanwhile."""
     with suppress(OSError):
         yield from _below(open_folder(folder), "", 0)
 

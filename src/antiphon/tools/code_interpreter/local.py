@@ -8,8 +8,8 @@ runs (`interpreter.py`).
 If code does not stop after its timeout, the sandbox kills the process: variables are lost, files stay. Code that
 exceeds the disk or memory limit gets an error.
 
-The model's code controls all data that a sandboxed process sends. So the sandbox validates this data and limits its
-size.
+The model's code controls all data that a sandboxed process sends. So the sandbox validates all data from these
+processes and limits its size.
 
 Invariants:
 - Code in a sandboxed process reaches no network, no other process, and no files except those of its container.
@@ -72,7 +72,7 @@ class LocalSandbox:
 
     @property
     def machines(self) -> Mapping[str, Machine]:
-        """The sandboxed processes that run or start, by key. The most recently used one is last."""
+        """The sandboxed processes that run or start, by key. The most recently used process is last."""
         return MappingProxyType(self._machines)
 
     @property

@@ -3,7 +3,7 @@
 Lives here: starting the process, sending code to it, timeouts, and stopping it between runs.
 
 Not here: the list of sandboxed processes (`local.py`), the command line (`starting.py`), copying files
-(`machine_files.py`), collecting the output (`output.py`). Inside the process run `interpreter.py` and `confinement.py`.
+(`machine_files.py`), collecting the output (`output.py`). `interpreter.py` and `confinement.py` run inside the process.
 
 In mode `memory`, code works on copies in a file system in memory. This module copies the container's files in before a
 run, and copies changed files out after the run, while the process is stopped. In mode `counted`, code works on the
@@ -199,8 +199,8 @@ class Machine:
         return taking
 
     async def run(self, code: str) -> CodeRun:
-        """Continue the process, send code to it, and wait for the result or a timeout. Then stop the process again, or
-        end it. Sets `begun`."""
+        """Continue the process, send code to it, and wait for the result or a timeout. Afterwards stop the process
+        again, or kill it. Sets `begun`."""
         process = self._process
         assert process is not None and self._requests is not None
         fresh = not self.begun

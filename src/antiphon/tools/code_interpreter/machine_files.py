@@ -2,8 +2,8 @@
 in a thread.
 
 Lives here: copying between the container's folder and the process's file system in memory, the number of files that
-code may create, and reading pictures. Not here: the order of these steps (`machine.py`), operations on one folder
-(`disk.py`), mounting the file system (`space.py`).
+code may create, and reading pictures. Not here: the order of copying and running (`machine.py`), operations on one
+folder (`disk.py`), mounting the file system (`space.py`).
 
 Invariant: an operation in a thread has an open descriptor until it ends, even after the task that waited for it was
 cancelled.
@@ -43,7 +43,8 @@ class MachineFiles:
         self._room = room
         self._user = user_of(home.name)
         self._inside: int | None = None
-        # After a cancelled call, its thread continues. The lock prevents closing the descriptor during that time.
+        # After a cancelled call, its thread continues. The lock prevents `leave` from closing the descriptor while a
+        # thread uses it.
         self._inside_lock = threading.Lock()
         self._known: tuple[dict[str, str], dict[str, str]] = ({}, {})
 

@@ -5,9 +5,9 @@ containers (`containers.py`). The protocol transfers no files, because all worke
 containers.
 
 Each worker process listens on a Unix socket in a shared folder. A container's row names the process that ran its code
-last. If that process has ended or sends no hello byte, the variables are lost, and this process runs the code in a new
-interpreter. After a process has received code, no other process runs the same code again, even after an error. A second
-run could repeat changes to files.
+last. If the named process has ended or sends no hello byte, the variables are lost, and this process runs the code in a
+new interpreter. After a process has received code, no other process runs the same code again, even after an error. A
+second run could repeat changes to files.
 
 A message is its length as four big-endian bytes, followed by MessagePack. Sender and receiver have the same version of
 Antiphon, because they are worker processes of one sidecar.
@@ -221,7 +221,7 @@ class Neighbours:
         return answer.run
 
     async def _connect(self, holder: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Connect to the process `holder` and wait for its hello byte. Returns None if that fails."""
+        """Connect to the process `holder` and wait for its hello byte. Returns None if the connection fails."""
         writer = None
         try:
             async with asyncio.timeout(self._hello_seconds):
@@ -298,7 +298,7 @@ def framed(message: Ask | RunReply) -> bytes:
 
 
 async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) -> T:
-    """Read the next message of type `kind`. Raises `NoMessage` if it is invalid or larger than `limit`. Raises
+    """Read the next message of type `kind`. Raises `NoMessage` if the message is invalid or larger than `limit`. Raises
     `asyncio.IncompleteReadError` or `OSError` if the connection ends before the message does."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > limit:

@@ -12,8 +12,8 @@ import asyncio
 
 
 class Output:
-    """The output of a run up to the mark. If the output exceeds `limit` bytes, only its first three quarters and last
-    quarter of `limit` bytes are stored."""
+    """The output of a run up to the mark. If the output exceeds `limit` bytes, the object stores only its beginning
+    (3/4 of `limit`) and its end (1/4 of `limit`)."""
 
     def __init__(self, limit: int) -> None:
         self._max_head = limit * 3 // 4
@@ -26,7 +26,7 @@ class Output:
         self._head, self._tail, self._held, self._left_out = bytearray(), bytearray(), b"", 0
 
     def begin(self, mark: bytes) -> None:
-        """Reset for a new run. `mark`: the random bytes that end its output."""
+        """Reset for a new run. `mark`: the random bytes that end the run's output."""
         self._begin()
         self._mark = mark
         self.marked.clear()

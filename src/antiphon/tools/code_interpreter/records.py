@@ -179,7 +179,7 @@ class RecordedRows:
         """See `ContainerRows.delete`."""
         await RECORDS.run(self._delete, row, holder)
 
-    # In a thread
+    # The methods below run in a thread.
 
     def _make(self, row: ContainerRow, holder: str, limit: int, per_owner: int) -> ContainerRow:
         with self._locking(row.id, holder):

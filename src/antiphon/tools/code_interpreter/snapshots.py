@@ -81,7 +81,7 @@ class Snapshots:
 
     async def read(self, row: ContainerRow, file: RowFile, start: int, limit: int) -> bytes | None:
         """Return at most `limit` bytes of a file from offset `start`, from this machine or from the snapshot. Returns
-        None if neither has the file. Raises `StoreError`."""
+        None if neither this machine nor the snapshot has the file. Raises `StoreError`."""
         if self.is_here(row):
             try:
                 return await self._sandbox.read(row.id, file.path, start, limit)
@@ -110,7 +110,7 @@ class Snapshots:
             went = _unnamed(row)
             if snapshot is not None:
                 # `put_back` may fail with an unknown outcome, so only a sweep may delete this snapshot. A sweep deletes
-                # it after its lease if no row refers to it.
+                # the snapshot after its lease has expired if no row refers to it.
                 snapshot.settled = True
             await use.put_back(row, [snapshot.key] if snapshot is not None else [], went)
         await self.forget(went)

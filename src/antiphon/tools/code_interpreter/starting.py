@@ -64,7 +64,7 @@ def command(
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return all environment variables of a sandboxed process. The process inherits none."""
+    """Return all environment variables of a sandboxed process. The process inherits no variable of this process."""
     return {
         "HOME": str(home / "files"),
         "TMPDIR": str(home / "scratch"),

@@ -73,7 +73,7 @@ class _ContainerChoice:
 
 class CodeInterpreter:
     """The hosted tool `code_interpreter`. With the setting `show_pictures`, the model receives the pictures of a run.
-    Without the setting, the model reads only the number of pictures."""
+    Without `show_pictures`, the model reads only the number of pictures."""
 
     types = frozenset({"code_interpreter"})
 

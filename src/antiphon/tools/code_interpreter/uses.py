@@ -89,7 +89,7 @@ class Uses:
 
 
 class ContainerUse:
-    """One use of a container. `take` begins it, and `put_back`, `delete` or `let_go` ends it."""
+    """One use of a container. `take` begins the use, and `put_back`, `delete` or `let_go` ends it."""
 
     def __init__(self, uses: Uses, holder: str, container_id: str, deadline: float) -> None:
         self._rows = uses.rows

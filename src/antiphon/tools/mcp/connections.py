@@ -3,8 +3,8 @@
 Lives here: an HTTP client that connects only to checked addresses, the SDK's transports, and opening and closing
 sessions. Not here: checking the declared server (`servers.py`), converting results (`tool.py`).
 
-The SDK requires that the same task enters and leaves its context managers. So each session has a separate task, and
-other tasks only call the session.
+The SDK requires that the same task enters and leaves its context managers. So each session has a separate task that
+enters and leaves them, and other tasks only call the session.
 
 Invariants: every TCP connection goes to an address that `Permit` has checked. The SDK follows no redirect to another
 origin. A session that failed is not used again.
@@ -159,7 +159,7 @@ class _McpSession:
                 self._idle = loop.call_later(self._limits.idle, self._closing.set)
 
     def close(self) -> None:
-        """Ask the session's task to close the session. Does not wait."""
+        """Ask the session's task to close the session. Returns immediately."""
         if self._idle is not None:
             self._idle.cancel()
         self._closing.set()

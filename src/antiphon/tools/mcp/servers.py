@@ -209,8 +209,8 @@ class McpServer:
 
 
 class McpServers:
-    """Finds the server of a declaration. `allow`: host names (`*.example.com` for subdomains) and URL prefixes. With
-    None, requests may use every server at a public address."""
+    """Finds the server of a declaration. `allow`: host names (`*.example.com` for subdomains) and URL prefixes. If
+    `allow` is None, requests may use every server at a public address."""
 
     def __init__(self, allow: Sequence[str] | None, connectors: Mapping[str, Connector]) -> None:
         self._allow = allow

@@ -6,8 +6,8 @@ formatting results and pages for the model, and removing results of blocked doma
 The operator configures a service's address, not the client, so the address may be private. The service receives the
 query and, at most, the user's country, and no other data of the client.
 
-Invariant: a provider returns results or raises `ToolFailed`. The message contains no API key and no address of the
-service.
+Invariant: a provider returns results or raises `ToolFailed`. The message of `ToolFailed` contains no API key and no
+address of the service.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Lives here:
 
 Not here: clients of search services (`providers.py`), converting HTML to text (`antiphon.html_text`), fetching pages
 from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for clients that search
-without a model (`api/standalone_search.py`). Such a client may also request a page from a given line, or a page that a
-link leads to.
+without a model (`api/standalone_search.py`). A client of this endpoint may also request a page from a given line, or a
+page that a link leads to.
 
 Invariants: with `allowed_domains`, the tool neither shows nor opens URLs of other domains. Only the `PageFetcher`
 fetches pages.
@@ -89,8 +89,8 @@ class _WebSearchArguments(Struct):
     pattern: str = ""
     days: int | None = None
     line: int | None = None
-    """The first line to show. The tool then numbers the page's lines and lists its links. Only clients that search
-    without a model send this field."""
+    """The first line to show. With `line`, the tool numbers the page's lines and lists its links. Only clients that
+    search without a model send this field."""
     link: int | None = None
     """The number of a link on the page at `url`, from 1. The tool opens the page that the link leads to."""
 

@@ -24,10 +24,10 @@ CREATE VIRTUAL TABLE {table} USING fts5(
   title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
 )
 """
-# BM25 gives no weight to a word that most documents contain. In a store of three chunks that applies to nearly every
-# word, so all scores would be zero. So each index begins with 16 padding documents. A search never returns them,
-# because their negative numbers belong to no file. In a store of hundreds of chunks, the padding does not change the
-# ranking.
+# BM25 gives no weight to a word that most documents contain. In a store of three chunks, nearly every word is in most
+# chunks, so all scores would be zero. So each index begins with 16 padding documents. A search never returns padding
+# documents, because their negative numbers belong to no file. In a store of hundreds of chunks, the padding does not
+# change the ranking.
 INSERT_PADDING = "INSERT INTO {table} (rowid, title, text) VALUES (?, '', ?)"
 PADDING = [(-number, "zzpadding " * 100) for number in range(1, 17)]
 DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
@@ -62,8 +62,8 @@ TRASH = {
 ORPHAN_TRASH = "UPDATE vector_trash SET store_id = NULL WHERE store_id = :id"
 DELETE_STORE = "DELETE FROM vector_stores WHERE id = :id AND owner = :owner"
 
-# If the file is already in the store, this statement restarts its ingestion with a new number. The foreign keys of its
-# batches follow the new number.
+# If the file is already in the store, this statement restarts its ingestion with a new number. `ON UPDATE CASCADE`
+# updates the number in the file's batches.
 INSERT_FILE = """
 INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, chunk_overlap,
                           created_at)
@@ -92,7 +92,7 @@ DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file_no IN (SELECT f.no {_
 INSERT_BATCH_FILE = (
     "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
 )
-# Revokes the worker's claim of each file. The worker's next write then fails, and the worker stops.
+# Revokes the worker's claim of each file. After losing the claim, the worker's next write fails, and the worker stops.
 CANCEL_FILES = """
 UPDATE vector_files SET status = 'cancelled', claim = NULL, usage_bytes = 0
 WHERE status = 'in_progress' AND no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)
@@ -108,7 +108,7 @@ WHERE {_FILE} ORDER BY c.id LIMIT :limit
 
 def index_table(store_id: str) -> str:
     """Return the table name of a store's full-text index. The name is safe in SQL, because Antiphon's ids consist of
-    letters, digits and underscores. Raises `StoreError` for any other id."""
+    letters, digits and underscores. Raises `StoreError` if `store_id` is not such an id."""
     if not is_id(store_id, "vs"):
         raise StoreError("That is no id of a vector store.")
     return INDEX_PREFIX + store_id
