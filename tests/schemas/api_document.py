@@ -228,8 +228,8 @@ def _answer(schemas: Schemas, said: Route) -> dict[str, Any]:
     content = {said.media or _JSON: {"schema": schemas.of(said.answer, answers=True)}}
     if said.events is not None:
         content[_STREAM] = {"schema": schemas.of(said.events, answers=True)}
-    ignored = {"description": "What of the request had no effect.", "schema": {"type": "string"}}
-    return {"description": "As asked.", "headers": {"antiphon-ignored": ignored}, "content": content}
+    ignored = {"description": "The names of request parts that Antiphon ignored.", "schema": {"type": "string"}}
+    return {"description": "The request succeeded.", "headers": {"antiphon-ignored": ignored}, "content": content}
 
 
 def _refused(status: int | None) -> dict[str, Any]:
@@ -260,10 +260,10 @@ def _add_events(schemas: Schemas) -> None:
     for one in sent:
         members = schemas.named[one.__name__]["properties"]
         if "delta" in members:
-            members["obfuscation"] = {"type": "string", "description": "Padding, where it was asked for."}
+            members["obfuscation"] = {"type": "string", "description": "Random padding, if the request asks for it."}
         if "response" in members:
-            members["headers"] = {"type": "object", "description": "In the first event on a WebSocket."}
-        members["stream_id"] = {"type": "string", "description": "On a WebSocket, where the request had one."}
+            members["headers"] = {"type": "object", "description": "Headers of the answer, in the first event on a WebSocket."}
+        members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
 
 
 def _add_links(paths: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:

@@ -94,17 +94,12 @@ def _described(schema: Schema) -> list[str]:
 
 
 def _fields(schema: Schema) -> list[str]:
-    """A list of the fields that have a description, with the others together in its last line."""
+    """A list with one item for each field of the schema."""
     needed = schema.get("required", ())
-    plain, rows = [], []
-    for name, found in schema["properties"].items():
-        if "description" in found:
-            rows.append(f"- `{name}`{'' if name in needed else ' (optional)'}: {words(found, described=True)}")
-        else:
-            plain.append(f"`{name}`{'' if name in needed else ' (optional)'}: {words(found)}")
-    if plain:
-        rows.append(f"{'- Other fields' if rows else 'Fields'}: {'; '.join(plain)}.")
-    return rows
+    return [
+        f"- `{name}`{'' if name in needed else ' (optional)'}: {words(found, described=True)}"
+        for name, found in schema["properties"].items()
+    ]
 
 
 def cells(*texts: str) -> str:

@@ -1,9 +1,10 @@
 """`GET /v1/antiphon/capabilities`: shows, for one model, how the gateway treats each request field, item and tool.
 
-Lives here: the answer's shape, and what settings change in the table. Not here: the table
-(`translation/request/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
+Lives here: the answer's shape, and the changes that the settings make to the table of supported fields. Not here: the
+table (`translation/request/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
 
-Invariant: the handler calls no upstream. The answer names upstreams, but holds no address and no key of them.
+Invariant: the handler calls no upstream. The answer contains the names of upstreams, but none of their addresses or
+keys.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ _Group = dict[str, SupportShown]
 
 
 class CapabilitiesObject(Struct, kw_only=True):
-    """The treatment of each part of a request, by its name in `antiphon-ignored`. With a native upstream the groups are
-    empty, because requests pass unchanged."""
+    """How Antiphon treats each part of a request for one model. The keys of each group are the names that the header
+    `antiphon-ignored` uses. For a native upstream the groups are empty, because Antiphon forwards requests
+    unchanged."""
 
     object: Literal["antiphon.capabilities"] = "antiphon.capabilities"
     model: str | None
@@ -72,9 +74,13 @@ class CapabilitiesObject(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities(Area):
-    """Serves the capabilities, without a request to an upstream. `limits` are the operator's, by the names of the
-    settings; `fetches` says whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types
-    of tools run here; `refuses_tools` whether Antiphon refuses a request with another tool."""
+    """Serves `GET /v1/antiphon/capabilities` without a request to an upstream.
+
+    - `limits`: the configured limits, by the names of the settings.
+    - `fetches`: whether Antiphon fetches files by URL. `files`: whether clients can upload files.
+    - `tools`: the types of the tools that Antiphon itself runs.
+    - `refuses_tools`: whether Antiphon refuses a request with any other hosted tool.
+    """
 
     routes: ModelRoutes
     limits: Mapping[str, int]
@@ -88,12 +94,19 @@ class Capabilities(Area):
         "/v1/antiphon/capabilities",
         "Get capabilities",
         CapabilitiesObject,
-        parameters=(Parameter("model", str, "For this model; without it, for models that no rule names."),),
+        parameters=(
+            Parameter(
+                "model",
+                str,
+                "The model to describe. Without it, the answer describes models that match no entry of `models`.",
+            ),
+        ),
         errors=(400, 404),
     )
     async def show(self, request: ApiRequest) -> ApiResponse:
-        """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
-        them, to `{support, note}`; with a native upstream the groups are empty, since requests pass untouched."""
+        """Show the capabilities for `?model=…`, or without it for models that no entry of the setting `models` matches.
+
+        Each group maps the name of a request part, as in `antiphon-ignored`, to `{support, note}`."""
         model = query_value(request, "model")
         unnamed = "There is no upstream for models that no rule names; ask for one with '?model='."
         route = self.routes.serving(model, unnamed, request.access)
@@ -110,7 +123,7 @@ class Capabilities(Area):
                 mode=route.mode,
                 profile=None if native else profile.name,
                 **groups,
-                # Names alone: what an operator sets is nobody else's.
+                # Only the names of the members: clients must not see the values that the operator configured.
                 allowed=[] if native else sorted(route.fields),
                 added=[] if native else sorted(route.extra),
                 limits={**self.limits, "context_tokens": route.context_tokens},
@@ -118,7 +131,7 @@ class Capabilities(Area):
         )
 
     def _names(self, group: str) -> tuple[str, ...]:
-        """The group's names; of tools also those of other packages, which run here."""
+        """The names in a group. The group of tools also has the tools of installed extension packages."""
         more = (f"tools.{one}" for one in sorted(self.tools)) if _KEYS[group] == "tools" else ()
         return tuple(dict.fromkeys((*GROUPS[group], *more)))
 
@@ -139,7 +152,7 @@ class Capabilities(Area):
         return SupportShown(found.kind, found.note or None)
 
     def _runs(self, name: str) -> bool:
-        """Whether a name speaks of a tool that runs here."""
+        """Whether `name` belongs to a tool that Antiphon itself runs."""
         group, _, kind = name.replace("include:", "include.", 1).partition(".")
         if group == "include":
             kind = kind.partition("_call")[0]

@@ -1,15 +1,15 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: the choice of the upstream, the choice of the headers that pass, and the streaming of the answer. Not here:
-any meaning of a body but its model's name.
+Lives here: the choice of the upstream, the choice of the forwarded headers, and the streaming of the answer. This
+module reads nothing of a body except the model's name.
 
-Behind Envoy, these paths reach this module only when Envoy cannot route them alone. That is so when the model's name
-decides the upstream or whether a request is allowed, or when the client must show a key.
+Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot when the model's
+name decides the upstream or whether the request is allowed. Envoy also cannot check clients' keys.
 
 Invariants:
-- Bodies pass byte for byte, except for a model's other name upstream.
-- A request goes to the upstream that serves its model, or nowhere.
-- When the client leaves before an answer's end, the model call ends.
+- Bodies pass byte for byte, except that a configured upstream name (`models[].model`) replaces the model's name.
+- A request goes only to the upstream that serves its model. If there is none, the client gets an error.
+- When the client disconnects before the end of an answer, the model call is cancelled.
 """
 
 from __future__ import annotations
@@ -43,20 +43,21 @@ from antiphon.types.json import encode, raw
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
-"""Paths of every upstream; the body names the model."""
+"""The forwarded paths that every upstream has. The request body names the model."""
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
-# The business of whoever's credentials the call carries.
+# Headers about the upstream account. A client's copy is forwarded only with the client's own credentials.
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project", "idempotency-key"})
 
 
 class PassedOn:
-    """Handlers that pass a request on to the upstream of its model.
+    """Handlers that forward a request to the upstream of its model.
 
-    `extra`: further paths of the default upstream, whose bodies may name no model. `embeddings`: a model, and the
-    separate server for its embeddings; a rule that names the model goes first. No error may contain one of the
-    `secrets`. With `several_owners`, an error tells a client nothing of the upstream account that the owners share."""
+    `extra` has further paths of the default upstream. Their bodies need not name a model. `embeddings` is the
+    embedding model and the client for the embeddings server. An entry of `models` for this exact name takes
+    precedence. No error contains one of the `secrets`. With `several_owners`, answers leave out headers about the
+    upstream account that the owners share."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class PassedOn:
         self._extra = tuple(path for path in extra if path not in MODEL_PATHS)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
+        """The routes of the forwarded paths."""
         handlers = {path: self._by_model(path) for path in MODEL_PATHS}
         handlers |= {path: self._to_default(path) for path in self._extra}
         return rows((_passed(path), handler) for path, handler in handlers.items())
@@ -104,7 +105,7 @@ class PassedOn:
         return post
 
     def _is_own(self, model: str | None) -> bool:
-        """Whether this model's embeddings are those of the embeddings server."""
+        """Whether the embeddings server serves this model: no entry of `models` has exactly this name."""
         named = any(rule.exact and rule.pattern == model for rule in self._routes.rules)
         return self._embeddings is not None and model == self._embeddings[0] and not named
 
@@ -122,7 +123,8 @@ class PassedOn:
             upstream=route.upstream,
             tries=len(route.upstreams),
         )
-        # An account's key of requests is not everybody's.
+        # An `Idempotency-Key` is valid per upstream account, so a client's key is not forwarded with shared
+        # credentials.
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
         called = "embeddings" if upstream is not None else route.upstream
         stack = AsyncExitStack()
@@ -151,8 +153,8 @@ class PassedOn:
         return ApiResponse(answer.status, (*kept, *unheard, *length), whole, failure=why)
 
     def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
-        """The cause of an error answer for the log. It leaves out the answer's text, because that may quote the
-        request."""
+        """The cause of an error answer for the log, or None for a success. The text of the answer is left out, because
+        an upstream may quote the request in it."""
         if answer.status < 400:
             return None
         told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)
@@ -161,14 +163,15 @@ class PassedOn:
 
 
 def _passed(path: str) -> Route:
-    """Its body and its answers are the upstream's affair, also the errors."""
+    """The route of a forwarded path. Only the upstream defines the body and the answers, errors included."""
     summary = f"Pass on {path.strip('/')}"
     errors = UPSTREAM_ERRORS
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
 class _Stream:
-    """An answer's parts as they come. Closing it, begun or not, ends the call."""
+    """Yields the chunks of an upstream's answer as they arrive. `aclose` ends the upstream call, even before the first
+    chunk."""
 
     def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack, upstream: str) -> None:
         self._answer = answer
@@ -186,7 +189,7 @@ class _Stream:
             with suppress(UpstreamCallFailed):
                 async with self._stack:
                     raise
-            # Nothing can be put behind somebody else's bytes.
+            # The client has already received part of the upstream's answer, so no error object can follow.
             status = self._answer.status
             cut = refusal(_unanswered(failure.error, self._upstream), State.PASSING, self._upstream, status)
             raise AnswerCut(replace(cut, status=status)) from None
@@ -197,14 +200,14 @@ class _Stream:
 
 
 def _unanswered(error: UpstreamError, upstream: str) -> ApiError:
-    """The error that the client gets for a call that failed in transport."""
+    """The error that the client gets if the connection to the upstream fails."""
     told = transport_failure(error)
     told.operation, told.upstream = operation_in(State.PASSING), upstream
     return told
 
 
 def _renamed(body: bytes, model: str) -> bytes:
-    """The body with the model's name upstream; every other value as it was written."""
+    """The body with the upstream's name of the model. All other values keep their bytes."""
     try:
         return encode(_FIELDS.decode(body) | {"model": raw(model)})
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,12 +1,12 @@
 """The Containers API: create, list and delete containers for code, and manage the files in them.
 
-Lives here: the operations of OpenAI's API, and what is checked of a body. Not here: running code
-(`tools/code_interpreter/`), which only the tool does; how a form is cut into parts (`multipart.py`).
+Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code
+(`tools/code_interpreter/`), which only the tool does; parsing a form (`multipart.py`).
 
-The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A field
-that cannot be stored (`skills`) is a 400. The header `antiphon-ignored` names unknown fields.
+The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A request
+with `skills` gets a 400, because Antiphon cannot store them. The header `antiphon-ignored` names unknown fields.
 
-Invariant: an upload that breaks off leaves no file.
+Invariant: an upload that fails before its end leaves no file.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _T = TypeVar("_T", ContainerHead, RowFile)
 
 
 _PAGE = (limit_parameter(_LISTED, 20), ORDER, AFTER)
-_NAME = Parameter("name", str, "Only containers of this name.")
+_NAME = Parameter("name", str, "List only containers with this name.")
 
 
 class ContainerExpiry(Struct):
@@ -81,7 +81,7 @@ class ContainerExpiry(Struct):
 
 
 class NetworkPolicy(Struct):
-    """Code has no network: `disabled` is all there is."""
+    """The network access of a container. The only allowed value is `disabled`, because code has no network."""
 
     type: Annotated[str, Meta(extra_json_schema={"const": "disabled"})] | None = None
 
@@ -96,13 +96,13 @@ class CreateContainer(Struct):
 
 
 class CopyFile(Struct):
-    """An uploaded file, by its id."""
+    """The id of an uploaded file, which Antiphon copies into the container."""
 
     file_id: str | None = None
 
 
 class ContainerFileForm(Struct):
-    """A file, or the id of one."""
+    """A form with the content of a file, or with the id of an uploaded file."""
 
     file: Bytes | UnsetType = UNSET
     file_id: str | UnsetType = UNSET
@@ -140,7 +140,8 @@ class ContainerFileObject(Struct, kw_only=True):
 
 
 class ContainerApi(Area):
-    """Serves `/v1/containers`. `settings` limits a container's memory, and the time that an unused container lives."""
+    """Serves `/v1/containers`. `settings` limits the memory of a container, and the time until an unused one
+    expires."""
 
     def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
         self._rooms = rooms
@@ -173,7 +174,7 @@ class ContainerApi(Area):
 
     @listing("/v1/containers", "List containers", ListOf[ContainerObject], _NAME, page=_PAGE)
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/containers`: newest first unless asked otherwise."""
+        """`GET /v1/containers`: list the containers, newest first unless the request sets `order`."""
         every = await self._rooms.list(request.owner)
         name = query_value(request, "name")
         return _page(request, [one for one in every if name is None or one.name == name], _show)
@@ -186,7 +187,7 @@ class ContainerApi(Area):
 
     @Route("DELETE", "/v1/containers/{}", "Delete a container", Deleted[Literal["container.deleted"]])
     async def delete(self, request: ApiRequest, container_id: str) -> ApiResponse:
-        """`DELETE /v1/containers/{id}`; code that runs in it is waited for."""
+        """`DELETE /v1/containers/{id}`: delete a container, after the code that runs in it has ended."""
         if not await self._rooms.delete(request.owner, container_id):
             raise _no_container(container_id)
         return json_response({"id": container_id, "object": "container.deleted", "deleted": True})
@@ -201,7 +202,8 @@ class ContainerApi(Area):
         streamed=True,
     )
     async def create_file(self, request: ApiRequest, container_id: str) -> ApiResponse:
-        """`POST /v1/containers/{id}/files`: a form with `file`, or the `file_id` of an uploaded file."""
+        """`POST /v1/containers/{id}/files`: add a file from a form with `file`, or from the `file_id` of an uploaded
+        file."""
         kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             made = await self._from_form(request, container_id)
@@ -219,7 +221,7 @@ class ContainerApi(Area):
 
     @listing("/v1/containers/{}/files", "List the files of a container", ListOf[ContainerFileObject], page=_PAGE)
     async def list_files(self, request: ApiRequest, container_id: str) -> ApiResponse:
-        """`GET /v1/containers/{id}/files`: newest first unless asked otherwise."""
+        """`GET /v1/containers/{id}/files`: list the files, newest first unless the request sets `order`."""
         files = await self._files(request.owner, container_id)
         return _page(request, files, lambda file: _show_file(container_id, file))
 
@@ -243,7 +245,7 @@ class ContainerApi(Area):
 
     @content_of("/v1/containers/{}/files/{}/content")
     async def content(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
-        """`GET /v1/containers/{id}/files/{id}/content`: the bytes, or a range of them."""
+        """`GET /v1/containers/{id}/files/{id}/content`: send the content, or the requested range of it."""
         found = await self._file(request.owner, container_id, file_id)
         return await show_content(request, _Content(self._rooms, request.owner, container_id, found))
 
@@ -257,7 +259,8 @@ class ContainerApi(Area):
         raise _no_file(file_id)
 
     async def _from_form(self, request: ApiRequest, container_id: str) -> RowFile | None:
-        """The file's bytes go into the container as they arrive. The file appears when the form is complete."""
+        """Write the uploaded file into the container while it arrives. The file becomes visible when the form is
+        complete."""
         form = _read_form(request)
         part = None
         async for event in form:
@@ -286,7 +289,7 @@ async def _read_form(request: ApiRequest) -> AsyncIterator[Part | PartData | Par
 
 
 async def _content(form: AsyncIterator[Part | PartData | PartEnd]) -> AsyncIterator[bytes]:
-    """The content of the part that has begun. It ends with the form, which must be one to its end."""
+    """Yield the content of the current form part. Raises `InvalidRequest` if the form is incomplete."""
     async for event in form:
         if isinstance(event, PartEnd):
             break
@@ -297,7 +300,7 @@ async def _content(form: AsyncIterator[Part | PartData | PartEnd]) -> AsyncItera
 
 
 class _Content:
-    """A file in a container as `OpenFile`. Its id changes whenever it is written, so the id is its tag."""
+    """A file in a container as an `OpenFile`. Each write gives the file a new id, so the id also serves as the ETag."""
 
     def __init__(self, rooms: ContainerRooms, owner: str, container_id: str, file: RowFile) -> None:
         self._rooms = rooms
@@ -311,7 +314,8 @@ class _Content:
     path: Path | None = None
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Bytes as they are now. Raises `StoreError` if the file was deleted."""
+        """Return up to `limit` bytes of the current content from `start` on. Raises `StoreError` if the file was
+        deleted."""
         limit = self.file.size - start if limit is None else limit
         data = await self._rooms.read(self._owner, self._container_id, self.file.id, start, limit)
         if data is None:
@@ -319,7 +323,7 @@ class _Content:
         return data
 
     async def aclose(self) -> None:
-        """Does nothing: there is nothing to close."""
+        """Do nothing, because this object holds no open file."""
 
 
 def _idle(expiry: ContainerExpiry | None, usual: float) -> float:

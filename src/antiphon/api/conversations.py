@@ -1,12 +1,12 @@
 """The Conversations API: create, read, change and delete conversations and their items.
 
 Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
-what a response adds to a conversation, and the lock it holds meanwhile (the exchange, the store).
+the items that a response adds to a conversation, and the lock that a running response holds (the exchange, the store).
 
-A conversation or an item that does not exist, and one of another owner, give the same answer, byte for byte apart from
-the id. Deleting a conversation deletes its items; responses that were made in it stay.
+The API gives the same answer for a conversation or item that does not exist and for one of another owner. Only the id
+differs. Deleting a conversation deletes its items. The responses of the conversation stay.
 
-Invariant: an item gets an id of ours, whatever the client called it.
+Invariant: Antiphon gives every item a new id, even if the client sent one.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from antiphon.types.json import ABSENT, JsonObject, encode, given
 from antiphon.types.tolerance import Tolerance
 
 MAX_ITEMS = 20
-"""Items that one request may add."""
+"""The largest number of items that one request may add."""
 
 Items = Annotated[
     Raw,
     Meta(
-        description="What `input` of a response may hold.",
+        description="An item, as in the `input` of a response.",
         extra_json_schema={
             "type": "array",
             "items": {"$ref": "#/components/schemas/InputItem"},
@@ -86,7 +86,7 @@ class Conversation(Struct, kw_only=True):
     metadata: JsonObject
 
 
-INCLUDE = Parameter("include", list[str], "Checked, and without effect: what there is, is in the stored items.")
+INCLUDE = Parameter("include", list[str], "Checked, but without effect, because stored items are always complete.")
 
 
 _CONVERSATIONS = ObjectKind("Conversation", is_name, "conversation.deleted")
@@ -94,7 +94,7 @@ _ITEMS = ObjectKind("Item", is_name)
 
 
 class Conversations(Area):
-    """Serves `/v1/conversations`. `responses` finds the items that a client names by their id."""
+    """Serves `/v1/conversations`. `responses` is the store that finds items which a client references by id."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Conversations(Area):
         owner_room: OwnerQuota | None = None,
         strict: bool = False,
     ) -> None:
-        """`strict`: items and parts of unknown types are refused, not left out."""
+        """With `strict`, items and parts of unknown types are refused. Otherwise they are left out."""
         self._owner_room = owner_room
         self._strict = strict
         self._store = conversations
@@ -114,7 +114,7 @@ class Conversations(Area):
 
     @Route("POST", "/v1/conversations", "Create a conversation", Conversation, body=CreateConversation, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
+        """`POST /v1/conversations`: create a conversation, with optional `metadata` and up to 20 optional `items`."""
         check_body(request.access, request.body)
         body = read_body(request, CreateConversation)
         check_metadata(body.metadata or {})
@@ -132,7 +132,7 @@ class Conversations(Area):
 
     @listing("/v1/conversations", "List conversations", ListOf[Conversation])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/conversations`: the owner's conversations, newest first unless the request sets `order`."""
+        """`GET /v1/conversations`: list the owner's conversations, newest first unless the request sets `order`."""
         page = await self._store.list(request.owner, read_page(request))
         return list_response(page, _resource)
 
@@ -143,7 +143,7 @@ class Conversations(Area):
 
     @Route("POST", "/v1/conversations/{}", "Update a conversation", Conversation, body=UpdateConversation)
     async def update(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`POST /v1/conversations/{id}`: replaces the metadata."""
+        """`POST /v1/conversations/{id}`: replace the metadata."""
         metadata = read_body(request, UpdateConversation).metadata
         if metadata is UNSET:
             raise missing_parameter("metadata")
@@ -159,12 +159,13 @@ class Conversations(Area):
         errors=(409,),
     )
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked`, as does whatever changes its items."""
+        """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked` while a response runs in the conversation.
+        Adding or deleting items raises it too."""
         return await _CONVERSATIONS.delete(conversation_id, lambda: self._store.delete(request.owner, conversation_id))
 
     @listing("/v1/conversations/{}/items", "List the items of a conversation", ListOf[AnyItem], INCLUDE)
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`GET /v1/conversations/{id}/items`, newest first unless the request sets `order`."""
+        """`GET /v1/conversations/{id}/items`: list the items, newest first unless the request sets `order`."""
         tolerance = self._read_include(request)
         query = read_page(request)
         items = self._store.items
@@ -181,7 +182,7 @@ class Conversations(Area):
         errors=(409,),
     )
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
+        """`POST /v1/conversations/{id}/items`: append up to 20 items. If one item is wrong, none is added."""
         tolerance = self._read_include(request)
         check_body(request.access, request.body)
         given_items = read_body(request, AddItems).items
@@ -209,7 +210,7 @@ class Conversations(Area):
 
     @Route("DELETE", "/v1/conversations/{}/items/{}", "Delete an item of a conversation", Conversation, errors=(409,))
     async def delete_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
-        """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
+        """`DELETE /v1/conversations/{id}/items/{item_id}`: delete an item. The answer is the conversation."""
         conversation = await self._known(request, conversation_id)
         if not (is_name(item_id) and await self._store.delete_item(request.owner, conversation_id, item_id)):
             raise _ITEMS.missing(item_id)
@@ -219,7 +220,7 @@ class Conversations(Area):
         return await _CONVERSATIONS.find(conversation_id, lambda: self._store.get(request.owner, conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
-        """The items in their stored form: with ids, and with the named items in place of references."""
+        """Parse the items into their stored form. Each gets an id, and the referenced item replaces a reference."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner)
         sent = read_items("items", value, MAX_ITEMS)
@@ -235,7 +236,7 @@ class Conversations(Area):
         return stored_input(prepare_input(items, self._new_id))
 
     def _read_include(self, request: ApiRequest) -> Tolerance:
-        """`include` is checked and has no effect, because the stored items have everything that a backend sends."""
+        """Check `include`. The parameter has no effect, because the stored items have all data that a backend sends."""
         tolerance = Tolerance(strict=self._strict)
         check_include([value for name, value in request.query if name in ("include", "include[]")], tolerance)
         return tolerance

@@ -1,9 +1,10 @@
 """Reusable parts of the OpenAPI document: parameters, and schemas that many routes share.
 
-Lives here: parameters, and the shapes that many routes share. Not here: the routes; the document, which `scripts/docs`
-makes of both (`openapi.json`).
+Lives here: the class of parameters, and the schemas that many routes share. Not here: the routes, and `openapi.json`,
+the document that `scripts/docs` generates from the routes and these schemas.
 
-Invariant: nothing here decides what a request may hold; the handlers do, and a test holds their answers against this.
+Invariant: these schemas only describe requests and answers. The handlers check requests, and a test compares the
+handlers' answers with the schemas.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _Word = TypeVar("_Word")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the query, or of the head where `where` says so; `kind` is its type."""
+    """A query parameter, or a header if `where` is `header`. `kind` is the type of the value."""
 
     name: str
     kind: object = str
@@ -29,17 +30,18 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class StandsFor:
-    """In `Annotated`: the type for the document. The code reads a looser type, for better errors."""
+    """A marker in `Annotated` with the type that the document shows. The code parses a looser type, to give better
+    error messages."""
 
     kind: object
 
 
 EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
-"""The events of a response's stream."""
+"""The schema of the events in a response's stream."""
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):
-    """One page of a list. The ids are the cursors for `after` and `before`."""
+    """One page of a list. The ids of the objects are the cursors for `after` and `before`."""
 
     object: Literal["list"] = "list"
     data: list[_One]
@@ -68,7 +70,7 @@ class Unwell(Struct):
 Metadata = Annotated[
     dict[str, str],
     Meta(
-        description="At most 16 pairs; keys have at most 64 characters, values 512.",
+        description="At most 16 pairs. A key has at most 64 characters, a value at most 512.",
         extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
     ),
 ]
@@ -76,18 +78,18 @@ Metadata = Annotated[
 
 
 class Open(Struct):
-    """Something with further members, which are passed on as they are."""
+    """The base of objects that may have further members. Antiphon returns such members unchanged."""
 
 
 class AnyItem(Open):
-    """A stored item: one of a response's output, or one of a request's input as the client sent it."""
+    """A stored item: an output item of a response, or an input item as the client sent it."""
 
     id: str
     type: str
 
 
 UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
-"""Error statuses of routes that call an upstream, in addition to those of any route."""
+"""Error statuses of routes that call an upstream, in addition to the statuses that every route may return."""
 
 
 class AnyObject(Open):

@@ -1,12 +1,13 @@
 """The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
-Lives here: marking a handler with its route, the rows of an area's handlers, and matching a path. Also the part of the
-document for given rows. Not here: the handlers, and the whole document (`scripts/docs` writes it to `openapi.json`).
+Lives here: the decorator that marks a handler with its route, the table of endpoints, and matching a path. Also the
+part of the OpenAPI document for given endpoints. Not here: the handlers, and the whole document, which `scripts/docs`
+writes to `openapi.json`.
 
 Invariants:
-- Every row holds what the document needs.
-- The served document shows which rows there are, and nothing else of an operator's settings.
-- A variable is one decoded segment, never empty and without a slash, unless its pattern marks it as the rest.
+- Every route has all data that the document needs.
+- The served document reveals which endpoints exist, and nothing else of an operator's settings.
+- A path variable is one decoded segment without a slash, and never empty. Only `{*}` matches several segments.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from antiphon.engine.exchange.options import EXCHANGE_PATHS
 from antiphon.types.json import encode
 
 Handler = Callable[..., Awaitable[ApiResponse]]
-"""Called with the request and the pattern's variables, in their order."""
+"""A function that answers a request. The arguments are the request and the path variables in the pattern's order."""
 
 _Marked = TypeVar("_Marked", bound=Handler)
 _ROUTES = "routes"
@@ -39,15 +40,16 @@ _ARTICLES = frozenset({"a", "an", "the", "s"})
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of a path; the decorator of the handler that answers it.
+    """The description of one method of a path. A route is also the decorator for the handler that serves it.
 
-    - `answer`, `body` and `form` (fields of `multipart/form-data`) are types, msgspec Structs as a rule.
-    - `events`: the type of the events, where the client can request a stream.
-    - `media`: the media type of an answer that is not JSON.
-    - `statuses`: further statuses that are no errors and have no JSON.
-    - `errors`: statuses of errors, in addition to those that any route may have.
-    - `unwell`: the type of a 503 that is no error object.
-    - `open`, `streamed` and `keyed` are the row's (`Endpoint`).
+    - `answer`, `body` and `form` are the types of the answer, the JSON body and the fields of `multipart/form-data`.
+      Most are msgspec Structs.
+    - `events` is the type of the events, if the client can request a stream.
+    - `media` is the media type of an answer that is not JSON.
+    - `statuses` are further success statuses, whose answers have no JSON.
+    - `errors` are error statuses, in addition to the statuses that every route may return.
+    - `unwell` is the type of a 503 body that is not an error object.
+    - `open`, `streamed` and `keyed` have the meaning that `Endpoint` documents.
     """
 
     method: str
@@ -68,13 +70,13 @@ class Route:
     keyed: bool = False
 
     def __call__(self, handler: _Marked) -> _Marked:
-        """Mark a handler."""
+        """Attach this route to a handler, and return the handler."""
         setattr(handler, _ROUTES, (self, *getattr(handler, _ROUTES, ())))
         return handler
 
 
 def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: tuple[Parameter, ...] = PAGE) -> Route:
-    """A route that answers with a page of a list; `more` are parameters in addition to those of the page."""
+    """A route that returns a page of a list. `more` are query parameters in addition to the parameters of a page."""
     return Route("GET", pattern, summary, answer, parameters=(*page, *more), errors=(400,))
 
 
@@ -86,27 +88,27 @@ class Operation:
     route: Route
 
     async def __call__(self, request: ApiRequest, *variables: str) -> ApiResponse:
-        """The answer; `variables` are those of the pattern, in their order."""
+        """Call the handler. `variables` are the path variables, in the order of the pattern."""
         return await self.handler(request, *variables)
 
 
 class Area:
-    """Handlers about one thing, each with its `Route`."""
+    """The base of a class whose handlers serve one kind of objects. Each handler has its `Route`."""
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
+        """The endpoints of this area."""
         return rows_of(self)
 
 
 def rows_of(area: object) -> tuple[Endpoint, ...]:
-    """The rows of an object's handlers, in the order of these."""
+    """The endpoints of an object's handlers, in the order in which its class defines the handlers."""
     return rows(
         (route, getattr(area, name)) for name, one in vars(type(area)).items() for route in getattr(one, _ROUTES, ())
     )
 
 
 def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
-    """A row for each pattern, with all of its methods."""
+    """One endpoint for each path pattern, with all methods of that pattern."""
     found: dict[str, dict[str, Operation]] = {}
     for route, handler in routes:
         found.setdefault(route.pattern, {})[route.method] = Operation(handler, route)
@@ -124,20 +126,21 @@ def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path: each `{}` of `pattern` is a segment; one that ends in `{*}` takes the rest, slashes included."""
+    """One path pattern with its methods. Each `{}` in `pattern` matches one segment, and a final `{*}` the rest of the
+    path, slashes included."""
 
     pattern: str
     methods: dict[str, Operation]
     open: bool = False
-    """Answered without an identity."""
+    """Whether clients may call this path without credentials."""
     streamed: bool = False
-    """Bodies are not read first: the handler gets them as `ApiRequest.body_stream` and has its own limit of size."""
+    """Whether the handler reads the body as a stream (`ApiRequest.body_stream`) and enforces its own size limit."""
     keyed: bool = False
-    """With the same `Idempotency-Key` the operation creates its object only once, or passes the key on. Elsewhere the
-    key has no effect."""
+    """Whether an `Idempotency-Key` has an effect: the operation creates its object only once per key, or forwards the
+    key to the upstream."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
-        """The variables, or None when this is another path."""
+        """The path variables, or None if the path does not match the pattern."""
         if self.pattern.endswith("{*}"):
             start = self.pattern[:-3]
             rest = unquote(path[len(start) :]) if path.startswith(start) else ""
@@ -159,8 +162,8 @@ class Endpoint:
 
 
 def document(endpoints: Iterable[Endpoint]) -> bytes:
-    """The part of the API's document that is about these rows. A path that the operator adds has the
-    description of embeddings, which the sidecar passes on too."""
+    """The OpenAPI document, reduced to these endpoints. A path that the operator adds gets the description of
+    `/v1/embeddings`, because the sidecar forwards both in the same way."""
     whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
     described, schemas = whole["paths"], whole["components"]["schemas"]
     written = {_VARIABLE.sub("{}", path): path for path in described}
@@ -187,12 +190,13 @@ def document(endpoints: Iterable[Endpoint]) -> bytes:
 
 
 def _referred(part: object) -> set[str]:
-    """The names of the schemas that this part of the document refers to."""
+    """The names of the schemas to which `part` of the document refers."""
     return {name.decode() for name in _REFERENCE.findall(encode(part))}
 
 
 def operation_id(summary: str, taken: set[str]) -> str:
-    """An operation's id: its summary in one word, with a number where that is taken (a path has another spelling)."""
+    """The id of an operation: its summary in one word. If that id is in `taken`, because a path has a second spelling,
+    a number is appended."""
     words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
     first, *others = [one for one in words if one not in _ARTICLES]
     name = first + "".join(one.capitalize() for one in others)
@@ -205,6 +209,6 @@ def operation_id(summary: str, taken: set[str]) -> str:
 
 
 def tag_of(path: str) -> str:
-    """The area that a path belongs to."""
+    """The OpenAPI tag of a path, which groups the operations."""
     first, *others = path.strip("/").split("/")
     return others[0].replace("-", "_") if first == "v1" and others else "process"

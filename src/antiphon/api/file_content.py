@@ -1,12 +1,12 @@
-"""Sends a file's content as an HTTP answer: headers, byte ranges, and the body in parts.
+"""Sends a file's content as an HTTP answer: headers, byte ranges, and the body in chunks.
 
 Lives here: `Range` and the other rules of RFC 9110 for a content that does not change. Also the headers that keep a
-browser from running an uploaded file. Not here: which file, and its owner (`files.py`).
+browser from running an uploaded file. Not here: finding the file and checking its owner (`files.py`).
 
-Every content is an attachment whose type a browser must not guess. Only a few harmless types are named: everything
-else (HTML, SVG, scripts, …) is `application/octet-stream`.
+Every content is an attachment, and the headers forbid the browser to guess its type. Only a few harmless media types
+are sent. Every other file (HTML, SVG, scripts, …) is sent as `application/octet-stream`.
 
-Invariant: an open file is closed once, however the answer ends, even if no part of it is read.
+Invariant: an open file is closed exactly once, however the answer ends, even if no chunk of it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from antiphon.errors import ApiError, StoreError
 from antiphon.types.file_kinds import BYTES
 from antiphon.types.transport import Headers
 
-# What a reader that does not read holds in memory.
+# The memory that a client which does not read its download occupies.
 _PART = 64 * 1024
 _HARMLESS = frozenset(
     {
@@ -36,13 +36,13 @@ _UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
 
 
 def content_of(pattern: str) -> Route:
-    """A route that answers with a content."""
+    """The route that sends the content of a file."""
     return Route(
         "GET",
         pattern,
         "Get the content of a file",
         Bytes,
-        parameters=(Parameter("range", str, "One range of bytes.", "header"),),
+        parameters=(Parameter("range", str, "The range of bytes to send, for example `bytes=0-99`.", "header"),),
         media="*/*",
         statuses=(206, 304),
         errors=(416,),
@@ -50,7 +50,7 @@ def content_of(pattern: str) -> Route:
 
 
 class FileParts(AsyncIterator[bytes]):
-    """The bytes from `start` up to `end`, in parts. Each part is read only when the caller takes it."""
+    """Yields the bytes from `start` up to `end` in chunks. Each chunk is read when the caller requests it."""
 
     def __init__(self, opened: OpenFile, start: int, end: int) -> None:
         self._opened = opened
@@ -74,9 +74,10 @@ class FileParts(AsyncIterator[bytes]):
 
 
 async def show_content(request: ApiRequest, opened: OpenFile) -> ApiResponse:
-    """All of the file, or the requested range. The file is closed at the end of the answer, or here.
+    """Send the whole file, or the requested range. The answer closes the file at its end. This function closes the file
+    if the answer has no body.
 
-    Raises a 416 for a range that is not in the file.
+    Raises an `ApiError` with status 416 for a range outside the file.
     """
     file = opened.file
     handed_over = False
@@ -116,7 +117,8 @@ def _shown_type(file: StoredFile) -> str:
 
 
 def _attachment(name: str) -> str:
-    """The name twice: as everybody reads it, and with all its characters (RFC 6266)."""
+    """The header value `content-disposition` with the file name twice: in ASCII for every client, and complete as in
+    RFC 6266."""
     plain = _UNQUOTED.sub("_", name)
     found = f'attachment; filename="{plain}"'
     return found if plain == name else f"{found}; filename*=UTF-8''{quote(name, safe='')}"
@@ -134,8 +136,8 @@ def _is_known(request: ApiRequest, file: StoredFile) -> bool:
 
 
 def _span(request: ApiRequest, file: StoredFile) -> tuple[int, int] | None:
-    """The one range asked for, its end exclusive; None for the whole file. Several ranges and an invalid range get the
-    whole file too."""
+    """The start and the exclusive end of the requested range. None if the client gets the whole file: without a range,
+    with several ranges, or with an invalid range."""
     given = request.header("range")
     match = _RANGE.fullmatch(given.strip()) if given is not None else None
     if match is None or match[0].endswith("=-"):

@@ -1,15 +1,15 @@
 """The Files API: upload, list, download and delete.
 
-Lives here: the operations of OpenAI's API, and what is checked of a form. Not here: how a form is cut into parts
-(`multipart.py`), the headers of a content (`file_content.py`), where contents lie (the `FileStore`).
+Lives here: the operations of OpenAI's API, and the checks of an upload form. Not here: parsing a form (`multipart.py`),
+the headers of a content (`file_content.py`), storing contents (the `FileStore`).
 
-The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. The sidecar therefore
-checks them at the end, and no client sees the file before that.
+The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. Therefore the sidecar
+checks the fields at the end of the form, and no client sees the file before that check.
 
 The API gives the same answer for a file that does not exist, has expired or belongs to another owner. The header
 `antiphon-ignored` names fields that OpenAI's API does not have.
 
-Invariant: a refused upload leaves nothing behind.
+Invariant: a refused upload leaves no file and no row in the store.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """The allowed purposes of an upload."""
 
 FileDeleted = Callable[[str, str], Awaitable[None]]
-"""Called with owner and file id before a file is deleted."""
+"""A function that is called with the owner and the file id before a file is deleted."""
 
 _Found = TypeVar("_Found")
 
@@ -71,17 +71,17 @@ _SHOWN_ID = 128
 _MIN_SECONDS, _MAX_SECONDS = 3_600, 2_592_000
 _LINES = frozenset({"batch", "fine-tune"})
 
-# Each write goes to another thread and back: worth it for pieces of some size only.
+# Each write runs in another thread, so the form collects at least this many bytes for one write.
 _PIECE = 128 * 1024
 _MAX_FIELD = 4 * 1024
-# What a form has beside its file: boundaries, headers, the other fields.
+# The bytes of a form outside its file: boundaries, headers, and the other fields.
 _FORM_BYTES = 256 * 1024
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 _Purpose = Annotated[str, Meta(extra_json_schema={"enum": [*PURPOSES]})]
-_PURPOSE = Parameter("purpose", str, "Only files for this.")
+_PURPOSE = Parameter("purpose", str, "List only files with this purpose.")
 
 
 class UploadFile(Struct):
@@ -103,7 +103,7 @@ class File(Struct, kw_only=True):
 
 
 class Files(Area):
-    """Serves `/v1/files`. `max_bytes` is the size of the largest file."""
+    """Serves `/v1/files`. `max_bytes` limits the size of a file."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Files(Area):
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
-        """`on_delete`: called for each deleted file, to remove it elsewhere."""
+        """`on_delete`: functions that are called for each deleted file, for example to remove it from vector stores."""
         self._files = files
         self._limit = max_bytes
         self._on_delete = on_delete
@@ -125,7 +125,7 @@ class Files(Area):
 
     @Route("POST", "/v1/files", "Upload a file", File, form=UploadFile, streamed=True, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/files`: a form with `file`, `purpose` and, if wished, `expires_after`."""
+        """`POST /v1/files`: store the file of a form with `file`, `purpose` and, optionally, `expires_after`."""
         cut = FormDecoder(boundary(request.header("content-type")))
         announced = request.header("content-length") or ""
         if announced.isdigit() and int(announced) > self._limit + _FORM_BYTES:
@@ -159,7 +159,7 @@ class Files(Area):
 
     @listing("/v1/files", "List files", ListOf[File], _PURPOSE, page=(limit_parameter(_LISTED, _LISTED), ORDER, AFTER))
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/files`: newest first unless asked otherwise; a page is up to 10,000 files."""
+        """`GET /v1/files`: list up to 10,000 files per page, newest first unless the request sets `order`."""
         query = FileQuery(
             limit=query_number(request, "limit", least=1, limit=_LISTED, default=_LISTED),
             after=query_value(request, "after"),
@@ -182,7 +182,7 @@ class Files(Area):
 
     @content_of("/v1/files/{}/content")
     async def content(self, request: ApiRequest, file_id: str) -> ApiResponse:
-        """`GET /v1/files/{id}/content`: the bytes, or a range of them."""
+        """`GET /v1/files/{id}/content`: send the content, or the requested range of it."""
         opened = None
         if is_name(file_id):
             opened = await self._measured("open_file", self._files.open(request.owner, file_id))
@@ -190,10 +190,10 @@ class Files(Area):
 
     @Route("DELETE", "/v1/files/{}", "Delete a file", Deleted[Literal["file"]])
     async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:
-        """`DELETE /v1/files/{id}`. Downloads that have begun can finish."""
+        """`DELETE /v1/files/{id}`. Downloads that have begun may still finish."""
         if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:
             raise no_such_file(file_id)
-        # First, so that a failure there leaves a file that can be deleted again.
+        # Called before the deletion: if a callback fails, the file still exists and the client can delete it again.
         for deleted in self._on_delete:
             await deleted(request.owner, file_id)
         if not await self._measured("delete_file", self._files.delete(request.owner, file_id)):
@@ -209,7 +209,8 @@ class Files(Area):
 
 
 def _said(fields: FileFields) -> tuple[bytes, ...]:
-    """The fields that, with the content, identify an upload for its `Idempotency-Key`: forms differ at each sending."""
+    """The form fields that identify an upload for its `Idempotency-Key`, together with the content. The form's bytes
+    cannot, because its boundary differs in each attempt."""
     lasts = "" if fields.expires_at is None else f"{fields.expires_at - fields.created_at:.0f}"
     said = (fields.name, fields.purpose, fields.media_type, lasts)
     return tuple(each.encode(errors="surrogateescape") for each in said)
@@ -217,7 +218,7 @@ def _said(fields: FileFields) -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class _Form:
-    """Take the next part of the form. The file goes to `upload`, and this object keeps the fields."""
+    """Consumes the events of a form. The file content goes to `upload`, and this object keeps the other fields."""
 
     upload: FileUpload
     limit: int
@@ -230,7 +231,7 @@ class _Form:
     _size: int = 0
 
     async def take(self, event: Part | PartData | PartEnd) -> bool:
-        """One more event; False when the file is too large. Raises `InvalidRequest`."""
+        """Consume the next event of the form. Returns False if the file is too large. Raises `InvalidRequest`."""
         if isinstance(event, Part):
             self._begin(event)
         elif isinstance(event, PartData):
@@ -240,7 +241,7 @@ class _Form:
         return True
 
     def check(self, file_id: str, at: float) -> FileFields:
-        """The file's fields, once the form is whole. Raises `InvalidRequest`."""
+        """Check the complete form, and return the metadata of the file. Raises `InvalidRequest`."""
         if self.file is None:
             raise missing_parameter("file")
         purpose = self.fields.get("purpose")
@@ -323,7 +324,7 @@ class _Form:
 
 
 def show_file(file: StoredFile) -> bytes:
-    """The file as OpenAI shows it."""
+    """The JSON of a file, in the shape of OpenAI's API."""
     return encode(
         File(
             id=file.id,
@@ -337,10 +338,10 @@ def show_file(file: StoredFile) -> bytes:
 
 
 def no_such_file(file_id: str) -> NotFound:
-    """The 404 for an id in a path."""
+    """The 404 for a file id in a path that names no file."""
     return NotFound(f"No such File object: {file_id[:_SHOWN_ID]}", param="id")
 
 
 def _file_id(make_id: IdFactory) -> str:
-    # With a dash: there are clients that look for it.
+    # The prefix has a dash, as at OpenAI, because some clients check for `file-`.
     return "file-" + make_id("file").removeprefix("file_")

@@ -1,14 +1,14 @@
-"""WebSocket frames of `/v1/responses`: turns client frames into request bodies, and events into frames.
+"""WebSocket frames of `/v1/responses`: converts client frames into request bodies, and events into frames.
 
-Lives here: the meaning of a frame's own fields (`type`, `generate`, `stream_id`, `background`), the framing of events
-and errors. Not here: sockets and turns (`doors/http/websocket.py`), and what a request's other fields mean (the
-exchange).
+Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the framing of events
+and errors. Not here: sockets and turns (`doors/http/websocket.py`), the other fields of a request (the exchange).
 
-Sources: Open Responses' WebSocket part (one response at a time, the error envelope, no `[DONE]`), Codex's recorded
-frames (`stream: true` is always there, `generate: false` first), OpenAI's `stream_id`.
+Sources: the Open Responses specification of WebSockets defines one response at a time, the error envelope and the
+missing `[DONE]`. Recorded frames of Codex always have `stream: true`, and the first has `generate: false`. OpenAI
+defines `stream_id`.
 
-Invariant: one frame out is one event or one error, and a whole JSON object. For any bytes that arrive, the outcome is a
-`ClientFrame`, a `FrameReply`, None or an `ApiError`.
+Invariants: each frame to the client is one event or one error, as a whole JSON object. For any bytes from the client,
+`read_client_frame` returns a `ClientFrame`, a `FrameReply` or None, or raises an `ApiError`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _OBJECT = msgspec.json.Decoder(dict[str, object])
 _STRING = msgspec.json.Decoder(str | None)
 _STREAM_ID_LENGTH = 256
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
-# Sent by clients that tell when they are done with a response; asks for nothing.
+# Events with which clients confirm that they have processed a response. They need no reply.
 _ACKNOWLEDGEMENTS = frozenset({"response.processed"})
-# What an error envelope repeats of an HTTP answer: what says when to try again, and whose limits they are.
+# The HTTP headers that an error frame repeats, because clients need them to time a retry.
 _TOLD = frozenset({"retry-after", "retry-after-ms", "x-should-retry", "x-request-id"})
 _TOLD_PREFIX = "x-ratelimit-"
 
@@ -55,9 +55,11 @@ _KIND = msgspec.json.Decoder(_FrameType)
 
 @dataclass(frozen=True, slots=True)
 class ClientFrame:
-    """A `response.create`: `body` is what `POST /v1/responses` would get, a stream asked for.
+    """A `response.create` frame of a client. `body` is the equivalent body for `POST /v1/responses`, with `stream:
+    true`.
 
-    `generate` False asks for no model call (a prewarm). `lane` is the `stream_id` as JSON, empty without one.
+    If `generate` is False, the client wants no model call (a prewarm). `lane` is the frame's `stream_id` as JSON, or
+    empty.
     """
 
     body: bytes
@@ -68,15 +70,16 @@ class ClientFrame:
 
 @dataclass(frozen=True, slots=True)
 class FrameReply:
-    """The one frame that answers a client's frame. `left_out` names an event that Antiphon does not know."""
+    """The single frame that answers a client's frame. `left_out` is the type of the client's event if Antiphon does not
+    know it, else empty."""
 
     frame: bytes
     left_out: str = ""
 
 
 def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | FrameReply | None:
-    """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`, in strict mode for unknown events
-    too."""
+    """Parse a text frame of a client. Returns None if the frame needs no reply. Raises `InvalidRequest`, in strict mode
+    also for an unknown event."""
     try:
         fields = _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -109,9 +112,9 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Fra
         )
     generate = _flag(fields.pop("generate", None), "generate", default=True)
     previous = fields.get("previous_response_id")
-    # The exchange says what is wrong with one that is no string.
+    # The exchange reports the error if the id is not a string.
     previous_id = try_decode(_STRING, previous) if previous is not None else None
-    # Codex says so, others leave it out: on a socket there is nothing but a stream.
+    # A WebSocket always streams. Codex sends `stream: true`, and other clients leave it out.
     fields["stream"] = Raw(b"true")
     return ClientFrame(
         encode(fields), previous_id, generate, bytes(lane) if lane is not None and name is not None else b""
@@ -119,7 +122,8 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Fra
 
 
 def _not_steered(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's way of giving input back that no response took: the client sends it with its next request."""
+    """OpenAI's event that returns the input of a `response.steer` which no response accepted. The client sends the
+    input again with its next request."""
     given_back = {name: fields.get(name, NULL) for name in ("previous_response_id", "input")}
     error = {
         "type": "invalid_request_error",
@@ -130,11 +134,11 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
 
 
 def _not_injected(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's answer to input for a response that has ended. The client then sends the input in a request that
-    continues it.
+    """OpenAI's answer to a `response.inject` for a response that has ended. The client then sends the input in a
+    request that continues that response.
 
-    A connection handles a frame only after the response before it, so the response is always over. A client that got an
-    unknown answer would wait for ever."""
+    A connection handles a frame only after the previous response, so the response has always ended. The answer must be
+    OpenAI's, because a client waits forever for an event that it knows."""
     told: dict[str, object] = {name: fields[name] for name in ("response_id", "stream_id") if name in fields}
     error = {
         "code": "response_already_completed",
@@ -145,7 +149,7 @@ def _not_injected(fields: dict[str, Raw]) -> bytes:
 
 
 def _left_out(kind: str, fields: dict[str, Raw]) -> FrameReply:
-    """Antiphon's event that names an unknown event of the client. Clients pass over events that they do not know."""
+    """Antiphon's own event that reports an unknown event of the client. Clients ignore events that they do not know."""
     name = f"event:{kind[:64]}"
     told: dict[str, object] = {"type": "antiphon.ignored", "sequence_number": 0, "ignored": [name]}
     lane = fields.get("stream_id")
@@ -169,9 +173,10 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
 
 
 class EventFrames:
-    """Frames from the events of Antiphon's builder, which arrive as whole events.
+    """Converts the events that Antiphon itself generates into frames. Such events arrive whole.
 
-    `told`: headers of the answer that the first event carries as `headers`, since a socket has no head of a response.
+    `told` has headers of the answer. The first event carries them in a field `headers`, because a WebSocket message has
+    no HTTP headers.
     """
 
     def __init__(self, lane: bytes = b"", told: Headers = ()) -> None:
@@ -179,7 +184,7 @@ class EventFrames:
         self._told = b',"headers":%b}' % encode(dict(told)) if told else b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames in these bytes; comments and the sentinel are none."""
+        """Return a frame for each event in `data`. Comments and the final `[DONE]` give no frame."""
         return [
             self.framed(event)
             for event in (part.partition(b"data: ")[2] for part in data.split(b"\n\n"))
@@ -192,17 +197,20 @@ class EventFrames:
         return event[:-1] + self._tail if self._tail else event
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """The frame for an error of this turn. `request_id` is the turn's id in the log."""
+        """The frame for an error of this turn. The log has the turn under `request_id`."""
         return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
-        """The error to send at the end, if the stream had no terminal event. Antiphon's own streams always have one."""
+        """The error to send at the end if the stream had no terminal event. None for Antiphon's own streams, which
+        always have such an event."""
         return None
 
 
 class NativeFrames(EventFrames):
-    """Frames from a native upstream's stream, however its bytes are split and written. It holds an `error` event back,
-    because that ends a turn on a WebSocket, while in a stream a terminal event follows it.
+    """Converts the event stream of a native upstream into frames. The stream may split its bytes anywhere.
+
+    An `error` event is held back until the end, because on a WebSocket it ends the turn. In an event stream, a terminal
+    event may still follow.
     """
 
     def __init__(self, lane: bytes, limit: int) -> None:
@@ -212,7 +220,8 @@ class NativeFrames(EventFrames):
         self._ended = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames in these bytes. Raises `UpstreamFailed` for an event beyond the limit."""
+        """Return a frame for each event that `data` completes. Raises `UpstreamFailed` for an event over the size
+        limit."""
         try:
             return self._frames(self._decoder.feed(data))
         except EventTooLarge:
@@ -222,7 +231,7 @@ class NativeFrames(EventFrames):
         found = []
         for event in events:
             read = try_decode(_KIND, event.data)
-            # The sentinel, and what is no event, says nothing to anybody.
+            # Data that is not an event, such as `[DONE]`, gives no frame.
             if read is None or self._ended:
                 continue
             kind = read.type
@@ -234,31 +243,33 @@ class NativeFrames(EventFrames):
         return found
 
     def missing(self) -> ApiError | None:
-        """The error that was held back, or that the stream has no end."""
+        """The `error` event that was held back, or an error for a stream without a terminal event. None if the stream
+        had such an event."""
         if self._ended:
             return None
         if self._error is None:
             return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
-        # Either spelling: the fields in an `error` object, or beside the type.
+        # Servers put the fields either into an `error` object or next to `type`.
         found = try_decode(_OBJECT, self._error) or {}
         nested = found.get("error")
         return answered_error(502, (), encode({"error": nested if isinstance(nested, dict) else found}))
 
 
 def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
-    """`{type: "error", status, error: {message, type, param, code}}`; `headers` in both when they say something."""
+    """Encode `{type: "error", status, error: {message, type, param, code}}`. The frame and its `error` also have
+    `headers` if the answer has headers about retries or limits."""
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
     fields = error.fields(request_id)
     frame: dict[str, object] = {"type": "error", "status": error.status, "error": fields}
     if told:
-        # OpenAI's SDK reads them inside the error, Codex beside it.
+        # OpenAI's SDK reads `headers` inside `error`, and Codex reads them next to it.
         frame |= {"error": {**fields, "headers": told}, "headers": told}
     whole = encode(frame)
     return whole[:-1] + tail if tail else whole
 
 
 def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
-    """The error that an HTTP answer carries instead of a stream."""
+    """The error for an HTTP answer of an upstream that should have been an event stream."""
     found = (try_decode(_OBJECT, body) or {}).get("error") if status >= 400 else None
     if isinstance(found, dict):
         parts = {

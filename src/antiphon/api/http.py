@@ -1,10 +1,10 @@
 """Request and response types of the API handlers, independent of any web server.
 
-Lives here: `ApiRequest`, `ApiResponse`, and how values, lists and errors become answers. Not here: aiohttp, Envoy,
-and any resource's meaning.
+Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. Not here: aiohttp,
+Envoy, and the logic of a single endpoint.
 
-Invariant: header names are lower case; a JSON answer always carries its exact length, an error answer always the
-OpenAI error object.
+Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
+has OpenAI's error object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JSON_TYPE = ("content-type", "application/json")
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """One request: `path` is normalised and without its query, `query` holds the decoded pairs in order."""
+    """One request. `path` is normalised and has no query. `query` holds the decoded name-value pairs in order."""
 
     method: str
     path: str
@@ -49,12 +49,12 @@ class ApiRequest:
     owner: str = ""
     request_id: str = ""
     body_stream: AsyncIterator[bytes] | None = None
-    """The body as a stream, for routes that declare it. Then `body` is empty."""
+    """The body as a stream, for routes that declare `streamed`. `body` is empty for such routes."""
     access: Access = EVERYTHING
-    """What the client's key allows."""
+    """The models and tools that the client's key may use."""
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body in pieces, however it came."""
+        """Yield the body in chunks, from `body_stream` or from `body`."""
         if self.body_stream is None:
             if self.body:
                 yield self.body
@@ -63,7 +63,7 @@ class ApiRequest:
             yield piece
 
     def once(self, *parts: bytes) -> OnceOnly | None:
-        """Its `Idempotency-Key`. It stands for these parts, or for the body if there are none. Raises
+        """The request's `Idempotency-Key`, bound to `parts`, or to the body without them. None without a key. Raises
         `InvalidRequest`."""
         key = read_key(self.header(HEADER))
         if key is None:
@@ -71,24 +71,26 @@ class ApiRequest:
         return OnceOnly(self.owner, key, fingerprint(self.method, self.path, *(parts or (self.body,))))
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, by lower-case name."""
+        """The first value of the header with this lower-case name, or None."""
         return next((value for key, value in self.headers if key == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """One answer: `body`, or the parts of `stream` as they come (the door closes it when the client leaves)."""
+    """One answer. Its content is `body`, or the chunks of `stream`. The server closes `stream` if the client
+    disconnects."""
 
     status: int
     headers: Headers
     body: bytes
     stream: AsyncIterator[bytes] | None = None
     failure: Failure | None = None
-    """Why it is an error, for the log."""
+    """The cause of an error answer, for the log. None for a success."""
 
 
 class AnswerCut(ConnectionResetError):
-    """The upstream's answer broke off: the server that sends the parts to the client breaks off too."""
+    """The upstream's answer ended too early. The server then closes the client's connection, because it has already
+    sent part of the answer."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.cause)
@@ -96,17 +98,18 @@ class AnswerCut(ConnectionResetError):
 
 
 def json_response(value: object, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """An answer with this value as JSON."""
+    """An answer whose body is `value` as JSON."""
     return raw_response(encode(value), status, headers)
 
 
 def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """An answer whose body is JSON already."""
+    """An answer whose `body` already is encoded JSON."""
     return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
 
 
 async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str | None]]) -> OnceOnly | None:
-    """The request's `Idempotency-Key`. Raises `AlreadyMade` where the same request has `made` something with it."""
+    """The request's `Idempotency-Key`, or None. Raises `AlreadyMade` if an earlier identical request with this key has
+    created an object, which `made` looks up."""
     once = request.once()
     if once is not None and (known := await made(once)) is not None:
         raise AlreadyMade(known)
@@ -114,7 +117,7 @@ async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str 
 
 
 def made_again(found: ApiResponse) -> ApiResponse:
-    """The answer of an earlier request with the same key, with the header that marks a replay."""
+    """The answer to a repeated request: `found`, plus the header that marks a replay."""
     return replace(found, headers=(*found.headers, REPLAYED))
 
 
@@ -132,10 +135,10 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
 
 @dataclass(frozen=True, slots=True)
 class ObjectKind:
-    """One kind of objects that paths name by their ids.
+    """A kind of stored objects whose ids appear in paths.
 
-    `what`: the name of the kind in messages. `fits`: whether a text could be an id of this kind; the handler asks the
-    store for no other ids. `gone`: the `object` of the answer to a deletion."""
+    `what` is the name of the kind in error messages. `fits` returns whether a text could be an id of this kind.
+    Handlers do not query the store for other texts. `gone` is the value of `object` in the answer to a deletion."""
 
     what: str
     fits: Callable[[str], bool]
@@ -143,34 +146,34 @@ class ObjectKind:
     where: str = ""
 
     def missing(self, object_id: str) -> NotFound:
-        """The 404 for one that does not exist."""
+        """The 404 for an object that does not exist."""
         return NotFound(f"{self.what} with id '{object_id[:_SHOWN_ID]}' not found{self.where}.")
 
     async def find(self, object_id: str, ask: Callable[[], Awaitable[_Found | None]]) -> _Found:
-        """The object that the store has for this id. Raises `NotFound`."""
+        """Return the object with this id, which `ask` reads from the store. Raises `NotFound`."""
         return existing(await ask() if self.fits(object_id) else None, self.missing(object_id))
 
     async def delete(self, object_id: str, ask: Callable[[], Awaitable[bool]]) -> ApiResponse:
-        """The answer once the store has deleted it. Raises `NotFound`."""
+        """Delete the object with `ask`, and return the answer that confirms it. Raises `NotFound`."""
         if not (self.fits(object_id) and await ask()):
             raise self.missing(object_id)
         return json_response({"id": object_id, "object": self.gone, "deleted": True})
 
 
 def error_response(error: ApiError, request_id: str = "") -> ApiResponse:
-    """The answer for an error."""
+    """Convert an error to an answer."""
     return raw_response(error.body(request_id), error.status, error.headers)
 
 
 def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
-    """The request's JSON object as a struct; an absent body is an empty object.
+    """Decode the JSON body into `kind`. An empty body counts as an empty object.
 
-    Raises `InvalidRequest` naming the field that does not fit.
+    Raises `InvalidRequest`, which names a field of the wrong type.
     """
     body = request.body or b"{}"
     try:
         if not body.isascii():
-            # What is kept as it came is not looked at otherwise.
+            # msgspec does not check the UTF-8 of values that stay raw JSON.
             body.decode()
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -184,20 +187,20 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[str]]:
-    """The body, and the names of its fields that mean nothing here."""
+    """Decode the body. Returns it with the names of the fields that `kind` does not have."""
     body = read_body(request, kind)
     names = _FIELDS.decode(request.body or b"{}")
     return body, [name for name in names if name not in kind.__struct_fields__]
 
 
 def ignored_fields(names: Sequence[str]) -> Headers:
-    """The header that lists the ignored parts."""
+    """The header `antiphon-ignored` with the names of ignored request parts. Empty without names."""
     plain = [name[:64] for name in names[:16] if name.isascii() and name.isprintable() and "," not in name]
     return (("antiphon-ignored", ", ".join(plain)),) if plain else ()
 
 
 def nested_too_deeply() -> InvalidRequest:
-    """The error for JSON that no parser follows to its end."""
+    """The error for JSON that is nested deeper than the parser allows."""
     return InvalidRequest("The request body is nested too deeply.", code="invalid_json")
 
 
@@ -212,8 +215,8 @@ def list_response(
     id_of: Callable[[_Found], str] = _id_of,
     headers: Headers = (),
 ) -> ApiResponse:
-    """A page in OpenAI's list envelope. `show` makes the JSON of each object. The ids of the objects are the
-    cursors."""
+    """Encode a page as OpenAI's list object. `show` returns the JSON of an entry, and `id_of` the entry's id, which
+    serves as a cursor."""
     found = page.items
     first, last = (id_of(found[0]), id_of(found[-1])) if found else (None, None)
     envelope = encode({"first_id": first, "last_id": last, "has_more": page.has_more})
@@ -222,15 +225,15 @@ def list_response(
 
 
 def item_body(item: StoredItem) -> bytes:
-    """A stored item is JSON already."""
+    """The JSON of a stored item, which the store keeps as JSON."""
     return item.body
 
 
-# Query parameters: the last of several wins, an absent one is None, a wrong one is a 400 naming it.
+# Query parameters: of several equal names the last one counts. A wrong value is a 400 that names the parameter.
 
 
 def query_value(request: ApiRequest, name: str) -> str | None:
-    """A parameter's text; an empty one counts as absent."""
+    """The text of a query parameter, or None if it is missing or empty."""
     found = None
     for key, value in request.query:
         if key == name:
@@ -239,11 +242,11 @@ def query_value(request: ApiRequest, name: str) -> str | None:
 
 
 def query_number(request: ApiRequest, name: str, *, least: int, limit: int, default: int) -> int:
-    """A whole number in a range."""
+    """A query parameter as an integer from `least` to `limit`."""
     text = query_value(request, name)
     if text is None:
         return default
-    # Not `int` alone: it takes "1_0", " 5 " and other scripts' digits.
+    # `int` also accepts "1_0", " 5 " and the digits of other scripts, so this checks the text first.
     if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 18):
         raise InvalidRequest(f"Invalid value for '{name}': expected an integer.", param=name, code="invalid_type")
     number = int(text)
@@ -257,7 +260,7 @@ def query_number(request: ApiRequest, name: str, *, least: int, limit: int, defa
 
 
 def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], default: str) -> str:
-    """One of a few words."""
+    """A query parameter whose value must be one of `choices`."""
     text = query_value(request, name)
     if text is None:
         return default
@@ -267,27 +270,29 @@ def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], defau
     return text
 
 
-ORDER = Parameter("order", Literal["asc", "desc"], "Of the times at which they were made; `desc` unless given.")
-AFTER = Parameter("after", str, "Only what comes behind this one in the list.")
+ORDER = Parameter("order", Literal["asc", "desc"], "The order by creation time. The default is `desc`.")
+AFTER = Parameter("after", str, "A cursor: list only objects after the object with this id.")
 _LONGEST_PAGE, _USUAL_PAGE = 100, 20
 
 
 def limit_parameter(most: int, usual: int) -> Parameter:
-    """The number of objects on a page."""
-    return Parameter("limit", Annotated[int, Meta(ge=1, le=most)], f"At most so many; {usual} unless given.")
+    """The query parameter `limit`. `most` is its maximum, `usual` its default."""
+    return Parameter(
+        "limit", Annotated[int, Meta(ge=1, le=most)], f"The largest number of objects to list. The default is {usual}."
+    )
 
 
 PAGE = (
     limit_parameter(_LONGEST_PAGE, _USUAL_PAGE),
     ORDER,
     AFTER,
-    Parameter("before", str, "Only what comes before this one in the list."),
+    Parameter("before", str, "A cursor: list only objects before the object with this id."),
 )
 """The query parameters that `read_page` reads."""
 
 
 def read_page(request: ApiRequest) -> PageQuery:
-    """Which page of a list: `limit`, `order`, `after` and `before`."""
+    """Read the query parameters `limit`, `order`, `after` and `before`."""
     return PageQuery(
         limit=query_number(request, "limit", least=1, limit=_LONGEST_PAGE, default=_USUAL_PAGE),
         after=query_value(request, "after"),
@@ -297,5 +302,5 @@ def read_page(request: ApiRequest) -> PageQuery:
 
 
 def query_flag(request: ApiRequest, name: str) -> bool:
-    """`true` or `false`; absent is false."""
+    """A query parameter that is `true` or `false`. A missing parameter counts as false."""
     return query_choice(request, name, ("true", "false", "1", "0"), "false") in ("true", "1")

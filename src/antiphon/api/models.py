@@ -1,10 +1,11 @@
 """The Models API: lists the models of all upstreams in OpenAI's shape.
 
-Lives here: asking the upstreams, reading the many shapes of their answers, the operator's allow-list, aliases, a short
-memory. Not here: whether a request's model may be used (the exchange asks the same routes and allow-list).
+Lives here: requesting the lists of the upstreams, parsing the shapes of their answers, the operator's allow-list,
+aliases, and a short-lived cache. Not here: whether a request may use a model. The exchange decides that with the same
+routes and allow-list.
 
-Invariant: a client never sees the list of another credential. With passed-through credentials the cache has one entry
-per credential, under a keyed digest.
+Invariant: a client never sees a list that an upstream sent for other credentials. If clients' credentials are
+forwarded, the cache has one entry per credential, under a keyed digest.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from antiphon.types.transport import Headers, header_value
 _CREDENTIALS = 256
 _ERROR_BYTES = 256 * 1024
 _PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
-# Answers that say: this server has no list of models (and not: you may not, or I am broken).
+# Statuses of a server that has no list of models. Others mean a refused key or a broken server.
 _NO_LIST = frozenset({404, 405, 501})
 
 
 class ModelObject(Struct, kw_only=True, frozen=True):
-    """A model."""
+    """A model in OpenAI's shape."""
 
     id: str
     object: Literal["model"] = "model"
@@ -51,7 +52,7 @@ class ModelObject(Struct, kw_only=True, frozen=True):
 
 
 class ModelList(Struct, kw_only=True):
-    """All models. `models` is there, and empty, for clients that say their `client_version`."""
+    """The list of models. It has an empty field `models` for clients that send `client_version`, such as Codex."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
@@ -60,23 +61,26 @@ class ModelList(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """One upstream's list: whether it gets the client's Authorization and which other client headers, and the only
-    models to show (if not empty)."""
+    """How to list the models of one upstream.
+
+    The request carries the client's Authorization if `passthrough` is true, and the client headers in `headers`. If
+    `allowed` is not empty, only those models are shown.
+    """
 
     passthrough: bool = False
     allowed: tuple[str, ...] = ()
     headers: frozenset[str] = frozenset()
 
     def sends(self, name: str) -> bool:
-        """Whether the upstream gets this header of the client."""
+        """Whether Antiphon forwards this client header to the upstream."""
         return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
 
 
 class ModelCatalog(Area):
     """The models that clients may use.
 
-    `sources` are the upstreams by name. With `routes` a model is shown only where a request for it would go, and names
-    that are rules of their own are shown too.
+    `sources` are the upstreams by name. With `routes`, an upstream contributes only the models whose requests would go
+    to that upstream. Exact model names in the setting `models` are listed too.
     """
 
     def __init__(
@@ -102,11 +106,11 @@ class ModelCatalog(Area):
 
     @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/models`.
+        """`GET /v1/models`: list the models.
 
-        Codex sends `client_version` and reads `models`, whose entries describe how to prompt its own models. It logs a
-        list without the field as an error. Antiphon does not know this of an upstream's models. It therefore sends an
-        empty field, and Codex uses its built-in descriptions.
+        Codex sends `client_version` and reads the field `models`, which describes how to prompt each model. Codex logs
+        an error if the field is missing. Antiphon knows no such descriptions of an upstream's models. It therefore
+        sends an empty field, and Codex uses its built-in descriptions.
         """
         told = query_value(request, "client_version") is not None
         models = [one for one in await self._models(request) if request.access.allows_model(one.id)]
@@ -114,7 +118,7 @@ class ModelCatalog(Area):
 
     @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
-        """`GET /v1/models/{model}`; the name may hold slashes."""
+        """`GET /v1/models/{model}`: get one model, whose name may contain slashes."""
         for model in await self._models(request):
             if model.id == name and request.access.allows_model(name):
                 return json_response(model)
@@ -164,7 +168,7 @@ class ModelCatalog(Area):
         return upstream in route.upstreams and route.serves(model)
 
     async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
-        """One upstream's list. Raises `ApiError`, also when others wait for this one for too long."""
+        """The models of one upstream. Raises `ApiError`. If there are several upstreams, this includes a timeout."""
         try:
             async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
                 return await self._read(name, source, headers)
@@ -205,13 +209,13 @@ class ModelCatalog(Area):
         return read_models(bytes(body))
 
     def _upstream_headers(self, headers: Headers) -> Headers:
-        """The headers that any upstream gets, so that the answer may depend on them."""
+        """The client headers that are forwarded to at least one upstream. The lists may depend on them."""
         return tuple(
             (name, value) for name, value in headers if any(source.sends(name) for source in self._sources.values())
         )
 
     def _digest(self, headers: Headers) -> bytes:
-        """One key per set of headers that can change the answer: everything passed on that is no trace."""
+        """The cache key for these forwarded headers. Tracing headers do not count, because no list depends on them."""
         hashed = hashlib.blake2b(key=self._key, digest_size=16)
         for name, value in headers:
             if name not in _PASSED:
@@ -229,7 +233,7 @@ def _permit(listed: tuple[ModelObject, ...], allowed: tuple[str, ...]) -> tuple[
 def read_models(body: bytes) -> tuple[ModelObject, ...]:
     """The models in an upstream's list: OpenAI's shape, a bare array, or Ollama's and Gemini's `models`.
 
-    Entries that name no model are passed over; raises `UpstreamFailed` when it is no list at all.
+    Entries without a model's name are skipped. Raises `UpstreamFailed` if the body has none of these shapes.
     """
     try:
         value = decode_any(body)
@@ -241,7 +245,7 @@ def read_models(body: bytes) -> tuple[ModelObject, ...]:
         if not isinstance(entries, list):
             entries = value.get("models")
         if entries is None and value.get("data", False) is None:
-            # Ollama without any model sends `"data": null`.
+            # Ollama sends `"data": null` if it has no models.
             entries = []
     if not isinstance(entries, list):
         raise UpstreamFailed("The upstream's list of models cannot be read.", code="models_unreadable")

@@ -1,16 +1,17 @@
 """An incremental parser for `multipart/form-data`.
 
-Lives here: cutting a body into parts (RFC 2046, RFC 7578), the headers of a part. Not here: which fields an endpoint
-takes (`files.py`), sockets.
+Lives here: splitting a body into parts (RFC 2046, RFC 7578), and the headers of a part. Not here: the fields that an
+endpoint accepts (`files.py`), sockets.
 
-A decoder takes pieces of any size. It emits a part's content as soon as it cannot be the beginning of a boundary. So it
-holds no more than one piece and a boundary, however large a part is.
+The decoder accepts chunks of any size. It emits content as soon as the content cannot be the beginning of a boundary.
+Therefore its buffer holds at most one chunk and one boundary, however large a part is.
 
-Why no library: python-multipart (0.0.34) takes a form that stops in the middle for a whole one. The library multipart
-(2.0.1) lacks `filename*` (RFC 8187), names in Latin-1 and a preamble. Its outcome for a malformed body depends on how
-the body was cut.
+Antiphon uses no library for this. python-multipart (0.0.34) accepts a form that ends in the middle. The library
+multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. Its result for a malformed
+body depends on how the body was split into chunks.
 
-Invariant: whatever the bytes and however they are cut, the outcome is the same parts or an `InvalidRequest`.
+Invariant: the result depends only on the bytes, not on how they are split into chunks. It is the list of parts or an
+`InvalidRequest`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _ENCODINGS = ("binary", "8bit", "7bit")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part begins. `filename` is None for a plain field; `media_type` is empty if the part has none."""
+    """The event for the beginning of a part. `filename` is None for a plain field. `media_type` is empty if the part
+    has no content type."""
 
     name: str
     filename: str | None
@@ -43,14 +45,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartData:
-    """Some of the part's content, never empty."""
+    """A chunk of the current part's content, never empty."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PartEnd:
-    """The part is whole."""
+    """The event for the end of the current part."""
 
 
 FormEvent = Part | PartData | PartEnd
@@ -64,7 +66,8 @@ class _FormState(Enum):
 
 
 def boundary(content_type: str | None) -> bytes:
-    """The boundary of a form by its content type. Raises `InvalidRequest` (415 for anything but such a form)."""
+    """The boundary of a form, from its content type. Raises `InvalidRequest`, with status 415 for another content
+    type."""
     kind, _, _ = (content_type or "").partition(";")
     if kind.strip().lower() != "multipart/form-data":
         raise InvalidRequest(
@@ -77,17 +80,17 @@ def boundary(content_type: str | None) -> bytes:
 
 
 class FormDecoder:
-    """Cuts one body into parts. `feed` it what comes, then `finish`."""
+    """Splits one body into parts. The caller passes each chunk to `feed`, and then calls `finish`."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
-        # The first boundary may stand at the very start, where its line break is left out.
+        # A delimiter begins with a line break, but the first boundary may be at the very start of the body.
         self._buffer = bytearray(b"\r\n")
         self._state = _FormState.PREAMBLE
         self._parts = 0
 
     def feed(self, data: bytes) -> list[FormEvent]:
-        """Take bytes. Returns the events that they complete. Raises `InvalidRequest`."""
+        """Parse the next chunk. Returns the events that the chunk completes. Raises `InvalidRequest`."""
         self._buffer += data
         events: list[FormEvent] = []
         while self._step(events):
@@ -95,12 +98,12 @@ class FormDecoder:
         return events
 
     def finish(self) -> None:
-        """Ends the body. Raises `InvalidRequest` when the form is incomplete."""
+        """End the body. Raises `InvalidRequest` if the form is incomplete."""
         if self._state is not _FormState.EPILOGUE:
             raise _broken("it ends before its last boundary")
 
     def _step(self, events: list[FormEvent]) -> bool:
-        """One step on; False when more bytes are needed for it."""
+        """Parse the next element of the form. Returns False if the buffer holds too few bytes for it."""
         if self._state is _FormState.HEAD:
             return self._read_head(events)
         if self._state is _FormState.EPILOGUE:
@@ -110,7 +113,7 @@ class FormDecoder:
         in_body = self._state is _FormState.BODY
         found = place >= 0
         if not found:
-            # All but what may be the first bytes of a boundary.
+            # The last bytes may be the beginning of a boundary, so they stay in the buffer.
             place = len(self._buffer) - len(self._delimiter) + 1
         if not in_body and place > _MAX_PREAMBLE:
             raise _broken("it does not begin with its boundary")
@@ -128,7 +131,8 @@ class FormDecoder:
         return True
 
     def _read_head(self, events: list[FormEvent]) -> bool:
-        """Read the text after a boundary: the dashes of the last one, or the line's end and the headers of a part."""
+        """Parse the bytes after a boundary: the two dashes after the last boundary, or the headers of the next part.
+        Returns False if the buffer holds too few bytes."""
         if self._buffer[:2] == b"--":
             self._state = _FormState.EPILOGUE
             return True
@@ -170,18 +174,19 @@ def _read_part(lines: list[bytes]) -> Part:
 
 
 def _parameters(value: str) -> dict[str, str]:
-    """The parameters of a header's value, by lower-case name; the first of several counts."""
+    """The parameters of a header value, by lower-case name. If a name occurs twice, the first value counts."""
     found: dict[str, str] = {}
     for name, text in _PARAMETER.findall(value):
         if text.startswith('"'):
-            # Only the quote is escaped by those who write such names; Windows paths have bare backslashes.
+            # Clients escape only quotes in file names. A backslash in a Windows path is not escaped.
             text = text[1:-1].replace('\\"', '"')
         found.setdefault(name.lower(), text.strip())
     return found
 
 
 def _extended(value: str) -> str | None:
-    """A value with its character set in front (RFC 8187): `UTF-8''na%C3%AFve.txt`."""
+    """Decode a value that begins with its character set (RFC 8187), like `UTF-8''na%C3%AFve.txt`. None if it is
+    invalid."""
     charset, _, rest = value.partition("'")
     text = unquote_to_bytes(rest.partition("'")[2])
     if not text or charset.lower() not in ("utf-8", "iso-8859-1"):
