@@ -262,7 +262,10 @@ def _add_events(schemas: Schemas) -> None:
         if "delta" in members:
             members["obfuscation"] = {"type": "string", "description": "Random padding, if the request asks for it."}
         if "response" in members:
-            members["headers"] = {"type": "object", "description": "Headers of the answer, in the first event on a WebSocket."}
+            members["headers"] = {
+                "type": "object",
+                "description": "Headers of the answer, in the first event on a WebSocket.",
+            }
         members["stream_id"] = {"type": "string", "description": "The request's `stream_id`, on a WebSocket."}
 
 
