@@ -147,7 +147,7 @@ wrk.body = [[{body}]]
 
 
 async def _generators(load: Process, variant: Variant, folder: Path, seconds: float) -> Values:
-    """Requests per second, as counted by the benchmark's generator, wrk and h2load (over HTTP/1.1)."""
+    """Requests per second of the benchmark's generator, of wrk and of h2load (over HTTP/1.1)."""
     url = f"http://127.0.0.1:{variant.port}{CHAT.path}"
     body = CHAT.body("json", stream=False)
     answer = await _ask(load, variant, "json", 0, _CONNECTIONS, seconds)

@@ -2,9 +2,9 @@
 
 Lives here: the jobs, their floors, and the comparison with another revision. Not here: what a gateway adds (`run.py`).
 
-A floor is the minimum work with the same bytes. `loads + dumps` parses and writes the JSON once with orjson. `splice`
-finds the text of a chunk and copies it into an event. Each job runs many times in turns with all others, and the
-fastest run counts, so the machine's other work hardly matters.
+A floor is the time of the minimum work that any translation of the same bytes needs. `loads + dumps` parses and writes
+the JSON once with orjson. `splice` finds the text of a chunk and copies it into an event. Each job runs many times in
+turns with all others, and the fastest run counts, so the machine's other work hardly matters.
 
 Invariant: with `--against` the other revision runs the same jobs in the same rounds, each in a separate process.
 """
@@ -236,8 +236,8 @@ def _jobs() -> dict[str, Callable[[], float]]:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Seconds by job: the fastest of `rounds` turns (for short jobs, of the five runs in each). Jobs that this revision
-    does not support are left out."""
+    """Seconds by job: the fastest of `rounds` turns (for short jobs, of the five runs in each). The result omits jobs
+    that this revision does not support."""
     jobs = _jobs()
     best: dict[str, float] = {}
     for name, job in jobs.items():

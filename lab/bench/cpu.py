@@ -35,13 +35,13 @@ def tree_seconds(roots: Iterable[int]) -> float:
 
 
 def _clock(pid: int) -> int:
-    """The CPU clock of a process in nanoseconds, as `clock_getcpuclockid` computes it; the times in `stat` have steps
-    of 10 ms."""
+    """The CPU clock of a process in nanoseconds, as `clock_getcpuclockid` computes it; the times in `/proc/PID/stat`
+    have steps of 10 ms."""
     return (~pid << 3) | 2
 
 
 def _ended_children_seconds(pid: int) -> float:
-    # The name of the program, in parentheses, may have spaces.
+    # The program's name in `/proc/PID/stat`, in parentheses, may contain spaces.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / _TICKS
 

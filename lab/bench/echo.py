@@ -1,9 +1,9 @@
 """Runs an external processor that changes nothing, to measure the cost of ext_proc itself.
 
-Lives here: the same server as Antiphon's, with the minimum work for a message. Not here: other parts of Antiphon,
-except its transports and the wire format. Run as `python -m lab.bench.echo SOCKET TRANSPORT`.
+Lives here: a gRPC server on Antiphon's transports that does the minimum work for a message. Of Antiphon it uses only
+the transports and the wire format. Run as `python -m lab.bench.echo SOCKET TRANSPORT`.
 
-Invariant: Envoy gets back each message as it sent it.
+Invariant: Envoy gets each message back unchanged.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Lives here: the choice of the measurement, the limits' file, and the verdict. Not here: counting instructions
 (`gate_instructions.py`), CPU time as the fallback (`gate_time.py`).
 
-Instructions are compared with absolute limits, 5 % above the count at the time of writing. They hold for one kind of
-interpreter. Without valgrind, or without limits for this interpreter, the gate compares CPU time with the echo's, and a
-line reports that.
+The gate compares instructions with absolute limits, 5 % above the count at the time of writing. The limits hold for one
+kind of interpreter. Without valgrind, or without limits for this interpreter, the gate compares CPU time with the
+echo's, and the output reports this.
 
 Invariant: the gate never passes without a measurement.
 """
@@ -31,7 +31,7 @@ _STALE = 0.9
 
 @dataclass(frozen=True)
 class Measures:
-    """How the gate measures, and the file of its limits."""
+    """The functions with which the gate measures, and the file of its limits."""
 
     limits: Path = LIMITS
     available: Callable[[], bool] = gate_instructions.available
@@ -41,7 +41,7 @@ class Measures:
 
 
 def main(arguments: Sequence[str] | None = None, measures: Measures = Measures()) -> int:
-    """Print each cost next to its limit. The exit status is 1 when one exceeds it."""
+    """Print each cost next to its limit. The exit status is 1 if a cost exceeds its limit."""
     parser = argparse.ArgumentParser(prog="scripts/bench --gate", description="What a chunk and a request may cost.")
     parser.add_argument("--renew", action="store_true", help="write the limits anew, 5 %% above what is counted now")
     parser.add_argument("--time", action="store_true", help="by CPU time, as where there is no valgrind")

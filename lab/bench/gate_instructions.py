@@ -4,9 +4,9 @@ Lives here: the counted program (`python -m lab.bench.gate_instructions`), and r
 path (`gate_path.py`), the limits (`gate.py`, `gate_limits.json`).
 
 The program starts, and runs each part a few times to warm up the interpreter and Antiphon's caches. Then it makes
-valgrind start counting (`vgdb`; before that, all code runs several times faster). It calls `getsid` between the parts,
-which no other code here does, and callgrind begins a new count at each call. Log lines go into a pipe, as in a
-container.
+valgrind start counting with `vgdb`, because all code runs several times faster before that. The program calls `getsid`
+between the parts, and callgrind begins a new count at each call. No other code of the program calls `getsid`. Log lines
+go into a pipe, as in a container.
 
 Invariant: two runs of the same code differ by less than 0.2 %. So a counted part must not depend on a clock.
 """
@@ -58,7 +58,7 @@ def interpreter() -> str:
 
 
 def count() -> dict[str, float]:
-    """Instructions by kind, per chunk and per request. Under a minute on a quiet machine."""
+    """Instructions by kind, per chunk and per request. Takes less than a minute on a quiet machine."""
     with TemporaryDirectory(prefix="antiphon-gate-") as folder:
         counts = Path(folder) / "counts"
         command = (
@@ -89,7 +89,7 @@ async def _serve_all() -> None:
             await _serve(paths, kind, _LEARNING[kind])
         _begin_to_count()
         for kind in KINDS:
-            # Also makes valgrind translate the code before the count.
+            # The warm-up runs also make valgrind translate the code before the count.
             await _serve(paths, kind, 1)
             gc.collect()
             os.getsid(0)

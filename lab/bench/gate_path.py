@@ -1,10 +1,10 @@
 """Feeds Envoy's messages directly into the processor, in one process and without a socket.
 
-Lives here: the messages, the relay and the echo over them, and their application. Not here: counting
-(`gate_instructions.py`, `gate_time.py`), limits (`gate.py`).
+Lives here: the messages, and the relay and the echo that process them. Not here: counting (`gate_instructions.py`,
+`gate_time.py`), limits (`gate.py`).
 
-The processor gets messages in Envoy's form, and its output is dropped. The echo is that of the benchmark: it decodes
-each message and sends it back.
+The processor gets messages in Envoy's form, and the caller discards the processor's output. The echo is the benchmark's
+no-op (`echo.py`), which decodes each message and sends it back.
 
 Invariant: a path depends on no clock; the caller triggers the reports of ended responses.
 """
@@ -98,7 +98,7 @@ def _headers(target: pb.HttpHeaders, pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[bytes]) -> list[bytes]:
-    """All of Envoy's messages in one exchange."""
+    """All messages that Envoy sends in one exchange."""
     duplex = pb.ProcessingMode.FULL_DUPLEX_STREAMED
     first = pb.ProcessingRequest()
     first.protocol_config.request_body_mode = duplex
@@ -137,7 +137,7 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
 
 
 def in_crowds(size: int) -> list[bytes]:
-    """A stream of chunks, with several in each message."""
+    """A stream of chunks, with up to `CROWD` chunks in each message."""
     events = stream_events(CHUNKS)
     crowds = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
     return _conversation(_STREAM, (("content-type", "text/event-stream"),), crowds)

@@ -2,9 +2,9 @@
 
 Lives here: the rounds and the limits. Not here: the path (`gate_path.py`), instructions (`gate_instructions.py`).
 
-It takes CPU time in rounds with turns, and the minimum of each. Other load on the machine makes a round more expensive
-(shared caches), never cheaper, and the longer path more than the shorter one. So the limits are loose, and a small
-regression passes: this is the fallback without valgrind.
+The program measures both paths in turn in each round, and takes the minimum of the rounds. Other load on the machine
+makes a round more expensive, because programs share caches. The load affects the longer path more than the shorter one.
+So the limits are loose, and a small regression passes. This measurement is the fallback if valgrind is missing.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ responses.
     scripts/bench --history                     chains and conversations of 1, 10, 50 and 200 turns, an empty database
     scripts/bench --history --stored 1000000    the same among a million stored responses
 
-The upstream answers at once, so the measured time is Antiphon's (plus the client's, the same for all rows). `bare` is a
-request without history. The measured requests store nothing.
+The upstream answers immediately, so the measured time is Antiphon's time plus the client's, which is the same for all
+rows. `bare` is a request without history. The measured requests store nothing.
 """
 
 from __future__ import annotations

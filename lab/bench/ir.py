@@ -3,11 +3,12 @@
 Lives here: the collection's files, the measures, the table. Not here: speed (`search_speed.py`).
 
 The folder is in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels.tsv`
-(query, document, gain). Every document is uploaded as a Markdown file and passes the whole ingestion: reading process,
-chunks, index. Every query goes through the searcher. With `--embeddings URL` (a server of OpenAI's `POST /embeddings`)
-there are vectors too, and keyword, dense and hybrid search are compared on the same store.
+(query, document, gain). The program uploads every document as a Markdown file, which passes the whole ingestion:
+reading process, chunks, index. It sends every query to the searcher. With `--embeddings URL` (a server of OpenAI's
+`POST /embeddings`) the store also has vectors, and the program compares keyword, dense and hybrid search.
 
-Invariant: a document counts by its best chunk; measures are means over all queries that have a judged document.
+Invariant: the rank of a document is that of its best chunk. Each measure is the mean over all queries that have a
+judged document.
 """
 
 from __future__ import annotations

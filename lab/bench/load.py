@@ -4,9 +4,10 @@ result per line.
 Lives here: a closed loop of keep-alive connections, each of which sends its next request after the complete response,
 and the client's measurements. Not here: CPU and memory (`cpu.py`), comparison (`run.py`).
 
-The count of chunks is the count of a marker that occurs once in every event with a piece of text. The generator does
-not decode HTTP chunks, because that would cost more than everything else. A marker that the framing splits is missed in
-the running count and corrected at the stream's end. A stream that lost more than a tenth counts as an error.
+The generator counts chunks by a marker that occurs once in every event with text. The generator does not decode HTTP
+chunks, because that would cost more than everything else. The running count misses a marker that the HTTP framing
+splits, and the generator corrects the count at the stream's end. A stream that lost more than a tenth of its chunks
+counts as an error.
 
 Invariants: a job ends at the latest `grace` seconds after its window. Bytes after the window count in the totals (which
 belong to the CPU time), not in the rates.

@@ -3,7 +3,7 @@
 Lives here: starting one variant under load together with a sampler. Not here: the load (`load.py`) and the processes
 (`variants.py`).
 
-Invariant: the run ends by itself, and each process is stopped by its starter.
+Invariant: the run ends by itself, and stops each process that it started.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Lives here: the tables, and the form of a number. Not here: computations except units (`run.py`).
 
-Invariant: a figure that was not measured is a dash, never a zero.
+Invariant: the tables show a missing figure as a dash, never as a zero.
 """
 
 from __future__ import annotations

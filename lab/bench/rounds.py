@@ -58,11 +58,12 @@ class Bench:
         self.memory: dict[str, Values] = {}
         self.complaints: list[str] = []
         self.others: list[float] = []
-        """For each round, the share of the cores that other programs took."""
+        """For each round, the share of the cores' time that other programs used."""
         self._spent: dict[str, Values] = {variant.name: {} for variant in variants}
 
     async def measure(self) -> None:
-        """Run everything in order. Memory comes first, because a process that was busy keeps memory."""
+        """Run all jobs in order. The memory measurement comes first, because a process keeps memory after it was
+        busy."""
         started = time.monotonic()
         for variant in self._variants:
             await self._job(variant, "burst-5", 5, 4, seconds=0.2)

@@ -3,11 +3,12 @@
 Lives here: starting the processes, the computations from the rounds, the JSON file. Not here: the jobs (`rounds.py`,
 `apart.py`), the processes (`variants.py`, `peers.py`), the load (`load.py`), the tables (`report.py`, `targets.py`).
 
-All variants run all the time and take turns, job by job and round by round. So a slow moment of the machine affects all
-of them. Ratios are taken within a round; the result is the median over the rounds.
+The processes of all variants run during the whole benchmark, and the variants get the jobs in turn in each round. So a
+slow moment of the machine affects all variants. The program computes ratios within a round, and reports the median over
+the rounds.
 
-Invariants: the run ends by itself, also when a variant hangs. Every process is stopped. A job with errors is reported
-and makes the exit status 1.
+Invariants: the run ends by itself, also when a variant hangs. The benchmark stops every process that it started. It
+reports a job with errors, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ async def _run(given: argparse.Namespace) -> int:
 
 
 async def refuse_when_busy(watch: Watch, seconds: float = 3.0) -> None:
-    """Raise `SystemExit` when other programs take too much of the cores."""
+    """Raise `SystemExit` if other programs use too much of the cores' time."""
     await asyncio.sleep(seconds)
     if (others := watch.others()) > QUIET:
         raise SystemExit(f"bench: other programs take {others:.0%} of the cores; --idle wants at most {QUIET:.0%}")
@@ -226,7 +227,7 @@ async def _stoppable(given: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; the exit status is 1 when a request failed."""
+    """Run the command line. The exit status is 1 if a request failed."""
     given = _arguments(arguments)
     # A thousand streams need several thousand file descriptors in Envoy, and child processes inherit the limit.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,6 +1,6 @@
 """Implements `scripts/bench search`: measures the speed of search and ingestion by the number of chunks in a store.
 
-Lives here: the made-up documents, the measurements, the table. Not here: quality (`ir.py`).
+Lives here: the generated documents, the measurements, the table. Not here: quality (`ir.py`).
 
 Chunks are 220 words of a vocabulary in which, as in language, few words are frequent and most are rare; vectors are
 random. The benchmark writes chunks through the store, as ingestion does. It measures the whole ingestion separately,

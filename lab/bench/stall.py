@@ -3,8 +3,8 @@
 Lives here: a sidecar in a separate process with a clock in its event loop, and the large requests. Not here: the
 waiting times of other clients (`run.py`), the cost of translation alone (`core.py`).
 
-The clock sets a timer repeatedly; the largest delay of a timer is the longest turn of the loop. It includes the
-machine's own delays, so the clock is also read without any request.
+The clock sets a timer repeatedly, and the largest delay of a timer is the longest turn of the loop. This delay includes
+the machine's own delays, so the program also measures an idle process.
 
 Invariant: the sidecar is Antiphon's own, including the store, and only the clock is added.
 """

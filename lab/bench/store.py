@@ -1,15 +1,14 @@
 """Implements `scripts/bench store`: compares the CPU time of a stored response with that of one that is not stored.
 
-Lives here: the processes, their turns and the ratio. Not here: how many turns a second are stored (`state.py`), what
-one operation takes beside many responses (`state_stored.py`).
+Lives here: the processes, their order and the ratio.
 
-Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run all the time and get requests in turns, over
-the same number of connections. The requests are small JSON ones with `store: true` and `store: false`; with `--against`
-another revision takes turns as well. The figure is the CPU time of the process per request, including the kernel. It is
-listed for the main thread with the event loop, and for the other threads, mostly the database's writer. Ratios are
-taken within a round; the result is the median over the rounds.
+Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run during the whole benchmark, and get requests
+in turn over the same number of connections. The requests are small JSON requests with `store: true` and `store: false`.
+With `--against` another revision is measured in the same rounds. The figure is the CPU time of the process per request,
+including the kernel. The table lists the main thread with the event loop separately from the other threads, mostly the
+database's writer. The program computes ratios within a round, and reports the median over the rounds.
 
-Invariant: each process is stopped by its starter, and ends by itself when the starter ends.
+Invariant: the benchmark stops each process that it started. Each process also ends by itself when the benchmark ends.
 """
 
 from __future__ import annotations

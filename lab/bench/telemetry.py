@@ -2,13 +2,13 @@
 none.
 
 Lives here: the variants (no telemetry; metrics and log lines, the default; in addition traces of 1 % and of all
-requests), and the targets. Not here: the paths and the messages, which are the gate's (`gate_path.py`).
+requests), and the targets. Not here: the paths and the messages (`gate_path.py`).
 
-Everything runs in one process without sockets, in turns. The divisor is only the processor's own work, so a real
-process has smaller ratios. Log lines go into a pipe that is read, and spans to a server that accepts them; the
-exporter's thread counts. The result is the minimum of each variant, as in the gate. The cost with 1 % traces is
-computed: the cost of an unsampled request plus one hundredth of the added cost of a sampled one. A batch would contain
-too few sampled requests.
+All variants run in turn in one process without sockets. The divisor is only the processor's own work, so a real process
+has smaller ratios. A reader consumes the log lines from a pipe, and a server accepts the spans. The CPU time of the
+exporter's thread counts. The result is the minimum of each variant, as in the gate. The program computes the cost with
+1 % traces. It adds one hundredth of the added cost of a sampled request to the cost of an unsampled request. A batch
+would contain too few sampled requests.
 """
 
 from __future__ import annotations

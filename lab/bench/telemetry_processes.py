@@ -1,14 +1,14 @@
 """Measures the cost of telemetry in real processes, per small request: `antiphon serve`, and `antiphon extproc` behind
 Envoy.
 
-Lives here: the processes, their turns and the ratios. Not here: the same without sockets (`telemetry.py`), the process
+Lives here: the processes, their order and the ratios. Not here: the same without sockets (`telemetry.py`), the process
 without telemetry (`unwatched.py`).
 
-All processes run all the time and get requests in turns, over the same number of connections. The figure is the CPU
-time of all threads of the process per request. Ratios are taken within a round; the result is the median over the
-rounds, which other load affects less than sums. Envoy's CPU time does not count.
+All processes run during the whole benchmark, and get requests in turn over the same number of connections. The figure
+is the CPU time of all threads of the process per request. The program computes ratios within a round and reports the
+median over the rounds, which other load affects less than sums. Envoy's CPU time does not count.
 
-Invariant: each process is stopped by its starter, and ends by itself when the starter ends.
+Invariant: the benchmark stops each process that it started. Each process also ends by itself when the benchmark ends.
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
 Lives here: raw HTTP/1.1 on an `asyncio.Protocol`, and prepared answers. Not here: a model, or error handling that a
 benchmark does not need.
 
-The model's name is the script:
+The model's name in a request selects the answer:
 
-- `json`: one completion in JSON, or a stream of one chunk for who wants one;
-- `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them; `tools-200` and
-  `reasoning-200` likewise, with the arguments of a call and with reasoning;
+- `json`: one completion in JSON, or a stream of one chunk if the request has `stream`;
+- `burst-200`: a stream of 200 text chunks, each in a separate write, as fast as the connection accepts them;
+  `tools-200` and `reasoning-200` likewise, with the arguments of a call and with reasoning;
 - `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart. Each text is `@NANOSECONDS@`, the monotonic clock at the
-  write. So a client on the same machine can measure the way's duration.
+  write. So a client on the same machine can measure the latency.
 
-Invariants: one chunk is one write and one HTTP chunk, as chat servers send them. A client that does not read stops its
-stream, not the process.
+Invariants: one chunk is one write and one HTTP chunk, as in real chat servers. A client that does not read blocks its
+own stream, not the process.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Starts and stops the compared variants.
 
 Lives here: the processes of every variant, their requests, and which processes count as sidecar and which as Envoy. Not
-here: the load (`load.py`), what is measured (`run.py`).
+here: the load (`load.py`), the measurements (`run.py`).
 
-The variants without Antiphon run on its Envoy configuration with only one route. It has the same connection manager,
-cluster and number of threads, so only the external processor differs.
+The variants without Antiphon use Antiphon's Envoy configuration with only one route. This configuration has the same
+connection manager, cluster and number of threads. So only the external processor differs.
 
-Invariant: each process is stopped by its starter, by its id, and ends by itself when the starter ends.
+Invariant: the benchmark stops each process that it started, by its id. Each process also ends by itself when the
+benchmark ends.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Process:
     ready: str = ""
     log: Path | None = None
     reader: asyncio.subprocess.Process | None = None
-    """The reader of its log lines, if they go into a pipe."""
+    """The process that reads the log lines from the pipe, if there is one."""
 
     @classmethod
     async def start(

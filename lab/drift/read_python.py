@@ -4,9 +4,9 @@ Lives here: one function for each package. Not here: OpenAI's types themselves, 
 can import (`python_types.py`).
 
 The reading of openai is complete, see `python_types.py`. openai-agents and langchain-openai forward everything that the
-types of openai allow. Their additions are the constants for `type` in dictionaries, in `Literal` and in comparisons of
-their source. The report lists each word that Antiphon does not know. A developer must check whether the client sends
-it.
+types of openai allow. The additions of these two packages are the constants for `type` in dictionaries, in `Literal`
+and in comparisons of their source. The report lists each word that Antiphon does not know. A developer must check
+whether the client sends it.
 """
 
 from __future__ import annotations

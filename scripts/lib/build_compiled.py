@@ -66,7 +66,7 @@ def modules() -> list[str]:
 
 
 def _compilable(path: Path) -> bool:
-    """Whether the compiler can compile this module and keeps its meaning (mypy 2.4). It cannot where
+    """Whether the compiler (mypy 2.4) can compile this module without changing its behaviour. The result is False if
 
     - the module is a package (`__init__.py`),
     - it defines Structs: msgspec makes those from annotations and keywords, which the compiler removes,

@@ -1,13 +1,13 @@
 """Compile the splice (src/antiphon/translation/_splice.c) with the C compiler that this Python was built with.
 
-Lives here: the call of the compiler. The build of a wheel for one platform calls it, and so do tests. By hand,
+Lives here: the call of the compiler. The build of a wheel for one platform calls this module, and so do tests. By hand,
 
     .venv/bin/python scripts/lib/build_splice.py [INTO]
 
 writes `_splice.abi3.so` to folder INTO. Without INTO it writes to the folder of the sources, and this checkout uses
 it. Not here: `pip install .`, which compiles nothing, and the choice between C and Python (`translation/splice.py`).
 
-It uses the limited API alone, so one binary serves every CPython from 3.11 on.
+The extension uses only Python's limited API, so one binary works with every CPython from 3.11 on.
 """
 
 from __future__ import annotations

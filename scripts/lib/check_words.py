@@ -1,8 +1,8 @@
 """Checks the words and the sentence lengths of texts: documentation, docstrings, messages, comments of YAML files.
 
-`docs/style.md` explains the rules, and `check_words.toml` has the words to avoid and the longest sentence. A file may
-have as many findings of each kind as its line in the toml says. Old texts are improved step by step that way, and no
-text gets worse: a file without a line may have none.
+`docs/style.md` explains the rules, and `check_words.toml` has the words to avoid and the longest sentence. The toml
+file has a line for each file that may still have findings, with their permitted number by kind. A file without a line
+may have no finding. So old texts can improve step by step, and no text gets worse.
 
     scripts/lib/check_words.py            # fails where a file has more findings than it may have, and lists them
     scripts/lib/check_words.py --all      # lists every finding
@@ -121,7 +121,8 @@ def _of_python(text: str) -> Iterator[tuple[int, str, bool]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:
             continue
-        # Shorter ones are names. A message has no limit of length here: a setting's description is several sentences.
+        # Shorter strings are names, not prose. The length of a message is not checked, because a setting's description
+        # has several sentences.
         if len(node.value.split()) >= 4 and not _SQL.match(node.value):
             yield node.lineno, node.value, False
 

@@ -1,6 +1,6 @@
 """Writes the generated pages of docs/, envoy/envoy.yaml and src/antiphon/api/openapi.json.
 
-`main` names each file and the function that makes its text.
+`main` lists each file with the function that generates its text.
 """
 
 from __future__ import annotations

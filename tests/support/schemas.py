@@ -94,7 +94,7 @@ def _place(root: Any, path: list[str | int], missing: str = "") -> str:
 
 
 def _leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """The relevant violations. In a union, only those of the branch with the matching `type`."""
+    """The relevant violations. Of a union, only the violations of the branch with the matching `type` are relevant."""
     if not isinstance(error.kind, (ValidationErrorKind.AnyOf, ValidationErrorKind.OneOfNotValid)):
         yield error
         return
