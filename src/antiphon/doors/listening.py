@@ -44,7 +44,7 @@ def why_not(error: OSError) -> str:
 
 def make_room(path: Path) -> None:
     """Remove the socket file that a dead process left at `path`. Raises `ConfigError` when a process still listens on
-    it, when the path is too long, or when the file is no socket."""
+    the socket, when the path is too long, or when the file is no socket."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(
             f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter path (or data folder)"

@@ -170,8 +170,8 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # 1 MiB is Envoy's default for this limit. The configuration sets it explicitly, because the limit of unsent
-        # bytes depends on it.
+        # 1 MiB is Envoy's default for this limit. The configuration sets the limit explicitly, because the limit of
+        # unsent bytes depends on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":

@@ -50,7 +50,7 @@ _DATA = Path("/var/lib/antiphon")
 
 
 class GatewayTarget(NamedTuple):
-    """A Kubernetes Gateway and the listeners of it that Antiphon uses."""
+    """A Kubernetes Gateway, and its listeners that Antiphon uses."""
 
     namespace: str
     name: str

@@ -202,7 +202,7 @@ def _patches(found: Config, place: GatewayTarget) -> Iterator[Config]:
             yield _patch("HTTP_ROUTE", "INSERT_FIRST", where, route)
         for route in (one for one in found["routes"] if one["name"] == NOTHING):
             # INSERT_AFTER without a route name appends the route after all existing routes. Istio's analysis reports
-            # this as a mistake.
+            # such a patch as a mistake.
             yield _patch("HTTP_ROUTE", "INSERT_AFTER", where, route)
 
 

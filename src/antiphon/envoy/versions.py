@@ -49,7 +49,7 @@ class Feature(NamedTuple):
     """The type name of the message that has the field, after `envoy.extensions.`."""
     field: str
     without: str
-    """What is different with an Envoy that lacks the field."""
+    """The difference for users with an Envoy that lacks the field."""
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -67,7 +67,7 @@ class Fix(NamedTuple):
 
     since: EnvoyVersion
     before: str
-    """What may happen with an Envoy before that version."""
+    """The possible effect of the defect with an older Envoy."""
 
 
 FIXES: tuple[Fix, ...] = (

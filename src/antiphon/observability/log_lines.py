@@ -133,7 +133,8 @@ def render(event: Mapping[str, Any]) -> bytes:
     try:
         return _encode(event)
     except (TypeError, ValueError, OverflowError):
-        # A client's text may contain an unpaired surrogate or a huge number. The line about it must be written anyway.
+        # A client's text may contain an unpaired surrogate or a huge number. The line about such a request must be
+        # written anyway.
         return json.dumps(event).encode()
 
 

@@ -37,9 +37,9 @@ _COUNTED = ("counter", "histogram", "summary")
 
 
 class MergedMetrics:
-    """Stores the last metrics of each process by name, where a name contains the generation's number. At any time a
-    name has one process. A restart replaces the process, and `life` counts the processes of a name. After the end of a
-    process its counts stay, and its gauges are dropped."""
+    """Stores the last metrics of each process by name, where a name contains the generation's number. At any time only
+    one process has a given name. A restart replaces that process, and `life` counts the processes that had the name.
+    After the end of a process its counts stay, and its gauges are dropped."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}

@@ -5,8 +5,8 @@ This module also sends requests, and holds the connection until the end of the r
 and reads the body.
 
 An aiohttp session does far more for a request than a model call needs. The session handles cookies, redirects, proxies
-and traces, and makes large request and response objects. Its work took half to two thirds of a call's CPU time. So this
-module uses only aiohttp's pool, connector, parser and header writer.
+and traces, and makes large request and response objects. The session's work took half to two thirds of a call's CPU
+time. So this module uses only aiohttp's pool, connector, parser and header writer.
 
 Invariants: a request has only its caller's headers, the target's headers, a constant user agent, `accept-encoding:
 identity` and the framing headers. A request cannot replace a header of the target. A connection goes back to the pool

@@ -33,7 +33,7 @@ class Http2Limits:
     the peer resets before an answer: the burst, and the rate per second. Envoy ends every call with a reset, but after
     an answer, so those resets do not count.
 
-    Every peer may make health checks, also without the secret. A connection serves at most `checks` of them
+    Every peer may make health checks, also without the secret. A connection serves at most `checks` health checks
     concurrently. A health check may send a message of `check_message` bytes within `check_seconds`. A call without the
     secret may stay open for `refused_seconds`. If the peer does not end its side of an answered call within
     `linger_seconds`, the server resets the call. Every `sweep_seconds` the server looks for answered calls whose

@@ -403,8 +403,8 @@ class Http2Connection:
 
 
 class EndingCalls:
-    """Tracks the answered calls of one connection that their peer has not ended yet. One timer serves all of them, so
-    none needs a waiting task.
+    """Tracks the answered calls of one connection that their peer has not ended yet. One timer serves all tracked
+    calls, so no call needs a waiting task.
 
     Envoy ends nearly every call itself with a reset, within milliseconds. If the server ended a call earlier, unread
     bytes could be lost. So a call with unsent bytes has a later deadline. A tracked call ends when its peer ends it or

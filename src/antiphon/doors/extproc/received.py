@@ -31,7 +31,7 @@ class Received(Struct, gc=False):
 
     `headers` is set for the two header kinds, and `body` for the two body kinds. `end` is the flag `end_of_stream`.
     `modes` has the names of the request and response body modes, if the message contains them. Only the stream's first
-    message contains them. `observing` is True when Envoy ignores every answer (`observability_mode`).
+    message contains the body modes. `observing` is True when Envoy ignores every answer (`observability_mode`).
     """
 
     kind: MessageKind

@@ -1,8 +1,9 @@
 """Runs one exchange in relay mode: Envoy makes the model call, and the sidecar rewrites the request and the response on
 one ext_proc stream.
 
-This module waits for Envoy, sends to it, and performs the runner's actions. While the stream is silent, it runs timed
-actions, without a task or a lock per message. `relay_state.py` decides the content and the order of the answers.
+This module waits for Envoy, sends to it, and performs the runner's actions. While the stream is silent, this module
+runs timed actions, without a task or a lock per message. `relay_state.py` decides the content and the order of the
+answers.
 
 Invariants: an action during silence and the handling of a message never overlap. When an action during silence fails,
 the stream fails.

@@ -156,8 +156,7 @@ class RelayState:
         self.outgoing: list[bytes] = []
         """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, to send after `outgoing`. Each message is built when the previous one was
-        sent."""
+        """The messages of a large body, to send after `outgoing`. Each is built when the one before was sent."""
         self.due_changed = False
         """Whether `next_due` may return an earlier time than before."""
         self.finished = False
@@ -253,8 +252,8 @@ class RelayState:
     # Messages from the upstream.
 
     def receive(self, received: Received, now: float) -> bool:
-        """Process a message from Envoy. Returns True when the upstream floods the sidecar. Other streams should then
-        run before the output is sent; Envoy slows the upstream down, because the queue is bounded."""
+        """Process a message from Envoy. Returns True when the upstream floods the sidecar. In that case other streams
+        should run before the output is sent. Envoy slows the upstream down, because the queue is bounded."""
         self._heard = now
         if now >= self._told_at:
             # An upstream that never pauses leaves no silence, so `pass_time` is never called for it.

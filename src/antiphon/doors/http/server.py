@@ -6,8 +6,8 @@ the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
 and every error response has OpenAI's error object. Only a trusted gateway may set certain headers. The server removes
-them unless the request came over a Unix socket or has the shared secret. The server reads an upload from the socket
-only as fast as the endpoint consumes it, so a slow disk slows the client down.
+such headers unless the request came over a Unix socket or has the shared secret. The server reads an upload from the
+socket only as fast as the endpoint consumes it, so a slow disk slows the client down.
 """
 
 from __future__ import annotations
