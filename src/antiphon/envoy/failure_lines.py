@@ -24,8 +24,8 @@ _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_respons
 _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
 _PASSED_ON = "xds.route_name.startsWith('model/')"
-# A stream that the sidecar cuts also ends with `ext_proc_error`. But its connection stays open, so `upstream_reset` is
-# missing. The sidecar writes the log line for such a stream.
+# A stream that the sidecar cuts also ends with `ext_proc_error`. But the connection of such a stream stays open, so
+# `upstream_reset` is missing. The sidecar writes the log line for such a stream.
 _DIED = "(response.code_details.startsWith('ext_proc_error') && response.code_details.contains('upstream_reset'))"
 _NO_SIDECAR = (
     "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "

@@ -3,7 +3,7 @@
 Each part belongs at one point of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
 parts.
 
-Invariant: a configuration with the parts at the places that the headings name passes `envoy --mode validate` (a test
+Invariant: if the parts are inserted where the headings say, the configuration passes `envoy --mode validate` (a test
 checks it).
 """
 

@@ -1,7 +1,7 @@
 """Creates the trace spans of one response: the request, and each model call.
 
-This module sets the attributes of these spans. Tools, retrieval and stores create child spans of the request's span
-themselves (`tracing.span`). `observation.py` collects times and numbers for metrics.
+This module sets the attributes of a response's spans. Tools, retrieval and stores create child spans of the request's
+span themselves (`tracing.span`). `observation.py` collects times and numbers for metrics.
 
 Invariant: a span contains messages only if the settings enable that.
 """

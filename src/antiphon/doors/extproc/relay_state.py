@@ -156,7 +156,7 @@ class RelayState:
         self.outgoing: list[bytes] = []
         """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, to send after `outgoing`. Each is built when the one before was sent."""
+        """The messages of a large body, to send after `outgoing`. They are built one by one."""
         self.due_changed = False
         """Whether `next_due` may return an earlier time than before."""
         self.finished = False
@@ -443,7 +443,7 @@ class RelayState:
         return min(due, self._sent + self._keepalive) if self._keeps_alive() else due
 
     def pass_time(self, now: float) -> None:
-        """Handle a deadline that passed without a message. `answer` then has the output."""
+        """Handle a deadline that passed without a message. After that, `answer` prepares the output."""
         if self._closing or self.finished:
             return
         limit = self._upstream_limit()

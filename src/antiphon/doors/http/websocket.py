@@ -6,8 +6,8 @@ translation and model calls. `engine/running/connection_memory.py` stores the re
 
 Invariants: a connection runs one response at a time, in the order of the requests, whatever `stream_id` they have. An
 error is sent as a frame, and the connection stays open. No turn begins after the connection's time limit or during a
-drain of the process or its gateway. A running turn finishes first. If a turn ends before its exchange is complete, the
-turn abandons the exchange.
+drain of the process or its gateway. A running turn finishes before the connection closes. If a turn ends before its
+exchange is complete, the turn abandons the exchange.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class WebSocketConnection:
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
-                # The frame is freed before the wait for the next one. Only the remembered turns stay in memory.
+                # The frame is freed before the wait for the next frame. Only the remembered turns stay in memory.
                 del frame
         finally:
             self._context.admission.on_close.discard(self._news.set)
