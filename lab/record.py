@@ -5,8 +5,8 @@ Lives here: the requests, reading an answer, the features of an answer (`feature
 docs/contributing/recordings.md.
 
 Invariants: The program writes no header but the content type. No file contains the key. The program redacts the plain
-key. It refuses an answer that shows the key in another form (escaped, or split over the chunks of a stream). It
-overwrites no file. It writes files only when every request has its answer.
+key. The program refuses an answer that shows the key in another form (escaped, or split over the chunks of a stream).
+The program overwrites no file. The program writes files only when every request has its answer.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answ
 
 
 async def _parts(got: aiohttp.ClientResponse, url: str) -> list[bytes]:
-    """The body in the network reads in which it arrived. Raises `CannotRecord` if it is too large."""
+    """The body in the network reads in which it arrived. Raises `CannotRecord` if the body is too large."""
     parts, size = list[bytes](), 0
     async for part in got.content.iter_any():
         size += len(part)

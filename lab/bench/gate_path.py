@@ -44,8 +44,8 @@ _LEAST_EVENT = 100
 
 @dataclass
 class _Messages:
-    """A `MessageStream` of prepared messages, which ends after the last one. Like a busy Envoy, it never waits for the
-    network.
+    """A `MessageStream` of prepared messages, which ends after the last one. Like a busy Envoy, the stream never waits
+    for the network.
 
     After a chunk of the upstream's body, only the empty end of the body is available without waiting. So the processor
     answers several chunks together.
@@ -157,7 +157,7 @@ class Paths:
         self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
 
     async def relay(self, messages: list[bytes], events: int) -> None:
-        """Send messages through the processor. Checks that it produced at least `events` events."""
+        """Send messages through the processor. Checks that the processor produced at least `events` events."""
         stream = _Messages(messages)
         await serve_stream(self._context, stream, self._options)
         if stream.size < events * _LEAST_EVENT or len(stream.last) > 4096 + stream.size // 2:

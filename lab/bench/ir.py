@@ -4,8 +4,8 @@ Lives here: the collection's files, the measures, the table. Not here: speed (`s
 
 The folder is in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels.tsv`
 (query, document, gain). The program uploads every document as a Markdown file, which passes the whole ingestion:
-reading process, chunks, index. It sends every query to the searcher. With `--embeddings URL` (a server of OpenAI's
-`POST /embeddings`) the store also has vectors, and the program compares keyword, dense and hybrid search.
+reading process, chunks, index. The program sends every query to the searcher. With `--embeddings URL` (a server of
+OpenAI's `POST /embeddings`) the store also has vectors, and the program compares keyword, dense and hybrid search.
 
 Invariant: the rank of a document is that of its best chunk. Each measure is the mean over all queries that have a
 judged document.

@@ -1,5 +1,5 @@
-"""Runs the load generator as a process: `python -m lab.bench.load`. It reads one JSON job per line and writes one JSON
-result per line.
+"""Runs the load generator as a process: `python -m lab.bench.load`. The process reads one JSON job per line and writes
+one JSON result per line.
 
 Lives here: a closed loop of keep-alive connections, each of which sends its next request after the complete response,
 and the client's measurements. Not here: CPU and memory (`cpu.py`), comparison (`run.py`).

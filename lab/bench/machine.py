@@ -3,8 +3,8 @@
 Lives here: the share of the cores' time that other programs used, over a period. Not here: reading the clocks
 (`cpu.py`).
 
-Invariant: the share does not include the benchmark and all its descendants, whether they run or have ended. It does
-include time that a virtual machine's host used.
+Invariant: the share does not include the benchmark and all its descendants, whether they run or have ended. The share
+does include time that a virtual machine's host used.
 """
 
 from __future__ import annotations

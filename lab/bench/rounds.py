@@ -48,7 +48,7 @@ def _middle(streams: list[int]) -> int:
 
 
 class Bench:
-    """One run of the benchmark. Its results are `rounds`, `memory`, `processor` and `complaints`."""
+    """One run of the benchmark. The results are in `rounds`, `memory`, `processor` and `complaints`."""
 
     def __init__(self, given: argparse.Namespace, loads: Sequence[Process], variants: list[Variant]) -> None:
         self._given = given

@@ -7,8 +7,8 @@ The processes of all variants run during the whole benchmark, and the variants g
 slow moment of the machine affects all variants. The program computes ratios within a round, and reports the median over
 the rounds.
 
-Invariants: the run ends by itself, also when a variant hangs. The benchmark stops every process that it started. It
-reports a job with errors, and the exit status is then 1.
+Invariants: the run ends by itself, also when a variant hangs. The benchmark stops every process that it started. If a
+job has errors, the benchmark reports them, and the exit status is 1.
 """
 
 from __future__ import annotations

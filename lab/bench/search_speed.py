@@ -3,8 +3,8 @@
 Lives here: the generated documents, the measurements, the table. Not here: quality (`ir.py`).
 
 Chunks are 220 words of a vocabulary in which, as in language, few words are frequent and most are rare; vectors are
-random. The benchmark writes chunks through the store, as ingestion does. It measures the whole ingestion separately,
-with text files.
+random. The benchmark writes chunks through the store, as ingestion does. The benchmark measures the whole ingestion
+separately, with text files.
 
 Invariant: every figure is from one process on one machine, with searches one after another. The first searches, which
 fill the caches, are measured separately.

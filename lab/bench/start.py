@@ -5,8 +5,8 @@ Lives here: starting the processes, killing a worker, reading the system's data 
 of load (`run.py`).
 
 With `--against` the sources of another revision and of this one start alternately. Other load on the machine affects
-wall time. It hardly affects CPU time, and does not affect memory. There is no upstream, because the benchmark sends no
-request.
+wall time. Other load hardly affects CPU time, and does not affect memory. There is no upstream, because the benchmark
+sends no request.
 
 Invariant: the benchmark stops every process that it started, and a start that takes longer than `_SECONDS` is a
 failure.

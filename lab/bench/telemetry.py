@@ -7,8 +7,8 @@ requests), and the targets. Not here: the paths and the messages (`gate_path.py`
 All variants run in turn in one process without sockets. The divisor is only the processor's own work, so a real process
 has smaller ratios. A reader consumes the log lines from a pipe, and a server accepts the spans. The CPU time of the
 exporter's thread counts. The result is the minimum of each variant, as in the gate. The program computes the cost with
-1 % traces. It adds one hundredth of the added cost of a sampled request to the cost of an unsampled request. A batch
-would contain too few sampled requests.
+1 % traces. The program adds one hundredth of a sampled request's added cost to the cost of an unsampled request. A
+batch would contain too few sampled requests.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Lives here: an empty observation. Not here: the comparison (`telemetry.py`, `telemetry_processes.py`).
 
-No setting turns metrics and usage off, so this program replaces the class that observes responses. It counts, traces
-and logs no response.
+No setting turns metrics and usage off, so this program replaces the class that observes responses. The program counts,
+traces and logs no response.
 """
 
 from __future__ import annotations

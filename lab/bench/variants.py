@@ -237,7 +237,7 @@ class Variant:
 
 
 async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe, *, workers: int = 1) -> Variant:
-    """Start one variant in front of the upstream on this port. It ends when the pipe is closed, or earlier.
+    """Start one variant in front of the upstream on this port. The variant ends when the pipe is closed, or earlier.
 
     `workers` is the number of Antiphon's processes behind one Envoy.
     """

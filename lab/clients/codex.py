@@ -65,7 +65,7 @@ class Codex:
     async def turn(
         self, *arguments: str, model: str = "strict", retries: int = 0, config: str = "", provider: str = "http"
     ) -> None:
-        """Run one `codex exec`. Afterwards `events` and `output` are those of this turn.
+        """Run one `codex exec`. Afterwards `events` and `output` belong to this turn.
 
         `provider`: `http` and `socket` are defined by this test, and `openai` is Codex's built-in provider.
         """

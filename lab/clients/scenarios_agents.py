@@ -251,7 +251,7 @@ def image():
 
 
 def file_search():
-    """The agent searches uploaded files. It gets the passages, and the answer cites the file."""
+    """The agent searches uploaded files. The agent gets the passages, and the answer cites the file."""
     client = openai.OpenAI(base_url=BASE_URL, api_key="k")
     store = client.vector_stores.create(name="birds")
     file = client.vector_stores.files.upload_and_poll(

@@ -325,7 +325,7 @@ def refused():
 
 
 def kept():
-    """Retrieve a response and its input, and delete it. Nothing of it may remain."""
+    """Retrieve a response and its input, and delete it. No part of the response may remain."""
     script()
     parts = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     made = create(parts, metadata={"case": "kept"})

@@ -93,7 +93,7 @@ def counted():
 
 
 def socket():
-    """Run two turns on one WebSocket. The second knows the first, although nothing is stored."""
+    """Run two turns on one WebSocket. The second turn has the history of the first, although nothing is stored."""
     script({"content": "One."}, {"content": "Two."})
 
     def turn(connection, input, **more):

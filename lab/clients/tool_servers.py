@@ -22,7 +22,7 @@ _PATIENCE = 30.0
 
 
 class ToolServers:
-    """The running servers. `environ` has the gateway's settings for them, and `mcp_url` is for the clients."""
+    """The running servers. `environ` has the gateway's settings for these servers, and `mcp_url` is for the clients."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class ToolServers:
         self.mcp_url = ""
 
     async def start(self) -> None:
-        """Start both servers. Raises RuntimeError if one of them does not start."""
+        """Start both servers. Raises RuntimeError if one of the servers does not start."""
         app = web.Application()
         app.router.add_get("/search", self._search)
         app.router.add_get("/swifts", self._page)

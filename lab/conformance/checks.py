@@ -3,7 +3,7 @@
 Lives here: `Answer`, the answer to one request, and the checks that a scenario names. Not here: the checks of each
 scenario (`scenarios.py`).
 
-A check returns None if the answer is right, and otherwise a sentence with the problem. It never raises.
+A check returns None if the answer is right, and otherwise a sentence with the problem. A check never raises.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Lives here: both readings. Not here: Codex against Antiphon (`lab/clients`).
 
 The reading of items and content parts is complete. Codex writes the schema of its app server's protocol, whose items
 are the ones that Codex stores and sends again. Fields, tools, values of `include` and routes come from plain turns over
-HTTP. The reading runs one turn for each model of the built-in catalogue, and one with a schema for an unknown model. It
-does not cover requests with other settings, over a WebSocket or of sub-agents. It finds no events, because their names
-cannot be recognized in a compiled program.
+HTTP. The reading runs one turn for each model of the built-in catalogue, and one with a schema for an unknown model.
+The reading does not cover requests with other settings, over a WebSocket or of sub-agents. The reading finds no events,
+because their names cannot be recognized in a compiled program.
 """
 
 from __future__ import annotations

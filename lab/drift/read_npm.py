@@ -3,9 +3,9 @@
 Lives here: one function for each package. Not here: parsing types (`typescript.py`), Codex (`codex.py`).
 
 For openai and @ai-sdk/openai this module reads the types that are plain data. From the zod schemas of @ai-sdk/openai it
-reads only words (events, results of hosted tools). From @openai/agents-openai and @langchain/openai it reads only
-words, as in `read_python.py`. The fields of a request come from OpenAI's types. The fields that @ai-sdk/openai adds
-itself are the members of `baseArgs` in its source.
+reads only words (events, results of hosted tools). From @openai/agents-openai and @langchain/openai this module reads
+only words, as in `read_python.py`. The fields of a request come from OpenAI's types. The fields that @ai-sdk/openai
+adds itself are the members of `baseArgs` in its source.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ _WITHIN = {
 
 
 class Rows:
-    """All rows. `names` are those of the table of supported features, and `document` is Antiphon's OpenAPI document."""
+    """All rows. `names` has the names of the table of supported features, and `document` is Antiphon's OpenAPI
+    document."""
 
     def __init__(self, names: Iterable[str], document: dict[str, Any]) -> None:
         shapes = {area: _shape(document, area) for area in _SCHEMAS}

@@ -33,14 +33,14 @@ _TOKEN = re.compile(
 _CLOSING = {"{": "}", "(": ")", "[": "]"}
 _PLAIN = {"string": "string", "number": "number", "boolean": "boolean", "null": "null", "true": "boolean"}
 _ANYTHING: Schema = {}
-# Generic types whose schema is that of their first argument. The members that they omit are not considered.
+# Generic types whose schema is that of their first argument. The members that such a type omits are not considered.
 _WRAPPERS = frozenset({"Partial", "Required", "Readonly", "NonNullable", "Omit", "Pick", "Exclude", "Extract"})
 _LISTS = frozenset({"Array", "ReadonlyArray", "Iterable", "Set"})
 
 
 @dataclass
 class Reference:
-    """The name of a type, with its namespace and file. The reader resolves it after it has read all files."""
+    """The name of a type, with its namespace and file. The reader resolves the name after it has read all files."""
 
     names: tuple[str, ...]
     scope: tuple[str, ...]

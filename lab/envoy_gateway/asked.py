@@ -33,7 +33,7 @@ async def stream(session: aiohttp.ClientSession, url: str, words: int = 5) -> bo
 
 
 async def background(session: aiohttp.ClientSession, url: str, **body: Any) -> dict[str, Any]:
-    """Request a background response and poll it until its end. Raises `Wrong` if it does not complete."""
+    """Request a background response and poll it until its end. Raises `Wrong` if the response does not complete."""
     status, first = await answer(session, url, {"input": "hello", "background": True, **body})
     if status != 200:
         raise Wrong(f"background: {status} {first}")

@@ -179,7 +179,8 @@ def _note_the_end(process: int, seconds: float, ended: list[float]) -> None:
 
 
 def _started(pid: int) -> str:
-    """The start time of a process, which distinguishes it from a later one with the same id. Empty if it has ended."""
+    """The start time of a process, which distinguishes it from a later one with the same id. Empty if the process has
+    ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

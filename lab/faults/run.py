@@ -4,7 +4,7 @@ lost data.
 Lives here: the phases, the faults, the table and the verdict. Not here: clients (`clients.py`), the broken chat server
 (`upstream.py`), processes (`gateway.py`).
 
-For each kind of server, a long phase without process faults comes first. It has broken upstreams, clients that
+For each kind of server, a long phase without process faults comes first. This phase has broken upstreams, clients that
 disconnect or read slowly, and floods. The workers' memory between requests must not grow. Then come rounds on the same
 data. In each round the run kills a worker, Envoy or all processes, or stops one with SIGSTOP. Each round ends with a
 SIGTERM during background responses with followers. The gateway must then end within the drain time and two seconds. At
@@ -65,7 +65,7 @@ class Door:
 
     @property
     def counts(self) -> dict[str, list[str]]:
-        """The lists of faults by name. All of them must be empty."""
+        """The lists of faults by name. All lists must be empty."""
         return {
             "hung": self.ledger.hung,
             "wrong": self.ledger.wrong,

@@ -3,8 +3,8 @@
 Lives here: the images, the requests, and the expected answers. Not here: the engine, which DOCKER_HOST names, and the
 other images, whose names the compose files take from the environment.
 
-The run starts a set-up and waits until every container is healthy. It sends a JSON and a streamed request, restarts the
-set-up, and reads the stored responses. Then it deletes the set-up with its volumes.
+The run starts a set-up and waits until every container is healthy. The run sends a JSON and a streamed request,
+restarts the set-up, and reads the stored responses. Then it deletes the set-up with its volumes.
 
 Invariant: a run ends by itself (every command has a deadline) and always deletes what it started. A failed check ends
 it with a sentence and exit status 1.
@@ -55,7 +55,7 @@ class Wrong(Exception):
 
 
 def run(*command: str, seconds: float = _COMMAND_SECONDS, env: dict[str, str] | None = None) -> str:
-    """Run a command. Returns its standard output. Raises `Wrong` with the end of its output if it fails."""
+    """Run a command. Returns its standard output. Raises `Wrong` with the end of the output if the command fails."""
     try:
         done = subprocess.run(command, cwd=_ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -195,7 +195,7 @@ class Setup:
         return first.id
 
     def stored(self, identifier: str) -> None:
-        """Read a stored response. Raises `Wrong` if it does not exist any more."""
+        """Read a stored response. Raises `Wrong` if the response does not exist any more."""
         if not self.client().responses.retrieve(identifier).output_text:
             raise Wrong(f"{identifier} is stored without its text")
 

@@ -1,2 +1,2 @@
-"""`scripts/lab kubernetes`: tests the Helm chart on a real cluster. pytest does not run it, because it needs a
-cluster."""
+"""`scripts/lab kubernetes`: tests the Helm chart on a real cluster. pytest does not run this program, because it needs
+a cluster."""

@@ -4,7 +4,8 @@ JSON.
 Lives here: the set of clients, and when they stop. Not here: the requests and checks of each client
 (`lab/rollout/clients.py`, from the same ConfigMap), the changes to the pods.
 
-Invariant: the program needs only aiohttp and the standard library. It ends by itself after its stop file exists.
+Invariant: the program needs only aiohttp and the standard library. The program ends by itself after its stop file
+exists.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ async def _patient(clients: Clients, seen: Seen) -> None:
 
 
 async def _stream(clients: Clients, seen: Seen) -> None:
-    """Request a stream. If it is refused, wait for `retry-after` and repeat it."""
+    """Request a stream. If the server refuses the stream, wait for `retry-after` and repeat the request."""
     try:
         await clients.stream(seen)
     except Exception:

@@ -31,15 +31,15 @@ def near(root: Path, path: str, files: list[str]) -> list[str]:
 
 
 def around(root: Path, path: str, files: list[str]) -> list[str]:
-    """The test files that name the module or its package. Those that name the module come first."""
+    """The test files that name the module or its package. Files that name the module come first."""
     first, package = near(root, path, files), _module(path).rpartition(".")[0]
     return first + [file for file in files if file not in first and _names(root / file, package)]
 
 
 def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
-    """The test files that are likely to detect a change of a source file, in stages. First come files that name its
-    module, then unit tests of its package, then files whose names share a word with the source file. Within a stage,
-    files with the most shared words come first."""
+    """The test files that are likely to detect a change of a source file, in stages. First come files that name the
+    source file's module, then unit tests of its package. Files whose names share a word with the source file come last.
+    Within a stage, files with the most shared words come first."""
     unit = [file for file in files if file.startswith("tests/unit/")]
     group, words = _module(path).partition(".")[0], _words(path.removeprefix("src/antiphon/"))
     shared = {file: len(words & _words(Path(file).name)) for file in files}

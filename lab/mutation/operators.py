@@ -4,8 +4,8 @@ Lives here: finding every position at which an operator applies, and the replace
 mutants and of tests (`run.py`).
 
 Invariant: a mutant is one replaced range of text. Operators skip text whose change no test could detect, or that the
-type checker checks. These are docstrings, annotations, `__all__`, logging, assertions, decorators and keywords of a
-class, and defaults of a protocol's methods.
+type checker checks. Operators therefore skip docstrings, annotations, `__all__`, logging, assertions, decorators and
+keywords of a class, and defaults of a protocol's methods.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Mutant:
     end: int
     text: str
     was: str
-    """The first line of the replaced text and its surroundings, without indentation. It is part of the mutant's
+    """The first line of the replaced text and its surroundings, without indentation. This line is part of the mutant's
     permanent name."""
     number: int = 0
     """The number of this mutant among those of the same operator on identical lines."""

@@ -3,7 +3,7 @@
 Lives here: the selection of missing data, the recording, and the file with the records. Not here: the marks
 (`probes.py`), the test files that may run (`judges.py`).
 
-A record covers one mutant and one test file. It is valid while the mutant's source file and the test file are
+A record covers one mutant and one test file. A record is valid while the mutant's source file and the test file are
 unchanged. A change of a third file may let a test reach a mutant that it did not reach before. For an exact result,
 delete `.mutation/`.
 """

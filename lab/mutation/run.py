@@ -15,8 +15,8 @@ The order of all mutants depends only on the seed and the mutated line. So a sam
 changes. A test that hangs fails at its own timeout. If the tests of a mutant exceed the total time limit, the score
 does not count the mutant.
 
-A draw selects lines of code from each package in proportion to its mutable lines, and makes one change to each line. It
-needs no record of reached lines. For each mutant, the tests that are likely to detect it run in stages
+A draw selects lines of code from each package in proportion to its mutable lines, and makes one change to each line. A
+draw needs no record of reached lines. For each mutant, the tests that are likely to detect it run in stages
 (`judges.likely`) within a time limit. Then the quick tests of whole gateways run (`judges.GATEWAYS`) within the same
 limit again. A mutant that no test detects has survived.
 """

@@ -3,11 +3,11 @@ notices.
 
     scripts/lab reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
 
-Each change gives the model another name at its upstream, which the answers show. It also changes settings of stores,
-tools, workers and Envoy. A stream continues after a change. Some settings files are invalid: broken YAML, a wrong
-value, or a setting that needs a restart. The run fails if a request failed or broke off, if settings changed during a
-request, or if a worker accepted invalid settings. It also fails if a request on a new connection got old settings.
-After a change the gateway closes a WebSocket between two turns, and its client connects again.
+Each change gives the model another name at its upstream, which the answers show. Each change also affects settings of
+stores, tools, workers and Envoy. A stream continues after a change. Some settings files are invalid: broken YAML, a
+wrong value, or a setting that needs a restart. The run fails if a request failed or broke off, if settings changed
+during a request, or if a worker accepted invalid settings. The run also fails if a request on a new connection got old
+settings. After a change the gateway closes a WebSocket between two turns, and its client connects again.
 """
 
 from __future__ import annotations

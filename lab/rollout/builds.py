@@ -2,9 +2,10 @@
 
 Lives here: making the builds. Not here: running them (`replicas.py`), their order (`course.py`).
 
-The schema of the first successor only adds. It adds a column and an index to a table that every turn writes, and a
-column to the table of jobs. The second successor removes the first of these columns, which the first successor does not
-need. It also writes job payloads that no older build can read. Otherwise the builds differ only in the version.
+The schema of the first successor only adds. This build adds a column and an index to a table that every turn writes,
+and a column to the table of jobs. The second successor removes the first of these columns, which the first successor
+does not need. The second successor also writes job payloads that no older build can read. Otherwise the builds differ
+only in the version.
 
 Each environment has a separate `antiphon`, and uses the dependencies of the running interpreter.
 

@@ -6,8 +6,8 @@ replica. Not here: clients (`clients.py`), the shared state (`shared.py`), build
 
 In mode `http` a replica is `antiphon serve`. Envoy is then a plain proxy without retries, so that it hides no failure.
 In mode `envoy` a replica is `antiphon extproc`, and Envoy has the configuration that Antiphon prints. An additional
-replica may run outside the load balancer. It gets no requests and only runs background responses, so the run may kill
-it.
+replica may run outside the load balancer. This replica gets no requests and only runs background responses, so the run
+may kill it.
 
 Invariant: the service signals only processes that it started, by their own handle, and leaves none running.
 """
@@ -151,7 +151,8 @@ class Service:
         await process.wait()
 
     async def refused(self, build: Build) -> str:
-        """Start a build that must refuse to start. Returns its error message, or an empty string if it starts."""
+        """Start a build that must refuse to start. Returns the process's error message, or an empty string if it
+        starts."""
         log = self._folder / "refused.log"
         process = await self._spawn(log, *self._command(self.aside, build))
         try:

@@ -4,8 +4,8 @@ Lives here: the settings that name this state. Not here: databases (`lab/scale/s
 (`replicas.py`).
 
 With `sqlite`, all replicas share one data folder, as on one machine. With `postgres` and `pgbouncer` (four connections
-to the server), each replica is like a machine. It has a separate data folder, keys from the settings, and contents of
-files in a bucket.
+to the server), each replica is like a machine. Such a replica has a separate data folder, keys from the settings, and
+contents of files in a bucket.
 
 Invariant: every server that this module started ends with the run.
 """

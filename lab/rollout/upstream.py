@@ -1,6 +1,6 @@
 """The chat server of a rollout: the demo's server, with the speed of a model.
 
-Lives here: one process that prints `ready: URL`. Not here: its answers (`antiphon/demo_upstream.py`).
+Lives here: one process that prints `ready: URL`. Not here: the content of the answers (`antiphon/demo_upstream.py`).
 
 Invariant: the process ends at SIGTERM.
 """

@@ -3,7 +3,7 @@
 Lives here: the run and its verdict. Not here: replicas, single requests (`clients.py`).
 
 When `response.completed` arrives, the next replica must continue the response, and the replica after that must read it.
-Both must find the response immediately, and the model must get all earlier messages.
+Both replicas must find the response immediately, and the model must get all earlier messages.
 """
 
 from __future__ import annotations

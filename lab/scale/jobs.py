@@ -3,10 +3,10 @@ every replica.
 
 Lives here: the run and its verdict. Not here: the kills (`chaos.py`), the model's ledger (`model.py`).
 
-Each client starts a background response and follows it. After some events, or when its replica dies, it continues at
-another replica with `starting_after`. At the end the run reads every stream again as a whole. The stream must contain
-the client's events, byte for byte, except for the events of a killed attempt. A new `response.in_progress` makes those
-void.
+Each client starts a background response and follows it. After some events, or when its replica dies, the client
+continues at another replica with `starting_after`. At the end the run reads every stream again as a whole. The stream
+must contain the client's events, byte for byte, except for the events of a killed attempt. A new `response.in_progress`
+makes those void.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Provides the state that all replicas of a run share.
 
-Lives here: starting it, and the faults that a run can cause in it. Not here: the replicas (`replicas.py`).
+Lives here: starting the state's server, and the faults that a run can cause in it. Not here: the replicas
+(`replicas.py`).
 
 The state is the URL of an existing database, or one of `KINDS`. `postgres` starts a server that survives being killed.
 `pgbouncer` also starts a pooler with four connections in front of it. `sqlite` is a folder.

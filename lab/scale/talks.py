@@ -5,7 +5,7 @@ Lives here: the conversations (talks), the clients' observations, and the final 
 and state (the runs), single requests (`clients.py`).
 
 Half of the talks use a conversation object, and the others `previous_response_id`. Each turn has an `Idempotency-Key`.
-A client retries it at any replica until it read `response.completed`, which is the acknowledgement.
+A client retries a turn at any replica until it read `response.completed`, which is the acknowledgement.
 """
 
 from __future__ import annotations

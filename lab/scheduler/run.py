@@ -3,8 +3,8 @@
 Lives here: three chat servers on loopback addresses, the pods that represent them in a Kubernetes API, the picker's
 process, and the checks. Not here: a picker's failures (`tests/e2e/test_endpoint_picker.py`).
 
-The pods are objects only: no Kubernetes scheduler knows them, and no image runs. Their status reports them ready at the
-addresses of the chat servers. So any Kubernetes API works, and the picker reads real objects.
+The pods are objects only: no Kubernetes scheduler knows them, and no image runs. The status of these pods reports them
+ready at the addresses of the chat servers. So any Kubernetes API works, and the picker reads real objects.
 
 Invariant: when the program ends for any reason, it has deleted the namespace and stopped the picker and the gateway.
 """

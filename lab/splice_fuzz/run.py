@@ -4,9 +4,10 @@ version.
 Lives here: the arguments, and the comparison. Not here: the sanitizers, with which `scripts/lab splice-fuzz` compiles
 the extension, and examples (`tests/unit/translation/test_splice.py`).
 
-Three kinds of calls take turns. The first has chunks from the recorded streams, with other texts and a few changed
-bytes. The second has strings of the few bytes with a meaning. The third has arguments that no caller passes, which must
-only do no harm. Every argument is a copy with a separate allocation, so the sanitizer detects a read behind its end.
+Three kinds of calls take turns. Calls of the first kind have chunks from the recorded streams, with other texts and a
+few changed bytes. Calls of the second kind have strings of the few bytes with a meaning. Calls of the third kind have
+arguments that no caller passes, and must only do no harm. Every argument is a copy with a separate allocation, so the
+sanitizer detects a read behind its end.
 
 Invariant: a seed gives the same calls each time. The program prints a failure before it exits with status 1.
 """

@@ -8,8 +8,8 @@ Why it exists: compiled, and with the splice in C, the sidecar takes 0.54 to 0.7
     .venv/bin/python scripts/lib/build_compiled.py INTO
 
 writes the extension modules to folder INTO, in the same structure as the sources. With `--check` it compiles nothing
-and prints the violations of the rules in `build_rules.py`. It needs a C compiler, and mypy with all libraries that the
-sources import, because the compiler relies on their types.
+and prints the violations of the rules in `build_rules.py`. The program needs a C compiler, and mypy with all libraries
+that the sources import, because the compiler relies on their types.
 """
 
 from __future__ import annotations

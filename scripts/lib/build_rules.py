@@ -5,8 +5,8 @@ through `scripts/lib/build_compiled.py --check`, and each build runs them before
 compiled modules, and the reasons to omit others (`scripts/lib/build_compiled.py`).
 
 The compiler (mypyc of mypy 2.4) rejects most such code after a minute, and the C compiler some of it after three. Both
-accept some code and change its meaning, which only a test on the compiled build finds. mypy checks the rules about
-types. In compiled code, a value of another type than annotated raises a `TypeError`.
+compilers accept some code and change its meaning, which only a test on the compiled build finds. mypy checks the rules
+about types. In compiled code, a value of another type than annotated raises a `TypeError`.
 """
 
 from __future__ import annotations

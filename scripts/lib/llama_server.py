@@ -1,4 +1,4 @@
-"""Runs llama.cpp's own HTTP server with one model. It prints `ready: URL` and serves until a signal stops it.
+"""Runs llama.cpp's own HTTP server with one model. The program prints `ready: URL` and serves until a signal stops it.
 
 The server comes from the package `xllamacpp`, which `scripts/lib/engine-files` unpacks into a folder on PYTHONPATH.
 """

@@ -3,9 +3,9 @@
 Lives here: the tests. Each implementation runs this suite in a separate `test_conversations_*.py`, which also opens its
 stores.
 
-Invariant: a test writes through `store` and `responses`. It reads through `peer`, which is the same store, a second one
-on the same data, or one in another process. No test waits for a lock to expire, because a lock of zero seconds expires
-immediately.
+Invariant: a test writes through `store` and `responses`. The test reads through `peer`, which is the same store, a
+second one on the same data, or one in another process. No test waits for a lock to expire, because a lock of zero
+seconds expires immediately.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Lives here: the list of states, and opening one. Not here: the fixtures (`confte
 
 A test with the fixture `peers` runs once for each pair in `PEERS`. A test with only `state` or `state_url` runs once
 for each of `KINDS`. To add a backend, add its name to both, and a URL to the fixture `state_url`. A sealed kind is a
-backend with `state.seal`. Its URL has the prefix `sealed+`, which only tests use.
+backend with `state.seal`. The URL of a sealed kind has the prefix `sealed+`, which only tests use.
 """
 
 from __future__ import annotations

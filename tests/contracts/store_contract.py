@@ -40,7 +40,8 @@ def record(
     inputs: int | tuple[StoredItem, ...] = 2,
     outputs: int | tuple[StoredItem, ...] = 1,
 ) -> ResponseRecord:
-    """A response `resp_<name>` that follows `resp_<prev>`, with so many (or just these) items."""
+    """A response `resp_<name>` that continues `resp_<prev>`. `inputs` and `outputs` are numbers of items, or the items
+    themselves."""
     if isinstance(inputs, int):
         inputs = tuple(item(f"msg_{name}_in{n}") for n in range(inputs))
     if isinstance(outputs, int):

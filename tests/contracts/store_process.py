@@ -32,7 +32,7 @@ def child_environment() -> dict[str, str]:
 
 
 class StoreProcess:
-    """The child process. It opens and closes stores on request, so that one child serves many tests."""
+    """The child process. The child opens and closes stores on request, so that one child serves many tests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

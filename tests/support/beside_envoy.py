@@ -25,7 +25,7 @@ async def envoy_and_sidecar(
     folder: Path, bootstrap: dict[str, Any], settings: dict[str, Any], *flags: str
 ) -> AsyncIterator[Callable[[], None]]:
     """Start both processes, with their output in the file `log` of the folder. Yields a function that fails if one of
-    them has ended."""
+    the two processes has ended."""
     (folder / "envoy.yaml").write_text(yaml.safe_dump(bootstrap, sort_keys=False))
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}

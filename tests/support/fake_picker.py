@@ -94,7 +94,7 @@ class FakePicker:
         self._server: grpc.aio.Server | None = None
 
     def script(self, *decisions: Decision) -> None:
-        """Queue decisions for the next requests. Requests for the list of models use none of them."""
+        """Queue decisions for the next requests. Requests for the list of models use no decision."""
         self._script.extend(decisions)
 
     async def stop(self) -> None:

@@ -20,8 +20,8 @@ from tests.support.state import state_environ
 
 DEADLINE = 60.0
 START_SECONDS = 120.0
-"""The maximum seconds of a start. It is less than a test's timeout, so that a process that did not start in time does
-not outlive its test."""
+"""The maximum seconds of a start. This limit is less than a test's timeout, so that a process that did not start in
+time does not outlive its test."""
 
 
 @dataclass

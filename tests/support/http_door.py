@@ -239,7 +239,7 @@ class RawAnswer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object of the answer. Asserts that it has OpenAI's form."""
+        """The error object of the answer. Asserts that the error has OpenAI's form."""
         value = self.json
         assert list(value) == ["error"] and set(value["error"]) - {"request_id"} == {
             "message",
@@ -328,7 +328,7 @@ class RawClient:
         return answer
 
     async def closed(self) -> bool:
-        """Wait for the server to close. Returns False if it sends data instead."""
+        """Wait for the server to close. Returns False if the server sends data instead."""
         async with asyncio.timeout(DEADLINE):
             try:
                 return await self._reader.read(1) == b""

@@ -4,7 +4,7 @@ Lives here: the operations that Antiphon's EnvoyFilter uses, on plain dictionari
 (`antiphon/envoy/istio.py`).
 
 Istio adds clusters and listeners last, so no patch sees objects that another patch added. A MERGE works as in protobuf:
-it replaces single values, and appends to lists. It replaces an entry of a map, or a message of another type, as a
+it replaces single values, and appends to lists. A MERGE replaces an entry of a map, or a message of another type, as a
 whole. A real istiod produced the same order of filters and routes from the same patches.
 """
 
@@ -18,7 +18,8 @@ _LAST = ("CLUSTER", "LISTENER")
 
 
 def applied(bootstrap: dict[str, Any], envoy_filter: dict[str, Any]) -> dict[str, Any]:
-    """The bootstrap with the patches applied. Its listeners and routes stand for those that Istio sends."""
+    """The bootstrap with the patches applied. The bootstrap's listeners and routes stand for the configuration that
+    Istio sends."""
     whole = copy.deepcopy(bootstrap)
     static = whole["static_resources"]
     patches = envoy_filter["spec"]["configPatches"]

@@ -1,4 +1,4 @@
-"""A `PromptStore` in memory, for tests of all code above the store. It passes the contract tests of prompts."""
+"""A `PromptStore` in memory, for tests of all code above the store. The store passes the contract tests of prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A sandbox for tests without any confinement: code runs in this process, and files are in memory.
 
-It passes the contract tests (`tests/contracts/sandbox_contract.py`), except those of time limits, which it does not
-have.
+The sandbox passes the contract tests (`tests/contracts/sandbox_contract.py`). This sandbox does not limit the time of
+code.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Lives here: reading the files. Not here: a Prometheus (`prometheus.py`).
 
-Invariant: the reader knows only the few forms of expressions that the files use. It names an expression that it cannot
-parse.
+Invariant: the reader knows only the few forms of expressions that the files use. The reader names an expression that it
+cannot parse.
 """
 
 from __future__ import annotations

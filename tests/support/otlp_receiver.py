@@ -42,8 +42,8 @@ class ReceivedSpan:
 
 @dataclass
 class OtlpReceiver:
-    """The collector. It answers every export with `status`, after `gate` is open. With `endless`, its answers have a
-    body without end."""
+    """The collector. The collector answers every export with `status`, after `gate` is open. With `endless`, its
+    answers have a body without end."""
 
     status: int = 200
     gate: asyncio.Event = field(default_factory=asyncio.Event)

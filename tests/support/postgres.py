@@ -96,8 +96,8 @@ def copied_programs(into: Path) -> Path:
 
 
 class PostgresServer:
-    """One server. With `durable` it survives being killed; without it, it is faster. `leader`: the server that this one
-    replicates as a standby."""
+    """One server. With `durable` the server survives being killed. Without `durable` the server is faster. `leader`:
+    the server that this one replicates as a standby."""
 
     def __init__(self, *, durable: bool = False, leader: PostgresServer | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="antiphon-pg-"))
@@ -187,7 +187,7 @@ class PostgresServer:
                 os.kill(pid, signal.SIGCONT)
 
     def become_replica(self) -> None:
-        """Restart the server as a standby of another server. This cannot be reverted."""
+        """Restart the server as a standby of another server. A test cannot revert this change."""
         self.stop()
         (self._data / "standby.signal").touch()
         self.start()

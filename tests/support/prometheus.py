@@ -42,7 +42,7 @@ def program(name: str) -> str:
 
 
 def promtool(*arguments: str, given: bytes = b"") -> tuple[bool, str]:
-    """Run promtool. Returns whether it found no problem, and its output."""
+    """Run promtool. Returns whether promtool found no problem, and its output."""
     ended = subprocess.run(
         [program("promtool"), *arguments], input=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )

@@ -21,7 +21,7 @@ _DEEPEST = 9
 
 @dataclass
 class Shape:
-    """The positions of a schema. `places` has all of them. The schema does not describe the content of a position in
+    """The positions of a schema. `places` has all positions. The schema does not describe the content of a position in
     `open`."""
 
     places: set[str] = field(default_factory=set)

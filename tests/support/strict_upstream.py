@@ -7,7 +7,7 @@ The server first uses the next scripted answer that matches the request. Without
 results the server repeats them (`The tool said: …`). For `use the tool` (or a tool that `tool_choice` requires) it
 calls the tool named in the message, or the first tool. The arguments are the JSON in the message. For `json` (or a
 required format) it answers JSON, and for any other message `Hello from the model.` Each answer begins with reasoning.
-Like DeepSeek's server, it requires this reasoning again with the calls of the same turn.
+Like DeepSeek's server, this server requires the reasoning again with the calls of the same turn.
 
 Clients in separate processes script the server over HTTP. `POST /script` sets a list of answers and deletes all
 recorded requests. `GET /received` returns the chat requests since then. `GET /left` waits until a client disconnected

@@ -37,7 +37,8 @@ def messages_of(body: bytes) -> list[bytes]:
 
 class Talk:
     """One conversation. `calls` has the messages of each model call. `safe` has the messages with which the next call
-    must begin in any case. These are the messages of the last call before which no hosted tool ran in its response."""
+    must begin in any case. `safe` therefore has the messages of the last call before which no hosted tool ran in its
+    response."""
 
     def __init__(self, way: Way, profile: str, tools: ScriptedTools | None = None, *, checked: bool = True) -> None:
         """With `checked`, assert that each call begins with the messages of the previous call."""
@@ -67,7 +68,7 @@ class Talk:
         may_fail: bool = False,
         **fields: Any,
     ) -> Outcome:
-        """Make the next response. The model gives these answers, and repeats the last of them for further calls."""
+        """Make the next response. The model gives these answers, and repeats the last answer for further calls."""
         request: dict[str, Any] = {"model": "m", **fields, "input": list(items)}
         context = Context()
         if self.way == "replay":

@@ -20,8 +20,8 @@ def judge(kind: str, messages: Sequence[bytes]) -> list[dict[str, Any]]:
     """Decode messages to plain values, without defaults, with bytes in base64. `kind` is ProcessingRequest or
     ProcessingResponse.
 
-    Each result also has `reencoded`: whether encoding it again gives the same number of bytes. It is false if the
-    message has an unknown field.
+    Each result also has `reencoded`: whether encoding it again gives the same number of bytes. The value is false if
+    the message has an unknown field.
     """
     answer: list[dict[str, Any]] = json.loads(_ask("judge", kind, [message.hex() for message in messages]))
     return answer
