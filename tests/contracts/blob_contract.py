@@ -23,7 +23,7 @@ from antiphon.errors import StoreError
 Left = Callable[[], Awaitable[list[str]]]
 """Returns the names of all objects in the storage."""
 
-# Longer than a piece, a window and a part of any storage, and no multiple of theirs.
+# The size exceeds a chunk, a read-ahead window and a part of every storage, and is not a multiple of any of them.
 LONG = (20 << 20) + 12_345
 
 

@@ -87,7 +87,7 @@ class ContainerRowsContract:
             await peer.take(row.id, "two", LEASE)
         with pytest.raises(ContainerInUse):
             await peer.make(new(container_id=row.id), "two", LEASE, limit=9, per_owner=9)
-        # Being looked at is no use.
+        # Reading a container's row does not count as a use of the container.
         assert await peer.get(row.id, ALICE) is not None and await peer.take(row.id, "two", LEASE, BOB) is None
         assert await rows.renew(["one", "two"], LEASE) == {"one"}
         await rows.let_go(row.id, "one")

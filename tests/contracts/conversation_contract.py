@@ -425,7 +425,7 @@ class ConversationStoreContract:
             await store.load(ALICE, "mine", holder=f"resp_{name}", seconds=LONG, create=True)
             await responses.save(in_conversation(name, "mine"))
         await peer.delete(ALICE, "mine")
-        # By a clock that counts milliseconds the two are made at different times.
+        # The loop repeats until the millisecond clock gives the two conversations different creation times.
         while await store.get(ALICE, "mine") is None:
             await asyncio.sleep(0.002)
             await store.load(ALICE, "mine", create=True)

@@ -29,7 +29,7 @@ async def take_turns(stores: SqliteStores, prefix: str, number: int) -> None:
             conversation_id=conversation,
             status="failed" if turn % 7 == 6 else "completed",
         )
-        # A lease of no time: what a dead process held is free at once.
+        # With a lease of zero seconds, the lock of a dead process is free immediately.
         found = await stores.conversations.load(OWNER, conversation, holder=made.id, seconds=0.0, create=True)
         assert found is not None
         await stores.responses.save(made)

@@ -136,7 +136,7 @@ class FileStoreContract:
         wanted = []
         for n in range(7):
             purpose = "vision" if n % 3 == 0 else "user_data"
-            # Some at the same millisecond: then their ids say the order.
+            # Some files have the same millisecond. In this case their ids decide the order.
             await keep(store, fields(f"{n}", at=NOW + n // 2, purpose=purpose), b"x")
             wanted.append(f"file-{n}")
         await keep(store, fields("bobs"), b"x", owner=BOB)
@@ -163,7 +163,7 @@ class FileStoreContract:
         await keep(store, fields("c"), b"x" * 1_000_000, owner=BOB)
         await keep(store, fields("d"), b"x" * 1_000_000)
         with pytest.raises(OwnerStorageFull):
-            await keep(store, fields("e"))  # even an empty file takes room
+            await keep(store, fields("e"))  # An empty file uses space too.
         assert await store.delete(ALICE, "file-d")
         await keep(store, fields("e"))
 

@@ -132,7 +132,7 @@ class JobStoreContract:
         assert await peer.queue() == Queue(3, queued("a").created_at)
         await claim(jobs, ONE, limit=1)
         assert (await peer.queue()).length == 2
-        # Whoever claims these is gone at once.
+        # The lease of this claim expires immediately, so the jobs count as waiting again.
         await claim(jobs, TWO, seconds=0)
         assert (await peer.queue()).length == 2
 
@@ -152,7 +152,8 @@ class JobStoreContract:
         await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
         await claim(jobs, ONE, seconds=0)
         assert await jobs.claim(ONE, 1000, 9, ["resp_a"]) == []
-        # What it holds and does not run is its own to run: it did not hear that it has it.
+        # A job that the worker holds but does not run is returned to it, because the worker missed the answer of its
+        # first claim.
         (again,) = await jobs.claim(ONE, 1000, 9)
         assert again.response_id == "resp_a"
         assert await claim(peer, TWO) == []
@@ -260,7 +261,7 @@ class JobStoreContract:
         writing = asyncio.ensure_future(write_on())
         while number < 5:
             await asyncio.sleep(0)
-        # A job that is being written to at this moment may be passed over.
+        # The claim may skip a job that its holder is writing to at this moment.
         while not (claimed := await claim(peer, TWO)):
             pass
         (taken,) = claimed
@@ -327,10 +328,10 @@ class JobStoreContract:
             await jobs.enqueue(queued(f"b{n}", owner=BOB), b"{}", None, limit=MOST)
         first = await claim(jobs, ONE, limit=3, seconds=0)
         assert {job.response_id for job in first} == {"resp_a0", "resp_b0", "resp_a1"}
-        # What was held by somebody who is gone goes before all of them.
+        # Jobs with an expired lease come before all others.
         gone = await claim(peer, TWO, limit=3)
         assert {(job.response_id, job.attempts) for job in gone} == {("resp_a0", 2), ("resp_b0", 2), ("resp_a1", 2)}
-        # Two of the one's run, and one of the other's.
+        # Now one owner has two running jobs, and the other owner has one.
         (second,) = await claim(jobs, "worker_three", limit=1)
         assert second.response_id == "resp_b1"
 
@@ -343,7 +344,7 @@ class JobStoreContract:
             assert taken == []
         (plain,) = await peer.claim(TWO, 0, 9, able=())
         assert plain.response_id == "resp_plain"
-        # What was held by somebody who is gone is no other matter.
+        # Jobs with an expired lease also go only to a worker that can run them.
         assert {job.response_id for job in await jobs.claim(ONE, 0, 9, able=("a", "b", "c"))} == {
             *("resp_plain", "resp_new")
         }

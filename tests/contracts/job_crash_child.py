@@ -33,7 +33,7 @@ async def _work(data: Path, prefix: str) -> None:
     async def run(writer: int) -> None:
         worker = f"worker_{prefix}_{writer}"
         while True:
-            # What half of them held, the next process takes up; a process is longer in coming than these leases last.
+            # The next process takes over half of these jobs, because their leases expire before it starts.
             for job in await jobs.claim(worker, 0.2 if writer % 2 else 1000.0, 3):
                 last, restart = job.last_event, True
                 for _ in range(_PIECES):

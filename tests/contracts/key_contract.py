@@ -78,7 +78,7 @@ class IdempotencyContract:
         for refused in (peer.claim(OTHER_REQUEST, "resp_2", 1000), self.bind(peer, OTHER_REQUEST, "conv_2")):
             with pytest.raises(ApiError):
                 await refused
-        # It is bound, so it is nobody's to give back.
+        # The key is bound to an object, so no caller can release it.
         await keys.release(ONCE, "conv_1")
         assert await peer.made(ONCE) == "conv_1"
 
@@ -90,7 +90,7 @@ class IdempotencyContract:
 
     async def test_an_approval_is_used_by_one_response(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
         assert await keys.spend(ALICE, ["mcpr_1", "mcpr_2"], "resp_1") == {}
-        # Whoever did not hear the answer asks again.
+        # A client that did not receive the answer sends the approval again.
         assert await peer.spend(ALICE, ["mcpr_1"], "resp_1") == {}
         assert await peer.spend(ALICE, ["mcpr_2", "mcpr_3"], "resp_2") == {"mcpr_2": "resp_1"}
         assert await keys.spend(ALICE, ["mcpr_3"], "resp_3") == {"mcpr_3": "resp_2"}
@@ -117,7 +117,7 @@ class IdempotencyContract:
         assert await peer.spend(ALICE, ["mcpr_1"], "resp_2") == {"mcpr_1": "resp_1"}
         await peer.unspend(ALICE, "resp_1")
         assert await peer.spend(ALICE, ["mcpr_1"], "resp_2") == {}
-        # The key is another matter.
+        # Releasing the approval does not release the key.
         assert await keys.renew(["resp_1"], 1000) == {"resp_1"}
 
     async def test_any_id_can_be_that_of_an_approval(self, keys: IdempotencyStore) -> None:
@@ -154,7 +154,7 @@ class IdempotencyContract:
         assert await keys.renew(["resp_1"], 1000) == {"resp_1"} and await peer.left_calls() == []
         await peer.end_calls(ALICE, "resp_1")
         assert await keys.claimed_calls(ALICE, "resp_1") is None
-        # The key is another matter, and is held again.
+        # The key is still held and can be renewed, although the claim of the calls is gone.
         assert await keys.renew(["resp_1"], 0) == {"resp_1"}
         assert await peer.claim(ONCE, "resp_2", 1000) is None
 
@@ -164,10 +164,10 @@ class IdempotencyContract:
         assert not await keys.claim_calls(ALICE, "resp_1", b"late", 1000, by="one", once=ONCE)
         assert await keys.claimed_calls(ALICE, "resp_1") is None
         assert await peer.claim_calls(ALICE, "resp_2", b"first", 1000, by="other", once=ONCE)
-        # Another run of the same response, by its job.
+        # `one` is an earlier run of the same response.
         assert not await keys.claim_calls(ALICE, "resp_2", b"late", 1000, by="one")
         assert await keys.claimed_calls(ALICE, "resp_2") == b"first"
-        # What made something holds its key no longer.
+        # A key that is bound to an object no longer permits its response to claim calls.
         await peer.stay(ONCE, "resp_2")
         assert not await peer.claim_calls(ALICE, "resp_2", b"second", 1000, by="other", once=ONCE)
 

@@ -123,7 +123,7 @@ async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
             stores = await open_state(url, Path(data))
             results: list[Any] = [None]
         else:
-            # `responses.save` is a store's, `aclose` that of all.
+            # A name like `responses.save` is a method of one store, and `aclose` closes all stores.
             running = [_call(attrgetter(name)(stores), given) for name, given in batch]
             results = await asyncio.gather(*running, return_exceptions=True)
         _Pickler(answers).dump(results)

@@ -133,7 +133,7 @@ async def test_without_its_keys_nothing_is_restored(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"backup lacks the key (owner|sealing)\.key.*--config"):
             open_archive(archive, again, given)
         assert not again.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "data"]
-    # Where the settings give them, they are nowhere else.
+    # If the settings contain the keys, the restored folder does not contain them.
     open_archive(archive, again, {**KEYS, "sealing.key": (b"newer" * 10, *KEYS["sealing.key"])})
     assert not (again / "owner.key").exists()
     await _check(again)

@@ -30,7 +30,7 @@ async def test_a_key_whose_holder_is_gone_is_free(state: Stores, peers: Stores) 
     assert await state.keys.claim(ONCE, "resp_a", 0.0) is None
     assert await peers.keys.claim(ONCE, "resp_b", LONG) is None
     assert await state.keys.renew(["resp_a", "resp_b", "resp_none"], LONG) == {"resp_b"}
-    # Only who holds the key stores what it is for.
+    # Only the response that holds a key can store its result under that key.
     with pytest.raises(StoreError):
         await state.responses.save(replace(record("a"), once=ONCE))
     assert await peers.responses.get(ALICE, "resp_a") is None
@@ -45,7 +45,7 @@ async def test_a_key_is_bound_to_what_was_stored(state: Stores, peers: Stores, h
     else:
         await state.background.enqueue(replace(queued("a"), once=ONCE), b"{}", None, limit=MOST)
     assert await peers.keys.made(ONCE) == "resp_a" == await peers.keys.claim(ONCE, "resp_b", LONG)
-    await peers.keys.release(ONCE, "resp_a")  # it is bound, and no lease
+    await peers.keys.release(ONCE, "resp_a")  # The key is bound, so it is not a lease.
     assert await peers.keys.renew(["resp_a"], LONG) == frozenset()
     assert await peers.keys.made(ONCE) == "resp_a"
     for other in (*OTHERS, replace(ONCE, fingerprint="else")):

@@ -75,7 +75,7 @@ class TestPostgres(ContainerRowsContract):
         held = await rows.take(row.id, "one", LEASE, ALICE)
         assert held is not None
         await database.write("UPDATE containers SET held_until = now() - interval '1 second'")
-        # Nobody has taken it: it is renewed though it is over.
+        # No other call took the container, so its expired lease can be renewed.
         assert await rows.renew(["one"], LEASE) == {"one"}
         with pytest.raises(ContainerInUse):
             await peer.take(row.id, "two", LEASE, ALICE)

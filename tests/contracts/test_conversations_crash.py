@@ -15,8 +15,8 @@ from tests.contracts.conversation_crash_child import CONVERSATIONS, OWNER
 from tests.contracts.killed import killed_at_work
 
 _ROUNDS = 4
-# Each response's items are in its conversation all together and in their order, or (when it failed) not at all; no
-# item is there whose response is not.
+# A conversation has all items of a response in their order, or, if the response failed, none. Every item's response
+# exists.
 _TORN = """
 SELECT r.id FROM responses r
 WHERE (SELECT count(*) FROM conversation_items i WHERE i.response_id = r.id)
@@ -43,7 +43,8 @@ async def test_kill_9_leaves_whole_turns_and_no_lock(tmp_path: Path) -> None:
         acknowledged.update(new)
         async with aclosing(await open_sqlite(tmp_path, chain_items=1_000_000)) as stores:
             for one in range(CONVERSATIONS):
-                # Whoever held it is dead, and its lease is over: it can be taken, and its history read.
+                # The holder is dead and its lease has expired, so another response can lock the conversation and read
+                # its history.
                 holder = f"resp_after{number}_{one}"
                 found = await stores.conversations.load(
                     OWNER, f"conv_{one}", holder=holder, seconds=1000.0, create=True

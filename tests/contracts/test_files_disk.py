@@ -124,7 +124,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
         await writer.write(b"x")
         await writer.seal()
     (target,) = placed
-    # The folder as well, in which the name stands.
+    # The folder that contains the name is flushed too.
     assert target.parent.stat().st_ino in flushed[flushed.index(target.stat().st_ino) :]
     await blobs.aclose()
 
@@ -183,7 +183,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await upload.write(b"x")
             await run_out(stores)
             assert await store.sweep() == (0, 1)
-            # It says so at the next write already when a renewal found it out.
+            # If a renewal detects that the upload was lost, the next write already reports it.
             store._pending._leases.drop(store._pending.rows, upload._blob.key)
             await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
@@ -307,7 +307,7 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
     half = tmp_path / "files" / "new" / ("d" * 48)
     half.write_bytes(b"half")
     assert await store.sweep() == (0, 0) and len(contents(tmp_path)) == 4
-    # An older process makes a file of one after all.
+    # A process of an older version turns one of these contents into a file.
     await stores.tables.writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
     await run_out(stores)
     assert await store.sweep() == (0, 2)
@@ -401,7 +401,8 @@ async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
         await until(stands.is_set)
         task.cancel()
-        # The loop goes on although the flush does not: else only the thirty seconds above would end this.
+        # The event loop continues although the flush is blocked. Otherwise only the timeout of thirty seconds would end
+        # this wait.
         for _ in range(100):
             await asyncio.sleep(0)
         assert not goes_on.is_set() and not task.done()
@@ -468,7 +469,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
     assert len(contents(tmp_path)) == 3
     child.kill()
     assert await child.wait() == -9
-    assert await store.sweep() == (0, 0)  # it may live
+    assert await store.sweep() == (0, 0)  # The content may become a file.
     await run_out(stores)
     assert await store.sweep() == (0, 2)
     assert len(contents(tmp_path)) == 1 and await pending(stores) == []

@@ -24,7 +24,7 @@ from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, conten
 from tests.contracts.store_contract import ALICE, BOB
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+# The shared contracts already test PostgreSQL in the quick tier.
 pytestmark = pytest.mark.full
 
 OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WHERE lease_until > '-infinity'"

@@ -32,13 +32,13 @@ def check(data: Path, words: list[list[str]]) -> None:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
     for response_id, status in states.items():
-        # Over, without a job and with everything; or not over, with a job and without any output.
+        # A completed response has no job and all its output. Any other response has a job and no output.
         over = status == "completed"
         assert over != (response_id in jobs) and outputs.get(response_id, 0) == (3 if over else 0)
         last = -1
         for number, piece in enumerate(streams[response_id]):
             first = piece.last - count_events(piece.data) + 1
-            # A later attempt goes on behind what an earlier one had sent.
+            # A later attempt appends its events after those of an earlier attempt.
             assert first == last + 1 if number != 1 else first > last
             last = piece.last
     for what, response_id, *numbers in words:
@@ -52,7 +52,7 @@ def check(data: Path, words: list[list[str]]) -> None:
 
 @pytest.mark.slow
 def test_kill_9_leaves_every_response_whole_or_to_be_run_again(tmp_path: Path) -> None:
-    chance = random.Random(21)  # where the kill falls within a commit is up to the machine all the same
+    chance = random.Random(21)  # The moment of the kill within a commit is still random.
     words: list[list[str]] = []
     for number in range(_ROUNDS):
         lines = killed_at_work(job_crash_child, tmp_path, f"r{number}", chance.randrange(50, 500))

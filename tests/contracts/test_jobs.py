@@ -45,7 +45,7 @@ async def test_a_conversation_gets_the_turn_when_it_is_over(state: Stores) -> No
         await claim(jobs)
         done = replace(finished(name), conversation_id="conv_1")
         assert await jobs.finish(ONE, done if ends else replace(done, status="failed"), None) is True
-        # Whoever comes next finds the conversation free.
+        # The next response can lock the conversation.
         loaded = await conversations.load(ALICE, "conv_1", holder="resp_next", seconds=60)
         assert loaded is not None
         assert ids(loaded) == ["msg_0", "msg_a_in0", "msg_a_in1", "msg_a_out0"]
@@ -87,10 +87,10 @@ async def test_a_lock_that_was_taken_too_late_is_given_back(state: Stores) -> No
     await claim(jobs)
     await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
     await jobs.unlock("resp_a")
-    with pytest.raises(ConversationLocked):  # its job is there, so it keeps it
+    with pytest.raises(ConversationLocked):  # The response has a job, so it keeps the lock.
         await conversations.load(ALICE, "conv_1", holder="resp_b", seconds=60)
     await jobs.end(JobEnd("resp_a", "cancelled", b"{}", (), -1, None))
-    with pytest.raises(ConversationLocked):  # it is over, so it gets nothing any more
+    with pytest.raises(ConversationLocked):  # The response has ended, so it cannot lock again.
         await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)
     assert await state.responses.delete(ALICE, "resp_a")
     await conversations.load(ALICE, "conv_1", holder="resp_a", seconds=60)

@@ -16,7 +16,7 @@ from tests.contracts.key_contract import ONCE, IdempotencyContract
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PATIENT
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+# The shared contracts already test PostgreSQL in the quick tier.
 pytestmark = pytest.mark.full
 
 

@@ -101,7 +101,7 @@ async def test_an_exported_response_says_how_far_it_is(data: OwnerData, state: S
 
 async def test_what_is_deleted_is_all_of_one_owner_but_files(data: OwnerData, state: Stores) -> None:
     others = await _export(data, BOB)
-    # A chain, a conversation, its key, a prompt, a day of usage, a vector store.
+    # The deleted objects are a chain, a conversation, its key, a prompt, a day of usage and a vector store.
     assert await data.delete(ALICE) == 6 and await data.delete(ALICE) == 0
     assert await data.owners() == [
         OwnerCounts(ALICE, files=1),

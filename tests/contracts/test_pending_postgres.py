@@ -14,7 +14,7 @@ from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.support.postgres import PATIENT
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+# The shared contracts already test PostgreSQL in the quick tier.
 pytestmark = pytest.mark.full
 
 OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WHERE lease_until > '-infinity'"

@@ -16,7 +16,7 @@ from antiphon.stores.prompts import PromptStore
 from tests.contracts.test_prompt_store import PromptStoreContract
 from tests.support.postgres import PATIENT
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+# The shared contracts already test PostgreSQL in the quick tier.
 pytestmark = pytest.mark.full
 
 

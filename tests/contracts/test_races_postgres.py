@@ -27,9 +27,9 @@ from tests.support.postgres_stores import TurnStores, turn_stores
 
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 _SEED_SUMS = "INSERT INTO owner_bytes (owner, slot, bytes) SELECT $1, n, 0 FROM generate_series(0, 15) AS n"
-# What every unit that stores or deletes a response needs last: the sums are counted when all else is done.
+# The rows that every unit for storing or deleting a response locks last, because it updates the sums at its end.
 _SUMS = "SELECT 1 FROM owner_bytes WHERE owner = $1 FOR UPDATE"
-# What whoever adds to a stream needs behind its job, and whoever ends a response does too.
+# The row that an append to a stream locks after the job's row, and the end of a response too.
 _RESPONSE = "SELECT 1 FROM responses WHERE owner = $1 FOR UPDATE"
 _QUEUE = "SELECT 1 FROM owner_queue WHERE owner = $1 FOR UPDATE"
 
@@ -121,7 +121,7 @@ async def test_two_that_continue_one_do_not_stand_in_each_others_way(two: Two) -
 async def test_a_group_that_waits_for_a_chain_holds_no_later_one(two: Two) -> None:
     """So two groups over the same chains cannot wait for each other."""
     names = "abcdefgh"
-    # The first one lies last in the table, and comes last in the group.
+    # The first response is the last row of the table and the last of the group.
     for name in reversed(names):
         await two.here.responses.save(record(name))
     async with two.held("SELECT 1 FROM chains WHERE owner = $1 AND id = 'resp_a' FOR UPDATE"):
@@ -205,7 +205,7 @@ async def test_a_job_that_is_written_to_is_neither_lost_nor_waited_for(two: Two)
     async with two.held("SELECT 1 FROM responses WHERE owner = $1 AND id = 'resp_a' FOR UPDATE"):
         adding = asyncio.ensure_future(jobs.append(ONE, "resp_a", piece(2, 5)))
         await two.wait(1)
-        # Its lease is over, but it is being written to; the other one is free.
+        # The lease of `resp_a` has expired, but its holder is writing to it. `resp_b` is free.
         assert [job.response_id for job in await claim(others, TWO)] == ["resp_b"]
         renewing = asyncio.ensure_future(others.renew(ONE, ["resp_a"], 1000))
         await two.wait(2)
@@ -223,5 +223,5 @@ async def test_a_response_is_deleted_while_its_stream_goes_on(two: Two) -> None:
         await two.wait(2)
     assert await adding is True and await deleting is True
     assert await jobs.append(ONE, "resp_a", piece(6, 6)) is False
-    # Its place in the owner's queue is free again.
+    # The deleted response no longer counts in the owner's queue.
     await jobs.enqueue(queued("b"), b"{}", None, limit=1)

@@ -112,7 +112,7 @@ async def main():
         await asyncio.Event().wait()
 
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
-        # Three pieces: one is there, the others on their way or held.
+        # The upload has three parts. One part is stored, and the others are being sent or held back.
         await half.write(b"h" * (20 << 20))
         await half._blob.content._until_sent(1)
         await whole.write(b"w" * (9 << 20))
@@ -138,7 +138,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
     child.kill()
     assert await child.wait() == -9
     assert len(await left()) >= 1 + 2 + 1
-    assert await stores.files.sweep() == (0, 0)  # it may live
+    assert await stores.files.sweep() == (0, 0)  # The content may become a file.
     await run_out(stores)
     assert await stores.files.sweep() == (0, 2)
     assert len(await left()) == 1 and await pending(stores) == []

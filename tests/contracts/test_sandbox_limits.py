@@ -25,7 +25,7 @@ from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 from tests.support.file_room import file_room
 from tests.support.sandbox_trial import trial
 
-# The contract of the sandbox is the quick part.
+# The quick tier runs the sandbox contract instead.
 pytestmark = pytest.mark.full
 
 _reason = cache(lambda room: trial(rooms=(room,)).reason)
@@ -43,7 +43,7 @@ def call(number, *arguments):
 """
 
 
-# The quick tier tries the room that every machine has.
+# The quick tier tests the file room that every machine supports.
 @pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.full), "counted"])
 def room(request: pytest.FixtureRequest) -> Room:
     reason = _reason(request.param)
@@ -133,7 +133,7 @@ async def test_files_never_take_more_than_their_room(make: _Sandboxes, room: Roo
     await sandbox.put("a", "old.txt", pieces(b"old"))
     run = await _run(sandbox, f"import os\n{WAYS[way]}")
     assert run.failed or run.output == "ENOTSUP\n", run
-    # A page of a map for which there is no room ends the process.
+    # Writing to a mapped page without free space ends the process.
     assert not run.lost or "deleted" in run.lost or (way == "written through a map" and room == "memory"), run
     use = disk.use_of(tmp_path / "machines-0" / "a", 100_000)
     assert use.bytes <= LIMITS.disk_bytes + (64 << 10), use
@@ -143,7 +143,7 @@ async def test_files_never_take_more_than_their_room(make: _Sandboxes, room: Roo
             with machine.files.inner("files") as opened:
                 inside = os.statvfs(opened)
             assert inside.f_blocks * inside.f_frsize == LIMITS.disk_bytes and inside.f_files <= LIMITS.files + 16
-    # What was there is there still, the container goes on, and takes no more in any later run.
+    # Earlier files still exist, the container continues to work, and later runs use no more space.
     assert (await sandbox.read("a", "old.txt", 0, 10)) == b"old"
     for _ in range(2):
         await _run(sandbox, f"import os\nos.chdir('/mnt/data')\n{WAYS[way]}")
@@ -195,7 +195,7 @@ def test_a_link_takes_no_more_room_than_itself(tmp_path: Path) -> None:
     (inside / "link").symlink_to(outside)
     use = disk.use_of(inside, 10)
     assert use.count == 1 and use.bytes < 64 << 10
-    # Nor is it a file, whatever it points to.
+    # A link is not listed as a file, whatever its target.
     assert disk.list_files(inside, 10) == []
 
 
@@ -241,7 +241,7 @@ async def test_folders_changes_and_deletions_are_the_same_inside_and_outside(mak
     after = {file.path: file for file in await sandbox.list("a")}
     assert set(after) == {"a/b/c", "e"} and after["a/b/c"].version != before["a/b/c"].version
     await sandbox.put("a", "e", pieces(b"33"))
-    # What is a file now, and a folder then.
+    # A path may be a file now and a folder later.
     run = await _run(sandbox, "import shutil\nshutil.rmtree('a'); open('a', 'w').write('5'); open('e').read()")
     assert run.output == "'33'\n", run
     unchanged = {file.path: file.version for file in await sandbox.list("a")}
@@ -326,7 +326,7 @@ async def test_threads_that_write_and_print_stand_still_between_runs(make: _Sand
     machine = _machine(sandbox)
     printed = machine.printed
     await _stands_still(machine)
-    # All that it had written until it stopped is read by and by; then nothing more comes.
+    # The parent reads all output that the code wrote before it was stopped. After that no more output arrives.
     async with asyncio.timeout(60):
         while printed != machine.printed:
             printed = machine.printed
@@ -353,7 +353,7 @@ async def _stands_still(machine: Machine) -> None:
         assert threads() == before
 
 
-# Time, memory, threads, output
+# Time, memory, threads, output.
 
 
 async def test_an_endless_loop_is_interrupted_and_variables_stay(make: _Sandboxes) -> None:
@@ -405,7 +405,7 @@ async def test_threads(make: _Sandboxes) -> None:
     bomb = "import threading\nwhile True: threading.Thread(target=threading.Event().wait, daemon=True).start()"
     run = await _run(sandbox, bomb)
     assert run.failed and ("can't start new thread" in run.output or "threads" in run.lost)
-    # Three of them are what libraries need.
+    # Libraries need three threads.
     await sandbox.delete("a")
     three = "import threading\nt = [threading.Thread(target=print, args=('.',)) for _ in range(3)]\n"
     assert (await _run(sandbox, three + "[i.start() for i in t]; [i.join() for i in t]; None")).output.count(".") == 3

@@ -86,7 +86,7 @@ async def test_files_whose_names_are_no_text_are_kept_and_can_be_read(tmp_path: 
         read = {path: await sandbox.read("a", path, 0, 10) for path in found}
         assert read == {"a\0ff.txt": b"one", "\u00e9": b"two", "f\0ff/\0e9": b"three", "\\xff": b"four"}
         assert [shown_path(path) for path in found] == ["\\xff", "a\\xff.txt", "f\\xff/\\xe9", "\u00e9"]
-        # The machine is ended, and another one gets its files.
+        # The process is ended, and another process gets its files.
         await sandbox.stop("a")
         run = await _run(
             sandbox, "open(b'a\\xff.txt', 'a').write('!'); os = __import__('os'); os.unlink(b'f\\xff/\\xe9')"
@@ -193,7 +193,7 @@ os.getxattr("{tmp_path}/secret", "user.a")
 os.setxattr("in", "user.a", b"1")
         """,
     )
-    # These pretend to work, and do nothing.
+    # These calls return success but have no effect.
     before = (tmp_path / "secret").stat()
     await _run(sandbox, f"import os; os.chmod('{tmp_path}/secret', 0); os.utime('{tmp_path}/secret', (1, 1))")
     after = (tmp_path / "secret").stat()
@@ -251,7 +251,8 @@ os.setpriority(os.PRIO_PROCESS, 0, -5)
 os.nice(-5)
         """,
     )
-    # What Python has no function for, by number. Every one must be refused: EPERM, or ENOSYS for the last two.
+    # These system calls have no function in Python, so the code uses their numbers. Each call must be refused with
+    # EPERM, or ENOSYS for the last two.
     calls = {
         "ptrace": 101, "mount": 165, "unshare": 272, "setns": 308, "pivot_root": 155, "bpf": 321, "keyctl": 250,
         "perf_event_open": 298, "process_vm_readv": 310, "process_vm_writev": 311, "userfaultfd": 323,
@@ -278,7 +279,8 @@ os.nice(-5)
 async def test_no_process_by_any_flags_of_clone(sandbox: LocalSandbox) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("the number is that of x86_64")
-    # CLONE_THREAD without its companions, SIGCHLD (fork), CLONE_VFORK | CLONE_VM, new namespaces.
+    # The flags are CLONE_THREAD without the flags it requires, SIGCHLD (fork), CLONE_VFORK | CLONE_VM, and new
+    # namespaces.
     flags = [0x11, 0x4100 | 0x11, 0x10000, 0x10000000 | 0x11, 0x7E020000, 0x3D0F00 | 0x10000000]
     code = f"import ctypes\nl = ctypes.CDLL(None)\n[l.syscall(56, f, 0, 0, 0, 0) for f in {flags}]"
     assert (await _run(sandbox, code)).output == f"{[-1] * len(flags)}\n"
@@ -295,7 +297,7 @@ async def test_calls_by_other_numbers_end_the_process(sandbox: LocalSandbox, cod
         "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nprint('called', f())",
     )
     assert run.lost == "the interpreter ended" and "called" not in run.output, run
-    # The same in the usual way is allowed: it is the way that counts.
+    # The same call with the usual instruction is allowed, so only the instruction makes the difference.
     usual = code.replace("x14", "x27").replace("xcd\\x80", "x0f\\x05").replace("x40", "0")
     assert (
         await _run(
@@ -322,10 +324,11 @@ async def test_nothing_of_ours_is_inside(sandbox: LocalSandbox, monkeypatch: pyt
         )
     first, second = run.output.splitlines()
     assert first == "False []"
-    # libffi, which `ctypes` needs, may keep its own file open for reading.
+    # `ctypes` needs libffi, which may keep its library file open for reading.
     itself = {path.stat().st_ino for path in Path("/usr/lib").rglob("libffi.so*")}
     kinds = {number: kind for number, kind, inode in json.loads(second) if kind != 8 or inode not in itself}
-    # /dev/null, twice our output, the two ends of what it is told by: no file, no socket of ours.
+    # The descriptors are /dev/null, the output twice, and the two ends of the control pipe. No file or socket of the
+    # parent is open.
     assert kinds.pop(0) == 2 and set(kinds.values()) <= {1, 12} and len(kinds) == 4, kinds
 
 
@@ -480,7 +483,7 @@ def test_code_cannot_break_how_code_is_sent(
 
     run(main())
     told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    # Python's own: killing looks first whether the process has ended, before asyncio's thread that waits for it does.
+    # Python logs this line itself, because `kill` may collect the process before asyncio's thread does.
     assert [one for one in told if not one.startswith("Unknown child process pid ")] == []
 
 
@@ -574,7 +577,7 @@ def test_as_an_ordinary_user_without_rights(room: Room) -> None:
         given = json.loads(last)
         given["limits"]["uid"] = 0
         ours.sendall(b"g" if room == "memory" else b"8\n")
-        # The programs are where it looks, whatever is mounted over their folder afterwards.
+        # The programs stay reachable in the new namespace, whatever is mounted over their folder.
         done = subprocess.run(
             [*start, str(home / "interpreter.py"), json.dumps(given)],
             input=json.dumps({"code": local.TRIAL_CODE, "mark": ""}).encode() + b"\n",

@@ -24,7 +24,7 @@ WHERE CAST(CAST(r.body AS TEXT) AS INTEGER) <> (SELECT count(*) FROM response_it
 
 @pytest.mark.slow
 async def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    chance = random.Random(20)  # where the kill falls within a commit is up to the machine all the same
+    chance = random.Random(20)  # The moment of the kill within a commit is still random.
     acknowledged: set[str] = set()
     for number in range(_ROUNDS):
         new = killed_at_work(store_crash_child, tmp_path, f"r{number}", chance.randrange(1, 600))

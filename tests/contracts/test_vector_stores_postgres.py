@@ -14,10 +14,10 @@ from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.vector_store_contract import VectorStoreContract
 from tests.support.postgres import PATIENT
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+# The shared contracts already test PostgreSQL in the quick tier.
 pytestmark = pytest.mark.full
 
-# What is true of an hour ago is true when an hour has passed.
+# To simulate that time passes, the statements move all stored times into the past.
 PASSES = (
     "UPDATE vector_stores SET created_at = created_at - $1, last_active_at = last_active_at - $1, "
     "expires_at = expires_at - $1",

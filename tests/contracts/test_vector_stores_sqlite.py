@@ -111,7 +111,7 @@ async def test_two_that_sweep_take_no_word_out_twice(here: SqliteVectorDatabase,
     await here.stores.remove_file(ALICE, store_id, first.file_id)
     await asyncio.gather(*(sweep(each) for each in (here, there, here, there)))
     assert await found(there, store_id, "birds") == [second.file_id]
-    # Words that were taken out twice would spoil the counts and lists of those that stay.
+    # If the words were removed twice, the counts and lists of the remaining words would be wrong.
     rows = await here.tables.readers.fetch("SELECT count(*) FROM fts_vs_one WHERE fts_vs_one MATCH 'birds'", {})
     assert rows[0][0] == 1
 

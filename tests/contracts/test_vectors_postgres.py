@@ -84,7 +84,7 @@ async def test_it_finds_what_sqlite_finds(open_here: Opener, tmp_path: Path) -> 
         numbers = {}
         for name, database in (("postgres", on_postgres), ("sqlite", on_sqlite)):
             (store,) = await database.index.known(ALICE, [STORE])
-            numbers[name] = store.number + 1  # the first file's: they are numbered one after the other
+            numbers[name] = store.number + 1  # The number of the first file follows that of the store.
         for query in clustered(20, WIDTH, seed=2):
             for filters in FILTERS:
                 ours, theirs = await nearest(on_postgres, query, filters), await nearest(on_sqlite, query, filters)
@@ -111,7 +111,7 @@ async def test_a_large_store_gets_an_index_of_its_own(open_here: Opener) -> None
     await filled(database, ALICE, "vs_small", files[:5])
     queries = clustered(20, WIDTH, seed=2)
     exact = {(query, half): places(await nearest(database, query, half)) for query in queries for half in halves()}
-    # Several processes look, and one of them makes it.
+    # Several processes check whether the store needs an index, and one of them builds it.
     for each in (database, other):
         each.indexes.look()
     for each in (database, other):
@@ -121,7 +121,7 @@ async def test_a_large_store_gets_an_index_of_its_own(open_here: Opener) -> None
     assert "Index Scan using chunk_vectors_" in await plan(database, store.number, queries[0])
     for (query, half), expected in exact.items():
         assert len(set(places(await nearest(other, query, half))) & set(expected)) >= 9
-    # Fewer than are asked for lie within reach of the graph: then all are compared.
+    # The graph search finds fewer hits than requested, so PostgreSQL compares all vectors.
     assert len(await nearest(database, queries[0], limit=600)) == 600
 
 
@@ -185,7 +185,7 @@ async def test_a_process_that_ends_leaves_its_index_to_the_server(open_here: Ope
     writer = await asyncpg.connect(postgres_url, statement_cache_size=0)
     await writer.execute("BEGIN; UPDATE chunk_vectors SET width = width")
     database.indexes.look()
-    # It is being made, and waits for the other transaction to end.
+    # The index is being built, and the server waits for the other transaction to end.
     await until(lambda: being_made(other))
     assert len(await nearest(other, vectors[0])) == 10
     await filled(other, ALICE, "vs_other", [({}, vectors[:10])])
@@ -285,7 +285,8 @@ async def test_words_rank_as_on_sqlite(open_here: Opener, tmp_path: Path) -> Non
 async def test_a_file_that_fails_while_it_is_taken_out_keeps_nobody_waiting_for_itself(
     open_here: Opener, postgres_url: str
 ) -> None:
-    # Both lock the file's row first, and note its number after that: otherwise each waits for what the other has.
+    # Both operations lock the file's row before they insert its number. Otherwise each would wait for a lock of the
+    # other.
     database = await open_here()
     await make(database, "one", NewFile("file-a", "a.txt"))
     (job,) = await claim(database)

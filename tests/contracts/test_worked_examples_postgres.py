@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.worked_examples import ask
 
-# Whole processes and trees; quick tests check the parts.
+# These tests start whole processes on copied trees. Quick tests check the parts.
 pytestmark = pytest.mark.full
 
 

@@ -191,7 +191,7 @@ class ToolContract:
             result = await box.run(_call(setup, name, json.dumps(arguments)))
         assert result.failed and "0.2 seconds" in result.output
 
-    # Secrets, and what it holds
+    # Secrets, and open resources.
 
     async def test_secrets_stay_inside(self, setup: Setup) -> None:
         with capture_logs() as logs:

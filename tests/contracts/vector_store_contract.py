@@ -145,7 +145,7 @@ class VectorStoreContract:
         (job,) = await claim(here)
         assert (job.owner, job.file_id, job.filename, job.attempts) == (ALICE, "file-1", "wings.txt", 1)
         await here.ingestion.append(job, 0, "wings", [DocumentChunk("birds fly", 2)])
-        assert await found(there, store_id, "birds") == []  # not before it is completed
+        assert await found(there, store_id, "birds") == []  # Not before the file is completed.
         await here.ingestion.append(job, 1, "wings", [DocumentChunk("planes too", 2)])
         assert await here.ingestion.complete(job, chunks=2, usage_bytes=19, model=None)
         assert await found(there, store_id, "birds") == ["file-1"]
@@ -176,7 +176,7 @@ class VectorStoreContract:
         await world.passes(6)
         (job,) = await claim(there, "next")
         assert job.attempts == 2 and job.number != dead.number
-        # The first one was only slow: what it does now changes nothing.
+        # The first worker was only slow. Its later writes change nothing.
         assert not await here.ingestion.append(dead, 1, "a", [DocumentChunk("late birds", 2)])
         assert not await here.ingestion.complete(dead, chunks=2, usage_bytes=1, model=None)
         assert not await here.ingestion.fail(dead, FileError("server_error", "no"))
@@ -219,7 +219,7 @@ class VectorStoreContract:
             await ingest(here, job, "old birds")
         await here.stores.add_files(ALICE, store_id, [NewFile("file-2", "b.txt", {"n": 2})])
         assert await found(there, store_id, "birds") == ["file-1"]
-        # Its batch keeps it.
+        # The file remains in its batch.
         batch = await there.stores.get_batch(ALICE, store_id, "vsfb_1")
         assert batch is not None and batch.counts == FileStateCounts(in_progress=1)
         (job,) = await claim(here, "c3")
@@ -306,12 +306,12 @@ class VectorStoreContract:
         (job,) = await claim(here)
         await ingest(here, job, "birds")
         await world.passes(DAY / 2)
-        await here.stores.touch(ALICE, [store_id])  # used: the day begins anew
+        await here.stores.touch(ALICE, [store_id])  # A use restarts the expiry time.
         await world.passes(DAY / 2 + 1)
         await sweep(here)
         store = await there.stores.get(ALICE, store_id)
         assert store is not None and not store.expired and store.counts == FileStateCounts(completed=1)
-        # To the moment: what is gone for its owner is swept.
+        # At the very moment of its expiry, the store is gone for its owner, and the sweep deletes it.
         await world.passes((store.expires_at or 0.0) - await world.now())
         store = await there.stores.get(ALICE, store_id)
         assert store is not None and store.expired

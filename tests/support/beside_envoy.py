@@ -34,7 +34,7 @@ async def envoy_and_sidecar(
         (sys.executable, "-m", "antiphon", "extproc", "--config", str(folder / "settings.yaml")),
         (
             *(str(envoy_binary()), "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "--disable-hot-restart"),
-            # What its access log says is looked at.
+            # The tests read Envoy's access log, so Envoy must flush it often.
             *("--file-flush-interval-msec", "100", *flags),
         ),
     )

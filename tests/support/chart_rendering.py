@@ -28,7 +28,7 @@ CHART = ROOT / "deployments" / "helm" / "antiphon"
 VERSIONS = ("1.29.0", "1.34.0")
 """The oldest Kubernetes version that the chart supports, and the version that `scripts/lab kubernetes` ran on."""
 
-# Modules with the definitions of kinds that are not Kubernetes' own, and the folder in each.
+# The Go modules with the definitions of third-party kinds, and the folder in each.
 _CRDS = {
     "ScaledObject": ("github.com/kedacore/keda/v2@v2.18.1", "config/crd/bases/keda.sh_scaledobjects.yaml"),
     "HTTPRoute": (

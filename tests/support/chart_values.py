@@ -209,7 +209,7 @@ TAKEN: dict[str, Values] = {
     },
 }
 
-# What is said of each, in part.
+# For each case: the values, and a part of the expected error message.
 REFUSED: dict[str, tuple[Values, str]] = {
     "no chat server": ({}, "No chat server is named. Set settings.upstream.url"),
     "two on SQLite": ({"settings": UPSTREAM, "replicas": 2}, "More than one replica needs a database that all"),
@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
         postgresql(autoscaling={"kind": "cpu", "minReplicas": 11}),
         "autoscaling.minReplicas (11) must not be more than autoscaling.maxReplicas (10)",
     ),
-    # The schema's own words.
+    # In these cases the error message comes from the schema validator.
     "another shape": ({"settings": UPSTREAM, "shape": "standalone"}, "shape"),
     "a misspelt value": ({"settings": UPSTREAM, "replica": 2}, "replica"),
     "a misspelt secret": ({"settings": UPSTREAM, "secrets": {"ownerkey": {"name": "s"}}}, "ownerkey"),

@@ -36,7 +36,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 CHAT_MODELS = ("demo-model", "other/model:7b")
 
 
-# Steps of a script
+# Steps of a script.
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Received:
         return [value for key, value in self.headers if key == name]
 
 
-# Building answers
+# Building answers.
 
 
 def chunk(delta: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _default(request: Received) -> Answer:
     return json_answer(completion())
 
 
-# The server
+# The server.
 
 
 class ChatServer:
@@ -267,7 +267,7 @@ class ChatServer:
         return self.url(self._base_path)
 
     def url(self, path: str) -> str:
-        # A certificate names a host; plain tests need no name resolution.
+        # A certificate needs a host name. Tests without TLS use the address, which needs no name resolution.
         return f"https://localhost:{self.port}{path}" if self._tls else f"http://127.0.0.1:{self.port or 80}{path}"
 
     @property
@@ -376,7 +376,7 @@ class _Connection(asyncio.Protocol):
             if self._gone.is_set():
                 self._forget()
 
-    # Reading
+    # Reading.
 
     async def _more(self) -> None:
         if self._gone.is_set():
@@ -415,7 +415,7 @@ class _Connection(asyncio.Protocol):
             body = await self._exactly(length)
         return Received(method, path, headers, body, self._number, self._gone)
 
-    # Writing
+    # Writing.
 
     async def _play(self, script: Answer) -> bool:
         """Perform one answer. Returns False if the connection cannot be used for another request."""
@@ -477,5 +477,5 @@ class _Connection(asyncio.Protocol):
         if data and self._transport is not None and not self._gone.is_set():
             self._transport.write(data)
             await self._writable.wait()
-            # One turn of the loop, so that parts have a chance to travel apart.
+            # Let the event loop run once, so that the network can deliver the parts separately.
             await asyncio.sleep(0)

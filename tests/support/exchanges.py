@@ -98,7 +98,7 @@ def pump(
                 exchange.receive_tools(tools.prepare_now(action.tools))
             elif isinstance(action, RunTools):
                 assert tools is not None
-                # The last one ends first: items come in the order of the calls all the same.
+                # The last call ends first. The items must still come in the order of the calls.
                 for call in reversed(action.calls):
                     exchange.receive_tool_result(tools.run_now(call))
             else:
@@ -187,7 +187,7 @@ def run(
     pump(exchange, outcome, context, tools)
     pieces = list(pieces)
     for call in outcome.calls:
-        # A later turn's call is added while this one is answered.
+        # `pump` may add the model call of a later turn during this loop.
         exchange.receive_upstream_head(status, headers)
         pump(exchange, outcome, tools=tools)
         for piece in pieces:

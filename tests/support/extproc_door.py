@@ -128,7 +128,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             router=Router(store=store, models=ModelCatalog(upstream), ready=ReadyProbe(store.ping), metrics=metrics),
             owners=setup.owners,
             admission=admission,
-            # Without the rules that settings have: tests are about less.
+            # `model_construct` skips validation, because tests use values below the settings' minimum.
             limits=LimitSettings.model_construct(
                 request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),

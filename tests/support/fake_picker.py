@@ -141,7 +141,8 @@ class FakePicker:
                 pick.body += message.request_body.body
             if kind in ("request_headers", "request_body") and getattr(message, kind).end_of_stream:
                 self.picks.append(pick)
-                # The gateway asks for the list of models once, at any time: that takes no decision away.
+                # The gateway requests the list of models once, at an unknown time. This request must not use a scripted
+                # decision.
                 scripted = self._script and pick.headers.get(":path") != "/v1/models"
                 decision = self._script.popleft() if scripted else decision
                 if isinstance(decision, Abort):

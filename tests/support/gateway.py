@@ -76,9 +76,10 @@ async def start_gateway(
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
     settings = Path(arguments[arguments.index("--config") + 1]).read_text() if "--config" in arguments else ""
     if upstream is not None and "profile" not in settings:
-        # A profile by name: what is scripted is asked for by the test alone.
+        # With a fixed profile the gateway sends no detection requests, so the test's script answers only the test's
+        # requests.
         plain["ANTIPHON_UPSTREAM__PROFILE"] = "generic"
-    # Whoever names a state brings the keys that belong to it, or none.
+    # A test that sets the state's URL must also set the keys for this state.
     state = {} if "ANTIPHON_STATE__URL" in (environ or {}) else await state_environ(data)
     process = await asyncio.create_subprocess_exec(
         *(
@@ -93,7 +94,7 @@ async def start_gateway(
         *("--data", str(data), "--log-format", "json", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # What a test scripts is for its own requests.
+        # The start check is off, because it would use an answer that a test scripted for its own request.
         env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **envoy_environ(), **state, **(environ or {})},
         limit=1 << 22,
     )

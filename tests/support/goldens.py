@@ -32,7 +32,7 @@ def replay(recording: Recording, profile: str = "generic") -> Outcome:
     headers = (("content-type", recording.content_type or "application/json"),)
     request: dict[str, Any] = {"input": "hi", "stream": True, "model": recording.model}
     if PROFILES[profile].for_model(recording.model).logprobs:
-        # Everything an answer can hold is asked for.
+        # The request asks for all optional parts of an answer.
         request["include"] = ["message.output_text.logprobs"]
     return run(request, [recording.body], status=recording.status, headers=headers, profile=profile)
 

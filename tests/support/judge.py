@@ -14,7 +14,7 @@ from tests.schemas.contradictions import KNOWN
 from tests.support.schemas import Violation, event_violations, response_violations
 
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
-# Calls whose text is not in one field, or that come without deltas.
+# Items whose text is not in one field, or that have no deltas.
 _WHOLE_ITEMS = {"local_shell_call", "tool_search_call"}
 
 

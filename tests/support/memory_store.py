@@ -71,7 +71,7 @@ class MemoryResponseStore(ResponseStore):
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         own = [record for record in self.records.values() if record.owner == owner]
         found: dict[str, StoredItem] = {}
-        # Later wins: inputs before outputs, older before newer.
+        # A later item replaces an earlier one with the same id: outputs after inputs, newer responses after older.
         for items in ([r.input_items for r in own], [r.output_items for r in own]):
             found.update({item.id: item for group in items for item in group})
         return {item_id: found[item_id] for item_id in item_ids if item_id in found}

@@ -22,7 +22,7 @@ FOLDER = ROOT / "deployments" / "monitoring"
 RULES, DASHBOARD, PROMETHEUS = FOLDER / "antiphon.rules.yml", FOLDER / "dashboard.json", FOLDER / "prometheus.yml"
 RUNBOOK = ROOT / "docs" / "how-to" / "operations.md"
 
-# What an expression is made of beside names of metrics.
+# The words of an expression that are not metric names.
 _WORDS = frozenset({
     *("sum", "max", "min", "count", "rate", "increase", "changes", "histogram_quantile", "predict_linear", "time"),
     *("clamp_min", "by", "on", "group_left", "or", "and"),

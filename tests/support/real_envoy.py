@@ -87,7 +87,7 @@ class RealEnvoy:
                 await reader.readuntil(seen)
                 writer.write(_frame(3, 0, 1, (8).to_bytes(4, "big")))
                 await writer.drain()
-                # Its answer to a ping comes after it has taken the reset.
+                # Envoy answers the ping only after it has processed the reset.
                 writer.write(_frame(6, 0, 0, b"sequence"))
                 await reader.readuntil(b"sequence")
         finally:
@@ -132,7 +132,7 @@ async def real_envoy(
             process = await asyncio.create_subprocess_exec(
                 *(str(envoy_binary()), "-c", str(folder / "envoy.yaml")),
                 *("--concurrency", "1", "-l", "warning", "--disable-hot-restart"),
-                # Tests wait for lines of its access log, which it keeps back for ten seconds otherwise.
+                # Tests wait for lines of Envoy's access log, which Envoy would otherwise buffer for ten seconds.
                 *("--file-flush-interval-msec", "100"),
                 stdout=output,
                 stderr=output,

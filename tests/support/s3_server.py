@@ -130,7 +130,7 @@ class S3Server:
 
     def _listed(self, query: dict[str, str]) -> str:
         after = query.get("continuation-token", "")
-        # Backwards: a client that needs an order sorts.
+        # The keys are in reverse order, to test that a client sorts them if it needs an order.
         keys = sorted((key for key in self.objects if key.startswith(query["prefix"])), reverse=True)
         begin = keys.index(after) + 1 if after else 0
         page, more = keys[begin : begin + self.page], keys[begin + self.page :]

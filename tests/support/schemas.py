@@ -83,7 +83,7 @@ def _place(root: Any, path: list[str | int], missing: str = "") -> str:
     place, value, foreign = _type_of(root) or "", root, False
     for step in path:
         value = value[step]
-        # The `type` in a JSON Schema is none of ours.
+        # A `type` inside a JSON Schema is not the type of one of our objects.
         foreign = foreign or step in ("schema", "parameters")
         kind = None if foreign else _type_of(value)
         if kind is not None:
@@ -99,7 +99,7 @@ def _leaves(error: ValidationError) -> Iterator[ValidationError]:
         yield error
         return
     depth = len(error.instance_path)
-    # A branch was not meant when the value itself has another JSON type or another `type`.
+    # A branch is irrelevant if the value itself has another JSON type or another `type`.
     meant = [
         branch
         for branch in error.kind.context

@@ -14,11 +14,11 @@ from typing import Any
 
 _USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 _FIELDS = {
-    # What the message is.
+    # The content of the message.
     *("content", "refusal", "reasoning", "calls", "after", "logprobs", "finish", "usage"),
-    # Instead of a message: an HTTP status with headers and an error object.
+    # Instead of a message, an HTTP status with headers and an error object.
     *("status", "headers", "error"),
-    # Which request it is for.
+    # The selection of the request.
     *("when",),
     # After the message: cut the connection, send an error as a chunk, or keep the stream open until the client leaves.
     *("cut", "error_chunk", "hold"),

@@ -66,7 +66,7 @@ class SeaweedServer:
         end = time.monotonic() + _START_SECONDS
         while True:
             done = self._shell(shell, f"s3.bucket.create -name {BUCKET}")
-            # The port is opened last.
+            # The server opens its port last.
             if ("created bucket" in done or "already exists" in done) and self._listens():
                 return
             if self._process.poll() is not None or time.monotonic() > end:

@@ -67,7 +67,7 @@ def _walk(
     branches = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]
     told = any(isinstance(one, dict) and one.keys() & {"properties", "$ref"} for one in branches)
     for branch in branches:
-        # "Anything else" beside what is described says nothing.
+        # A branch for "any other object" next to described branches adds no position.
         if not (
             told and isinstance(branch, dict) and not branch.keys() - {"type", "description"} and _is_object(branch)
         ):

@@ -35,7 +35,7 @@ T = TypeVar("T")
 Kind = Literal["sqlite", "postgresql", "pgbouncer"]
 
 PAST = "now() - interval '1 second'"
-# Of tables, of what they keep out of line, and of indexes.
+# Searches the files of tables, of their TOAST tables and of indexes.
 IN_FILES = """
 SELECT coalesce(bool_or(position($1::bytea IN pg_read_binary_file(pg_relation_filepath(oid))) > 0), false)
 FROM pg_class WHERE pg_relation_filenode(oid) IS NOT NULL

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-# What each variable of each path names, in their order.
+# The kind of object that each variable of each path names, in order.
 VARIABLES: dict[str, tuple[str, ...]] = {
     "/v1/responses/{}": ("response",),
     "/v1/responses/{}/input_items": ("response",),
@@ -44,7 +44,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 }
 NOBODYS = {"/v1/models/{*}": "models are everybody's", "/v1/models": "", "/v1/antiphon/capabilities": ""}
 
-# Kinds that stand for others in a path: the second kind of response is one that is queued.
+# Further kinds that a path accepts in place of another: a queued response in place of a stored one.
 KINDS = {"response": ("response", "queued")}
 MISSING = {
     "response": "resp_" + "0" * 48,
@@ -77,7 +77,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/vector_stores/{}/files/{}"): {"attributes": {"a": "b"}},
     ("POST", "/v1/vector_stores/{}/file_batches"): {"file_ids": ["{file}"]},
 }
-# Ids in bodies: the path, the body with what is tried, and which kind that is.
+# Requests with ids in their bodies: the path, the body, and the kind of the tested id.
 _ASK = {"model": "m", "input": "hi"}
 _FILE = {"role": "user", "content": [{"type": "input_file", "file_id": "{file}"}]}
 _APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "{approval}", "approve": True}
@@ -101,7 +101,7 @@ IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/vector_stores", {"file_ids": ["{file}"]}, "file"),
     ("/v1/vector_stores/{mine}/files", {"file_id": "{file}"}, "file"),
     ("/v1/vector_stores/{mine}/file_batches", {"file_ids": ["{file}"]}, "file"),
-    # The last one: no worker ends it, and the conversation stays locked.
+    # This request must be the last one: no worker ends it, so the conversation stays locked.
     ("/v1/responses", {**_ASK, "conversation": "{conversation}", "background": True}, "conversation"),
 )
 
@@ -211,7 +211,7 @@ def attempts(server: Asks, alice: Mapping[str, str], bob: Mapping[str, str]) -> 
                 tried = tuple(zip(kinds, way, strict=True))
                 foreign = tuple(bob[kind] if choice == "own" else alice[choice] for kind, choice in tried)
                 missing = tuple(bob[kind] if choice == "own" else MISSING[choice] for kind, choice in tried)
-                # A version is a number: everybody's are the same.
+                # A version is a number, so all owners have the same ones.
                 if foreign != missing and way[-1] != "version":
                     path = pattern.replace("{}", "%s") + query
                     yield Attempt(method, path, foreign, missing, filled(BODIES.get(known), bob))
@@ -222,7 +222,7 @@ def same_answer(foreign: Asked, missing: Asked, tried: Sequence[str], absent: Se
     assert foreign.headers == missing.headers, what
     said = []
     for asked, ids in ((foreign, tried), (missing, absent)):
-        # The table of a search index is named after its store.
+        # A search index's table contains the store's number in its name.
         text = "\n".join([asked.body.decode(), *asked.questions])
         for one in ids:
             text = text.replace(one, "<id>")

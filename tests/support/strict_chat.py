@@ -16,10 +16,10 @@ _FIELDS = {
     *("response_format", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens"),
     *("max_completion_tokens", "reasoning_effort", "verbosity", "logprobs", "top_logprobs", "service_tier"),
     *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"),
-    # What clients may add for servers of this kind; nothing sends them unasked.
+    # Fields that clients may add for servers of this kind. Antiphon never adds them itself.
     *("seed", "stop", "top_k", "chat_template_kwargs"),
 }
-# The two spellings under which servers that need it take earlier reasoning.
+# The two field names for earlier reasoning in servers that require it.
 _MESSAGE_FIELDS = {
     "system": {"role", "content"},
     "developer": {"role", "content"},

@@ -28,7 +28,7 @@ from tests.support.scripted_answers import Answer, chunks, completion
 from tests.support.strict_chat import check_chat_request
 
 _ARGUMENTS = re.compile(r"\{.*\}", re.DOTALL)
-# How long a held answer stays open, and how long somebody waits for its end.
+# The maximum seconds that an answer is held open, and that `held` and `left` wait.
 _PATIENCE = 20.0
 
 
@@ -58,7 +58,7 @@ class StrictUpstream:
         app.router.add_get("/received", self._received)
         app.router.add_get("/left", self._wait_left)
         app.router.add_post("/cut", self._cut_held)
-        # A client that leaves ends the handler of its request, so that `hold` sees it.
+        # If a client disconnects, aiohttp cancels the handler of its request, so that `hold` ends.
         self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)

@@ -51,7 +51,7 @@ class Talk:
         self._options = exchange_options(
             profile, tool_types=self.tools.types if tools is not None else frozenset(), sealer=KEYS
         )
-        # No id that a model or a client makes is one of ours.
+        # The suffix distinguishes Antiphon's ids from those of a model or a client.
         given = SequentialIds()
         self._ids: IdFactory = lambda prefix: given(f"{prefix}_ours")
         self._stored: tuple[StoredItem, ...] = ()
@@ -105,7 +105,7 @@ class Talk:
         """Assert that a call begins with the messages of the previous call."""
         before = self.calls[-1] if self.calls else []
         if first and self.way == "replay":
-            # The client has not seen all that the model has.
+            # The client does not have all items that the model has, so only the safe beginning must match.
             before = self.safe
         assert not self._checked or messages[: len(before)] == before, _difference(before, messages)
         self.calls.append(messages)

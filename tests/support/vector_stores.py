@@ -177,7 +177,7 @@ async def open_vector_store_setup(
         indexing(database.ingestion),
         files,
         DirectReaders(VectorStoreSettings()) if limits is None else DocumentReaders(limits),
-        # Without the rules that settings have: leases here are short.
+        # `model_construct` skips validation, because tests use short leases.
         VectorStoreSettings.model_construct(lease=lease),
         embedder=embedder,
         pace=pace,

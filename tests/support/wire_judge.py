@@ -57,7 +57,7 @@ def _main(task: str, name: str) -> None:
         data = bytes.fromhex(value)
         message = kind.parse(data)
         plain = message.to_dict(output_format=betterproto2.OutputFormat.PROTO_JSON, casing=betterproto2.Casing.SNAKE)
-        # Maps have no order of their own, so lengths are compared.
+        # Maps are encoded in any order, so the check compares lengths instead of bytes.
         answers.append({**plain, "reencoded": len(bytes(message)) == len(data)})
     json.dump(answers, sys.stdout)
 

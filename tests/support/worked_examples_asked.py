@@ -68,7 +68,7 @@ async def _profile(ask: Any, chat: ChatServer, _app: App) -> dict[str, Any]:
 
 
 async def _door(ask: Any, chat: ChatServer, app: App) -> dict[str, Any]:
-    # Only the changed copy has it.
+    # Only the changed copy of the package has this module.
     lines = importlib.import_module("antiphon.doors.lines")
     chat.script(
         json_answer(completion("Hi")),
