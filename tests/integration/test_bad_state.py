@@ -378,7 +378,7 @@ async def test_no_password_is_logged_or_shown(
     config = tmp_path / "settings.json"
     config.write_text(json.dumps({"state": {"url": given, "direct_url": given}, **SECRETS}))
     assert await asyncio.to_thread(main, ["config", "--config", str(config)]) == 0
-    for command in (["migrate", "status"], ["migrate", "up"], ["admin", "owners"], ["admin", "keys"]):
+    for command in (["migrate", "status"], ["migrate", "up"], ["admin", "owners"], ["admin", "deployment-keys"]):
         arguments = [*command, "--config", str(config), "--data", str(tmp_path / "data")]
         assert await asyncio.to_thread(main, arguments) == 1, command
     captured = capsys.readouterr()

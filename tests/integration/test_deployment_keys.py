@@ -40,7 +40,7 @@ async def admin_keys(
 ) -> tuple[int, str]:
     monkeypatch.setenv("ANTIPHON_OWNER__KEY", owner)
     monkeypatch.setenv("ANTIPHON_SEALING__KEYS", seals)
-    status = await asyncio.to_thread(main, ["admin", "keys", *more])
+    status = await asyncio.to_thread(main, ["admin", "deployment-keys", *more])
     captured = capsys.readouterr()
     return status, captured.out + captured.err
 
@@ -123,5 +123,5 @@ def test_where_machines_share_nothing_there_is_nothing_to_compare(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sessions.db").touch()
-    assert main(["admin", "keys", "--data", str(tmp_path)]) == 2
+    assert main(["admin", "deployment-keys", "--data", str(tmp_path)]) == 2
     assert "share no database" in capsys.readouterr().err

@@ -65,6 +65,9 @@ async def fill(data: Path) -> None:
         with closing(sqlite3.connect(data / SESSIONS_FILE)) as other:
             other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'both', 5, 9223372036854775807, x'00')")
             other.execute("INSERT INTO usage_days VALUES ('2026-01-01', 'o', 'm', 'u', 1, 2, 3, 4, 5, 6, 7, 8, 9)")
+            other.execute(
+                "INSERT INTO client_keys VALUES ('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL)"
+            )
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")
             other.execute("INSERT INTO prompt_versions VALUES ('p', 1, 3, x'7b7d')")
             other.execute("INSERT INTO pending_blobs VALUES ('taken', 0), ('late', 99)")

@@ -184,6 +184,7 @@ class Processes:
         auth: AuthMode = AuthMode.NONE,
         store_never: tuple[str, ...] = (),
         owner_keys: dict[str, Any] | None = None,
+        managed_keys: bool = False,
         mcp: str = "",
         seal: bool = False,
         sealing_keys: tuple[str, ...] = (),
@@ -201,7 +202,7 @@ class Processes:
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
             owner=where.get("owner", OwnerSettings()).model_copy(
-                update={"source": owner, "store_never": store_never, **_named(owner_keys)}
+                update={"source": owner, "store_never": store_never, "managed_keys": managed_keys, **_named(owner_keys)}
             ),
         )
         if mcp:

@@ -342,7 +342,7 @@ def test_the_help_of_admin_has_groups_and_examples(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["admin", "--help"])
     shown = capsys.readouterr().out
-    groups = ["Owners:", "Upkeep:", "Backup and move:", "Keys:", "examples:"]
+    groups = ["Owners:", "Upkeep:", "Backup and move:", "Client keys:", "Keys of the deployment:", "examples:"]
     assert sorted(groups, key=shown.index) == groups
     for action in _choices("admin"):
         assert f"\n  {action} " in shown

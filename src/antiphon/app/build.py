@@ -37,10 +37,12 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.queued_request import able_to
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.ports.callers import KnownKeys
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import JobEnvironment
+from antiphon.engine.running.key_ring import KeyRing
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
@@ -177,6 +179,12 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     opened.push_async_callback(stores.aclose)
     # Before any row is stored.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
+    accepted: KnownKeys | None = client_keys(settings)
+    if settings.owner.managed_keys:
+        ring = KeyRing(stores.client_keys, client_keys(settings) or {}, stale=settings.owner.managed_keys_stale)
+        await ring.open()
+        opened.push_async_callback(ring.aclose)
+        accepted = ring
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
@@ -273,7 +281,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         runner=runner,
         router=router,
         strict=settings.strict,
-        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, client_keys(settings)),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, accepted),
         admission=admission,
         limits=limits,
         timeouts=times,

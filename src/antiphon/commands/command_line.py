@@ -44,6 +44,7 @@ _EXAMPLES = {
     "admin": (
         "antiphon admin owners",
         "antiphon admin export --token-env ANNA > anna.jsonl",
+        "antiphon admin keys create --owner anna --expires 90d",
         "antiphon admin usage --by owner,model --since 2026-11-01",
         "antiphon admin backup --to backup.tar",
     ),
@@ -75,8 +76,14 @@ _ADMIN = {
         "restore": "make a new data folder from such an archive",
         "move": "copy a data folder into a PostgreSQL database; a move that was killed continues",
     },
-    "Keys": {
-        "keys": "compare these settings' keys with those of the machines on a shared database",
+    "Client keys": {
+        "keys create": "create a key for a named owner, and print its token once",
+        "keys list": "list the keys, without their tokens",
+        "keys rotate": "create the successor of a key; the former key stays valid for a while",
+        "keys revoke": "end a key at once",
+    },
+    "Keys of the deployment": {
+        "deployment-keys": "compare these settings' keys with those of the machines on a shared database",
         "new-keys": "replace lost keys of the data folder; without --yes only print what becomes unreadable",
     },
 }
@@ -148,6 +155,10 @@ _OWNER: _Arguments = {
     "--owner": {"help": "the owner, as 'admin owners' prints it"},
     "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
 }
+_EXPIRES: _Arguments = {
+    "--expires": {"metavar": "TIME", "help": "how long the new key is valid (90d, 12h); default: for ever"},
+    "--json": {"action": _SET, "help": "the key and its token as one JSON object"},
+}
 _OF_ADMIN: dict[str, _Arguments] = {
     "export": {
         **_OWNER,
@@ -157,7 +168,30 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--from": {"metavar": "URL", "dest": "source", "help": "sqlite:/FOLDER; default: the data folder"},
         "--to": {"metavar": "URL", "dest": "target", "help": "postgresql://…; default: state.url"},
     },
-    "keys": {"--accept": {"action": _SET, "help": "register these keys as those of the database"}},
+    "keys create": {
+        "--owner": {
+            "required": True,
+            "metavar": "NAME",
+            "help": "the name of the owner, whose stored data the key sees",
+        },
+        "--name": {"default": "", "help": "a label for the key, for example the device"},
+        "--team": {"default": "", "help": "the team of the owner"},
+        "--model": {"action": "append", "metavar": "GLOB", "help": "a model that the key may use (repeatable)"},
+        "--tool": {"action": "append", "metavar": "GLOB", "help": "a type of tool that it may declare (repeatable)"},
+        **_EXPIRES,
+    },
+    "keys list": {
+        "--owner": {"default": "", "metavar": "NAME", "help": "only the keys of this owner"},
+        "--all": {"action": _SET, "help": "also those that are expired or revoked"},
+        "--json": {"action": _SET, "help": "one JSON object a line"},
+    },
+    "keys rotate": {
+        "key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"},
+        "--overlap": {"default": "24h", "metavar": "TIME", "help": "how long both are valid; default: %(default)s"},
+        **_EXPIRES,
+    },
+    "keys revoke": {"key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"}},
+    "deployment-keys": {"--accept": {"action": _SET, "help": "register these keys as those of the database"}},
     "backup": {
         "--to": {"type": Path, "metavar": "FILE", "dest": "target", "required": True, "help": "the archive to write"},
         "--without-keys": {"action": _SET, "help": "leave out the keys of the data folder"},
@@ -276,11 +310,19 @@ def _add_actions(
         described["description"] += f"\n\n{title}:\n{shown}"
     command = commands.add_parser(name, help=text, **described)
     below = command.add_subparsers(dest="action", required=True, metavar="ACTION", help="one of the above")
+    verbs: dict[str, Any] = {}
     for actions in groups.values():
         for action, said in actions.items():
-            parser = below.add_parser(action, description=f"{said[:1].upper()}{said[1:]}.")
+            word, _, verb = action.partition(" ")
+            if verb and word not in verbs:
+                parser = below.add_parser(word, description=f"Creates, lists and ends client {word}.")
+                verbs[word] = parser.add_subparsers(dest="verb", required=True, metavar="ACTION")
+            described = {"description": f"{said[:1].upper()}{said[1:]}."}
+            parser = (
+                verbs[word].add_parser(verb, help=said, **described) if verb else below.add_parser(word, **described)
+            )
             of_action = dict(arguments.get(action, {}))
-            if "--owner" in of_action:
+            if "--token-env" in of_action:
                 owner = parser.add_mutually_exclusive_group(required=action != "usage")
                 for flag in _OWNER:
                     owner.add_argument(flag, **of_action.pop(flag))

@@ -71,8 +71,8 @@ def warn_of_open_listener(settings: Settings) -> None:
         "open_listener",
         listen=settings.listen,
         upstreams=paid,
-        advice="every client of this address uses these upstreams with your keys: set owner.api_keys or owner.keys, or "
-        "listen on 127.0.0.1 behind a proxy that authenticates clients",
+        advice="every client of this address uses these upstreams with your keys: set owner.keys or "
+        "owner.managed_keys, or listen on 127.0.0.1 behind a proxy that authenticates clients",
     )
 
 

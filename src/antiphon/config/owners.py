@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from antiphon.config.section import HeaderName, Secret, Section
 
-_OWNER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+OWNER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _KEY = re.compile(r"[!-+\--~]{16,}")
 
 
@@ -71,6 +71,12 @@ class OwnerSettings(Section):
     `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old one. Any other token,
     or none, is a 401, unless it is one of `api_keys`. `{}` lets no client in. Named owners need `source: bearer`."""
 
+    managed_keys: bool = False
+    """Whether clients may also use the keys that `antiphon admin keys create` makes. Every process accepts a new key,
+    and refuses a revoked one, within a second. Needs `source: bearer`, and state that outlives a process."""
+    managed_keys_stale: float = Field(default=60.0, ge=1.0, le=86_400.0)
+    """Seconds for which a process accepts the managed keys that it read last while the database is unreachable. After
+    that, a request with a managed key is a 503, so that a revoked key does not stay valid."""
     store_never: tuple[str, ...] = ()
     """Owners whose responses are never stored, as with `store: false`, whatever a request says. Each is written as in
     the database; `*` is all of them. A request with `background: true` is a 400. Data that they store themselves
@@ -85,7 +91,7 @@ class OwnerSettings(Section):
     def has_client_keys(self) -> bool:
         """Whether only clients with a key of this gateway are served."""
         # An empty `keys` lets no client in: the last owner may have been removed.
-        return bool(self.api_keys) or self.keys is not None
+        return bool(self.api_keys) or self.keys is not None or self.managed_keys
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -107,13 +113,18 @@ class OwnerSettings(Section):
     def _check_section(self) -> Self:
         named = self.keys or {}
         for name in named:
-            if not _OWNER_NAME.fullmatch(name):
+            if not OWNER_NAME.fullmatch(name):
                 raise ValueError(
                     f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
                 )
         if named and self.source != "bearer":
             raise ValueError(
                 f"keys name their owners, and source is {self.source!r}: set source to bearer, or remove keys"
+            )
+        if self.managed_keys and self.source != "bearer":
+            raise ValueError(
+                f"managed_keys name their owners, and source is {self.source!r}: set source to bearer, or managed_keys "
+                "to false"
             )
         owner_of: dict[bytes, str] = {}
         for name, one in (*named.items(), ("", NamedOwner.model_construct(keys=self.api_keys))):

@@ -154,6 +154,11 @@ class Settings(Section):
         direct = self.state.direct_url
         if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
             yield "state.direct_url is of PostgreSQL: it and state.url must be postgresql:// URLs"
+        if kind == "memory" and self.owner.managed_keys:
+            yield (
+                "owner.managed_keys: with state.url memory: no command can reach the keys; set another state.url, or "
+                "owner.keys"
+            )
         if kind == "memory" and self.workers > 1:
             yield "workers: with state.url memory: every process would have separate state; set workers to 1"
         if kind == "postgresql":
@@ -170,7 +175,8 @@ class Settings(Section):
                 )
 
     def _wrong_keys(self) -> Iterator[str]:
-        setting = "api_keys" if self.owner.api_keys else "keys"
+        given = {"api_keys": self.owner.api_keys, "managed_keys": self.owner.managed_keys}
+        setting = next((name for name, value in given.items() if value), "keys")
         for name, upstream in self.every_upstream.items() if self.owner.has_client_keys else ():
             if upstream.auth_mode is AuthMode.PASSTHROUGH:
                 section = "upstream" if name == "default" else f"upstreams.{name}"

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import Caller, KnownKeys
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
@@ -31,15 +30,15 @@ class OwnerResolver:
 
     `source` selects the owner. With `bearer`, the owner is a keyed hash of the bearer token, and requests without a
     token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
-    requests have the same owner. `client_keys` maps the SHA-256 digest of each accepted token to its caller. When
-    `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner from
-    `source`.
+    requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
+    When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
+    from `source`.
     """
 
     source: Literal["bearer", "header", "single"]
     header: str = ""
     key: bytes = b""
-    client_keys: Mapping[bytes, Caller] | None = None
+    client_keys: KnownKeys | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,9 +74,9 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def _presented(self, headers: Headers, keys: Mapping[bytes, Caller]) -> Caller:
+    def _presented(self, headers: Headers, keys: KnownKeys) -> Caller:
         """Return the caller of the client key in the request. Raises `Unauthorized` without a key or with an unknown
-        one."""
+        key. Raises `Unavailable` when the sidecar cannot read the keys."""
         token = _bearer(headers)
         if not token:
             raise Unauthorized(

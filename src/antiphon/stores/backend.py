@@ -28,6 +28,7 @@ from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.client_keys import ClientKeyStore
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
@@ -228,6 +229,7 @@ class Stores(ABC):
         self.files = FileStore(tables, keys, *files, owner_bytes=options["owner_file_bytes"])
         self.retention = Retention(tables, pieces, options["kept"])
         self.usage = UsageStore(tables)
+        self.client_keys = ClientKeyStore(tables)
         self.owner_room = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
 
     @abstractmethod

@@ -9,8 +9,8 @@ fingerprints of the owner key and of the sealing keys. A fingerprint identifies 
 
 An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key to
 `sealing.keys` on all machines. Each start then records the new key as a key that only decrypts. Then the operator makes
-the new key the first key in `sealing.keys`, so that the machines seal with the new key. `antiphon admin keys --accept`
-removes the record of an old sealing key.
+the new key the first key in `sealing.keys`, so that the machines seal with the new key.
+`antiphon admin deployment-keys --accept` removes the record of an old sealing key.
 
 Invariant: a process does not start if it lacks a key with which another process seals bodies.
 """
@@ -30,7 +30,7 @@ MOVING = "moving"
 """The name of the row that marks this database as the target of a move in progress. The row's value names the source of
 the move."""
 _SEALS, _OPENS = "seals", "opens"
-_ACCEPT = "To start with the keys set here anyway, run `antiphon admin keys --accept` with them"
+_ACCEPT = "To start with the keys set here anyway, run `antiphon admin deployment-keys --accept` with them"
 
 Recorded = Mapping[str, str]
 """The recorded rows by name: the fingerprint of the owner key, and the use (`seals` or `opens`) of each sealing key."""

@@ -49,6 +49,10 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
     "files": (*("owner", "id", "blob", "name", "purpose", "media_type", "size", "sha256", "created_at", "expires_at"),),
     "pending_blobs": ("key",),
     "idempotency": ("owner", "key", "fingerprint", "object_id", "leased", "expires_at", "record"),
+    "client_keys": (
+        *("id", "digest", "name", "owner", "team", "prefix", "models", "tools", "created_at", "expires_at"),
+        "revoked_at",
+    ),
     "usage_days": (
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated_calls", "estimated_input_tokens", "estimated_output_tokens", "cost"),

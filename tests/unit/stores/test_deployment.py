@@ -47,7 +47,7 @@ def test_a_key_is_changed_while_machines_serve(starts: list[str]) -> None:
         # Since one seals with b, who has a alone could not open that.
         (["a", "ab", "ba"], "a", "sealing.keys lacks 1"),
         # And a is given up on purpose only.
-        (["a", "ab", "ba"], "b", "admin keys --accept"),
+        (["a", "ab", "ba"], "b", "admin deployment-keys --accept"),
     ],
 )
 def test_a_change_that_would_leave_something_closed_is_refused(before: list[str], start: str, words: str) -> None:

@@ -1,6 +1,7 @@
 """Implements `antiphon admin`: shows, exports and deletes stored data.
 
-Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`), the SQL (`stores/`).
+Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`) and on client keys
+(`client_keys.py`), the SQL (`stores/`).
 
 `export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`, from one snapshot (except files).
 All actions work while servers use the folder; `vacuum` delays their writes.
@@ -25,6 +26,7 @@ from typing import TextIO, cast
 import msgspec
 
 from antiphon.app.keys import client_keys, known_bodies, lost_keys, new_keys, owner_key
+from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
@@ -54,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target))
-    backend_of(settings.state, settings.data).check_there()
+    if action != "keys":
+        # A key may be created before the first process starts.
+        backend_of(settings.state, settings.data).check_there()
     if action == "new-keys":
         return _new_keys(settings, sure=arguments.yes)
     if action == "backup":
@@ -70,8 +74,11 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
         await _vacuum(settings)
     elif action == "purge":
         print(await _purge(settings))
-    elif action == "keys":
+    elif action == "deployment-keys":
         return await show_keys(settings, accept=arguments.accept)
+    elif action == "keys":
+        async with aclosing(await _stores(settings)) as stores:
+            return await client_key_action(settings, arguments, stores.client_keys)
     elif action == "usage":
         return await _usage(settings, arguments)
     elif action == "export":

@@ -1,7 +1,8 @@
 """Defines who sends a request, and what the client key allows.
 
-Lives here: the values, and the checks of what a key allows. Not here: how a request's headers become a caller
-(`doors/owners.py`), the keys of the settings (`app/keys.py`).
+Lives here: the values, the checks of what a key allows, and the port through which a process finds a key. Not here:
+how a request's headers become a caller (`doors/owners.py`), the keys of the settings (`app/keys.py`), the stored keys
+(`stores/client_keys.py`, `engine/running/key_ring.py`).
 
 Invariants: no value holds a token. The owner ids of different sources never collide, because each source has a prefix:
 `b:` (hash of a bearer token), `h:` (trusted header), `n:` (name of a key's owner).
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -68,6 +69,32 @@ class Caller(Struct, frozen=True):
 
 NO_CALLER: Final = Caller("")
 """In place of the caller of a public path, such as `/health`."""
+
+
+class ClientKey(Struct, frozen=True):
+    """A client key that an operator created at run time, without its token.
+
+    `id` is `key_…`, and `prefix` the first characters of the token. Times are seconds since the epoch. A key without
+    `expires_at` never expires.
+    """
+
+    id: str
+    name: str
+    owner: str
+    team: str
+    prefix: str
+    access: Access
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+class KnownKeys(Protocol):
+    """The client keys that a process accepts. A `dict` by the digests of the tokens is one."""
+
+    def get(self, digest: bytes, /) -> Caller | None:
+        """The caller of the key whose token has this SHA-256; None when there is no such key. Raises `Unavailable`
+        when the process cannot tell."""
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

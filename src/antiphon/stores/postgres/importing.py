@@ -42,13 +42,14 @@ WHERE application_name = 'antiphon' AND datname = current_database() AND pid <> 
 """
 
 _TYPES = {
-    **dict.fromkeys(("body", "shown", "record", "data", "metadata", "request", "attributes"), "bytea"),
+    **dict.fromkeys(("body", "shown", "record", "data", "metadata", "request", "attributes", "digest"), "bytea"),
     **dict.fromkeys(
         (
             *("id", "owner", "chain_id", "prev_id", "status", "model", "conversation_id", "response_id", "item_id"),
             *("type", "locked_by", "name", "prompt_id", "needs", "blob", "purpose", "media_type", "sha256", "key"),
             *("fingerprint", "object_id", "day", "upstream", "description", "file_id", "filename", "error_code"),
             *("error_message", "chunking", "embedding_model", "kind", "text", "batch_id", "vector", "words"),
+            *("team", "prefix", "models", "tools"),
         ),
         "text",
     ),

@@ -1,0 +1,162 @@
+"""Implements `antiphon admin keys`: creates, lists, rotates and revokes client keys at run time.
+
+Lives here: the tokens, the meaning of the flags, and the output. Not here: the stored keys (`stores/client_keys.py`),
+how processes learn of a change (`engine/running/key_ring.py`).
+
+Invariant: a token is printed once, and only its SHA-256 and its first characters are stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import secrets
+import sys
+import time
+
+from antiphon.commands.tables import printable, write_table
+from antiphon.config.owners import OWNER_NAME
+from antiphon.config.settings import Settings
+from antiphon.engine.ports.callers import NAMED, Access, ClientKey
+from antiphon.errors import ConfigError
+from antiphon.ids import new_id
+from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
+
+_PREFIX = 8
+_LONGEST = 100
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_TIME = re.compile(r"(\d{1,6})([smhd])")
+
+
+async def client_key_action(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+    """Run the action of `arguments.verb`. Returns the exit status. Raises `ConfigError` and `StoreError`."""
+    verb = arguments.verb
+    if verb == "create":
+        return await _create(settings, arguments, store)
+    if verb == "list":
+        return await _list(arguments, store)
+    if verb == "rotate":
+        return await _rotate(settings, arguments, store)
+    if await store.revoke(arguments.key):
+        print(f"Revoked {printable(arguments.key)}. Every process refuses it within a second.")
+        return 0
+    return await _no_such_key(arguments.key, store)
+
+
+def read_seconds(flag: str, text: str) -> float:
+    """The seconds of a time such as `90d`, `12h`, `30m` or `45s`. Raises `ConfigError`."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"{flag} {printable(text[:20])}: write a number and s, m, h or d, for example 90d")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+async def _create(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+    owner = arguments.owner
+    if not OWNER_NAME.fullmatch(owner):
+        raise ConfigError(
+            f"--owner {printable(owner[:70])}: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
+        )
+    for flag in ("name", "team"):
+        text = getattr(arguments, flag)
+        if len(text) > _LONGEST or not text.isprintable():
+            raise ConfigError(f"--{flag}: at most {_LONGEST} printable characters")
+    access = Access(tuple(arguments.model or ()), tuple(arguments.tool or ()))
+    if any(not 0 < len(glob) <= _LONGEST for glob in (*access.models, *access.tools)):
+        raise ConfigError(f"--model and --tool: a glob has 1 to {_LONGEST} characters")
+    lifetime = _lifetime(arguments)
+    token, digest = _new_token()
+    key = ClientKey(new_id("key"), arguments.name, NAMED + owner, arguments.team, token[:_PREFIX], access, 0.0)
+    made = await store.create(key, digest, lifetime)
+    if made is None:
+        raise ConfigError(f"there are {MOST_KEYS} valid keys already: revoke those that no client uses")
+    return _print_new(settings, made, token, as_json=arguments.json)
+
+
+async def _rotate(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+    overlap, lifetime = read_seconds("--overlap", arguments.overlap), _lifetime(arguments)
+    token, digest = _new_token()
+    made = await store.rotate(arguments.key, new_id("key"), token[:_PREFIX], digest, lifetime=lifetime, overlap=overlap)
+    if made is None:
+        return await _no_such_key(arguments.key, store)
+    return _print_new(settings, made, token, as_json=arguments.json)
+
+
+def _lifetime(arguments: argparse.Namespace) -> float | None:
+    return None if arguments.expires is None else read_seconds("--expires", arguments.expires)
+
+
+def _new_token() -> tuple[str, bytes]:
+    """A token with 256 random bits, and its SHA-256."""
+    token = "ant_" + secrets.token_urlsafe(32)
+    return token, hashlib.sha256(token.encode()).digest()
+
+
+def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(_told(key) | {"token": token}))
+    else:
+        write_table([[name, value] for name, value in _shown(key).items()] + [["token", token]], sys.stdout)
+        print("Copy the token now: Antiphon stores only its hash.", file=sys.stderr)
+    if not settings.owner.managed_keys:
+        print("owner.managed_keys is false: no process accepts this key until you set it to true.", file=sys.stderr)
+    return 0
+
+
+async def _list(arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+    keys = await store.list(NAMED + arguments.owner if arguments.owner else "", all_keys=arguments.all)
+    if arguments.json:
+        for key in keys:
+            print(json.dumps(_told(key)))
+        return 0
+    rows = [["id", "owner", "name", "team", "models", "tools", "created", "expires", "token"]]
+    rows += [[*_shown(key).values(), f"{printable(key.prefix)}…"] for key in keys]
+    write_table(rows, sys.stdout)
+    return 0
+
+
+async def _no_such_key(key_id: str, store: ClientKeyStore) -> int:
+    found = await store.get(key_id)
+    if found is None:
+        why = "there is no such key; 'antiphon admin keys list --all' lists the ids"
+    else:
+        why = "it is already revoked" if found.revoked_at is not None else "it is expired"
+    print(f"antiphon: {printable(key_id[:_LONGEST])}: {why}", file=sys.stderr)
+    return 1
+
+
+def _told(key: ClientKey) -> dict[str, object]:
+    """The key as JSON."""
+    return {
+        "id": key.id,
+        "owner": key.owner.removeprefix(NAMED),
+        "name": key.name,
+        "team": key.team,
+        "models": key.access.models,
+        "tools": key.access.tools,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "prefix": key.prefix,
+    }
+
+
+def _shown(key: ClientKey) -> dict[str, str]:
+    """The key as cells of a table."""
+    ends = _day(key.expires_at) if key.expires_at is not None else "never"
+    return {
+        "id": key.id,
+        "owner": printable(key.owner.removeprefix(NAMED)),
+        "name": printable(key.name),
+        "team": printable(key.team),
+        "models": printable(" ".join(key.access.models)) or "all",
+        "tools": printable(" ".join(key.access.tools)) or "all",
+        "created": _day(key.created_at),
+        "expires": f"revoked {_day(key.revoked_at)}" if key.revoked_at is not None else ends,
+    }
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))

@@ -1,0 +1,167 @@
+"""Stores the client keys that an operator creates at run time, for any backend.
+
+Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`commands/admin/client_keys.py`), the keys
+in the memory of a process (`engine/running/key_ring.py`), the keys of the settings (`app/keys.py`).
+
+Invariants: a row holds the SHA-256 of a token, never the token. Every change of a key increments one number in the same
+transaction, so a process finds every change with one short query. The database's clock decides when a key expires.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.errors import StoreError
+from antiphon.ids import Clock, now
+from antiphon.stores.pages import Row
+from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds
+
+MOST_KEYS = 10_000
+"""The maximum of keys that are neither revoked nor expired. Every process holds all of them in memory."""
+
+_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now_ms())"
+INSERT = f"""
+INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
+SELECT :id, :digest, :name, :owner, :team, :prefix, :models, :tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
+WHERE (SELECT count(*) FROM client_keys WHERE {_VALID}) < {MOST_KEYS}
+"""
+SUCCEED = f"""
+INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
+SELECT :new, :digest, name, owner, team, :prefix, models, tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
+FROM client_keys WHERE id = :id AND {_VALID}
+"""
+END = f"""
+UPDATE client_keys SET expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
+WHERE id = :id AND {_VALID}
+"""
+REVOKE = "UPDATE client_keys SET revoked_at = now_ms() WHERE id = :id AND revoked_at IS NULL"
+CHANGE = """
+INSERT INTO client_key_changes AS c (id, number) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET number = c.number + 1
+"""
+STATE = "SELECT coalesce((SELECT number FROM client_key_changes WHERE id = 1), 0) AS number, now_ms() AS date"
+VALID = f"SELECT id, digest, owner, team, models, tools, expires_at FROM client_keys WHERE {_VALID}"
+_COLUMNS = "id, name, owner, team, prefix, models, tools, created_at, expires_at, revoked_at"
+LIST = f"""
+SELECT {_COLUMNS} FROM client_keys
+WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owner, created_at, id
+"""
+GET = f"SELECT {_COLUMNS} FROM client_keys WHERE id = :id"
+
+_LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, ...])
+
+
+class ValidKeys(msgspec.Struct, frozen=True):
+    """All valid keys at one moment: the callers by the SHA-256 of their tokens.
+
+    `expires_at` is the earliest expiry in milliseconds of the database's clock, None when no key expires.
+    """
+
+    callers: dict[bytes, Caller]
+    expires_at: int | None
+
+
+class ClientKeyStore:
+    """The client keys, in tables that the caller closes. Every method raises `StoreError`."""
+
+    def __init__(self, tables: Tables, clock: Clock = now) -> None:
+        """`clock`: the clock of a database that has none (SQLite)."""
+        self._tables = tables
+        self._clock = clock
+
+    async def create(self, key: ClientKey, digest: bytes, lifetime: float | None) -> ClientKey | None:
+        """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are
+        already `MOST_KEYS` valid ones."""
+        named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
+        named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}
+        named |= {"models": _packed(key.access.models), "tools": _packed(key.access.tools)}
+        return await self.get(key.id) if await self._change(Statement(INSERT, named, rows=1)) else None
+
+    async def rotate(
+        self, key_id: str, new_id: str, prefix: str, digest: bytes, *, lifetime: float | None, overlap: float
+    ) -> ClientKey | None:
+        """Create a successor with the name, the owner and the access of this key, which expires in `overlap` seconds.
+        Returns the successor, or None when the key is not valid."""
+        named: dict[str, object] = {"id": key_id, "new": new_id, "prefix": prefix, "digest": digest, **self._now}
+        named |= {"lifetime": _lifetime(lifetime), "overlap": milliseconds(overlap)}
+        ended = Statement(END, named, rows=1)
+        return await self.get(new_id) if await self._change(Statement(SUCCEED, named, rows=1), ended) else None
+
+    async def revoke(self, key_id: str) -> bool:
+        """End a key at once. False when it does not exist or is already revoked."""
+        return await self._change(Statement(REVOKE, {"id": key_id, **self._now}, rows=1))
+
+    async def get(self, key_id: str) -> ClientKey | None:
+        """This key, valid or not."""
+        rows = await self._tables.fetch(GET, {"id": key_id})
+        return _key(rows[0]) if rows else None
+
+    async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
+        """The valid keys of this owner (empty: of all owners), by owner and creation time. `all_keys`: also those that
+        are expired or revoked."""
+        rows = await self._tables.fetch(LIST, {"owner": owner, "all": int(all_keys), **self._now})
+        return [_key(row) for row in rows]
+
+    @property
+    def _now(self) -> dict[str, object]:
+        return {"now_ms": milliseconds(self._clock())}
+
+    async def _change(self, *statements: Statement) -> bool:
+        """Run the statements as one change. The row of the number comes first: its lock puts changes in an order, so
+        that two of them cannot exceed `MOST_KEYS` together. False when a statement found no row."""
+        try:
+            await self._tables.run([Statement(CHANGE, {}), *statements])
+        except RowsMissing:
+            return False
+        return True
+
+    async def state(self) -> tuple[int, int]:
+        """The number of changes so far, and the database's time in milliseconds."""
+        row = (await self._tables.fetch(STATE, self._now, own=True))[0]
+        return row[0], row[1]
+
+    async def valid(self) -> ValidKeys:
+        """All keys that are valid now."""
+        rows = await self._tables.fetch(VALID, self._now, own=True)
+        callers = {
+            bytes(row["digest"]): Caller(
+                row["owner"], row["owner"].partition(":")[2], row["team"], row["id"], _access(row)
+            )
+            for row in rows
+        }
+        return ValidKeys(
+            callers, min((row["expires_at"] for row in rows if row["expires_at"] is not None), default=None)
+        )
+
+
+def _lifetime(seconds: float | None) -> int | None:
+    return None if seconds is None else milliseconds(seconds)
+
+
+def _packed(patterns: tuple[str, ...]) -> str:
+    return msgspec.json.encode(patterns).decode()
+
+
+def _access(row: Row) -> Access:
+    try:
+        return Access(_LIST.decode(row["models"]), _LIST.decode(row["tools"]))
+    except msgspec.DecodeError as error:
+        # Never more access than the operator gave.
+        raise StoreError(f"the client key {row['id']} is damaged: {error}") from error
+
+
+def _key(row: Row) -> ClientKey:
+    def seconds(name: str) -> float | None:
+        return None if row[name] is None else row[name] / 1000
+
+    return ClientKey(
+        id=row["id"],
+        name=row["name"],
+        owner=row["owner"],
+        team=row["team"],
+        prefix=row["prefix"],
+        access=_access(row),
+        created_at=row["created_at"] / 1000,
+        expires_at=seconds("expires_at"),
+        revoked_at=seconds("revoked_at"),
+    )

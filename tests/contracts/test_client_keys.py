@@ -1,0 +1,101 @@
+"""What every `ClientKeyStore` must do, on every state."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+
+from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.stores import Stores
+from antiphon.stores.client_keys import ClientKeyStore
+
+ACCESS = Access(("qwen*",), ("function",))
+
+
+def _digest(number: int) -> bytes:
+    return hashlib.sha256(b"%d" % number).digest()
+
+
+def _key(number: int, owner: str = "n:anna", access: Access = ACCESS) -> ClientKey:
+    return ClientKey(f"key_{number}", f"laptop {number}", owner, "research", "ant_abcd", access, 0.0)
+
+
+@pytest.fixture
+def store(state: Stores) -> ClientKeyStore:
+    return state.client_keys
+
+
+async def test_a_created_key_is_found_by_the_digest_of_its_token(store: ClientKeyStore) -> None:
+    assert (await store.valid()).callers == {}
+    made = await store.create(_key(1), _digest(1), None)
+    assert made is not None and made.created_at > 1e9 and made.expires_at is made.revoked_at is None
+    assert await store.get("key_1") == made
+    assert await store.list() == await store.list("n:anna") == [made]
+    valid = await store.valid()
+    assert valid.callers == {_digest(1): Caller("n:anna", "anna", "research", "key_1", ACCESS)}
+    assert valid.expires_at is None
+    assert await store.get("key_2") is None and await store.list("n:bo") == []
+
+
+async def test_each_change_has_a_number(store: ClientKeyStore) -> None:
+    numbers = [(await store.state())[0]]
+    await store.create(_key(1), _digest(1), None)
+    numbers.append((await store.state())[0])
+    await store.rotate("key_1", "key_2", "ant_efgh", _digest(2), lifetime=None, overlap=0.0)
+    numbers.append((await store.state())[0])
+    await store.revoke("key_2")
+    numbers.append((await store.state())[0])
+    assert len(set(numbers)) == 4
+    # What changes nothing has none.
+    assert not await store.revoke("key_2") and not await store.revoke("key_none")
+    assert await store.rotate("key_2", "key_3", "ant_ijkl", _digest(3), lifetime=None, overlap=9.0) is None
+    assert (await store.state())[0] == numbers[-1] and await store.get("key_3") is None
+
+
+async def test_a_revoked_key_is_valid_no_more_and_stays_listed(store: ClientKeyStore) -> None:
+    await store.create(_key(1), _digest(1), None)
+    await store.create(_key(2, "n:bo"), _digest(2), None)
+    assert await store.revoke("key_1")
+    assert list((await store.valid()).callers) == [_digest(2)]
+    assert [key.id for key in await store.list()] == ["key_2"]
+    assert [(key.id, key.revoked_at is None) for key in await store.list(all_keys=True)] == [
+        ("key_1", False),
+        ("key_2", True),
+    ]
+
+
+async def test_a_successor_has_the_access_of_its_key_and_both_are_valid_for_a_while(store: ClientKeyStore) -> None:
+    await store.create(_key(1), _digest(1), None)
+    made = await store.rotate("key_1", "key_2", "ant_efgh", _digest(2), lifetime=3600.0, overlap=60.0)
+    assert made is not None and (made.owner, made.name, made.team) == ("n:anna", "laptop 1", "research")
+    assert (made.access, made.prefix) == (ACCESS, "ant_efgh")
+    former = await store.get("key_1")
+    assert former is not None and former.expires_at is not None and made.expires_at is not None
+    assert former.expires_at == pytest.approx(made.created_at + 60, abs=1)
+    assert made.expires_at == pytest.approx(made.created_at + 3600, abs=1)
+    valid = await store.valid()
+    assert set(valid.callers) == {_digest(1), _digest(2)}
+    assert valid.expires_at == round(former.expires_at * 1000)
+    # An overlap extends no life.
+    await store.rotate("key_1", "key_3", "ant_ijkl", _digest(3), lifetime=None, overlap=600.0)
+    assert (await store.get("key_1")) == former
+
+
+async def test_a_key_expires_by_the_clock_of_the_database(store: ClientKeyStore) -> None:
+    await store.create(_key(1), _digest(1), 0.01)
+    valid = await store.valid()
+    async with asyncio.timeout(60):
+        while (await store.valid()).callers:
+            await asyncio.sleep(0.001)
+    assert (await store.state())[1] >= (valid.expires_at or 0)
+    assert await store.list() == [] and len(await store.list(all_keys=True)) == 1
+    assert await store.rotate("key_1", "key_2", "ant_efgh", _digest(2), lifetime=None, overlap=9.0) is None
+
+
+async def test_changes_at_the_same_time_are_all_counted(store: ClientKeyStore) -> None:
+    before = (await store.state())[0]
+    await asyncio.gather(*(store.create(_key(number), _digest(number), None) for number in range(20)))
+    assert (await store.state())[0] == before + 20
+    assert len((await store.valid()).callers) == 20

@@ -1,0 +1,148 @@
+"""Client keys that an operator creates while processes serve: by the command line, and what each process accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.cli import main
+from antiphon.config.owners import OwnerSettings
+from antiphon.config.settings import Settings
+from tests.support.background_app import BackgroundApp, processes
+from tests.support.state import needs_sqlite
+
+ASK = {"model": "qwen3", "input": "Hi"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    # The command line finds the state by its folder.
+    needs_sqlite()
+    return tmp_path / "data"
+
+
+class Keys:
+    """`antiphon admin keys` on a data folder."""
+
+    def __init__(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._data, self._capsys = data, capsys
+        self.errors = ""
+
+    async def run(self, *words: str, status: int = 0) -> str:
+        assert await asyncio.to_thread(main, ["admin", "keys", *words, "--data", str(self._data)]) == status
+        out, self.errors = self._capsys.readouterr()
+        return out
+
+    async def create(self, *words: str) -> dict[str, Any]:
+        return await self.json("create", *words)
+
+    async def json(self, *words: str) -> dict[str, Any]:
+        # The processes of the test write their lines there too.
+        lines = (await self.run(*words, "--json")).splitlines()
+        made: dict[str, Any] = json.loads(next(line for line in lines if line.startswith("{")))
+        return made
+
+
+@pytest.fixture
+def keys(data: Path, capsys: pytest.CaptureFixture[str]) -> Keys:
+    return Keys(data, capsys)
+
+
+async def status(app: BackgroundApp, token: str, path: str = "/responses", body: Any = None) -> int:
+    headers = {"authorization": f"Bearer {token}"}
+    method = "GET" if body is None else "POST"
+    async with app.session.request(method, app.url + path, json=body, headers=headers) as got:
+        await got.read()
+        return got.status
+
+
+async def becomes(expected: int, app: BackgroundApp, token: str) -> None:
+    async with asyncio.timeout(60):
+        while await status(app, token) != expected:
+            await asyncio.sleep(0.01)
+
+
+async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one(data: Path, keys: Keys) -> None:
+    async with processes(data) as made:
+        apps = [await made.start(managed_keys=True) for _ in range(2)]
+        assert [await status(app, "a-token-of-nobody-here") for app in apps] == [401, 401]
+        anna = await keys.create("--owner", "anna", "--model", "qwen*")
+        for app in apps:
+            await becomes(200, app, anna["token"])
+        assert await status(apps[0], anna["token"], body=ASK) == 200
+        assert await status(apps[1], anna["token"], body={**ASK, "model": "gpt-5"}) == 404
+        # The successor sees the stored responses of its owner.
+        after = await keys.json("rotate", anna["id"], "--overlap", "1h")
+        await becomes(200, apps[1], after["token"])
+        assert await status(apps[0], anna["token"]) == 200
+        headers = {"authorization": f"Bearer {after['token']}"}
+        async with apps[1].session.get(apps[1].url + "/responses", headers=headers) as got:
+            assert len((await got.json())["data"]) == 1
+        await keys.run("revoke", anna["id"])
+        for app in apps:
+            await becomes(401, app, anna["token"])
+            assert await status(app, after["token"]) == 200
+
+
+async def test_no_token_is_stored_or_listed(data: Path, keys: Keys) -> None:
+    made = await keys.create("--owner", "anna", "--name", "laptop", "--team", "lab", "--expires", "90d")
+    assert made["token"].startswith("ant_") and len(made["token"]) == 47 and made["prefix"] == made["token"][:8]
+    assert made["expires_at"] - made["created_at"] == pytest.approx(90 * 86_400, abs=1)
+    assert "managed_keys is false" in keys.errors
+    listed = await keys.run("list")
+    assert all(word in listed for word in (made["id"], "anna", "laptop", "lab", made["token"][:8]))
+    assert made["token"] not in listed + await keys.run("list", "--json", "--all")
+    assert all(made["token"].encode() not in file.read_bytes() for file in data.rglob("*") if file.is_file())
+
+
+async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> None:
+    made = await keys.create("--owner", "anna")
+    other = await keys.create("--owner", "bo")
+    await keys.run("revoke", made["id"])
+    assert [json.loads(line)["id"] for line in (await keys.run("list", "--json")).splitlines()] == [other["id"]]
+    assert "revoked" in await keys.run("list", "--all", "--owner", "anna")
+    for words in (("revoke", made["id"]), ("rotate", made["id"])):
+        await keys.run(*words, status=1)
+        assert "it is already revoked" in keys.errors
+    await keys.run("revoke", "key_unknown", status=1)
+    assert "there is no such key" in keys.errors
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("create", "--owner", "n:anna"), "--owner n:anna: use 1 to 64"),
+        (("create", "--owner", "anna", "--expires", "soon"), "--expires soon: write a number"),
+        (("create", "--owner", "anna", "--name", "a\x1b[2J"), "--name: at most 100 printable"),
+        (("create", "--owner", "anna", "--model", ""), "a glob has 1 to 100"),
+        (("rotate", "key_x", "--overlap", "1w"), "--overlap 1w: write a number"),
+    ],
+)
+async def test_bad_flags_are_explained(keys: Keys, words: tuple[str, ...], problem: str) -> None:
+    await keys.run(*words, status=2)
+    assert problem in keys.errors
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"state": {"url": "memory:"}}, "owner.managed_keys: with state.url memory"),
+        ({"owner": {"managed_keys": True, "source": "header"}}, "set source to bearer, or managed_keys to false"),
+        (
+            {"upstream": {"auth": "passthrough"}},
+            "owner.managed_keys: clients' keys are for this",
+        ),
+    ],
+)
+def test_settings_that_contradict_managed_keys_are_refused(wrong: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Settings(**{"owner": {"managed_keys": True}, "upstream": {"auth": "none"}, **wrong})
+
+
+def test_managed_keys_are_client_keys_in_force() -> None:
+    settings = OwnerSettings(managed_keys=True)
+    assert settings.has_client_keys
