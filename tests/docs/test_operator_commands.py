@@ -77,6 +77,8 @@ async def test_the_commands(place: Place) -> None:
         while "\ndemo " not in await place.run("keys-and-owners.md", "keys-items"):
             pass
     assert (place.folder / "anna.jsonl").read_text().count("\n") > 0
+    said = await place.run("keys-and-owners.md", "keys-managed")
+    assert "token    ant_" in said and said.count("laptop") == 2
     assert "b:" in await place.run("monitoring.md", "usage-sums")
     said = await place.run("backup.md", "backup-restore")
     assert "it holds owner.key and sealing.key" in said and (place.folder / "restored" / "sessions.db").exists()
