@@ -1,6 +1,7 @@
 """Implements `scripts/bench --core`: measures the cost of translation per chunk and per request, without a socket.
 
-Lives here: the jobs, their floors, and the comparison with another revision. Not here: what a gateway adds (`run.py`).
+Lives here: the jobs, their floors, and the comparison with another revision. Not here: the cost that a whole gateway
+adds (`run.py`).
 
 A floor is the time of the minimum work that any translation of the same bytes needs. `loads + dumps` parses and writes
 the JSON once with orjson. `splice` finds the text of a chunk and copies it into an event. Each job runs many times in

@@ -102,8 +102,8 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
         for key in bench.rounds[0][name] if bench.rounds else ():
             samples = []
             for values in bench.rounds:
-                # Only Antiphon stores responses. So its stored results are compared with unstored results of other
-                # variants.
+                # Only Antiphon stores responses. So Antiphon's stored results are compared with unstored results of
+                # other variants.
                 value, unstored = values[name].get(key), key.removeprefix("stored_")
                 if value is None:
                     continue

@@ -1,5 +1,5 @@
-"""Implements `scripts/bench telemetry`: measures the cost of telemetry per chunk and per small request, as ratios to
-none.
+"""Implements `scripts/bench telemetry`: measures the cost of telemetry per chunk and per small request, as ratios to a
+run without telemetry.
 
 Lives here: the variants (no telemetry; metrics and log lines, the default; in addition traces of 1 % and of all
 requests), and the targets. Not here: the paths and the messages (`gate_path.py`).

@@ -1,8 +1,8 @@
 """Measures the cost of telemetry in real processes, per small request: `antiphon serve`, and `antiphon extproc` behind
 Envoy.
 
-Lives here: the processes, their order and the ratios. Not here: the same without sockets (`telemetry.py`), the process
-without telemetry (`unwatched.py`).
+Lives here: the processes, their order and the ratios. Not here: the measurement without sockets (`telemetry.py`), the
+process without telemetry (`unwatched.py`).
 
 All processes run during the whole benchmark, and get requests in turn over the same number of connections. The figure
 is the CPU time of all threads of the process per request. The program computes ratios within a round and reports the

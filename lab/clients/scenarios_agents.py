@@ -180,7 +180,7 @@ def session():
 
 
 def conversation():
-    """The server stores the session as a conversation. The agent reads it and adds items."""
+    """The server stores the session as a conversation. The agent reads the conversation and adds items."""
     script(adding(1), {"content": "Two."}, {"content": "Still two."})
 
     async def both():

@@ -1,7 +1,7 @@
 """Starts the servers of the hosted tools for `scripts/lab clients`: a substitute for SearXNG with a page, and a
 published MCP server.
 
-Lives here: starting and stopping them. Not here: the clients' use of the tools (`scenarios_tools.py`,
+Lives here: starting and stopping the servers. Not here: the clients' use of the tools (`scenarios_tools.py`,
 `tools_node.mjs`).
 
 The MCP server is `@modelcontextprotocol/server-everything`, the protocol's own reference server, as npm installs it.

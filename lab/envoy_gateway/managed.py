@@ -1,7 +1,7 @@
 """Installs Antiphon into an Envoy that Envoy Gateway manages, from the output of `antiphon envoy-config`.
 
-Lives here: printing the objects, adapting them to the node's images, applying them, and waiting until Envoy serves. Not
-here: the requests (`asked.py`).
+Lives here: printing the objects, adapting the objects to the node's images, applying them, and waiting until Envoy
+serves. Not here: the requests (`asked.py`).
 
 Invariant: the applied objects differ from the printed ones only in images, replicas and the names of objects that this
 run created.

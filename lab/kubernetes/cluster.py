@@ -1,6 +1,6 @@
 """Runs kubectl and helm, and manages one namespace with a chat server, a release and clients.
 
-Lives here: the commands. Not here: their order, and the evaluation of their output.
+Lives here: the commands. Not here: the order of the commands, and the evaluation of their output.
 
 Invariant: every command has a timeout. A failed command raises an error with its output.
 """

@@ -1,6 +1,6 @@
 """Starts a PostgreSQL on this machine that pods can reach, for clusters whose node is this machine.
 
-Lives here: opening the tests' server (`tests/support/postgres.py`) to a network. Not here: its clients.
+Lives here: opening the tests' server (`tests/support/postgres.py`) to a network. Not here: the clients of the server.
 
 Invariant: the server requires a password, and ends with the run.
 """

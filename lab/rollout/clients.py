@@ -119,8 +119,8 @@ class Clients:
         await self._follow(seen, self.words)
 
     async def follow_long(self, seen: Seen) -> None:
-        """Follow a background response that takes longer than any drain. Its process returns it to the queue, and
-        another process reruns it."""
+        """Follow a background response that takes longer than any drain. The draining process returns the response to
+        the queue, and another process reruns it."""
         await self._follow(seen, self.long_words)
 
     async def websocket(self, seen: Seen) -> None:

@@ -1,4 +1,4 @@
-"""Formats the report of a rollout in Markdown. Not here: its data (`course.py`)."""
+"""Formats the report of a rollout in Markdown. Not here: the report's data (`course.py`)."""
 
 from __future__ import annotations
 

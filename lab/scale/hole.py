@@ -1,7 +1,7 @@
 """A TCP proxy in front of a server that can drop all bytes, or forward to another server.
 
 Lives here: the proxy. The proxy drops bytes like a firewall. Its target can change, like an address that moves from one
-machine to another. Not here: its users.
+machine to another. Not here: the programs that use the proxy.
 
 Invariant: dropped bytes never arrive later. Connections from before a fault cannot be used afterwards.
 """

@@ -1,6 +1,6 @@
 """A chat server with a ledger of its calls, for runs that must know when each model call began and ended.
 
-Lives here: the demo's chat server in the run's process, and the ledger. Not here: its answers
+Lives here: the demo's chat server in the run's process, and the ledger. Not here: the content of the answers
 (`antiphon/demo_upstream.py`), the evaluation of the calls.
 
 Invariant: the ledger has a call before the server sends any part of its answer.

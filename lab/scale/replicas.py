@@ -1,6 +1,6 @@
 """Runs replicas: HTTP servers that share only a state and their keys.
 
-Lives here: their settings, addresses, kills and restarts. Not here: the state (`states.py`), clients.
+Lives here: the replicas' settings, addresses, kills and restarts. Not here: the state (`states.py`), clients.
 
 Each replica has a separate data folder, as on a separate machine. Contents of files are in one shared folder, as in a
 bucket.

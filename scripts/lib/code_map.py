@@ -1,6 +1,6 @@
 """Makes the page docs/reference/code-map.md, which lists every module with the first sentences of its docstring.
 
-Lives here: reading the docstrings and the page's form. Not here: writing it (`generate_docs.py`).
+Lives here: reading the docstrings and the page's form. Not here: writing the page (`generate_docs.py`).
 
 Invariant: the page holds only text from docstrings, so it cannot differ from the code.
 """

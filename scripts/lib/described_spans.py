@@ -2,8 +2,8 @@
 
 Tests compare the tables with the spans that Antiphon records.
 
-Lives here: every span and every attribute that Antiphon defines. Not here: their names (`observability/span_names.py`),
-the code that sets them.
+Lives here: every span and every attribute that Antiphon defines. Not here: the constants with the names
+(`observability/span_names.py`), the code that sets them.
 """
 
 from __future__ import annotations

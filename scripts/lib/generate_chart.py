@@ -1,8 +1,8 @@
 """Generates the Helm chart's files that have another source, and the page of its values.
 
 Lives here: the chart's copies of the drain hook, the rules and the dashboard. Also the names of the secret settings,
-and the schema of the chart's values. Its part for `settings` comes from the settings themselves. `scripts/docs`
-writes the page (`values_page`) from the comments of values.yaml.
+and the schema of the chart's values. The schema's part for `settings` comes from Antiphon's settings models.
+`scripts/docs` writes the page (`values_page`) from the comments of values.yaml.
 
 With `--check` it fails unless all files are current and the chart's appVersion is the package's version.
 """

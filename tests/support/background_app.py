@@ -190,7 +190,7 @@ class Processes:
         sealing_keys: tuple[str, ...] = (),
         **background: Any,
     ) -> BackgroundApp:
-        """Start one more process with these settings. Its requests may use the MCP server `mcp`."""
+        """Start one more process with these settings. Requests to this process may use the MCP server `mcp`."""
         where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,

@@ -1,6 +1,7 @@
 """Starts an Envoy with a foreign configuration and Antiphon's sidecar, each as a separate process.
 
-Lives here: starting and ending both. Not here: the configurations, and the check of their readiness (the tests).
+Lives here: starting and ending both processes. Not here: the configurations, and the check of their readiness (the
+tests).
 
 Invariant: both processes have ended when the context ends.
 """

@@ -1,6 +1,6 @@
 """Creates a certificate authority and certificates for tests.
 
-Lives here: creating them, new for each test. Not here: the servers and clients that use them.
+Lives here: creating the certificates, new for each test. Not here: the servers and clients that use them.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Received:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     connection: int
-    """The number of its connection, from 0. Requests with the same number used the same connection."""
+    """The number of the request's connection, from 0. Requests with the same number used the same connection."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when either side has closed the connection."""
 

@@ -1,6 +1,6 @@
 """An HTTP server for OpenAI's `POST /embeddings`, whose vectors need no model.
 
-Lives here: the server. Not here: the meaning of its vectors (`vector_stores.WordEmbedder`).
+Lives here: the server. Not here: the meaning of the vectors (`vector_stores.WordEmbedder`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real ext_proc server for tests, with gRPC server, exchange, runner, router and HTTP client.
 
-Lives here: assembling it, with its state in memory, on a Unix socket. Not here: Envoy's side (`fake_envoy.py`).
+Lives here: assembling the server, with its state in memory, on a Unix socket. Not here: Envoy's side (`fake_envoy.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes a distribution into a folder on Python's path, as an installer does: modules, and a `dist-info` with entry
 points.
 
-Lives here: writing it. Not here: the packages (`tests/example_extension` is one).
+Lives here: writing the distribution. Not here: the packages (`tests/example_extension` is one).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finds resources that a test leaves open: descriptors of files below pytest's folders, and threads of stores.
 
-Lives here: the search. Not here: its time (a fixture of the tests that need it).
+Lives here: the search. Not here: the moment of the search (a fixture of the tests that need it).
 """
 
 from __future__ import annotations

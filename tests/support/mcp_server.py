@@ -1,6 +1,6 @@
 """A real MCP server for tests: the official SDK's server over uvicorn, in this process.
 
-Lives here: starting and stopping it, and its tools. Not here: broken servers (scripted servers simulate those).
+Lives here: starting and stopping the server, and its tools. Not here: broken servers (scripted servers simulate those).
 """
 
 from __future__ import annotations

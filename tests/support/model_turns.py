@@ -1,6 +1,6 @@
 """Builds a chat model's answer of one turn, with text and calls, as a stream or as JSON.
 
-Lives here: building the bytes. Not here: sending them (`exchanges.py`, `chat_server.py`).
+Lives here: building the bytes of the answer. Not here: sending the answer (`exchanges.py`, `chat_server.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Vector stores for tests without a server: endpoints, worker, real database, files in memory.
 
-Lives here: assembling them, and embedders that need no model. Not here: the tests.
+Lives here: assembling the parts, and embedders that need no model. Not here: the tests.
 """
 
 from __future__ import annotations
