@@ -1,7 +1,7 @@
-"""The settings: names, types, defaults, descriptions, and rules between them.
+"""The settings: names, types, defaults, descriptions, and rules between settings.
 
-Each section is a frozen value in the module of its subject. The code that a section concerns takes this value: nothing
-copies its fields. `section.py` is what a section is (a pydantic model), `problems.py` says what is wrong. `settings.py`
-is the root with all sections, `sources.py` reads files, variables and flags; these two are for the composition root and
-the commands alone.
+Each section is a frozen pydantic model in the module of its subject. Code that needs settings takes the section object,
+and does not copy its fields. `section.py` defines the base class of sections, and `problems.py` formats errors.
+`settings.py` defines the root with all sections, and `sources.py` reads files, variables and flags. Only the
+composition root (`app/`) and the commands import `settings.py` and `sources.py`.
 """

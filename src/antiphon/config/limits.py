@@ -1,6 +1,6 @@
 """Settings for limits and timeouts of requests, connections and fetches.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
+Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
 """
 
 from __future__ import annotations
@@ -16,55 +16,56 @@ from antiphon.config.section import MIB, Section
 
 class LimitSettings(Section):
     request_body_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Largest request body, as received and, for a compressed one, decompressed. A larger one gets a 413, during the
-    upload."""
+    """Largest request body, both as received and after decompression. A client whose body is larger gets a 413 during
+    the upload."""
     upstream_body_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Largest JSON answer of an upstream, and the most text in one response."""
+    """Largest JSON answer of an upstream. It also limits the text of one response."""
     upstream_error_bytes: int = Field(default=256 * 1024, ge=1024)
     """Most bytes that the sidecar reads of an upstream's error body."""
     sse_event_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Largest single event an upstream may send."""
+    """Largest single event in an upstream's stream."""
     no_output_bytes: int = Field(default=16 * MIB, ge=1024)
-    """Most bytes an upstream may send in a stream without any output. Comments, empty deltas and annotations are no
-    output, nor are choices and log probabilities that the request does not ask for. Each byte of output pays for 1024
-    others."""
+    """Most bytes that an upstream may send in a stream without output. Comments, empty deltas and annotations do not
+    count as output. Neither do choices and log probabilities that the request does not ask for. Each byte of output
+    allows 1024 further bytes without output."""
     drive_stream_bytes: int = Field(default=64 * MIB, ge=64 * 1024)
-    """Largest event stream of a response that the sidecar makes for Envoy (drive), its end included. Above it the
-    response fails (`stream_too_large`). Envoy holds as much of it as its client has not read."""
+    """Largest event stream of one response in mode `drive`, where the sidecar sends the stream through Envoy. A larger
+    response fails (`stream_too_large`). Envoy buffers the part of the stream that the client has not read."""
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
-    """Most bytes that all such streams of a process may be ahead of clients that read 256 KiB a second. Each stream is
-    8 MiB ahead at most. Beyond it the sidecar writes them no faster than that."""
+    """Most bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar estimates them for
+    clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the limit, the sidecar
+    writes each stream at that speed."""
     input_items: int = Field(default=10_000, ge=1)
     """Most items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)
-    """Most items of history that a `previous_response_id` may bring."""
+    """Most items in the history that a `previous_response_id` adds to a request."""
     history_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Most bytes of history that a request may bring by `previous_response_id`, `conversation` or ids of items. Above
-    it the answer is a 413, and the sidecar reads none of it."""
+    """Most bytes of history that a request may add by `previous_response_id`, `conversation` or ids of items. If the
+    history is larger, the sidecar reads none of it and answers 413."""
     page_bytes: int = Field(default=16 * MIB, ge=1024)
-    """Most bytes in one page of a list, however many rows the client requests. A page always has at least one row."""
+    """Most bytes in one page of a list, whatever number of rows the client requests. A page has at least one row."""
     tools: int = Field(default=1_024, ge=1)
     """Most tools in one request."""
     tool_calls: int = Field(default=256, ge=1)
-    """Most tool calls one model answer may hold."""
+    """Most tool calls in one answer of a model."""
     concurrent_requests: int = Field(default=10_000, ge=1)
-    """Most requests in flight per process. A low limit of open files lowers it, to half of that limit and a few less.
-    Above it the answer is a 503."""
+    """Most requests in flight per process. If the limit of open files is low, the effective value is a little less than
+    half of that limit. Further requests get a 503."""
     owner_requests: int | None = Field(default=None, ge=0)
-    """Most requests in flight of one owner, running background responses included. Above it the answer is a 429, and a
-    background response waits. Unset: half of `concurrent_requests`. 0: all of them. No effect with `owner.source:
-    single`."""
+    """Most requests in flight of one owner, running background responses included. Further requests get a 429, and
+    background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No effect with
+    `owner.source: single`."""
     bytes_in_flight: int = Field(default=512 * MIB, ge=1024)
-    """Most bytes that the requests in flight hold together per process: their bodies, and the histories and files that
-    they bring. Above it the answer is a 503. During its translation a request takes three to four times this much
-    memory."""
+    """Most bytes of all requests in flight per process: their bodies, and the histories and files that they refer to.
+    Further requests get a 503. During its translation, a request takes three to four times its bytes in memory."""
     owner_bytes_in_flight: int | None = Field(default=None, ge=0)
-    """Most bytes that the requests in flight of one owner hold. Above it the answer is a 429, and a background response
-    waits. Unset: half of `bytes_in_flight`, but room for one `request_body_bytes`. 0: all of them. No effect with
+    """Most bytes of all requests in flight of one owner. Further requests get a 429, and background responses wait.
+    Unset: half of `bytes_in_flight`, but at least `request_body_bytes`. 0: as many as `bytes_in_flight`. No effect with
     `owner.source: single`."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Most bytes that the stored responses and conversations of one owner may take. Above it a request that would add
-    to them gets a 429, before any model call. The store still takes responses that run then. Unset: no limit."""
+    """Most bytes of the stored responses and conversations of one owner. When they reach the limit, a request that
+    would store more gets a 429 before any model call. Responses that are already running are still stored. Unset: no
+    limit."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -75,12 +76,13 @@ class LimitSettings(Section):
         return self
 
     def share_of_requests(self, places: int) -> int:
-        """The number of requests that one owner may have in flight. 0: as many as there are places."""
+        """The number of requests that one owner may have in flight, if the process allows `places`. 0: no limit per
+        owner."""
         return max(1, places // 2) if self.owner_requests is None else self.owner_requests
 
     @property
     def share_of_bytes(self) -> int:
-        """The bytes that one owner's requests may hold. 0: as many as there are."""
+        """The bytes that the requests in flight of one owner may hold. 0: no limit per owner."""
         given = self.owner_bytes_in_flight
         return max(self.request_body_bytes, self.bytes_in_flight // 2) if given is None else given
 
@@ -91,50 +93,53 @@ class TimeoutSettings(Section):
     head: float = Field(default=600.0, gt=0)
     """Seconds to wait for the upstream's response head."""
     head_wait: float = Field(default=60.0, ge=0)
-    """In drive: seconds without the upstream's response head after which the sidecar opens the stream towards the
-    client."""
+    """For mode `drive`: seconds that the sidecar waits for the upstream's response head before it sends its own
+    response head to the client. After that, an error can only be an event in the stream."""
     idle: float = Field(default=300.0, gt=0)
-    """Seconds of silence in the middle of an upstream's answer after which the answer counts as dead."""
+    """Seconds without any byte in the middle of an upstream's answer, after which the answer fails."""
     no_output: float = Field(default=900.0, gt=0)
-    """Seconds an upstream may go on sending without any output (comments, empty deltas). For silence: `idle`."""
+    """Seconds for which an upstream may send data without output, such as comments and empty deltas. `idle` is the
+    limit for an upstream that sends nothing."""
     error_body: float = Field(default=10.0, gt=0)
-    """Seconds to read the body of an upstream's error. Afterwards the sidecar uses the part that has arrived."""
+    """Seconds to read the body of an upstream's error. After that the sidecar uses the bytes that have arrived."""
     response: float = Field(default=3600.0, gt=0)
-    """Seconds a response may take with all its model calls and tools; then it fails (`response_timeout`). In the
-    background each attempt has this time, without the time in the queue."""
+    """Seconds for one response with all its model calls and tools. A response that takes longer fails
+    (`response_timeout`). For a background response the limit applies to each attempt, without the time in the
+    queue."""
     keepalive: float = Field(default=15.0, gt=0)
-    """Seconds of silence towards a streaming client before the sidecar sends a comment line."""
+    """Seconds without an event after which the sidecar sends a comment line to a streaming client, to keep the
+    connection open."""
     request: float = Field(default=60.0, gt=0)
-    """Seconds a client may take to send its request body; for an upload: to send any more of it. Envoy applies the same
-    time to the request's head, and to the first bytes of a connection."""
+    """Seconds for a client to send its request body. For a file upload, the limit applies to the time between two
+    chunks. Envoy applies the same limit to the request's head, and to the first bytes of a connection."""
     client_idle: float = Field(default=600.0, gt=0)
     """Seconds without a request after which Envoy closes a client's connection."""
     send: float = Field(default=600.0, gt=0)
-    """Seconds in which a client of the HTTP server must read the bytes sent to it; otherwise the server cuts it off.
-    For a stream, a file or a WebSocket these are as many bytes as its buffer holds. A client of Envoy must read
-    anything at all in this time (on Linux)."""
+    """Seconds in which a client of the HTTP server must read the bytes in the server's send buffer. Otherwise the
+    server closes the connection. A client of Envoy must read at least some bytes in this time (on Linux)."""
     save: float = Field(default=10.0, gt=0)
-    """Seconds after which a write that has not begun to commit is rolled back and fails."""
+    """Seconds for a write to begin its commit. A write that takes longer is rolled back and fails."""
     settle: float = Field(default=30.0, gt=0)
-    """Seconds to wait in all for a write whose commit has begun and does not end. After them the client gets an error.
-    If the write takes effect later, the store undoes it."""
+    """Seconds in total to wait for a write whose commit has begun but does not finish. After that the client gets an
+    error. If the write takes effect later, the store undoes it."""
     read: float = Field(default=10.0, gt=0)
-    """Seconds that one read of a database may take, its wait for other operations included."""
+    """Seconds for one read from a database, including the wait for other operations."""
     check: float = Field(default=10.0, ge=0)
-    """Seconds in which an upstream must answer `GET /models` at the start of `up` or `serve`, and accept its key. The
-    check runs in the background. Without such an answer the log has a warning. 0: no check."""
+    """Seconds in which an upstream must answer `GET /models` and accept its key, at the start of `up` or `serve`. The
+    check runs in the background. If it fails, Antiphon logs a warning. 0: no check."""
     hung: float = Field(default=30.0, ge=0)
     """Seconds in which a process of `antiphon up` (a worker, Envoy) must answer its parent. The parent kills and
     replaces a process that does not. 0: no check."""
     drain: float = Field(default=30.0, ge=0)
-    """Seconds that requests in flight get after SIGTERM, `notice` included. The process then cuts what is still in
-    flight and stores it as failed; the exit status is 1. It ends two seconds later in any case. A second before the end
-    it gives background responses back (see `background.on_restart`), which is no cut."""
+    """Seconds that requests in flight get after SIGTERM, `notice` included. The process then cuts the remaining
+    requests and stores their responses as failed, and the exit status is 1. The process ends two seconds later in any
+    case. One second before the end of the drain, the process hands background responses over to other processes (see
+    `background.on_restart`). They do not count as cut."""
     notice: float | None = Field(default=None, ge=0)
-    """Seconds after SIGTERM in which the process serves new requests although `/ready` and gRPC health report that it
-    is not ready. So its load balancer notices first. It needs at least the interval of the health checks, and a second.
-    Unset: 2 for `antiphon extproc`, since Envoy asks every second (half of a shorter `drain`); 0 for `serve` and
-    `up`."""
+    """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
+    report that the process is not ready. In this time the load balancer notices the stop. The value should be the
+    interval of the health checks and one second more. Unset: 0 for `serve` and `up`. For `antiphon extproc` it is 2,
+    because Envoy checks every second, or half of a shorter `drain`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -147,17 +152,17 @@ class TimeoutSettings(Section):
 
 
 class FetchSettings(Section):
-    """Files that requests name by `file_url`."""
+    """Fetching files that requests name by `file_url`."""
 
     enabled: bool = True
-    """Fetch files that requests name by `file_url`. Off: such a request is a 400."""
+    """Fetch files that requests name by `file_url`. If false, such a request gets a 400."""
     http: bool = False
-    """Allow plain `http://` URLs too."""
+    """Also allow `http://` URLs, without TLS."""
     ports: tuple[int, ...] = (80, 443)
-    """Ports that a URL may name."""
+    """Ports that a fetched URL may have."""
     allow_private: tuple[str, ...] = ()
-    """Host names, addresses and networks (`10.1.0.0/16`) that the sidecar may fetch from although they are not public.
-    A host named here (an address counts as named by its network) may use `http` and any port."""
+    """Host names, addresses and networks (`10.1.0.0/16`) from which the sidecar may fetch although they are not public.
+    For these hosts the sidecar also allows `http` and any port."""
     types: tuple[str, ...] = (
         "text/*",
         "application/pdf",
@@ -177,27 +182,28 @@ class FetchSettings(Section):
         "application/vnd.openxmlformats-officedocument.*",
         "application/vnd.oasis.opendocument.*",
     )
-    """Media types that the sidecar accepts, `*` for any characters."""
+    """Media types that the sidecar accepts. `*` stands for any characters."""
     total_bytes: int = Field(default=50 * MIB, ge=1)
-    """Most bytes of all fetched files of one request together, each as often as it is named."""
+    """Most bytes of all files that one request fetches. A file that the request names twice counts twice."""
     seconds: float = Field(default=30.0, gt=0)
-    """Seconds for all fetched files of one request together."""
+    """Seconds to fetch all files of one request."""
     files: int = Field(default=20, ge=1)
-    """Most files fetched for one request."""
+    """Most files that one request may fetch."""
     redirects: int = Field(default=3, ge=0)
-    """Redirects that the sidecar follows for one file. It checks each like the first URL."""
+    """Most redirects that the sidecar follows for one file. Each new URL must pass the same checks as the first."""
     concurrent: int = Field(default=16, ge=1)
-    """Most fetches at once per process."""
+    """Most concurrent fetches per process."""
     ca_file: Path | None = None
-    """PEM file with the authorities trusted for these servers. Unset: the system's."""
+    """PEM file with the certificate authorities that the sidecar trusts for these servers. Unset: the system's."""
 
 
 class CorsSettings(Section):
     """Web pages that call the API from browsers over HTTP, with either `door` (for WebSockets: `websocket.origins`)."""
 
     origins: tuple[str, ...] = ()
-    """Web pages that may send requests and read the answers, by origin (`https://app.example`; `*`: all). They need a
-    token like any client; cookies have no effect. Unset: browsers let no page of another origin read an answer."""
+    """Origins of web pages that may send requests and read the answers (`https://app.example`; `*`: all). Such pages
+    need a token like any client, because cookies have no effect. Unset: browsers let no page of another origin read an
+    answer."""
 
     @field_validator("origins")
     @classmethod
@@ -214,22 +220,22 @@ class WebSocketSettings(Section):
     """WebSocket connections on `/v1/responses`."""
 
     enabled: bool = True
-    """Accept WebSocket connections. Off: an upgrade is a 426, after which clients use HTTP."""
+    """Accept WebSocket connections. If false, an upgrade request gets a 426, after which clients use HTTP."""
     origins: tuple[str, ...] = ()
-    """Web pages that may connect, by origin (`https://app.example`; `*`: all). Clients that are no browsers and pages
-    of this host itself may always connect."""
+    """Origins of web pages that may connect (`https://app.example`; `*`: all). Clients that are not browsers may always
+    connect, and so may pages of Antiphon's own host."""
     connections: int = Field(default=1_000, ge=1)
-    """Most connections per process. Above it an upgrade is a 503."""
+    """Most connections per process. Further upgrade requests get a 503."""
     seconds: float = Field(default=3_600.0, gt=0)
-    """Longest life of one connection. A response that runs at its end is finished."""
+    """Seconds after which the server closes a connection. A response that is running then still finishes."""
     ping: float = Field(default=30.0, gt=0)
-    """Seconds between pings. A client that does not answer within half of that counts as disconnected."""
+    """Seconds between pings. A client that does not answer within half of this time counts as disconnected."""
     memory_bytes: int = Field(default=16 * MIB, ge=0)
-    """Most bytes of responses with `store: false` that a connection remembers, so that clients can continue them on
-    it."""
+    """Most bytes of responses with `store: false` that one connection keeps in memory, so that the client can continue
+    them on the same connection."""
     total_bytes: int = Field(default=256 * MIB, ge=1024)
-    """Most bytes that all connections of a process hold together: remembered responses, and requests that wait for
-    their turn. When it is full, the connections unused for longest forget their responses, and their clients send the
-    whole input again. If that is not enough, a request gets a 503."""
+    """Most bytes of all connections of one process: the responses kept in memory, and waiting requests. At the limit,
+    the least recently used connections discard their responses, and their clients must send the whole input again. If
+    that does not free enough, a request gets a 503."""
     compression: bool = True
-    """Compress frames (permessage-deflate) where the client offers it."""
+    """Compress frames (permessage-deflate) if the client offers it."""

@@ -1,11 +1,11 @@
 """Reads OpenTelemetry's standard environment variables as defaults of the section `tracing`.
 
-Lives here: what `OTEL_*` variables mean for settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
-…/configuration/sdk-environment-variables). Not here: the section (`processes.py`), variables that the SDK reads itself
-(compression, certificates, further attributes of the resource).
+Lives here: the mapping of `OTEL_*` variables to settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter
+and …/configuration/sdk-environment-variables). Not here: the section (`processes.py`), variables that the OpenTelemetry
+SDK reads itself (compression, certificates, further attributes of the resource).
 
-Invariants: Antiphon's own setting wins. An unusable variable is an error only where traces would be sent. No message
-holds a value, since one may be a secret.
+Invariants: Antiphon's own settings override the variables. An invalid variable is an error only if Antiphon would send
+traces. No message contains a value, because a value may be a secret.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BY_RATIO = "traceidratio"
 
 
 def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: list[str]) -> dict[str, object]:
-    """Returns the values that the variables give to `tracing`, except those that `own` has. `own` is the section from
+    """Return the values for the section `tracing` that the variables set and `own` does not. `own` is the section from
     all other sources.
 
-    Unusable variables are added to `wrong`.
+    A message for each invalid variable is appended to `wrong`.
     """
     mistakes: list[str] = []
     found: dict[str, object] = {
@@ -57,12 +57,12 @@ def _service_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
-    """The URL for spans: the variable for traces unchanged, else the path of traces below the base."""
+    """The URL that receives spans: the traces variable unchanged, or the base variable with `/v1/traces` appended."""
     name = _TRACES if _read(environ, _TRACES) else _BASE
     url = _read(environ, name)
     if not url:
         return None
-    # Only the beginning: the setting's own check reads the rest.
+    # This checks only the scheme. The validator of the setting checks the rest.
     if not url.lower().startswith(("http://", "https://")):
         mistakes.append(f"{name} must be an http:// or https:// URL: traces are sent by OTLP over HTTP")
         return None
@@ -70,7 +70,8 @@ def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
 
 
 def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] | None:
-    """Parses `name=value` pairs, separated by commas and percent-encoded. Names are in lower case, as in the SDK."""
+    """Parse `name=value` pairs, separated by commas and percent-encoded. Header names become lower case, as in the
+    SDK."""
     name = next((name for name in _HEADERS if _read(environ, name)), "")
     headers = {}
     for number, entry in enumerate(_read(environ, name).split(","), 1):
@@ -83,8 +84,8 @@ def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] 
 
 
 def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
-    """The share of traced requests, among those without `traceparent`. For the others, every sampler leaves the
-    decision to the sender."""
+    """The share of requests without `traceparent` that Antiphon traces. For requests with `traceparent`, the sender
+    decides, whatever the sampler."""
     sampler = _read(environ, _SAMPLER).lower()
     kind = sampler.removeprefix(_PARENT_BASED)
     if not sampler or kind in _SHARES:

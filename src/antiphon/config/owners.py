@@ -1,6 +1,6 @@
 """Settings that identify owners, and the keys that separate their data.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
+Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ _KEY = re.compile(r"[!-+\--~]{16,}")
 
 
 class NamedOwner(Section):
-    """One owner with a name: the keys, and what they may use. A list stands for the keys alone."""
+    """One named owner: the keys, and the models and tools that the keys may use. In the settings, a list of keys may
+    stand for the whole section."""
 
     keys: tuple[Secret, ...] = Field(min_length=1)
     """The owner's keys, as in `owner.api_keys`. All of them see the same stored data. To replace a key, add the new
     one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
-    """The team of the owner. It has no effect yet."""
+    """The team of the owner. This setting has no effect yet."""
     models: tuple[str, ...] = Field(default=(), min_length=1)
-    """The models that these keys may use; globs (`qwen*`). Others do not exist for them. Unset: all."""
+    """The models that these keys may use, as names or globs (`qwen*`). A request for another model gets a 404. Unset:
+    all models."""
     tools: tuple[str, ...] = Field(default=(), min_length=1)
-    """The types of tools that these keys may declare (`function`, `web_search`, `mcp`, `code_interpreter`); globs.
-    Unset: all."""
+    """The types of tools that these keys may declare (`function`, `web_search`, `mcp`, `code_interpreter`), as names or
+    globs. Unset: all types."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,7 +46,7 @@ class NamedOwner(Section):
 
 
 class _OrKeys:
-    """The JSON Schema of a named owner: the section, or the list of its keys."""
+    """Adds the list of keys as an alternative to the section, in the JSON Schema of a named owner."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -55,32 +57,37 @@ class _OrKeys:
 
 class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
-    """How Antiphon tells owners apart: by a keyed hash of the bearer token, by a trusted header, or not at all (one
-    owner)."""
+    """How Antiphon identifies the owner of a request. `bearer`: by a keyed hash of the bearer token. `header`: by a
+    trusted header. `single`: all requests belong to one owner."""
     header: Annotated[HeaderName, StringConstraints(to_lower=True)] = "x-antiphon-owner"
-    """The trusted header for `source: header`. Envoy strips a client's copy; an authenticating filter sets it."""
+    """The trusted header for `source: header`. Envoy removes the header from client requests, and an authentication
+    filter in Envoy sets it."""
     key: Secret | None = None
-    """Key of the hash for `source: bearer`. Unset: created in the data folder (mode 0600), shared by all workers."""
+    """Key of the hash for `source: bearer`. Unset: Antiphon creates a key file in the data folder (mode 0600), which
+    all workers share."""
     api_keys: tuple[Secret, ...] = ()
     """The keys that clients may present as bearer token, at least 16 characters each. An entry may be `sha256:` and the
-    hexadecimal digest of a key, so that the settings hold no key. Any other token, or none, is a 401. Unset: the
-    gateway accepts every token."""
+    hexadecimal digest of a key, so that the settings hold no key. A request with another token, or without one, gets a
+    401. Unset: the gateway accepts every token."""
 
     keys: dict[str, Annotated[NamedOwner, _OrKeys]] | None = None
     """Owners with names, each with a list of keys (`anna: [sha256:…, sha256:…]`) or with `keys`, `team`, `models` and
-    `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old one. Any other token,
-    or none, is a 401, unless it is one of `api_keys`. `{}` lets no client in. Named owners need `source: bearer`."""
+    `tools`. Stored data belongs to the name, so a new key of the owner sees the data of the old key. A request whose
+    token is neither one of these keys nor one of `api_keys` gets a 401. `{}` rejects every client. Named owners need
+    `source: bearer`."""
 
     managed_keys: bool = False
-    """Whether clients may also use the keys that `antiphon admin keys create` makes. Every process accepts a new key,
-    and refuses a revoked one, within a second. Needs `source: bearer`, and state that outlives a process."""
+    """Whether clients may also use the keys that `antiphon admin keys create` creates. Within a second, every process
+    accepts a new key, and refuses a revoked key. The setting needs `source: bearer`, and a `state.url` other than
+    `memory:`."""
     managed_keys_stale: float = Field(default=60.0, ge=1.0, le=86_400.0)
-    """Seconds for which a process accepts the managed keys that it read last while the database is unreachable. After
-    that, a request with a managed key is a 503, so that a revoked key does not stay valid."""
+    """Seconds for which a process accepts cached managed keys while the database is unreachable. After that, a request
+    with a managed key gets a 503, so that a revoked key does not stay valid."""
     store_never: tuple[str, ...] = ()
-    """Owners whose responses are never stored, as with `store: false`, whatever a request says. Each is written as in
-    the database; `*` is all of them. A request with `background: true` is a 400. Data that they store themselves
-    (files, conversations, prompts, vector stores) stays. An upstream of `mode: native` still stores its own data."""
+    """Owners whose responses are never stored, even if a request has `store: true`. An entry is an owner id as in the
+    database, and `*` means all owners. A request of such an owner with `background: true` gets a 400. Files,
+    conversations, prompts and vector stores of these owners are stored. An upstream of `mode: native` still stores its
+    own data."""
 
     @property
     def several(self) -> bool:
@@ -89,14 +96,15 @@ class OwnerSettings(Section):
 
     @property
     def has_client_keys(self) -> bool:
-        """Whether only clients with a key of this gateway are served."""
-        # An empty `keys` lets no client in: the last owner may have been removed.
+        """Whether the gateway serves only clients with a key that the settings or `managed_keys` allow."""
+        # An empty `keys` rejects every client, because an operator may have removed the last owner.
         return bool(self.api_keys) or self.keys is not None or self.managed_keys
 
     @field_validator("keys", mode="before")
     @classmethod
     def _check_direction(cls, value: object) -> object:
-        """A key in the place of a name would be part of every error's path, so it is found first."""
+        """Reject a client key in place of an owner's name before other checks, whose error messages contain the
+        name."""
         for name, keys in value.items() if isinstance(value, dict) else ():
             listed = keys.get("keys") if isinstance(keys, dict) else keys
             short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)
@@ -149,7 +157,7 @@ def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[Secret
 
 
 def key_digest(key: SecretStr) -> bytes:
-    """The SHA-256 of a client's key, which the settings hold in clear or as `sha256:` and the digest."""
+    """The SHA-256 digest of a client's key. The settings contain the key itself, or `sha256:` and the digest."""
     text = key.get_secret_value()
     if text.startswith("sha256:"):
         return bytes.fromhex(text.removeprefix("sha256:"))
@@ -158,11 +166,11 @@ def key_digest(key: SecretStr) -> bytes:
 
 class SealingSettings(Section):
     keys: tuple[Secret, ...] = ()
-    """Keys that encrypt what clients carry for Antiphon (reasoning with `store: false`), at least 16 characters each.
-    The first key seals, and every key opens. To rotate, put the new key second on every process, then first on every
-    process. Remove the old key when no client holds its texts any more. With `state.seal` the keys also encrypt stored
-    data, which needs an old key as long as it exists. Unset: one key made in the data folder (mode 0600), shared by all
-    workers."""
+    """Keys that encrypt data which clients store for Antiphon (reasoning with `store: false`), at least 16 characters
+    each. The first key encrypts, and every key decrypts. To rotate, add the new key second on every process, then move
+    it first on every process. Remove the old key when no client holds texts encrypted with it. With `state.seal` the
+    keys also encrypt stored data, and an old key must stay while such data exists. Unset: Antiphon creates a key file
+    in the data folder (mode 0600), which all workers share."""
 
     @field_validator("keys")
     @classmethod

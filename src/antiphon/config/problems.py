@@ -1,10 +1,11 @@
-"""Formats validation errors of settings: where the error is, and what to write instead.
+"""Formats validation errors of settings: the path of the wrong setting, and advice.
 
-Lives here: the messages for pydantic's findings, the nearest known name, and the printable part of an unknown name. Not
-here: rules between settings, whose messages pass unchanged (`settings.py`), names in sources (`sources.py`).
+Lives here: the messages for pydantic's errors, the search for the nearest known name, and the printable part of an
+unknown name. Not here: rules between settings, whose messages pass unchanged (`settings.py`), unknown names in sources
+(`sources.py`).
 
-Invariant: a message repeats no value that may be a secret, because a key may be in the wrong place. It has no words of
-pydantic's, which speak of Python's types.
+Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
+text, which mentions Python types.
 """
 
 from __future__ import annotations
@@ -41,22 +42,23 @@ _WORDS = {
     "string": "must be a text; what YAML takes for a number needs quotes",
     "tuple": "must be a list; in YAML [a, b], in a variable a,b",
 }
-"""By pydantic's name of the problem, or what that begins with (`int_parsing`, `int_from_float`)."""
+"""Messages by pydantic's error type, or by its first word (`int` for `int_parsing` and `int_from_float`)."""
 _OTHERWISE = "cannot be used as it is; docs/reference/configuration.md says what it takes"
 _OTHERWISE_IN_A_PACKAGE = "cannot be used as it is; the package's documentation says what it takes"
 
 
 class NotYaml(Exception):
-    """A text is not YAML. The message holds nothing of the text."""
+    """The error for a text that is not YAML. The message repeats nothing of the text."""
 
 
 Words = Callable[[Place, str], str]
-"""A function from a value's place and a rule's message to the part of the message that may be shown."""
+"""A function that takes the path of a value and a rule's message. It returns the part of the message that is safe to
+    print."""
 
 
 def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:
-    """One line for each problem, which begins with the path of the setting. `above` is the path of the values, and
-    `rules_words` decides about messages of rules in another package."""
+    """One line for each problem, which begins with the path of the setting. `above` is the path of the section that was
+    validated. `rules_words` filters the messages of validators in another package."""
     lines: list[str] = []
     otherwise = _OTHERWISE_IN_A_PACKAGE if above else _OTHERWISE
     for problem in error.errors(include_input=False, include_url=False):
@@ -65,28 +67,28 @@ def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lam
         try:
             words = form.format(**problem.get("ctx", {}))
         except (KeyError, ValueError):
-            # Another package's rule may give its error the name of one of pydantic's.
+            # A validator of another package may raise an error with one of pydantic's type names but other context.
             words = otherwise
         if kind == "value_error":
             words = rules_words(problem["loc"], words)
         place = (*above, *problem["loc"])
         if place[-1:] == ("[key]",):
-            # Of a mapping's member, whose name is not a text.
+            # pydantic marks an error about a key of a mapping with "[key]".
             place, words = (*place[:-2], str(place[-2])), f"the name {words}"
-        # A rule of our own may have found several.
+        # A rule between settings may report several problems, one per line.
         said = without_keys(words).split("\n")
         lines += (f"{written_place(place)}: {line}" for line in said)
     return lines
 
 
 def without_keys(words: str) -> str:
-    """A message without what looks like a key or a credential. A rule may repeat a name, which may be a misplaced
-    key."""
+    """The message with `…` in place of texts that look like keys, and without credentials in URLs. A rule may repeat a
+    name, which may be a misplaced key."""
     return KEYS.sub("…", shown_text(words))
 
 
 def raise_wrong(wrong: Sequence[str]) -> None:
-    """Raise `ConfigError` with all of these sentences, one a line; without any, return."""
+    """Raise a `ConfigError` with these messages, one per line. Do nothing if there are none."""
     if len(wrong) > 1:
         raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
     if wrong:
@@ -94,7 +96,7 @@ def raise_wrong(wrong: Sequence[str]) -> None:
 
 
 def written_place(parts: Sequence[str | int]) -> str:
-    """A path as text (`models[0].match`). It leaves out the part of a name that may be a secret."""
+    """A path as text (`models[0].match`). Parts of a name that may be a secret are left out."""
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{shown_name(part)}" if place else shown_name(part)
@@ -102,8 +104,8 @@ def written_place(parts: Sequence[str | int]) -> str:
 
 
 def shown_name(name: object) -> str:
-    """The printable part of an unknown name. YAML makes one name of `{api_key:sk-…}`, so only the part that looks like
-    a name is shown."""
+    """The part of an unknown name that is safe to print. YAML parses `{api_key:sk-…}` as one name, so only the part
+    before the first colon, space or `=` is shown."""
     text = str(name)
     begin = re.split(r"[\s:=]", text, maxsplit=1)[0][:64]
     return begin if begin == text else f"{begin}…"
@@ -114,15 +116,15 @@ _USUAL = {
     "code_interpreter.enabled": "code_interpreter.sandbox",
     "mcp.servers": "mcp.connectors or mcp.allow",
 }
-"""Names of other programs, and Antiphon's names for the same settings."""
+"""Names that other programs use, and Antiphon's names for the same settings."""
 _NOT_MEANT = {("--model", "--mode")}
 _SEPARATORS = ("--", "ANTIPHON_", "__", ".", "/")
 _CLOSE = 0.65
 
 
 def advice(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, as the end of a sentence; empty when none is near."""
-    # Needed for a mistake alone.
+    """The nearest known name as a phrase that ends an error message (`; did you mean …?`). Empty if none is similar."""
+    # Only error messages need this import.
     import difflib
 
     names = list(known)
@@ -130,7 +132,7 @@ def advice(name: str, known: Iterable[str]) -> str:
     if usual.partition(" ")[0] in names:
         return f"; did you mean {usual}?"
     for near in difflib.get_close_matches(name, names):
-        # The section that both are in makes two names no more alike.
+        # A common section prefix must not make two names more similar, so it is cut off.
         common = next(name[:end] for end in range(len(name), -1, -1) if near.startswith(name[:end]))
         cut = max(common.rfind(one) + len(one) if one in common else 0 for one in _SEPARATORS)
         close = difflib.SequenceMatcher(None, name[cut:], near[cut:]).ratio() >= _CLOSE

@@ -1,7 +1,7 @@
 """Settings of a gateway's processes: logs, ports and Envoy.
 
-Lives here: these sections of the settings. Not here: their use (Envoy's configuration: `envoy/`), how sources are
-merged (`settings.py`).
+Lives here: the models of these sections. Not here: the code that uses them (such as `envoy/`), the merge of the sources
+(`settings.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.config.section import MIB, BaseUrl, HeaderName, HeaderSecret, Http
 
 
 def _octal(value: object) -> object:
-    # In the environment everything is text; YAML has read its octal numbers already.
+    # A value from the environment is text. YAML has already parsed its own octal numbers.
     return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
 
 
@@ -25,51 +25,52 @@ FileMode = Annotated[int, BeforeValidator(_octal, json_schema_input_type=int | s
 
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level written."""
+    """Lowest level that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
-    """`json` lines, readable `console` lines, or `auto`: console on a terminal, else JSON."""
+    """The format of log lines: `json`, `console` (for people), or `auto`. `auto` means `console` on a terminal, else
+    `json`."""
 
 
 class ReloadSettings(Section):
-    """Reading the settings again while Antiphon runs (SIGHUP always does so)."""
+    """Reloading the settings while Antiphon runs. SIGHUP always reloads them."""
 
     watch: bool = True
-    """Look at the settings file each second, and read a changed one, as after SIGHUP."""
+    """Check the settings file every second, and reload the settings when the file has changed."""
 
 
 class MetricsSettings(Section):
     listen: TcpAddress | None = None
-    """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. With `up`: the sums
-    over all workers, which never decrease when a worker is replaced. With `extproc` and `serve`: the metrics of that
-    process (`extproc --worker 1`: the next port), and `/ready` for probes. Unset: only the sidecar's HTTP port has
-    `/metrics`."""
+    """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. `up` serves the sums
+    over all workers, which never decrease when a worker is replaced. `extproc` and `serve` serve the metrics of their
+    own process, and `/ready` for probes. `extproc --worker 1` uses the next port. Unset: only the sidecar's HTTP port
+    serves `/metrics`."""
 
 
 class TracingSettings(Section):
-    """Traces by OpenTelemetry (extra `otel`), sent as OTLP over HTTP."""
+    """OpenTelemetry traces (extra `otel`), which Antiphon sends as OTLP over HTTP."""
 
     enabled: bool = True
-    """Whether processes send traces, given an endpoint. Unset: not with `OTEL_SDK_DISABLED=true`."""
+    """Whether processes send traces, if an endpoint is set. Unset: true, except with `OTEL_SDK_DISABLED=true`."""
     endpoint: BaseUrl | None = None
-    """Base URL of the collector (`http://collector:4318`), to which `/v1/traces` is added. Without an endpoint there
-    are no traces, and nothing of OpenTelemetry is loaded."""
+    """Base URL of the collector (`http://collector:4318`). Antiphon appends `/v1/traces`. Without an endpoint Antiphon
+    sends no traces, and does not load OpenTelemetry."""
     traces_endpoint: HttpUrl | None = None
-    """The whole URL that spans are posted to, instead of `endpoint`. With neither:
-    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+    """The whole URL to which Antiphon posts spans, instead of `endpoint`. If both are unset, the URL is
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `OTEL_EXPORTER_OTLP_ENDPOINT` with `/v1/traces` appended."""
     headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
-    """Headers with the collector's credentials, in addition to those in `OTEL_EXPORTER_OTLP_HEADERS`."""
+    """Headers with the collector's credentials, in addition to the headers in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = Field(default=1.0, ge=0, le=1)
-    """Share of traced requests, among those without `traceparent`. The flag in `traceparent` decides about the others.
-    Unset: the variables `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` decide."""
+    """Share of requests without `traceparent` that Antiphon traces. For other requests, the flag in `traceparent`
+    decides. Unset: the variables `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` decide."""
     content: bool = False
-    """Put the content of requests and responses into the spans, tools' arguments and results too."""
+    """Put the content of requests and responses into the spans, including the arguments and results of tools."""
     service_name: str = "antiphon"
     """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`. The
     sidecars' spans also carry the other attributes of `OTEL_RESOURCE_ATTRIBUTES`."""
 
     @property
     def traces_url(self) -> str | None:
-        """The URL that receives spans. None: there are no traces."""
+        """The URL that receives spans. None if Antiphon sends no traces."""
         if not self.enabled or self.traces_endpoint is not None or self.endpoint is None:
             return self.traces_endpoint if self.enabled else None
         return self.endpoint if self.endpoint.endswith("/v1/traces") else f"{self.endpoint}/v1/traces"
@@ -79,16 +80,17 @@ class SidecarTlsSettings(Section):
     cert: Path | None = None
     """PEM file with the certificate (and its chain) of the sidecar's TCP ports. Unset: no TLS."""
     key: Path | None = None
-    """PEM file with its key, not encrypted."""
+    """PEM file with the private key of `cert`, not encrypted."""
     client_ca: Path | None = None
-    """PEM file with authorities: the sidecar accepts only clients (Envoy) with a certificate of theirs. Unset: the
-    secret alone decides."""
+    """PEM file with certificate authorities. The sidecar accepts only clients (Envoy) with a certificate from one of
+    them. Unset: clients need only `sidecar.secret`."""
     ca: Path | None = None
-    """Envoy's side: PEM file with the authorities it trusts for the sidecar's certificate; unset: the system's."""
+    """For Envoy: PEM file with the certificate authorities that Envoy trusts for the sidecar's certificate. Unset: the
+    system's."""
     envoy_cert: Path | None = None
-    """Envoy's side: PEM file with the certificate it presents, where `client_ca` asks for one."""
+    """For Envoy: PEM file with the client certificate that Envoy presents if `client_ca` is set."""
     envoy_key: Path | None = None
-    """Envoy's side: PEM file with that certificate's key."""
+    """For Envoy: PEM file with the private key of `envoy_cert`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -102,36 +104,37 @@ class SidecarTlsSettings(Section):
 
 class SidecarSettings(Section):
     grpc: str = "unix:{data}/sidecar-0.grpc.sock"
-    """Where the ext_proc service listens: `unix:PATH` or `HOST:PORT`. `{data}` is the data folder."""
+    """Address of the ext_proc service: `unix:PATH` or `HOST:PORT`. `{data}` stands for the data folder."""
     http: str = "unix:{data}/sidecar-0.http.sock"
-    """Where the sidecar's HTTP port listens (health, local routes, metrics)."""
+    """Address of the sidecar's HTTP port (health, local routes, metrics)."""
     transport: Literal["auto", "grpcio", "http2"] = "auto"
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
     secret: HeaderSecret | None = None
-    """The shared secret that the Envoy configuration adds and strips. It is required when one of these addresses is on
-    TCP."""
+    """The shared secret with which Envoy authenticates to the sidecar. Envoy adds it to its own calls, and removes it
+    from client requests. The secret is required if one of the addresses in this section is on TCP."""
     socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
-    """TLS of the sidecar's TCP ports. Unix sockets need none."""
+    """TLS of the sidecar's TCP ports. Unix sockets do not use TLS."""
     model_door: str = "unix:{data}/model-door.sock"
-    """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
+    """Address of Envoy's listener for the model calls that the sidecar makes: `unix:PATH` or `HOST:PORT`."""
 
 
 class EndpointPickerSettings(Section):
     """An endpoint picker (Gateway API Inference Extension) that chooses the server of each call of `upstream`."""
 
     address: str | None = None
-    """Where it listens, `HOST:PORT`; unset: no picker."""
+    """`HOST:PORT` of the endpoint picker. Unset: no picker."""
     tls: Literal["self-signed", "verified", "off"] = "self-signed"
-    """`self-signed`: encrypted, without a check of the picker's certificate; a picker serves so by default. `verified`:
-    an authority of `ca_file` must have issued its certificate, for the host of `address`. `off`: no TLS
-    (`--secure-serving=false`)."""
+    """How Envoy connects to the picker. `self-signed`: TLS without a check of the certificate, because a picker has a
+    self-signed certificate by default. `verified`: an authority in `ca_file` must have issued the certificate for the
+    host in `address`. `off`: no TLS (a picker with `--secure-serving=false`)."""
     ca_file: Path | None = None
-    """PEM file with the authorities for `verified`; unset: the system's."""
+    """PEM file with the certificate authorities for `tls: verified`. Unset: the system's."""
     timeout: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds that the picker may take to choose, from the whole request on. Its queueing counts too."""
+    """Seconds for the picker to choose a server, from the end of the request. The time in the picker's queue counts
+    too."""
 
     @field_validator("address")
     @classmethod
@@ -151,23 +154,24 @@ class EndpointPickerSettings(Section):
 
 class EnvoySettings(Section):
     binary: Path | None = None
-    """Path of the Envoy binary. Unset: the `envoy` extra, then PATH."""
+    """Path of the Envoy binary. Unset: the binary of the extra `envoy`, or else the first `envoy` in PATH."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Envoy worker threads. Unset: Envoy's default (one per core)."""
+    """Number of Envoy's worker threads. Unset: Envoy's default, one per core."""
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
     access_log: bool = False
-    """Write Envoy's access log (with token counts), a line for each request. Envoy writes it to standard output;
-    `antiphon up` copies it to its own log on standard error, in Envoy's format with `process: envoy`. (Envoy always
-    logs failures that only Envoy sees.)"""
+    """Write Envoy's access log, one line with token counts for each request. Envoy writes it to standard output.
+    `antiphon up` copies it to its own log on standard error, in Envoy's format with `process: envoy`. Even if false,
+    Envoy logs failures that only Envoy sees."""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     metrics: TcpAddress | None = None
     """`HOST:PORT` where Envoy serves its own metrics (`/stats/prometheus`) and a liveness check (`/live`), without
-    authentication, and nothing else of its admin interface. Unset: only `envoy.admin` has the metrics."""
+    authentication. No other path of Envoy's admin interface is served there. Unset: only `envoy.admin` serves the
+    metrics."""
     retries: int = Field(default=2, ge=0)
-    """How often Envoy retries a model call that failed before the upstream answered."""
+    """Most retries of a model call that fails before the upstream answers. Envoy makes the retries."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     heap_bytes: int = Field(default=1024 * MIB, ge=64 * MIB)
-    """Largest heap of Envoy. Near it Envoy resets the HTTP/2 streams that hold most, and answers new requests with a
-    503."""
+    """Largest heap of Envoy. Near this limit Envoy resets the HTTP/2 streams that use the most memory, and answers new
+    requests with a 503."""

@@ -1,9 +1,10 @@
 """The base class of all settings sections, their shared value types, and the list of setting names.
 
-Lives here: the base model, value types that several sections use, and each setting's path and description. Not here:
-any setting, the sources of values (`sources.py`), the messages for errors (`problems.py`).
+Lives here: the base model, value types that several sections use, and the functions that return the path and
+description of each setting. Not here: any setting, the sources of values (`sources.py`), the messages for errors
+(`problems.py`).
 
-Invariant: a section is complete, validated and immutable. None of its errors holds a value.
+Invariant: a section is complete, validated and immutable. No validation error contains a value.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NO_SECRET = "is what is shown in place of a secret; put the secret there, or lea
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add the descriptions of a section's settings to its JSON Schema.
 
-    A missing section has the defaults of its settings.
+    The default of a nested section is removed, because each setting of the section has its default.
     """
     texts = descriptions(model)
     if "description" in schema:
@@ -46,7 +47,7 @@ def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 class Section(BaseModel):
-    # What stands below a setting is read when somebody asks, and not at every start.
+    # `_describe` reads the descriptions only for the JSON Schema, so a normal start does not parse the source.
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, json_schema_extra=_describe
     )
@@ -57,7 +58,7 @@ class Section(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """The description of each setting of a section, by the setting's name. It is the string below the field."""
+    """The descriptions of a section's settings, by the setting's name. A description is the string below the field."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(node, ast.ClassDef)
     found = {}
@@ -69,13 +70,13 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def section_in(kind: Any) -> type[Section] | None:
-    """The section class in a setting's type: the type itself, or the type of its elements."""
+    """The section class in the type of a setting: the type itself, or the type of its elements. None without one."""
     parts = (one for one in (kind, *typing.get_args(kind)) if isinstance(one, type))
     return next((one for one in parts if issubclass(one, Section)), None)
 
 
 def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    """Every setting with its path and type, in the order of the sections."""
+    """The path and the type of every setting in `model` and its nested sections, in order."""
     found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation
@@ -156,7 +157,7 @@ def _web_url(value: str) -> SplitResult:
     try:
         parts = urlsplit(value)
     except ValueError:
-        # Its own words hold what stands there.
+        # The message of `urlsplit` contains the URL, which may hold a password.
         raise wrong from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise wrong
@@ -189,11 +190,11 @@ def _base_url(value: str) -> str:
 
 
 Secret = Annotated[SecretStr, AfterValidator(_not_a_mask)]
-"""A text that no rendering shows."""
+"""A secret. No output of the settings shows it."""
 HeaderSecret = Annotated[Secret, AfterValidator(_header_secret)]
-"""A secret that is sent in a header."""
+"""A secret that is sent in a header, so it may contain no control character."""
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
-"""A text that is sent as a header."""
+"""A text that is sent in a header, so it may contain no control character."""
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 """The name of a header."""
 Address = Annotated[str, AfterValidator(_address)]
@@ -201,8 +202,8 @@ Address = Annotated[str, AfterValidator(_address)]
 TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 """`HOST:PORT`, not a Unix socket."""
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-"""Of a server, without a slash at its end."""
+"""The base URL of a server, without a slash at its end."""
 HttpUrl = Annotated[str, AfterValidator(_url)]
-"""By the same rules, as it was written."""
+"""A URL that passes the checks of `BaseUrl`, but keeps a slash at its end."""
 CredentialUrl = Annotated[str, AfterValidator(_credential_url)]
-"""A URL that may hold credentials, which no rendering shows."""
+"""A URL that may hold credentials. No output of the settings shows the credentials."""

@@ -1,11 +1,11 @@
 """The root settings model, which every command uses.
 
-Lives here: the root with its sections, the rules between sections, and the merge of the sources. Flags win over
-`ANTIPHON_*` environment variables, these over a YAML file, and the file over defaults. Not here: the sections (other
-modules of this package), reading a source (`sources.py`), the use of settings. `app/` and the commands read the root;
-all other code gets sections.
+Lives here: the root with its sections, the rules between sections, and the merge of the sources. Flags override
+`ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides defaults. Not here: the
+sections (other modules of this package), reading a source (`sources.py`). Only `app/` and the commands read the root.
+All other code gets sections.
 
-Invariant: an unknown key is an error in every source, and no rendering (`redacted`) ever holds a secret.
+Invariant: an unknown key is an error in every source, and the result of `redacted` never contains a secret.
 """
 
 from __future__ import annotations
@@ -51,36 +51,40 @@ _SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")
 
 class Settings(Section):
     listen: Address = "127.0.0.1:8080"
-    """Where clients connect, `HOST:PORT` (port 0: any free port)."""
+    """Address for clients, `HOST:PORT` (port 0: any free port)."""
     door: Literal["envoy", "http"] = "envoy"
-    """The server that `antiphon up` opens to clients."""
+    """The server to which clients of `antiphon up` connect: Envoy with sidecars (`envoy`), or Antiphon's own HTTP
+    server (`http`)."""
     workers: int = Field(default=1, ge=1, le=256)
     """Number of worker processes (sidecars or HTTP servers)."""
     data: Path = Path(".antiphon")
-    """Data folder: databases (unless `state.url` names another place), contents of files, keys, sockets. Unset:
-    `.antiphon` if the current folder has one or is a checkout, otherwise `$XDG_DATA_HOME/antiphon`."""
+    """Folder for databases (unless `state.url` sets another location), contents of files, keys and sockets. Unset:
+    `.antiphon` if that folder exists in the current folder, or if the current folder is a checkout. Otherwise
+    `$XDG_DATA_HOME/antiphon`."""
     mode: Literal["auto", "relay", "drive"] = "auto"
-    """The process that makes the first model call with `door: envoy`: Envoy (`relay`), the sidecar through the model
-    door (`drive`), or the one that fits (`auto`)."""
+    """The process that makes the first model call of a response with `door: envoy`: Envoy (`relay`), or the sidecar
+    through Envoy's model door (`drive`). `auto` chooses for each request."""
     dialect: Literal["openai", "openresponses"] = "openai"
-    """Names of the reasoning events; a request can choose with the header `antiphon-dialect`."""
+    """The names of reasoning events: OpenAI's or those of Open Responses. A request can choose other names with the
+    header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
-    """Where an upstream's reasoning text goes. `auto`: to the summary when the request sets `reasoning.summary`, else
-    to the content."""
+    """The field of a reasoning item that gets an upstream's reasoning text: `content` or `summary`. `auto` chooses
+    `summary` if the request sets `reasoning.summary`, else `content`."""
     strict: bool = False
-    """Answer 400 to item types, part types, values and tool members that this version does not know. Likewise for the
-    schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon ignores unknown parts and lists them in
+    """Refuse requests with unknown item types, part types, values or tool members, by a 400. The same applies to
+    schemas, grammars and repeated items that OpenAI refuses. If false, Antiphon ignores unknown parts and lists them in
     `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
-    """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` sends models to
-    them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
+    """Further upstreams by name, each with the settings of `upstream` except `path_allow`. Entries of `models` send
+    requests to them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
-    """Which upstream serves which models, first match first. Models that no entry fits go to `upstream`. When
-    `upstreams` are given and `upstream` is not, they do not exist."""
+    """Rules that map models to upstreams. The first entry that matches a model applies. Other models go to `upstream`.
+    If only `upstreams` are set and `upstream` is not, a request for another model gets a 404."""
     prices: tuple[PriceSettings, ...] = ()
-    """Prices of models, first match first. Each entry has `model` (a name or a pattern), `input`, `output` and perhaps
-    `cached_input`: prices of a million tokens, in any one currency. `antiphon admin usage` shows the sums."""
+    """Prices of models. The first entry that matches a model applies. Each entry has `model` (a name or a pattern),
+    `input`, `output` and optionally `cached_input`: the prices of a million tokens. All prices must be in the same
+    currency. `antiphon admin usage` shows the costs."""
     state: StateSettings = StateSettings()
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
@@ -108,8 +112,8 @@ class Settings(Section):
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
     extensions: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Settings of tools from other packages, by the tool's type. Each package documents its own. A variable of one is
-    `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
+    """Settings of tools from other packages, by the tool's type. Each package documents its settings. The environment
+    variable for the setting `sides` of the tool `dice` is `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -162,7 +166,7 @@ class Settings(Section):
         if kind == "memory" and self.workers > 1:
             yield "workers: with state.url memory: every process would have separate state; set workers to 1"
         if kind == "postgresql":
-            # Made in a data folder, they would be others on each machine.
+            # Keys created in data folders would differ between machines.
             if self.owner.source == "bearer" and self.owner.key is None:
                 yield (
                     "owner.key is not set: machines that share a database need the same one (for a data folder that is "
@@ -208,8 +212,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """The settings that differ among a group's upstreams and must not. The sidecar writes a request once, before it
-        knows which upstream gets it."""
+        """Error messages for settings that differ among the upstreams of a group. They must be equal, because the
+        sidecar encodes a request before it knows which upstream gets the request."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
@@ -222,13 +226,13 @@ class Settings(Section):
 
     @property
     def groups(self) -> dict[str, UpstreamGroup]:
-        """The lists of upstreams that serve a model together, by their common name."""
+        """The groups of upstreams that serve the same models, by the name of the group."""
         found = (model.group for model in self.models if model.mode != "disabled")
         return {group.name: group for group in found if group is not None}
 
     @property
     def has_default(self) -> bool:
-        """Whether the section `upstream` is one of the upstreams: it was given, or there are no others."""
+        """Whether the section `upstream` counts as an upstream: it is set explicitly, or `upstreams` is empty."""
         return "upstream" in self.model_fields_set or not self.upstreams
 
     @property
@@ -238,18 +242,20 @@ class Settings(Section):
 
     @property
     def decides_chat(self) -> bool:
-        """Whether the sidecar passes Chat Completions on: a model's name or a client's key decides about them."""
+        """Whether the sidecar, not Envoy, routes Chat Completions requests. The sidecar must if the model's name
+        decides the upstream, or if clients need a key."""
         return bool(self.models or self.upstreams or self.upstream.models or self.owner.has_client_keys)
 
     @property
     def decides_embeddings(self) -> bool:
-        """Whether the sidecar passes embeddings on: those of one model have a server of their own."""
+        """Whether the sidecar, not Envoy, routes embeddings requests, for example to a separate embeddings server."""
         own = self.embeddings.url is not None and self.vector_stores.enabled and self.files.enabled
         return own or self.decides_chat
 
     @property
     def native_of_ids(self) -> str | None:
-        """The upstream whose response ids are served here too: the one native upstream, when there is one owner."""
+        """The native upstream to which Antiphon forwards requests for unknown response ids. None unless there is
+        exactly one native upstream and a single owner."""
         native = self.native_upstreams
         return native.pop() if not self.owner.several and len(native) == 1 else None
 
@@ -259,7 +265,7 @@ class Settings(Section):
         return {name for model in self.models if model.mode == "native" for name in model.upstreams}
 
     def place(self, address: str) -> str:
-        """An address with `{data}` filled in."""
+        """The address with the absolute data folder in place of `{data}`."""
         return address.replace("{data}", str(self.data.absolute()))
 
     def sidecar_secret(self) -> str | None:
@@ -267,12 +273,12 @@ class Settings(Section):
         return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret in the settings, in clear, also those in URLs. Of a header's value: the part after its
-        scheme."""
+        """Every secret in the settings in clear text, including secrets in URLs. For a header value like `Bearer …`,
+        only the part after the scheme."""
         return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
 
     def redacted(self) -> dict[str, Any]:
-        """The effective settings as plain values, secrets replaced, also those in URLs."""
+        """The effective settings as JSON values. Secrets are masked, including secrets in URLs."""
         return cast(dict[str, Any], shown_value(self.model_dump(mode="json")))
 
 
@@ -284,7 +290,7 @@ def _secrets(value: object) -> Iterator[str]:
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
     elif isinstance(value, StateSettings):
-        # Of a URL only the password: its other words stand in many a text.
+        # Only the passwords of the URL are secrets. Its other parts occur in ordinary texts.
         yield from value.passwords()
     elif isinstance(value, str):
         yield from url_secrets(value)
@@ -310,12 +316,13 @@ def load_settings(
     file: Path | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> Settings:
-    """Merge flags over environment over file over defaults. Raises `ConfigError`, which names each wrong setting.
+    """Merge the sources and validate the result. Flags override the environment, and the environment overrides the
+    file.
 
-    `flags` is a nested mapping of the given flags only. `defaults` replace defaults of the model. Environment names are
-    `ANTIPHON_` and the path with two underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no
-    source names the upstream, `OPENAI_API_ENDPOINT` does. If no source sets the address of traces, OpenTelemetry's
-    variables do.
+    Raises `ConfigError`, which names each wrong setting. `flags` is a nested mapping of the settings that flags set.
+    `defaults` override the defaults of the model. A variable's name is `ANTIPHON_` and the path, with two underscores
+    between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no source sets the upstream's URL,
+    `OPENAI_API_ENDPOINT` does. If no source sets the URL for traces, OpenTelemetry's variables do.
     """
     wrong: list[str] = []
     values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}

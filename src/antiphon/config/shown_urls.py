@@ -1,14 +1,14 @@
-"""Hides the credentials of URLs in the settings.
+"""Masks the credentials of URLs in the settings.
 
-Lives here: the parts of a URL that are shown, and the secrets in one. It reads every text of the settings, because any
-of them may hold a URL (also those of other packages' tools). Not here: `state.url`, whose own parser knows more
+Lives here: the choice of the parts of a URL that are shown, and the list of secrets in a URL. The functions take any
+text of the settings, because any text may contain a URL. Not here: `state.url`, which has a special parser
 (`state_url.py`), and texts of upstreams (`redaction.py`).
 
-In an http URL it hides the account and the values of all parameters, because services name their keys as they like. In
-its path it hides the parts that look like keys. In other URLs it hides the password, and parameters with a secret's
-name.
+In an http URL, the account and the values of all parameters are masked, because parameter names differ between
+services. Path segments that look like keys are masked too. In other URLs, the password is masked, and parameters whose
+name suggests a secret.
 
-Invariants: a text without a URL is returned unchanged. What is shown stays the same when it is read again.
+Invariants: a text without a URL is returned unchanged. Masking a masked text again does not change it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from antiphon.config.state_url import HIDDEN
 from antiphon.redaction import KEYS
 
 _URL = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]+)", re.IGNORECASE)
-# A text that begins as a URL is one as a whole: a password may hold any character.
+# A text that begins like a URL counts as one URL to its end, because a password may contain any character.
 _WHOLE = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
 _WEB = ("http", "https", "ws", "wss")
 _EXAMPLE = "PASSWORD"
 _WRONG_PORT = re.compile(r":(?!\d*$)[^\]]*$")
 _NAMES = re.compile(r"key|token|secret|passw|pwd|\bpass\b|sig|auth|cred|^code$|session|jwt", re.IGNORECASE)
-# Letters of both cases and digits, in no word's order.
+# A random key: at least 24 characters with upper-case letters, lower-case letters and digits.
 _RANDOM = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[A-Za-z0-9_=~.-]{24,}")
 
 
@@ -42,12 +42,12 @@ class _Parts(NamedTuple):
 
 
 def shown_text(text: str) -> str:
-    """The text with `***` for each credential of a URL in it."""
+    """The text with `***` in place of each credential in its URLs."""
     return _pattern(text).sub(lambda found: _shown(_parts(found)), text) if "://" in text else text
 
 
 def shown_value(value: Any) -> Any:
-    """Apply `shown_text` to every text in a nested value. Other parts stay unchanged."""
+    """Apply `shown_text` to every string in a nested value. Other values stay unchanged."""
     if isinstance(value, str):
         return shown_text(value)
     if isinstance(value, Mapping):
@@ -58,8 +58,8 @@ def shown_value(value: Any) -> Any:
 
 
 def url_secrets(text: str) -> Iterator[str]:
-    """The credentials of the URLs in a text, in clear. Of parameters only those that look like one: another value may
-    be an ordinary word."""
+    """Yield the credentials of the URLs in a text, in clear text. A parameter counts only if its name or value looks
+    like a secret, because other values may be ordinary words."""
     for found in _pattern(text).finditer(text):
         parts = _parts(found)
         user, _, password = parts.account.partition(":")
@@ -80,7 +80,7 @@ def _parts(found: re.Match[str]) -> _Parts:
     at = len(re.split("[/?#]", rest, maxsplit=1)[0])
     late = rest.rfind("@")
     if late > at and "@" not in rest[:at] and _WRONG_PORT.search(rest[:at]):
-        # A password with a '/', '?' or '#' that is not written as %XX.
+        # The password contains a '/', '?' or '#' that is not percent-encoded.
         at = late + len(re.split("[/?#]", rest[late:], maxsplit=1)[0])
     account, _, host = rest[:at].rpartition("@")
     before, _, fragment = rest[at:].partition("#")
@@ -91,7 +91,7 @@ def _parts(found: re.Match[str]) -> _Parts:
 def _shown(parts: _Parts) -> str:
     web = parts.scheme.lower() in _WEB
     user, colon, password = parts.account.partition(":")
-    # Error messages hold an example of a database's URL.
+    # Error messages contain an example of a database URL, whose password `PASSWORD` stays visible.
     hidden = HIDDEN if password not in ("", _EXAMPLE) else password
     account = HIDDEN if web else f"{user}{colon}{hidden}"
     at = f"{account}@" if parts.account else ""
@@ -104,7 +104,7 @@ def _shown(parts: _Parts) -> str:
 def _shown_parameter(text: str, *, everything: bool) -> str:
     name, equals, value = text.partition("=")
     if not equals:
-        # Some services take a key without a name.
+        # Some services accept a key as a parameter without a name.
         return HIDDEN if everything else text
     return f"{name}={HIDDEN}" if value and (everything or _NAMES.search(unquote(name)) or _is_key(value)) else text
 

@@ -1,10 +1,10 @@
 """Reads settings from a YAML file, environment variables and flags.
 
-Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
-values are right (`antiphon.config`).
+Lives here: reading the sources and merging them into one nested mapping. Not here: the settings and their validation
+(the other modules of this package).
 
-Invariants: an unknown name is an error in every source, with the nearest known name as advice. The error about an
-unreadable source holds none of its lines, because a line may have a key.
+Invariants: an unknown name is an error in every source, and the message suggests the nearest known name. An error about
+an unreadable source repeats no line of the source, because a line may contain a key.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from antiphon.errors import ConfigError
 
 _PREFIX = "ANTIPHON_"
 CONFIG_VARIABLE = "ANTIPHON_CONFIG"
-"""Names the settings file when no flag does."""
+"""The variable with the path of the settings file. The flag `--config` overrides it."""
 ENDPOINT_VARIABLE, KEY_VARIABLE = "OPENAI_API_ENDPOINT", "OPENAI_API_KEY"
-# No settings: where settings are, and what carries secrets to Envoy's process.
+# Variables that are not settings: the path of the settings file, and the secrets that Envoy's process reads.
 _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
 _EXTENSIONS_PREFIX = "ANTIPHON_EXTENSIONS__"
-# Keys of further upstreams, and what is read apart.
+# Prefixes that `read_environment` skips: the keys of further upstreams, and extensions, which have their own reader.
 _NO_SETTINGS = ("ANTIPHON_UPSTREAM_KEY_", _EXTENSIONS_PREFIX)
-# ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and that with _ADDR, _PORT, _PROTO; the same of a Service antiphon-x.
+# Kubernetes sets ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and the latter with _ADDR, _PORT, _PROTO. For a Service
+# `antiphon-x` the names begin with ANTIPHON_X.
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
 
 
 def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
-    """Merges two nested mappings; values of the second win."""
+    """Merge two nested mappings. Values of `above` override values of `below`."""
     merged = dict(below)
     for key, value in above.items():
         known = merged.get(key)
@@ -46,14 +47,14 @@ def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str,
 
 
 def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets the value at this path of nested mappings."""
+    """Set the value at `path` in nested mappings. Missing mappings are created."""
     for part in path[:-1]:
         values = values.setdefault(part, {})
     values[path[-1]] = value
 
 
 def read_file(path: Path) -> dict[object, object]:
-    """Reads the mapping in a YAML file. Raises `ConfigError`."""
+    """Read the mapping in a YAML file. An empty file gives an empty mapping. Raises `ConfigError`."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,15 +69,16 @@ def read_file(path: Path) -> dict[object, object]:
 
 
 def _yaml(text: str) -> object:
-    """Parses a YAML text. Raises `NotYaml`."""
-    # A process whose settings are flags and single words has none to read: 10 ms, 1 MiB.
+    """Parse a YAML text. Raises `NotYaml`."""
+    # Imported only when needed: PyYAML takes 10 ms and 1 MiB, and many processes read no YAML.
     from antiphon.config.yaml_text import read_yaml
 
     return read_yaml(text)
 
 
 def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "", place: Place = ()) -> Any:
-    """Returns the values of a setting of this type without unknown names. Each unknown name is added to `wrong`."""
+    """Return `values`, the value of a setting of the type `kind`, without unknown names. A message for each unknown
+    name is appended to `wrong`."""
     section = section_in(kind)
     if section is None:
         return values
@@ -103,7 +105,8 @@ def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "
 
 
 def _wrong_path(value: object) -> str:
-    """What is wrong with a path that would silently be another one, or that no system takes."""
+    """The problem with a path that would name an unexpected folder (such as `~`) or that no system accepts. Empty
+    without a problem."""
     text = str(value)
     if not text.strip():
         return "is empty; leave the setting out, or write . for the current folder"
@@ -113,10 +116,11 @@ def _wrong_path(value: object) -> str:
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
-    """Reads the settings in `ANTIPHON_*` variables. Two underscores separate a section and its setting.
+    """Read the settings in `ANTIPHON_*` variables. Two underscores separate a section and a setting.
 
-    Lists are separated by commas or YAML in brackets. A setting that holds further settings (`models`, `upstreams`) is
-    YAML. Variables of unknown settings are added to `wrong`, except those that Kubernetes makes from a Service's name.
+    A list is comma-separated, or a YAML list in brackets. The value of a setting that contains further settings
+    (`models`, `upstreams`) is YAML. A message for each unknown setting is appended to `wrong`. Variables that
+    Kubernetes derives from a Service's name are ignored.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, object] = {}
@@ -136,7 +140,8 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
 
 
 def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """Reads the settings of other packages' tools. Each package defines its settings. A value in brackets is YAML."""
+    """Read the settings of tools from other packages in `ANTIPHON_EXTENSIONS__*` variables. A value in brackets is
+    parsed as YAML."""
     values: dict[str, object] = {}
     for name, text in environ.items():
         if not name.startswith(_EXTENSIONS_PREFIX):
@@ -179,8 +184,8 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
     """Whether Kubernetes (or a Docker link) sets this variable for a Service named `antiphon` or `antiphon-…`.
 
-    Every pod in the Service's namespace has these variables. A check of names alone would also ignore an operator's
-    `ANTIPHON_PORT=8080`.
+    Every pod in the Service's namespace has these variables. The check also looks at values, so that a wrong variable
+    like `ANTIPHON_PORT=8080` is still reported.
     """
     service = _SERVICE.fullmatch(name)
     if service is not None and {f"{service[1]}_SERVICE_HOST", f"{service[1]}_SERVICE_PORT"} <= environ.keys():
@@ -191,9 +196,10 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
 
 
 def _value(name: str, text: str, kind: object) -> object:
-    """The text of a variable as a value of this type. Lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
+    """Convert the text of a variable to a value of the type `kind`. A list is `a,b` or, as in YAML and JSON, `["a",
+    "b"]`."""
     if isinstance(kind, UnionType):
-        # A setting without a value: its other type says what a text is.
+        # An optional setting: the other type of the union determines how the text is parsed.
         kind = next(one for one in typing.get_args(kind) if one is not NoneType)
     listed = typing.get_origin(kind) is tuple
     if section_in(kind) is not None or typing.get_origin(kind) is dict or (listed and text.lstrip().startswith("[")):

@@ -1,6 +1,6 @@
-"""Settings for stored state: what is stored, where, for how long, and which background work runs on it.
+"""Settings for stored state: its location, its retention, and the background work that uses it.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
+Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ class StateSettings(Section):
     files."""
 
     url: SecretUrl | None = None
-    """`sqlite:` (unset: the same) has databases in the data folder; `sqlite:/FOLDER` in another one.
-    `postgresql://USER:PASSWORD@HOST/DATABASE` serves any number of machines (needs the extra `postgres`). With standbys
-    it is `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the one that takes writes. With `memory:` nothing outlives
-    the process (for tests)."""
+    """The location of the state. `sqlite:` keeps databases in the data folder, as does an unset URL. `sqlite:/FOLDER`
+    keeps them in another folder. Any number of machines can share `postgresql://USER:PASSWORD@HOST/DATABASE`, which
+    needs the extra `postgres`. With standbys, write `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the server that
+    accepts writes. `memory:` is for tests, and loses all state when the process ends."""
     direct_url: SecretUrl | None = None
-    """For PostgreSQL behind a pooler: the server itself, for commands that a pooler does not forward (`LISTEN`)."""
+    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses it for commands that a
+    pooler does not forward (`LISTEN`)."""
     pool: int = Field(default=4, ge=1, le=64)
-    """Most connections of one process to PostgreSQL."""
+    """Most connections to PostgreSQL per process."""
     deadline: float = Field(default=4.5, gt=0)
-    """Seconds that one operation of PostgreSQL may take, with the wait for a connection and its opening."""
+    """Seconds for one operation on PostgreSQL, including the time to get or open a connection."""
     unready_after: float = Field(default=20.0, ge=0)
-    """Seconds without a successful write to PostgreSQL after which `/ready` fails; 0: it never fails for that reason.
-    All replicas share the database, so a replica that leaves sooner only reduces service
+    """Seconds without a successful write to PostgreSQL after which `/ready` fails. 0: `/ready` never fails for this
+    reason. All replicas share the database, so no other replica would serve a request better during a short outage
     ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
-    """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer; every five seconds a log
-    line says why. An error that waiting cannot fix (a wrong password, a missing privilege) ends the start at once."""
+    """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer. Every five seconds, a
+    log line gives the reason. An error that a retry cannot fix (a wrong password, a missing privilege) ends the start
+    immediately."""
 
     migrate: Literal["auto", "check"] = "auto"
     """How a start handles missing steps of the database's schema. `auto` applies them. `check` refuses the start until
@@ -59,61 +61,64 @@ class StateSettings(Section):
         return read_state_url("sqlite:" if self.url is None else self.url.get_secret_value())
 
     def databases(self, data: Path) -> Path:
-        """The folder of SQLite's databases, with this data folder."""
+        """The folder of the SQLite databases, which is `data` unless the URL names another folder."""
         return self.place.folder or data
 
     def passwords(self) -> tuple[str, ...]:
-        """The secrets in the URLs, in clear."""
+        """The passwords in both URLs, in clear text."""
         given = (one.get_secret_value() for one in (self.url, self.direct_url) if one is not None)
         return tuple(password for one in given for password in read_state_url(one).passwords)
 
     seal: bool = False
-    """Encrypt the content of responses, conversations, jobs, streams and prompts before storing it, under
-    `sealing.keys`. Content stored before stays as it is, and is read like the rest. Contents of files, texts and words
-    of vector stores and names stay readable ([security.md](../how-to/security.md#data-at-rest))."""
+    """Encrypt the content of responses, conversations, jobs, streams and prompts with `sealing.keys` before storing it.
+    Content that was stored earlier stays unencrypted and readable. Contents of files, texts in vector stores, and names
+    are never encrypted ([security.md](../how-to/security.md#data-at-rest))."""
 
 
 class FileSettings(Section):
-    """Files that clients upload (`/v1/files`). `blobs` says where their contents are."""
+    """Files that clients upload (`/v1/files`). The section `blobs` sets the location of their contents."""
 
     enabled: bool = True
-    """Accept files. Off: their paths do not exist, and a `file_id` in a request is a 400."""
+    """Accept uploaded files. If false, `/v1/files` gets a 404, and a request with a `file_id` a 400."""
     max_bytes: int = Field(default=512 * MIB, ge=1)
-    """Largest file."""
+    """Most bytes of one file."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Most bytes of all files of one owner together, each counted as 4096 bytes at least. Unset: no limit."""
+    """Most bytes of all files of one owner. Each file counts as at least 4096 bytes. Unset: no limit."""
     input_bytes: int = Field(default=50 * MIB, ge=1)
-    """Most bytes of all files that one request brings to the model by `file_id`, each as often as it is named."""
+    """Most bytes of all files that one request sends to the model by `file_id`. A file that the request names twice
+    counts twice."""
     sweep: float = Field(default=3_600.0, gt=0)
-    """Seconds between two searches for expired files and for remains of broken uploads. The first search is at the
-    start. Of several processes one makes them."""
+    """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run is at the
+    start. If several processes share a database, one of them makes each run."""
     lease: float = Field(default=900.0, ge=1)
-    """Seconds without a sign of life from its process after which an upload counts as broken off. An upload may take
-    longer: its process renews the lease three times in that time."""
+    """Seconds after which an upload counts as failed if its process does not renew the lease. An upload may take
+    longer, because its process renews the lease three times in this interval."""
 
 
 class BlobSettings(Section):
-    """Where the contents of files are stored. Unset: in the data folder, under `files/`. An S3 bucket needs the extra
-    `s3`. Any number of machines that share a database share the bucket ([scaling.md](scaling.md))."""
+    """The storage for the contents of files. Without a URL, Antiphon stores them in the data folder, under `files/`. An
+    S3 bucket needs the extra `s3`. All machines that share a database can use the same bucket
+    ([scaling.md](scaling.md))."""
 
     url: str | None = None
-    """`s3://bucket/prefix`. The prefix may hold nothing else, and no other installation's contents."""
+    """`s3://bucket/prefix`. No other program and no other installation may store objects under this prefix."""
     endpoint: BaseUrl | None = None
-    """Base URL of a server that speaks S3 (`https://minio.example:9000`); unset: AWS."""
+    """Base URL of a server with the S3 API (`https://minio.example:9000`). Unset: AWS."""
     region: str = "us-east-1"
     """The bucket's region."""
     key_id: Secret | None = None
-    """Access key id. If this and `secret` are unset, the process finds credentials as AWS's own tools do (`AWS_*`
+    """Access key id. If `key_id` and `secret` are unset, the process gets credentials as AWS's own tools do (`AWS_*`
     variables, a role)."""
     secret: Secret | None = None
     """Secret access key."""
     path_style: bool | None = None
-    """Whether the bucket's name is in the path, and not in the host's name. Unset: yes with an `endpoint`, else no."""
+    """Whether request URLs have the bucket's name in the path, instead of in the host name. Unset: true with an
+    `endpoint`, else false."""
     seconds: float = Field(default=30.0, ge=1)
-    """Seconds for one request to the bucket, with all its tries (three at most). A request writes a piece of a content
-    (at most 8 MiB), reads a range (at most 2 MiB), lists or deletes. An upload or a download sends several requests,
-    one after the other, and no setting limits its total time. If the bucket stops answering, an upload fails after this
-    time. Deleting its pieces may take the same time again before the client gets the error."""
+    """Seconds for one request to the bucket, including up to two retries. A request writes at most 8 MiB of a file,
+    reads at most 2 MiB, lists objects, or deletes them. An upload or a download sends several requests in sequence, and
+    no setting limits its total time. If the bucket stops answering, an upload fails after this time. Antiphon then
+    deletes the uploaded parts, which may take the same time again before the client gets the error."""
 
     @field_validator("url")
     @classmethod
@@ -140,109 +145,116 @@ class BlobSettings(Section):
 
     @property
     def place(self) -> tuple[str, str]:
-        """Bucket and prefix."""
+        """The bucket and the prefix in `url`."""
         bucket, _, prefix = (self.url or "").removeprefix("s3://").partition("/")
         return bucket, prefix
 
 
 class VectorStoreSettings(Section):
-    """Vector stores: files cut into chunks. A search finds chunks by their words, and by their meaning where there is
-    an embeddings server. They need uploaded files, so `files.enabled`."""
+    """Vector stores, which hold files as chunks of text. A search finds chunks by their words, and with an embeddings
+    server also by their meaning. Vector stores need `files.enabled`."""
 
     enabled: bool = True
-    """Offer vector stores. Off: their paths do not exist."""
+    """Offer vector stores. If false, their paths get a 404."""
     ingest: int = Field(default=2, ge=0)
-    """Files that one process reads at once. 0: it leaves them to other processes."""
+    """Most files that one process ingests concurrently. 0: this process ingests none, and other processes must."""
     file_seconds: float = Field(default=60.0, gt=0)
-    """Seconds of processor time for reading one file. A file that takes longer fails."""
+    """Seconds of processor time for extracting the text of one file. A file that takes longer fails."""
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
-    """Memory of the process that reads files."""
+    """Most bytes of memory of the process that extracts the text of files."""
     text_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Longest text of one file."""
+    """Most bytes of text of one file."""
     tokens: int = Field(default=5_000_000, ge=1_000)
     """Most tokens of one file."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
-    """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. When it is full, the stores not searched for
-    longest leave it, and a search reads them from the disk again."""
+    """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
+    least recently searched stores leave the cache, and their next search reads the vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
-    """Seconds after which another process takes up a file whose own process has died."""
+    """Seconds after which another process ingests a file whose process has died."""
     rewrite_model: str | None = None
-    """The model that rewrites queries when a search requests it. Unset: such a search runs without."""
+    """The model that rewrites queries if a search has `rewrite_query`. Unset: the search uses the query unchanged."""
     rewrite_seconds: float = Field(default=10.0, gt=0)
-    """How long a search waits for the rewritten query."""
+    """Seconds for which a search waits for the rewritten query."""
 
 
 class EmbeddingSettings(Section):
-    """The server that makes vectors of texts, by OpenAI's `POST /embeddings`. Without one, search goes by words."""
+    """The embeddings server, which computes vectors of texts by OpenAI's `POST /embeddings`. Without one, a search
+    finds chunks only by their words."""
 
     url: BaseUrl | None = None
-    """Base URL with its path prefix (`http://host:port/v1`)."""
+    """Base URL of the embeddings server with its path prefix (`http://host:port/v1`)."""
     api_key: HeaderSecret | None = None
-    """The key, sent as a bearer token."""
+    """The key for the embeddings server, which Antiphon sends as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The model. A search finds chunks with vectors of another model by their words, until they are ingested again.
-    Clients reach it by `POST /v1/embeddings` with this name, unless an entry of `models` has it."""
+    """The embedding model. After a change, a search finds older chunks only by their words until they are ingested
+    again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of `models` has the same
+    name."""
     dimensions: int | None = Field(default=None, ge=1)
-    """Numbers per vector, for models that can shorten them."""
+    """Numbers per vector, for models that can return shorter vectors. Unset: the model's default."""
     batch: int = Field(default=64, ge=1, le=2048)
-    """Most texts in one call."""
+    """Most texts in one call of the embeddings server."""
     concurrent: int = Field(default=4, ge=1)
-    """Most calls at once per process."""
+    """Most concurrent calls of the embeddings server per process."""
     seconds: float = Field(default=60.0, gt=0)
-    """How long one call may take."""
+    """Seconds for one call of the embeddings server."""
 
 
 class ConversationSettings(Section):
-    """Conversations."""
+    """Conversations (`/v1/conversations`)."""
 
     create_unknown: bool = False
-    """Make a conversation when a response names one that does not exist. So clients may choose the ids. Off: such a
-    request is a 404."""
+    """Create a conversation if a create-response request names an id that does not exist. Clients can then choose the
+    ids. If false, such a request gets a 404."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which a conversation can be used again when the process of its response died."""
+    """Seconds after which a conversation is unlocked if the process that ran a response in it has died."""
 
 
 class BackgroundSettings(Section):
     """Responses with `background: true`."""
 
     workers: int = Field(default=8, ge=0)
-    """How many run at once in each process. 0: this process runs none; it only queues them for other processes."""
+    """Most background responses that one process runs concurrently. 0: this process only queues them for other
+    processes."""
     per_owner: int = Field(default=100, ge=1)
-    """Most unfinished ones of one owner. Above it the answer is a 429."""
+    """Most unfinished background responses of one owner. Further requests get a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """How Antiphon handles a background response whose process died or stopped, or whose model call ended with
-    Antiphon's own Envoy. `retry` runs it again from its beginning. `fail` ends it as failed, with an error that says
-    so."""
+    """How Antiphon handles a background response whose process died or stopped, or whose model call failed because
+    Antiphon's own Envoy ended. `retry` runs the response again from its beginning. `fail` ends the response as failed,
+    with an error that gives this reason."""
     attempts: int = Field(default=3, ge=1)
-    """With `on_restart: retry`: it fails anyway after this many processes (or Envoys) died while they ran it."""
+    """With `on_restart: retry`: most attempts to run a response. It fails after this many processes (or Envoys) have
+    died while they ran it."""
     lease: float = Field(default=15.0, ge=1)
-    """Seconds without a sign of life after which a process counts as dead, and others take its work."""
+    """Seconds after which a process counts as dead if it does not renew its lease. Other processes then run its
+    responses."""
     patience: float = Field(default=30.0, ge=0)
-    """Seconds for which a process retries an unreachable upstream."""
+    """Seconds for which a background response retries an unreachable upstream."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
     """How Antiphon handles a background request whose upstream needs the client's own key (`upstream.auth:
-    passthrough`). Antiphon finds out whether an upstream works without a key, and sends it none. `refuse`: a 400.
-    `seal`: the job holds the key, encrypted under `sealing.keys`, until the response is over."""
+    passthrough`). `refuse`: the request gets a 400. `seal`: the stored job contains the key, encrypted with
+    `sealing.keys`, until the response ends. The setting has no effect for an upstream that accepts calls without a key,
+    which Antiphon checks."""
 
 
 class IdempotencySettings(Section):
-    """Requests with an `Idempotency-Key`."""
+    """Requests with the header `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which the store remembers a key after its request has succeeded. The same request then gets the same
-    result."""
+    """Seconds for which the store remembers a key after its request has succeeded. In this time, the same request gets
+    the same result."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which a key can be used again when the process of its response died."""
+    """Seconds after which a key is released if the process that handled its request has died."""
 
 
 class RetentionSettings(Section):
-    """How long stored data is kept that no client deletes."""
+    """The time after which Antiphon deletes stored data that no client has deleted."""
 
     responses: float | None = Field(default=None, gt=0)
-    """Seconds after a chain's latest response until the whole chain is deleted. Unset: for ever."""
+    """Seconds after which a chain of responses is deleted, counted from its latest response. Unset: never."""
     conversations: float | None = Field(default=None, gt=0)
-    """Seconds after a conversation's last change until it is deleted. Unset: for ever. Responses made in it stay."""
+    """Seconds after which a conversation is deleted, counted from its last change. Its responses stay. Unset: never."""
     events: float | None = Field(default=86_400.0, gt=0)
-    """Seconds after which a client can no longer resume the stream of a background response; the response stays."""
+    """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
+    resume the stream, but the response stays."""
     sweep: float = Field(default=600.0, gt=0)
-    """Seconds between two searches for data that is too old."""
+    """Seconds between two runs of the task that deletes data which is too old."""

@@ -1,9 +1,9 @@
-"""Parses `state.url`, which says where state is stored.
+"""Parses `state.url`, the location of the stored state.
 
-Lives here: the allowed URLs, and the parts of one that may be shown. Not here: the setting (`state.py`), opening a
+Lives here: the allowed URLs, and masking their passwords. Not here: the setting (`state.py`), opening a
 store (`stores/`).
 
-Invariant: no error repeats the URL, which may hold a password.
+Invariant: no error message repeats the URL, because the URL may contain a password.
 """
 
 from __future__ import annotations
@@ -23,17 +23,22 @@ _ALLOWED = (
 )
 _PORT = 5432
 _WANTED = ("read-write", "primary", "any")
-"""Values of `target_session_attrs`. Antiphon uses only a server that takes writes, so they mean the same."""
+"""Allowed values of `target_session_attrs`. Antiphon uses only a server that accepts writes, so all have the same
+    effect."""
 HIDDEN = "***"
-"""Shown in place of a password."""
+"""The text that replaces a password in output."""
 _PLACE = re.compile(r"(?P<scheme>[a-z]+:)//(?P<netloc>[^/?#]*)")
 _SECRET_PARAMETERS = ("password", "sslpassword")
 
 
 @dataclass(frozen=True, slots=True)
 class StateUrl:
-    """Where state is stored. `folder` is that of SQLite's databases, when it is not the data folder. `servers` has host
-    and port of each, where a URL names several. `shown` is the URL without its secrets; `passwords` are the secrets."""
+    """The parsed location of the state.
+
+    `folder` is the folder of the SQLite databases, or None for the data folder. `servers` has the host and port of each
+    server if the URL names several, else nothing. `shown` is the URL without its secrets, and `passwords` are these
+    secrets.
+    """
 
     kind: Kind
     shown: str
@@ -43,7 +48,7 @@ class StateUrl:
 
 
 def read_state_url(text: str) -> StateUrl:
-    """Parses the URL. Raises ValueError, which names the allowed URLs."""
+    """Parse the URL. Raises ValueError, whose message names the allowed URLs."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
@@ -70,7 +75,7 @@ def shown_url(text: str) -> str:
     user, colon, password = account.partition(":")
     netloc = f"{user}{colon}{HIDDEN if password else ''}{at}{hosts}"
     query = "&".join(_shown_parameter(one) for one in parts.query.split("&"))
-    # No fragment: a '#' that is not written as %23 may begin a part of a password.
+    # The fragment is left out: in a password with a '#' that is not percent-encoded, it is part of the password.
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
 
 
@@ -79,17 +84,17 @@ def without_servers(text: str) -> str:
     Raises ValueError."""
     parts = _split(text)
     account, at, _ = parts.netloc.rpartition("@")
-    # Not by urlunsplit, which leaves out the slashes of an empty host.
+    # `urlunsplit` would leave out the two slashes before an empty host.
     return f"{parts.scheme}://{account}{at}{parts.path}{'?' if parts.query else ''}{parts.query}"
 
 
 def _split(text: str) -> SplitResult:
     """`urlsplit` for a URL that may name several hosts. Raises ValueError.
 
-    It checks each host alone. The standard library knows no lists of hosts. Newer Pythons (3.14.10) refuse a list where
-    an address in brackets is not the first.
+    The function checks each host separately, because `urlsplit` does not support lists of hosts. Newer Python versions
+    (3.14.10) refuse a list if an address in brackets is not its first host.
     """
-    # As urlsplit does.
+    # `urlsplit` removes these characters too.
     text = text.translate(dict.fromkeys(map(ord, "\t\r\n")))
     found = _PLACE.match(text)
     if found is None:
@@ -111,7 +116,7 @@ def _postgresql(text: str) -> StateUrl:
         parameters = parse_qsl(parts.query)
         servers = _servers(parts, dict(parameters))
     except ValueError:
-        # Its own words hold what stands there.
+        # The message of `urlsplit` contains the URL, which may hold a password.
         raise ValueError(
             "is no URL of a database: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for what is no letter "
             "or digit in the password"
@@ -130,7 +135,8 @@ def _postgresql(text: str) -> StateUrl:
 
 
 def _servers(parts: SplitResult, parameters: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Host and port of each server, as libpq reads them. Raises ValueError for a port that is none, or one too few."""
+    """The host and port of each server, parsed like libpq does. Raises ValueError for an invalid port, or if the number
+    of ports does not fit the number of hosts."""
     listed = parts.netloc.rpartition("@")[2] or parameters.get("host", "")
     ports = [_port(one) for one in parameters["port"].split(",")] if parameters.get("port") else []
     hosts = listed.split(",")
@@ -138,7 +144,7 @@ def _servers(parts: SplitResult, parameters: Mapping[str, str]) -> tuple[tuple[s
         raise ValueError("ports")
     found = []
     for number, text in enumerate(hosts):
-        # What stands in brackets, and a folder of Unix sockets, may have colons of its own.
+        # Colons in an IPv6 address in brackets, or in a path of a Unix socket, do not separate a port.
         closed = text.rpartition("]")[2]
         _, colon, port = ("", "", "") if text.startswith("/") else closed.rpartition(":")
         given = _port(port) if colon and port else _PORT

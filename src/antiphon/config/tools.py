@@ -1,6 +1,6 @@
 """Settings of hosted tools.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
+Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
 """
 
 from __future__ import annotations
@@ -14,45 +14,48 @@ from antiphon.config.section import MIB, CredentialUrl, HeaderName, HeaderSecret
 
 
 class ToolSettings(Section):
-    """Tools that the sidecar runs (file search and the like), between two turns of the model."""
+    """Hosted tools, such as file search, which Antiphon itself runs between two model calls."""
 
     unavailable: Literal["ignore", "refuse"] = "ignore"
-    """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: the
-    tool is ignored and listed in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log
-    (`ignored`). `refuse`: the request is rejected with a 400 that says what to set. (`code_interpreter` and `mcp`
-    are always a 400.)"""
+    """How Antiphon treats a request with a hosted tool that is not set up, or whose type is unknown. `ignore`: Antiphon
+    ignores the tool, and lists it in `antiphon-ignored`, in the response's `metadata` (`antiphon_ignored`) and in the
+    log (`ignored`). `refuse`: the request gets a 400 that names the missing setting. Requests with `code_interpreter`
+    or `mcp` always get a 400 if the tool is not set up."""
     seconds: float = Field(default=60.0, gt=0)
-    """How long one call may take, its wait for a turn included. After that it fails, and the model gets the error."""
+    """Seconds for one tool call, including its wait for a free slot. A call that takes longer fails, and the model gets
+    the error."""
     concurrent: int = Field(default=32, ge=1)
-    """Most calls at once per process. One owner gets three quarters of them, one response a quarter; others wait."""
+    """Most concurrent tool calls per process. One owner may use three quarters of these slots, and one response one
+    quarter. Further calls wait."""
     output_chars: int = Field(default=100_000, ge=100)
-    """Most characters of one call's output that the model gets. The rest is cut off, and the text says so."""
+    """Most characters of one call's output that the model gets. A longer output is cut, and ends with a note about
+    that."""
     calls: int = Field(default=128, ge=1)
-    """Most calls in one response. A request's `max_tool_calls` can only lower it."""
+    """Most tool calls in one response. A request can lower this limit with `max_tool_calls`."""
     result_bytes: int = Field(default=32 * MIB, ge=1024)
-    """Most bytes of the results of all calls in one response, pictures included. A call whose result exceeds it fails,
-    and the model gets the error. The response goes on, so its earlier results are not lost."""
+    """Most bytes of the results of all calls in one response, pictures included. A call whose result exceeds the limit
+    fails, and the model gets the error. The response continues with its earlier results."""
     turns: int = Field(default=32, ge=1)
-    """Most model calls in one response; in the last one the model must answer."""
+    """Most model calls in one response. In the last call, the model must answer without tools."""
 
 
 class WebSearchSettings(Section):
     """The tool `web_search`."""
 
     provider: Literal["none", "searxng", "brave", "tavily"] = "none"
-    """The search service. `none`: the tool is ignored, and listed in `antiphon-ignored`. A SearXNG of your own needs
-    `json` among its `search.formats`."""
+    """The search service. `none`: `tools.unavailable` decides how requests with the tool are treated. A SearXNG
+    instance needs `json` in its setting `search.formats`."""
     url: CredentialUrl | None = None
-    """Base URL of the service. Required for searxng; unset for the others: the service's own."""
+    """Base URL of the service. Required for searxng. Unset: the public URL of brave or tavily."""
     api_key: HeaderSecret | None = None
-    """The service's key (brave, tavily)."""
+    """The API key of the service. Required for brave and tavily."""
     seconds: float = Field(default=15.0, gt=0)
-    """How long one search may take."""
+    """Seconds for one search."""
     pages: bool = True
-    """Let the model open pages too. The sidecar fetches them like `file_url`s: from public addresses, and from those in
-    `fetch.allow_private`."""
+    """Let the model also open pages. The sidecar fetches them like a `file_url`, from public addresses and from the
+    addresses in `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Largest page."""
+    """Most bytes of one page."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -67,71 +70,76 @@ class ConnectorSettings(Section):
     """An MCP server that requests name by `connector_id`."""
 
     url: CredentialUrl
-    """Its URL. Unlike a client's `server_url` it may be private, and plain http."""
+    """The URL of the server. Unlike a client's `server_url`, it may have a private address, and may be `http://`."""
     headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
-    """Headers with the server's credentials. A request's own headers and `authorization` win over them."""
+    """Headers with the server's credentials. The `headers` and `authorization` of a request override them."""
 
 
 class McpSettings(Section):
-    """The tool `mcp`: servers of the Model Context Protocol."""
+    """The tool `mcp`, which calls servers of the Model Context Protocol."""
 
     enabled: bool = True
-    """Let requests use MCP servers. Off, or without the extra `mcp`: such a request is a 400."""
+    """Let requests use MCP servers. If false, or without the extra `mcp`, such a request gets a 400."""
     allow: tuple[str, ...] = ()
-    """Servers that requests may name: hosts (`mcp.example.com`, `*.example.com`) and beginnings of URLs. Unset: every
-    public server with `owner.source: single`, none otherwise. Private ones must be in `fetch.allow_private` too."""
+    """Servers that requests may use, by host (`mcp.example.com`, `*.example.com`) or by the beginning of their URL.
+    Unset: every public server with `owner.source: single`, else no server. A server with a private address must also be
+    in `fetch.allow_private`."""
     connectors: dict[str, ConnectorSettings] = Field(default_factory=dict)
-    """Servers of the operator, by the name that requests use as `connector_id`."""
+    """Servers that the operator configures. Requests name them by `connector_id`."""
     connect: float = Field(default=15.0, gt=0)
     """Seconds to connect to a server and initialize the session."""
     idle: float = Field(default=60.0, gt=0)
-    """Seconds after its last use that the sidecar keeps a connection for the same response."""
+    """Seconds after the last call for which the sidecar keeps a connection open for the same response."""
     list_seconds: float = Field(default=300.0, ge=0)
     """Seconds for which the sidecar caches a server's list of tools."""
     tools: int = Field(default=256, ge=1)
-    """Most tools of one server."""
+    """Most tools that one server may offer."""
     answer_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Largest answer of a server."""
+    """Most bytes of one answer from a server."""
 
 
 class CodeInterpreterSettings(Section):
-    """The tool `code_interpreter`: Python that the model writes, in a sandbox."""
+    """The tool `code_interpreter`, which runs Python code from the model in a sandbox."""
 
     sandbox: Literal["none", "local"] = "none"
-    """Where code runs. `none`: a request for the tool is a 400. `local`: in a process of this machine without network,
-    files or rights, which needs Linux with Landlock. Antiphon tests the sandbox at every start. If it does not confine
-    code, the log reports that, and the tool stays off."""
+    """The sandbox for code. `none`: a request with the tool gets a 400. `local`: code runs in a process on this
+    machine, without network and privileges and without access to other files. This needs Linux with Landlock. Antiphon
+    tests the sandbox at every start. If the test fails, Antiphon logs an error, and the tool stays off."""
     python: str = ""
-    """The Python that runs the code. It can be of a virtual environment with the libraries that models like (numpy,
-    pandas, matplotlib). Empty: the one that Antiphon runs with."""
+    """Path of the Python interpreter that runs the code. It can belong to a virtual environment with libraries that
+    models often use (numpy, pandas, matplotlib). Empty: the interpreter that runs Antiphon."""
     seconds: float = Field(default=30.0, gt=0)
-    """How long one piece of code may take; less than `tools.seconds`."""
+    """Seconds for one run of code. The value must be less than `tools.seconds`."""
     memory: int = Field(default=1 << 30, ge=128 * MIB)
-    """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
+    """Bytes of memory of a container. A request's `memory_limit` may not be larger, except that `1g` is always
+    allowed."""
     disk_bytes: int = Field(default=256 * MIB, ge=MIB)
-    """Most bytes of all files of a container together. A live interpreter holds them in memory where that is possible
+    """Most bytes of all files in one container. A live interpreter keeps the files in memory if the system allows that
     (docs/how-to/code-interpreter.md)."""
     output_bytes: int = Field(default=64 * 1024, ge=1024)
-    """Most bytes that one piece of code may print. The middle of a longer output is left out."""
+    """Most bytes of output from one run of code. The middle of a longer output is left out."""
     files: int = Field(default=2_000, ge=1)
-    """Most files of a container."""
+    """Most files in one container."""
     picture_bytes: int = Field(default=4 * MIB, ge=1024)
-    """Most bytes of all pictures that one piece of code may draw. Pictures beyond it are left out."""
+    """Most bytes of all pictures from one run of code. Pictures beyond the limit are left out."""
     threads: int = Field(default=32, ge=1)
-    """Most threads of a container. The sandbox ends code that has more."""
+    """Most threads in one container. The sandbox ends code that starts more."""
     show_pictures: bool = False
-    """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
+    """Send the pictures that code draws to the model too, and not only to the client. The model must accept images."""
     sockets: Path | None = None
-    """A folder that only this user can access. Worker processes of this machine meet in it, and hand code to the worker
-    that has the container's interpreter. Unset: the run folder of `antiphon up`, otherwise none."""
+    """Folder for the sockets between the worker processes of this machine. Only this user may have access to it.
+    Through these sockets, a worker sends code to the worker that runs the container's interpreter. Unset: the run
+    folder of `antiphon up`, otherwise none."""
     machines: int = Field(default=8, ge=1)
-    """Interpreters that live at once. When there are more containers, those unused for longest lose their variables,
-    never their files."""
+    """Most live interpreters. If there are more containers, the least recently used ones lose their variables, but keep
+    their files."""
     idle: float = Field(default=1_200.0, ge=60)
-    """Seconds after its last use until a container is deleted, unless its request says otherwise."""
+    """Seconds without use after which a container is deleted. The request that creates the container may set another
+    time."""
     containers: int = Field(default=200, ge=1)
-    """Most containers at once; all their files can take this many times `code_interpreter.disk_bytes`."""
+    """Most containers that exist at the same time. Their files can take this many times
+    `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
     """Most containers of one owner."""
     sweep: float = Field(default=60.0, gt=0)
-    """Seconds between two searches for containers that have expired."""
+    """Seconds between two runs of the task that deletes expired containers."""

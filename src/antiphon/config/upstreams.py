@@ -1,7 +1,7 @@
 """Settings of upstreams and models: addresses, credentials and prices.
 
-Lives here: these sections of the settings, and the cost of a call. Not here: their use, where costs are summed, how
-sources are merged (`settings.py`).
+Lives here: the models of these sections, and the calculation of a call's cost. Not here: the code that uses the
+settings or sums costs, the merge of the sources (`settings.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ProfileFlags = Annotated[dict[str, Any], AfterValidator(read_flags)]
 
 
 class AuthMode(StrEnum):
-    """Which credentials an upstream call carries."""
+    """The credentials that Antiphon sends to an upstream."""
 
     INJECT = "inject"
     PASSTHROUGH = "passthrough"
@@ -46,30 +46,31 @@ class UpstreamSettings(Section):
     url: BaseUrl = "http://127.0.0.1:11434/v1"
     """Base URL of the chat server, with its path prefix (`http://host:port/v1`, `https://host/api/v1`)."""
     auth: AuthMode | None = None
-    """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is
-    a key, else `passthrough`."""
+    """The credentials that Antiphon sends to the upstream. `inject` sends `api_key`, `passthrough` forwards the
+    client's Authorization header, and `none` sends neither. Unset: `inject` if `api_key` is set, else `passthrough`."""
     api_key: HeaderSecret | None = None
-    """The key sent with `auth: inject`, as a bearer token."""
+    """The key for the upstream, which `auth: inject` sends as a bearer token."""
     profile: str = "auto"
-    """Which upstream profile describes the server's quirks. `auto` chooses by host name, or else by the server's list
-    of models (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
+    """The upstream profile, which describes the request fields and the answers of the chat server. `auto` chooses a
+    profile by the host name, or else by the server's list of models (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
     models: tuple[str, ...] = ()
-    """When not empty: the only models served. All others are a 404 `model_not_found`."""
+    """The models that Antiphon serves from this upstream. A request for another model gets a 404 `model_not_found`.
+    Empty: all models."""
     host: HeaderValue | None = None
-    """The Host header (and SNI) towards the upstream. Unset: the URL's host."""
+    """The Host header and the TLS server name (SNI) of calls to the upstream. Unset: the host in `url`."""
     ca_file: Path | None = None
-    """PEM file with the authorities trusted for a TLS upstream. Unset: the system's."""
+    """PEM file with the certificate authorities that Antiphon trusts for an https upstream. Unset: the system's."""
     header_allow: tuple[HeaderName, ...] = ()
-    """Further client headers that may reach the upstream, in lower case."""
+    """Further client headers that Antiphon forwards to the upstream, in lower case."""
     path_allow: tuple[str, ...] = ()
-    """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
+    """Further paths below the base URL that clients may call at the upstream (for example `/rerank`)."""
     field_allow: tuple[str, ...] = ()
     """Further top-level members of a request (or of its `extra_body`) that reach the chat server unchanged, with any
-    profile. The sidecar ignores members that neither this nor the profile knows, and lists them in
+    profile. Antiphon ignores members that are neither in this list nor in the profile, and lists them in
     `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Single flags of the profile that are different here, as docs/reference/chat-servers.md names them (for example
-    `{named_tool_choice: required}`)."""
+    """Flags that override those of the profile for this upstream (for example `{named_tool_choice: required}`).
+    docs/reference/chat-servers.md lists the flags."""
 
     @field_validator("url")
     @classmethod
@@ -83,7 +84,7 @@ class UpstreamSettings(Section):
     @classmethod
     def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(name.lower() for name in value)
-        # The body is another one there: translated, and no longer compressed.
+        # The upstream gets a translated and uncompressed body, so the client's headers about the body do not fit.
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
             raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
         if private := sorted(name for name in names if name.startswith("x-antiphon-")):
@@ -105,7 +106,7 @@ class UpstreamSettings(Section):
 
     @property
     def auth_mode(self) -> AuthMode:
-        """The effective credential mode."""
+        """The effective credential mode, which depends on `api_key` if `auth` is unset."""
         if self.auth is not None:
             return self.auth
         return AuthMode.INJECT if self.api_key is not None else AuthMode.PASSTHROUGH
@@ -128,7 +129,7 @@ class UpstreamSettings(Section):
 
     @property
     def authority(self) -> str:
-        """The Host header towards the upstream."""
+        """The value of the Host header in calls to the upstream."""
         if self.host:
             return self.host
         return urlsplit(self.url).netloc
@@ -136,15 +137,16 @@ class UpstreamSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamGroup:
-    """Several upstreams that serve the same models, in the order of `names`. A call goes to the next one when those
-    before it gave no answer. With `weights` (one for each name) these choose the first one."""
+    """Several upstreams that serve the same models. A call tries the upstreams in the order of `names` until one
+    answers. With `weights` (one for each name), the order of each call is random by weight."""
 
     names: tuple[str, ...]
     weights: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        """The group's name in routes and logs. No upstream's name has a comma."""
+        """The group's name in routes and logs, with commas. It differs from every upstream's name, which has no
+        comma."""
         if not self.weights:
             return ",".join(self.names)
         return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))
@@ -157,27 +159,30 @@ class UpstreamShare(Section):
 
 class ModelSettings(Section):
     match: str
-    """Which models: a name, or a pattern with `*`, `?`, `[…]` (case matters). The first entry that fits decides."""
+    """The models of this entry: a name, or a pattern with `*`, `?`, `[…]`. Upper and lower case differ. The first entry
+    that matches a model applies."""
     upstream: str | tuple[UpstreamShare, ...] = "default"
-    """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`. Or several, as a
-    list. With `[a, b]` a call goes to `b` when `a` is unreachable, is silent for `timeouts.head`, or answers with a 429
-    or a 5xx. `[{name: a, weight: 3}, {name: b, weight: 1}]` shares the requests 3 to 1, and tries the other one in the
-    same cases. Once an answer has begun, no other upstream is tried."""
+    """The upstream that serves these models: a name in `upstreams`, or `default` for the section `upstream`. A list
+    names several upstreams. With `[a, b]` a call goes to `b` if `a` is unreachable, sends no response head within
+    `timeouts.head`, or answers with a 429 or a 5xx. `[{name: a, weight: 3}, {name: b, weight: 1}]` distributes requests
+    3 to 1, and tries the other upstream in the same cases. After an answer has begun, no other upstream is tried."""
     mode: Literal["translate", "native", "disabled"] = "translate"
-    """`translate`: to Chat Completions. `native`: for an upstream that speaks Responses itself; bytes pass unchanged,
-    and Antiphon stores nothing. `disabled`: these models do not exist for clients."""
+    """`translate`: Antiphon translates requests to Chat Completions. `native`: the upstream supports the Responses API
+    itself, so Antiphon forwards requests unchanged and stores nothing. `disabled`: requests for these models get a
+    404."""
     model: str | None = None
-    """The model's name at the upstream. Unset: the same. An alias, when `match` is a name of your own."""
+    """The name of the model that Antiphon sends to the upstream. With this setting, `match` can be an alias. Unset: the
+    name in the request."""
     profile: str | None = None
-    """The upstream profile for these models. Unset: the upstream's."""
+    """The upstream profile for these models. Unset: the profile of the upstream."""
     context_tokens: int | None = Field(default=None, ge=256)
-    """How many tokens of input the model takes. With it `truncation: auto` can drop the oldest turns."""
+    """Most input tokens of the model. Antiphon needs this number to drop the oldest turns with `truncation: auto`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Single flags of the profile that are different for these models, over `upstream.profile_flags`."""
+    """Flags that override those of the profile for these models. They also override `upstream.profile_flags`."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Members that the sidecar adds to every chat request for responses of these models, unless the client sets them
-    (for example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). Two objects are merged member by
-    member. Requests to `/v1/chat/completions` pass unchanged."""
+    """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
+    example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an
+    object, the objects are merged member by member. Requests to `/v1/chat/completions` pass unchanged."""
 
     @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
     @classmethod
@@ -211,14 +216,14 @@ class ModelSettings(Section):
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """The names of the upstreams that serve these models, in their order."""
+        """The names of the upstreams that serve these models, in the configured order."""
         if isinstance(self.upstream, str):
             return (self.upstream,)
         return tuple(share.name for share in self.upstream)
 
     @property
     def group(self) -> UpstreamGroup | None:
-        """The upstreams as a group, when there are several."""
+        """The upstreams as a group. None if there is only one upstream."""
         if isinstance(self.upstream, str):
             return None
         weights = tuple(share.weight for share in self.upstream if share.weight is not None)
@@ -226,7 +231,8 @@ class ModelSettings(Section):
 
 
 def _read_shares(value: object) -> object:
-    """Reads the list of a model's upstreams, each with its name and its weight. A list of one is that one."""
+    """Parse the list of a model's upstreams, each with its name and its weight. A list with one entry gives the
+    name."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("must be a name, a list of names in their order ([a, b]), or of {name: a, weight: 3}")
     shares = [_read_share(one) for one in value]
@@ -263,20 +269,20 @@ def _read_share(value: object) -> dict[str, Any]:
 
 
 class PriceSettings(Section):
-    """The price of a million tokens, in any one currency."""
+    """The prices of a model, per million tokens. All prices must be in the same currency."""
 
     model: str
-    """A model's name as clients ask for it, or a pattern (`gpt-5*`); the first entry that fits counts."""
+    """The name of a model in clients' requests, or a pattern (`gpt-5*`). The first entry that matches applies."""
     input: float = Field(ge=0, le=_HIGHEST_PRICE)
-    """A million tokens of input."""
+    """The price of a million input tokens."""
     output: float = Field(ge=0, le=_HIGHEST_PRICE)
-    """A million tokens of output, reasoning among them."""
+    """The price of a million output tokens, including reasoning tokens."""
     cached_input: float | None = Field(default=None, ge=0, le=_HIGHEST_PRICE)
-    """A million tokens of input that the upstream had cached; unset: like all input."""
+    """The price of a million input tokens that the upstream read from its cache. Unset: the price in `input`."""
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """In millionths of the currency; `cached_tokens` are among `input_tokens`. (Some upstreams do not include them
-        in the input tokens. A cost is never negative because of that.)"""
+        """The cost in millionths of the currency. `input_tokens` include `cached_tokens`. Some upstreams report more
+        cached tokens than input tokens, so the smaller number counts and a cost is never negative."""
         cached_tokens = min(cached_tokens, input_tokens)
         cached = self.input if self.cached_input is None else self.cached_input
         read = (input_tokens - cached_tokens) * self.input + cached_tokens * cached
@@ -284,7 +290,7 @@ class PriceSettings(Section):
 
 
 def price_of(prices: Sequence[PriceSettings]) -> Callable[[str], PriceSettings | None]:
-    """A function that returns a model's price, or None."""
+    """Return a function that finds the prices of a model by its name, or returns None."""
 
     @lru_cache(1024)
     def find(model: str) -> PriceSettings | None:

@@ -1,8 +1,9 @@
 """Parses YAML text into settings values.
 
-Lives here: the parser, and its error. Not here: the files and variables that hold YAML (`sources.py`).
+Lives here: the parser, and its error messages. Not here: reading the files and variables that contain YAML
+(`sources.py`).
 
-Invariant: the error holds nothing of the text, because the text may have a key.
+Invariant: no error message repeats a part of the text, because the text may contain a key.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 
 
 def read_yaml(text: str) -> object:
-    """Parses the text. Raises `NotYaml`."""
+    """Parse the text. Raises `NotYaml`."""
     try:
         found = yaml.load(text, _UniqueKeyLoader)
         if _holds_itself(found, set(), set()):
@@ -29,8 +30,11 @@ def read_yaml(text: str) -> object:
 
 
 def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
-    """Whether a mapping or list is somewhere in itself. `around`: the identities of those that hold the value; `seen`:
-    of those that were searched, so that a text with many aliases takes no longer."""
+    """Whether a mapping or list contains itself, through YAML aliases.
+
+    `around` has the identities of the values that contain `value`. `seen` has the identities of the values that were
+    already searched, so that aliases do not multiply the work.
+    """
     if not isinstance(value, dict | list) or id(value) in seen:
         return False
     if id(value) in around:
@@ -44,13 +48,13 @@ def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
 
 
 def _problem(error: Exception) -> str:
-    """The parser's message and its position, without the words in quotes, which come from the text."""
+    """The parser's message with its line and column, without quoted words, which come from the text."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
+        # These errors concern a value (a date, a number) or an invalid character, and their messages repeat it.
         return "it holds a value or a character that cannot be read"
     said = ", ".join(part for part in (error.context, error.problem) if part)
     for quoted in _QUOTED.finditer(said):
-        # What the parser found is named as a kind, '<scalar>', or is a mark of punctuation.
+        # A quoted token kind such as '<scalar>' and a quoted punctuation mark are safe to print.
         if not _HARMLESS.fullmatch(quoted[0]):
             said = f"{said[: quoted.start()]}…"
             break
@@ -59,7 +63,7 @@ def _problem(error: Exception) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Rejects a key that is given twice. YAML parsers accept it silently."""
+    """A YAML loader that rejects a key which occurs twice in a mapping. PyYAML accepts such a key silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
