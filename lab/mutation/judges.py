@@ -14,6 +14,16 @@ from pathlib import Path
 GATEWAYS = ("tests/e2e", "tests/integration/test_up.py")
 """Tests of whole gateways. They run last, because each start of a gateway takes longer than many unit tests."""
 
+PROCESSES = (
+    *("tests/integration/test_up.py", "tests/e2e/test_lifecycle.py", "tests/e2e/test_stopping.py"),
+    *("tests/e2e/test_reload.py", "tests/e2e/test_dying_workers.py", "tests/e2e/test_replaced_processes.py"),
+    *("tests/e2e/test_reload_broken.py", "tests/integration/test_early_signals.py", "tests/e2e/test_usage.py"),
+    *("tests/e2e/test_service_manager.py", "tests/e2e/test_unread_logs.py", "tests/e2e/test_scraped_counters.py"),
+)
+"""Slow tests of processes that start, stop and replace each other."""
+OF_PROCESSES = ("supervisor", "commands", "app")
+"""The packages whose code mostly runs in such processes. `PROCESSES` run against their mutants, last of all."""
+
 _FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 

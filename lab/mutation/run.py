@@ -18,7 +18,8 @@ does not count the mutant.
 A draw selects lines of code from each package in proportion to its mutable lines, and makes one change to each line. A
 draw needs no record of reached lines. For each mutant, the tests that are likely to detect it run in stages
 (`judges.likely`) within a time limit. Then the quick tests of whole gateways run (`judges.GATEWAYS`) within the same
-limit again. A mutant that no test detects has survived.
+limit again. For packages whose code runs in processes of their own (`judges.OF_PROCESSES`), the slow tests of such
+processes run last. A mutant that no test detects has survived.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from lab.mutation.judges import GATEWAYS, judges, likely
+from lab.mutation.judges import GATEWAYS, OF_PROCESSES, PROCESSES, judges, likely
 from lab.mutation.operators import OPERATORS, Mutant, find_mutants
 from lab.mutation.reaching import Reached, Record
 from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
@@ -57,6 +58,9 @@ PACKAGES = tuple(
 _GENERATED = "/_pb/"
 _LIKELY = ("--timeout=30",)
 _OF_GATEWAYS = ("--timeout=60", "-m", "not slow and not full")
+_SLOW = ("--timeout=120", "-m", "slow and not full")
+_SLOW_FACTOR = 4
+"""How many times the limit of the other tests the slow tests of processes have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +203,14 @@ class Likely:
     def judge(self, tree: Path, mutant: Mutant) -> Judged:
         """Run the tests stage by stage, until a test fails that passes without the mutant."""
         began = time.monotonic()
-        limited = [(stage, _LIKELY, self._seconds) for stage in likely(ROOT, mutant.path, self._files)]
+        stages: list[tuple[list[str], Sequence[str], float]] = [
+            (stage, _LIKELY, self._seconds) for stage in likely(ROOT, mutant.path, self._files)
+        ]
+        stages.append((list(GATEWAYS), _OF_GATEWAYS, 2 * self._seconds))
+        if group_of(mutant.path) in OF_PROCESSES:
+            stages.append((list(PROCESSES), _SLOW, (2 + _SLOW_FACTOR) * self._seconds))
         ran = 0
-        for stage, options, seconds in [*limited, (list(GATEWAYS), _OF_GATEWAYS, 2 * self._seconds)]:
+        for stage, options, seconds in stages:
             while (left := seconds - (time.monotonic() - began)) > 0:
                 unsound = [f"--deselect={test}" for test, sound in self._sound.items() if not sound]
                 with changed(tree, mutant):
@@ -218,7 +227,7 @@ class Likely:
 
     def _passes(self, tree: Path, test: str, options: Sequence[str]) -> bool:
         if test not in self._sound:
-            self._sound[test] = run_tests(tree, [test], *options, limit=60)[0] == 0
+            self._sound[test] = run_tests(tree, [test], *options, limit=120)[0] == 0
         return self._sound[test]
 
 
