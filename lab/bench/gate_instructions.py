@@ -46,7 +46,7 @@ def available() -> bool:
 
 
 def interpreter() -> str:
-    """The facts that counts depend on, apart from the code: the interpreter, its build, and Antiphon's compiled
+    """The facts that determine the counts, apart from the code: the interpreter, its build, and Antiphon's compiled
     modules."""
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     compiled = not (chat_stream.__file__ or "").endswith(".py")

@@ -96,7 +96,7 @@ class _Up:
         for line in self._process.stderr:
             said: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
             if said.get("message") == "serving":
-                # Uses the machine's boot clock, like the start times of processes.
+                # The result uses the machine's boot clock, like the start times of processes.
                 ago = time.time() - datetime.fromisoformat(said["timestamp"]).timestamp()
                 with self._told:
                     self._serving[said["process"]].append(time.clock_gettime(time.CLOCK_BOOTTIME) - ago)

@@ -176,7 +176,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             ),
             owners=setup.owners,
             admission=admission,
-            # Without the rules that settings have: tests are about less.
+            # `model_construct` skips validation, because tests use values below the settings' minimum.
             limits=LimitSettings.model_construct(request_body_bytes=setup.request_body_bytes),
             timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
             telemetry=Telemetry(metrics),
