@@ -1,12 +1,12 @@
 """The Prompts API: versioned prompt templates. OpenAI's API can use prompts, but cannot create them.
 
-Lives here: create, list, get, change, delete, the versions, and which of them is the default one. Not here: what is put
-into a template (`translation/request/prompt_template.py`), and what `prompt` in a request leads to (the exchange).
+Lives here: create, list, get, change, delete, the versions, and the choice of the default version. Not here: filling in
+a template (`translation/request/prompt_template.py`), and handling `prompt` in a request (the exchange).
 
-A prompt or a version that does not exist, and one of another owner, give the same answer, byte for byte apart from the
-id.
+The API gives the same answer for a prompt or version that does not exist and for one of another owner. Only the id
+differs.
 
-Invariant: a version that is stored can be used: its template was read like a request before.
+Invariant: every stored version is usable, because its template has passed the checks of a request.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _LLAMA_STACK = re.compile(r"(Async)?(LlamaStack|Ogx)Client/")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MAX_LENGTH = {"name": 256, "description": 4096}
 _OWN_FIELDS = frozenset({"name", "description", "metadata", "variables", "version", "set_as_default"})
-# What others call a prompt's text.
+# The names that other APIs have for a prompt's text.
 _OTHER_NAMES = ("prompt", "template")
 _STRINGS = msgspec.json.Decoder(list[str])
 _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _FLAG = msgspec.json.Decoder(bool | None)
 _NUMBER = msgspec.json.Decoder(int | str | None)
 _TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
-_VERSION_PARAMETER = Parameter("version", str, "This version instead of the default one.")
+_VERSION_PARAMETER = Parameter("version", str, "The version to return. Without it, the default version.")
 _MAX_ITEMS, _MAX_TOOLS = 1_000, 1_024
 _HOSTED = frozenset(
     {
@@ -90,7 +90,7 @@ class WritePrompt(Struct):
 
 
 class ChangePrompt(WritePrompt):
-    """The request's fields replace those of the last version."""
+    """A change of a prompt. Fields of the request replace those of the latest version."""
 
     version: _Version | None = None
     set_as_default: bool | None = None
@@ -101,8 +101,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """One version of a prompt. The object also has the fields of its template; Llama Stack's clients get a shape of
-    their own."""
+    """One version of a prompt, with the fields of its template. Llama Stack's clients get another shape, which they
+    require."""
 
     id: str
     object: Literal["prompt"]
@@ -119,7 +119,7 @@ class Prompt(Struct):
 
 
 def _choosing(method: str, name: str) -> Route:
-    """The default version is chosen by several methods and names."""
+    """A route that sets the default version. Several methods and paths do the same, because clients differ."""
     pattern = f"/v1/prompts/{{}}/{name}"
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
@@ -128,7 +128,7 @@ _PROMPTS = ObjectKind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted"
 
 
 class Prompts(Area):
-    """Serves `/v1/prompts`: templates of prompts with versions."""
+    """Serves `/v1/prompts`: versioned prompt templates."""
 
     def __init__(self, store: PromptStore, make_id: IdFactory = new_id) -> None:
         self._store = store
@@ -136,7 +136,7 @@ class Prompts(Area):
 
     @Route("POST", "/v1/prompts", "Create a prompt", Prompt, body=WritePrompt, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/prompts`: the fields of a template, with `name`, `description` and `metadata`."""
+        """`POST /v1/prompts`: create a prompt from the fields of a template, `name`, `description` and `metadata`."""
         fields = _read_fields(request)
         template = _read_template(fields, {})
         try:
@@ -155,18 +155,19 @@ class Prompts(Area):
 
     @listing("/v1/prompts", "List prompts", ListOf[Prompt])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
+        """`GET /v1/prompts`: list the default version of each prompt, newest first unless the request sets `order`."""
         page = await self._store.list(request.owner, _page(request))
         return list_response(page, lambda one: _resource(request, one))
 
     @Route("GET", "/v1/prompts/{}", "Get a prompt", Prompt, parameters=(_VERSION_PARAMETER,))
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}`, in its default version or in `version`."""
+        """`GET /v1/prompts/{id}`: get the default version, or the version that the parameter `version` names."""
         return _shown(request, await self._known(request, prompt_id, query_value(request, "version")))
 
     @listing("/v1/prompts/{}/versions", "List the versions of a prompt", ListOf[Prompt])
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
+        """`GET /v1/prompts/{id}/versions`: list the versions, newest first unless the request sets `order`. The numbers
+        of the versions are the cursors."""
         versions = self._store.versions
         page = await _PROMPTS.find(prompt_id, lambda: versions(request.owner, prompt_id, _page(request)))
         return list_response(page, lambda one: _resource(request, one), id_of=lambda one: str(one.version))
@@ -178,10 +179,11 @@ class Prompts(Area):
 
     @Route("POST", "/v1/prompts/{}", "Change a prompt", Prompt, body=ChangePrompt, errors=(409,))
     async def change(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`POST /v1/prompts/{id}`: fields of the template that are given replace those of the last version.
+        """`POST /v1/prompts/{id}`: replace fields of the template, `name` or `metadata`.
 
-        That makes a new version, which becomes the default one unless `set_as_default` is false. With `version` only
-        if that is still the last one. `name` and `metadata` belong to all versions and make no new one.
+        A change of the template creates a new version from the latest one. The new version becomes the default unless
+        `set_as_default` is false. With `version`, the change fails if that is no longer the latest version. `name` and
+        `metadata` belong to all versions, and a change of them creates no version.
         """
         fields = _read_fields(request)
         newest = await self._last(request, prompt_id)
@@ -190,7 +192,7 @@ class Prompts(Area):
 
     @Route("PUT", "/v1/prompts/{}", "Replace a prompt", Prompt, body=ChangePrompt, errors=(409,))
     async def replace(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`PUT /v1/prompts/{id}`: like `POST`, but the new version has nothing of the last one."""
+        """`PUT /v1/prompts/{id}`: like `POST`, but the new version has only the fields of the request."""
         fields = _read_fields(request)
         newest = await self._last(request, prompt_id)
         return await self._change(request, newest, fields, {} if _has_template(fields) else None)
@@ -200,7 +202,7 @@ class Prompts(Area):
     @_choosing("POST", "set-default-version")
     @_choosing("PUT", "set-default-version")
     async def set_default(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`POST /v1/prompts/{id}/default_version` (also `set-default-version`): `version` becomes the default one."""
+        """`POST /v1/prompts/{id}/default_version` (also `set-default-version`): make `version` the default version."""
         fields = read_body(request, dict[str, Raw])
         version = _read_version(fields.get("version", ABSENT))
         if version is None:
@@ -210,7 +212,7 @@ class Prompts(Area):
 
     @Route("DELETE", "/v1/prompts/{}", "Delete a prompt", Deleted[Literal["prompt.deleted"]])
     async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
-        """`DELETE /v1/prompts/{id}`, with all its versions."""
+        """`DELETE /v1/prompts/{id}`: delete a prompt with all its versions."""
         return await _PROMPTS.delete(prompt_id, lambda: self._store.delete(request.owner, prompt_id))
 
     async def _known(self, request: ApiRequest, prompt_id: str, version: str | None) -> StoredPrompt:
@@ -228,13 +230,15 @@ class Prompts(Area):
     async def _change(
         self, request: ApiRequest, newest: StoredPrompt, fields: dict[str, Raw], before: dict[str, Raw] | None
     ) -> ApiResponse:
-        """Make the change; `before` has the fields with which the new version begins. None: there is no new version."""
+        """Store the change. `before` has the fields that the new version inherits, or is None if the change creates no
+        version."""
         given_version = _read_version(fields.get("version", ABSENT))
         body = None if before is None else _read_template(fields, before)
         change = PromptChange(
             body=body,
             make_default=_read_flag("set_as_default", fields.get("set_as_default", ABSENT)) is not False,
-            # Without a version given: nobody may have changed it since it was read here.
+            # Without `version` in the request, the change still fails if another client has changed the prompt
+            # meanwhile.
             expected_version=newest.last_version if given_version is None else given_version,
             renamed="name" in fields,
             name=_text("name", fields.get("name", ABSENT)),
@@ -245,7 +249,7 @@ class Prompts(Area):
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:
-    """The body's fields, all of them known. Other names for `instructions` become that."""
+    """Decode the body and rename other names of `instructions`. Raises `InvalidRequest` for an unknown field."""
     fields = read_body(request, dict[str, Raw])
     for other in _OTHER_NAMES:
         if other in fields:
@@ -283,7 +287,7 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
         max_tools=_MAX_TOOLS,
         hosted=_HOSTED,
         prompt=PromptTemplate(1, body),
-        # Who writes a template sees what is wrong with it; who uses it could not mend it.
+        # Checked strictly now, because the author can correct a template, but a later user cannot.
         strict=True,
     )
     for number, item in enumerate(used.prompt_messages):
@@ -296,7 +300,7 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
 
 
 def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
-    """A request may send `variables`. They must equal those of the template."""
+    """Check `variables` of a request. If present, they must equal the variables of the template."""
     if not given(value):
         return
     declared = try_decode(_STRINGS, value)
@@ -318,7 +322,7 @@ def _text(name: str, value: Raw) -> str | None:
 
 
 def _read_metadata(value: Raw) -> bytes | None:
-    """The metadata in their stored form. None if the client sent none."""
+    """The metadata as stored JSON. None if the client sent no metadata."""
     if value is ABSENT:
         return None
     try:
@@ -350,8 +354,8 @@ def _read_version(value: Raw) -> int | None:
 
 
 def _is_llama_stack(request: ApiRequest) -> bool:
-    """Whether one of Llama Stack's clients asks (`Prompt` of llama-stack-client 0.7): its User-Agent names the client's
-    class. They know another shape of a prompt, and read no further page."""
+    """Whether the User-Agent is that of a Llama Stack client (llama-stack-client 0.7). These clients require another
+    shape of a prompt, and read only the first page of a list."""
     return _LLAMA_STACK.match(request.header("user-agent") or "") is not None
 
 
@@ -362,14 +366,14 @@ def _page(request: ApiRequest) -> PageQuery:
 
 
 def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
-    """A version of a prompt, in the shape that the client knows."""
+    """The JSON of a prompt's version, in the shape that this client requires."""
     template = _TEMPLATE.decode(prompt.body)
     is_default = prompt.version == prompt.default_version
     if _is_llama_stack(request):
         return encode(
             {
                 "prompt_id": prompt.id,
-                # A template of items is nothing that these clients know.
+                # These clients support only text, so a template of items has an empty prompt.
                 "prompt": template.get("instructions", ""),
                 "version": prompt.version,
                 "variables": variables_of(prompt.body),

@@ -1,16 +1,16 @@
 """The Responses API for stored responses: get, list, delete, list input items. Background responses can also be
 cancelled, and their streams resumed.
 
-Lives here: the answers of these operations, and requesting a response that is not stored here from the one native
-upstream. Not here: creating a response (the exchange), running one in the background (`engine/running/workers.py`),
-what the store means. The settings decide whether there is such an upstream: exactly one native upstream, and a single
-owner. Antiphon does not know the owners of that upstream's ids.
+Lives here: the answers of these operations, and forwarding a request to the native upstream if Antiphon has not stored
+the response. Not here: creating a response (the exchange), running one in the background
+(`engine/running/workers.py`). Antiphon forwards only if there is exactly one native upstream and a single owner,
+because it does not know the owners of that upstream's responses.
 
 Invariants:
 - The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. Only
   the id differs.
-- The sidecar sends the head of a stream only once it knows that the stream exists.
-- Only a text that could be an id goes on to the upstream, so that it names one response and no other path there.
+- The sidecar sends the head of a stream only after it has checked that the stream exists.
+- Antiphon forwards only an id of letters, digits, `_` and `-`, so that no client can reach another upstream path.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from antiphon.types.transport import Headers
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta"})
-# The business of whoever's credentials the call carries.
+# Headers about the upstream account. A client's copy is forwarded only with the client's own credentials.
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
 _KEPT = ("content-type", "retry-after")
 _KEPT_PREFIXES = ("openai-", "x-ratelimit-")
 
 
 class NativeResponses:
-    """The responses of the upstream of this name. `passthrough` and `headers`: the credentials and headers of the
-    client that it forwards."""
+    """Forwards requests about stored responses to the native upstream `name`. With `passthrough`, the client's
+    credentials are forwarded. `headers` are further client headers to forward."""
 
     def __init__(
         self,
@@ -75,9 +75,10 @@ class NativeResponses:
         self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
 
     async def ask(self, request: ApiRequest, response_id: str, rest: str = "") -> ApiResponse | None:
-        """The upstream's unchanged answer, or None when `response_id` has a form that no id has. Raises `ApiError`.
+        """Forward the request. Returns the upstream's unchanged answer, or None if `response_id` is not a valid id.
+        Raises `ApiError`.
 
-        `rest` is the path behind the id (`/input_items`, `/cancel`).
+        `rest` is the path after the id (`/input_items`, `/cancel`).
         """
         if not _ID.fullmatch(response_id):
             return None
@@ -106,18 +107,18 @@ class NativeResponses:
 
 
 _STREAMED = (
-    Parameter("stream", bool, "The events of a background response instead."),
-    Parameter("starting_after", int, "Only events behind the one of this number."),
-    Parameter("include_obfuscation", bool, "Without effect."),
-    Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
+    Parameter("stream", bool, "Return the events of a background response as a stream."),
+    Parameter("starting_after", int, "With `stream`: return only events after the event with this number."),
+    Parameter("include_obfuscation", bool, "This parameter has no effect."),
+    Parameter("include", list[str], "This parameter has no effect, because stored items are always complete."),
 )
 
 _RESPONSES = ObjectKind("Response", lambda one: is_id(one, "resp"), "response")
 
 
 class Responses(Area):
-    """Serves the stored responses below `/v1/responses/{id}`. `native` answers for responses that are not stored
-    here."""
+    """Serves the stored responses below `/v1/responses/{id}`. `native` serves responses that Antiphon has not
+    stored."""
 
     def __init__(
         self, store: ResponseStore, background: Background | None, native: NativeResponses | None, metrics: Metrics
@@ -129,14 +130,14 @@ class Responses(Area):
 
     @listing("/v1/responses", "List responses", ListOf[Response])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """Newest first unless asked otherwise: whole responses. OpenAI has no such list."""
+        """List whole responses, newest first unless the request sets `order`. OpenAI has no such list."""
         with self._metrics.storage("list"):
             page = await self._store.list(request.owner, read_page(request))
             return list_response(page, _whole)
 
     @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """`include` has no effect, because the stored items have everything that a backend sends."""
+        """Get a response, or its events with `stream`. `include` has no effect, because stored items are complete."""
         asked = self._stream if query_flag(request, "stream") else self._get
         return await self._here_or_there("get", asked(request, response_id), request, response_id)
 
@@ -146,19 +147,20 @@ class Responses(Area):
 
     @listing("/v1/responses/{}/input_items", "List the input items of a response", ListOf[AnyItem])
     async def list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """Newest first unless asked otherwise."""
+        """List the input items of a response, newest first unless the request sets `order`."""
         items = self._input_items(request, response_id)
         return await self._here_or_there("input_items", items, request, response_id, "/input_items")
 
     @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """A response that has already ended is returned unchanged."""
+        """Cancel a background response, and return it. A response that has already ended stays unchanged."""
         return await self._here_or_there("cancel", self._cancel(request, response_id), request, response_id, "/cancel")
 
     async def _here_or_there(
         self, operation: str, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""
     ) -> ApiResponse:
-        """Find the response here, or else at a native upstream."""
+        """Return `answer` for a stored response. If the response is not stored, forward the request to the native
+        upstream."""
         try:
             with self._metrics.storage(operation):
                 return await answer
@@ -177,7 +179,7 @@ class Responses(Area):
         return raw_response(_whole(await self._known(request, response_id)))
 
     async def _stream(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """The stream from its beginning, or behind the event `starting_after`."""
+        """Stream the events from the beginning, or after the event with the number `starting_after`."""
         after = -1
         if query_value(request, "starting_after") is not None:
             after = query_number(request, "starting_after", least=0, limit=2**53, default=0)
@@ -192,7 +194,7 @@ class Responses(Area):
             )
         headers: Headers = SSE_HEADERS
         if query_flag(request, "include_obfuscation"):
-            # The events are sent as they were made.
+            # The stored events are sent unchanged.
             headers = (*headers, ("antiphon-ignored", "include_obfuscation"))
         return ApiResponse(200, headers, b"", self._background.followers.follow(request.owner, response_id, after))
 

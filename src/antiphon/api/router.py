@@ -1,14 +1,14 @@
 """Dispatches every request except `POST /v1/responses` to its handler.
 
-Lives here: the map from method and path to a function, and the conversion of every error to an answer. Also liveness
-(`/health`) and readiness (`/ready`). Not here: the normalising of a path (the servers, or Envoy), what the other
-functions do, gRPC health (the ext_proc server). The composition root gives the checks of readiness.
+Lives here: the dispatch by method and path, and the conversion of every error to an answer. Also liveness (`/health`)
+and readiness (`/ready`). Not here: normalising a path (the servers, or Envoy), the other handlers, gRPC health (the
+ext_proc server). The composition root (`app/build.py`) passes in the readiness check.
 
 Invariants:
 - `handle` never raises, except for cancellation.
-- Every error it answers is an OpenAI error object.
+- Every error answer has an OpenAI error object.
 - The header `antiphon-ignored` names an `Idempotency-Key` that has no effect.
-- `/health` calls no other system. `/ready` shows a stranger no more than yes or no, and which parts of Antiphon failed.
+- `/health` calls no other system. `/ready` reveals only whether Antiphon is ready, and a short reason if it is not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from antiphon.observability.outages import Outage
 from antiphon.stores.responses import ResponseStore
 
 Readiness = Callable[[], Awaitable[None]]
-"""Raises `StoreError` or `Unavailable` when requests should go elsewhere."""
+"""A readiness check. It raises `StoreError` or `Unavailable` if a load balancer should send requests elsewhere."""
 
 _READY_SECONDS = 2.0
 _NO_STORE = (("cache-control", "no-store"),)
@@ -44,22 +44,22 @@ _log = structlog.get_logger(__name__)
 
 
 class ReadyProbe:
-    """`/ready` of one process. It logs each reason for being unready once, not at every probe, and logs when it is
-    ready again."""
+    """Answers `/ready` for one process. It logs each reason for a failed check once, and logs the recovery."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
-        """A check that takes longer than this many seconds counts as failed."""
+        """A check that takes longer than `seconds` counts as failed."""
         self._check = check
         self._seconds = seconds
         self._outage = Outage(_log, "not_ready", "ready_again")
 
     @property
     def not_ready_seconds(self) -> float:
-        """How long the answer has been no, from the first such probe to the last one."""
+        """The seconds for which probes have failed: from the first failed probe to the last. 0 if the process is
+        ready."""
         return self._outage.seconds
 
     async def answer(self) -> ApiResponse:
-        """200 when requests can be served, else 503 with the reason."""
+        """Run the check. The answer is 200 if the process can serve requests, else 503 with the reason."""
         reason, cause = "", ""
         try:
             async with asyncio.timeout(self._seconds):
@@ -96,9 +96,8 @@ class Router:
         areas: Iterable[Endpoint] = (),
         background: Background | None = None,
     ) -> None:
-        """`native`: asked for responses that are not stored here.
-
-        `areas`: the rows of everything else there is (conversations, prompts, capabilities, …).
+        """`native` serves responses that Antiphon has not stored. `areas` has the endpoints of all other areas
+        (conversations, prompts, capabilities, …).
         """
         self._ready = ready
         self._metrics = metrics
@@ -113,31 +112,32 @@ class Router:
 
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
-        """Whether a door runs this as an exchange: a new response, a compaction, a count of tokens."""
+        """Whether the servers run this request as an exchange, without the router: creating a response, a compaction,
+        or counting tokens."""
         return method == "POST" and path in EXCHANGE_PATHS
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Whether the answer depends on the request's body; otherwise it is not read."""
+        """Whether a handler needs the request body. Otherwise the server does not read the body."""
         endpoint, _ = self._find(path)
         return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 
     def streams_body(self, method: str, path: str) -> bool:
-        """Whether such a body is handed on as it comes (`reads_body` is true as well)."""
+        """Whether the handler takes the body as a stream. Then `reads_body` is true as well."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.streamed and method in endpoint.methods
 
     def operation_of(self, method: str, path: str) -> str:
-        """The name of a request's operation, from its method and the template of its path. `unknown` if there is
-        none."""
+        """The name of the operation for metrics, from the method and the path pattern. `unknown` for an unknown
+        path."""
         return self._operation(method, path, self._find(path)[0])
 
     def is_open(self, path: str) -> bool:
-        """Whether the path is answered without an identity (health and metrics)."""
+        """Whether clients may call the path without credentials, such as `/health` and `/metrics`."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.open
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
-        """The endpoint of this path, and the path's variables."""
+        """The endpoint whose pattern matches the path, and the path variables. None if no pattern matches."""
         for endpoint in self.endpoints:
             variables = endpoint.match(path)
             if variables is not None:
@@ -152,7 +152,7 @@ class Router:
         return f"{method} {endpoint.pattern}"
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """Answer any request; never raises. The server that calls it writes the log line."""
+        """Answer any request. This method never raises. The calling server writes the log line."""
         endpoint, variables = self._find(request.path)
         operation = self._operation(request.method, request.path, endpoint)
         try:
@@ -160,7 +160,7 @@ class Router:
         except ApiError as error:
             response = _refused(request, error, operation)
         except RecursionError:
-            # A part of a body, read where less of the stack is left than where the whole was.
+            # A handler parsed a part of the body with less stack left than `read_body` had for the whole body.
             response = _refused(request, nested_too_deeply(), operation)
         except StoreError as error:
             refused = store_refusal(error, "The stored data could not be read or changed")
@@ -176,7 +176,7 @@ class Router:
         if endpoint is None or not endpoint.open:
             fault = failure.fault if failure is not None else "none"
             self._metrics.request_finished(operation, response.status, fault)
-        # HEAD gets the head of GET, its length included.
+        # The answer to HEAD has the headers of GET, including `content-length`.
         return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
     async def _answer(self, request: ApiRequest, endpoint: Endpoint | None, variables: tuple[str, ...]) -> ApiResponse:
@@ -232,7 +232,7 @@ def _refused(request: ApiRequest, error: ApiError, operation: str) -> ApiRespons
 
 
 def _key_ignored(response: ApiResponse) -> ApiResponse:
-    """The answer, with a header that the request's key had no effect."""
+    """The response with `Idempotency-Key` listed in `antiphon-ignored`."""
     said = next((value for name, value in response.headers if name == "antiphon-ignored"), None)
     others = tuple(pair for pair in response.headers if pair[0] != "antiphon-ignored")
     named = HEADER if said is None else f"{said}, {HEADER}"
@@ -240,14 +240,14 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
 
 
 def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
-    """The error for a path that does not exist or that this client may not see; `known`: paths to suggest."""
+    """The error for a path that does not exist or that this client may not see. `known` are paths to suggest."""
     near = advice(path[:256], known)
     hint = f"{near}" if near else ". Please check the URL for typos."
     return NotFound(f"Unknown request URL: {method} {path[:256]}{hint}", code="unknown_url")
 
 
 def _other_method(request: ApiRequest, methods: tuple[str, ...]) -> ApiResponse:
-    """The answer to a method that the path does not have: a 204 with `allow` for OPTIONS, a 405 for every other."""
+    """The answer to a method that the path does not have: a 204 with `allow` for OPTIONS, a 405 for other methods."""
     offered = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
     allow = (("allow", ", ".join(offered)),)
     if request.method == "OPTIONS":

@@ -1,15 +1,16 @@
 """`POST /v1/alpha/search`: a web search that a client requests outside a response.
 
-Codex (since 0.144) offers its model a function for search with several commands in one call. It sends the commands here
-and shows the model the answer. OpenAI does not document the path.
+Codex (since 0.144) offers its model a search function that takes several commands in one call. Codex sends the commands
+to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
 Lives here: the request's shape, the call of the tool `web_search` for each command, and the answer's text. Not here:
-searching and reading pages (`tools/web_search/`, behind the port of the tools), their limits (the toolbox).
+searching and reading pages (`tools/web_search/`), the limits of tools (the toolbox).
 
-The sidecar keeps nothing between requests: a page is named by its address, in results too, and a link is counted anew.
+The sidecar stores nothing between requests. Therefore the id of a page is its URL, and a link is found by counting the
+links of the page again.
 
-Invariants: the text reports the failure of one command, since an error would end the client's turn. No command reaches
-further than the request's `settings` allow.
+Invariants: if a command fails, the text of the answer reports it, because an error would end the client's turn. No
+command exceeds the limits in the request's `settings`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class SearchCommands(Struct):
 
 
 _MISSING = ("image_query", "screenshot", "finance", "weather", "sports")
-"""Commands that nothing here can answer."""
+"""Commands that Antiphon does not support."""
 
 
 class SearchDomains(Struct):
@@ -111,7 +112,7 @@ class StandaloneSearchBody(Struct):
 
 
 class SearchHit(Struct):
-    """One result of a search. `ref_id` is its address."""
+    """One result of a search. `ref_id` is the URL of the page."""
 
     type: Literal["text_result"]
     ref_id: str
@@ -121,7 +122,7 @@ class SearchHit(Struct):
 
 
 class StandaloneSearchAnswer(Struct):
-    """The output of all commands, in their order. `results` has the hits of searches."""
+    """The answer. `output` has the text of all commands in order, and `results` the hits of the searches."""
 
     output: str
     results: list[SearchHit] | UnsetType = UNSET
@@ -129,7 +130,7 @@ class StandaloneSearchAnswer(Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """One command: a call of the tool, or an error text instead."""
+    """One command as a call of the tool, or as an error text if Antiphon cannot run the command."""
 
     title: str
     name: str = ""
@@ -139,7 +140,7 @@ class _Command:
 
 
 class StandaloneSearch(Area):
-    """The endpoint over the tools that run here."""
+    """Serves `POST /v1/alpha/search` with the tool `web_search`."""
 
     def __init__(self, tools: ToolRunner, clock: Callable[[], float] = time.time) -> None:
         self._tools = tools
@@ -147,7 +148,7 @@ class StandaloneSearch(Area):
 
     @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
-        """Run all commands at once. The answer has their results in their order."""
+        """Run all commands concurrently. The answer has the results in the order of the commands."""
         if _TOOL not in self._tools.types:
             raise InvalidRequest(
                 "The web cannot be searched here: the operator has not set it up ('web_search.provider').",
@@ -161,7 +162,7 @@ class StandaloneSearch(Area):
         if body.max_output_tokens is not None and body.max_output_tokens < 1:
             raise invalid_parameter("max_output_tokens", "expected 1 or more")
         whole = _declaration(settings, body.commands.response_length)
-        # Pages may be switched off, and what is wrong with the settings is said before anything is asked.
+        # `prepare` checks the settings before any search, and returns no `open_page` if pages are disabled.
         prepared = await self._tools.prepare(request.owner, new_id("search"), (HostedTool(0, _TOOL, encode(whole)),))
         if isinstance(prepared, ApiError):
             raise _renamed(prepared)
@@ -207,7 +208,7 @@ class StandaloneSearch(Area):
 
 
 def _declaration(settings: SearchSettings, length: str | None) -> dict[str, Any]:
-    """The settings as a declaration of the tool has them."""
+    """The request's settings, converted to a declaration of the tool `web_search`."""
     declared: dict[str, Any] = {"type": _TOOL}
     if settings.filters is not None:
         declared["filters"] = {
@@ -226,7 +227,7 @@ def _declaration(settings: SearchSettings, length: str | None) -> dict[str, Any]
 def _commands(commands: SearchCommands, settings: SearchSettings, now: float, *, reads: bool) -> Iterator[_Command]:
     allowed = (settings.filters.allowed_domains if settings.filters is not None else None) or []
     for query in commands.search_query or ():
-        # An empty query is how a model takes back a call that it did not mean.
+        # Models send an empty query if they do not want to search after all.
         if query.q.strip():
             yield _search(query, [_domain(one) for one in allowed])
     for opened in commands.open or ():
@@ -255,7 +256,7 @@ def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     wanted = [_domain(one) for one in query.domains or ()]
     if not wanted:
         return _Command(title, "web_search", arguments)
-    # Only what both allow; a domain has its subdomains with it.
+    # Only domains that both the command and the settings allow. A domain includes its subdomains.
     both = [one for one in wanted if not allowed or any(_within(one, other) for other in allowed)]
     both += [other for other in allowed if any(_within(other, one) for one in wanted if one not in both)]
     if not both:
@@ -276,7 +277,7 @@ def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, A
 
 
 def _found(result: ToolResult) -> list[SearchHit]:
-    """The hits in the tool's result, each with title, address and text."""
+    """The hits in the tool's result, each with title, URL and text."""
     texts = _CITE.split(result.output)[2::2]
     hits = []
     for source, text in zip(result.sources, texts, strict=False):
@@ -296,7 +297,7 @@ def _time(offset: str, now: float) -> str:
 
 
 def _domain(text: str) -> str:
-    """A domain, even where a model wrote an address."""
+    """The domain in `text`, which may be a domain or a whole URL, because models write both."""
     return _SCHEME.sub("", text.strip().lower()).partition("/")[0]
 
 
@@ -305,6 +306,6 @@ def _within(domain: str, other: str) -> bool:
 
 
 def _renamed(error: ApiError) -> ApiError:
-    """Turn an error about the declaration into one about the settings from which it was made."""
+    """Convert an error about a field of the declaration into an error about the corresponding field of `settings`."""
     message, param = error.message.replace("tools[0]", "settings"), (error.param or "").replace("tools[0]", "settings")
     return ApiError(message, param=param or None, code=error.code, status=error.status, type=error.type)

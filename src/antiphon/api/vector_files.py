@@ -1,12 +1,13 @@
 """The API for files in vector stores, one at a time or in batches.
 
-Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), how a file becomes
+Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), splitting a file into
 chunks (`search/ingest.py`).
 
-The sidecar adds a file at once and ingests it in the background. The file and its batch show the progress. The
-answer is the same for a store, a batch or a file that does not exist and for one of another owner. Only the id differs.
+The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
+progress. The answer is the same for a store, a batch or a file that does not exist and for one of another owner. Only
+the id differs.
 
-Invariant: a batch is added whole or not at all.
+Invariant: if one file of a batch cannot be added, none is added.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ from antiphon.stores.vector_stores import VectorStores
 _MAX_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000
 _SHOWN_ID = 128
-# OpenAI's clients wait so many milliseconds before they ask again, and a second unless they are told.
+# The milliseconds that OpenAI's clients wait before they poll again. Their default is a second.
 _POLL_AGAIN = (("openai-poll-after-ms", "200"),)
 _STATES = ("in_progress", "completed", "failed", "cancelled")
 
@@ -84,7 +85,7 @@ class ChangeFile(Struct):
 
 
 class AddFileBatch(Struct):
-    """Either `file_ids` or `files`."""
+    """A batch of files. A request has either `file_ids` or `files`."""
 
     file_ids: list[str] | None = None
     files: list[AddFile] | None = None
@@ -93,7 +94,7 @@ class AddFileBatch(Struct):
 
 
 _OF_STATUS = Parameter(
-    "filter", Annotated[str, Meta(extra_json_schema={"enum": [*_STATES]})], "Only files of this status."
+    "filter", Annotated[str, Meta(extra_json_schema={"enum": [*_STATES]})], "List only files with this status."
 )
 
 
@@ -106,7 +107,7 @@ class VectorFiles(Area):
         self._new_id = make_id
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
-        """The names of uploaded files. Raises `NotFound` for one that is not there."""
+        """The names of uploaded files, by id. Raises `NotFound` if a file does not exist."""
         names = {}
         for file_id in file_ids:
             found = await self._files.get(owner, file_id) if is_name(file_id) else None
@@ -148,7 +149,7 @@ class VectorFiles(Area):
         "/v1/vector_stores/{}/files", "List the files of a vector store", ListOf[VectorStoreFileObject], _OF_STATUS
     )
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
+        """`GET …/files`: list the files, newest first unless the request sets `order`. `filter` selects a status."""
         list_files = self._stores.list_files
         return _shown(
             await STORES.find(
@@ -170,7 +171,7 @@ class VectorFiles(Area):
         body=ChangeFile,
     )
     async def change(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`POST …/files/{id}`: replaces the attributes."""
+        """`POST …/files/{id}`: replace the attributes."""
         body, ignored = read_known(request, ChangeFile)
         if body.attributes is UNSET:
             raise missing_parameter("attributes")
@@ -187,7 +188,7 @@ class VectorFiles(Area):
         Deleted[Literal["vector_store.file.deleted"]],
     )
     async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`DELETE …/files/{id}`: the file itself stays."""
+        """`DELETE …/files/{id}`: remove the file from the store. The uploaded file stays."""
         await self._known(request, store_id, file_id)
         return await FILES.delete(file_id, lambda: self._stores.remove_file(request.owner, store_id, file_id))
 
@@ -196,11 +197,11 @@ class VectorFiles(Area):
         "/v1/vector_stores/{}/files/{}/content",
         "Get the text of a vector store's file",
         FileContentPage,
-        parameters=(Parameter("page", int, "What `next_page` said."),),
+        parameters=(Parameter("page", int, "The value of `next_page` in the previous page."),),
         errors=(400,),
     )
     async def content(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
+        """`GET …/files/{id}/content`: get the text of the file in chunks, a thousand per page."""
         first = query_number(request, "page", least=0, limit=1 << 20, default=0)
         await self._known(request, store_id, file_id)
         file_text = self._stores.file_text
@@ -223,7 +224,8 @@ class VectorFiles(Area):
         keyed=True,
     )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
+        """`POST …/file_batches`: add the files in `file_ids`, or in `files`, where each has separate attributes and
+        chunking."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         try:
@@ -246,7 +248,7 @@ class VectorFiles(Area):
 
     @Route("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", "Cancel a file batch", FileBatchObject)
     async def cancel_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`POST …/file_batches/{id}/cancel`: files that are not completed yet are cancelled."""
+        """`POST …/file_batches/{id}/cancel`: cancel the files of the batch that are not yet ingested."""
         if not (
             STORES.fits(store_id)
             and BATCHES.fits(batch_id)
@@ -277,7 +279,7 @@ class VectorFiles(Area):
         return await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))
 
     async def _open_store(self, request: ApiRequest, store_id: str) -> None:
-        """Raises `ApiError` unless files can be added to the store."""
+        """Check that the store exists and has not expired. Raises `ApiError` otherwise."""
         if (await self._store(request, store_id)).expired:
             raise InvalidRequest(f"The vector store '{store_id}' has expired.", code="vector_store_expired")
 
@@ -299,7 +301,7 @@ class VectorFiles(Area):
 
 
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:
-    """The files of a batch, each once, still without their names."""
+    """The files of a batch without duplicates. Their names are not yet set."""
     if (body.file_ids is None) == (body.files is None):
         raise missing_value("Give either 'file_ids' or 'files'.", "file_ids")
     attributes = read_attributes("attributes", body.attributes)

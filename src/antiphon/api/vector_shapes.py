@@ -1,8 +1,8 @@
 """JSON shapes of the vector store API, and readers for the request parts that its endpoints share.
 
-Lives here: JSON shapes, as OpenAI's API has them. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
+Lives here: the JSON shapes of OpenAI's API. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
 
-Invariant: an error names the field it is about.
+Invariant: an error about a field contains the name of that field.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in th
 
 
 class Expiry(Struct):
-    """When a store expires."""
+    """The days without use after which a store expires."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
 
 
 class StaticChunking(Struct):
-    """How a file is cut."""
+    """The size and overlap of chunks, in tokens."""
 
     max_chunk_size_tokens: Annotated[int, Meta(ge=_MIN_CHUNK, le=_MAX_CHUNK)]
     chunk_overlap_tokens: Annotated[int, Meta(ge=0, le=_MAX_CHUNK // 2)]
 
 
 class ChunkingStrategy(Struct):
-    """`static` with its numbers; `auto` takes the usual ones."""
+    """How a file is split into chunks: `static` with explicit sizes, or `auto` with the default sizes."""
 
     type: Literal["auto", "static"]
     static: StaticChunking | None = None
 
 
 ChunkingInput = Annotated[dict[str, Any], StandsFor(ChunkingStrategy)]
-"""`read_chunking` reads it and names its errors."""
+"""A chunking strategy as sent by the client. `read_chunking` checks it and raises the errors."""
 
 AttributesInput = Annotated[
     dict[str, Any],
@@ -118,7 +118,7 @@ class VectorStoreFileObject(Struct, kw_only=True):
 
 
 class FileBatchObject(Struct, kw_only=True):
-    """Files that were added together."""
+    """A batch of files that one request added to a store."""
 
     id: str
     object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
@@ -134,7 +134,7 @@ class TextPart(Struct):
 
 
 class FileContentPage(Struct, kw_only=True):
-    """The text of a file as it was cut."""
+    """A page of a file's text, one part per chunk."""
 
     object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
     data: list[TextPart]
@@ -143,7 +143,7 @@ class FileContentPage(Struct, kw_only=True):
 
 
 class SearchResult(Struct, kw_only=True):
-    """A chunk that was found. `vector_store_id` where several stores were searched."""
+    """A chunk that a search found. `vector_store_id` is set only by a search over several stores."""
 
     file_id: str
     filename: str
@@ -164,11 +164,12 @@ class SearchResultsPage(Struct, kw_only=True):
 
 
 def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
-    """The body. Raises `InvalidRequest` for an unknown field, because it could be a filter."""
+    """Decode the body. Raises `InvalidRequest` for an unknown field, because to ignore a filter would return wrong
+    results."""
     body, unknown = read_known(request, kind)
     if unknown:
         name = unknown[0][:64]
-        # Needed for a mistake alone.
+        # Only the error message needs this import.
         import difflib
 
         near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
@@ -189,7 +190,7 @@ def read_expiry(expiry: Expiry | None) -> int | None:
 
 
 def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
-    """The chunking of files."""
+    """Check a chunking strategy, and convert it to chunk sizes. Raises `InvalidRequest`."""
     if strategy is None or strategy.get("type") == "auto":
         return AUTO_CHUNKING
     if strategy.get("type") != "static":
@@ -209,7 +210,7 @@ def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
 
 
 def read_attributes(name: str, attributes: Mapping[str, Any] | None) -> Attributes:
-    """A file's attributes; null is none."""
+    """Check the attributes of a file. A null gives no attributes. Raises `InvalidRequest`."""
     if attributes is None:
         return {}
     if len(attributes) > _MAX_ATTRIBUTES:
@@ -265,7 +266,7 @@ def show_file(file: VectorFile) -> bytes:
 
 
 def show_batch(batch: Batch) -> bytes:
-    """A batch: failed when all of its files did."""
+    """The JSON of a batch. Its status is `failed` only if all of its files failed."""
     counts = batch.counts
     status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
     if counts.in_progress:

@@ -1,10 +1,10 @@
 """The Vector Stores API: create, read, change, delete and search.
 
 Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
-have. Not here: files in a store (`vector_files.py`), how a search works (the `Searcher`).
+have. Not here: files in a store (`vector_files.py`), the search itself (the `Searcher`).
 
-A store that does not exist and one of another owner give the same answer, byte for byte apart from the id. All paths
-exist as `/v1/vector-stores…` too.
+The API gives the same answer for a store that does not exist and for one of another owner. Only the id differs. All
+paths also exist as `/v1/vector-stores…`.
 
 Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.
 """
@@ -67,7 +67,7 @@ from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
 _NAMES = ("vector_stores", "vector-stores")
-"""OpenAI's, and another one that clients use."""
+"""OpenAI's spelling of the path, and another spelling that some clients use."""
 
 _MAX_FILES = 500
 _MAX_QUERIES, _MAX_QUERY = 16, 8_192
@@ -77,7 +77,8 @@ _MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 
 QueryRewriter = Callable[[str, Headers], Awaitable[str]]
-"""Turns a user's question into a search query, with the client's headers. Returns the question itself if that fails."""
+"""A function that rewrites a user's question as a search query. It takes the question and the client's headers. If the
+rewriting fails, it returns the question."""
 
 
 _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]
@@ -99,7 +100,8 @@ class UpdateVectorStore(Struct):
 
 
 class SearchStore(Struct):
-    """The search query: one text or several. Other fields are a 400. `top_k` is another name of `max_num_results`."""
+    """The body of a search. `query` is one text or several. `top_k` is another name for `max_num_results`. A request
+    with other fields gets a 400."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
@@ -110,14 +112,15 @@ class SearchStore(Struct):
 
 
 class SearchStores(SearchStore):
-    """A search of several stores."""
+    """The body of a search over several stores."""
 
     vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None
 
 
 class VectorStoreApi(Area):
-    """Serves `/v1/vector_stores`. Without a `rewriter` Antiphon ignores `rewrite_query`, and its answer says so."""
+    """Serves `/v1/vector_stores`. Without a `rewriter`, Antiphon ignores `rewrite_query` and lists it in
+    `antiphon-ignored`."""
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class VectorStoreApi(Area):
         self._files = VectorFiles(stores, files, make_id)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
+        """The endpoints of vector stores and their files, in both spellings of the path."""
         *own, several = super().endpoints()
         found = (*own, *self._files.endpoints())
         return (several, *found, *(replace(row, pattern=row.pattern.replace(*_NAMES)) for row in found))
@@ -175,7 +178,7 @@ class VectorStoreApi(Area):
 
     @listing("/v1/vector_stores", "List vector stores", ListOf[VectorStoreObject])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/vector_stores`: newest first unless asked otherwise."""
+        """`GET /v1/vector_stores`: list the stores, newest first unless the request sets `order`."""
         page = await self._stores.list(request.owner, read_page(request))
         return list_response(page, show_store)
 
@@ -186,7 +189,8 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST /v1/vector_stores/{id}`: missing fields keep their values; `expires_after: null` removes the expiry."""
+        """`POST /v1/vector_stores/{id}`: change a store. Missing fields keep their values, and `expires_after: null`
+        removes the expiry."""
         body, ignored = read_known(request, UpdateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         metadata = None if body.metadata is UNSET else body.metadata or {}
@@ -203,7 +207,7 @@ class VectorStoreApi(Area):
 
     @Route("DELETE", "/v1/vector_stores/{}", "Delete a vector store", Deleted[Literal["vector_store.deleted"]])
     async def delete(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`DELETE /v1/vector_stores/{id}`: the files themselves stay."""
+        """`DELETE /v1/vector_stores/{id}`: delete a store. The uploaded files stay."""
         return await STORES.delete(store_id, lambda: self._stores.delete(request.owner, store_id))
 
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
@@ -214,7 +218,7 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/search", "Search several vector stores", SearchResultsPage, body=SearchStores)
     async def search_several(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
+        """`POST /v1/search`: search up to 16 stores. Each result has the id of its store."""
         request.access.check_tool("file_search")
         body = read_strictly(request, SearchStores)
         alone = [body.vector_store_id] if body.vector_store_id else []
@@ -226,7 +230,7 @@ class VectorStoreApi(Area):
         try:
             return await self._search(request, ids, body, named=True)
         except NotFound as error:
-            # In a body, not in the path.
+            # A 400 instead of a 404, because the id is in the body and not in the path.
             raise InvalidRequest(error.message, param="vector_store_ids", code="not_found") from None
 
     async def _search(
@@ -238,7 +242,7 @@ class VectorStoreApi(Area):
         ranking = read_ranking(body.ranking_options, "ranking_options")
         unknown = []
         if body.rewrite_query:
-            # The store's existence first: a model call for nothing helps nobody.
+            # This search without queries checks that the stores exist, before a model call rewrites the queries.
             await self._searcher.search(request.owner, ids, ())
             if self._rewriter is None:
                 unknown.append("rewrite_query")
@@ -263,7 +267,7 @@ class VectorStoreApi(Area):
 
 
 def _limit(body: SearchStore) -> int:
-    """The requested number of results, by either name. Raises `InvalidRequest`."""
+    """The requested number of results, from `max_num_results` or `top_k`. Raises `InvalidRequest`."""
     asked = {name: value for name in ("max_num_results", "top_k") if (value := getattr(body, name)) is not None}
     for name, value in asked.items():
         if not 1 <= value <= _MAX_RESULTS:
