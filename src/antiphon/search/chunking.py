@@ -88,7 +88,7 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
     """Return the number of held pieces that form the next chunk. If a paragraph ends in the second half of the chunk,
-    the chunk ends with this paragraph. If none ends there, the chunk contains all held pieces."""
+    the chunk ends with this paragraph. If no paragraph ends in this half, the chunk contains all held pieces."""
     total = 0
     best = len(held)
     found = False

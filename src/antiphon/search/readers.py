@@ -141,7 +141,8 @@ class DocumentReaders:
                 await process.end()
 
     async def _take(self, *, new: bool) -> _Process:
-        """Take a live idle process from the pool, or start a new process. `new`: do not reuse a process."""
+        """Take a live idle process from the pool, or start a new process. `new`: start a new process even if an idle
+        process exists."""
         while self._idle and not new:
             process = self._idle.pop()
             if process.child.returncode is None:

@@ -7,5 +7,5 @@ of calls in a response (`engine/exchange/tool_turns.py`), the items and events o
 To add a hosted tool:
 - Write a class that implements `box.ServerTool`.
 - Add a `CallKind`, an item class in `types/items.py`, and the events of the item.
-- Add one line in `app/tools.py`. The tool contract tests then run on the new tool.
+- Add one line in `app/tools.py`. The tool contract tests run on every tool of that module.
 """

@@ -89,8 +89,8 @@ _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """One deferred tool. `place`: the index of its declaration among the searchable declarations. `space`: the name of
-    its namespace or MCP server. `terms`: the weight of each of its words."""
+    """One deferred tool. `place`: the index of the tool's declaration among the searchable declarations. `space`: the
+    name of the tool's namespace or MCP server. `terms`: the weight of each word of the tool."""
 
     place: int
     source: Raw

@@ -2,8 +2,8 @@
 
 Lives here: writing, opening, deleting and listing blobs. Not here: deciding which blobs to delete (`pending.py`).
 
-A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it to `ab/cd/<key>`. The two folders are
-named after the first four digits of the key.
+A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it to `ab/cd/<key>`. The folder names `ab`
+and `cd` are the first four digits of the key.
 
 Invariants: a file at `ab/cd/<key>` is complete. One lock guards use and close of a file descriptor, so the last write
 of a cancelled caller never hits another file. All disk operations, including closing, run in this module's thread pool,

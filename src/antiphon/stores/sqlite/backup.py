@@ -249,8 +249,8 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
 
 
 def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool) -> int:
-    """Copy both databases into `work`. With `with_contents`, link the content of every file row and unlink all other
-    contents. Returns the number of file rows whose content no longer exists."""
+    """Copy `sessions.db` and `vectors.db` into `work`. With `with_contents`, link the content of every file row and
+    unlink all other contents. Returns the number of file rows whose content no longer exists."""
     # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. A vector store in the copy may refer to
     # a file that was deleted since, but every other referenced file is in the copy.
     if (databases / VECTORS_FILE).exists():
@@ -277,7 +277,8 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
     with opened(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
-        # Copy in one read transaction. Otherwise each write of another process would restart the online backup.
+        # Copy the database in one read transaction. Otherwise each write of another process would restart the online
+        # backup.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
         source.backup(copy, pages=_PAGES)
@@ -364,8 +365,8 @@ def _check_database(path: Path, *, vectors: bool) -> None:
 
 
 def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
-    """Return the CREATE statements of the full-text indexes, one per vector store. No migration contains these
-    statements."""
+    """Return the CREATE statements of the full-text indexes, one per vector store. No migration contains the CREATE
+    statements of these indexes."""
     ids = [str(store_id) for (store_id,) in connection.execute("SELECT id FROM vector_stores")]
     return [INDEX_TABLE.format(table=index_table(store_id)) for store_id in ids]
 

@@ -4,7 +4,7 @@ Lives here: the location of a database (files or memory), the writer's connectio
 and the translation of errors. Not here: table names, SQL of any store, threads. The writer (`writer.py`) calls `check`
 before and after each commit.
 
-When another process deletes or replaces an open database file, SQLite does not notice. The writes then go to a file
+When another process deletes or replaces an open database file, SQLite does not notice. Later writes go to a file
 without a name and are lost when the process ends. `check` detects a replaced file by comparing inode numbers. The
 comparison is exact, because the system never reuses the inode number of an open file.
 

@@ -71,8 +71,8 @@ class FolderExport:
     """The two databases of a data folder, locked for this process. `name`: the folder's absolute path, for messages."""
 
     def __init__(self, folder: Path) -> None:
-        """Open and lock both databases. Raises `StoreError` when the folder has no database, another process uses it,
-        or its schema belongs to another build."""
+        """Open and lock `sessions.db` and `vectors.db`. Raises `StoreError` when the folder has no database, another
+        process uses it, or its schema belongs to another build."""
         self.name = str(folder.absolute())
         if not (folder / SESSIONS_FILE).exists():
             raise StoreError(f"There is no database in {folder}: nothing to move.")
@@ -96,8 +96,8 @@ class FolderExport:
         if after < _BEHIND:
             yield from _read(self._sessions, sql, after)
         if kind == "idempotency" and self._vectors is not None:
-            # Each SQLite database has a separate `idempotency` table. If both have the same key, the row of
-            # `sessions.db` wins.
+            # Each SQLite database has a separate `idempotency` table. If both tables have the same key, the export
+            # yields only the row of `sessions.db`.
             for position, row in _read(self._vectors, sql, max(after - _BEHIND, 0)):
                 if self._sessions.execute(_KEY_THERE, row[:2]).fetchone() is None:
                     yield _BEHIND + position, row

@@ -7,7 +7,7 @@ from the wall clock and never affect a lease.
 All processes that share a database file run on one machine, so they share its monotonic clock. Unlike the wall clock,
 the monotonic clock cannot be set by an operator. The clock stops while the machine sleeps, as the lease holders do. The
 clock restarts at each boot. After a reboot, the first process that opens a database finds the boot id of the previous
-boot in table `lease_clock`. The first process then ends all leases, because the reboot ended their holders. With
+boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease holders. With
 PostgreSQL, the server's clock replaces this module.
 
 Invariant: a transaction that takes, renews or checks a lease reads this clock inside the transaction.

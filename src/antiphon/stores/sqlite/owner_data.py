@@ -120,7 +120,7 @@ def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> It
 
 def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
     """Delete all data of an owner except files and vector stores. Each statement deletes at most `at_once` objects, so
-    that the writes of running requests can proceed in between.
+    that running requests can write between two statements.
 
     Returns the number of deleted chains, conversations, prompts, keys and days of usage. Raises `StoreError`.
     """

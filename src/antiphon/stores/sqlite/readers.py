@@ -172,8 +172,8 @@ class SqliteReaders:
 
 class _Free:
     """The idle connections. The caller that has waited longest gets the next idle connection. With `asyncio.Queue`, a
-    new caller could take the connection for which a waiting caller was just woken. The woken caller would then wait
-    behind all others."""
+    new caller could take the connection for which a waiting caller was just woken. The woken caller would have to wait
+    behind all other callers."""
 
     def __init__(self) -> None:
         # `get` takes the connection that was used last, because its page cache is the warmest.

@@ -3,8 +3,8 @@
 Lives here: the INSERT and UPDATE statements of a stored response, and their values. Not here: the handling of a failed
 write (`responses.py`), reading and deleting responses (`../responses.py`), running the statements (`units.py`).
 
-Every stored response runs these statements, so they must be cheap. Python's sqlite3 looks up each named parameter on
-every call. Python's sqlite3 also searches for an adapter for `None` and `bytes`, which costs more than binding the
+Storing a response always runs these statements, so they must be cheap. Python's sqlite3 looks up each named parameter
+on every call. Python's sqlite3 also searches for an adapter for `None` and `bytes`, which costs more than binding the
 value. So parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
 
 Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The INSERT

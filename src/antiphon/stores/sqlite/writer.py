@@ -13,9 +13,10 @@ statements' time. When a unit fails, the thread rolls the transaction back and r
 around each unit. With savepoints, SQLite rolls back only the failing unit.
 
 A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes the withdrawal of
-a unit and the beginning of its commit. So only a disk that delays the commit can exceed the timeout, and then the
-caller waits up to `settle_seconds`. If the commit has not ended after `settle_seconds`, the caller gets an error with
-the reason `unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other write.
+a unit and the beginning of its commit. So only a disk that delays the commit can exceed the timeout. For such a delay,
+the caller waits up to `settle_seconds`. If the commit has not ended after `settle_seconds`, the caller gets an error
+with the reason `unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other
+write.
 
 Invariants: a unit's future succeeds only after its commit, and only if no database file was moved or replaced. A
 failing unit is rolled back without the other units of its group. When the commit itself fails, every unit of the group
@@ -121,7 +122,7 @@ class SqliteWriter:
         self._waiting: deque[Unit] = deque()
         self._released = False
         self._news: SimpleQueue[None] = SimpleQueue()
-        """Wakes the thread. `_release` and `aclose` put an element into this queue."""
+        """An element in this queue wakes the writer's thread. `_release` and `aclose` put elements into the queue."""
         self._idle = False
         self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
@@ -163,7 +164,7 @@ class SqliteWriter:
 
         If the call raises `StoreError`, the steps had no effect, unless the reason is `unknown`. After an `unknown`
         error, the thread runs the steps `undo` if the commit succeeds later. If `undo` is a function, the thread calls
-        the function only in this case. Cancelling the caller withdraws the unit if its commit has not begun.
+        the function only for such a late commit. Cancelling the caller withdraws the unit if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         deadlines = self._deadlines.get(loop)

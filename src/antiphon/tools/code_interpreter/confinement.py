@@ -108,7 +108,7 @@ _UNSUPPORTED: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 """The filter makes these calls return EOPNOTSUPP. Programs that copy a file try the extended attribute calls, and
 accept a file system without attributes. The filter rejects `fallocate`, because this call evades the limit of a file's
-size. Libraries then write zeros instead."""
+size. When `fallocate` fails, libraries write zeros to the file."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
 """The filter makes these calls return EINVAL, as for a path that is not a link, because Landlock does not control

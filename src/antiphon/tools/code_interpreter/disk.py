@@ -56,8 +56,8 @@ class SandboxFile:
 
 @dataclass(slots=True)
 class DiskUse:
-    """The disk usage of a folder. `bytes`: bytes on the disk. `count`: the number of files and folders. `deep`: folders
-    are nested too deeply to count all entries."""
+    """The disk usage of a folder. `bytes`: bytes on the disk. `count`: the number of files and folders. `deep`: whether
+    folders are nested so deeply that some entries were not counted."""
 
     bytes: int = 0
     count: int = 0

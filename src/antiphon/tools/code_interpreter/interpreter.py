@@ -138,7 +138,7 @@ class _Places(ast.NodeTransformer):
 
 
 def main() -> None:
-    """Run `interpreter.py <JSON>`. The argument contains the folders and limits. Then handle one request per line of
+    """Run `interpreter.py <JSON>`. The argument contains the folders and limits. Handle one request per line of
     standard input."""
     given = json.loads(sys.argv[1])
     files, scratch, control = given["files"], given["scratch"], given["control"]

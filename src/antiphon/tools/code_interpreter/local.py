@@ -201,8 +201,8 @@ class LocalSandbox:
 
 
 async def _retire(machine: Machine) -> None:
-    """End a sandboxed process that no call uses. An error while copying its files out does not fail the current call:
-    `MachineFiles` logs it."""
+    """End a sandboxed process that no call uses. An error while copying the process's files out does not fail the
+    current call: `MachineFiles` logs the error."""
     with suppress(SandboxFailed):
         await machine.end()
 
@@ -294,8 +294,8 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
 
 
 def make_home(home: Path, user: int | None = None) -> Path:
-    """Create the folders of a container if they are missing, and return `home`. `user`: the user id that owns them;
-    None: the container's own user id. Raises `OSError`."""
+    """Create the folders of a container if they are missing, and return `home`. `user`: the user id that owns the
+    folders; None: the container's own user id. Raises `OSError`."""
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     user = user_of(home.name) if user is None else user
     for name in ("files", "scratch"):

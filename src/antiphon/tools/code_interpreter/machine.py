@@ -100,8 +100,8 @@ class SandboxNotStarted(SandboxFailed):
 
 
 class Machine:
-    """One sandboxed process. `home`: the folder of its container, which contains the files. `memory`: its maximum
-    address space in bytes. `room`: the mode of limiting disk space."""
+    """One sandboxed process. `home`: the folder of the container's files. `memory`: the maximum address space of the
+    process in bytes. `room`: the mode of limiting disk space."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class Machine:
         assert self._control is not None
         _, taken, _, _ = await SANDBOX.run(socket.recv_fds, self._control, 1, 1)
         if not taken:
-            return  # the process reports the reason in its first answer
+            return  # no file system: the process reports the reason in its first answer
         self.files.enter(taken[0])
         await SANDBOX.run(self.files.bring_in)
         self._control.send(b"g")
@@ -337,7 +337,8 @@ class Machine:
                 self._process.kill()
 
     async def end(self, *, keep: bool = True) -> None:
-        """Kill the process and wait for its end. With `keep`, then copy out the files that code has changed."""
+        """Kill the process and wait for its end. With `keep`, copy out the files that code has changed, after the
+        process has ended."""
         self.kill()
         process, self._process = self._process, None
         if process is not None:

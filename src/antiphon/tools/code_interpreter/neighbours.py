@@ -171,8 +171,8 @@ class Neighbours:
         return not self._guests
 
     async def aclose(self) -> None:
-        """Stop listening, and end the running calls of other processes. The senders of these calls see the connection
-        close."""
+        """Stop listening, and end the running calls of other processes. The senders of the running calls see the
+        connection close."""
         listening, self._listening = self._listening, None
         if listening is None:
             return

@@ -1,6 +1,6 @@
 """Implements `ContainerRows` on one machine, with one small file per container.
 
-Lives here: reading, writing, listing and deleting these records. The lease on a container is a file lock (`flock`),
+Lives here: reading, writing, listing and deleting the record files. The lease on a container is a file lock (`flock`),
 which the kernel releases when the process ends. Not here: the files in a container (`local.py`), rows that several
 machines share (`stores/postgres/containers.py`).
 

@@ -94,9 +94,9 @@ class Snapshots:
             return await opened.read(file.at + start, limit) if limit else b""
 
     async def keep(self, row: ContainerRow, use: ContainerUse) -> None:
-        """Store the row and end the use, after saving a new snapshot if files have changed. If saving fails, log an
-        error: the files stay only on this machine, and the next use tries again. Raises `ContainerFailed` and
-        `StoreError`."""
+        """Store the row and end the use, after saving a new snapshot if files have changed. If saving the snapshot
+        fails, log an error. The changed files are then only on this machine, and the next use tries again. Raises
+        `ContainerFailed` and `StoreError`."""
         async with AsyncExitStack() as opened:
             snapshot = None
             fitting = self._fitting(row)

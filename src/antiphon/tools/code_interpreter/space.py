@@ -58,7 +58,7 @@ KERNEL = Kernel()
 
 def own_file_system(home: str, max_bytes: int, max_files: int, uid: int, kernel: Kernel = KERNEL) -> int:
     """Mount an empty file system in memory at `home`, visible only to this process. Returns the descriptor of its root
-    folder. `uid`: the owner of its folders, 0 for the current user. Raises `OSError`."""
+    folder. `uid`: the user id that owns the folders in it, 0 for the current user. Raises `OSError`."""
     flags = _NEW_MOUNTS
     root, user, group = kernel.user()
     if not root:

@@ -43,7 +43,7 @@ def command(
     program: Path = PROGRAM,
 ) -> list[str]:
     """Return the command line of a sandboxed process. `home`: the container's folder. `memory`: the memory limit in
-    bytes. `control`: the descriptor of its control socket. `program`: the script."""
+    bytes. `control`: the descriptor of the process's control socket. `program`: the script."""
     given = {
         "home": str(home),
         "files": str(home / "files"),
@@ -64,7 +64,8 @@ def command(
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return all environment variables of a sandboxed process. The process inherits no variable of this process."""
+    """Return all environment variables of a sandboxed process. The sandboxed process inherits no variable of the
+    current process."""
     return {
         "HOME": str(home / "files"),
         "TMPDIR": str(home / "scratch"),

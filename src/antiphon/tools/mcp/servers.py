@@ -170,7 +170,8 @@ _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """An MCP server that the operator registered under a name (`connector_id`). `headers` contain its credentials."""
+    """An MCP server that the operator registered under a name (`connector_id`). `headers` contain the credentials for
+    this server."""
 
     url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)

@@ -101,8 +101,8 @@ class Matrices:
             try:
                 if matrix.version != store.version:
                     await self._follow(matrix, await self._source.files(store, model, None))
-                    # The search read the version before the list of files. If the store changed in between, the next
-                    # search reads the list again.
+                    # The search read the version before the list of files. If the store changed after the search read
+                    # its version, the next search reads the list of files again.
                     matrix.version = store.version
             finally:
                 self._count(key, matrix)
@@ -163,8 +163,8 @@ def _nearest(
         scores = vectors @ query
     else:
         fits = np.flatnonzero(np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed))))
-        # If less than a quarter of the rows match the filter, copying these rows is cheaper. Otherwise compare all
-        # rows, then select the scores.
+        # If less than a quarter of the rows match the filter, copying these rows is cheaper. For more matching rows,
+        # compare all rows, then select the scores of the matching ones.
         scores = vectors[fits] @ query if len(fits) * 4 < len(chunks) else (vectors @ query)[fits]
         chunks = chunks[fits]
     if len(scores) > limit:

@@ -108,7 +108,7 @@ WHERE {_FILE} ORDER BY c.id LIMIT :limit
 
 def index_table(store_id: str) -> str:
     """Return the table name of a store's full-text index. The name is safe in SQL, because Antiphon's ids consist of
-    letters, digits and underscores. Raises `StoreError` if `store_id` is not such an id."""
+    letters, digits and underscores. Raises `StoreError` if `store_id` is not an id of a vector store."""
     if not is_id(store_id, "vs"):
         raise StoreError("That is no id of a vector store.")
     return INDEX_PREFIX + store_id
