@@ -132,8 +132,8 @@ class PendingBlobs:
         return await self._blobs.open(key)
 
     async def forget(self, key: str) -> None:
-        """Delete a blob that no file needs, then its row. If the deletion fails, log a warning: a later sweep deletes
-        both."""
+        """Delete a blob that no file needs, then its row. If the deletion fails, log a warning. A later sweep deletes
+        the blob and the row."""
         self._leases.drop(self.rows, key)
         try:
             await self._delete(key)

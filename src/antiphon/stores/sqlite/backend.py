@@ -102,7 +102,7 @@ class SqliteBackend(Backend):
 
 
 class MemoryBackend(Backend):
-    """The backend that stores SQLite databases in memory, and file contents too unless `blobs.url` is set. Memory is
+    """The backend that stores SQLite databases in memory, and file contents too unless `blobs.url` is set. All data is
     lost when the process ends."""
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:

@@ -112,7 +112,7 @@ def check_schema(
     prefix: str = "\0",
 ) -> None:
     """Raise `StoreError` if a schema object is missing, differs, or was not created by Antiphon. The error names the
-    first such object.
+    first object that fails this comparison.
 
     The database may lack some of the last `steps`. `later` returns the CREATE statements that ran after the steps, for
     example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later` reads

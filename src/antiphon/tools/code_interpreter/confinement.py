@@ -2,7 +2,8 @@
 
 Lives here: resource limits, changing the user if the process is root, Landlock (files), seccomp (system calls). Not
 here: running code (`interpreter.py`). The sandboxed process runs this module before it runs any code of the model, with
-the Python that the operator configured. Therefore this module imports only the standard library.
+the Python that the operator configured. This module imports only the standard library, because that Python may have no
+other packages.
 
 Files: Landlock lets the process read the interpreter's libraries and write in the container's two folders. The process
 can open no other file. System calls: the seccomp filter allows the calls on a list and rejects all others. The list

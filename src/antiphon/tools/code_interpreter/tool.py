@@ -6,7 +6,7 @@ Lives here: choosing the container of a call, formatting outputs, citations of f
 With `container: {"type": "auto"}`, a conversation reuses its container until the container expires. Without an
 unexpired container, the model's first call creates a new one.
 
-Invariant: a call runs in the container whose id its item contains, and this container belongs to the request's owner.
+Invariant: the container of a call belongs to the request's owner, and the call's item contains its id.
 """
 
 from __future__ import annotations

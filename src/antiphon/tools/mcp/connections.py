@@ -146,7 +146,8 @@ class _McpSession:
 
     @contextlib.contextmanager
     def used(self) -> Any:
-        """Mark the session as in use inside the `with` block. The idle timer starts when the last user leaves."""
+        """Mark the session as in use inside the `with` block. The idle timeout starts when the last caller leaves the
+        block."""
         self.users += 1
         if self._idle is not None:
             self._idle.cancel()
