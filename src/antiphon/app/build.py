@@ -1,10 +1,10 @@
 """Builds one serving process from the settings (the composition root).
 
-Lives here: building the parts of a process and its background work; when and where sweeps run, and their failures;
-draining and closing. Not here: any decision about a request, the larger parts (the other modules of this folder), the
-servers.
+Lives here: building the components of a process and its background tasks; the schedule of sweeps, and their failures;
+draining and closing. Not here: any decision about a request, the larger components (the other modules of this folder),
+the servers.
 
-Invariant: `App.aclose` finishes the accepted work (above all saves) before it closes the resources for it.
+Invariant: `App.aclose` finishes accepted work, such as saves, before it closes the resources that the work needs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ from antiphon.upstream.identity import ServerIdentities
 from antiphon.upstream.several import ModelDoor, UpstreamPool
 
 if TYPE_CHECKING:
-    # Imported only if the settings need it.
+    # Imported at run time only if the settings enable the tool.
     from antiphon.tools.code_interpreter import ContainerRooms
 
 _GIVE_BACK_SECONDS = 1.0
@@ -80,7 +80,7 @@ Door = Literal["envoy", "http"]
 
 @dataclass(frozen=True)
 class App:
-    """The parts of one process."""
+    """The components of one process."""
 
     context: DoorContext
     stores: Stores
@@ -92,19 +92,18 @@ class App:
     vector_search: VectorSearch | None
     rooms: ContainerRooms | None
     opened: AsyncExitStack
-    """Resources to close, in the order of opening."""
+    """The callbacks that close all resources, in the reverse order of opening."""
 
     @property
     def runner(self) -> Runner:
-        """The runner, which performs the actions of responses."""
+        """The runner, which performs the actions that exchanges request, such as model calls."""
         return self.context.runner
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
-        """Let the server drain for `seconds`. Returns whether everything finished or was given back for other
-        processes.
+        """Let the server `door` drain for `seconds`. Returns whether all requests finished in time.
 
-        Background responses count as in flight. A moment before the deadline they are given back, so that all of them
-        end in time. Requests that are still in flight then are counted, and cut next.
+        Background responses count as in flight. Shortly before the deadline, this process hands them over to other
+        processes. Requests that are in flight at the deadline are counted as cut, and the caller then cuts them.
         """
 
         async def give_back_in_time() -> None:
@@ -116,32 +115,34 @@ class App:
         ends = loop.time() + seconds
         try:
             drained = await door
-            # Code that runs here for responses of other workers.
+            # Code interpreter runs for responses of other workers also count as in flight.
             return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
         finally:
             giving.cancel()
-            # The lines of ended requests come before the line about the drain.
+            # Write the log lines of finished requests before the log line about the drain.
             self.endings.close()
             for kind, count in self.context.admission.in_flight.items():
                 self.context.telemetry.metrics.cut.add(kind, by=count)
 
     async def give_back(self) -> None:
-        """Stop background responses, so that other processes continue them. Call this before closing the servers, which
-        wait for everything in flight, including jobs."""
+        """Stop background responses, so that other processes continue them. Call this before closing the servers,
+        because the servers wait for all requests in flight, including background responses."""
         self.context.admission.gives_back = True
         await self.workers.aclose()
 
     async def aclose(self) -> None:
-        """Give back background responses, finish the saves, then close the connections and the store."""
+        """Hand over background responses to other processes, finish the saves, then close the connections and the
+        store."""
         self.context.admission.gives_back = True
         await self.opened.aclose()
 
 
 async def build(settings: Settings, *, door: Door) -> App:
-    """Build a process for one server. Raises `ConfigError` or `StoreError`.
+    """Build the components of a process. Raises `ConfigError` or `StoreError`.
 
-    Behind Envoy, model calls go through the model port, so that Envoy's cluster, retries and credentials apply. The
-    HTTP server calls the upstream itself. On a failure, everything opened before is closed.
+    `door` is the kind of server that accepts clients. Behind Envoy, model calls go through Envoy's model door, so that
+    Envoy's cluster, retries and credentials apply. The HTTP server calls the upstream itself. If building fails, all
+    resources that were already opened are closed.
     """
     async with AsyncExitStack() as opened:
         return await _build(settings, door, opened)
@@ -152,9 +153,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     times, limits = settings.timeouts, settings.limits
     settings = with_extension_settings(settings)
     installed = tuple(make_extension_tools(settings))
-    # First, because without a key that rows depend on, nothing may be opened.
+    # Keys come first: if stored rows depend on a lost key, the start must fail before it opens a database.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
-    # State in memory uses SQLite as well.
+    # State in memory also uses SQLite.
     metrics = Metrics("postgresql" if settings.state.place.kind == "postgresql" else "sqlite")
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)
@@ -177,7 +178,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         measured=metrics.storage,
     )
     opened.push_async_callback(stores.aclose)
-    # Before any row is stored.
+    # The keys are compared with those of other machines before this process stores any row.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
     accepted: KnownKeys | None = client_keys(settings)
     if settings.owner.managed_keys:
@@ -350,7 +351,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
 
 
 def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:
-    """The options of the exchanges."""
+    """The options that all exchanges of the process share."""
     return ExchangeOptions(
         routes=routes,
         open_responses_names=settings.dialect == "openresponses",
@@ -369,7 +370,7 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
 
 
 def model_door(settings: Settings) -> UpstreamTarget:
-    """The address where Envoy accepts the sidecar's own model calls."""
+    """The address and headers for model calls that the sidecar makes through Envoy."""
     address = settings.place(settings.sidecar.model_door)
     if parse_address(address)[0] == "unix":
         return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))
@@ -398,10 +399,10 @@ def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
 
 
 class Sweeper:
-    """Calls `sweep` at once and then every `seconds`: one sweep at a time, and none after `aclose`. `sweep` returns the
-    number of deleted objects of each kind.
+    """Calls `sweep` immediately and then every `seconds`. Sweeps never overlap, and none starts after `aclose`. `sweep`
+    deletes expired objects, and returns the number of deleted objects of each kind.
 
-    `take_turn`: whether this process runs the sweep; then no other process does for `seconds`.
+    `take_turn` returns whether this process runs the next sweep. If so, no other process runs one for `seconds`.
     """
 
     def __init__(
@@ -418,11 +419,11 @@ class Sweeper:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start in the running event loop."""
+        """Start the sweeps as a task of the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
-        """Stop; a running sweep is cancelled."""
+        """Stop the sweeps. A running sweep is cancelled."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

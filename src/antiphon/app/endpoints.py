@@ -1,6 +1,6 @@
 """Chooses, from the settings, which API endpoints this process serves.
 
-Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other parts (`build.py`).
+Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other components (`build.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make_router(
     vector_search: VectorSearch | None,
     containers: tuple[Endpoint, ...],
 ) -> Router:
-    """The router with these endpoints."""
+    """The router with the endpoints that the settings enable."""
     models = ModelCatalog(
         CountedUpstream(upstream, metrics, "models"),
         sources={
@@ -84,7 +84,7 @@ def make_router(
 
 
 def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
-    """The response of `GET /v1/antiphon/capabilities`; `tools`: the types of tools that run here."""
+    """The endpoint `GET /v1/antiphon/capabilities`. `tools` are the types of the tools that Antiphon itself runs."""
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
     return Capabilities(

@@ -1,16 +1,16 @@
 """Loads tools and profiles of other packages through Python entry points.
 
-Lives here: finding, loading and checking them, each once per process. Not here: the interface of a tool
-(`tools/box.py`), that of a profile (`translation/profiles/`), the tools and profiles of this package.
+Lives here: finding, loading and checking entry points, each once per process. Not here: the interface of a tool
+(`tools/box.py`), the interface of a profile (`translation/profiles/`), the tools and profiles of this package.
 
-The name of an entry point of the group `antiphon.tools` is the tool's type in requests. Its object is a class or
-function that makes a `ServerTool`. Antiphon calls it without arguments or, if it has a pydantic model as its attribute
-`settings_model`, with an instance of that. An entry point of the group `antiphon.profiles` has the profile's name, and
-its object is the `UpstreamProfile`.
+The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
+or function that returns a `ServerTool`. If it has an attribute `settings_model` with a pydantic model, Antiphon passes
+an instance of that model. Otherwise Antiphon passes no argument. An entry point in the group `antiphon.profiles` has
+the profile's name, and names the `UpstreamProfile`.
 
-Invariant: an installed package is used, or the start fails with an error that names it. It replaces no tool or profile
-of Antiphon, and no two packages share a name. Each setting under `extensions` belongs to the model of an installed
-tool. No error repeats a secret among these settings.
+Invariants: the start fails if an installed package cannot be used, with an error that names the package. No package
+replaces a tool or profile of Antiphon, and no two packages use the same name. Each setting under `extensions` belongs
+to the settings model of an installed tool. No error repeats a secret from these settings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TYPES = frozenset(name.split(".")[1] for name in all_names() if name.startswith
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One loaded entry point. `package`: its distribution and version. `value`: its object."""
+    """One loaded entry point. `package` is its distribution and version, and `value` the object that it names."""
 
     kind: Literal["tool", "profile"]
     name: str
@@ -56,14 +56,15 @@ class Extension:
 
 @lru_cache(maxsize=1)
 def installed() -> tuple[EntryPoint, ...]:
-    """Antiphon's entry points, not loaded. Finding them reads the metadata of every installed package."""
+    """The entry points in Antiphon's groups, not yet loaded. The result is cached, because the search reads the
+    metadata of every installed package."""
     everybodys = entry_points()
     return tuple(entry for group in _GROUPS.values() for entry in everybodys.select(group=group))
 
 
 @lru_cache(maxsize=1)
 def extensions() -> tuple[Extension, ...]:
-    """All installed extensions, by kind and name. Raises `ConfigError` for an unusable one."""
+    """All installed extensions, sorted by kind and name. Raises `ConfigError` if one cannot be used."""
     found = [
         one
         for kind, group in _GROUPS.items()
@@ -76,13 +77,13 @@ def extensions() -> tuple[Extension, ...]:
 
 
 def known_profiles() -> Mapping[str, UpstreamProfile]:
-    """Every profile by name, those of other packages last. Raises `ConfigError`."""
+    """Every profile by name. Profiles of other packages come last. Raises `ConfigError`."""
     return {**PROFILES, **{one.name: one.value for one in extensions() if one.kind == "profile"}}
 
 
 def with_extension_settings(settings: Settings) -> Settings:
-    """The settings with each section under `extensions` as an instance of its tool's model, so that its secrets are
-    known as such. Raises `ConfigError` with all errors in these sections."""
+    """The settings with each section under `extensions` parsed by the settings model of its tool. Therefore Antiphon
+    knows which of these values are secrets. Raises `ConfigError` with all errors in these sections."""
     wrong: list[str] = []
     tools = {one.name: one for one in extensions() if one.kind == "tool"}
     for name in settings.extensions.keys() - tools.keys():
@@ -98,7 +99,7 @@ def with_extension_settings(settings: Settings) -> Settings:
 
 
 def make_extension_tools(settings: Settings) -> Iterator[ServerTool]:
-    """The tools of other packages, each with its settings. Raises `ConfigError`."""
+    """Create the tools of other packages, each with its settings. Raises `ConfigError`."""
     settings = with_extension_settings(settings)
     checked, secrets = settings.extensions, settings.secrets()
     for one in extensions():
@@ -143,7 +144,8 @@ def _loaded(one: Extension, entry: EntryPoint) -> Any:
 
 
 def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseModel | None:
-    """The tool's settings; None if it has none, or if they are invalid, which is added to `wrong`."""
+    """The validated settings of a tool, or None if the tool has no settings model. Invalid settings also give None, and
+    append messages to `wrong`."""
     model: type[BaseModel] | None = getattr(one.value, "settings_model", None)
     place: Place = (_SECTION, one.name)
     if model is None:
@@ -170,14 +172,15 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
     except ValidationError as error:
         wrong += lines_of(error, place, lambda where, words: _words_without(words, model, where, given))
     except Exception as error:
-        # A validator may raise any error, whose message may hold the value.
+        # A validator may raise any error, and the error's message may contain the value.
         where = written_place((*place, *_raising(model, given)))
         wrong.append(f"{where}: the validator of {one} raised {type(error).__name__}; correct the value or the package")
     return None
 
 
 def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
-    """The first of these settings whose validator raises an unexpected error, if one alone does."""
+    """Yield the first setting that makes its validator raise an unexpected error when validated without the others.
+    Yields nothing if no setting does."""
     for name, value in given.items():
         try:
             model.model_validate({name: value})
@@ -189,8 +192,8 @@ def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, Any]) -> str:
-    """A validator's message, without texts from the settings. For a secret it shows nothing, because a message may hold
-    a part of it."""
+    """A validator's message with `…` in place of texts from the settings. For a secret setting the result is a fixed
+    text, because the message may contain part of the secret."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
     if any(map(_holds_secret, of_all)):
         return "the tool refuses it"

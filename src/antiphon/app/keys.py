@@ -1,10 +1,10 @@
-"""Resolves the owner key and the sealing keys: from the settings, else from the data folder.
+"""Finds the owner key and the sealing keys, in the settings or else in the data folder.
 
 Lives here: the purpose of each key, and the data that depends on it. Not here: the files (`local_keys.py`), the use of
 a key (`doors/owners.py`, `sealing.py`).
 
 If a key file is missing but the database has rows, the start fails instead of creating another key. With a different
-`owner.key` no client would find its data. With a different `sealing.key` the sealed data of clients would be refused.
+`owner.key`, no client would find its data. With a different `sealing.key`, Antiphon could not decrypt sealed data.
 `antiphon admin new-keys` explains the loss and creates new keys.
 """
 
@@ -36,20 +36,22 @@ def owner_key(settings: Settings) -> bytes:
 
 
 def make_sealer(settings: Settings) -> Sealer:
-    """Seals the data that clients carry, with the configured keys or one created once in the data folder. Raises
-    `ConfigError`."""
+    """The sealer for data that clients store and send back. It uses the configured keys, or a key file in the data
+    folder. Raises `ConfigError`."""
     # A payload is at most the text of one response, encoded as JSON once more.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     return Sealer(_sealing_keys(settings), max_bytes=limit)
 
 
 def stored_bodies(settings: Settings) -> Bodies:
-    """Seals stored bodies, if that is configured, and opens them. Raises `ConfigError`."""
+    """The codec for stored bodies. It decrypts bodies, and encrypts new ones if `state.seal` is set. Raises
+    `ConfigError`."""
     return Bodies(_sealing_keys(settings), seals=settings.state.seal)
 
 
 def known_bodies(settings: Settings) -> Bodies:
-    """Opens stored bodies with the existing keys, and creates none. Raises `ConfigError`."""
+    """The codec for reading stored bodies with the existing keys. This function creates no key. Raises
+    `ConfigError`."""
     if not settings.sealing.keys and not (settings.data / SEALING_KEY).exists():
         return Bodies((), seals=False)
     return stored_bodies(settings)
@@ -61,7 +63,8 @@ def _sealing_keys(settings: Settings) -> list[bytes]:
 
 
 def deployment_keys(settings: Settings) -> Keys:
-    """Fingerprints of the configured keys, for machines that share a database."""
+    """Fingerprints of the configured keys. Machines that share a database compare them, because all need the same
+    keys."""
     owner = settings.owner.key if settings.owner.source == "bearer" else None
     return Keys(
         None if owner is None else fingerprint(owner.get_secret_value().encode(), "owner.key"),
@@ -85,7 +88,7 @@ def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
 
 
 def lost_keys(settings: Settings) -> dict[str, str]:
-    """The missing key files that stored data depends on, each with that data."""
+    """The names of missing key files that stored data depends on, each with a description of that data."""
     needs = {}
     if settings.owner.key is None and settings.owner.source == "bearer":
         needs[OWNER_KEY] = _needs_owner_key(settings)
@@ -95,7 +98,7 @@ def lost_keys(settings: Settings) -> dict[str, str]:
 
 
 def key_problems(settings: Settings) -> list[str]:
-    """The problems that a start would report about the keys of the data folder. Creates no key."""
+    """The messages that a start would print about the keys of the data folder. This function creates no key."""
     lost = lost_keys(settings)
     problems = [is_gone(settings.data / name, why) for name, why in lost.items()]
     for name, read in ((OWNER_KEY, owner_key), (SEALING_KEY, make_sealer)):
@@ -108,7 +111,8 @@ def key_problems(settings: Settings) -> list[str]:
 
 
 def new_keys(settings: Settings) -> list[Path]:
-    """Create the missing keys, whatever depended on them. Returns the files. Raises `ConfigError`."""
+    """Create the missing keys, although stored data depends on the lost ones. Returns the new files. Raises
+    `ConfigError`."""
     lost = list(lost_keys(settings))
     for name in lost:
         local_key(settings.data, name)

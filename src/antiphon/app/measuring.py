@@ -1,12 +1,13 @@
-"""Collects metrics that other parts already hold: event loop, disk, databases, thread pools.
+"""Collects metrics from other components: event loop, disk, databases, thread pools.
 
-Lives here: the sources of a scrape, and how often it reads them; opening the configured tracer. Not here: names and
-meanings (`observability/metric_names.py`), counters that code increments as events happen.
+Lives here: the values that a scrape reads, and how often it reads them; opening the configured tracer. Not here: names
+and descriptions of metrics (`observability/metric_names.py`), counters that other code increments.
 
-Values that need a query or disk access are read before a scrape, at most once a second (sizes and servers every ten).
-One reader at a time reads them. If a disk hangs, one thread waits for it, and scrapes show the last values.
+Values that need a query or disk access are read before a scrape, at most once a second. Sizes and connections are read
+at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for it, and scrapes show
+the last values.
 
-Invariant: without scrapes nothing here runs, except the event loop's one timer.
+Invariant: without scrapes this module does no work, except one timer in the event loop.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _LAG_SECONDS = 0.25
 
 
 class Measuring:
-    """Feeds the metrics of one process. `databases`: the sources of database figures."""
+    """Supplies the metrics of one process. `databases` are the objects that return figures about each database."""
 
     def __init__(
         self,
@@ -115,22 +116,22 @@ class Measuring:
 
 
 class LoopLag:
-    """Measures the delay of the event loop, which delays everything in it: calls `add` with the seconds, four times a
-    second. One timer per process; none after `close`."""
+    """Measures the delay of the event loop, which all requests of the process share. Four times a second, a timer calls
+    `add` with the delay in seconds. `close` stops the timer."""
 
     def __init__(self, add: Callable[[float], None], *, seconds: float = _LAG_SECONDS) -> None:
-        """Starts at once, in the running event loop."""
+        """Start the timer in the running event loop."""
         self._add = add
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._ask()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the timer."""
         self._timer.cancel()
 
     def _ask(self) -> None:
-        # Not the loop's own time, because some loops read the clock once per turn.
+        # `loop.time()` is not precise enough, because some loops read the clock once per iteration.
         self._due = time.perf_counter() + self._seconds
         self._timer = self._loop.call_later(self._seconds, self._back)
 
@@ -140,7 +141,7 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Runs `look` at most once per `seconds`, one run at a time; callers during a run wait for it."""
+    """Runs `look` at most once per `seconds`. A caller during a run waits for that run."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look
@@ -162,18 +163,18 @@ class _Sometimes:
 
     def _ended(self, looking: asyncio.Task[None]) -> None:
         self._looking = None
-        # The caller may be cancelled.
+        # Retrieve the exception, because the caller that would receive it may be cancelled.
         if not looking.cancelled():
             looking.exception()
 
 
 def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
-    """The values by database and key."""
+    """Flatten the values of each database to a mapping from (database, key) to the value."""
     return {(name, key): value for name, values in said.items() for key, value in values.items()}
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """The known values by database."""
+    """The values by database, without those that are None."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 
@@ -181,21 +182,21 @@ def _free_bytes(folder: Path) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError:
-        # A missing folder has no room.
+        # A missing folder counts as a full disk.
         return 0
 
 
 def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:
     if door == "http":
         return ""
-    # Imported only by a process that needs it.
+    # Imported only by a process with the ext_proc server.
     from antiphon.doors.extproc.transport import chosen_transport
 
     return chosen_transport(settings.sidecar.transport)
 
 
 def _threads() -> dict[Labels, tuple[int, int]]:
-    """The busy threads and the queue length of all thread pools, by name."""
+    """The number of busy threads and the queue length of the thread pools, summed by pool name."""
     found: dict[Labels, tuple[int, int]] = {}
     for pool in all_pools():
         busy, waiting = found.get((pool.name,), (0, 0))
@@ -208,7 +209,7 @@ _CLOSE_SECONDS = 3.0
 
 
 def open_tracer(settings: TracingSettings) -> Tracer | None:
-    """The tracer; None without an endpoint. Raises `ConfigError` when the packages are missing."""
+    """Open the tracer. Returns None without an endpoint. Raises `ConfigError` if the extra `otel` is not installed."""
     if settings.traces_url is None:
         return None
     try:
@@ -219,7 +220,8 @@ def open_tracer(settings: TracingSettings) -> Tracer | None:
 
 
 async def close_tracer(tracer: Tracer | None) -> None:
-    """Send the remaining spans; a collector that does not answer does not delay the stop."""
+    """Send the remaining spans, for at most three seconds, so that a collector which does not answer does not delay the
+    stop."""
     if tracer is None:
         return
     loop = asyncio.get_running_loop()
@@ -229,11 +231,11 @@ async def close_tracer(tracer: Tracer | None) -> None:
         try:
             tracer.close()
         finally:
-            # After the end of the loop no coroutine waits.
+            # The loop may already be closed, and then no coroutine waits for the event.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set)
 
-    # Not a pool's thread, because the interpreter would wait for it at the process's end.
+    # A daemon thread, because the interpreter would wait for a pool's thread before it exits.
     threading.Thread(target=close, name="close-tracer", daemon=True).start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

@@ -1,9 +1,9 @@
 """Builds the routing table from the settings: which upstream serves which model.
 
-Lives here: the routing table, and the checks that several upstreams of one model have the same profile. Not here: the
-table's use (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).
+Lives here: the routing table, and the check that all upstreams of one model have the same profile. Not here: choosing
+the route of a request (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).
 
-Invariant: upstreams that share a model get requests of the same form.
+Invariant: upstreams that share a model have the same profile, because a request is encoded before one is chosen.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def make_routes(settings: Settings) -> ModelRoutes:
             upstream=group.name,
             several=group.names,
             ordered=not group.weights,
-            # The caller removes it for upstreams that must not have it.
+            # `SeveralUpstreams` removes the client's Authorization for upstreams without `passthrough`.
             passthrough=first.passthrough or any(other.passthrough for other in others),
         )
 
@@ -87,19 +87,20 @@ def _shown(route: ModelRoute) -> str:
 
 
 def learn(routes: ModelRoutes, name: str, profile: str) -> None:
-    """Record the detected profile of an upstream. Logs a warning if it differs from those that share its requests."""
+    """Record the detected profile of an upstream. Logs a warning if other upstreams of the same model have another
+    profile."""
     for several in routes.learn(name, PROFILES[profile]):
         _log.warning(
             "upstreams_differ",
             upstreams=several,
             upstream=name,
             profile=profile,
-            advice="requests for all of them are written for the first that was found out: set models[].profile",
+            advice="requests for all of them follow the profile that was detected first: set models[].profile",
         )
 
 
 def several_upstreams(settings: Settings, group: UpstreamGroup, called: Mapping[str, HttpUpstream]) -> SeveralUpstreams:
-    """Several upstreams for one call, in a process that calls them itself."""
+    """The client for a group of upstreams, in a process that calls upstreams without Envoy."""
     passed = (name for name in group.names if settings.every_upstream[name].auth_mode is AuthMode.PASSTHROUGH)
     return SeveralUpstreams({name: called[name] for name in group.names}, group.weights, passthrough=frozenset(passed))
 

@@ -1,7 +1,7 @@
 """Builds the upstream clients and the guarded URL fetcher from the settings.
 
-Lives here: targets and guards from the settings. Not here: calling and fetching (`upstream/`), the other parts
-(`build.py`).
+Lives here: building call targets, the fetcher and the connection check from the settings. Not here: calling and
+fetching (`upstream/`), the other components (`build.py`).
 
 Invariant: every URL from a client goes through the guarded fetcher.
 """
@@ -36,7 +36,8 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
-    # The system's certificates are read once per process, when first needed: 30 ms and 4 MiB each time.
+    # Without `ca_file`, the fetcher uses the system's certificates. They are loaded once per process at the first use,
+    # because loading takes 30 ms and 4 MiB.
     tls = trusted("fetch.ca_file", fetch.ca_file) if fetch.ca_file is not None else None
     return GuardedFetcher(fetch, rule, tls=tls)
 
@@ -44,9 +45,10 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
 def make_permit(
     settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
 ) -> Callable[[str, int, bool, bool], Awaitable[str]]:
-    """A function that decides where a tool may connect: `host, port, secure, registered -> address`, or OSError.
+    """Return a function that checks a connection of a tool: `host, port, secure, is_registered -> address`. It raises
+    OSError if the tool may not connect.
 
-    `registered`: the hosts that the operator configured for the purpose. `resolver`: creates a resolver of host names.
+    `registered` are the hosts that the operator configured for this tool. `resolver` creates a resolver of host names.
     Raises `ConfigError`.
     """
     try:
@@ -55,7 +57,7 @@ def make_permit(
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
-    # Separate resolvers, so that hosts from clients cannot occupy the threads for hosts of the operator.
+    # Two resolvers, so that host names from clients cannot occupy the resolver threads for the operator's hosts.
     names, own_names = resolver(), resolver()
 
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
@@ -66,7 +68,7 @@ def make_permit(
             addresses = await (own_names if is_registered else names)(host, port)
         except UnicodeError:
             raise PermissionError("no name") from None
-        # Checks all addresses: a name with one private address is not trustworthy for the others.
+        # All addresses must be allowed: a name with one private address is suspicious, even if others are public.
         if not addresses or not all(judge.allows(host, address) for address in addresses):
             raise PermissionError("not public")
         return addresses[0]

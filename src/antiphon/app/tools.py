@@ -1,9 +1,9 @@
 """Builds the toolbox: the hosted tools that the settings enable.
 
-Lives here: the choice of tools. Not here: the tools (`tools/`), the other parts (`app/build.py`).
+Lives here: the choice of tools. Not here: the tools (`tools/`), the other components (`app/build.py`).
 
-Invariant: a tool that is not configured is not in the toolbox. So requests for it are refused or get a notice, and its
-modules are not imported.
+Invariant: a tool that is not configured is not in the toolbox, and its modules are not imported. Requests with the tool
+are refused, or `antiphon-ignored` lists the tool.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 def make_tools(
     settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
-    """The tools of these settings, and further ones, which share the process's limits. Raises `ConfigError`."""
+    """The toolbox with the tools that the settings enable, and the `further` tools. All tools share the limits of the
+    process. Raises `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
@@ -44,8 +45,8 @@ def make_tools(
 async def open_rooms(
     settings: Settings, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
-    """The sandbox for code; None when the settings disable it, or the system cannot isolate code. Raises
-    `ConfigError`."""
+    """Open the containers for code. Returns None if the settings disable the sandbox, or if the system cannot isolate
+    code. Raises `ConfigError`."""
     if settings.code_interpreter.sandbox == "none":
         return None
     from antiphon.tools import code_interpreter as sandbox
@@ -54,14 +55,14 @@ async def open_rooms(
 
 
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
-    """The tool that runs code in this sandbox."""
+    """The tool `code_interpreter`, which runs code in these containers."""
     from antiphon.tools.code_interpreter import CodeInterpreter
 
     return CodeInterpreter(rooms, settings.code_interpreter)
 
 
 def container_endpoints(settings: Settings, rooms: ContainerRooms) -> tuple[Endpoint, ...]:
-    """The endpoints for containers."""
+    """The endpoints of `/v1/containers`."""
     from antiphon.api.containers import ContainerApi
 
     return ContainerApi(rooms, settings.code_interpreter).endpoints()
@@ -82,7 +83,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
 
 def _mcp(settings: Settings) -> ServerTool:
-    # Imported at the first use: the SDK takes longer to load than everything else together.
+    # Imported at the first use, because the MCP SDK takes longer to load than the rest of Antiphon.
     from antiphon.tools.mcp.connections import McpConnections
     from antiphon.tools.mcp.servers import Connector, McpServers
     from antiphon.tools.mcp.tool import Mcp

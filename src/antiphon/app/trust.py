@@ -1,7 +1,7 @@
 """Builds the TLS contexts with which this process verifies other servers' certificates.
 
-Lives here: nothing else, so that a check of the files imports no client code. Not here: connections (`outgoing.py`),
-the server's own certificates (`doors/tls.py`).
+Lives here: only the TLS contexts, so that a check of certificate files imports no client code. Not here: connections
+(`outgoing.py`), the certificates of Antiphon's servers (`doors/tls.py`).
 
 Invariant: an unusable file raises `ConfigError` with the setting's name.
 """
@@ -22,12 +22,13 @@ def section(upstream: str) -> str:
 
 
 def upstream_trust(name: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
-    """The TLS context for calls to this upstream; None without TLS. Raises `ConfigError`."""
+    """The TLS context for calls to this upstream, or None if its URL is not https. Raises `ConfigError`."""
     return trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
 
 
 def trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """A context that trusts the CAs of this file, or the system's. Raises `ConfigError`."""
+    """A TLS context that trusts the certificate authorities in `file`, or the system's if `file` is None. Raises
+    `ConfigError`, which names `setting`."""
     try:
         return ssl.create_default_context(cafile=str(file) if file else None)
     except (OSError, ssl.SSLError) as error:

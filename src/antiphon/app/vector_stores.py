@@ -3,7 +3,7 @@
 Lives here: building the database, the ingestion worker, the searcher and the endpoints from the settings, and closing
 them in order. Not here: any decision about a request.
 
-Invariant: `VectorSearch.aclose` releases the files in progress before it closes the database.
+Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 @dataclass(frozen=True)
 class VectorSearch:
-    """The vector store parts of one process."""
+    """The components of one process that serve vector stores."""
 
     stores: VectorDatabase
     searcher: VectorStoreSearcher
@@ -43,10 +43,10 @@ class VectorSearch:
     rewrite_model: str | None
     rewrite_seconds: float
     embeddings: Upstream | None = None
-    """The embeddings server, for direct calls by clients; the embedder uses it too."""
+    """The client of the embeddings server. Both the embedder and clients' calls of `/v1/embeddings` use it."""
 
     def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
-        """The endpoints of vector stores. `upstream` and `routes` serve the model that rewrites queries."""
+        """The endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites queries."""
         rewriter = None
         if self.rewrite_model is not None:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite
@@ -61,12 +61,12 @@ class VectorSearch:
         await self.stores.stores.forget_file(owner, file_id)
 
     def start(self) -> None:
-        """Start the ingestion."""
+        """Start the ingestion worker."""
         self.stores.stores.on_work = self.ingester.wake
         self.ingester.start()
 
     async def aclose(self) -> None:
-        """Release the files in progress, then close the connections and the database."""
+        """Release the leases of files in progress, then close the connections and the database."""
         await self.ingester.aclose()
         if self.embeddings is not None:
             await self.embeddings.aclose()
@@ -74,7 +74,7 @@ class VectorSearch:
 
 
 async def open_search(settings: Settings, opened: Stores, metrics: Metrics | None = None) -> VectorSearch:
-    """Build all parts of vector stores. Raises `ConfigError` or `StoreError`."""
+    """Build the components that serve vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
     embedder, embeddings = make_embedder(settings, metrics) or (None, None)
     stores = await opened.open_vectors(matrix_bytes=given.matrix_bytes)
@@ -98,7 +98,8 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
 
 
 def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
-    """The embedder and its server, which the caller closes; None without a server. Raises `ConfigError`."""
+    """The embedder and the client of its server, which the caller must close. None without `embeddings.url`. Raises
+    `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None
@@ -109,7 +110,8 @@ def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[E
     headers: Headers = ()
     if given.api_key is not None:
         headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)
-    # Slightly shorter than the embedder's timeout, so that a late server counts as late and not as a cancelled call.
+    # Slightly shorter than the embedder's timeout, so that a slow server is reported as a timeout, not as a cancelled
+    # call.
     patience = given.seconds * 0.95
     upstream = HttpUpstream(UpstreamTarget(given.url, headers=headers), head_seconds=patience, idle_seconds=patience)
     counted = upstream if metrics is None else CountedUpstream(upstream, metrics, "embeddings", "embeddings")

@@ -1,7 +1,7 @@
 """The command line: commands, actions, flags and their help, as one argparse parser.
 
-Lives here: the commands in the order of their use, and their help. Not here: running a command (`cli.py`), which
-setting a flag sets (`flags.py`), what a command does (the module of its name).
+Lives here: the commands in the order of their use, and their help. Not here: running a command (`cli.py`), the setting
+of each flag (`flags.py`), the code of a command (the module of its name).
 
 Invariant: the parser imports no command, so that `antiphon --help` is quick.
 """
@@ -59,22 +59,22 @@ Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with on
   antiphon demo-upstream                                 start a scripted model server to try things out
   antiphon --help                                        list all commands
 """
-"""What `antiphon` without a command prints."""
+"""The text that `antiphon` prints if no command is given."""
 _ADMIN = {
     "Owners": {
-        "owners": "list the owners, and how much of each kind they have",
+        "owners": "list the owners, and the number of stored objects of each kind",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
-        "export": "write everything of one owner to standard output, one JSON object a line",
-        "delete-owner": "delete everything of one owner; without --yes only count it",
+        "export": "write all stored data of one owner to standard output, one JSON object per line",
+        "delete-owner": "delete all stored data of one owner; without --yes only count it",
     },
     "Upkeep": {
-        "purge": "delete what is older than retention.* allows, and expired files",
+        "purge": "delete data older than retention.* allows, and expired files",
         "vacuum": "return the space of deleted rows to the file system",
     },
     "Backup and move": {
         "backup": "write all stored data into one archive, while servers run",
-        "restore": "make a new data folder from such an archive",
-        "move": "copy a data folder into a PostgreSQL database; a move that was killed continues",
+        "restore": "create a new data folder from an archive of backup",
+        "move": "copy a data folder into a PostgreSQL database; a second run continues an interrupted move",
     },
     "Client keys": {
         "keys create": "create a key for a named owner, and print its token once",
@@ -83,19 +83,19 @@ _ADMIN = {
         "keys revoke": "end a key at once",
     },
     "Keys of the deployment": {
-        "deployment-keys": "compare these settings' keys with those of the machines on a shared database",
+        "deployment-keys": "compare the keys in these settings with the keys that the shared database records",
         "new-keys": "replace lost keys of the data folder; without --yes only print what becomes unreadable",
     },
 }
 _MIGRATE = {
     "Schema": {
-        "status": "list the steps of the schema, and which builds can serve; exit 1 when a step is missing",
+        "status": "list the steps of the schema, and the builds that can serve; exit 1 if a step is missing",
         "up": "apply the missing steps",
         "down": "undo the last step; without --yes only print it",
     },
-    "For developers": {"create": "make a new empty step in the source tree"},
+    "For developers": {"create": "create a new empty step in the source tree"},
 }
-# What a command has besides the flags that are settings.
+# The arguments of a command that are not settings.
 _Arguments = dict[str, dict[str, Any]]
 _HIDDEN = {"help": argparse.SUPPRESS}
 _SET = "store_true"
@@ -104,13 +104,16 @@ _OF_COMMANDS: dict[str, _Arguments] = {
     "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
     "serve": {**_CHILD, "--sockets": {"default": "", **_HIDDEN}, "--private-port": _HIDDEN},
     "doctor": {
-        "--model": {"help": "the model to ask; default: the first that is listed"},
-        "--key-env": {"metavar": "NAME", "help": "variable with a client's key, for passthrough"},
-        "--images": {"action": _SET, "help": "also ask whether images are taken"},
-        "--json": {"action": _SET, "help": "the findings as JSON"},
+        "--model": {"help": "the model to probe; default: the first in the server's list"},
+        "--key-env": {
+            "metavar": "NAME",
+            "help": "environment variable with a client's key, for upstreams with auth passthrough",
+        },
+        "--images": {"action": _SET, "help": "also check whether the model accepts images"},
+        "--json": {"action": _SET, "help": "print the findings as JSON"},
     },
     "config": {
-        "--sources": {"action": _SET, "help": "list each setting with its value and where the value comes from"},
+        "--sources": {"action": _SET, "help": "list each setting with its value and its source"},
         "--changed": {"action": _SET, "help": "list only settings that differ from their defaults"},
         "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead"},
     },
@@ -119,7 +122,7 @@ _OF_COMMANDS: dict[str, _Arguments] = {
             "dest": "form",
             "metavar": "FORM",
             "default": "bootstrap",
-            "help": "bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; "
+            "help": "bootstrap: a whole configuration; snippet: only the parts that an existing Envoy needs; "
             "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
         },
         "--gateway": {
@@ -134,23 +137,33 @@ _OF_COMMANDS: dict[str, _Arguments] = {
         },
         "--own-gateway": {
             "action": _SET,
-            "help": "the Gateway is for Antiphon alone: print it too, and answer every path",
+            "help": "no other service uses the Gateway: print it too, and route every path to Antiphon",
         },
         "--envoy-proxy": {
             "metavar": "NAME",
             "help": "the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
         },
         "--remove": {"action": _SET, "help": "print the commands that remove Antiphon from the Gateway"},
-        "--listener": {"metavar": "NAME,...", "help": "its listeners, with --for envoy-gateway; default: http"},
-        "--gateway-port": {"metavar": "PORT", "help": "its listener's port, with --for istio; default: 80"},
-        "--into": {"type": Path, "metavar": "FILE", "help": "with --for snippet: print this file with the parts in it"},
-        "--into-listener": {"metavar": "NAME", "help": "which listener of that file"},
-        "--into-virtual-host": {"metavar": "NAME", "help": "which virtual host"},
+        "--listener": {
+            "metavar": "NAME,...",
+            "help": "the Gateway's listeners, with --for envoy-gateway; default: http",
+        },
+        "--gateway-port": {"metavar": "PORT", "help": "port of the Gateway's listener, with --for istio; default: 80"},
+        "--into": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "with --for snippet: print this Envoy configuration with the parts merged in",
+        },
+        "--into-listener": {"metavar": "NAME", "help": "the listener of that file to extend"},
+        "--into-virtual-host": {"metavar": "NAME", "help": "the virtual host of that file to extend"},
         "--snippet": {"dest": "form", "action": "store_const", "const": "snippet", **_HIDDEN},
-        "--envoy-version": {"metavar": "1.38", "help": "for which Envoy; default: the one that 'up' would start"},
+        "--envoy-version": {
+            "metavar": "1.38",
+            "help": "the version of Envoy; default: that of the binary that 'up' would start",
+        },
     },
 }
-_YES: _Arguments = {"--yes": {"action": _SET, "help": "do it"}}
+_YES: _Arguments = {"--yes": {"action": _SET, "help": "make the change instead of only printing it"}}
 _OWNER: _Arguments = {
     "--owner": {"help": "the owner, as 'admin owners' prints it"},
     "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
@@ -162,7 +175,7 @@ _EXPIRES: _Arguments = {
 _OF_ADMIN: dict[str, _Arguments] = {
     "export": {
         **_OWNER,
-        "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the files' contents there"},
+        "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the contents of files to this folder"},
     },
     "move": {
         "--from": {"metavar": "URL", "dest": "source", "help": "sqlite:/FOLDER; default: the data folder"},
@@ -183,7 +196,7 @@ _OF_ADMIN: dict[str, _Arguments] = {
     "keys list": {
         "--owner": {"default": "", "metavar": "NAME", "help": "only the keys of this owner"},
         "--all": {"action": _SET, "help": "also those that are expired or revoked"},
-        "--json": {"action": _SET, "help": "one JSON object a line"},
+        "--json": {"action": _SET, "help": "print one JSON object per line"},
     },
     "keys rotate": {
         "key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"},
@@ -204,8 +217,8 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--by": {"default": "model", "help": "day, owner, model, upstream, or several with commas"},
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
         "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
-        "--json": {"action": _SET, "help": "one JSON object a line"},
-        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the sums of the days before"},
+        "--json": {"action": _SET, "help": "print one JSON object per line"},
+        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of earlier days"},
         **_YES,
     },
     "delete-owner": {**_OWNER, **_YES},
@@ -215,8 +228,10 @@ _DATABASE: _Arguments = {
     "--database": {"metavar": "NAME", "help": "a database that 'migrate status' lists; default: the first"}
 }
 _OF_MIGRATE: dict[str, _Arguments] = {
-    "up": {"--seconds": {"type": float, "default": 600.0, "help": "how long a step may take; %(default)g"}},
-    "create": {"name": {"metavar": "NAME", "help": "small letters, digits and _"}, **_DATABASE},
+    "up": {
+        "--seconds": {"type": float, "default": 600.0, "help": "seconds that a step may take; default: %(default)g"}
+    },
+    "create": {"name": {"metavar": "NAME", "help": "the step's name: small letters, digits and _"}, **_DATABASE},
     "down": {**_DATABASE, **_YES},
 }
 
@@ -239,7 +254,7 @@ With "think" it sends reasoning first."""
 
 
 def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
-    """The description and the end of a command's help."""
+    """The keyword arguments for a command's parser: its description, examples and further text."""
     title = "example" if len(examples) == 1 else "examples"
     shown = "\n".join(f"  {one}" for one in examples)
     return {
@@ -250,7 +265,7 @@ def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of the whole command line."""
     parser = _Parser(
         prog="antiphon",
         description="The OpenAI Responses API in front of any Chat Completions server.",
@@ -283,7 +298,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of a command's actions, or of all commands, by their names."""
+    """The parsers below `parser`, by name: all commands, or the actions of a command."""
     below = parser.below if isinstance(parser, _Parser) else None
     return dict(below.choices) if below is not None else {}
 
@@ -295,14 +310,14 @@ def _add_demo(commands: Any) -> None:
         "--listen",
         default="127.0.0.1:8081",
         metavar="HOST:PORT",
-        help="its address (port 0: any free port); default: %(default)s",
+        help="address to listen on (port 0: any free port); default: %(default)s",
     )
 
 
 def _add_actions(
     commands: Any, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, _Arguments]
 ) -> None:
-    """A command with actions. Its help lists them in groups, which argparse cannot do by itself."""
+    """Add a command with actions. Its help lists the actions in groups, which argparse does not support itself."""
     described = _help(text, _EXAMPLES[name])
     width = max(len(action) for actions in groups.values() for action in actions)
     for title, actions in groups.items():
@@ -336,7 +351,7 @@ def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> N
 
 
 class _Group:
-    """A titled group of flags."""
+    """A titled group of flags in the help. It also records its flags, for suggestions after a misspelt flag."""
 
     def __init__(self, group: Any, flags: list[str]) -> None:
         self._group = group
@@ -349,7 +364,7 @@ class _Group:
 
 
 class _Parser(argparse.ArgumentParser):
-    """The error for an unknown word shows the command's usage and the nearest word that the command knows."""
+    """An argparse parser whose error for an unknown word suggests the nearest known word."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._flags: list[str] = []
@@ -363,7 +378,7 @@ class _Parser(argparse.ArgumentParser):
         return added
 
     def settings_group(self, title: str) -> _Group:
-        """A group of the help, whose flags `advice` knows too."""
+        """Add a titled group of flags, which suggestions after a misspelt flag include."""
         return _Group(self.add_argument_group(title), self._flags)
 
     def add_subparsers(self, **options: Any) -> Any:
@@ -377,17 +392,17 @@ class _Parser(argparse.ArgumentParser):
                 args = [*args[1:], "--help"]
             self._check_command(args)
         found, unknown = super().parse_known_args(args, namespace)
-        # A command's parser gets all words after the command: no other parser reports them.
+        # A command's parser gets all words after the command, so this parser must report the unknown ones.
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        # A key that is given in the wrong place is not repeated: errors end up in logs.
+        # The message does not repeat a misplaced key, because errors end up in logs.
         super().error(without_keys(message))
 
     def _check_command(self, words: list[str]) -> None:
-        # Flags before a command take no value.
+        # Flags before a command take no value, so the first word without a dash is the command.
         word = next((one for one in words if not one.startswith("-")), None)
         kind = self.below.metavar.lower()
         if word is None and not words:

@@ -1,13 +1,13 @@
 """`antiphon completion SHELL`: prints a script that completes commands, actions and flags in bash, zsh or tcsh.
 
-The library shtab makes the script from the parser of `command_line.py`, so that it never differs from what the commands
-take. Not here: installing the script. The help of the command has the usual place for bash.
+The library shtab generates the script from the parser of `command_line.py`, so the script always matches the commands.
+Not here: installing the script. The help of the command names the usual path for bash.
 
-Invariant: it reads no settings and starts nothing, so that a shell may run it at each start:
+Invariant: the command reads no settings and starts no process, so a shell may run it at each start:
 
     source <(antiphon completion bash)
 
-For zsh write the output to a file `_antiphon` in a folder of `fpath`.
+For zsh, write the output to a file `_antiphon` in a folder of `fpath`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """`antiphon config`: prints the effective settings, with secrets redacted.
 
-By default it prints YAML that a settings file may hold. `--changed` leaves out settings with their default value.
-`--sources` prints a table instead, with the place that each value comes from. `--schema` prints the JSON Schema of
-settings files.
+By default, the output is YAML that can serve as a settings file. `--changed` leaves out settings with their default
+value. `--sources` prints a table instead, with the source of each value (flag, environment, file, default). `--schema`
+prints the JSON Schema of settings files.
 
-Not here: reading settings (`config/`), flags (`flags.py`). Invariant: no secret is printed.
+Not here: reading settings (`config/`), flags (`flags.py`). Invariant: the output contains no secret.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """A table of settings, values and sources. A flag comes before a variable, and a variable before the file."""
+    """Print a table of settings, values and sources. A flag overrides a variable, and a variable overrides the file."""
     file = settings_file(arguments)
     sources: list[tuple[str, Mapping[Any, Any]]] = [
         ("flag", given_flags(arguments)),
@@ -59,19 +59,19 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> 
     for path in _paths():
         if path in changed or not arguments.changed:
             found = next((name for name, given in sources if _at(given, path) is not _NOT_GIVEN), "default")
-            # A value that nothing gave and that is no default follows from other settings or the environment.
+            # A value without a source that differs from its default was derived from other settings or the environment.
             source = "derived" if found == "default" and path in changed else found
             rows.append([".".join(path), _cut(json.dumps(_at(values, path), ensure_ascii=False)), source])
     write_table(rows, sys.stdout)
 
 
 def _cut(text: str) -> str:
-    """A value as the table has room for it. Without `--sources` it is printed whole."""
+    """The value, cut to the width of the table's column."""
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _changed(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Settings whose values differ from their defaults."""
+    """Yield the path and value of each setting whose value differs from its default."""
     defaults = Settings().redacted()
     for path in _paths():
         if (value := _at(values, path)) != _at(defaults, path):
@@ -83,7 +83,7 @@ def _paths() -> list[tuple[str, ...]]:
 
 
 def _at(values: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
-    """The value at this place of nested mappings, or `_NOT_GIVEN`."""
+    """The value at `path` in nested mappings, or `_NOT_GIVEN`."""
     found: Any = values
     for name in path:
         if not isinstance(found, Mapping) or name not in found:

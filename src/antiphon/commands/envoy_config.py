@@ -73,15 +73,15 @@ def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: Ga
 
 
 def _removal(settings: Settings, form: str, place: GatewayTarget) -> str:
-    """The commands that remove the objects that the same flags print without `--remove`."""
+    """The shell script that removes the Kubernetes objects which the same flags print without `--remove`."""
     inside, sidecar = _in_pod(settings)
     return _REMOVAL_HEADER + script(GATEWAY_FORMS[form][1].going_out(inside, sidecar, place))
 
 
 def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
-    """The settings in a managed Envoy's pod, and the inputs of the sidecar there."""
+    """The settings for a sidecar in the pod of a Kubernetes Gateway, and the sidecar's settings file and secrets."""
     inside = gateway_pod.inside(settings)
-    # Default values are left out.
+    # The sidecar's settings file contains only values that differ from their defaults.
     return inside, Sidecar(file_values(inside, exclude_defaults=True), tuple(secret_environment(inside)))
 
 
@@ -92,9 +92,9 @@ def _told(inside: Settings, sidecar: Sidecar, namespace: str) -> str:
 
 Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]
 FORMS: dict[str, Form] = {"bootstrap": _bootstrap, "snippet": snippet}
-"""The outputs for an Envoy, by the value of `--for`."""
+"""The functions that print a configuration for an Envoy, by the value of `--for`."""
 GATEWAY_FORMS = {"envoy-gateway": (_GATEWAY_HEADER, gateway_api), "istio": (_ISTIO_HEADER, istio)}
-"""The outputs for a gateway on Kubernetes, which `--gateway` names."""
+"""The header and the module for each kind of Kubernetes Gateway, by the value of `--for`."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[Any, str]]:
-    """The given value of each flag about a Gateway, and its default."""
+    """Each flag about a Gateway with its given value, or None, and its default."""
     return {
         "--gateway": (arguments.gateway, "default/antiphon"),
         "--listener": (arguments.listener, "http"),
@@ -156,7 +156,7 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Buffered output must not fail again at the interpreter's end.
+        # Python flushes buffered output at exit, and that flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise AntiphonError(f"the output cannot be written: {error.strerror}") from None
 
@@ -170,7 +170,7 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
             )
         theirs = read(text)
     except yaml.MarkedYAMLError as error:
-        # PyYAML's message quotes the file, which may contain secrets: a quoted text may be a tag or an alias.
+        # PyYAML's message quotes text of the file, such as a tag or an alias, and the file may contain secrets.
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = re.sub("'[^']{2,}'", "'…'", error.problem or "")
         raise ConfigError(f"--into: {file} is no YAML: {line}{problem}") from None
@@ -185,7 +185,8 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:
-    """The given version, else that of the Envoy that `antiphon up` would start, else the newest."""
+    """The given version, or else the version of the Envoy binary that `antiphon up` would start. The newest known
+    version if there is no binary."""
     if given is not None:
         return parse_version(given)
     try:
@@ -193,6 +194,6 @@ def _version(given: str | None, settings: Settings) -> EnvoyVersion:
     except ConfigError:
         if settings.envoy.binary is not None:
             raise
-        # A machine with only the sidecar has no Envoy.
+        # A machine that runs only the sidecar has no Envoy binary.
         return NEWEST
     return version_of(binary)

@@ -1,4 +1,4 @@
-"""Implements `antiphon extproc`: runs the sidecar alone."""
+"""Implements `antiphon extproc`: runs one sidecar without starting Envoy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from antiphon.supervisor import early_ends
 _log = structlog.get_logger(__name__)
 
 _NOTICE_SECONDS = 2.0
-"""Twice the interval of Envoy's health checks; one failing check is enough."""
+"""The default of `timeouts.notice` for `extproc`: twice the interval of Envoy's health checks, of which one must
+fail."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +34,7 @@ async def _serve(process: ServingProcess) -> int:
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
 
     async def drain() -> bool:
-        # Envoy's health checks notice that this process is draining; until then it still serves.
+        # The process serves new requests until Envoy's health checks have noticed the drain.
         seconds = signals.finish_seconds
         given = 0.0 if signals.replaced else settings.timeouts.notice
         notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
@@ -46,7 +47,8 @@ async def _serve(process: ServingProcess) -> int:
         if process.is_worker:
             ends.listen(asyncio.get_running_loop())
         orders = {early_ends.ORDER: partial(early_ends.take, ends)}
-        # Requests from the former Envoy are served here, but new background work starts in the new generation.
+        # After a reload, this process still serves requests from the old Envoy, but the new generation starts new
+        # background responses.
         async with process.hearing(metrics and numbered(metrics, worker), give_way=http.send_away, orders=orders):
             _log.info("serving", grpc=grpc_at, http=http_at)
             print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Maps command-line flags to settings.
 
-Lives here: the setting of each flag. Not here: the flags of each command (`cli.py`), the settings (`antiphon.config`).
+Lives here: the setting and the help text of each flag. Not here: the flags of each command (`command_line.py`), the
+settings (`antiphon.config`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from antiphon.errors import ConfigError
 
 
 class Flag(NamedTuple):
-    """The setting that a flag sets, its help text, and the placeholder for its value (unless the setting has
-    choices)."""
+    """The setting that a flag sets, its help text, and the placeholder for its value in the help. A setting with
+    choices has no placeholder."""
 
     setting: str
     help: str
@@ -36,21 +37,22 @@ DATA = Flag(
     "FOLDER",
 )
 COMMON_FLAGS = {
-    "--upstream": Flag("upstream.url", "base URL of the chat server, with its prefix", "URL"),
+    "--upstream": Flag("upstream.url", "base URL of the chat server, with its path prefix", "URL"),
     "--auth": Flag(
-        "upstream.auth", "credentials that the chat server gets: a key of the gateway (inject), the client's, or none"
+        "upstream.auth",
+        "credentials for the chat server: a key of the gateway (inject), the client's key (passthrough), or none",
     ),
     "--profile": Flag("upstream.profile", "kind of the chat server: vllm, ollama, llamacpp, …", "NAME"),
-    "--listen": Flag("listen", "where clients connect (port 0: any free port)", "HOST:PORT"),
+    "--listen": Flag("listen", "address for clients (port 0: any free port)", "HOST:PORT"),
     "--data": DATA,
-    "--mode": Flag("mode", "who makes the first model call: Envoy (relay) or the sidecar (drive)"),
-    "--transport": Flag("sidecar.transport", "gRPC server of the sidecar"),
+    "--mode": Flag("mode", "process that makes the first model call: Envoy (relay) or the sidecar (drive)"),
+    "--transport": Flag("sidecar.transport", "implementation of the sidecar's gRPC server"),
     "--log-level": Flag("log.level", "lowest level that is logged"),
     "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),
 }
 UP_FLAGS = {
     "--workers": Flag("workers", "number of processes: sidecars, or HTTP servers", "N"),
-    "--door": Flag("door", "what clients connect to: Envoy, or the HTTP server without Envoy"),
+    "--door": Flag("door", "server for clients: Envoy with sidecars, or Antiphon's HTTP server without Envoy"),
     "--envoy": Flag("envoy.binary", "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
 ENVOY_FLAGS = {
@@ -59,8 +61,8 @@ ENVOY_FLAGS = {
     ),
 }
 SIDECAR_FLAGS = {
-    "--grpc": Flag("sidecar.grpc", "where the ext_proc service listens: unix:PATH or HOST:PORT", "ADDRESS"),
-    "--http": Flag("sidecar.http", "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--grpc": Flag("sidecar.grpc", "address of the ext_proc service: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--http": Flag("sidecar.http", "address of the sidecar's HTTP port: unix:PATH or HOST:PORT", "ADDRESS"),
     "--model-door": Flag("sidecar.model_door", "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
 _KEY_VARIABLE = "api_key_env"
@@ -74,7 +76,7 @@ class TakesArguments(Protocol):
 
 
 def add_flags(command: TakesArguments, *groups: Mapping[str, Flag]) -> None:
-    """Add these flags, with the choices and the defaults of their settings, and `--config`."""
+    """Add the flags of these groups and `--config` to a parser. Choices and defaults come from the settings."""
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     for group in groups:
         for name, flag in group.items():
@@ -89,7 +91,10 @@ def add_flags(command: TakesArguments, *groups: Mapping[str, Flag]) -> None:
             )
             if name == "--auth":
                 command.add_argument(
-                    "--api-key-env", dest=_KEY_VARIABLE, metavar="NAME", help="variable with the chat server's key"
+                    "--api-key-env",
+                    dest=_KEY_VARIABLE,
+                    metavar="NAME",
+                    help="environment variable with the chat server's key",
                 )
 
 
@@ -104,20 +109,20 @@ def _setting(path: str) -> tuple[Any, Any]:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The values of an enumeration or a literal, even if it is optional."""
+    """The allowed values of a setting whose type is an enumeration or a literal, optional or not."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [one.value for one in kind]
     return [one for part in get_args(kind) for one in ([part] if isinstance(part, str) else _choices(part))]
 
 
 def settings_file(arguments: argparse.Namespace) -> Path | None:
-    """The settings file of a parsed command line, or of the environment."""
+    """The path of the settings file, from the parsed flag `--config` or from `ANTIPHON_CONFIG`. None without either."""
     given = getattr(arguments, "config", None) or os.environ.get(CONFIG_VARIABLE)
     return Path(given) if given else None
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The effective settings of a parsed command line. Raises `ConfigError`."""
+    """Load the effective settings for a parsed command line. Raises `ConfigError`."""
     data = default_data_folder(os.getcwd(), os.environ)
     settings = load_settings(given_flags(arguments), dict(os.environ), settings_file(arguments), {"data": data})
     _check_profiles(settings)
@@ -140,7 +145,7 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _check_profiles(settings: Settings) -> None:
-    """Check that all profiles exist. Here, so that every command reports it before it starts anything."""
+    """Check that all profiles exist, so that every command reports an unknown profile before it starts a process."""
     named = [("upstream.profile", settings.upstream.profile)]
     named += [(f"upstreams.{name}.profile", one.profile) for name, one in settings.upstreams.items()]
     named += [(f"models ({one.match}): profile", one.profile) for one in settings.models if one.profile is not None]

@@ -1,14 +1,14 @@
 """Implements `antiphon health`: checks whether a running instance answers; containers use it as their health check.
 
-Without an address, it tries the sidecar's address in the settings, then the address for clients. So one of them
-answers, whether `extproc`, `serve` or `up` is running.
+If no address is given, the command tries the sidecar's address in the settings, and then the address for clients.
+Therefore it works with a running `extproc`, `serve` or `up`.
 
-Lives here: its own connection, with TLS and the client's certificate, and reading the few settings for it without the
-settings model. Not here: validating settings, which the running process has done.
+Lives here: an HTTP request over a plain socket, with TLS and a client certificate if needed; reading a few settings
+without the settings model. Not here: validating settings, because the running process has validated them.
 
-Invariant: a check costs little more than a start of Python, because a busy machine runs it every few seconds. It
-imports only parts of the standard library, and YAML if there is a settings file. `tests/unit/test_health.py` compares
-the names and defaults here with the settings.
+Invariant: a check costs little more than a start of Python, because containers run it every few seconds. This module
+imports only the standard library, and YAML if there is a settings file. `tests/unit/test_health.py` compares the names
+and defaults in `DEFAULTS` with the settings.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ DEFAULTS: dict[str, str | None] = {
     "sidecar.tls.envoy_cert": None,
     "sidecar.tls.envoy_key": None,
 }
-"""The settings that the check reads."""
+"""The settings that the check reads, with their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    parser.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: where the settings say")
+    parser.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: the addresses in the settings")
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command with the arguments after its name. Returns the exit status."""
+    """Run the command. `words` are the arguments after `health`. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="antiphon health")
     add_arguments(parser)
     return run(parser.parse_args(words))
@@ -106,7 +106,7 @@ def _of_file(file: str | None) -> dict[str, Any]:
 
 
 def _shown(place: str) -> str:
-    """The address without credentials. Only an unusual one costs the import."""
+    """The address without credentials. Only an address with `@` or `?` needs the import."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.shown_urls import shown_text
@@ -115,8 +115,8 @@ def _shown(place: str) -> str:
 
 
 def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
-    """The problem at `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`; None when it answers. `tls`: the settings of
-    the sidecar's TLS port."""
+    """Check `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`. Returns the problem, or None if `/health` answers 200.
+    `tls` has the TLS settings of the sidecar's port, or is None."""
     try:
         with _connect(place, tls) as connection:
             connection.sendall(_REQUEST)
@@ -156,7 +156,7 @@ def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
     try:
         context = ssl.create_default_context()
         if tls is not None:
-            # The sidecar's own port on this machine: checks that it answers, not its identity.
+            # The sidecar runs on this machine, so the check does not verify its certificate.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             if tls["sidecar.tls.envoy_cert"]:
@@ -168,7 +168,7 @@ def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
 
 
 def _first_line(connection: socket.socket) -> bytes:
-    """The status line. Raises `TimeoutError` when it is not complete in time, even if some bytes arrive."""
+    """Read the status line. Raises `TimeoutError` if the line is not complete in time, even if some bytes arrive."""
     last = time.monotonic() + _SECONDS
     received = b""
     while b"\r\n" not in received and len(received) < _HEAD_BYTES:

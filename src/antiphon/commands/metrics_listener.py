@@ -1,6 +1,7 @@
 """Runs the listener for Prometheus scrapes and Kubernetes probes (`metrics.listen`).
 
-Lives here: a listener with two paths. Not here: their content, which the caller passes in.
+Lives here: a listener with the paths `/metrics` and `/ready`. Not here: the content of the answers, which the caller
+passes in.
 
 Invariant: it serves only `GET /metrics` and `GET /ready`, and shows no data of a request or an owner.
 """
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 async def metrics_listener(
     address: str | None, metrics: Metrics | Callable[[], Awaitable[bytes]], ready: ReadyProbe | None = None
 ) -> AsyncIterator[str]:
-    """Listen on the address in this context (without an address: do nothing); yield the address with its real port.
-    `ready`: the readiness of the process, if only one process answers here.
+    """Listen on the address while the context is active, and yield the address with the actual port. If `address` is
+    None, do nothing and yield an empty text.
 
-    Raises `ConfigError` when that is impossible.
+    `ready` answers `/ready`. Without it, the listener does not serve that path. Raises `ConfigError` if the process
+    cannot listen on the address.
     """
     if address is None:
         yield ""

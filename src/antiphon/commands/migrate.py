@@ -1,8 +1,8 @@
 """Implements `antiphon migrate`: shows, applies and undoes database migrations.
 
-Lives here: the actions and their output. Not here: steps (`stores/schema_steps.py`), the SQL.
+Lives here: the actions and their output. Not here: the migration steps (`stores/schema_steps.py`), the SQL.
 
-Invariant: without `--yes` no step is undone. Exit status 0 of `status` means that this build can start and no step is
+Invariants: no step is undone without `--yes`. Exit status 0 of `status` means that this build can start and no step is
 missing.
 """
 

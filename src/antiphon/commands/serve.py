@@ -1,4 +1,4 @@
-"""Implements `antiphon serve`: runs the HTTP server alone."""
+"""Implements `antiphon serve`: runs one process of the HTTP server, without Envoy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IDS_IN_A_LINE = 100
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Without a parent, it checks the upstreams itself.
+    # A process without a parent checks the upstreams itself.
     arguments.ask_upstreams = arguments.ask_upstreams or arguments.parent_pipe is None
     return run_serving(arguments, "http", _check, _serve)
 
@@ -32,7 +32,7 @@ def _check(settings: Settings) -> None:
 
 
 def _tell_of_lost(settings: Settings) -> None:
-    """Log the requests of killed processes, which could not log them."""
+    """Log the requests that earlier processes were serving when they were killed."""
     lost = take_lost(settings.data)
     for begin in range(0, len(lost), _IDS_IN_A_LINE):
         some = lost[begin : begin + _IDS_IN_A_LINE]
@@ -46,7 +46,7 @@ async def _serve(process: ServingProcess) -> int:
     _tell_of_lost(settings)
     app.served.open(settings.data)
     door = HttpDoor(app.context, private=False)
-    # On a shared port the kernel selects the worker, so the parent has a private port to each one.
+    # Workers share the port for clients, so the parent uses a private port to reach a certain worker.
     private = HttpDoor(app.context, private=True, drive_exchanges=False)
 
     async def drain() -> bool:
@@ -60,7 +60,7 @@ async def _serve(process: ServingProcess) -> int:
         if arguments.private_port is not None:
             await private.start(arguments.private_port)
         bound = await door.start(settings.listen, sockets=sockets)
-        # Open connections may still send requests; new ones go to another worker.
+        # After a reload, open connections may still send requests, but new connections go to the new workers.
         async with process.hearing(settings.metrics.listen, give_way=door.refuse, orders={}):
             print(f"ready: http://{bound}/v1", flush=True)
             return await process.until_stopped(drain)

@@ -1,9 +1,9 @@
-"""Runs one serving process, alone or as a worker of `up`: the common part of `antiphon serve` and `antiphon extproc`.
+"""The common code of `antiphon serve` and `antiphon extproc`, which run one serving process, with or without `up`.
 
-Lives here: building the app from the settings, the tasks that run in addition to the servers, and the end. Not here:
-the servers and their drain (`serve.py`, `extproc.py`), signals (`supervisor/process.py`).
+Lives here: building the app from the settings, the tasks that run next to the servers, and the shutdown. Not here: the
+servers and their drain (`serve.py`, `extproc.py`), signals (`supervisor/process.py`).
 
-Invariant: the servers close before the app, however the process ends.
+Invariant: the servers close before the app, whether the process stops after a signal or after an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class ServingProcess:
-    """A process with an app that serves requests."""
+    """A process that serves requests: its settings, its app, and its servers."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class ServingProcess:
 
     @property
     def is_worker(self) -> bool:
-        """Whether `antiphon up` started it and sends it orders."""
+        """Whether `antiphon up` started this process and sends orders to it."""
         return self.arguments.parent_pipe is not None
 
     @asynccontextmanager
     async def closing(self, *doors: ExtProcDoor | HttpDoor) -> AsyncIterator[None]:
-        """Close these servers and the app at the end."""
+        """Close these servers and the app when the context ends."""
         self._doors = doors
         try:
             yield
@@ -63,8 +63,9 @@ class ServingProcess:
 
     @asynccontextmanager
     async def hearing(self, metrics: str | None, give_way: Callable[[], object], orders: Obey) -> AsyncIterator[None]:
-        """While active: serve metrics at the address `metrics`, and handle the parent's orders or changed settings.
-        `give_way`: called when another process replaces this one."""
+        """While the context is active, serve metrics at the address `metrics`, and handle the parent's orders. A
+        process without a parent watches for changed settings instead. `give_way` is called when another process
+        replaces this one."""
 
         def yield_place(_: dict[str, object]) -> None:
             give_way()
@@ -85,10 +86,10 @@ class ServingProcess:
             yield
 
     async def until_stopped(self, drain: Callable[[], Awaitable[bool]]) -> int:
-        """Serve until a signal comes, drain, and close the servers. Returns the exit status."""
+        """Serve until a stop signal, then drain and close the servers. Returns the exit status."""
         tell("READY=1")
         drained = await self.signals.wait_and_drain(drain, self.app.context.admission)
-        # The metrics count the cut requests, and can still be scraped.
+        # The metrics listener stays open until the context ends, so a scrape can still read the number of cut requests.
         await self._close_doors()
         return 0 if drained else 1
 
@@ -104,7 +105,8 @@ def run_serving(
     check: Callable[[Settings], object],
     serve: Callable[[ServingProcess], Awaitable[int]],
 ) -> int:
-    """Serve with `serve`. `check` checks the settings of a process without a parent. Returns the exit status."""
+    """Load the settings, build the app, and serve requests with `serve`. `check` checks the settings, unless a parent
+    has checked them. Returns the exit status."""
     file = SettingsFile.of(settings_file(arguments))
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)

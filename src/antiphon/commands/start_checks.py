@@ -1,11 +1,12 @@
 """Checks at the start of a gateway: files that settings name, and warnings for the operator.
 
-Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for contents that
-other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`),
-whether the upstreams answer (`upstream_warnings.py`), invalid settings (`antiphon.config`), the features of upstreams
-(`commands/doctor/command.py`). Files in a bootstrap for another machine (`envoy-config`) are not checked.
+Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for file contents
+that other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/tls.py`,
+`envoy/clusters.py`), the check that upstreams answer (`upstream_warnings.py`), the validation of settings
+(`antiphon.config`), the features of upstreams (`commands/doctor/command.py`). `envoy-config` does not check files,
+because its output may be for another machine.
 
-Invariants: an unusable file raises `ConfigError` with the setting and the file, with either server. Each warning is one
+Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
 line with advice. No line contains a secret.
 """
 
@@ -23,10 +24,10 @@ from antiphon.doors.listening import max_requests
 from antiphon.doors.tls import TlsFiles, check_readable
 
 CONTENTS_ADVICE = (
-    "uploaded files can be read on the machine that took them alone, others answer 503 content_elsewhere: set "
+    "only the machine that received an uploaded file can read it, and others answer 503 content_elsewhere: set "
     "blobs.url to a bucket that all machines share"
 )
-"""The advice for `contents_are_here_alone`."""
+"""The advice to print if `contents_are_here_alone` returns true."""
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ def check_named_files(settings: Settings) -> None:
 
 
 def check_sidecar_files(settings: Settings) -> None:
-    """Check the files for both sides of `sidecar.tls`. Raises `ConfigError`."""
+    """Check the files in `sidecar.tls`, for the sidecar and for Envoy. Raises `ConfigError`."""
     if (files := sidecar_tls(settings)) is None:
         return
     files.context("h2")
@@ -50,20 +51,20 @@ def check_sidecar_files(settings: Settings) -> None:
 
 
 def sidecar_tls(settings: Settings) -> TlsFiles | None:
-    """The TLS files of the sidecar's own ports; None without TLS."""
+    """The TLS files of the sidecar's TCP ports, or None without TLS."""
     files = settings.sidecar.tls
     return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
 
 
 def warn(settings: Settings) -> None:
-    """Log all warnings of a process to which clients connect."""
+    """Log all warnings of a gateway to which clients connect directly."""
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
 
 
 def warn_of_open_listener(settings: Settings) -> None:
-    """Log a warning when every client that reaches the listener uses an API key of the gateway."""
+    """Log a warning if the listener accepts every client and upstream calls use an API key of the gateway."""
     paid = [name for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
     if not paid or settings.owner.has_client_keys or _is_of_this_machine(parse_address(settings.listen)[0]):
         return
@@ -77,7 +78,7 @@ def warn_of_open_listener(settings: Settings) -> None:
 
 
 def warn_of_few_descriptors(settings: Settings) -> None:
-    """Log a warning when the limit of open files allows fewer requests than the settings."""
+    """Log a warning if the limit of open files allows fewer requests than `limits.concurrent_requests`."""
     wanted = settings.limits.concurrent_requests
     limit = max_requests(wanted, raised=True)
     if limit < wanted and "concurrent_requests" in settings.limits.model_fields_set:
@@ -90,16 +91,16 @@ def warn_of_few_descriptors(settings: Settings) -> None:
 
 
 def warn_of_contents_here(settings: Settings) -> None:
-    """Log a warning when other machines share the rows of files, but not their contents."""
+    """Log a warning if several machines can share the database but not the contents of files."""
     if contents_are_here_alone(settings):
-        # This import loads all stores.
+        # Imported only for the warning, because the import loads all stores.
         from antiphon.stores.blobs.disk import FILES_FOLDER
 
         _log.warning("contents_on_this_machine", folder=str(settings.data / FILES_FOLDER), advice=CONTENTS_ADVICE)
 
 
 def contents_are_here_alone(settings: Settings) -> bool:
-    """Whether machines share the rows of files but not their contents."""
+    """Whether machines can share the database rows of files (PostgreSQL), while each keeps contents on its disk."""
     return settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled
 
 
@@ -111,5 +112,6 @@ def _is_of_this_machine(host: str) -> bool:
 
 
 def log_data_folder(settings: Settings) -> None:
-    """Log where this machine's data is: without the setting `data` that depends on the folder of the start."""
+    """Log the absolute path of the data folder. If the setting `data` is unset, the path depends on the current
+    folder."""
     _log.info("data_folder", path=str(settings.data.absolute()))

@@ -1,8 +1,8 @@
 """Prints aligned tables to a terminal.
 
-Lives here: aligned columns, and escaping of names. Not here: the content of a table.
+Lives here: aligning columns, and escaping names. Not here: the content of a table.
 
-Invariant: a terminal interprets no control character in a name from a client (`printable`).
+Invariant: `printable` escapes control characters in names from clients, so no terminal interprets them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TextIO
 
 
 def write_table(rows: Sequence[Sequence[str]], out: TextIO, *, left: int | None = None) -> None:
-    """Write rows of equal length, the first of them the heading. The first `left` columns are left-aligned, the others
-    (numbers) right-aligned; None: all are left-aligned."""
+    """Write rows of equal length. The first row is the heading. The first `left` columns are left-aligned, and the
+    others (numbers) right-aligned. If `left` is None, all columns are left-aligned."""
     columns = len(rows[0])
     left = columns if left is None else left
     widths = [max(len(row[column]) for row in rows) for column in range(columns)]
@@ -26,5 +26,6 @@ def write_table(rows: Sequence[Sequence[str]], out: TextIO, *, left: int | None 
 
 
 def printable(name: str) -> str:
-    """A name without control characters: clients choose models' names, and a terminal must not interpret them."""
+    """The name with escaped control characters. Clients choose the names of models, and a terminal must not interpret
+    control characters in them."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)

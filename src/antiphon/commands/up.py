@@ -1,12 +1,12 @@
 """Implements `antiphon up`: starts, supervises, reloads and drains a whole gateway.
 
-Lives here: the sequence of generations of processes (`supervisor/generation.py`) as settings change, and the end. Not
-here: a generation itself, reading the settings again (`supervisor/changed_settings.py`).
+Lives here: the replacement of one generation of processes by the next when settings change, and the shutdown. Not here:
+a generation itself (`supervisor/generation.py`), reloading the settings (`supervisor/changed_settings.py`).
 
-Invariants: standard output has one line, `ready: URL`, after the listener has answered a request. A signal lets
-requests in flight finish and refuses new ones. If a child that died or hung cannot be replaced, all processes stop, and
-the exit status is not 0. In addition to the current generation there is at most one other: a replaced one, or one that
-failed to start.
+Invariants: standard output has one line, `ready: URL`, after the listener has answered a request. After a stop signal,
+requests in flight may finish, and new requests are refused. If a child that died or hung cannot be replaced, all
+processes stop, and the exit status is not 0. At most two generations exist: the current one, and one that was replaced
+or failed to start.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _CLOSING_SECONDS = 1.7
-"""Seconds from the end of the drain, or a second signal, to the end of all children."""
+"""Seconds for all children to end after the drain, or after a second signal."""
 _END_SECONDS = 1.8
-"""Seconds to the end of this process, by force if necessary. (Two are documented, and ending takes a moment.)"""
+"""Seconds after the drain until this process ends, by force if necessary. The documentation promises two seconds, so
+this leaves time for the exit."""
 _MEASURE_SECONDS = 2.0
 
 _T = TypeVar("_T")
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def serve() -> int:
         return await _Up(arguments, settings, file, where).run()
 
-    # Not on uvloop: its subprocesses inherit descriptors that they were not given.
+    # Not uvloop, because its subprocesses inherit file descriptors that they should not have.
     try:
         return asyncio.run(serve())
     except (ConfigError, NotStarted):
@@ -71,24 +72,24 @@ def run(arguments: argparse.Namespace) -> int:
     except AntiphonError as error:
         if settings.log.format == "console":
             raise
-        # A log collector expects the last line of a running gateway in the same form as the others.
+        # A log collector expects the last log line in the same JSON format as the other lines.
         which = {"name": error.name, "deaths": error.deaths} if isinstance(error, GivenUp) else {}
         _log.error("gave_up", problem=str(error), **which)
         return 1
 
 
 def _read(arguments: argparse.Namespace) -> Settings:
-    """The settings of `up`. Raises `ConfigError`."""
+    """Load the settings of `up`, with the log format decided. Raises `ConfigError`."""
     settings = settings_of(arguments)
     if settings.log.format == "auto":
-        # Decided here, because the children's standard error is always a pipe.
+        # `up` decides the format for its children, because their standard error is always a pipe.
         form: Literal["console", "json"] = "console" if sys.stderr.isatty() else "json"
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     return settings
 
 
 def _announce(settings: Settings) -> None:
-    """Report that everything is ready: one line for programs, and more on a terminal."""
+    """Print the line `ready: URL` to standard output. On a terminal, print a summary to standard error."""
     log_data_folder(settings)
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
@@ -108,7 +109,7 @@ def _announce(settings: Settings) -> None:
 
 
 class _Up:
-    """`where`: the address of `settings.listen`."""
+    """One run of `antiphon up`. `where` is `settings.listen` with the actual port."""
 
     def __init__(
         self, arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None, where: str
@@ -142,7 +143,7 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         terminal = on_terminal()
         if hears_hangup():
-            # The end of a terminal means the end of the gateway.
+            # If the terminal was closed, SIGHUP stops the gateway. Otherwise it reloads the settings.
             def on_hangup() -> None:
                 (on_signal if terminal and not on_terminal() else self._hangup.set)()
 
@@ -177,9 +178,10 @@ class _Up:
         await self._until(stop, reasons(self._hangup, self._file, heard))
         tell("STOPPING=1")
         now, seconds = self._now, self._settings.timeouts.drain
-        # The workers refuse new connections from now on; after their end the kernel does.
+        # From the stop signal on, the workers refuse new connections. After the workers end, the kernel refuses them,
+        # because this process has closed the port.
         around.port.close()
-        # Each worker logs its requests in flight and the result; only Envoy knows about passed-through requests.
+        # Each worker logs its requests in flight. Only Envoy knows the number of requests that bypass the workers.
         in_flight = {"in_flight": await now.requests_in_flight()} if now.envoy is not None else {}
         _log.info("draining", seconds=seconds, processes=len(now.processes), **in_flight)
         self._end_at(self._signalled + seconds + _CLOSING_SECONDS)
@@ -187,9 +189,9 @@ class _Up:
         if drained:
             _log.info("drained")
         else:
-            # After the drain's time each worker has reported its cut requests, and only Envoy serves passed-through
-            # ones. A second signal comes before these reports: then every request is in Envoy's count, or its worker
-            # reports it.
+            # After a full drain, each worker has reported its cut requests, and Envoy counts only the requests that
+            # bypass the workers. A second signal cuts the drain before these reports. Then Envoy counts every request,
+            # and without Envoy the workers report their requests when they stop.
             passing = await now.requests_in_flight()
             if now.envoy is None:
                 await now.stop_workers()
@@ -206,7 +208,8 @@ class _Up:
         return drained
 
     async def _until(self, stop: asyncio.Event, work: Coroutine[object, object, _T]) -> _T | None:
-        """The result of `work`; None when `stop` is set first. Raises `GivenUp` when a process is given up."""
+        """Return the result of `work`, or None if `stop` is set first. Raises `GivenUp` if a process cannot be
+        replaced."""
         task = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(stop.wait())
         try:
@@ -222,7 +225,8 @@ class _Up:
     # Generations
 
     async def _start(self, generation: Generation) -> bool:
-        """Start a generation in place of the present one. Raises `AntiphonError`; then the present one continues."""
+        """Start a generation that replaces the current one. If it raises `AntiphonError`, the current generation
+        continues."""
         try:
             await generation.start()
         except BaseException:
@@ -230,7 +234,7 @@ class _Up:
                 await generation.stop()
                 generation.forget()
             else:
-                # Clients may have connected to it already.
+                # Clients may already have connected to the new generation, so it must drain.
                 self._former, self._retiring = generation, asyncio.ensure_future(generation.withdraw())
             raise
         former, self._now = self._now, generation
@@ -267,7 +271,7 @@ class _Up:
         if listen is None:
             yield None
             return
-        # Most gateways do not need these modules.
+        # Imported only if `metrics.listen` is set.
         from antiphon.commands.metrics_listener import metrics_listener
         from antiphon.supervisor.merged_metrics import MergedMetrics, own_counts
 
@@ -296,7 +300,7 @@ class _Up:
         if self._retiring is not None:
             self._retiring.cancel()
             await asyncio.wait({self._retiring})
-        # An Envoy does not stop cleanly if its former one ends too early.
+        # The current Envoy does not stop cleanly if the Envoy that it replaced ends before it.
         for one in (self._now, self._former):
             if one is not None:
                 await one.stop()

@@ -33,11 +33,12 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
-    """While active: check once whether every upstream answers and accepts its key, and log a warning if not."""
+    """While the context is active, check once that every upstream answers and accepts its key. Log a warning for each
+    that does not."""
     seconds = settings.timeouts.check
     upstreams = list(settings.every_upstream.items()) if seconds else []
     if settings.envoy.endpoint_picker.address is not None:
-        # Its URL only describes the protocol; the endpoint picker selects the server.
+        # The endpoint picker selects the server, so no server need exist at the URL of the default upstream.
         upstreams = [(name, upstream) for name, upstream in upstreams if name != "default"]
     asking = [asyncio.ensure_future(_ask(*each, seconds)) for each in upstreams]
     try:

@@ -3,8 +3,8 @@
 Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`) and on client keys
 (`client_keys.py`), the SQL (`stores/`).
 
-`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`, from one snapshot (except files).
-All actions work while servers use the folder; `vacuum` delays their writes.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except files come from
+one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers' writes.
 
 Invariant: without `--yes` no data is deleted.
 """
@@ -115,12 +115,12 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
     try:
         return resolver.resolve(headers).owner
     except Unauthorized:
-        # A key that was removed from the settings: its data is still there.
+        # The key was removed from the settings, but its owner's data still exists.
         return replace(resolver, client_keys=None).resolve(headers).owner
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
-    """The caller closes it."""
+    """Open the data of one owner. The caller must close it."""
     return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 
@@ -149,8 +149,8 @@ async def _vacuum(settings: Settings) -> None:
 
 
 async def _stores(settings: Settings) -> Stores:
-    """The caller closes them."""
-    # An operator waits for the result, so an unreachable database is an error at once.
+    """Open the stores. The caller must close them."""
+    # An operator waits for the result, so an unreachable database is an error without retries.
     return await open_stores(
         settings.state.model_copy(update={"start_within": 0.0}),
         settings.data,
@@ -189,7 +189,7 @@ async def _purge(settings: Settings) -> str:
 
 async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     if owner not in await _owners(settings):
-        # Standard output is only for data.
+        # Messages go to standard error, because standard output contains only data.
         print(
             f"antiphon: there is nothing of the owner {owner}; 'antiphon admin owners' lists the names", file=sys.stderr
         )

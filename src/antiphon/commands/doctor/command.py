@@ -47,7 +47,8 @@ from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
-"""Bytes, bytes and files. The alert about a disk that fills up uses the second threshold too."""
+"""Thresholds for warnings: free bytes (two) and free inodes. The Prometheus alert about a full disk also uses the
+second threshold."""
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
@@ -73,7 +74,8 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
-    """The findings of a source. A path that the system refuses is one more, so that the other sources are read."""
+    """Yield the findings of a source. If the system refuses a path, that error becomes a finding, so that the remaining
+    checks still run."""
     try:
         async for finding in source:
             yield finding
@@ -84,7 +86,8 @@ async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
 
 
 def _show(finding: Finding, where: str) -> None:
-    """Print it at once, because the next finding may take a minute. `where`: the heading of the previous finding."""
+    """Print a finding immediately, because the next one may take a minute. `where` is the heading of the previous
+    finding."""
     if finding.where != where:
         print(printable(finding.where))
     # Model names and error texts come from the upstream.
@@ -181,7 +184,7 @@ def _extensions(_: Settings) -> Iterator[Finding]:
 async def examine_sandbox(
     settings: Settings, trying: Callable[[str, Path], Awaitable[Trial]] = try_out
 ) -> AsyncIterator[Finding]:
-    """Whether the system can isolate code, and how. No finding if code execution is off."""
+    """Report whether and how the system can isolate code. Yields no finding if the code interpreter is disabled."""
     chosen = settings.code_interpreter
     if chosen.sandbox == "none":
         return
@@ -196,7 +199,7 @@ async def examine_sandbox(
 
 
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
-    """The database of the state: the server, its schema, the keys that machines share."""
+    """Check the database of the state: the server, its schema, and the keys that machines share."""
     keys = deployment_keys(settings)
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
@@ -220,7 +223,7 @@ async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
-    """Whether tracing works, and whether the collector accepts an empty export. No finding without tracing."""
+    """Check that tracing works, and that the collector accepts an empty export. Yields no finding without tracing."""
     url = settings.traces_url
     if url is None:
         return

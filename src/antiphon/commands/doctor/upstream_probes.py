@@ -28,7 +28,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 _TOKENS = 256
 _FEW = 16
-"""Token limit when only the acceptance of the request matters."""
+"""The token limit of a probe that only checks whether the server accepts the request."""
 SECONDS = 60.0
 """The timeout of a probe in seconds."""
 _KINDS = "application/json, text/event-stream"
@@ -54,7 +54,7 @@ _PIXEL = (
     "rkJggg=="
 )
 
-# Path next to the API, keys that its JSON object must have, profile.
+# A path outside the API, the keys that its JSON object must have, and the profile that they identify.
 _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("/props", ("default_generation_settings",), "llamacpp"),
     ("/server_info", ("model_path", "version"), "sglang"),
@@ -75,7 +75,7 @@ PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
 
 @dataclass
 class Answer:
-    """An HTTP response, or the failure (`status` 0)."""
+    """The HTTP response to a probe. If there was no response, `status` is 0 and `failure` has the cause."""
 
     status: int
     body: bytes = b""
@@ -84,7 +84,7 @@ class Answer:
 
     @property
     def json(self) -> dict[str, object]:
-        """The response's object; empty when it is not one."""
+        """The JSON object in the response. Empty if the body is not a JSON object."""
         try:
             value = decode_any(self.body)
         except ValueError:
@@ -98,7 +98,7 @@ class Answer:
 
     @property
     def message(self) -> dict[str, object] | None:
-        """The completion's message; None when there is none."""
+        """The message of the first choice. None if the response has no such message."""
         choices = objects(self.json.get("choices")) if self.status == 200 else []
         message = choices[0].get("message") if choices else None
         return message if isinstance(message, dict) else None
@@ -310,7 +310,7 @@ def _streamed_arguments(answer: Answer) -> str:
 
 
 def _is_json(content: object) -> bool:
-    """Whether the content is a JSON object; some servers return it parsed."""
+    """Whether the content is a JSON object, as text or already parsed. Some servers return a parsed object."""
     if isinstance(content, dict):
         return True
     try:
@@ -334,7 +334,7 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
     """The profile that the server's list of models, its headers, or special paths indicate."""
     if profile := named_by_list(listed.json, listed.headers.get("server", "")):
         return profile
-    # Next to the API, and without the key in the target's headers.
+    # These paths are outside the API, and the requests carry no credentials.
     headers = tuple((name, value) for name, value in target.headers if name != "authorization")
     beside = UpstreamTarget(url.removesuffix("/v1"), target.unix_path, headers, target.ssl)
     async with aclosing(HttpUpstream(beside, connect_seconds=3.0, head_seconds=5.0)) as client:
@@ -363,5 +363,5 @@ def certificate_advice(failure: str, section: str) -> str:
 
 
 def usual_server(url: str) -> str:
-    """The server that usually listens on this port; only a hint."""
+    """A hint: the server that usually listens on the port of this URL. Empty for other ports."""
     return _PORTS.get(urlsplit(url).port or 0, "")

@@ -49,7 +49,7 @@ class Finding:
     what: str
     advice: str = ""
     lacking: bool = False
-    """Whether the server lacks this feature, even if its profile handles that."""
+    """Whether the server lacks a feature, even if the profile works around that."""
 
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
@@ -89,8 +89,8 @@ _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "i
 async def examine(
     settings: Settings, model: str | None, key: str, *, images: bool, seconds: float = SECONDS
 ) -> AsyncIterator[Finding]:
-    """Probe every upstream, or with `model` the one that serves it. `key`: used in place of a client's key. `seconds`:
-    the timeout of a request.
+    """Probe every upstream, or only the upstreams of `model`. `key` takes the role of a client's key. `seconds` is the
+    timeout of a request.
 
     Yields each finding as soon as it is known.
     """
@@ -170,7 +170,7 @@ class _Upstream:
         told = named_by_list(listed.json, listed.headers.get("server", ""))
         said = bool(told) and self._route.assumed
         if said:
-            # The same as the server does at run time (`upstream/identity.py`).
+            # The server detects the profile in the same way at run time (`upstream/identity.py`).
             self._route = corrected(self._route, self._name, PROFILES[told])
         found: list[ProbedFeature] = []
         profile = self._route.profile.for_model(chosen)
@@ -267,9 +267,10 @@ class _Upstream:
 
 
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
-    """The profile with the fewest rejected fields; the present one unless another is better.
+    """The profile with the fewest rejected fields. The current profile wins unless another has fewer.
 
-    `known`: the profile of a server that identifies itself. It wins against others that are equally good.
+    `known` is the profile of a server that identifies itself. It wins against other profiles with as many rejected
+    fields.
     """
     supports = [support for support in found if support.name in _SENDS]
 
