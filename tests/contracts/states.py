@@ -49,7 +49,7 @@ FULL = (
 
 def parameter(*names: str) -> Any:
     """A pytest parameter for a kind of state, or for a pair of a kind and its peers."""
-    return pytest.param(*names, id="-".join(names), marks=pytest.mark.full if names in FULL else ())
+    return pytest.param(*names, id="-".join(names), marks=(pytest.mark.full, pytest.mark.long) if names in FULL else ())
 
 
 def settings_of(url: str) -> StateSettings:

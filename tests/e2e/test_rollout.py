@@ -16,7 +16,7 @@ from lab.rollout.course import Load, roll
 from lab.rollout.replicas import MODES, Mode, Plan
 from lab.rollout.report import table
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("mode", MODES)

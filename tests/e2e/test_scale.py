@@ -49,7 +49,8 @@ async def test_chains_alternate_between_replicas(state: State, folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(False, marks=pytest.mark.full), pytest.param(True, marks=pytest.mark.slow)]
+    "kills",
+    [pytest.param(False, marks=pytest.mark.full), pytest.param(True, marks=(pytest.mark.slow, pytest.mark.long))],
 )
 async def test_background_responses_end_once_and_are_followed_anywhere(state: State, folder: Path, kills: bool) -> None:
     async with (
@@ -74,6 +75,7 @@ async def test_nothing_crosses_between_owners(state: State, folder: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_standby_takes_the_place_of_a_primary_that_was_killed(folder: Path, way: str) -> None:
     if way == "pgbouncer" and pooler_program() is None:

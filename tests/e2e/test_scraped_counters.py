@@ -24,7 +24,7 @@ from tests.support.counters import Watcher
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long]
 
 SECONDS = 90.0
 SCRAPE_SECONDS = 10.0

@@ -26,7 +26,7 @@ from lab.rollout.shared import bucket_settings, machines
 from tests.support.postgres import PostgresServer
 from tests.support.seaweed import SeaweedServer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.sources]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900), pytest.mark.sources]
 
 _SECONDS = 60.0
 
