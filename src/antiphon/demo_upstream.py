@@ -1,4 +1,4 @@
-"""Runs a scripted Chat Completions server, for trying Antiphon without a model. It is not a model and knows nothing.
+"""Runs a scripted Chat Completions server, for trying Antiphon without a model. The server contains no model.
 
 Lives here: the content of an answer (`reply`), its conversion to JSON (`completion`, `chunks`) and a small HTTP server
 (`make_app`). Only the command `demo-upstream` imports this module, which uses no other module of Antiphon.

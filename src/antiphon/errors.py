@@ -126,7 +126,8 @@ class InvalidRequest(RequestRefused):
 
 
 class ChainTooLong(InvalidRequest):
-    """The history behind a `previous_response_id` holds more than `limit` items. The store has read none of them."""
+    """The history behind a `previous_response_id` holds more than `limit` items. The store has read none of these
+    items."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -266,7 +267,8 @@ class UpstreamTimedOut(ApiError):
     status = 504
 
 
-# Errors about a parameter, with OpenAI's messages and codes. Each names the parameter by its path (`tools[0].name`).
+# Errors about a parameter, with OpenAI's messages and codes. Each error names the parameter by its path
+# (`tools[0].name`).
 
 
 def missing_parameter(name: str, advice: str = "") -> InvalidRequest:
@@ -379,7 +381,7 @@ class StoreError(AntiphonError):
 
     @property
     def words(self) -> str:
-        """The reason as a text for clients. It names no file and no table."""
+        """The reason as a text for clients. The text names no file and no table."""
         return _STORE_FAILURES[self.reason][2]
 
 

@@ -6,8 +6,8 @@ the deterministic implementations for tests (`tests/support`).
 Ids begin with the current time, as OpenAI's do, so ids created in sequence are adjacent in a database's indexes.
 Therefore a batch of writes changes few index pages. With fully random ids, each id would change another page.
 
-Invariant: an id is a type prefix and at least 128 random bits. It has at most 64 characters of `[A-Za-z0-9_]`. No code
-parses the time out of an id.
+Invariant: an id is a type prefix and at least 128 random bits. An id has at most 64 characters of `[A-Za-z0-9_]`. No
+code parses the time out of an id.
 """
 
 from __future__ import annotations

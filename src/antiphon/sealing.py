@@ -52,7 +52,7 @@ class Sealer:
             raise ValueError("a sealer needs a key")
         keys = [_Key(secret) for secret in secrets]
         self._first = keys[0]
-        # Two keys may have the same 4-byte id, which is very unlikely. Then `open` tries both.
+        # Two keys may have the same 4-byte id, which is very unlikely. In that case `open` tries both keys.
         self._keys: dict[bytes, list[_Key]] = {}
         for key in keys:
             self._keys.setdefault(key.id, []).append(key)

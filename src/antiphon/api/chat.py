@@ -54,8 +54,8 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 class PassedOn:
     """Handlers that forward a request to the upstream of its model.
 
-    `extra` has further paths of the default upstream. Their bodies need not name a model. `embeddings` is the
-    embedding model and the client for the embeddings server. An entry of `models` for this exact name takes
+    `extra` has further paths of the default upstream. The bodies of these requests need not name a model. `embeddings`
+    is the embedding model and the client for the embeddings server. An entry of `models` for this exact name takes
     precedence. No error contains one of the `secrets`. With `several_owners`, answers leave out headers about the
     upstream account that the owners share."""
 

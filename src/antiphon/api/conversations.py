@@ -105,7 +105,7 @@ class Conversations(Area):
         owner_room: OwnerQuota | None = None,
         strict: bool = False,
     ) -> None:
-        """With `strict`, items and parts of unknown types are refused. Otherwise they are left out."""
+        """With `strict`, items and parts of unknown types are refused. Without `strict`, they are left out."""
         self._owner_room = owner_room
         self._strict = strict
         self._store = conversations
@@ -220,7 +220,8 @@ class Conversations(Area):
         return await _CONVERSATIONS.find(conversation_id, lambda: self._store.get(request.owner, conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
-        """Parse the items into their stored form. Each gets an id, and the referenced item replaces a reference."""
+        """Parse the items into their stored form. Each item gets an id, and the referenced item replaces a
+        reference."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner)
         sent = read_items("items", value, MAX_ITEMS)

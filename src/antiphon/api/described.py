@@ -78,7 +78,7 @@ Metadata = Annotated[
 
 
 class Open(Struct):
-    """The base of objects that may have further members. Antiphon returns such members unchanged."""
+    """The base of objects that may have further members. Antiphon returns the further members unchanged."""
 
 
 class AnyItem(Open):

@@ -39,7 +39,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, object])
 _STRING = msgspec.json.Decoder(str | None)
 _STREAM_ID_LENGTH = 256
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
-# Events with which clients confirm that they have processed a response. They need no reply.
+# Events with which clients confirm that they have processed a response. Such an event needs no reply.
 _ACKNOWLEDGEMENTS = frozenset({"response.processed"})
 # The HTTP headers that an error frame repeats, because clients need them to time a retry.
 _TOLD = frozenset({"retry-after", "retry-after-ms", "x-should-retry", "x-request-id"})

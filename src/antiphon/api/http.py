@@ -77,8 +77,8 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """One answer. Its content is `body`, or the chunks of `stream`. The server closes `stream` if the client
-    disconnects."""
+    """One answer. The content of the answer is `body`, or the chunks of `stream`. The server closes `stream` if the
+    client disconnects."""
 
     status: int
     headers: Headers

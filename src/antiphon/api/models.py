@@ -52,7 +52,8 @@ class ModelObject(Struct, kw_only=True, frozen=True):
 
 
 class ModelList(Struct, kw_only=True):
-    """The list of models. It has an empty field `models` for clients that send `client_version`, such as Codex."""
+    """The list of models. The list has an empty field `models` for clients that send `client_version`, such as
+    Codex."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]

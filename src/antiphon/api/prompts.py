@@ -119,7 +119,8 @@ class Prompt(Struct):
 
 
 def _choosing(method: str, name: str) -> Route:
-    """A route that sets the default version. Several methods and paths do the same, because clients differ."""
+    """A route that sets the default version. Several methods and paths do this, because clients
+    use different ones."""
     pattern = f"/v1/prompts/{{}}/{name}"
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
@@ -268,7 +269,7 @@ def _has_template(fields: dict[str, Raw]) -> bool:
 
 
 def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
-    """The template of a version. It passes the same checks as a request that uses it."""
+    """The template of a version. The template passes the same checks as a request that uses it."""
     template = {**before, **{name: value for name, value in fields.items() if name in TEMPLATE_FIELDS}}
     template = {name: value for name, value in template.items() if given(value)}
     description = _text("description", fields.get("description", ABSENT))

@@ -35,7 +35,8 @@ from antiphon.observability.outages import Outage
 from antiphon.stores.responses import ResponseStore
 
 Readiness = Callable[[], Awaitable[None]]
-"""A readiness check. It raises `StoreError` or `Unavailable` if a load balancer should send requests elsewhere."""
+"""A readiness check. The function raises `StoreError` or `Unavailable` if a load balancer should send requests
+elsewhere."""
 
 _READY_SECONDS = 2.0
 _NO_STORE = (("cache-control", "no-store"),)
@@ -44,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ReadyProbe:
-    """Answers `/ready` for one process. It logs each reason for a failed check once, and logs the recovery."""
+    """Answers `/ready` for one process. The probe logs each reason for a failed check once, and logs the recovery."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
         """A check that takes longer than `seconds` counts as failed."""
@@ -117,12 +118,12 @@ class Router:
         return method == "POST" and path in EXCHANGE_PATHS
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Whether a handler needs the request body. Otherwise the server does not read the body."""
+        """Whether a handler needs the request body. Without such a handler, the server does not read the body."""
         endpoint, _ = self._find(path)
         return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 
     def streams_body(self, method: str, path: str) -> bool:
-        """Whether the handler takes the body as a stream. Then `reads_body` is true as well."""
+        """Whether the handler takes the body as a stream. For such a request, `reads_body` is true as well."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.streamed and method in endpoint.methods
 

@@ -69,7 +69,7 @@ from antiphon.stores.vector_stores import VectorStores
 _MAX_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000
 _SHOWN_ID = 128
-# The milliseconds that OpenAI's clients wait before they poll again. Their default is a second.
+# The milliseconds that OpenAI's clients wait before they poll again. Without the header, the clients wait a second.
 _POLL_AGAIN = (("openai-poll-after-ms", "200"),)
 _STATES = ("in_progress", "completed", "failed", "cancelled")
 
@@ -301,7 +301,7 @@ class VectorFiles(Area):
 
 
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:
-    """The files of a batch without duplicates. Their names are not yet set."""
+    """The files of a batch without duplicates. The names of the files are not yet set."""
     if (body.file_ids is None) == (body.files is None):
         raise missing_value("Give either 'file_ids' or 'files'.", "file_ids")
     attributes = read_attributes("attributes", body.attributes)

@@ -266,7 +266,7 @@ def show_file(file: VectorFile) -> bytes:
 
 
 def show_batch(batch: Batch) -> bytes:
-    """The JSON of a batch. Its status is `failed` only if all of its files failed."""
+    """The JSON of a batch. The status of the batch is `failed` only if all of its files failed."""
     counts = batch.counts
     status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
     if counts.in_progress:

@@ -77,8 +77,8 @@ _MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 
 QueryRewriter = Callable[[str, Headers], Awaitable[str]]
-"""A function that rewrites a user's question as a search query. It takes the question and the client's headers. If the
-rewriting fails, it returns the question."""
+"""A function that rewrites a user's question as a search query. The function takes the question and the client's
+headers. If the rewriting fails, it returns the question."""
 
 
 _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]

@@ -115,7 +115,7 @@ class App:
         ends = loop.time() + seconds
         try:
             drained = await door
-            # Code interpreter runs for responses of other workers also count as in flight.
+            # Code that this process runs for responses of other workers also counts as in flight.
             return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
         finally:
             giving.cancel()

@@ -5,8 +5,8 @@ Lives here: finding, loading and checking entry points, each once per process. N
 
 The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
 or function that returns a `ServerTool`. If it has an attribute `settings_model` with a pydantic model, Antiphon passes
-an instance of that model. Otherwise Antiphon passes no argument. An entry point in the group `antiphon.profiles` has
-the profile's name, and names the `UpstreamProfile`.
+an instance of that model. Without `settings_model`, Antiphon passes no argument. An entry point in the group
+`antiphon.profiles` has the profile's name, and names the `UpstreamProfile`.
 
 Invariants: the start fails if an installed package cannot be used, with an error that names the package. No package
 replaces a tool or profile of Antiphon, and no two packages use the same name. Each setting under `extensions` belongs

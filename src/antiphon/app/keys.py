@@ -36,15 +36,15 @@ def owner_key(settings: Settings) -> bytes:
 
 
 def make_sealer(settings: Settings) -> Sealer:
-    """The sealer for data that clients store and send back. It uses the configured keys, or a key file in the data
-    folder. Raises `ConfigError`."""
+    """The sealer for data that clients store and send back. The sealer uses the configured keys, or a key file in the
+    data folder. Raises `ConfigError`."""
     # A payload is at most the text of one response, encoded as JSON once more.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     return Sealer(_sealing_keys(settings), max_bytes=limit)
 
 
 def stored_bodies(settings: Settings) -> Bodies:
-    """The codec for stored bodies. It decrypts bodies, and encrypts new ones if `state.seal` is set. Raises
+    """The codec for stored bodies. The codec decrypts bodies, and encrypts new ones if `state.seal` is set. Raises
     `ConfigError`."""
     return Bodies(_sealing_keys(settings), seals=settings.state.seal)
 

@@ -36,8 +36,8 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
-    # Without `ca_file`, the fetcher uses the system's certificates. They are loaded once per process at the first use,
-    # because loading takes 30 ms and 4 MiB.
+    # Without `ca_file`, the fetcher uses the system's certificates. The certificates are loaded once per process at the
+    # first use, because loading takes 30 ms and 4 MiB.
     tls = trusted("fetch.ca_file", fetch.ca_file) if fetch.ca_file is not None else None
     return GuardedFetcher(fetch, rule, tls=tls)
 
@@ -45,8 +45,8 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
 def make_permit(
     settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
 ) -> Callable[[str, int, bool, bool], Awaitable[str]]:
-    """Return a function that checks a connection of a tool: `host, port, secure, is_registered -> address`. It raises
-    OSError if the tool may not connect.
+    """Return a function that checks a connection of a tool: `host, port, secure, is_registered -> address`. The
+    function raises OSError if the tool may not connect.
 
     `registered` are the hosts that the operator configured for this tool. `resolver` creates a resolver of host names.
     Raises `ConfigError`.

@@ -317,7 +317,8 @@ def _add_demo(commands: Any) -> None:
 def _add_actions(
     commands: Any, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, _Arguments]
 ) -> None:
-    """Add a command with actions. Its help lists the actions in groups, which argparse does not support itself."""
+    """Add a command with actions. The help of the command lists the actions in groups, which argparse does not support
+    itself."""
     described = _help(text, _EXAMPLES[name])
     width = max(len(action) for actions in groups.values() for action in actions)
     for title, actions in groups.items():
@@ -351,7 +352,7 @@ def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> N
 
 
 class _Group:
-    """A titled group of flags in the help. It also records its flags, for suggestions after a misspelt flag."""
+    """A titled group of flags in the help. The group records its flags, for suggestions after a misspelt flag."""
 
     def __init__(self, group: Any, flags: list[str]) -> None:
         self._group = group

@@ -143,7 +143,8 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         terminal = on_terminal()
         if hears_hangup():
-            # If the terminal was closed, SIGHUP stops the gateway. Otherwise it reloads the settings.
+            # If the terminal was closed, SIGHUP stops the gateway. While the terminal is open, SIGHUP reloads the
+            # settings.
             def on_hangup() -> None:
                 (on_signal if terminal and not on_terminal() else self._hangup.set)()
 

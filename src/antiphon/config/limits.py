@@ -19,7 +19,7 @@ class LimitSettings(Section):
     """Largest request body, both as received and after decompression. A client whose body is larger gets a 413 during
     the upload."""
     upstream_body_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Largest JSON answer of an upstream. It also limits the text of one response."""
+    """Largest JSON answer of an upstream. This setting also limits the text of one response."""
     upstream_error_bytes: int = Field(default=256 * 1024, ge=1024)
     """Most bytes that the sidecar reads of an upstream's error body."""
     sse_event_bytes: int = Field(default=8 * MIB, ge=1024)
@@ -134,7 +134,7 @@ class TimeoutSettings(Section):
     """Seconds that requests in flight get after SIGTERM, `notice` included. The process then cuts the remaining
     requests and stores their responses as failed, and the exit status is 1. The process ends two seconds later in any
     case. One second before the end of the drain, the process hands background responses over to other processes (see
-    `background.on_restart`). They do not count as cut."""
+    `background.on_restart`). Such responses do not count as cut."""
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
     report that the process is not ready. In this time the load balancer notices the stop. The value should be the

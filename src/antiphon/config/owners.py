@@ -23,8 +23,8 @@ class NamedOwner(Section):
     stand for the whole section."""
 
     keys: tuple[Secret, ...] = Field(min_length=1)
-    """The owner's keys, as in `owner.api_keys`. All of them see the same stored data. To replace a key, add the new
-    one, and remove the old one when no client uses it any more."""
+    """The owner's keys, as in `owner.api_keys`. All keys of one owner give access to the same stored data. To replace a
+    key, add the new one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
     """The team of the owner. This setting has no effect yet."""
     models: tuple[str, ...] = Field(default=(), min_length=1)
@@ -63,8 +63,8 @@ class OwnerSettings(Section):
     """The trusted header for `source: header`. Envoy removes the header from client requests, and an authentication
     filter in Envoy sets it."""
     key: Secret | None = None
-    """Key of the hash for `source: bearer`. Unset: Antiphon creates a key file in the data folder (mode 0600), which
-    all workers share."""
+    """Secret key of the owner hash for `source: bearer`. Unset: Antiphon creates a key file in the data folder (mode
+    0600), which all workers share."""
     api_keys: tuple[Secret, ...] = ()
     """The keys that clients may present as bearer token, at least 16 characters each. An entry may be `sha256:` and the
     hexadecimal digest of a key, so that the settings hold no key. A request with another token, or without one, gets a

@@ -52,8 +52,8 @@ class NotYaml(Exception):
 
 
 Words = Callable[[Place, str], str]
-"""A function that takes the path of a value and a rule's message. It returns the part of the message that is safe to
-    print."""
+"""A function that takes the path of a value and a rule's message. The function returns the part of the message that is
+safe to print."""
 
 
 def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:

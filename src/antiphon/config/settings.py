@@ -212,8 +212,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """Error messages for settings that differ among the upstreams of a group. They must be equal, because the
-        sidecar encodes a request before it knows which upstream gets the request."""
+        """Error messages for settings that differ among the upstreams of a group. The settings must be equal, because
+        the sidecar encodes a request before it knows which upstream gets the request."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
@@ -290,7 +290,7 @@ def _secrets(value: object) -> Iterator[str]:
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
     elif isinstance(value, StateSettings):
-        # Only the passwords of the URL are secrets. Its other parts occur in ordinary texts.
+        # Only the passwords of the URL are secrets. Other parts of the URL occur in ordinary texts.
         yield from value.passwords()
     elif isinstance(value, str):
         yield from url_secrets(value)

@@ -222,8 +222,8 @@ class BackgroundSettings(Section):
     Antiphon's own Envoy ended. `retry` runs the response again from its beginning. `fail` ends the response as failed,
     with an error that gives this reason."""
     attempts: int = Field(default=3, ge=1)
-    """With `on_restart: retry`: most attempts to run a response. It fails after this many processes (or Envoys) have
-    died while they ran it."""
+    """With `on_restart: retry`: most attempts to run a response. The response fails after this many processes (or
+    Envoys) have died while they ran it."""
     lease: float = Field(default=15.0, ge=1)
     """Seconds after which a process counts as dead if it does not renew its lease. Other processes then run its
     responses."""
@@ -252,7 +252,8 @@ class RetentionSettings(Section):
     responses: float | None = Field(default=None, gt=0)
     """Seconds after which a chain of responses is deleted, counted from its latest response. Unset: never."""
     conversations: float | None = Field(default=None, gt=0)
-    """Seconds after which a conversation is deleted, counted from its last change. Its responses stay. Unset: never."""
+    """Seconds after which a conversation is deleted, counted from its last change. The responses of the conversation
+    stay. Unset: never."""
     events: float | None = Field(default=86_400.0, gt=0)
     """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
     resume the stream, but the response stays."""

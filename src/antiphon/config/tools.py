@@ -103,11 +103,11 @@ class CodeInterpreterSettings(Section):
 
     sandbox: Literal["none", "local"] = "none"
     """The sandbox for code. `none`: a request with the tool gets a 400. `local`: code runs in a process on this
-    machine, without network and privileges and without access to other files. This needs Linux with Landlock. Antiphon
-    tests the sandbox at every start. If the test fails, Antiphon logs an error, and the tool stays off."""
+    machine, without network and privileges and without access to other files. `local` needs Linux with Landlock.
+    Antiphon tests the sandbox at every start. If the test fails, Antiphon logs an error, and the tool stays off."""
     python: str = ""
-    """Path of the Python interpreter that runs the code. It can belong to a virtual environment with libraries that
-    models often use (numpy, pandas, matplotlib). Empty: the interpreter that runs Antiphon."""
+    """Path of the Python interpreter that runs the code. The interpreter can belong to a virtual environment with
+    libraries that models often use (numpy, pandas, matplotlib). Empty: the interpreter that runs Antiphon."""
     seconds: float = Field(default=30.0, gt=0)
     """Seconds for one run of code. The value must be less than `tools.seconds`."""
     memory: int = Field(default=1 << 30, ge=128 * MIB)
@@ -137,7 +137,7 @@ class CodeInterpreterSettings(Section):
     """Seconds without use after which a container is deleted. The request that creates the container may set another
     time."""
     containers: int = Field(default=200, ge=1)
-    """Most containers that exist at the same time. Their files can take this many times
+    """Most containers that exist at the same time. The files of all containers can take this many times
     `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
     """Most containers of one owner."""

@@ -145,8 +145,8 @@ class UpstreamGroup:
 
     @property
     def name(self) -> str:
-        """The group's name in routes and logs, with commas. It differs from every upstream's name, which has no
-        comma."""
+        """The group's name in routes and logs, with commas. The group's name differs from every upstream's name, which
+        has no comma."""
         if not self.weights:
             return ",".join(self.names)
         return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))
@@ -178,7 +178,7 @@ class ModelSettings(Section):
     context_tokens: int | None = Field(default=None, ge=256)
     """Most input tokens of the model. Antiphon needs this number to drop the oldest turns with `truncation: auto`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Flags that override those of the profile for these models. They also override `upstream.profile_flags`."""
+    """Flags that override those of the profile for these models. These flags also override `upstream.profile_flags`."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
     example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an

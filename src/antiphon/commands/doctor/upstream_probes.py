@@ -4,8 +4,9 @@ Lives here: the probes, the meaning of their answers, and paths that identify a 
 (`command.py`, `upstream_report.py`), the signs in a list of models and the profile of a host name
 (`translation/profiles`). The operator applies the results.
 
-Invariants: a probe never raises, and requests at most `_TOKENS` tokens. Its report contains no credential. Requests
-that identify a server are `GET` requests without credentials; the result is `""` when they show nothing, never a guess.
+Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The report of a probe contains no credential.
+Requests that identify a server are `GET` requests without credentials; the result is `""` when they show nothing, never
+a guess.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FEW = 16
 SECONDS = 60.0
 """The timeout of a probe in seconds."""
 _KINDS = "application/json, text/event-stream"
-# Statuses that reject the request itself. Others (a rate limit, a broken server) do not depend on the request.
+# Statuses that reject the request itself. Other errors (a rate limit, a broken server) do not depend on the request.
 _REFUSALS = frozenset({400, 404, 405, 415, 422, 501})
 _TOOL = {
     "type": "function",

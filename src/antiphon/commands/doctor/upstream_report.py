@@ -269,8 +269,8 @@ class _Upstream:
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
     """The profile with the fewest rejected fields. The current profile wins unless another has fewer.
 
-    `known` is the profile of a server that identifies itself. It wins against other profiles with as many rejected
-    fields.
+    `known` is the profile of a server that identifies itself. This profile wins against other profiles with as many
+    rejected fields.
     """
     supports = [support for support in found if support.name in _SENDS]
 
