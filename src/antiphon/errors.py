@@ -456,5 +456,5 @@ class ConfigError(AntiphonError):
 
 
 class ExchangeStateError(AntiphonError):
-    """A server (a "door") called a method of the exchange in a state that does not allow the call. This is a bug in
-    that server, never bad input."""
+    """A server (a "door") called a method of the exchange in a state that does not allow the call. Such a call is a bug
+    in that server, never bad input."""

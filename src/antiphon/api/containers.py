@@ -1,7 +1,7 @@
 """The Containers API: create, list and delete containers for code, and manage the files in them.
 
 Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code
-(`tools/code_interpreter/`), which only the tool does; parsing a form (`multipart.py`).
+(`tools/code_interpreter/`), which this API cannot do; parsing a form (`multipart.py`).
 
 The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A request
 with `skills` gets a 400, because Antiphon cannot store them. The header `antiphon-ignored` names unknown fields.

@@ -106,7 +106,7 @@ def _of_file(file: str | None) -> dict[str, Any]:
 
 
 def _shown(place: str) -> str:
-    """The address without credentials. Only an address with `@` or `?` needs the import."""
+    """The address without credentials. Only an address with `@` or `?` needs the slow import."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.shown_urls import shown_text

@@ -138,8 +138,8 @@ class TimeoutSettings(Section):
     notice: float | None = Field(default=None, ge=0)
     """Seconds after SIGTERM in which the process still serves new requests, while `/ready` and gRPC health already
     report that the process is not ready. In this time the load balancer notices the stop. The value should be the
-    interval of the health checks and one second more. Unset: 0 for `serve` and `up`. For `antiphon extproc` it is 2,
-    because Envoy checks every second, or half of a shorter `drain`."""
+    interval of the health checks and one second more. Unset: 0 for `serve` and `up`. For `antiphon extproc`: 2,
+    because Envoy checks health every second, but at most half of `drain`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:

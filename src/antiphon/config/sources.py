@@ -157,16 +157,17 @@ def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, 
 
 
 def read_other_names(values: Mapping[str, object], environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """Reads well-known variables without the prefix `ANTIPHON_`, where `values` (all other sources) lack a value. They
-    are the upstream's and OpenTelemetry's. Unusable ones are added to `wrong`."""
+    """Read the variables `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` and `OTEL_*`, for settings without a value in
+    `values`. `values` has the settings from all other sources. A message for each invalid variable is appended to
+    `wrong`."""
     own = values.get("tracing", {})
     tracing = otel_defaults(environ, own, wrong) if isinstance(own, Mapping) else {}
     return _other_upstream(values, environ) | ({"tracing": tracing} if tracing else {})
 
 
 def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    """Reads names that such gateways share: `OPENAI_API_ENDPOINT` for the upstream's URL, and `OPENAI_API_KEY` for that
-    URL alone.
+    """Read variables that other gateways also use: `OPENAI_API_ENDPOINT` for the upstream's URL, and `OPENAI_API_KEY`
+    for that URL alone.
 
     A key that is merely in the environment is never sent anywhere: it may be meant for another program.
     """

@@ -127,8 +127,8 @@ def _keys(settings: Settings) -> Iterator[str]:
 
 
 async def show_keys(settings: Settings, *, accept: bool) -> int:
-    """Print the keys that the database records. With `accept`, first replace them by the keys in the settings. Returns
-    the exit status."""
+    """Print the keys that the database records. With `accept`, first replace the recorded keys by those in the
+    settings. Returns the exit status."""
     backend, keys = backend_of(settings.state, settings.data), deployment_keys(settings)
     if accept:
         await backend.accept_keys(keys)
