@@ -1,6 +1,6 @@
 """Defines background jobs, and the stored event stream of a background response, as values.
 
-Lives here: a job, its queue's state, and the stream in pieces. Not here: the workers that run jobs
+Lives here: a job, the state of the job queue, and the event stream in chunks. Not here: the workers that run jobs
 (`engine/running/workers.py`), the followers that read their streams (`engine/running/followers.py`), the store, SQL.
 
 A job exists from the moment a background response is queued until the response ends. The worker or the request that
@@ -27,20 +27,20 @@ _END_OF_EVENT = b"\n\n"
 
 
 def count_events(data: bytes) -> int:
-    """The number of events in these bytes. A framed event contains no other blank line."""
+    """Count the events in `data`. Each framed event ends with its only blank line."""
     return data.count(_END_OF_EVENT)
 
 
 def split_events(data: bytes) -> list[bytes]:
-    """Split the bytes into events, each with its blank line."""
+    """Split `data` into framed events. Each event keeps the blank line that ends it."""
     return [part + _END_OF_EVENT for part in data.split(_END_OF_EVENT)[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
 class EventPiece:
-    """Consecutive whole framed events. `last` is the `sequence_number` of the last one.
+    """A chunk of consecutive, whole, framed events. `last` is the `sequence_number` of the last event.
 
-    `count` is the number of events when `data` is sealed and does not reveal it.
+    `count` is the number of events when `data` is sealed, because sealed data cannot be counted. Otherwise None.
     """
 
     last: int
@@ -64,7 +64,7 @@ class EventPiece:
 class EventPage:
     """A part of a response's stream, with the response's status at the same moment.
 
-    `more`: further pieces follow.
+    `more` is true when further chunks of the stream follow this page.
     """
 
     status: str
@@ -103,7 +103,7 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the worker that claims it gets it.
+    """A job, as the store returns it to the worker that claims the job.
 
     `request` is a `JobRequest` as JSON. `body` is the stored response object without output. `attempts` counts the
     claims, including this one. `last_event` is the number of the last stored event, -1 when the client wants no stream.
@@ -121,7 +121,8 @@ class Job:
 class JobEnd:
     """The end of a response that no worker will finish: cancelled, or failed.
 
-    It takes effect only if `last_event` is still the stream's last event. `worker`, when given, must hold the job.
+    The store applies this end only if `last_event` is still the stream's last event.
+    `worker`, when given, must hold the job.
     """
 
     response_id: str

@@ -18,7 +18,10 @@ class Observer(Protocol):
     """Records the model calls of one exchange, for metrics and traces."""
 
     def trace(self) -> Headers:
-        """The headers that continue the trace in a later job. Empty: the job uses the headers that the client sent."""
+        """The headers that continue the trace in a later job.
+
+        When the result is empty, the job uses the trace headers that the client sent.
+        """
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         """The exchange requests a model call. Returns the headers that continue the trace in the call."""
@@ -30,10 +33,10 @@ class Observer(Protocol):
         """The first bytes of the answer's body have arrived."""
 
     def call_ended(self, fault: str = "") -> None:
-        """The call is over. `fault` is the reason of an early end.
+        """The model call has ended. `fault` is the reason when the call ended early.
 
-        The first report of a call counts. The exchange does not report the end of a cancelled call, because the cause
-        may be known only later.
+        Only the first report of a call's end counts. The exchange does not report the end of a cancelled call, because
+        the cause may be known only later.
         """
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:

@@ -45,25 +45,25 @@ class Shrunk:
 
 
 class OwnerData(Protocol):
-    """Access to the data of all owners. It serves commands only: a method may take long and block the event loop.
+    """Access to the data of all owners.
 
-    Every method raises `StoreError`.
+    Only commands use this port, so a method may take long and block the event loop. Every method raises `StoreError`.
     """
 
     async def owners(self) -> list[OwnerCounts]:
         """Every owner that has stored objects, sorted by name."""
 
     def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """Everything of an owner except files, kind by kind. The rows of one database are from one moment."""
+        """Yield an owner's stored rows except files, kind by kind. The rows of one database come from one snapshot."""
 
     async def delete(self, owner: str) -> int:
-        """Delete everything of an owner except files, in batches, so that other requests can write in between.
+        """Delete an owner's stored rows except files. Batches let other requests write between two deletions.
 
         Returns how many chains, conversations, prompts, vector stores, keys and days of usage were deleted.
         """
 
     async def vacuum(self) -> list[Shrunk]:
-        """Return unused space to the disk. Writers wait while it runs."""
+        """Return the databases' unused space to the disk. Other writers wait until the vacuum ends."""
 
     async def aclose(self) -> None:
         """Close the databases."""

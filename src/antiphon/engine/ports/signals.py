@@ -4,9 +4,10 @@ Lives here: the values and the port. Not here: the task that polls (`engine/runn
 claim jobs (`engine/running/workers.py`), how a store receives notifications (`stores/`).
 
 A process polls the store at the rate that the store gives (`Pace`). A store that gets notifications from the other
-processes allows slow polling. News is only a reason to poll: it may come twice, late, without cause, or not at all.
+processes allows slow polling. A notification only prompts a poll. A notification may be duplicated, late,
+spurious or lost.
 
-Invariant: a process that only polls, at the current pace, misses nothing.
+Invariant: a process that only polls, at the current `Pace`, misses no event, job or end of a response.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Seen:
 class News:
     """A notification from another process: these responses have new events or have ended, or jobs are queued.
 
-    `anything`: some news may be lost, or the pace has changed.
+    `anything` is true when notifications may be lost, or when the polling rate (`Pace`) has changed.
     """
 
     responses: frozenset[str] = frozenset()
@@ -65,7 +66,7 @@ class Signals(Protocol):
         """
 
     def tell_queued(self) -> None:
-        """Notify the others of jobs that this process does not take. It neither waits nor fails."""
+        """Notify other processes of queued jobs that this process does not claim. The call never fails or blocks."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Call `hear` with each notification from now on, in the event loop."""
+        """Register `hear`. The event loop calls `hear` with each later notification."""

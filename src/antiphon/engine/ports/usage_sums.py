@@ -33,7 +33,7 @@ class CallUsage(Struct, frozen=True):
 
 
 class UsageSum(Struct):
-    """A sum over calls. Estimated numbers have separate fields. `cost` includes both."""
+    """The usage summed over model calls. Estimated token counts have separate fields. `cost` includes both counts."""
 
     day: str = ""
     owner: str = ""
@@ -50,7 +50,7 @@ class UsageSum(Struct):
     cost: int = 0
 
     def add(self, spent: CallUsage) -> None:
-        """Add one call."""
+        """Add the usage of one model call to this sum."""
         usage = spent.usage
         self.cost += spent.cost
         if spent.estimated:
@@ -65,17 +65,17 @@ class UsageSum(Struct):
         self.reasoning_tokens += usage.reasoning_tokens
 
     def join(self, other: UsageSum) -> None:
-        """Add another sum of the same key."""
+        """Add another sum that has the same `KEY` fields."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
-"""The fields that are added up."""
+"""The numeric fields of a sum, which `join` and the stores add up."""
 
 
 class UsageLedger(Protocol):
-    """Records the usage of every model call. It never waits and never fails."""
+    """Records the usage of every model call. The ledger never blocks or raises."""
 
     def note(self, spent: CallUsage) -> None:
         """Record the usage of one call."""
