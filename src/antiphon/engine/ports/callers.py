@@ -68,7 +68,7 @@ class Caller(Struct, frozen=True):
 
 
 NO_CALLER: Final = Caller("")
-"""In place of the caller of a public path, such as `/health`."""
+"""The caller of every request to a public path, such as `/health`. Such a request has no owner."""
 
 
 class ClientKey(Struct, frozen=True):
@@ -90,7 +90,7 @@ class ClientKey(Struct, frozen=True):
 
 
 class KnownKeys(Protocol):
-    """The client keys that a process accepts. A `dict` by the digests of the tokens is one."""
+    """The client keys that a process accepts. A `dict` that maps token digests to callers satisfies this protocol."""
 
     def get(self, digest: bytes, /) -> Caller | None:
         """The caller of the key whose token has this SHA-256; None when there is no such key. Raises `Unavailable`

@@ -52,7 +52,7 @@ class PreparedTool:
 
 @dataclass(frozen=True, slots=True)
 class HostedCall:
-    """A tool call by the model. `arguments` is the JSON text that the model wrote. It may be invalid."""
+    """A tool call by the model. `arguments` is the JSON text that the model wrote. This text may be invalid JSON."""
 
     call_id: str
     item_id: str
@@ -92,4 +92,4 @@ class ToolRunner(Protocol):
         """Check the declarations and return the functions for the model. An `ApiError` is the answer to the client."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the tool's limits. It raises only when it is cancelled."""
+        """Run one call within the tool's limits. The call raises only when its task is cancelled."""

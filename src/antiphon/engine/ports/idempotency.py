@@ -32,13 +32,13 @@ _MAX_LENGTH = 255
 APPROVALS = "approval\t"
 """The prefix of the keys of answered approvals. No client can send such a key: a key must be printable."""
 CALLS = "calls\t"
-"""The prefix of the keys of responses that have claimed calls; the response's id follows."""
+"""The prefix of the keys of responses that have claimed tool calls. The response's id follows the prefix."""
 KEEP_APPROVALS = 366 * 86_400.0
 """Seconds for which the store remembers the answer to an approval request."""
 
 
 class AlreadyMade(Exception):
-    """The request was served before. `object_id` names the object that it created."""
+    """A request with this key was served before. `object_id` names the object that it created."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -86,7 +86,7 @@ def calls_key(response_id: str) -> str:
 def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
     """Raise the reason why the key is in use: `AlreadyMade`, `LeftBehind` or `ApiError`.
 
-    Returns if `rows` is empty, because the key is free by now. A row has the fingerprint, the object's id, the lease's
+    Returns if `rows` is empty, because the key has become free. A row has the fingerprint, the object's id, the lease's
     end or None, and whether the holder died with claimed calls.
     """
     for known, object_id, lease_until, left in rows:

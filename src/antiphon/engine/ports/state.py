@@ -141,7 +141,7 @@ class PromptChange:
     """A change of a prompt.
 
     `body` makes a new version, which becomes the default one unless `make_default` is False. With an
-    `expected_version`, the change applies only if that is the last version. `name` counts if `renamed`. With a
+    `expected_version`, the change applies only if that is the last version. `name` applies only if `renamed`. With a
     `metadata` of None, the metadata stays as it is.
     """
 
@@ -177,14 +177,14 @@ class DoorWatch(Protocol):
     """Observes the gateway, through which model calls go and which may stop while the model server is healthy."""
 
     async def gone(self, at: float) -> bool:
-        """Whether it stopped or was not running at about this time (of the event loop's clock), or hangs now."""
+        """Whether the gateway stopped or was down at about `at` (event loop clock), or hangs at present."""
 
 
 class Upstream(Protocol):
-    """Makes model calls. One call is one `async with`: leaving it early aborts the call at once."""
+    """Makes model calls. One call is one `async with`. An early exit from the block aborts the call immediately."""
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        """Send the request and wait for the answer's head. Raises `UpstreamCallFailed` when none comes."""
+        """Send the request and wait for the answer's head. Raises `UpstreamCallFailed` when no head arrives."""
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections to the upstreams."""

@@ -65,12 +65,12 @@ def is_background(body: bytes) -> bool:
 
 
 def with_status(body: bytes, status: str) -> bytes:
-    """The stored response object with another status."""
+    """Return the stored response object with `status` as its status."""
     return _changed(body, status=status)
 
 
 def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -> bytes:
-    """The stored object of a response that ended early. A `failed` one carries the error."""
+    """The stored object of a response that ended early. The object of a `failed` response carries the error."""
     if status == "failed":
         return _changed(body, status=status, error={"code": code, "message": message})
     return _changed(body, status=status)
