@@ -235,7 +235,7 @@ in the source, with the recording of real traffic or the documentation that show
 3. with `auto`, the one whose host names fit `upstream.url`;
 4. with `auto`, the one that the server names itself by: its list of models is asked for once it can be reached
    (llama.cpp, vLLM, SGLang, Ollama, LM Studio);
-5. `generic`, which survives every server that was recorded. A warning `upstream_unidentified` says so, at the
+5. `generic`, which works with every server of the recordings. A warning `upstream_unidentified` says so, at the
    latest after half a minute.
 
 Single flags can be set over it: `upstream.profile_flags`, `models[].profile_flags`, for example

@@ -64,7 +64,7 @@ class FileParts(AsyncIterator[bytes]):
             raise StopAsyncIteration
         part = await self._opened.read(self._at, limit)
         if not part:
-            raise StoreError("A stored file is shorter than it was.")
+            raise StoreError("A stored file is truncated: it is shorter than its recorded size.")
         self._at += len(part)
         return part
 

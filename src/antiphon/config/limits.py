@@ -21,51 +21,53 @@ class LimitSettings(Section):
     upstream_body_bytes: int = Field(default=64 * MIB, ge=1024)
     """Largest JSON answer of an upstream. This setting also limits the text of one response."""
     upstream_error_bytes: int = Field(default=256 * 1024, ge=1024)
-    """Most bytes that the sidecar reads of an upstream's error body."""
+    """Maximum number of bytes that the sidecar reads of an upstream's error body."""
     sse_event_bytes: int = Field(default=8 * MIB, ge=1024)
     """Largest single event in an upstream's stream."""
     no_output_bytes: int = Field(default=16 * MIB, ge=1024)
-    """Most bytes that an upstream may send in a stream without output. Comments, empty deltas and annotations do not
-    count as output. Neither do choices and log probabilities that the request does not ask for. Each byte of output
-    allows 1024 further bytes without output."""
+    """Maximum number of bytes that an upstream may send in a stream without output. Comments, empty deltas and
+    annotations do not count as output. Neither do choices and log probabilities that the request does not ask for.
+    Each byte of output allows 1024 further bytes without output."""
     drive_stream_bytes: int = Field(default=64 * MIB, ge=64 * 1024)
     """Largest event stream of one response in mode `drive`, where the sidecar sends the stream through Envoy. A larger
     response fails (`stream_too_large`). Envoy buffers the part of the stream that the client has not read."""
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
-    """Most bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar estimates them for
-    clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the limit, the sidecar
-    writes each stream at that speed."""
+    """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
+    estimates them for clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the
+    limit, the sidecar writes each stream at that speed."""
     input_items: int = Field(default=10_000, ge=1)
-    """Most items in one request's `input`."""
+    """Maximum number of items in one request's `input`."""
     chain_items: int = Field(default=50_000, ge=1)
-    """Most items in the history that a `previous_response_id` adds to a request."""
+    """Maximum number of items in the history that a `previous_response_id` adds to a request."""
     history_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Most bytes of history that a request may add by `previous_response_id`, `conversation` or ids of items. If the
-    history is larger, the sidecar reads none of it and answers 413."""
+    """Maximum number of bytes of history that a request may add by `previous_response_id`, `conversation` or ids of
+    items. If the history is larger, the sidecar reads none of it and answers 413."""
     page_bytes: int = Field(default=16 * MIB, ge=1024)
-    """Most bytes in one page of a list, whatever number of rows the client requests. A page has at least one row."""
+    """Maximum number of bytes in one page of a list, whatever number of rows the client requests. A page has at least
+    one row."""
     tools: int = Field(default=1_024, ge=1)
-    """Most tools in one request."""
+    """Maximum number of tools in one request."""
     tool_calls: int = Field(default=256, ge=1)
-    """Most tool calls in one answer of a model."""
+    """Maximum number of tool calls in one answer of a model."""
     concurrent_requests: int = Field(default=10_000, ge=1)
-    """Most requests in flight per process. If the limit of open files is low, the effective value is a little less than
-    half of that limit. Further requests get a 503."""
+    """Maximum number of requests in flight per process. If the limit of open files is low, the effective value is a
+    little less than half of that limit. Further requests get a 503."""
     owner_requests: int | None = Field(default=None, ge=0)
-    """Most requests in flight of one owner, running background responses included. Further requests get a 429, and
-    background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No effect with
-    `owner.source: single`."""
+    """Maximum number of requests in flight of one owner, running background responses included. Further requests get a
+    429, and background responses wait. Unset: half of `concurrent_requests`. 0: as many as `concurrent_requests`. No
+    effect with `owner.source: single`."""
     bytes_in_flight: int = Field(default=512 * MIB, ge=1024)
-    """Most bytes of all requests in flight per process: their bodies, and the histories and files that they refer to.
-    Further requests get a 503. During its translation, a request takes three to four times its bytes in memory."""
+    """Maximum number of bytes of all requests in flight per process: their bodies, and the histories and files that
+    they refer to. Further requests get a 503. During its translation, a request takes three to four times its bytes
+    in memory."""
     owner_bytes_in_flight: int | None = Field(default=None, ge=0)
-    """Most bytes of all requests in flight of one owner. Further requests get a 429, and background responses wait.
-    Unset: half of `bytes_in_flight`, but at least `request_body_bytes`. 0: as many as `bytes_in_flight`. No effect with
-    `owner.source: single`."""
+    """Maximum number of bytes of all requests in flight of one owner. Further requests get a 429, and background
+    responses wait. Unset: half of `bytes_in_flight`, but at least `request_body_bytes`. 0: as many as
+    `bytes_in_flight`. No effect with `owner.source: single`."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Most bytes of the stored responses and conversations of one owner. When they reach the limit, a request that
-    would store more gets a 429 before any model call. Responses that are already running are still stored. Unset: no
-    limit."""
+    """Maximum number of bytes of the stored responses and conversations of one owner. When they reach the limit, a
+    request that would store more gets a 429 before any model call. Responses that are already running are still
+    stored. Unset: no limit."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -184,15 +186,17 @@ class FetchSettings(Section):
     )
     """Media types that the sidecar accepts. `*` stands for any characters."""
     total_bytes: int = Field(default=50 * MIB, ge=1)
-    """Most bytes of all files that one request fetches. A file that the request names twice counts twice."""
+    """Maximum number of bytes of all files that one request fetches. A file that the request names twice counts
+    twice."""
     seconds: float = Field(default=30.0, gt=0)
     """Seconds to fetch all files of one request."""
     files: int = Field(default=20, ge=1)
-    """Most files that one request may fetch."""
+    """Maximum number of files that one request may fetch."""
     redirects: int = Field(default=3, ge=0)
-    """Most redirects that the sidecar follows for one file. Each new URL must pass the same checks as the first."""
+    """Maximum number of redirects that the sidecar follows for one file. Each new URL must pass the same checks as the
+    first."""
     concurrent: int = Field(default=16, ge=1)
-    """Most concurrent fetches per process."""
+    """Maximum number of concurrent fetches per process."""
     ca_file: Path | None = None
     """PEM file with the certificate authorities that the sidecar trusts for these servers. Unset: the system's."""
 
@@ -225,17 +229,17 @@ class WebSocketSettings(Section):
     """Origins of web pages that may connect (`https://app.example`; `*`: all). Clients that are not browsers may always
     connect, and so may pages of Antiphon's own host."""
     connections: int = Field(default=1_000, ge=1)
-    """Most connections per process. Further upgrade requests get a 503."""
+    """Maximum number of connections per process. Further upgrade requests get a 503."""
     seconds: float = Field(default=3_600.0, gt=0)
     """Seconds after which the server closes a connection. A response that is running then still finishes."""
     ping: float = Field(default=30.0, gt=0)
     """Seconds between pings. A client that does not answer within half of this time counts as disconnected."""
     memory_bytes: int = Field(default=16 * MIB, ge=0)
-    """Most bytes of responses with `store: false` that one connection keeps in memory, so that the client can continue
-    them on the same connection."""
+    """Maximum number of bytes of responses with `store: false` that one connection keeps in memory, so that the client
+    can continue them on the same connection."""
     total_bytes: int = Field(default=256 * MIB, ge=1024)
-    """Most bytes of all connections of one process: the responses kept in memory, and waiting requests. At the limit,
-    the least recently used connections discard their responses, and their clients must send the whole input again. If
-    that does not free enough, a request gets a 503."""
+    """Maximum number of bytes of all connections of one process: the responses kept in memory, and waiting requests. At
+    the limit, the least recently used connections discard their responses, and their clients must send the whole
+    input again. If that does not free enough, a request gets a 503."""
     compression: bool = True
     """Compress frames (permessage-deflate) if the client offers it."""

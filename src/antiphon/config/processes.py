@@ -170,7 +170,7 @@ class EnvoySettings(Section):
     authentication. No other path of Envoy's admin interface is served there. Unset: only `envoy.admin` serves the
     metrics."""
     retries: int = Field(default=2, ge=0)
-    """Most retries of a model call that fails before the upstream answers. Envoy makes the retries."""
+    """Maximum number of retries of a model call that fails before the upstream answers. Envoy makes the retries."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     heap_bytes: int = Field(default=1024 * MIB, ge=64 * MIB)
     """Largest heap of Envoy. Near this limit Envoy resets the HTTP/2 streams that use the most memory, and answers new

@@ -38,7 +38,7 @@ class StateSettings(Section):
     """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses it for commands that a
     pooler does not forward (`LISTEN`)."""
     pool: int = Field(default=4, ge=1, le=64)
-    """Most connections to PostgreSQL per process."""
+    """Maximum number of connections to PostgreSQL per process."""
     deadline: float = Field(default=4.5, gt=0)
     """Seconds for one operation on PostgreSQL, including the time to get or open a connection."""
     unready_after: float = Field(default=20.0, ge=0)
@@ -81,12 +81,12 @@ class FileSettings(Section):
     enabled: bool = True
     """Accept uploaded files. If false, `/v1/files` gets a 404, and a request with a `file_id` a 400."""
     max_bytes: int = Field(default=512 * MIB, ge=1)
-    """Most bytes of one file."""
+    """Maximum number of bytes of one file."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Most bytes of all files of one owner. Each file counts as at least 4096 bytes. Unset: no limit."""
+    """Maximum number of bytes of all files of one owner. Each file counts as at least 4096 bytes. Unset: no limit."""
     input_bytes: int = Field(default=50 * MIB, ge=1)
-    """Most bytes of all files that one request sends to the model by `file_id`. A file that the request names twice
-    counts twice."""
+    """Maximum number of bytes of all files that one request sends to the model by `file_id`. A file that the request
+    names twice counts twice."""
     sweep: float = Field(default=3_600.0, gt=0)
     """Seconds between two runs of the task that deletes expired files and incomplete uploads. The first run is at the
     start. If several processes share a database, one of them makes each run."""
@@ -157,15 +157,16 @@ class VectorStoreSettings(Section):
     enabled: bool = True
     """Offer vector stores. If false, their paths get a 404."""
     ingest: int = Field(default=2, ge=0)
-    """Most files that one process ingests concurrently. 0: this process ingests none, and other processes must."""
+    """Maximum number of files that one process ingests concurrently. 0: this process ingests none, and other processes
+    must."""
     file_seconds: float = Field(default=60.0, gt=0)
     """Seconds of processor time for extracting the text of one file. A file that takes longer fails."""
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
-    """Most bytes of memory of the process that extracts the text of files."""
+    """Maximum number of bytes of memory of the process that extracts the text of files."""
     text_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Most bytes of text of one file."""
+    """Maximum number of bytes of text of one file."""
     tokens: int = Field(default=5_000_000, ge=1_000)
-    """Most tokens of one file."""
+    """Maximum number of tokens of one file."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
     """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
     least recently searched stores leave the cache, and their next search reads the vectors from the database again."""
@@ -192,9 +193,9 @@ class EmbeddingSettings(Section):
     dimensions: int | None = Field(default=None, ge=1)
     """Numbers per vector, for models that can return shorter vectors. Unset: the model's default."""
     batch: int = Field(default=64, ge=1, le=2048)
-    """Most texts in one call of the embeddings server."""
+    """Maximum number of texts in one call of the embeddings server."""
     concurrent: int = Field(default=4, ge=1)
-    """Most concurrent calls of the embeddings server per process."""
+    """Maximum number of concurrent calls of the embeddings server per process."""
     seconds: float = Field(default=60.0, gt=0)
     """Seconds for one call of the embeddings server."""
 
@@ -213,10 +214,10 @@ class BackgroundSettings(Section):
     """Responses with `background: true`."""
 
     workers: int = Field(default=8, ge=0)
-    """Most background responses that one process runs concurrently. 0: this process only queues them for other
-    processes."""
+    """Maximum number of background responses that one process runs concurrently. 0: this process only queues them for
+    other processes."""
     per_owner: int = Field(default=100, ge=1)
-    """Most unfinished background responses of one owner. Further requests get a 429."""
+    """Maximum number of unfinished background responses of one owner. Further requests get a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
     """How Antiphon handles a background response whose process died or stopped, or whose model call failed because
     Antiphon's own Envoy ended. `retry` runs the response again from its beginning. `fail` ends the response as failed,

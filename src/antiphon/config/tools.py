@@ -25,18 +25,18 @@ class ToolSettings(Section):
     """Seconds for one tool call, including its wait for a free slot. A call that takes longer fails, and the model gets
     the error."""
     concurrent: int = Field(default=32, ge=1)
-    """Most concurrent tool calls per process. One owner may use three quarters of these slots, and one response one
-    quarter. Further calls wait."""
+    """Maximum number of concurrent tool calls per process. One owner may use three quarters of these slots, and one
+    response one quarter. Further calls wait."""
     output_chars: int = Field(default=100_000, ge=100)
-    """Most characters of one call's output that the model gets. A longer output is cut, and ends with a note about
-    that."""
+    """Maximum number of characters of one call's output that the model gets. A longer output is cut, and ends with a
+    note about that."""
     calls: int = Field(default=128, ge=1)
-    """Most tool calls in one response. A request can lower this limit with `max_tool_calls`."""
+    """Maximum number of tool calls in one response. A request can lower this limit with `max_tool_calls`."""
     result_bytes: int = Field(default=32 * MIB, ge=1024)
-    """Most bytes of the results of all calls in one response, pictures included. A call whose result exceeds the limit
-    fails, and the model gets the error. The response continues with its earlier results."""
+    """Maximum number of bytes of the results of all calls in one response, pictures included. A call whose result
+    exceeds the limit fails, and the model gets the error. The response continues with its earlier results."""
     turns: int = Field(default=32, ge=1)
-    """Most model calls in one response. In the last call, the model must answer without tools."""
+    """Maximum number of model calls in one response. In the last call, the model must answer without tools."""
 
 
 class WebSearchSettings(Section):
@@ -55,7 +55,7 @@ class WebSearchSettings(Section):
     """Let the model also open pages. The sidecar fetches them like a `file_url`, from public addresses and from the
     addresses in `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Most bytes of one page."""
+    """Maximum number of bytes of one page."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -93,9 +93,9 @@ class McpSettings(Section):
     list_seconds: float = Field(default=300.0, ge=0)
     """Seconds for which the sidecar caches a server's list of tools."""
     tools: int = Field(default=256, ge=1)
-    """Most tools that one server may offer."""
+    """Maximum number of tools that one server may offer."""
     answer_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Most bytes of one answer from a server."""
+    """Maximum number of bytes of one answer from a server."""
 
 
 class CodeInterpreterSettings(Section):
@@ -114,16 +114,16 @@ class CodeInterpreterSettings(Section):
     """Bytes of memory of a container. A request's `memory_limit` may not be larger, except that `1g` is always
     allowed."""
     disk_bytes: int = Field(default=256 * MIB, ge=MIB)
-    """Most bytes of all files in one container. A live interpreter keeps the files in memory if the system allows that
-    (docs/how-to/code-interpreter.md)."""
+    """Maximum number of bytes of all files in one container. A live interpreter keeps the files in memory if the system
+    allows that (docs/how-to/code-interpreter.md)."""
     output_bytes: int = Field(default=64 * 1024, ge=1024)
-    """Most bytes of output from one run of code. The middle of a longer output is left out."""
+    """Maximum number of bytes of output from one run of code. The middle of a longer output is left out."""
     files: int = Field(default=2_000, ge=1)
-    """Most files in one container."""
+    """Maximum number of files in one container."""
     picture_bytes: int = Field(default=4 * MIB, ge=1024)
-    """Most bytes of all pictures from one run of code. Pictures beyond the limit are left out."""
+    """Maximum number of bytes of all pictures from one run of code. Pictures beyond the limit are left out."""
     threads: int = Field(default=32, ge=1)
-    """Most threads in one container. The sandbox ends code that starts more."""
+    """Maximum number of threads in one container. The sandbox ends code that starts more."""
     show_pictures: bool = False
     """Send the pictures that code draws to the model too, and not only to the client. The model must accept images."""
     sockets: Path | None = None
@@ -131,15 +131,15 @@ class CodeInterpreterSettings(Section):
     Through these sockets, a worker sends code to the worker that runs the container's interpreter. Unset: the run
     folder of `antiphon up`, otherwise none."""
     machines: int = Field(default=8, ge=1)
-    """Most live interpreters. If there are more containers, the least recently used ones lose their variables, but keep
-    their files."""
+    """Maximum number of live interpreters. If there are more containers, the least recently used ones lose their
+    variables, but keep their files."""
     idle: float = Field(default=1_200.0, ge=60)
     """Seconds without use after which a container is deleted. The request that creates the container may set another
     time."""
     containers: int = Field(default=200, ge=1)
-    """Most containers that exist at the same time. The files of all containers can take this many times
+    """Maximum number of containers that exist at the same time. The files of all containers can take this many times
     `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
-    """Most containers of one owner."""
+    """Maximum number of containers of one owner."""
     sweep: float = Field(default=60.0, gt=0)
     """Seconds between two runs of the task that deletes expired containers."""

@@ -176,7 +176,8 @@ class ModelSettings(Section):
     profile: str | None = None
     """The upstream profile for these models. Unset: the profile of the upstream."""
     context_tokens: int | None = Field(default=None, ge=256)
-    """Most input tokens of the model. Antiphon needs this number to drop the oldest turns with `truncation: auto`."""
+    """Maximum number of input tokens of the model. Antiphon needs this number to drop the oldest turns with
+    `truncation: auto`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Flags that override those of the profile for these models. These flags also override `upstream.profile_flags`."""
     extra: dict[str, Any] = Field(default_factory=dict)

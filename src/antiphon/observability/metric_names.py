@@ -145,7 +145,7 @@ FILES = _counter(
 )
 SEARCHES = _seconds(
     "antiphon_search_duration_seconds",
-    "Duration of searches in vector stores, by what they went by.",
+    "Duration of searches in vector stores, by the kind of search.",
     by="`words`, `vectors`: by both",
 )
 REFUSED = _counter(

@@ -29,8 +29,8 @@ _FRAGMENTS: Final = re.compile(
 
 
 def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """The texts of the chunks at the beginning of `data`, without empty texts, and the size of these chunks in bytes. A
-    chunk consists of `before`, a text and `behind`.
+    """Return the texts of the equal chunks at the beginning of `data`, without empty texts, and the bytes of these
+    chunks. A chunk consists of `before`, a text and `behind`.
 
     `behind` begins with the quote that ends the text. `behind` ends with the end of the event, and contains no other
     end of an event. The cut stops at the first chunk that is different or incomplete. If `refused` is not empty, the

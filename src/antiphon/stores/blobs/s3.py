@@ -353,7 +353,7 @@ class S3BlobReader:
             first = self._starts[number]
             part = await self._blobs.fetch(path, start - first, min(end - first, size))
             if not part:
-                raise StoreError("A stored file is shorter than it was.")
+                raise StoreError("A stored file in the bucket is truncated: it is shorter than its recorded size.")
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

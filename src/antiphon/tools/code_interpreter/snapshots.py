@@ -146,7 +146,7 @@ class Snapshots:
             while (at := size - places[-1]) < file.size:
                 piece = await self._sandbox.read(row.id, file.path, at, min(_PIECE, file.size - at))
                 if not piece:
-                    raise SandboxFailed(f"The file {file.path!r} is shorter than it was.")
+                    raise SandboxFailed(f"The file {file.path!r} became shorter while Antiphon copied it.")
                 await snapshot.write(piece)
                 size += len(piece)
         row.contents.blobs[snapshot.key] = (await snapshot.seal()).size
@@ -159,7 +159,7 @@ async def _read_whole(reader: BlobReader, file: RowFile) -> AsyncIterator[bytes]
     while at < end:
         piece = await reader.read(at, min(_PIECE, end - at))
         if not piece:
-            raise StoreError("A snapshot of a container's files is shorter than it was.")
+            raise StoreError("A snapshot of a container's files is truncated: it is shorter than its recorded size.")
         at += len(piece)
         yield piece
 

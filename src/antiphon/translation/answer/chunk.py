@@ -61,7 +61,7 @@ def decode_chunk(data: bytes) -> Chunk:
                     break
             else:
                 return chunk
-    raise NotAChunk("not a chunk as it should be")
+    raise NotAChunk("the upstream's chunk is not valid JSON, or a field has the wrong type")
 
 
 def fragment(value: Raw) -> bytes:

@@ -274,7 +274,7 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """The dotted names of unknown keys in objects of fields, without duplicates and up to a limit."""
+    """The dotted names of unknown keys in fields whose values are objects, without duplicates and up to a limit."""
     if _WITH_MEMBERS.isdisjoint(fields):
         return []
     unknown = {
