@@ -55,7 +55,9 @@ def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
 
 
 def owned(place: str) -> dict[str, str]:
-    """Return the SQL queries that export one owner, by the kind of the rows. Each query selects two columns that identify a row, then the row's JSON
+    """Return the SQL queries that export one owner, by the kind of the rows.
+
+    Each query selects two columns that identify a row, then the row's JSON
     (`body`) or its fields. `place`: the SQL expression for an item's position in its conversation."""
     return {
         "responses": """

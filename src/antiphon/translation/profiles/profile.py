@@ -4,8 +4,9 @@ Lives here: the flags, their defaults, and the changes for some models. Lives he
 family's flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
 (`vendors.py`).
 
-Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another value than the default.
-Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that documents it.
+Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another
+value than the default. Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that
+documents it.
 """
 
 from __future__ import annotations
