@@ -1,12 +1,12 @@
-"""Holds the client keys that one process accepts: those of the settings, and those that operators create at run time.
+"""Holds the client keys that one process accepts: keys from the settings, and keys that operators create at run time.
 
-Lives here: reading the stored keys again after a change, and what happens while the database is unreachable. Not here:
-the SQL (`stores/client_keys.py`), the keys of the settings (`app/keys.py`), the headers of a request
+Lives here: reloading the stored keys after a change, and the key check while the database is unreachable. Not here: the
+SQL (`stores/client_keys.py`), the keys of the settings (`app/keys.py`), the request headers that carry a key
 (`doors/owners.py`).
 
-Invariants: a process accepts a created key, and refuses a revoked or expired one, within `POLL_SECONDS` and the time of
-two queries. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The keys of the
-settings need no database.
+Invariants: a process accepts a new key, and refuses a revoked or expired key, at most `POLL_SECONDS` plus two queries
+after the change. While the database is unreachable, the stored keys stay valid for at most `stale` seconds. The keys of
+the settings stay valid without the database.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from antiphon.stores.client_keys import ClientKeyStore
 
 POLL_SECONDS = 0.25
-"""Seconds between two queries for changes."""
+"""Seconds between two queries for changes of the stored keys."""
 
 _log = structlog.get_logger(__name__)
 
 
 class KeyRing:
-    """The keys of one process, as `KnownKeys`. `fixed`: the keys of the settings, which win over stored ones."""
+    """The client keys of one process, as `KnownKeys`. A key in `fixed` (from the settings) replaces an equal stored
+    key."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class KeyRing:
         self._outage = Outage(_log, "client_keys_not_read", "client_keys_read_again")
 
     def get(self, digest: bytes, /) -> Caller | None:
-        """See `KnownKeys.get`."""
+        """Return the caller of a token's digest, or None. Raises `Unavailable` for an unknown digest while the stored
+        keys cannot be read."""
         found = self._known.get(digest)
         if found is None and self._is_stale:
             raise Unavailable(
@@ -65,21 +67,22 @@ class KeyRing:
         return found
 
     async def open(self) -> None:
-        """Read the stored keys, and start to follow their changes. Raises `StoreError`."""
+        """Read the stored keys, and start the task that polls for changes. Raises `StoreError`."""
         await self.refresh()
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def aclose(self) -> None:
-        """Stop following changes."""
+        """Stop the polling task."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
     async def refresh(self) -> None:
-        """Read the stored keys if one changed or expired since the last call. Raises `StoreError`."""
+        """Read the stored keys if a key changed or expired since the last call. Raises `StoreError`."""
         began = asyncio.get_running_loop().time()
-        # The number is read first: a change after it has another number, so the next call finds it.
+        # Read the number of changes before the keys. A change between the two queries raises that number, so the next
+        # call reads the keys again.
         number, date = await self._store.state()
         if number != self._number or (self._expires_at is not None and date >= self._expires_at):
             valid = await self._store.valid()
@@ -100,5 +103,5 @@ class KeyRing:
             except Exception:
                 _log.error("client_keys_failed", exc_info=True)
             if clock() >= self._read_at + self._stale and not self._is_stale:
-                # The next reading has to bring all of them back.
+                # Forget the stored keys. The number -1 makes the next `refresh` load all of them again.
                 self._known, self._number, self._is_stale = self._fixed, -1, True

@@ -1,11 +1,13 @@
 """Loads the objects that a request refers to: history, prompt, items and files.
 
-Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and which of them an action uses.
-Also: the client's error when one of them fails, and the limit of a request's uploaded files. Not here: the Protocols
-(`engine/ports/`), the use of the loaded objects (`engine/exchange/loaded_request.py`).
+Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and the choice of the store that an
+action uses. Also: the client's error when a store fails, and the size limit of the uploaded files in one request. Not
+here: the Protocols of the stores (`engine/ports/`), the use of the loaded objects
+(`engine/exchange/loaded_request.py`).
 
-Invariants: `Ports` are frozen. A view over another history or upstream is a copy by `dataclasses.replace`. A failure is
-a value, an `ApiError`. A file that is missing, expired or another owner's gives the same error.
+Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy (`dataclasses.replace`). The
+loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired file and another owner's
+file give the same error.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ class Ports:
     """The stores, upstreams and limits of one runner. A port that is None is not available on this server."""
 
     store: ResponseStore
-    """The store of responses, also when another history is over it."""
+    """The store of responses itself, even if `over` wraps it."""
     upstream: Upstream
-    """Makes the model calls."""
+    """The client that makes the model calls."""
     _: KW_ONLY
     timeouts: TimeoutSettings
     metrics: Metrics
@@ -53,13 +55,14 @@ class Ports:
     stored_files: StoredFiles | None = None
     owner_room: OwnerQuota | None = None
     over: History | None = None
-    """A history over the store: a connection's memory, or a job's deferred record."""
+    """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None: nothing wraps the
+    store."""
     keeps_locks: bool = False
-    """Whether the response's job holds the lock of the conversation, and releases it at its end."""
+    """Whether a background job holds the conversation's lock. The job's end then releases the lock."""
 
     @property
     def history(self) -> History:
-        """The history that loads chains and items, and saves responses."""
+        """The history that loads earlier responses and items, and saves new responses: `over` if set, else `store`."""
         return self.store if self.over is None else self.over
 
 
@@ -70,7 +73,7 @@ class Loader:
         self._ports = ports
 
     async def load(self, action: LoadContext) -> Context | ApiError:
-        """Load the objects that the action names. A failure is returned as an `ApiError`."""
+        """Load the objects that the action names. Returns a failure as an `ApiError`."""
         if action.file_urls or action.file_ids:
             return await self._load_files(action)
         if action.keyless is not None:
@@ -140,7 +143,7 @@ class Loader:
 
 
 def size_of(context: Context | ApiError, action: LoadContext) -> int:
-    """The number of loaded bytes that the exchange must read and translate."""
+    """The number of loaded bytes that the exchange must read and translate. 0 if the load failed."""
     if isinstance(context, ApiError):
         return 0
     history = context.conversation or (context.chain.items if context.chain is not None else ())
@@ -153,17 +156,18 @@ _SHOWN_ID = 128
 
 
 class StoredFiles:
-    """Reads an owner's files for one request at a time. `max_bytes` limits the size of a request's files together."""
+    """Reads uploaded files. `max_bytes` limits the total size of the files that one request names."""
 
     def __init__(self, files: FileStore, max_bytes: int) -> None:
         self._files = files
         self._limit = max_bytes
 
     async def load(self, owner: str, ids: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Read the file of every id. An id that fails maps to the client's error (a 400 without `param`).
+        """Read the file of every id. An id whose file cannot be used maps to the client's error (a 400 without
+        `param`).
 
-        A file is read once, but counts as often as the request names it, because it is sent that often. Raises
-        `StoreError`.
+        Each file is read once. Its size counts for each mention in the request, because the model call repeats the file
+        for each mention. Raises `StoreError`.
         """
         found: dict[str, FetchedFile | ApiError] = {}
         left = self._limit

@@ -1,10 +1,10 @@
 """Loads, locks and releases the conversation of a response.
 
-Lives here: the runner's work for `conversation`. Not here: the lock itself (the store), its renewal
-(`stores/leases.py`), when it is taken and released (`engine/exchange/phase.py`).
+Lives here: the runner's work for the request's `conversation` field. Not here: the lock itself (the store), the renewal
+of its lease (`stores/leases.py`), the decisions to lock and to release (`engine/exchange/phase.py`).
 
-Invariant: a lock that this process takes is renewed until the response is saved or queued, or releases it. A queued
-response's job then holds the lock. If all of that fails, the lease of the lock runs out.
+Invariant: this process renews a lock until its response is saved or queued, or until the lock is released. After a
+response is queued, its job holds the lock. If the process dies or a release fails, the lock's lease expires.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _log = structlog.get_logger(__name__)
 
 
 class LockedConversations:
-    """The conversations that this process has locked. `create_unknown`: create a conversation that does not exist."""
+    """The conversations that this process has locked. `create_unknown`: whether `load` creates a conversation that does
+    not exist."""
 
     def __init__(self, store: ConversationStore, leases: Leases, *, create_unknown: bool = False) -> None:
         self._store = store
@@ -35,7 +36,8 @@ class LockedConversations:
         return self._leases.held_in(self._store)
 
     async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
-        """Load the items of the action's conversation, and lock it if the action says so. None: it does not exist.
+        """Load the items of the action's conversation. If `action.lock_for` names a response, lock the conversation for
+        it. Returns None if the conversation does not exist.
 
         Raises `ApiError`, for example `ConversationLocked`.
         """
@@ -52,11 +54,12 @@ class LockedConversations:
         return items
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """Load items that clients added to a conversation themselves, by their ids."""
+        """Load items by id that clients added to a conversation directly, not through a response."""
         return await self._store.find_items(owner, item_ids)
 
     def forget(self, response_id: str) -> None:
-        """Stop renewing the lock, because the response was saved or queued. The store releases it."""
+        """Stop renewing the response's lock, but do not release it. The store has settled the lock, or a job holds
+        it."""
         self._leases.drop(self._store, response_id)
 
     async def aclose(self) -> None:
@@ -64,10 +67,10 @@ class LockedConversations:
         await self._leases.aclose()
 
     async def release(self, response_id: str) -> None:
-        """Release the lock. If that fails, its lease runs out."""
+        """Release the response's lock. If the store fails, the lock's lease expires."""
         self._leases.drop(self._store, response_id)
         try:
             await self._store.release(response_id)
         except StoreError as error:
-            # An earlier failure has a separate log line.
+            # The level is info, because an earlier failure of the store already has a log line.
             _log.info("conversation_not_released", response_id=response_id, error=str(error))

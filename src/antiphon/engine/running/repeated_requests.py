@@ -1,9 +1,9 @@
-"""Answers a request with a known `Idempotency-Key` with the result of the first one.
+"""Answers a repeated request, whose `Idempotency-Key` is known, with the first request's stored response.
 
-Lives here: reading the key, holding it for the new response, and the answer to a repeated request. Not here: the format
-of a key (`engine/ports/idempotency.py`), renewing and releasing it (`held_keys.py`).
+Lives here: reading the key, claiming it for the new response, and the answer to a repeated request. Not here: the
+format of a key (`engine/ports/idempotency.py`), the renewal and release of keys (`held_keys.py`).
 
-Invariant: the response holds the key before the sidecar performs any action for the request.
+Invariant: the response holds the key before the sidecar performs any action for the request, except to load its prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from antiphon.stores.responses import ResponseStore
 async def read_keyed(
     exchange: ResponseExchange, head: RequestHead, body: bytes, keys: HeldKeys, responses: ResponseStore
 ) -> KeyedRequest | None:
-    """The request with its idempotency key, or None. An invalid key is answered with an error."""
+    """Return the request with its idempotency key, or None if it has no valid key. For an invalid key, the exchange
+    answers with an error."""
     given = head.header(HEADER)
     if given is None:
         return None
@@ -40,7 +41,7 @@ async def read_keyed(
 
 
 class KeyedRequest:
-    """A request with an idempotency key, which it looks up among held keys and stored responses."""
+    """A request with an idempotency key. Its methods look the key up, and fetch the response that the key refers to."""
 
     def __init__(self, exchange: ResponseExchange, once: OnceOnly, keys: HeldKeys, responses: ResponseStore) -> None:
         self._exchange = exchange
@@ -49,25 +50,26 @@ class KeyedRequest:
         self._responses = responses
 
     async def look_up(self) -> None:
-        """Answer with the stored response of the same earlier request, if any. It needs no prompt, which may be
-        deleted."""
+        """Answer with the stored response of an earlier request with the same key, if any. This lookup comes before the
+        prompt is loaded, because the prompt may have been deleted since."""
         with _told_of_the_key(self._exchange):
             await self._answer(await self._keys.made(self._once))
 
     async def claim(self) -> None:
-        """Hold the key, or answer with the stored response of the same earlier request."""
+        """Claim the key, or answer with the stored response of an earlier request with the same key."""
         with _told_of_the_key(self._exchange):
             self._exchange.claim()
             await self._answer(await self._keys.claim(self._once, self._exchange.known.response_id))
 
     async def _answer(self, made: str | None) -> None:
-        """Answer with the response `made`, if any."""
+        """Answer with the stored response whose id is `made`. None: do nothing. Raises `ApiError` if the response is
+        not stored."""
         if made is None:
             return
         found = await self._responses.get(self._once.owner, made)
         if found is None:
             if self._exchange.awaits_prompt:
-                # The prompt may say whether to store the response.
+                # The prompt is not loaded yet, and `store` may depend on it. So `claim` chooses the error later.
                 return
             raise (
                 _not_kept()
@@ -93,7 +95,7 @@ def _not_kept() -> ApiError:
 
 @contextmanager
 def _told_of_the_key(exchange: ResponseExchange) -> Iterator[None]:
-    """Turn an error with the key into the answer to the request."""
+    """Catch an error about the key in the `with` block, and make it the answer to the request."""
     try:
         yield
     except ApiError as error:
