@@ -1,14 +1,15 @@
 """Checks a request's body against what the client's key allows: its models, and the types of its tools.
 
-Lives here: finding both in a body, in every spelling that an upstream may accept. Not here: the rules of a key
-(`engine/ports/callers.py`), when a request is checked (`loaded_request.py`, `native_request.py`, `api/chat.py`).
+Lives here: finding the models and tool types in a body, in every spelling that an upstream may accept. Not here: the
+limits of a key (`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`,
+`api/chat.py`, `api/conversations.py`).
 
-A body that passes through unchanged may have two fields of one name, or `Model` beside `model`. Servers differ in the
-one that they use, so all of them are checked. Tools are declared in `tools` of the request, of a namespace, and of the
-input items `additional_tools` and `tool_search_output`. So every `tools` at any depth counts, except inside a JSON
-Schema.
+A body that passes through unchanged may have two fields of one name, or `Model` beside `model`. Servers differ in which
+of these fields they use, so Antiphon checks every one of them. A request, a namespace, and the input items
+`additional_tools` and `tool_search_output` can declare tools in a field `tools`. So Antiphon checks every `tools` field
+at any depth, except inside a JSON Schema.
 
-Invariant: a key without limits costs nothing, because its bodies are not searched.
+Invariant: for a key without limits, Antiphon does not search the body, so the check costs nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _SEARCH_OF_CHAT: Final = "web_search_options"
 
 
 class Pairs(list[tuple[str, object]]):
-    """A JSON object as a list of its pairs, with duplicate names."""
+    """A JSON object as a list of (name, value) pairs. The list keeps pairs with duplicate names."""
 
 
 def pairs_of(body: bytes) -> Pairs:
-    """The request's fields. Every pair, not the last of each name, because servers differ in the one that they use.
-    Raises `InvalidRequest`."""
+    """Return all fields of a JSON body. If two fields have the same name, the list has both, because servers differ in
+    which field they use. Raises `InvalidRequest` if the body is not valid JSON."""
     try:
         request = json.loads(body, object_pairs_hook=Pairs)
     except (ValueError, RecursionError):
@@ -42,7 +43,7 @@ def pairs_of(body: bytes) -> Pairs:
 def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
     """Raise `ApiError` when the key does not allow a model or a tool of this body.
 
-    `named`: the body must name a model, because the upstream would choose one itself.
+    `named`: if the key limits the models, the body must name a model. Otherwise the upstream would choose the model.
     """
     if not (access.models or access.tools):
         return
@@ -59,7 +60,8 @@ def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
 
 
 def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
-    """The types of all tools that a request declares, each with the field that names it: None below the first level."""
+    """The types of all tools that a request declares, each with the field name for the error message. The field name is
+    None for a tool in a nested `tools` field."""
     waiting: list[tuple[str, object]] = [("", request)]
     while waiting:
         place, value = waiting.pop()
@@ -76,7 +78,7 @@ def declared_tools(request: object) -> Iterator[tuple[str | None, str]]:
 
 
 def _types(tools: object, place: str) -> Iterator[tuple[str | None, str]]:
-    """The types in one `tools`, which some servers read as a list and others as a mapping."""
+    """The tool types in the value of one `tools` field. Some servers accept a list as this value, others an object."""
     each = [part for _, part in tools] if isinstance(tools, Pairs) else tools if isinstance(tools, list) else []
     for number, tool in enumerate(each):
         param = None if place else f"tools[{number}]"

@@ -1,10 +1,10 @@
 """Reads the bytes of upstream answers, with one reader for each form: a stream, a whole body, an error body.
 
-Lives here: the handling of the bytes of one model call's answer. Not here: the choice of the form (`model_turn.py`),
-what happens after its end (`made_response.py`). An answer that is not translated has a reader of its
-own (`native_request.py`).
+Lives here: the handling of the bytes of one model call's answer. Not here: the choice of the reader (`model_turn.py`),
+and the steps after the end of the answer (`made_response.py`). `native_request.py` has the reader for answers that
+Antiphon does not translate.
 
-Invariant: no reader holds more than its limit.
+Invariant: no reader buffers more bytes than its limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from antiphon.translation.values import Ending
 class AnswerReader:
     """The reader of a call whose answer has not begun, and the base of all readers.
 
-    `output` is any number that changes with the model's output. `idle` is the number of bytes since the last output.
+    `output` is a number that changes whenever the model produces output. `idle` is the number of bytes that the
+    upstream has sent without model output.
     """
 
     __slots__ = ()
@@ -32,19 +33,20 @@ class AnswerReader:
         return 0
 
     def receive(self, data: bytes) -> bool:
-        """Take more bytes. Returns True when the reader needs no more: the answer is complete, or too large."""
+        """Take more bytes of the answer. Returns True when the reader needs no more bytes, because the answer is
+        complete or too large."""
         return False
 
     def read_whole(self) -> None:
-        """Read the collected body, because the answer is over."""
+        """Parse the collected body. The caller calls this method after the last byte of the answer."""
 
     def end(self, cut: Ending | None) -> Ending:
-        """Return how the model's turn ended. `cut` is the reason if its answer was broken off."""
+        """Return how the model's turn ended. `cut` is the reason if the answer is incomplete, otherwise None."""
         return cut or Ending("failed", code="server_error", message="There was no answer.")
 
 
 class BodyReader(AnswerReader):
-    """Collects a body, up to a limit."""
+    """Collects the first `limit` bytes of a body. `receive` returns True when the body exceeds the limit."""
 
     __slots__ = ("_parts", "_room")
 
@@ -54,7 +56,7 @@ class BodyReader(AnswerReader):
 
     @property
     def body(self) -> bytes:
-        """The body so far, within the limit."""
+        """The bytes that the reader has collected so far, at most `limit`."""
         return b"".join(self._parts)
 
     def receive(self, data: bytes) -> bool:
@@ -86,7 +88,8 @@ class ChatReader(AnswerReader):
 
 
 class StreamReader(ChatReader):
-    """Translates a stream as it comes. `builder` makes the client's events."""
+    """Translates the bytes of a model's event stream as they arrive, and appends the client's events to `actions`.
+    `builder` creates these events."""
 
     __slots__ = ("_actions",)
 
@@ -104,7 +107,7 @@ class StreamReader(ChatReader):
 
 
 class ChatBodyReader(ChatReader):
-    """Collects a model's answer without the content type of a stream, and reads it at its end."""
+    """Collects a model's answer that lacks the content type of an event stream, and parses the answer at its end."""
 
     __slots__ = ("_collected",)
 
@@ -118,10 +121,11 @@ class ChatBodyReader(ChatReader):
     def read_whole(self) -> None:
         body = self._collected.body
         self._collected = BodyReader(0)
-        # The first events come before any item. They are sent only if the body is a valid answer.
+        # Create the response's first events, which come before any item. The client gets the events only if the body
+        # is a valid answer.
         self._builder.start()
         if body.lstrip()[:1] in (b"d", b":", b"e") and (b"data:" in body[:4096]):
-            # An event stream without the content type (or one that was not requested).
+            # The upstream sent an event stream, but without the content type `text/event-stream`.
             self._chat.receive_data(body)
         else:
             self._chat.receive_completion(body)

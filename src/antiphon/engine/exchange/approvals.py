@@ -1,10 +1,12 @@
 """Reads from a conversation which MCP tool calls the client has approved.
 
-Lives here: reading approval requests and their answers. Not here: emitting approval requests (`tool_turns.py`), which
-calls need approval (`tools/mcp/servers.py`), the store's record of used answers (`engine/ports/idempotency.py`). Pure.
+Lives here: reading approval requests and their answers. Not here: emitting approval requests (`tool_turns.py`), the
+rules that decide which calls need approval (`tools/mcp/servers.py`), and the store's record of used answers
+(`engine/ports/idempotency.py`). The functions are pure.
 
-Invariant: an approval is used once. This module refuses a second use that the conversation shows. Only the store
-detects a second use in another branch of the conversation, or in a concurrent request.
+Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses a second
+use that the conversation shows. Only the store detects a second use in another branch of the conversation, or in a
+concurrent request.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from antiphon.types.json import try_decode
 from antiphon.types.views import Approval
 
 Approved = tuple[str, CallTarget, str]
-"""A call that the client approved: the id of the approval request, the tool, the arguments."""
+"""A call that the client approved: the id of the approval request, the tool, and the call's arguments as JSON text."""
 
 
 class Answers:
     """The approval requests that a conversation answers.
 
-    `new` are those that this request answers, each with the parameter name for errors. `earlier` were approved before a
-    later item of the model, and have no call. A client that holds the conversation itself sends such an approval with
-    every request.
+    `new` maps the approval requests that this request answers to the parameter name for errors. `earlier` has the
+    approval requests that the client approved earlier and for which the conversation has no call. A client that holds
+    the conversation itself sends such an approval with every request.
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
                 answers.earlier.add(request)
             continue
         if item.type in _MODELS or item.role == "assistant":
-            # An item of the model after an answer shows that an earlier response has used the answer.
+            # A model's item follows the answer to the approval request, so an earlier response has used this answer.
             answers.earlier.update(approved.intersection(answers.new))
             answers.new.clear()
         if item.type == "mcp_approval_request" and item.id:
@@ -75,7 +77,8 @@ def read_answers(items: Sequence[Named]) -> Answers:
 
 
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
-    """The error for a second answer. `response_id` is the response that used the first one, if known."""
+    """The error for a second answer to an approval request. `where` is the parameter with the second answer.
+    `response_id` is the response that used the first answer, or empty if unknown."""
     by = f" in the response '{response_id}'; if it is stored, it shows the result of the call" if response_id else ""
     return InvalidRequest(
         f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
@@ -86,7 +89,8 @@ def answered_already(where: str, request_id: str, response_id: str = "") -> Inva
 
 
 def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
-    """The calls that the client approved and that have not run, in order. Requests in `besides` are left out."""
+    """The calls that the client approved and that have not run, in the order of the approvals. `besides` has the ids of
+    approval requests to leave out."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
@@ -107,7 +111,8 @@ def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> lis
 
 
 def check_servers(items: Sequence[Named], new: Collection[str], declared: Collection[str | None]) -> None:
-    """Raise `InvalidRequest` for a call that a `new` answer approves and that no `declared` server can run."""
+    """Raise `InvalidRequest` when the request does not declare the MCP server of an approved call. `new` has the ids of
+    the approval requests that this request answers. `declared` has the labels of the request's MCP servers."""
     for name, target, _ in approved_calls(items) if new else ():
         if name in new and target.namespace not in declared:
             problem = (
@@ -127,5 +132,5 @@ def _read_approval(item: InputItem) -> Approval:
 
 
 def label_of(item: InputItem) -> str:
-    """The label of the MCP server that an item belongs to."""
+    """The label of the MCP server to which an item belongs, or an empty string."""
     return _read_approval(item).server_label

@@ -1,18 +1,19 @@
 """Limits the bytes and the number of requests in flight in a process, and each owner's share of both.
 
 Lives here: the budget (of bytes, of requests), each owner's share, and one request's part. Not here: the limits of a
-single request, which have separate settings. Not here: the code that takes from a budget. The doors take requests and
-bodies, the runner takes the objects that a request refers to, and the workers take their jobs.
+single request, which have separate settings. Not here: the callers that charge a budget. The doors (the HTTP and
+ext_proc servers) charge requests and bodies, and the runner charges the objects that a request refers to. The workers
+charge their jobs.
 
-The code checks a budget before it holds something, or directly after. It never waits for a budget. It refuses a request
-with one of these errors:
+A caller checks the budget before it allocates memory, or directly after. No request waits for a budget. A request that
+does not fit gets one of these errors:
 
 - 503 when the budget is used up: the client can retry later or at another instance.
-- 429 when the owner's share is used up: the owner's other requests must end first.
-- 413 when the request can never fit.
+- 429 when the owner's share is used up: some of the owner's other requests must end before a retry.
+- 413 when the request exceeds the whole budget or share, so a retry cannot succeed.
 
-Invariants: A request returns what it took exactly once, however it ends. No owner gets more than the owner's share. All
-owners together get at most the budget.
+Invariants: A request returns its part of the budget exactly once, however the request ends. No owner gets more than the
+owner's share. All owners together get at most the budget.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _MEASURES: Final = {"bytes": "take as much", "requests": "are as many"}
 
 
 class Budget:
-    """A limit of bytes or of requests for all owners. `setting` is the name of its setting.
+    """A limit of bytes or of requests in flight for all owners. `setting` is the name of the setting for this limit.
 
-    One owner may hold `share` of it (0: all), whose setting is `share_setting`. The budget calls `refused` for every
-    refusal after which a retry may succeed.
+    One owner may hold at most `share` of the budget (0: the whole budget). `share_setting` is the name of the setting
+    for the share. The budget calls `refused` for every refusal after which a retry may succeed.
     """
 
     def __init__(
@@ -53,19 +54,20 @@ class Budget:
 
     @property
     def owners(self) -> int:
-        """The number of owners that hold something."""
+        """The number of owners whose requests hold a part of the budget. 0 if the budget has no share."""
         return len(self._owners)
 
     def used_by(self, owner: str) -> int:
-        """The amount that the owner holds."""
+        """The amount (bytes or requests) that the owner's requests hold."""
         return self._owners.get(owner, 0)
 
     def hold(self, owner: str) -> Hold:
-        """Create a request's part, empty at first. A request without an owner (`""`: health) counts to no share."""
+        """Create a request's empty part of the budget. A request without an owner (`""`, such as a health check) counts
+        toward no owner's share."""
         return Hold(self, owner if self.share else "")
 
     def take(self, owner: str, size: int) -> None:
-        """Add `size` to the amount in use. `Hold` has checked that it fits."""
+        """Add `size` to the amount in use. `Hold.add` checks first that `size` fits."""
         self.used += size
         if owner and size:
             self._owners[owner] = self._owners.get(owner, 0) + size
@@ -78,11 +80,12 @@ class Budget:
             if left:
                 self._owners[owner] = left
             else:
-                # The dict has only owners that hold something.
+                # The dict has only owners whose requests hold a part of the budget.
                 del self._owners[owner]
 
     def refuse(self, owner: str = "") -> AtCapacity:
-        """The error for a request that may fit later. Calls `refused` with it."""
+        """Return the error for a request that may fit later, and call `refused` with the error. `owner` is set when the
+        owner's share is used up."""
         held = _MEASURES[self._unit]
         if owner:
             full = AtCapacity(
@@ -102,7 +105,7 @@ class Budget:
         return full
 
     def too_large(self, *, owner: bool) -> RequestTooLarge:
-        """The error for a request that can never fit."""
+        """The error for a request that can never fit into the budget or, with `owner`, into one owner's share."""
         limit, setting, whose = self.limit, self.setting, ""
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
@@ -114,7 +117,7 @@ class Budget:
 
 
 class Hold:
-    """One request's part of a budget. As a context manager it returns the part at its end.
+    """One request's part of a budget. The end of a `with` block returns the part to the budget.
 
     `refusal` is the last refusal after which a retry may succeed.
     """
@@ -128,7 +131,8 @@ class Hold:
         self.refusal: AtCapacity | None = None
 
     def check(self, size: int) -> None:
-        """Raise `AtCapacity` if `size` more does not fit now, `RequestTooLarge` if it can never fit."""
+        """Raise `AtCapacity` if `size` more bytes or requests do not fit at present. Raise `RequestTooLarge` if they
+        can never fit."""
         budget, owner = self._budget, self._owner
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:
@@ -142,13 +146,13 @@ class Hold:
             raise self.refusal
 
     def add(self, size: int) -> None:
-        """Take `size` more. Raises like `check` when it does not fit."""
+        """Charge `size` more bytes or requests to the budget. Raises like `check` when they do not fit."""
         self.check(size)
         self._budget.take(self._owner, size)
         self.size += size
 
     def close(self) -> None:
-        """Return everything to the budget."""
+        """Return this request's part to the budget. A second call has no effect."""
         size, self.size = self.size, 0
         self._budget.give(self._owner, size)
 

@@ -1,10 +1,10 @@
 """Selects which headers pass between the client and the upstream.
 
 Lives here: which of a client's headers a model call carries, and which of an upstream's headers the client gets. Not
-here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), credentials that
-Envoy or the HTTP client adds.
+here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and credentials
+that Envoy or the HTTP client adds.
 
-Invariant: only listed headers pass. Headers of one connection never pass.
+Invariants: A model call carries only listed headers of the client. Hop-by-hop headers never pass in either direction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.types.transport import Headers, header_value
 
 DIALECT: Final = "antiphon-dialect"
 JSON_TYPE: Final = ("content-type", "application/json")
-# The headers that every client may see of an answer to a call with the gateway's account.
+# The upstream's response headers that every client may see when the model call used the gateway's account.
 _OF_THE_ANSWER: Final = frozenset(
     {
         *("content-type", "cache-control", "x-request-id", "retry-after", "retry-after-ms", "x-should-retry"),
@@ -25,10 +25,11 @@ _OF_THE_ANSWER: Final = frozenset(
 )
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 _ALWAYS_PASSED: Final = _TRACE_HEADERS | {"x-request-id"}
-# Further headers that a Responses service reads, and those that belong to the account whose credentials the call has.
+# Request headers that pass only to an upstream that serves the Responses API itself. The account headers pass only if
+# the call carries the client's credentials.
 _NATIVE_HEADERS: Final = frozenset({"openai-beta"})
 _ACCOUNT_HEADERS: Final = frozenset({"openai-organization", "openai-project", "idempotency-key"})
-# Headers about a connection, its bytes or its server, which do not pass.
+# Headers that describe a connection, its encoding or its server. Antiphon never passes them on.
 _WIRE_HEADERS: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
@@ -38,15 +39,16 @@ _WIRE_HEADERS: Final = frozenset(
 
 
 def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
-    """The headers of a model call: the allowed ones of the client, and those of the call itself.
+    """The headers of a model call: `content-type` and `accept` of the call, and the client's allowed headers.
 
-    `traced` are the trace's headers. They replace the client's.
+    `traced` has the trace headers for this call, if any. They replace the client's trace headers.
     """
     allowed = route.headers | _ALWAYS_PASSED
     accept = "text/event-stream" if stream else "application/json"
     if native:
         allowed |= _NATIVE_HEADERS | _ACCOUNT_HEADERS if route.passthrough else _NATIVE_HEADERS
-        # The body says whether it is to be a stream, and is not read here.
+        # The body's field `stream` selects a stream or a whole answer, and this function does not see the body. So the
+        # call carries the client's `accept` header.
         accept = header_value(headers, "accept") or "*/*"
     kept = tuple(
         (name, value)
@@ -57,17 +59,18 @@ def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool
 
 
 def continued(headers: Headers, traced: Headers) -> Headers:
-    """The headers with the trace headers in `traced`, if any, instead of the client's."""
+    """The headers, with the trace headers in `traced` instead of the client's. An empty `traced` changes nothing."""
     return (*(pair for pair in headers if pair[0] not in _TRACE_HEADERS), *traced) if traced else headers
 
 
 def kept_for_later(route: ModelRoute) -> frozenset[str]:
-    """The names of the headers that a queued request stores, without `authorization`."""
+    """The names of the headers that Antiphon stores with a queued request, because a worker makes the model call later.
+    Antiphon does not store the credential in `authorization`."""
     return (route.headers | _ALWAYS_PASSED | {DIALECT}) - {"authorization"}
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """An answer's headers without those of one connection, and without Envoy's `x-envoy-` headers."""
+    """An answer's headers without hop-by-hop headers, pseudo-headers, and Envoy's `x-envoy-` headers."""
     of_hop = _WIRE_HEADERS
     if named := header_value(headers, "connection"):
         of_hop |= {name.strip().lower() for name in named.split(",")}
@@ -79,5 +82,6 @@ def end_to_end(headers: Headers) -> Headers:
 
 
 def of_nobody(headers: Headers) -> Headers:
-    """An answer's headers that reveal nothing about the account: no organization, cookies or rate limits."""
+    """An answer's headers that reveal nothing about the upstream account. Organization, cookies and rate limits do not
+    pass."""
     return tuple(pair for pair in end_to_end(headers) if pair[0] in _OF_THE_ANSWER)
