@@ -292,7 +292,7 @@ async def test_a_dead_response_is_kept_whose_conversation_is_gone(here: Setup) -
     async with here.other.session.delete(url, headers={"authorization": "Bearer t"}) as got:
         assert got.status == 200
     await _swept(here)
-    assert here.made.sql("SELECT count(*) FROM idempotency WHERE lease_until IS NOT NULL") == [(0,)]
+    await until(lambda: here.made.sql("SELECT count(*) FROM idempotency WHERE lease_until IS NOT NULL") == [(0,)])
     here.mcp.stops.set()
     await first
 

@@ -258,11 +258,12 @@ async def test_a_client_that_stops_reading_a_whole_answer_is_cut_off() -> None:
     async with open_http_door(send_seconds=0.05) as door:
         door.chat.script(json_answer(completion("x" * 20_000_000)))
         client = _Deaf(door.address)
-        with client.socket:
+        with client.socket, structlog.testing.capture_logs() as logs:
             await client.ask(post_bytes(ASK))
             await door.stored("completed")
-            # Before it reads again: a client that reads in time gets the whole answer.
             assert await door.context.admission.drained(DEADLINE)
+            # Before it reads again: a client that reads in time gets the whole answer.
+            await until(lambda: "client_stopped_reading" in [line["event"] for line in logs])
             assert await client.cut()
 
 
