@@ -51,12 +51,15 @@ class Gateway:
 
     async def log_line(self, text: str) -> str:
         """Wait until a log line contains `text`. Returns the line."""
-        async with asyncio.timeout(DEADLINE):
-            while True:
-                for line in self.log:
-                    if text in line:
-                        return line
-                await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    for line in self.log:
+                        if text in line:
+                            return line
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"no line has {text}; the last lines:\n" + "\n".join(self.log[-20:])) from None
 
 
 running: list[Gateway] = []
