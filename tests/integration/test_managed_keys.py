@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from antiphon.cli import main
 from antiphon.config.owners import OwnerSettings
@@ -86,6 +87,19 @@ async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one(data: P
         for app in apps:
             await becomes(401, app, anna["token"])
             assert await status(app, after["token"]) == 200
+
+
+async def test_the_log_names_the_key_and_the_team_of_each_request(data: Path, keys: Keys) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with processes(data) as made:
+            app = await made.start(managed_keys=True)
+            anna = await keys.create("--owner", "anna", "--team", "lab")
+            await becomes(200, app, anna["token"])
+            assert await status(app, anna["token"], body=ASK) == 200
+    named = [(line["event"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
+    assert set(named) == {("request", None, anna["id"], "lab"), ("response", "n:anna", anna["id"], "lab")}
+    assert any(line["event"] == "request" and line["status"] == 401 for line in lines)
+    assert anna["token"] not in repr(lines)
 
 
 async def test_no_token_is_stored_or_listed(data: Path, keys: Keys) -> None:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
+from antiphon.engine.ports.callers import Caller
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
@@ -110,7 +111,7 @@ def test_the_line_and_the_metrics_are_of_envoys_word(
     async def work() -> None:
         telemetry = Telemetry(Metrics())
         telemetry.endings.early.listen(asyncio.get_running_loop())
-        observed, exchange = telemetry.observe("relay", "req_1", "owner"), make_exchange()
+        observed, exchange = telemetry.observe("relay", "req_1", Caller("owner")), make_exchange()
         observed.call_began("default", "responses", "m", b"{}")
         observed.head_came("default", 200)
         exchange.cancel(CancelReason.CONNECTION_ENDED)
@@ -142,7 +143,7 @@ def test_the_call_counts_for_the_reason_of_its_response(end: EarlyEnd | None, st
     async def work() -> None:
         telemetry = Telemetry(Metrics())
         telemetry.endings.early.listen(asyncio.get_running_loop())
-        observed, exchange = telemetry.observe("relay", "req_1", "owner"), make_exchange()
+        observed, exchange = telemetry.observe("relay", "req_1", Caller("owner")), make_exchange()
         exchange.observe(observed)
         body = b'{"model":"m","input":"hi","stream":true,"store":false}'
         exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)

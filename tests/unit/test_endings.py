@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.ports.callers import Caller
 from antiphon.observability import observation
 from antiphon.observability.endings import Endings
 from antiphon.observability.logs import configure, lines_together
@@ -142,7 +143,7 @@ async def test_a_failure_is_counted_and_written_at_once(pipe: int, failure: Fail
     telemetry.endings.by_time(asyncio.get_running_loop())
     outcome = "completed" if failure is None else "error"
     began = time.time()
-    telemetry.observe("http", "req_1", "owner").end(make_exchange(), outcome, failure)
+    telemetry.observe("http", "req_1", Caller("owner")).end(make_exchange(), outcome, failure)
     counted = f'outcome="{outcome}"'
     assert (counted in telemetry.metrics.render().decode()) is told_now
     telemetry.metrics.before_scrape(telemetry.endings.tell_before_scrape)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from antiphon.engine.ports.callers import Caller
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.served_ids import ServedIds, take_lost
@@ -117,11 +118,11 @@ def test_a_response_is_in_it_from_its_beginning_to_its_end(tmp_path: Path) -> No
     telemetry.served.open(tmp_path, tmp_path)
     (table,) = tmp_path.iterdir()
     for door, kept in (("http", True), ("websocket", True), ("background", False)):
-        observed, name = telemetry.observe(door, f"req_{door}", "owner"), f"req_{door}".encode()
+        observed, name = telemetry.observe(door, f"req_{door}", Caller("owner")), f"req_{door}".encode()
         assert (name in table.read_bytes()) is kept
         observed.end(make_exchange(), "completed")
         observed.drop()
-        dropped = telemetry.observe(door, "req_dropped", "owner")
+        dropped = telemetry.observe(door, "req_dropped", Caller("owner"))
         dropped.drop()
     whole = table.read_bytes()
     assert not any(whole[at] for at in range(0, len(whole), 129))

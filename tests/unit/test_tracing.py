@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind
 from antiphon.config.processes import TracingSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead, Usage
+from antiphon.engine.ports.callers import Caller
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
@@ -57,7 +58,7 @@ class Traced:
         return {each.name: each for each in self._exporter.get_finished_spans()}
 
     def ask(self, headers: Headers = (), **body: Any) -> tuple[Observation, ResponseExchange, CallUpstream]:
-        observed = self.telemetry.observe("relay", "r1", "owner", headers)
+        observed = self.telemetry.observe("relay", "r1", Caller("owner"), headers)
         exchange = make_exchange()
         exchange.observe(observed)
         asked = {"model": "m", "input": "secret question", "stream": True, "store": False, **body}
@@ -147,7 +148,7 @@ def test_a_failure_is_an_error_of_the_call_and_of_the_request() -> None:
 
 def test_a_clients_mistake_is_no_error_of_the_gateways() -> None:
     traced = Traced()
-    observed = traced.telemetry.observe("relay", "r1", "owner")
+    observed = traced.telemetry.observe("relay", "r1", Caller("owner"))
     exchange = make_exchange()
     exchange.observe(observed)
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), b"{")
@@ -166,13 +167,13 @@ def test_a_client_that_leaves_ends_both_spans() -> None:
 
 def test_what_was_dropped_ends_its_span() -> None:
     traced = Traced()
-    traced.telemetry.observe("relay", "r1", "owner").drop()
+    traced.telemetry.observe("relay", "r1", Caller("owner")).drop()
     assert set(traced.spans) == {"POST /v1/responses"} and trace_headers() == ()
 
 
 def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
     traced = Traced()
-    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed = traced.telemetry.observe("http", "r1", Caller("owner"))
     exchange = make_exchange()
     exchange.observe(observed)
     body = b'{"model":"m","input":"hi","background":true}'
@@ -182,7 +183,7 @@ def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
     kept = tuple((name, value) for name, value in json.loads(enqueue.request)["headers"])
     observed.end(exchange, "queued")
     for attempt in range(2):
-        run = traced.telemetry.observe("background", "", "owner", None)
+        run = traced.telemetry.observe("background", "", Caller("owner"), None)
         run.begin_job("r1", kept, attempt + 1)
         run.end(make_exchange(), "completed", attempt=attempt)
     request, job = traced.spans["POST /v1/responses"], traced.spans["process background response"]
@@ -329,7 +330,7 @@ def test_what_the_model_refuses_is_told_too() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"messages":null}', b'{"messages":[1]}'])
 def test_a_call_without_messages_has_none(body: bytes) -> None:
     traced = Traced(content=True)
-    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed = traced.telemetry.observe("http", "r1", Caller("owner"))
     observed.call_began("default", "responses", "m", body)
     observed.drop()
     assert (traced.spans["chat m"].attributes or {})["gen_ai.input.messages"] == "[]"
@@ -337,7 +338,7 @@ def test_a_call_without_messages_has_none(body: bytes) -> None:
 
 def test_each_call_is_a_span_of_its_own_with_its_own_end() -> None:
     traced = Traced()
-    observed = traced.telemetry.observe("websocket", "r1", "owner")
+    observed = traced.telemetry.observe("websocket", "r1", Caller("owner"))
     observed.call_began("a", "responses", "first", b"{}")
     observed.head_came("b", 500)
     observed.first_data_came()
@@ -459,7 +460,7 @@ def test_a_second_end_changes_nothing() -> None:
 
 def test_a_call_whose_end_nobody_told_ends_with_its_request_and_without_an_error() -> None:
     traced = Traced()
-    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed = traced.telemetry.observe("http", "r1", Caller("owner"))
     observed.call_began("a", "responses", "first", b"{}")
     observed.head_came("a", 503)
     observed.call_ended()
@@ -477,7 +478,7 @@ def test_a_call_whose_end_nobody_told_ends_with_its_request_and_without_an_error
 @pytest.mark.parametrize(("ended", "status"), [(True, 200), (False, 500)])
 def test_the_first_call_of_a_request_may_be_the_one_that_nobody_ended(ended: bool, status: int) -> None:
     traced = Traced()
-    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed = traced.telemetry.observe("http", "r1", Caller("owner"))
     observed.call_began("a", "responses", "m", b"{}")
     observed.head_came("a", status)
     if ended:

@@ -23,6 +23,7 @@ from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.metric_values import NAME_LENGTH
@@ -61,10 +62,10 @@ class Telemetry:
         price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
-    def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
+    def observe(self, door: str, request_id: str, caller: Caller, headers: Headers | None = ()) -> Observation:
         """Begin to observe a response. The server that handles the response may change `door` until the end. `headers`
         is None while the request's headers are unknown (see `begin_job`)."""
-        return Observation(self, door, request_id, owner, headers)
+        return Observation(self, door, request_id, caller, headers)
 
 
 class _Ended(NamedTuple):
@@ -85,12 +86,14 @@ class _Ended(NamedTuple):
 class Observation:
     """Observes one response. The server that handles the response sets `door`."""
 
-    def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, door: str, request_id: str, caller: Caller, headers: Headers | None
+    ) -> None:
         self._telemetry = telemetry
         self._metrics = telemetry.metrics
         self.door = door
         self.request_id = request_id
-        self._owner = owner
+        self._caller = caller
         self.started = time.perf_counter()
         self._calls = 0
         self._upstream = ""
@@ -267,7 +270,9 @@ class Observation:
                 "door": self.door,
                 "model": model,
                 "outcome": ended.outcome,
-                "owner": self._owner[:_OWNER_LENGTH],
+                "owner": self._caller.owner[:_OWNER_LENGTH],
+                "key": self._caller.key_id,
+                "team": self._caller.team,
                 "upstream": self._upstream,
                 "fallback": ended.fell_back,
                 "calls": self._calls if self._calls > 1 else 0,
@@ -287,7 +292,7 @@ class Observation:
             total += cost
             self._metrics.spent(model, upstream, usage, cost / 1e6, estimated=estimated)
             if telemetry.ledger is not None:
-                telemetry.ledger.note(CallUsage(self._owner, model, upstream, usage, estimated, cost))
+                telemetry.ledger.note(CallUsage(self._caller.owner, model, upstream, usage, estimated, cost))
         return total
 
     def _tokens(self) -> dict[str, int | bool]:

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.ports.callers import Caller
 from antiphon.types.transport import NO_MODEL_DOOR
 
 _BY_CODE = {
@@ -101,6 +102,11 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
     if failure is None and outcome in ("failed", "error"):
         return Failure("ours", "no cause was noted", operation="unknown")
     return failure
+
+
+def caller_fields(caller: Caller) -> dict[str, str]:
+    """Return the log fields that name a caller's client key and team. Both are empty where the caller has none."""
+    return {"key": caller.key_id, "team": caller.team}
 
 
 def write_outcome(

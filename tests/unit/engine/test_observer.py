@@ -11,6 +11,7 @@ from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.usage_sums import CallUsage
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
@@ -110,7 +111,7 @@ def test_envoys_answer_about_a_connection_that_ended_is_a_cut() -> None:
 
 def test_an_observation_counts_a_stream() -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("relay", "r1", "owner")
+    observed = Telemetry(metrics).observe("relay", "r1", Caller("owner"))
     exchange, _ = _asked(observed)
     assert value_of(metrics.render().decode(), "antiphon_responses_in_flight") == 1
     exchange.receive_upstream_head(200, SSE)
@@ -136,7 +137,7 @@ def test_an_observation_counts_a_stream() -> None:
 
 def test_an_observation_says_whose_fault_it_was() -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    observed = Telemetry(metrics).observe("drive", "r1", Caller("owner"))
     exchange, _ = _asked(observed)
     exchange.receive_upstream_end(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came"))
     observed.end(exchange, "error")
@@ -149,7 +150,7 @@ def test_an_observation_says_whose_fault_it_was() -> None:
 
 def test_a_client_that_leaves_is_no_failure_of_the_upstream() -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    observed = Telemetry(metrics).observe("drive", "r1", Caller("owner"))
     exchange, _ = _asked(observed)
     exchange.receive_upstream_head(200, SSE)
     exchange.cancel(CancelReason.CLIENT_GONE)
@@ -161,7 +162,7 @@ def test_a_client_that_leaves_is_no_failure_of_the_upstream() -> None:
 
 def test_what_was_dropped_tells_nothing() -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("drive", "r1", "owner")
+    observed = Telemetry(metrics).observe("drive", "r1", Caller("owner"))
     observed.drop()
     observed.drop()
     text = metrics.render().decode()
@@ -243,7 +244,7 @@ def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
     metrics = Metrics()
     price = PriceSettings(model="m", input=2, output=10)
     observed = Telemetry(metrics, None, Ledger(), lambda model: price if model == "m" else None).observe(
-        "http", "r", "o"
+        "http", "r", Caller("o")
     )
     exchange, _ = _asked(observed)
     exchange.receive_upstream_head(200, SSE)
@@ -273,7 +274,9 @@ def test_the_items_that_are_done_can_be_told() -> None:
 def test_the_line_of_a_response_has_all_that_is_known_of_it() -> None:
     metrics = Metrics()
     price = PriceSettings(model="m", input=2, cached_input=1, output=10)
-    observed = Telemetry(metrics, price_of=lambda _: price).observe("http", "req_1", "o" * 30, (_CLIENTS,))
+    observed = Telemetry(metrics, price_of=lambda _: price).observe(
+        "http", "req_1", Caller("o" * 30, "o", "lab", "key_1"), (_CLIENTS,)
+    )
     exchange, _ = _asked(observed)
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(_CHUNK + _LAST)
@@ -296,6 +299,8 @@ def test_the_line_of_a_response_has_all_that_is_known_of_it() -> None:
         "model": "m",
         "outcome": "incomplete",
         "owner": "o" * 12,
+        "key": "key_1",
+        "team": "lab",
         "upstream": "other",
         "calls": 2,
         "estimated": True,
@@ -313,7 +318,7 @@ def test_the_line_of_a_response_has_all_that_is_known_of_it() -> None:
 
 def test_a_call_counts_once_by_its_status_or_why_it_has_none() -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("http", "req_1", "owner")
+    observed = Telemetry(metrics).observe("http", "req_1", Caller("owner"))
     for status, fault in ((404, ""), (200, "cut"), (0, "")):
         observed.call_began("a", "native", "m", b"{}")
         observed.head_came("a", status)
@@ -332,14 +337,14 @@ def test_a_call_counts_once_by_its_status_or_why_it_has_none() -> None:
 def test_what_an_upstream_refuses_is_no_refusal_of_ours(upstream_status: int, refused: int) -> None:
     metrics = Metrics()
     failure = Failure("client", "in use", 409, "conversation_locked", upstream_status=upstream_status)
-    Telemetry(metrics).observe("http", "req_1", "owner").end(make_exchange(), "error", failure)
+    Telemetry(metrics).observe("http", "req_1", Caller("owner")).end(make_exchange(), "error", failure)
     assert value_of(metrics.render().decode(), "antiphon_conversation_conflicts_total") == refused
 
 
 @pytest.mark.parametrize(("parts", "gaps"), [(0, 0), (1, 1)])
 def test_a_stream_without_events_has_no_time_between_them(parts: int, gaps: int) -> None:
     metrics = Metrics()
-    observed = Telemetry(metrics).observe("relay", "r1", "owner")
+    observed = Telemetry(metrics).observe("relay", "r1", Caller("owner"))
     exchange, _ = _asked(observed)
     exchange.receive_upstream_head(200, SSE)
     if parts:

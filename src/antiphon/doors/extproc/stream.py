@@ -39,11 +39,11 @@ from antiphon.doors.request_body import WholeBody, decoded, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, Finish, RequestHead
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError
 from antiphon.observability.observation import Observation
-from antiphon.observability.outcome import write_outcome
+from antiphon.observability.outcome import caller_fields, write_outcome
 from antiphon.types.transport import Headers, header_value
 
 _log = structlog.get_logger(__name__)
@@ -81,6 +81,7 @@ async def serve_stream(
         await peer.let_end()
         return
     request = read_opening(context, opening, trace)
+    caller = NO_CALLER
     try:
         caller = caller_of(context, request)
         owner = caller.owner
@@ -96,7 +97,7 @@ async def serve_stream(
         refused = refusal(error)
         operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
-        _write_line(request, refused, 0.0)
+        _write_line(request, caller, refused, 0.0)
         await peer.send(refusal_message(error, request.request_id))
     except (ProtocolError, PeerLeft, StreamCut):
         raise
@@ -109,9 +110,10 @@ async def serve_stream(
     await peer.let_end()
 
 
-def _write_line(request: ClientRequest, failure: Failure, seconds: float) -> None:
+def _write_line(request: ClientRequest, caller: Caller, failure: Failure, seconds: float) -> None:
     known = {"request_id": request.request_id, "door": "extproc", "method": request.method[:32]}
     known["path"] = request.path[:256]
+    known |= caller_fields(caller)
     write_outcome(_log, "request", failure, seconds, known)
 
 
@@ -126,9 +128,7 @@ async def _serve(
     ended: bool,
 ) -> None:
     if request.is_exchange:
-        observed = context.telemetry.observe(
-            "relay", request.request_id, caller.owner, request.trace or request.headers
-        )
+        observed = context.telemetry.observe("relay", request.request_id, caller, request.trace or request.headers)
         try:
             if ended or await _read_body(context, peer, request, hold):
                 await _serve_exchange(context, peer, request, caller, options, hold, observed)
@@ -165,7 +165,7 @@ async def _serve(
         raise StreamCut(failure.cause) from None
     finally:
         if failure is not None:
-            _write_line(request, failure, time.perf_counter() - started)
+            _write_line(request, caller, failure, time.perf_counter() - started)
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:

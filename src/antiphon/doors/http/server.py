@@ -46,7 +46,7 @@ from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, U
 from antiphon.ids import new_id
 from antiphon.observability.metric_names import SOCKETS
 from antiphon.observability.observation import Observation
-from antiphon.observability.outcome import write_outcome
+from antiphon.observability.outcome import caller_fields, write_outcome
 from antiphon.types import cors
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import SECRET_HEADER, Headers
@@ -74,6 +74,7 @@ class _RequestRecord:
     path: str = ""
     headers: Headers = ()
     trusted: bool = False
+    caller: Caller = NO_CALLER
     started: float = field(default_factory=time.perf_counter)
     status: int = _CLIENT_GONE
     failure: Failure | None = None
@@ -243,7 +244,7 @@ class HttpDoor:
             # A client that is not the trusted gateway must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
+        caller = call.caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
         owner = caller.owner
         # Health checks and metrics need no admission, so the server answers them during a drain and at its limit.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
@@ -326,7 +327,7 @@ class HttpDoor:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         exchange = self._context.new_exchange()
         exchange.hold = hold
-        observed = self._context.telemetry.observe("http", call.id, caller.owner, call.headers)
+        observed = self._context.telemetry.observe("http", call.id, caller, call.headers)
         observed.started = call.started
         exchange.observe(observed)
         call.response, call.outcome = (observed, exchange), "cancelled"
@@ -354,12 +355,12 @@ class HttpDoor:
         """Serve a WebSocket. Each request on the WebSocket is admitted separately, so an idle WebSocket does not delay
         a drain."""
         check_handshake(request, self._context.websocket, len(self._sockets))
-        caller = self._context.owners.resolve(call.headers)
+        caller = call.caller = self._context.owners.resolve(call.headers)
         with self._context.admission.admit(caller.owner):
             pass
         headers = _without_private(call.headers)
         head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
-        connection = WebSocketConnection(self._context, head, self._leaving, self.socket_memory)
+        connection = WebSocketConnection(self._context, head, caller, self._leaving, self.socket_memory)
         self._sockets[connection] = _peer_address(request)
         # The log line has status 101 however the connection ends, because the response was the upgrade.
         call.status = 101
@@ -427,6 +428,7 @@ class HttpDoor:
             "method": call.method[:32],
             "path": call.path[:256],
             "status": call.status,
+            **caller_fields(call.caller),
         }
         write_outcome(_log, "request", call.failure, seconds, known)
 

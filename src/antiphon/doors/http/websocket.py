@@ -40,6 +40,7 @@ from antiphon.doors.request_body import too_large
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead, SendBody, SendHead
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
 from antiphon.engine.running.runner import Runner
@@ -106,11 +107,16 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 
 class WebSocketConnection:
-    """One WebSocket connection from its handshake to its end. `head` is the upgrade request. The owner of the upgrade
-    request is the owner of all requests on the connection."""
+    """One WebSocket connection from its handshake to its end. `head` is the upgrade request. The caller of the upgrade
+    request is the caller of all requests on the connection."""
 
     def __init__(
-        self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
+        self,
+        context: DoorContext,
+        head: RequestHead,
+        caller: Caller,
+        leaving: Callable[[], CancelReason],
+        shared: SocketMemory,
     ) -> None:
         self._context = context
         self._shared = shared
@@ -121,6 +127,7 @@ class WebSocketConnection:
             if name not in _OF_THE_HANDSHAKE and not name.startswith(_HANDSHAKE_PREFIX)
         )
         self._head = replace(head, method="POST", headers=headers)
+        self._caller = caller
         # All requests of the connection would share the handshake's idempotency key, although a key identifies one
         # request. So the server ignores the handshake's key.
         self._ignored = HEADER if head.header(HEADER) is not None else ""
@@ -295,7 +302,7 @@ class WebSocketConnection:
         turn = _Turn(frame, context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes)
         runner = context.runner.over(self._memory)
         failure: Failure | None = None
-        observed = context.telemetry.observe("websocket", turn.head.request_id, self._head.owner, self._head.headers)
+        observed = context.telemetry.observe("websocket", turn.head.request_id, self._caller, self._head.headers)
         turn.exchange.observe(observed)
         self.busy = True
         try:

@@ -26,6 +26,7 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
@@ -307,7 +308,7 @@ class Workers:
     async def _run(self, run: JobRun) -> None:
         environment, job = self._environment, run.job
         exchange = environment.new_exchange()
-        observed = environment.telemetry.observe("background", "", job.owner, None)
+        observed = environment.telemetry.observe("background", "", Caller(job.owner), None)
         exchange.observe(observed)
         self._metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
