@@ -35,6 +35,7 @@ from antiphon.app.build import App, build
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
+from antiphon.engine.ports.callers import Caller
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import Tracer
@@ -69,7 +70,7 @@ asyncio.run(main())
 class _Off(Telemetry):
     """A telemetry implementation that records nothing."""
 
-    def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
+    def observe(self, door: str, request_id: str, caller: Caller, headers: Headers | None = ()) -> Observation:
         return Nobody(request_id)
 
 
