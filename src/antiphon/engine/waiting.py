@@ -1,18 +1,19 @@
 """Runs blocking work in thread pools, and keeps tasks alive when the request that waits for them is cancelled.
 
-Lives here: one thread pool for each kind of work, and how a request waits for a thread. Also here: asyncio work that
+Lives here: one thread pool for each type of work, and how a request waits for a thread. Also here: asyncio work that
 outlives the cancellation of the task that waits for it. Not here: the work itself.
 
-A thread does not make Python faster, but it takes turns with the event loop. Other requests then wait for about a
-millisecond at a time, not for tens of them. `process.run_loop` sets how long a turn is.
+A thread does not make Python faster, but the thread and the event loop share the interpreter lock in short intervals.
+Other requests then wait for about a millisecond at a time instead of tens of milliseconds. `run_loop`
+(`supervisor/process.py`) sets the length of these intervals.
 
-Each kind has a separate pool, so that one kind cannot exhaust the threads of another. A disk that does not respond,
-code that hangs and a client's slow name server block only the threads of their kind. The event loop's default executor
-is left to libraries, which resolve upstreams' names there.
+Each type of work has a separate pool, so that one type cannot exhaust the threads of another. A disk that does not
+respond, code that hangs and a slow name server block only the threads of their own pool. Only libraries use the event
+loop's default executor. They resolve upstreams' host names in it.
 
-Invariants: A caller of `apart` continues only once the thread has ended, even if the caller is cancelled meanwhile. So
-no other task touches the data that the thread works on. A request that waits for a thread of a pool gets one or a 503,
-in bounded time.
+Invariants: A caller of `apart` continues only after the work has ended, even if the caller is cancelled meanwhile. So
+no other task touches the data that the thread works on. A request that waits for a thread of a pool gets a thread or a
+503 in bounded time.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 256 << 10
-"""Bytes of JSON beyond which reading and translating them takes more than about a millisecond."""
+"""The size of a JSON body in bytes above which parsing and translating the body takes more than a millisecond."""
 
 _WAIT_SECONDS = 30.0
 _pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
-    """A thread pool for one kind of work. It starts threads on demand. A caller waits `seconds` at most for one."""
+    """A thread pool for one type of work. The pool starts threads on demand. A caller waits at most `seconds`."""
 
     def __init__(self, name: str, threads: int, seconds: float = _WAIT_SECONDS) -> None:
         self.name = name
@@ -57,13 +58,14 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """The number of pieces of work that wait for a thread."""
+        """The number of submitted work items that wait for a thread."""
         return max(0, self._given - self._most)
 
     async def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """Run the work in a thread and return its result. Raises `Unavailable` when no thread gets free in time.
+        """Run the work in a thread and return its result. Raises `Unavailable` when no thread becomes free in time.
 
-        When the caller is cancelled, work that has begun continues. Work that has not begun is dropped.
+        When the caller is cancelled, work that already runs in a thread continues. Work that waits for a thread is
+        dropped.
         """
         submitted, waits = self._submit(work, *given, **named)
         done = asyncio.wrap_future(submitted)
@@ -82,7 +84,7 @@ class Pool:
         return await done
 
     def _submit(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[Future[T], bool]:
-        """Submit the work. Returns its future, and whether it must wait for a thread."""
+        """Submit the work. Returns the future of the work, and whether the work must wait for a thread."""
         context = contextvars.copy_context()
         submitted = self._threads.submit(lambda: context.run(work, *given, **named))
         with self._count:
@@ -96,7 +98,7 @@ class Pool:
             self._given -= 1
 
 
-# All of it is computing over bytes that are limited: it ends by itself.
+# Translations need no timeout: they only compute on bodies of limited size, so every translation ends.
 _TRANSLATION = Pool("translation", 4, math.inf)
 DECODING = Pool("decoding", 2)
 """Decompresses request bodies."""
@@ -111,16 +113,16 @@ RECORDS = Pool("records", 4)
 SANDBOX = Pool("sandbox", 16)
 """Accesses containers' files, and talks to the code that runs in containers."""
 SIZES = Pool("sizes", 1)
-"""Measures how much disk space is used."""
+"""Measures the used disk space."""
 
 
 def all_pools() -> tuple[Pool, ...]:
-    """Every pool of this process. Several pools may have the same name."""
+    """Return every pool of this process. Several pools may have the same name."""
     return tuple(_pools)
 
 
 async def apart(work: Callable[[], T]) -> T:
-    """Run the work in a thread, wait until it ends and return its result."""
+    """Run the work in a thread and return its result. A cancelled caller also waits until the work ends."""
     return await to_the_end(_TRANSLATION.run(work))
 
 

@@ -1,12 +1,13 @@
 """Defines the actions that an exchange requests, and the values that it passes to and from its driver.
 
-Lives here: the `Action` union and the plain values in it. The module holds data only: it decides and performs nothing.
-A value that every request creates is a Struct, because a frozen dataclass takes ten times as long to create.
+Lives here: the `Action` union and the plain values in it. The module holds only data and no logic. A value that every
+request creates is a Struct, because a frozen dataclass takes ten times as long to create.
 
 Invariant: the driver performs actions in the order in which `ResponseExchange.next_action()` returned them. The runner
-performs all actions but a `ClientAction`, which the server (the "door") performs. In relay mode the door lets Envoy
-make the one `CallUpstream`. No action ends a call. The driver that makes a call ends it when the exchange requests
-another call, tools, or the end of the response.
+performs every action except a `ClientAction`. The server that has the client's connection (the "door") performs a
+`ClientAction`. In relay mode an exchange requests only one `CallUpstream`, and the door lets Envoy make this call. No
+action ends a model call. The driver ends its model call when the exchange requests another call, tools, or the end of
+the response.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from antiphon.types.transport import Headers, header_value
 class RequestHead(Struct, frozen=True):
     """The client's request line and headers, and the owner of the request.
 
-    The door derives `owner` and `access` from a trusted header or the bearer token (`doors/owners.py`). The core only
-    passes the owner on. `request_id` names the request in logs.
+    The door derives `owner` and `access` from a trusted header or the bearer token (`doors/owners.py`). The exchange
+    passes the owner to the stores and never interprets it. `request_id` identifies the request in logs.
     """
 
     method: str
@@ -40,15 +41,16 @@ class RequestHead(Struct, frozen=True):
     access: Access = EVERYTHING
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, by lower-case name."""
+        """Return the first value of the header whose lower-case name is `name`, or None."""
         return header_value(self.headers, name)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """One item as the store holds it and as `input_items` returns it. `body` is its whole JSON object.
+    """An item as the store holds it and as the endpoint `input_items` returns it. `body` is the item's JSON object.
 
-    `shown` is JSON for later requests only. It has text that the model saw and that the item lacks (`types/shown.py`).
+    `shown` is JSON that only later requests read. `shown` has the text that the model saw and that the item lacks
+    (`types/shown.py`).
     """
 
     id: str
@@ -58,7 +60,7 @@ class StoredItem:
 
     @property
     def size(self) -> int:
-        """The bytes that the item counts, in a history's limit and in its owner's."""
+        """The item's size in bytes, which counts towards the limit of a history and the storage limit of the owner."""
         return len(self.body) + len(self.shown or b"")
 
 
@@ -71,9 +73,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """One version of a prompt. Times in seconds; `metadata` and `body` (the template) are JSON objects.
+    """One version of a prompt. `metadata` and `body` (the template) are JSON objects.
 
-    `updated_at` is the time of the prompt's last version or of another change.
+    Times are seconds since the epoch. `updated_at` is the time of the prompt's last change, such as a new version.
     """
 
     id: str
@@ -91,11 +93,11 @@ class StoredPrompt:
 class Context:
     """The answer to `LoadContext`.
 
-    `chain` is None when the requested `previous_response_id` does not exist for this owner. A missing response and
-    another owner's response look alike. The same holds for `conversation` and `prompt`. `items` maps ids to the
-    referenced items that were found. `files` maps each requested URL and file id to the file or to the error. The error
-    has no `param`, because the exchange knows which parameter named the file. `keyless` is None when the sidecar could
-    not find out.
+    `chain` is None when this owner has no response with the requested `previous_response_id`. So a missing response and
+    another owner's response look alike. `conversation` and `prompt` are None in the same cases. `items` maps the ids of
+    the referenced items to the items that were found. `files` maps each requested URL and file id to the file or to an
+    error. This error has no `param`, because only the exchange knows which parameter named the file. `keyless` is
+    whether the upstream accepts calls without an API key. `keyless` is None when the sidecar could not find out.
     """
 
     chain: Chain | None = None
@@ -105,15 +107,15 @@ class Context:
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
     keyless: bool | None = None
     answered: dict[str, str] = field(default_factory=dict)
-    """The approvals that another response has already used, each with that response."""
+    """Maps the id of each approval request that another response has already used to the id of that response."""
 
 
-# An average of the most common tokenizers, for English text.
+# The average over the most common tokenizers, for English text.
 _BYTES_PER_TOKEN = 4
 
 
 class Usage(Struct, frozen=True):
-    """Token counts of one response (all non-negative)."""
+    """The token counts of one response. No count is negative."""
 
     input_tokens: int
     output_tokens: int
@@ -137,14 +139,14 @@ class Usage(Struct, frozen=True):
 
     @classmethod
     def estimated(cls, asked: int, written: int) -> Usage:
-        """Estimate token counts from sizes: a call of `asked` bytes, and an answer of `written` bytes."""
+        """Estimate the token counts of a model call with a body of `asked` bytes and an answer of `written` bytes."""
         read, made = asked // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
         return cls(read, made, read + made)
 
 
 @dataclass(frozen=True, slots=True)
 class OnceOnly:
-    """An `Idempotency-Key` with the request that it stands for, hashed (`engine/ports/idempotency.py`)."""
+    """An `Idempotency-Key` with the hash of the request that first used the key (`engine/ports/idempotency.py`)."""
 
     owner: str
     key: str
@@ -155,8 +157,8 @@ class OnceOnly:
 class ResponseRecord:
     """A finished response as the store holds it.
 
-    `body` is the Response JSON object *without* its `output` array. `input_items` are the input of this request, never
-    the history. `output_items` are the items that the response produced.
+    `body` is the Response JSON object *without* its `output` array. `input_items` are the input of this request,
+    without the history. `output_items` are the items that the response produced.
     """
 
     id: str
@@ -172,9 +174,9 @@ class ResponseRecord:
     usage: Usage | None = None
     conversation_id: str | None = None
     once: OnceOnly | None = None
-    """The request's idempotency key. The response holds it, and the transaction that stores the response binds it."""
+    """The idempotency key that the response holds. The transaction that stores the response also binds the key."""
     sent_calls: bool = False
-    """Whether the response sent calls that may have changed something."""
+    """Whether the response sent tool calls that may have changed external state."""
 
     @property
     def size(self) -> int:
@@ -183,21 +185,22 @@ class ResponseRecord:
 
     @property
     def counts(self) -> bool:
-        """Whether it is the final result of its request. A failed response is not, unless it has sent calls."""
+        """Whether the response is the final result of its request. A failed response is final only if `sent_calls`."""
         return self.sent_calls or self.status in ("completed", "incomplete")
 
     @property
     def joins_conversation(self) -> bool:
-        """Whether the store adds the response's items to its conversation."""
+        """Whether the store adds the response's items to the response's conversation."""
         return self.conversation_id is not None and self.counts
 
 
 class UpstreamRequest(Struct, frozen=True):
-    """One Chat Completions call. `path` is relative to the upstream's base (`/chat/completions`). `body` is JSON.
+    """One call of an upstream, usually of Chat Completions. `body` is JSON.
 
-    `headers` are the client's headers that may reach the upstream. The HTTP client or Envoy, which makes the call, adds
-    the credentials. `upstream` is the name of one upstream, or of a list of which `tries` may be called in turn. With
-    `above`, `path` replaces the base's last `/v1` instead of following it.
+    `path` is relative to the upstream's base URL (`/chat/completions`). When `above` is true, `path` replaces the `/v1`
+    at the end of the base URL. `headers` are the client's headers that may reach the upstream. The HTTP client or Envoy
+    makes the call and adds the credentials. `upstream` is the name of one upstream or of a list of upstreams. `tries`
+    is the number of upstreams in the list that one call may try.
     """
 
     method: str
@@ -221,13 +224,14 @@ class CancelReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """Load the objects that the request refers to, for this owner. The answer goes to `receive_context`.
+    """Load the owner's objects that the request refers to. The runner passes them to `receive_context`.
 
-    The exchange requests this twice when a request has files to fetch, because history and referenced items may name
-    files too. `lock_for` is the id of the response that locks the conversation. It is empty when the conversation is
-    only read. A `prompt` is requested first and alone, because it may name further objects to load. So is `keyless`: an
-    upstream, to find out whether it works without a key. `approvals` are the approval requests that the response
-    `lock_for` answers. This load marks each of them as used, and each can be used once.
+    When a request has files to fetch, the exchange loads twice, because history and referenced items may name files
+    too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
+    reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
+    objects. `keyless` names an upstream, and also has a separate action. The runner finds out whether this upstream
+    accepts calls without an API key. `approvals` are the ids of the approval requests that the response `lock_for`
+    answers. This load marks them as used, because each answer is valid for one response only.
     """
 
     owner: str
@@ -244,7 +248,7 @@ class LoadContext:
 
 @dataclass(frozen=True, slots=True)
 class PrepareTools:
-    """Get the functions that the model sees for these hosted tools. The answer goes to `receive_tools`."""
+    """Get the functions that the model sees for these hosted tools. The runner passes them to `receive_tools`."""
 
     owner: str
     response_id: str
@@ -253,10 +257,10 @@ class PrepareTools:
 
 @dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls in parallel. `receive_tool_result` takes each result.
+    """Run these hosted tool calls in parallel. The driver passes each result to `receive_tool_result`.
 
-    `claim` is set when some calls may change something: the store records it before any call is sent. If the store
-    fails, no call is sent, and `receive_unclaimed` takes the error.
+    `claim` is set when some calls may change external state. The store records the claim before any call is sent. If
+    the store fails, no call is sent, and the driver passes the error to `receive_unclaimed`.
     """
 
     calls: tuple[HostedCall, ...]
@@ -264,7 +268,7 @@ class RunTools:
 
 
 class CallUpstream(Struct, frozen=True):
-    """Make this model call. The answer goes to `receive_upstream_head`, `receive_upstream_data` and
+    """Make this model call. The driver passes the answer to `receive_upstream_head`, `receive_upstream_data` and
     `receive_upstream_end`."""
 
     request: UpstreamRequest
@@ -272,11 +276,11 @@ class CallUpstream(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseConversation:
-    """Release what this response holds: its conversation's lock, its idempotency key and the approvals that it uses.
+    """Release the conversation lock, the idempotency key and the approvals that this response holds.
 
-    There is no answer. The runner performs it before the client gets the end, so that the client can continue at once.
-    `counts`: the key and the approvals stay used, because the response succeeded or sent a call that may have changed
-    something.
+    The exchange gets no answer. The runner releases them before the client gets the last event, so that the client can
+    send its next request immediately. When `counts` is true, the key and the approvals stay used, because the response
+    succeeded or sent a call that may have changed external state.
     """
 
     owner: str
@@ -286,17 +290,18 @@ class ReleaseConversation:
 
 @dataclass(frozen=True, slots=True)
 class SaveResponse:
-    """Store the finished response. The answer goes to `receive_saved`."""
+    """Store the finished response. The runner passes the result to `receive_saved`."""
 
     record: ResponseRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Store a queued response and the job that runs it. The answer goes to `receive_saved`.
+    """Store a queued response and the job that runs it. The runner passes the result to `receive_saved`.
 
-    `request` is the job's payload (`jobs.JobRequest` as JSON). `events` are the first events of the stream, empty when
-    the client requested no stream. `needs` lists what a worker must support (`engine/exchange/queued_request.py`).
+    `request` is the job's payload (`jobs.JobRequest` as JSON). `events` are the first events of the stream. `events` is
+    empty when the client requested no stream. `needs` lists the features that a worker must support
+    (`engine/exchange/queued_request.py`).
     """
 
     record: ResponseRecord
@@ -307,16 +312,18 @@ class Enqueue:
 
 @dataclass(frozen=True, slots=True)
 class FollowResponse:
-    """Send the client the events of this background response as they come, until it ends. The answer goes to
-    `receive_followed`."""
+    """Send the client each event of this background response when the store has it, until the response ends. The
+    driver then calls `receive_followed`."""
 
     owner: str
     response_id: str
 
 
 class SendHead(Struct, frozen=True):
-    """The head of the HTTP response to the client. `streamed`: the body follows in parts over time (SSE). `raw`: the
-    body is the upstream's bytes, and the sidecar may insert nothing into it."""
+    """Send the client the head of the HTTP response. `streamed` is true when the body is a stream of events (SSE).
+
+    `raw` is true when the body is the upstream's bytes. The sidecar must not insert anything into a raw body.
+    """
 
     status: int
     headers: Headers
@@ -325,13 +332,13 @@ class SendHead(Struct, frozen=True):
 
 
 class SendBody(Struct, frozen=True):
-    """Body bytes for the client. A stream's bytes are whole events."""
+    """Send the client these bytes of the body. In an event stream, `data` contains whole events only."""
 
     data: bytes
 
 
 class Finish(Struct, frozen=True):
-    """The response to the client is complete. `outcome` is the response's final status or `error`, for metrics."""
+    """End the HTTP response to the client. `outcome` is the final status of the response, or `error`, for metrics."""
 
     outcome: str
     usage: Usage | None = None
@@ -340,5 +347,5 @@ class Finish(Struct, frozen=True):
 
 ClientAction = SendHead | SendBody | Finish
 OwnAction = LoadContext | PrepareTools | SaveResponse | Enqueue | ReleaseConversation
-"""The actions that the runner performs alone, without the door."""
+"""The actions that the runner performs without the help of the door."""
 Action = CallUpstream | RunTools | OwnAction | FollowResponse | ClientAction

@@ -1,11 +1,11 @@
 """Defines who sends a request, and what the client key allows.
 
-Lives here: the values, the checks of what a key allows, and the port through which a process finds a key. Not here:
-how a request's headers become a caller (`doors/owners.py`), the keys of the settings (`app/keys.py`), the stored keys
-(`stores/client_keys.py`, `engine/running/key_ring.py`).
+Lives here: callers and client keys as values, the checks of a key's permissions, and the port that finds a key. Not
+here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the stored
+keys (`stores/client_keys.py`, `engine/running/key_ring.py`).
 
-Invariants: no value holds a token. The owner ids of different sources never collide, because each source has a prefix:
-`b:` (hash of a bearer token), `h:` (trusted header), `n:` (name of a key's owner).
+Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source
+has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header) and `n:` (name of a key's owner).
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from msgspec import Struct
 from antiphon.errors import InvalidRequest
 
 NAMED: Final = "n:"
-"""The prefix of an owner who has a name in the settings."""
+"""The prefix of an owner id that is the owner name of a client key."""
 
 
 class Access(Struct, frozen=True):
-    """What a client key may use. Both lists hold case-sensitive globs (`qwen*`). An empty list allows everything."""
+    """The models and tool types that a client key may use, as case-sensitive globs (`qwen*`). Empty lists allow all."""
 
     models: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
     def allows_model(self, model: str) -> bool:
-        """Whether a request may name this model."""
+        """Whether a request with this client key may name this model."""
         return _fits(model, self.models)
 
     def check_tool(self, kind: str, param: str | None = None) -> None:
-        """Raise `InvalidRequest` when a client may not use tools of this type (`web_search`, `mcp`). `param`: the
-        request's field that names it."""
+        """Raise `InvalidRequest` when the client key does not allow tools of the type `kind` (`web_search`, `mcp`).
+
+        `param` is the field of the request that declares the tool. The error names this field.
+        """
         if not _fits(kind, self.tools):
             raise InvalidRequest(
                 f"Your API key does not allow tools of type '{kind[:64]}'. Send the request without it, or ask the "
@@ -44,7 +46,7 @@ class Access(Struct, frozen=True):
             )
 
     def check_tools(self, kinds: Iterable[str]) -> None:
-        """Check the types of all tools that a request declares, in order. Raises `InvalidRequest`."""
+        """Raise `InvalidRequest` for the first tool type in the request that the client key does not allow."""
         if self.tools:
             for number, kind in enumerate(kinds):
                 self.check_tool(kind, f"tools[{number}]")
@@ -54,10 +56,10 @@ EVERYTHING: Final = Access()
 
 
 class Caller(Struct, frozen=True):
-    """Who sends a request. `owner` is the id that stored data has, `name` its readable form without a prefix.
+    """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is readable, without prefix.
 
-    `team` and `key_id` are empty where the source of owners has none. `owner` is empty for a key without a name, until
-    the source of owners gives one.
+    `team` and `key_id` are empty when the caller has no client key with these fields. A client key that names no owner
+    has an empty `owner`. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.
     """
 
     owner: str
@@ -68,14 +70,14 @@ class Caller(Struct, frozen=True):
 
 
 NO_CALLER: Final = Caller("")
-"""The caller of every request to a public path, such as `/health`. Such a request has no owner."""
+"""The caller of a request to a public path, such as `/health`. Such a request has no owner."""
 
 
 class ClientKey(Struct, frozen=True):
     """A client key that an operator created at run time, without its token.
 
-    `id` is `key_…`, and `prefix` the first characters of the token. Times are seconds since the epoch. A key without
-    `expires_at` never expires.
+    `id` starts with `key_`. `prefix` is the first characters of the token. Times are seconds since the epoch. A key
+    without `expires_at` never expires.
     """
 
     id: str
@@ -93,8 +95,10 @@ class KnownKeys(Protocol):
     """The client keys that a process accepts. A `dict` that maps token digests to callers satisfies this protocol."""
 
     def get(self, digest: bytes, /) -> Caller | None:
-        """The caller of the key whose token has this SHA-256; None when there is no such key. Raises `Unavailable`
-        when the process cannot tell."""
+        """Return the caller of the key whose token has this SHA-256 digest. Returns None when no key has this digest.
+
+        Raises `Unavailable` when the process cannot read the stored keys.
+        """
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:
