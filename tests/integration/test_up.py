@@ -152,6 +152,18 @@ async def test_an_envoy_that_ends_at_the_start(processes: list[Command], folder:
     assert not list((folder / "data" / "run").glob("antiphon-*"))
 
 
+async def test_on_a_terminal_the_reason_for_the_end_is_a_sentence(processes: list[Command], folder: Path) -> None:
+    broken = folder / "envoy"
+    version = "[ $1 = --version ] && exec echo 'envoy  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL'"
+    broken.write_text(f"#!/bin/sh\n{version}\nexit 3\n")
+    broken.chmod(0o700)
+    listen = ("--listen", "127.0.0.1:0", "--envoy", str(broken))
+    up = await run_command(processes, "up", *listen, "--data", str(folder / "data"), ANTIPHON_LOG__FORMAT="console")
+    assert await up.end() == 1
+    assert up.err[-1].startswith("antiphon: envoy ended with status 3; ")
+    assert not any("gave_up" in line for line in up.err)
+
+
 @pytest.mark.parametrize("door", [pytest.param("envoy", marks=pytest.mark.e2e), "http"])
 async def test_a_worker_that_cannot_start(door: str, processes: list[Command], folder: Path) -> None:
     (folder / "sessions.db").write_bytes(b"this is no database" * 100)

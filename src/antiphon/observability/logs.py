@@ -37,7 +37,6 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     )
     root = logging.getLogger()
     root.handlers = [_Forward()]
-    root.setLevel(max(number, logging.WARNING))
     # aiohttp's WebSocket logger warns with the subprotocols that a client sends, and browsers send API keys as
     # subprotocols.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
