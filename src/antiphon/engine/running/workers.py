@@ -1,8 +1,7 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number at once.
 
 Lives here: claiming jobs, renewing leases, noticing that a job is lost, and running one exchange for each job. Not
-here: how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`),
-cancelling one (`background.py`).
+here: the exchange (`runner.py`), its stream (`job_stream.py`), cancelling one (`background.py`).
 One task renews leases and claims jobs: at once when this process queues a response, else at the times of `ClaimPace`.
 The signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
 Invariants: A job runs here only while this worker holds its lease. One transaction ends both the response and its job.
