@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from antiphon.cli import main
 from antiphon.commands.doctor.upstream_probes import certificate_advice
 from antiphon.commands.start_checks import (
+    log_data_folder,
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
@@ -55,11 +56,23 @@ def log() -> Iterator[_Log]:
         yield _Log(entries)
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o700, False), (0o755, False), (0o777, True)])
+def test_a_data_folder_in_which_every_user_can_write_is_told(
+    mode: int, warned: bool, tmp_path: Path, log: _Log
+) -> None:
+    folder = tmp_path / "data"
+    log_data_folder(Settings.model_validate({"data": str(folder)}))
+    folder.mkdir()
+    folder.chmod(mode)
+    log_data_folder(Settings.model_validate({"data": str(folder)}))
+    assert [event for event, _ in log.lines] == ["data_folder_exposed"] * warned
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:8080", "[::]:8080", ":8080", "192.168.1.2:80", "gateway.example:80"])
 def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> None:
     warn_of_open_listener(Settings.model_validate({"listen": listen, "upstream": KEYED}))
     ((event, fields),) = log.lines
-    assert event == "open_listener" and fields["upstreams"] == ["default"] and "owner.api_keys" in fields["advice"]
+    assert event == "open_listener" and fields["upstreams"] == ["default"] and "owner.keys" in fields["advice"]
     assert KEY not in repr(fields)
 
 

@@ -13,6 +13,8 @@ line with advice. No line contains a secret.
 from __future__ import annotations
 
 import ipaddress
+import os
+from contextlib import suppress
 
 import structlog
 
@@ -22,6 +24,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.doors.listening import max_requests
 from antiphon.doors.tls import TlsFiles, check_readable
+from antiphon.local_keys import exposed
 
 CONTENTS_ADVICE = (
     "only the machine that received an uploaded file can read it, and others answer 503 content_elsewhere: set "
@@ -112,6 +115,11 @@ def _is_of_this_machine(host: str) -> bool:
 
 
 def log_data_folder(settings: Settings) -> None:
-    """Log the absolute path of the data folder. If the setting `data` is unset, the path depends on the current
-    folder."""
+    """Log the absolute path of the data folder, and a warning if other users can replace its files. If the setting
+    `data` is unset, the path depends on the current folder."""
     _log.info("data_folder", path=str(settings.data.absolute()))
+    with suppress(OSError):
+        # A start creates a missing folder later, with mode 0700.
+        if found := exposed(settings.data, settings.data.stat(), os.getuid()):
+            _, problem, advice = found
+            _log.warning("data_folder_exposed", problem=problem, advice=advice)
