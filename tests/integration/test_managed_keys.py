@@ -157,6 +157,11 @@ def test_settings_that_contradict_managed_keys_are_refused(wrong: dict[str, Any]
         Settings(**{"owner": {"managed_keys": True}, "upstream": {"auth": "none"}, **wrong})
 
 
-def test_managed_keys_are_client_keys_in_force() -> None:
-    settings = OwnerSettings(managed_keys=True)
-    assert settings.has_client_keys
+@pytest.mark.parametrize(
+    "owner", [{"api_keys": ["0123456789abcdef"]}, {"keys": {"anna": ["0123456789abcdef"]}}, {"managed_keys": True}]
+)
+def test_with_client_keys_of_any_kind_envoy_sends_chat_to_the_sidecar(owner: dict[str, Any]) -> None:
+    """The sidecar checks the key there too, and Envoy does not send it to the upstream."""
+    settings = Settings.model_validate({"owner": owner, "upstream": {"auth": "none"}})
+    assert OwnerSettings.model_validate(owner).has_client_keys and settings.decides_chat and settings.decides_embeddings
+    assert not Settings.model_validate({"upstream": {"auth": "none"}}).decides_chat

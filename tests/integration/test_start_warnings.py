@@ -85,6 +85,8 @@ def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> N
         {"listen": "0.0.0.0:8080"},
         {"listen": "0.0.0.0:8080", "upstream": {"auth": "none"}},
         {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"api_keys": ["0123456789abcdef"]}},
+        {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"keys": {"anna": ["0123456789abcdef"]}}},
+        {"listen": "0.0.0.0:8080", "upstream": KEYED, "owner": {"managed_keys": True}},
     ],
 )
 def test_nothing_is_told_where_nobody_can_spend_it(settings: dict[str, Any], log: _Log) -> None:
