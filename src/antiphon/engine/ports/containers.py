@@ -3,15 +3,16 @@
 Lives here: a container's row, the port `ContainerRows`, and the values of a client's request for a new container. Not
 here: running code (`tools/code_interpreter/`), the HTTP side (`api/containers.py`), SQL.
 
-A process that uses a container holds a lease on it, under a holder name that is used once. `Leases` renews the lease.
-When one machine has all of the state, the files lie next to the rows. When several machines share the rows, a row names
-the machine that has the current files, and the snapshot that has a copy of them.
+A process that uses a container holds a lease on the container. Each lease has a new, unique holder name. `Leases`
+(`stores/leases.py`) renews the lease. When one machine has all of the state, the files lie next to the rows. When
+several machines share the rows, a row names the machine that has the current files, and the snapshot that has a copy of
+them.
 
-Invariants: A container belongs to one owner. A container that is missing, expired or another owner's gives the same
-answer: None. A container has one holder at a time, by the store's clock. A holder that lost its lease can change
-nothing any more. An expired container does not exist, except for code that deletes it. The transaction in which a row
-begins to name a content deletes the content's pending row (`files.py`). The transaction in which a row stops naming it
-adds a pending row.
+Invariants: A container belongs to one owner. A lookup returns None for a container that is missing,
+expired or another owner's. A container has one holder at a time, by the store's clock. A holder whose lease has expired
+can no longer change the container. Only the code that deletes containers sees expired containers. The transaction in
+which a row begins to name a snapshot deletes the snapshot's pending row (`files.py`). The transaction in which a row
+stops naming a snapshot adds a pending row.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from antiphon.errors import InvalidRequest
 _NO_TEXT = re.compile("\0([0-9a-f]{2})")
 
 MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
-"""The values of `memory_limit`, in bytes."""
+"""Maps each value of the API field `memory_limit` to its number of bytes."""
 
 
 class ContainerFailed(InvalidRequest):
-    """The container refuses the operation: a file is too large, or a name is invalid. The message is for the client."""
+    """The container refuses an operation, for example because a file is too large. The message is for the client."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="container_error")
@@ -51,7 +52,7 @@ class ContainerLost(Exception):
 
 
 class TooManyContainers(ContainerFailed):
-    """A limit forbids a new container: the owner's limit (`of_owner`), or the limit for all owners."""
+    """A new container would exceed the owner's limit (`of_owner` is true) or the limit for all owners."""
 
     def __init__(self, of_owner: bool) -> None:
         super().__init__(
@@ -63,10 +64,10 @@ class TooManyContainers(ContainerFailed):
 
 
 class RowFile(Struct):
-    """A container's file that has an id. `path` and `version` are those of the sandbox on the row's machine.
+    """A file of a container, with an id. `path` and `version` come from the sandbox on the machine that the row names.
 
-    `source` is `user` or `assistant`. `blob` is the snapshot that has the content, from offset `at` on. It is empty
-    when there is no snapshot.
+    `source` is `user` or `assistant`. `blob` is the key of the snapshot that contains the file, starting at offset
+    `at`. `blob` is empty when no snapshot contains the file.
     """
 
     id: str
@@ -80,7 +81,7 @@ class RowFile(Struct):
 
     @property
     def shown_path(self) -> str:
-        """The file's path below the working folder, as people and models read it."""
+        """The file's path below the working folder, readable by people and models."""
         return shown_path(self.path)
 
 
@@ -96,9 +97,9 @@ class ContainerHead(Struct):
     memory: int
     runs: int = 0
     process: str = ""
-    """The process that ran code last: only its interpreter has the variables. `runs` counts the runs."""
+    """The process that ran code last. Only its interpreter has the variables. `runs` counts all runs."""
     machine: str = ""
-    """The machine that has the current files. Empty: the machine that has the row."""
+    """The machine that has the current files. An empty string means the machine that has the row."""
 
     def expired(self, now: float) -> bool:
         """Whether the container was unused for longer than `idle_seconds`."""
@@ -110,9 +111,9 @@ class RowContents(Struct):
 
     files: list[RowFile] = []
     copied: list[str] = []
-    """Ids of the uploaded files that were copied in. Each is copied once only, even if code has changed the copy."""
+    """Ids of the uploaded files that were copied into the container. No file is copied twice, even after a change."""
     blobs: dict[str, int] = {}
-    """The snapshot's key and its size in bytes. Rows of an older version may have several, each with some files."""
+    """Maps a snapshot's key to its size in bytes. Rows of older versions may name several snapshots."""
 
 
 class ContainerRow(ContainerHead):
@@ -121,12 +122,12 @@ class ContainerRow(ContainerHead):
     contents: RowContents = msgspec.field(default_factory=RowContents)
 
     def file(self, file_id: str) -> RowFile | None:
-        """The file with this id, or None."""
+        """Return the file with this id, or None."""
         return next((file for file in self.contents.files if file.id == file_id), None)
 
 
 class SnapshotWriter(BlobWriter, Protocol):
-    """Writes one snapshot. A snapshot that is not `settled` when its `async with` ends is deleted."""
+    """Writes one snapshot. The store deletes a snapshot that is not `settled` when the `async with` block ends."""
 
     key: str
     settled: bool
@@ -146,32 +147,32 @@ class ContainerContents(Protocol):
 
 
 class ContainerRows(Leased, Protocol):
-    """Stores the rows of all containers. Every method raises `StoreError`. Leases are in seconds from now."""
+    """Stores the rows of all containers. Every method may raise `StoreError`. `seconds` is the length of a lease."""
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The store of snapshots, if several machines share the rows. None: the files lie next to the rows."""
+        """The store of snapshots, or None when one machine has all of the state and the files lie next to the rows."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
-        """Create a container that `holder` holds. It counts as created and used now.
+        """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
 
-        Raises `TooManyContainers` if there were more than `limit` of all owners or `per_owner` of its owner. Raises
-        `ContainerInUse` if a container with this id exists.
+        Raises `TooManyContainers` if the new container would exceed `limit` for all owners or `per_owner` for its
+        owner. Raises `ContainerInUse` if a container with this id exists.
         """
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """The owner's container. Without `owner`: any owner's container, even an expired one."""
+        """Return the owner's container, or None. Without `owner`, return any owner's container, even an expired one."""
 
     async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
-        """All containers or those of one owner, oldest first. `expired` selects only expired or only unexpired ones."""
+        """Return containers of one or all owners, oldest first. `expired` selects only expired or unexpired ones."""
 
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
-        """Take a lease on the owner's container, which counts as a use. None when there is no such container.
+        """Take a lease on the owner's container and set its last use to now. Returns None if there is none.
 
-        Without `owner` the caller wants to delete it: it may be any owner's, and with `expired` it must have expired.
-        Raises `ContainerInUse`.
+        A caller that deletes containers passes no `owner`. Then the lease may be on any owner's container. With
+        `expired`, only an expired container is leased. Raises `ContainerInUse`.
         """
 
     async def put_back(
@@ -179,15 +180,15 @@ class ContainerRows(Leased, Protocol):
     ) -> None:
         """Store the changed row, set its last use to now, and release the lease.
 
-        `came` are the contents that the row names since, `went` those that it no longer names. Raises `ContainerLost`,
-        also when a sweep took a content in `came`.
+        `came` are the keys of the snapshots that the row newly names. `went` are the keys that the row no longer names.
+        Raises `ContainerLost`, also when a sweep has claimed a snapshot in `came` for deletion.
         """
 
     async def let_go(self, container_id: str, holder: str) -> None:
         """Release the lease, if `holder` has it. The row does not change."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
-        """Delete the container. Its contents become pending ones for the sweep to delete. Raises `ContainerLost`."""
+        """Delete the container. The sweep deletes its snapshots later. Raises `ContainerLost`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +202,16 @@ class ContainerRequest:
 
 
 def shown_path(path: str) -> str:
-    """The sandbox's path of a file, as people and models read it.
+    """Return a file's sandbox path in a form that people and models can read.
 
-    The path encodes a byte that is not UTF-8 as a NUL and two hexadecimal digits. It is shown as an escape.
+    The sandbox encodes a byte that is not UTF-8 as a NUL and two hexadecimal digits. The result shows such a byte as an
+    escape.
     """
     return _NO_TEXT.sub(r"\\x\1", path)
 
 
 def read_memory(where: str, asked: str | None, limit: int) -> int:
-    """The bytes of a client's `memory_limit`. `1g` means at most that. Raises `InvalidRequest`."""
+    """Return the bytes of a client's `memory_limit`, at most `limit`. Raises `InvalidRequest`."""
     if asked is None:
         return limit
     if asked not in MEMORY_LIMITS:
@@ -228,5 +230,5 @@ def read_memory(where: str, asked: str | None, limit: int) -> int:
 
 
 def memory_limit(memory: int) -> str:
-    """The smallest `memory_limit` that is enough for so many bytes."""
+    """Return the smallest `memory_limit` that is at least `memory` bytes."""
     return next((name for name, size in MEMORY_LIMITS.items() if memory <= size), "64g")

@@ -3,9 +3,10 @@
 Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (contents only). Not here: rows and contents
 together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
 
-No transaction spans a content and its row, because they lie in two places. So a content that does not belong to a file
-(yet, or any more) is a *pending blob*. A separate table has a pending row for it. A crash may follow each of the steps
-below. An upload takes these steps:
+No transaction spans a content and its row, because the storage of contents is separate from the database. A content
+that does not belong to a file yet, or no longer belongs to one, is a *pending blob*. A separate table has a pending row
+for each pending blob. The data stays consistent if the process crashes after any of the steps below. An upload takes
+these steps:
 
 1. Add a pending row with a lease.
 2. Write and seal the content.
@@ -19,12 +20,12 @@ A deletion takes these steps:
 
 A sweep takes these steps:
 
-1. Take the pending rows whose lease is over. No file can be made of them any more.
+1. Take the pending rows whose lease has expired. After that, no upload can turn their contents into files.
 2. Delete the contents.
 3. Delete the pending rows.
 
-The uploading process renews the lease until the upload ends. So a sweep never takes the content of a running upload,
-even of a slow one. The lease uses the database's clock.
+The uploading process renews the lease until the upload ends. So a sweep never deletes the content of a running upload,
+however slow the upload is. The lease uses the database's clock.
 
 Invariants: A file exists whole or not at all. Its row is added after its content is durable, and deleted before its
 content. A file's row or a pending row names every content in a `BlobStore`. An expired file does not exist.
@@ -40,7 +41,7 @@ from typing import Protocol
 
 
 class OwnerStorageFull(Exception):
-    """The owner's files together would exceed the owner's storage limit."""
+    """The total size of the owner's files would exceed the owner's storage limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +95,25 @@ class FileQuery:
 
 
 class BlobWriter(Protocol):
-    """Writes one content. No write happens after its `async with` ends.
+    """Writes one content. No write happens after the `async with` block ends.
 
-    The written bytes stay until they are deleted by key, sealed or not.
+    The store keeps the written bytes, sealed or not, until a caller deletes the content by its key.
     """
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """The number of bytes written so far."""
 
     async def write(self, data: bytes) -> None:
         """Append these bytes."""
 
     async def seal(self) -> Blob:
-        """Make the content durable under its key. It cannot be read before."""
+        """Make the content durable under its key. Before that, no reader can open the content."""
 
 
 class BlobReader(Protocol):
-    """Reads an open content. On a disk the content stays readable even if it is deleted meanwhile. In object storage a
-    later read raises `StoreError`."""
+    """Reads an open content. After a deletion, a content on a disk stays readable until the reader closes it. In object
+    storage, a read after the deletion raises `StoreError`."""
 
     @property
     def size(self) -> int:
@@ -120,10 +121,10 @@ class BlobReader(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """The path on this machine's disk, for processes that read the file themselves. None: it is not on the disk."""
+        """The path of the content on this machine's disk, for other processes. None when it is not on this disk."""
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Read `limit` bytes from `start` on, fewer if the content ends before. Raises `StoreError`."""
+        """Read `limit` bytes from `start` on, or fewer at the end of the content. Raises `StoreError`."""
 
     async def aclose(self) -> None:
         """Close the content."""
@@ -135,14 +136,15 @@ def new_blob_key() -> str:
 
 
 class BlobStore(Protocol):
-    """Stores contents by key. Any number of processes share it.
+    """Stores contents by key. Any number of processes share the store.
 
-    It knows no owners. The caller stores the key (`new_blob_key`) in a row before it begins a content.
-    Every method raises `StoreError` when the storage fails. No method blocks the event loop. Each ends in bounded time.
+    The store does not record owners. The caller stores the key (`new_blob_key`) in a row before it writes the content.
+    Every method raises `StoreError` when the storage fails. No method blocks the event loop. Every call ends in bounded
+    time.
     """
 
     def writing(self, key: str) -> AbstractAsyncContextManager[BlobWriter]:
-        """Begin a content under a new key."""
+        """Create a writer for a content under a new key."""
 
     async def open(self, key: str) -> BlobReader:
         """Open a content. Raises `StoreError` if it does not exist."""
@@ -151,7 +153,7 @@ class BlobStore(Protocol):
         """Delete a content, whole or unfinished. A missing content is no error."""
 
     async def aclose(self) -> None:
-        """Wait until the operations that have begun end."""
+        """Wait until all running operations end."""
 
 
 class OpenFile(Protocol):
@@ -166,7 +168,7 @@ class OpenFile(Protocol):
         """The path on this machine's disk, as in `BlobReader.path`."""
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Read `limit` bytes from `start` on, or all the rest without `limit`. Raises `StoreError`."""
+        """Read `limit` bytes from `start` on. Without `limit`, read to the end. Raises `StoreError`."""
 
     async def aclose(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""Defines the port through which the engine runs hosted tools, with the values that cross it.
+"""Defines the port through which the engine runs hosted tools, and the values that its methods take and return.
 
 Lives here: a hosted tool's declaration, the functions that the model sees, a call, its result, and the port.
 The implementation is in `tools/`. Not here: running tools, items and events (`translation/events/builder.py`), the
@@ -23,10 +23,10 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 
 @dataclass(frozen=True, slots=True)
 class HostedTool:
-    """One entry of the request's `tools` that the sidecar runs. `declaration` is its whole JSON object, with secrets.
+    """One entry of the request's `tools` that the sidecar runs. `declaration` is its JSON object, including secrets.
 
-    `earlier` is the container in which code of this conversation ran last. `searchable` holds the declarations of the
-    request's deferred tools, which a tool search finds.
+    `earlier` is the id of the container in which code of this conversation ran last. `searchable` holds the
+    declarations of the request's deferred tools, among which the tool `tool_search` searches.
     """
 
     index: int
@@ -40,8 +40,8 @@ class HostedTool:
 class PreparedTool:
     """A hosted tool that is ready to run, with the functions that the model sees.
 
-    `items` are the items that the response begins with (an MCP server's tools). `fields` are the values that each of
-    its call items has from the start (a container's id).
+    `items` are the first items of the response, for example the list of an MCP server's tools. `fields` are the values
+    that each call item of this tool has from the start, for example a container's id.
     """
 
     tool: HostedTool
@@ -65,11 +65,11 @@ class HostedCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The result of a call: the model reads `output`, and the finished item gets `fields` (see `types/items.py`).
+    """The result of a tool call. The model reads `output`. The finished item gets `fields` (`types/items.py`).
 
-    `sources` are the texts that the model may cite, in the order in which `output` names them. Each `{cite:N}` in
-    `output` (N from 0) becomes the mark by which the model cites the N-th source. `images` are data URLs, for models
-    that accept images.
+    `sources` are the texts that the model may cite, in the order in which `output` names them. The engine
+    replaces each `{cite:N}` in `output` by the citation mark of the source with index N, counted from 0. `images` are
+    data URLs, for models that accept images.
     """
 
     call_id: str
@@ -84,12 +84,12 @@ class ToolRunner(Protocol):
     """Runs the hosted tools of this server."""
 
     types: frozenset[str]
-    """The tool types that this server can run. The sidecar leaves out or refuses all others."""
+    """The tool types that this server can run. The sidecar ignores or refuses tools of all other types."""
 
     async def prepare(
         self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
     ) -> tuple[PreparedTool, ...] | ApiError:
-        """Check the declarations and return the functions for the model. An `ApiError` is the answer to the client."""
+        """Check the declarations and return the prepared tools. The client gets a returned `ApiError` as the answer."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the tool's limits. The call raises only when its task is cancelled."""
+        """Run one call within the tool's limits. Raises nothing but the cancellation of its task."""

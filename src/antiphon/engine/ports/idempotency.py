@@ -4,18 +4,19 @@ Lives here: the format of a key, and the errors for a request whose key is in us
 (`stores/idempotency.py`), which shares a transaction with the created object. Not here: the keys that responses of this
 process hold (`engine/running/held_keys.py`), and the replay of an answer (`api/`, the exchange).
 
-A key belongs to its owner and stands for one request. The request counts byte for byte: method, path and body (of an
-upload: its fields and its content). The same key with another request gives a 422, as in the IETF's draft of the
-header. While the first request runs, a second one gives a 409, after which clients retry by themselves. The store binds
-the key to the object that the request created. A request that failed releases its key. If a call of the request may
-have changed something, the key stays in use.
+A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have
+the same bytes. For an upload, the form fields and the file's content replace the body. A different request with the
+same key gets a 422, as in the IETF's draft of the header. A repeated request gets a 409 while the first request runs,
+because clients retry after a 409. The store binds the key to the object that the request created. A failed request
+releases its key, unless one of its tool calls may have changed external state.
 
-The store also records which response used the answer to an approval request: each answer is used once. It records the
-responses that have claimed tool calls which may change something, before these calls are sent. No other response gets
-the key of such a response, even after its process has died: the response ends as failed, with its calls.
+The store also records which response used the answer to an approval request, because each answer is valid once. Before
+a response sends tool calls that may change external state, the store records that the response has claimed these calls.
+No other response gets the key of such a response, even after its process has died. That response then ends as failed,
+and its output contains the claimed calls.
 
-Invariants: Of several requests with one key, at most one runs at a time, across all processes. A repeated request gets
-its object before the sidecar loads what the request refers to, because that may be deleted by now.
+Invariants: Of several requests with one key, at most one runs at a time, across all processes. For a repeated request,
+the sidecar returns the created object and loads no objects to which the request refers, because these may be deleted.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from antiphon.errors import ApiError, InvalidRequest
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
 APPROVALS = "approval\t"
-"""The prefix of the keys of answered approvals. No client can send such a key: a key must be printable."""
+"""The prefix of the keys of answered approvals. The tab is not printable, so no client can send such a key."""
 CALLS = "calls\t"
 """The prefix of the keys of responses that have claimed tool calls. The response's id follows the prefix."""
 KEEP_APPROVALS = 366 * 86_400.0
-"""Seconds for which the store remembers the answer to an approval request."""
+"""The seconds for which the store keeps the record of an answered approval request."""
 
 
 class AlreadyMade(Exception):
@@ -46,7 +47,7 @@ class AlreadyMade(Exception):
 
 
 class LeftBehind(Exception):
-    """The process that served the request died, and its response `object_id` may have sent calls."""
+    """The process that ran the request died after its response `object_id` claimed tool calls."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -54,7 +55,7 @@ class LeftBehind(Exception):
 
 
 def read_key(value: str | None) -> str | None:
-    """Read and check the key in a header's value. Raises `InvalidRequest`."""
+    """Return the key in the header's value, or None without a header. Raises `InvalidRequest` for an invalid key."""
     if value is None:
         return None
     if not 0 < len(value) <= _MAX_LENGTH or not value.isascii() or not value.isprintable():
@@ -65,7 +66,7 @@ def read_key(value: str | None) -> str | None:
 
 
 def fingerprint(method: str, path: str, *parts: bytes) -> str:
-    """The SHA-256 of a request, in hexadecimal digits. Two requests are the same if their fingerprints are equal."""
+    """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same."""
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
         digest.update(len(part).to_bytes(8, "big"))
@@ -74,20 +75,20 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
 
 
 def approval_key(request_id: str) -> str:
-    """The key of an answered approval request. The id is hashed, because a client may send any text of any length."""
+    """Return the key of an answered approval request. It contains a hash, because a client's id may be any text."""
     return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
 
 
 def calls_key(response_id: str) -> str:
-    """The key under which the store records a response's claim of calls."""
+    """Return the key under which the store records that a response has claimed tool calls."""
     return CALLS + response_id
 
 
 def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
-    """Raise the reason why the key is in use: `AlreadyMade`, `LeftBehind` or `ApiError`.
+    """Raise the error for a key in use: `AlreadyMade`, `LeftBehind` or `ApiError`.
 
-    Returns if `rows` is empty, because the key has become free. A row has the fingerprint, the object's id, the lease's
-    end or None, and whether the holder died with claimed calls.
+    Raises nothing if `rows` is empty, because the key is free. A row has the fingerprint, the object's id, the end of
+    the lease or None, and whether the holder died with claimed calls.
     """
     for known, object_id, lease_until, left in rows:
         if known != once.fingerprint:
@@ -100,7 +101,7 @@ def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def reused() -> ApiError:
-    """The 422 for a key that stands for another request."""
+    """Return the 422 for a key that was first used with a different request."""
     return ApiError(
         "This Idempotency-Key was used with a different request. Use a new key for each request; a retry "
         "must have the same bytes.",
@@ -111,7 +112,7 @@ def reused() -> ApiError:
 
 
 def in_progress() -> ApiError:
-    """The 409 for a key whose request still runs."""
+    """Return the 409 for a key whose first request still runs."""
     return ApiError(
         "Another request with this Idempotency-Key is in progress. Try again when it has ended.",
         status=409,
