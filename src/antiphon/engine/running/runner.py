@@ -1,11 +1,11 @@
-"""Performs an exchange's actions through the ports. A response awaits I/O only here.
+"""Performs an exchange's actions through the ports. The exchange itself does no I/O.
 
-Lives here: model calls and tools with their timers (keep-alive comments, the late head), and the clean end of a request
-whose client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (the
-doors), loading (`loading.py`), saving (`saving.py`).
+Lives here: model calls and tool runs, their timers (for keep-alive comments and a late upstream head), and the clean
+end of a request whose client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's
+identity (the doors), loading (`loading.py`), saving (`saving.py`).
 
-Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun is finished even when
-the request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.
+Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun completes even if the
+request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ Work = CallUpstream | RunTools
 
 @dataclass(frozen=True)
 class _Common:
-    """The state that a runner and its views share: work that outlives a request, and the lock of flooding streams."""
+    """The state that a runner and its views share: tasks that outlive a request, and the lock that throttles flooding
+    streams."""
 
     last_save: float
     saves: set[asyncio.Task[object]] = field(default_factory=set)
@@ -58,7 +59,7 @@ class _Common:
 
 
 class Runner:
-    """Performs the actions of all exchanges that use the same ports. It holds no state of a request.
+    """Performs the actions of all exchanges that use the same ports. The runner holds no state of a single request.
 
     `last_save`: seconds that a stopping process waits for the save of a response.
     """
@@ -70,15 +71,17 @@ class Runner:
         self._saver = Saver(ports, self._common.saves)
 
     def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
-        """The same runner with another history (a connection's memory over the store), and perhaps another upstream.
+        """Return a view of this runner with another history, such as the memory of a WebSocket, and optionally another
+        upstream.
 
-        `keeps_locks`: the response's job holds the lock of the conversation, and releases it at its end.
+        `keeps_locks`: a background job holds the conversation's lock, and the job's end releases the lock.
         """
         upstream = upstream or self.ports.upstream
         return Runner(replace(self.ports, over=history, upstream=upstream, keeps_locks=keeps_locks), self._common)
 
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
-        """Pass the request to the exchange. It reads a large one in a thread, so that other requests do not wait."""
+        """Pass the request to the exchange, then check its idempotency key, prompt and owner's quota. A large body is
+        parsed in a thread, so that other requests do not wait."""
         if len(body) < LARGE:
             exchange.receive_request(head, body)
         else:
@@ -93,7 +96,8 @@ class Runner:
                 await keyed.look_up()
                 if exchange.done or exchange.known.replayed:
                     return
-            # The prompt may decide whether Envoy can make the model call, so it is loaded before the door checks that.
+            # The prompt may decide whether Envoy can make the model call (`needs_drive`). So it is loaded before the
+            # door reads `needs_drive`.
             action = exchange.next_action()
             assert isinstance(action, LoadContext)
             await self.perform(exchange, action)
@@ -109,17 +113,21 @@ class Runner:
                 exchange.turn_away(store_refusal(error, "The stored data could not be read"))
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
-        """Perform all pending actions. It yields client-facing actions, model calls and tool calls.
+        """Perform all pending actions that need no door. Yields client-facing actions, model calls and tool runs for
+        the caller.
 
-        In relay mode the door performs the `CallUpstream` through Envoy, and passes its answer to the exchange.
+        In relay mode the door performs the `CallUpstream` through Envoy, and passes the upstream's answer to the
+        exchange.
         """
-        # One at a time: if the door fails at one, the save after it is not lost, because `abandon` performs it.
+        # Take one action at a time. If the door fails during an action, a later save stays pending, and `abandon`
+        # performs it.
         while (action := exchange.next_action()) is not None:
             if isinstance(action, OwnAction):
                 await self.perform(exchange, action)
             elif isinstance(action, FollowResponse):
                 if exchange.hold is not None:
-                    # The request lies in the store, and a worker accounts for it.
+                    # The request is stored, and the worker that runs it reserves memory for it. So free this
+                    # reservation.
                     exchange.hold.close()
                 followers = self.ports.background.followers
                 async with aclosing(followers.follow(action.owner, action.response_id)) as events:
@@ -130,7 +138,7 @@ class Runner:
                 yield action
 
     async def perform(self, exchange: ResponseExchange, action: OwnAction) -> None:
-        """Perform one action that needs no help of the door, and pass its outcome to the exchange."""
+        """Perform one action that needs no door, and pass its outcome to the exchange."""
         if isinstance(action, LoadContext):
             context = await self._loader.load(action)
             size = size_of(context, action)
@@ -155,10 +163,11 @@ class Runner:
             assert_never(action)
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
-        """Perform all actions, with model calls. It ends after `Finish`.
+        """Perform all actions, including model calls and tool runs. The generator yields the client-facing actions and
+        ends after `Finish`.
 
-        To stop, cancel the task or close the generator, then call `abandon`. That does not stop an exchange that
-        `goes_on`. When its client disconnects, call `go_on` before.
+        To stop early, cancel the task or close the generator, then call `abandon`. An exchange that `goes_on` continues
+        after the generator is closed. When the client of such an exchange disconnects, call `go_on` before `abandon`.
         """
         actions = self._perform_all(exchange)
         if exchange.goes_on:
@@ -168,9 +177,10 @@ class Runner:
                 yield action
 
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """Wait for the end of a request that continues without its client, or until the process is `stopping`.
+        """Wait for the end of a request that continues after its client disconnected. A cancellation of this call
+        breaks the request off if the process is `stopping`, and is ignored otherwise.
 
-        Returns how it ended. None: it does not continue, or it was broken off.
+        Returns the request's `Finish`. None: the request does not continue, or it was broken off.
         """
         return await self._common.unattended.end(exchange, stopping)
 
@@ -184,7 +194,8 @@ class Runner:
         while work is not None:
             turn, work = work, None
             run = self._call(exchange, turn) if isinstance(turn, CallUpstream) else self._run_tools(exchange, turn)
-            # Closed with this generator, not at garbage collection, because the model call ends with it.
+            # Close `run` when this generator closes, not at garbage collection, because closing `run` ends the model
+            # call.
             async with aclosing(run) as answers:
                 async for sent in answers:
                     if isinstance(sent, CallUpstream | RunTools):
@@ -193,24 +204,27 @@ class Runner:
                     yield sent
 
     async def let_others_go_first(self) -> None:
-        """Delay a stream that floods. All such streams of the process together get one piece every `FLOOD_PAUSE`."""
+        """Delay a stream that floods: its upstream sends many bytes without output. All flooding streams of the process
+        together get one chunk every `FLOOD_PAUSE` seconds."""
         async with self._common.floods:
             await asyncio.sleep(FLOOD_PAUSE)
 
     def forget(self, response_id: str) -> None:
-        """Stop all work for a response that another process may continue.
+        """Stop renewing the leases of a response that another process may continue.
 
-        This process renews the conversation's lock no longer. The approvals that the response uses stay used.
+        These are the leases of the conversation's lock and of the idempotency key. Approvals that the response used
+        stay used.
         """
         self.ports.conversations.forget(response_id)
         self.ports.keys.hand_to_store(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
-        """End a request early, release what it holds, and save its response as failed.
+        """End a request early: release its lock, key and approvals, and save its response as failed.
 
-        This goes on when the caller is cancelled meanwhile, as when a process stops while a client leaves. It takes at
-        most the save's timeout. While the process stops, the caller waits at most `last_save`, so that the log line
-        after it is written in any case. `aclose` waits for the rest.
+        This work continues if the caller is cancelled, for example because the process stops while a client
+        disconnects. The work takes at most the save's timeout. While the process stops, the caller waits at most
+        `last_save` seconds, so that the caller can write its log line in any case. `aclose` waits for the remaining
+        work.
         """
         task = self._saver.keep_going(self._end_early(exchange, reason))
         if reason is not CancelReason.SHUTTING_DOWN:
@@ -234,13 +248,14 @@ class Runner:
         await self._saver.finish()
 
     async def aclose(self) -> None:
-        """Wait for saves, and stop renewing all leases of the process. Call it on the last runner."""
+        """Wait for saves, and stop renewing all leases of the process. Call this method once, because a runner and its
+        views share the leases."""
         await self._saver.aclose()
 
     async def _run_tools(
         self, exchange: ResponseExchange, action: RunTools
     ) -> AsyncGenerator[ClientAction | Work, None]:
-        """Run the hosted calls of one turn in parallel. The next model call, if any, comes last."""
+        """Run the hosted calls of one turn in parallel. The last yielded action may be the next model call."""
         if action.claim is not None:
             unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.known.stored)
             if unclaimed is not None:
@@ -274,15 +289,16 @@ class Runner:
                 await asyncio.wait(running)
 
     async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction | Work, None]:
-        """Perform one model call (head, body, end), with the timers of a stream. The next call, if any, comes last."""
+        """Perform one model call (head, body, end), with the timers of a stream. The last yielded action may be the
+        next model call or tool run."""
         pump = UpstreamPump(
             self.ports.upstream, call, lambda: self.let_others_go_first() if exchange.floods else asyncio.sleep(0)
         )
         clock = asyncio.get_running_loop().time
         try:
             pump.start()
-            # `told`: the exchange's next deadline. `quiet`: when the client has got nothing for too long. An upstream
-            # that sends bytes without output is silence to the client.
+            # `told`: the exchange's next deadline. `quiet`: the time at which an idle client gets a keep-alive.
+            # Upstream bytes that cause no output for the client do not move `quiet`.
             told = exchange.receive_time(clock())
             quiet = clock() + self.ports.timeouts.head_wait
             while not exchange.done:
@@ -301,7 +317,7 @@ class Runner:
                         exchange.receive_upstream_data(event)
                     elif isinstance(event, SendHead):
                         exchange.receive_upstream_head(event.status, event.headers)
-                        # Other limits apply from now on.
+                        # After the upstream's head, the exchange has other deadlines.
                         told = exchange.receive_time(now)
                         quiet = min(quiet, now + self.ports.timeouts.keepalive)
                     else:

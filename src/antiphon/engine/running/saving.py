@@ -1,11 +1,11 @@
-"""Saves or queues a response and releases its lock and key, even if its client's request ends meanwhile.
+"""Saves or queues a response and releases its lock and key, even if the client disconnects meanwhile.
 
 Lives here: the tasks that outlive their requests, and the release of a response's conversation lock and idempotency
-key. Not here: what is stored and when (`engine/exchange/response_end.py`), the semantics of a write
+key. Not here: the content and the time of a save (`engine/exchange/response_end.py`), the guarantees of a write
 (`ResponseStore.save`).
 
-Invariant: A save that has begun is finished even when the request's task is cancelled. The transaction that stores the
-response also settles its lock and key. Otherwise the response releases them.
+Invariants: A save that has begun completes even if the request's task is cancelled. The transaction that stores the
+response also settles its lock and key. If that transaction fails, the saver releases the lock and the key.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ _Done = TypeVar("_Done")
 
 
 class Saver:
-    """Saves responses to the history of `ports`, and queues them in its background.
+    """Saves responses to `ports.history`, and queues background responses through `ports.background`.
 
     The savers of one runner and its views share the tasks in `under_way`.
     """
 
     def __init__(self, ports: Ports, under_way: set[asyncio.Task[object]], *, patience: float = 1.0) -> None:
-        """`patience`: seconds that a response waits for the release of its lock and key. It continues after that."""
+        """`patience`: seconds that a response waits for the release of its lock and key. The release itself continues
+        after that time."""
         self._patience = patience
         self._ports = ports
         self._under_way = under_way
 
     async def release(self, action: ReleaseConversation) -> None:
-        """Release what the response holds. It continues when the request's task is cancelled meanwhile."""
+        """Release the response's conversation lock, key and approvals. The release continues if the request's task is
+        cancelled."""
         await asyncio.shield(self.keep_going(self._let_go(action.response_id, counts=action.counts)))
 
     async def _let_go(self, response_id: str, *, counts: bool) -> None:
@@ -51,19 +53,20 @@ class Saver:
         await self._ports.keys.release(response_id, counts=counts)
 
     def keep_going(self, work: Coroutine[object, object, _Done]) -> asyncio.Task[_Done]:
-        """Start a task for which `finish` waits, even if the client disconnects meanwhile."""
+        """Start a task that continues if the client disconnects. `finish` waits for all such tasks."""
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return task
 
     async def _store_record(self, record: ResponseRecord, saved: asyncio.Future[None]) -> None:
-        """Save the response, and settle or release its lock and key. Sets the outcome on `saved`, unless that is done
-        already."""
+        """Save the response, and settle or release its lock and key. Sets the outcome on the future `saved`, unless a
+        cancelled request has ended that future."""
         try:
             keys = self._ports.keys
             holds = record.conversation_id is not None or keys.holds(record.id)
-            # A failed response releases its key, so that the client can retry with it.
+            # The record of a failed response does not store the key. The key is released, so that the client can retry
+            # with it.
             if record.counts:
                 record = self._with_key(record)
             kept = False
@@ -88,26 +91,27 @@ class Saver:
         return record if once is None else replace(record, once=once)
 
     async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
-        """Stop renewing what the response holds if the store has settled it, else release it."""
+        """Stop renewing the response's lock and key if the store has settled them. Otherwise release both."""
         keys = self._ports.keys
         if kept and record.conversation_id is not None:
             self._ports.conversations.forget(record.id)
         if kept and counts:
             if self._ports.keeps_locks:
-                # The end of its job stores it, and the worker forgets what it holds then.
+                # `history` only holds the record. The job's final transaction stores it, and the worker then calls
+                # `Runner.forget`.
                 return
             if keys.calls(record.id):
                 await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=self._patience)
             keys.hand_to_store(record.id)
         if keys.holds(record.id) or (not kept and record.conversation_id is not None):
-            # A store that just failed may fail here too. The client gets its answer anyway. The release happens when
-            # the store works again, or the leases run out.
+            # A store that just failed may fail again, so wait only `_patience` seconds before the client gets its
+            # answer. The release happens when the store works again, or the leases expire.
             await asyncio.wait(
                 {self.keep_going(self._let_go(record.id, counts=record.sent_calls))}, timeout=self._patience
             )
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:
-        """Record that the response sends calls now. Returns the store's error, if any."""
+        """Record in the store that the response is about to send tool calls. Returns the store's error, or None."""
         try:
             with self._ports.metrics.storage("claim_calls"):
                 await self._ports.keys.claim_calls(record, stored=stored, queued=self._ports.keeps_locks)
@@ -116,8 +120,8 @@ class Saver:
         return None
 
     async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
-        """Queue the response. It continues when the request's task is cancelled meanwhile, because the job takes over
-        the lock of the response's conversation."""
+        """Queue the response. The write continues if the request's task is cancelled, because the job takes over the
+        conversation's lock. Returns the error, or None."""
         return await asyncio.shield(self.keep_going(self._store_job(action)))
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:
@@ -132,15 +136,15 @@ class Saver:
         except (StoreError, ApiError) as error:
             failure = error
         finally:
-            # The response is only queued, but its job takes over what it holds.
+            # The job of the queued response takes over its lock and key.
             await self._part(record, kept=kept, counts=True)
         return failure
 
     async def save(self, action: SaveResponse) -> StoreError | None:
-        """Save the response. The write continues when the request's task is cancelled meanwhile. The store returns or
-        raises in bounded time (`ResponseStore.save`)."""
-        # A separate future, so that a cancelled request does not cancel the write. `asyncio.shield` and a task's
-        # callback would cost every response time for a rare case.
+        """Save the response. The write continues if the request's task is cancelled. Returns the store's error, or
+        None. The write has a time limit (`ResponseStore.save`)."""
+        # The request awaits a separate future, so that its cancellation does not cancel the write. `asyncio.shield` and
+        # a task's callback would slow every response down for a rare case.
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.keep_going(self._store_record(action.record, saved))
         try:
@@ -149,7 +153,7 @@ class Saver:
         except StoreError as error:
             return error
         except asyncio.CancelledError:
-            # The save may have ended in the same moment.
+            # The save may have failed in the same moment. `look_at` retrieves that exception.
             look_at(saved)
             raise
         return None
@@ -163,7 +167,7 @@ class Saver:
             _log.error("saves_given_up", count=len(self._under_way))
 
     async def aclose(self) -> None:
-        """Wait for saves, and stop renewing locks and keys."""
+        """Wait for saves, and stop renewing the leases of all locks and keys."""
         await self.finish()
         await self._ports.conversations.aclose()
         await self._ports.keys.aclose()

@@ -1,10 +1,11 @@
-"""Polls the store for changes by other processes, to streams that clients follow and to jobs that run here.
+"""Polls the store for changes that other processes make to followed streams and to this process's jobs.
 
-Lives here: the one polling task of a process, and the handling of news. Not here: reading streams (`followers.py`),
-running jobs and when workers claim them (`workers.py`), how a store receives notifications (`stores/`).
+Lives here: the one polling task of a process, and the handling of notifications (`News`). Not here: reading streams
+(`followers.py`), claiming and running jobs (`workers.py`), the delivery of notifications (`stores/`).
 
-Invariants: One poll covers all streams and jobs, and there is one poll at a time. However much news comes, two polls
-for it are at least `_APART` seconds apart. The task does not poll while nothing waits.
+Invariants: One query covers all streams and jobs, and only one query runs at a time. Polls that notifications trigger
+are at least `_APART` seconds apart. The task does not poll while this process has no followed stream and no running
+job.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LONGEST_AFTER_FAILURE = 1.0
 
 
 class SignalWatcher:
-    """The polling task of a process. The followers and the workers register as `following` and `holding`."""
+    """The polling task of a process. `Followers` and `Workers` set themselves as `following` and `holding`."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
@@ -44,7 +45,7 @@ class SignalWatcher:
         self._outage = Outage(_log, "progress_not_read", "progress_read_again")
 
     def start(self) -> None:
-        """Receive news from now on."""
+        """Subscribe to the store's notifications about other processes."""
         self.signals.listen(self.hear)
 
     @property
@@ -53,13 +54,14 @@ class SignalWatcher:
         return self._task is not None and not self._task.done()
 
     def wake(self) -> None:
-        """Poll at once, because this process itself may have changed a stream or a job."""
+        """Poll immediately, because this process itself may have changed a stream or a job."""
         self._woken.set()
         if not self.watching and any(self._waits_for()):
             self._task = asyncio.get_running_loop().create_task(self._look_on())
 
     def wake_soon(self) -> None:
-        """Poll in a moment, because there is a new follower or job, or news. One poll serves all calls meanwhile."""
+        """Schedule one poll, for a new follower, a new job or a notification. Further calls before that poll have no
+        effect."""
         if self._soon is None:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_at(max(loop.time(), self._looked_at + _APART), self._wake_now)
@@ -69,7 +71,8 @@ class SignalWatcher:
         self.wake()
 
     def hear(self, news: News) -> None:
-        """Handle news from another process."""
+        """Handle a notification about another process: inform the followers and the worker, and schedule a poll if
+        needed."""
         if self.following is not None:
             for response_id in news.responses:
                 self.following.changed(response_id)

@@ -1,10 +1,10 @@
 """Runs a request to its end after its client disconnects.
 
-Lives here: the task of such a request, and the queue of actions for its client. Not here: which requests these are
-(`ResponseExchange.goes_on`), performing their actions (`runner.py`).
+Lives here: the task of such a request, and the queue of actions for its client. Not here: the decision whether a
+request continues (`ResponseExchange.goes_on`), performing its actions (`runner.py`).
 
-Invariants: at most `_AHEAD` actions wait for a client. No action waits for a client that disconnected. The door waits
-for the end of the request, so it counts as in flight, unless the process stops.
+Invariants: at most `_AHEAD` actions are queued for a client. After the client disconnects, the task does not wait for
+it. The door waits for the end of the request, so the request counts as in flight until then or until the process stops.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ Actions = AsyncGenerator[ClientAction, None]
 
 
 class Unattended:
-    """The unattended requests of one process."""
+    """The requests of one process that may continue after their clients disconnect."""
 
     def __init__(self) -> None:
         self._tasks: dict[ResponseExchange, asyncio.Task[Finish | None]] = {}
 
     async def hand_out(self, exchange: ResponseExchange, actions: Actions) -> Actions:
-        """Yield the actions as they come. Their task continues when this generator is closed."""
+        """Perform `actions` in a separate task, and yield them as they come. The task continues after this generator is
+        closed."""
         feed = _Feed()
         task = asyncio.get_running_loop().create_task(_perform(actions, feed))
         self._tasks[exchange] = task
@@ -47,8 +48,9 @@ class Unattended:
             feed.leave()
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """Wait for the end of a request whose client disconnected. None when there is no such request, or it was broken
-        off. A cancellation does not end this wait. It breaks the request off if the process is `stopping`."""
+        """Wait for the end of a request whose client disconnected, and return its `Finish`. Returns None if there is no
+        such request, or if it failed or was broken off. A cancellation does not end this wait. If the process is
+        `stopping`, a cancellation breaks the request off."""
         task = self._tasks.get(exchange)
         if task is None:
             return None
@@ -56,14 +58,14 @@ class Unattended:
             try:
                 await asyncio.wait({task})
             except asyncio.CancelledError:
-                # The loop goes on: another cancellation (the client leaves while the process stops) must not end the
-                # wait before the task has ended.
+                # Keep waiting. A second cancellation (the client disconnects while the process stops) must not end the
+                # wait before the task ends.
                 if stopping() and not task.cancelling():
                     task.cancel()
         return task.result() if not task.cancelled() and task.exception() is None else None
 
     async def stop(self, exchange: ResponseExchange) -> None:
-        """Break the request off if it still runs."""
+        """Cancel the request's task if it still runs, and wait for its end."""
         if (task := self._tasks.get(exchange)) is not None:
             task.cancel()
             await asyncio.wait({task})
@@ -88,7 +90,7 @@ async def _perform(actions: Actions, feed: _Feed) -> Finish | None:
 
 
 class _Feed:
-    """A queue of actions from one task to another, whose reader may leave."""
+    """A bounded queue of actions between two tasks. The reader may leave at any time."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(_AHEAD)
@@ -96,7 +98,7 @@ class _Feed:
         self._left = False
 
     async def put(self, action: ClientAction) -> None:
-        """Put one action, once there is room for it."""
+        """Add one action, after waiting for room. Drops the action if the reader has left."""
         if not self._left:
             await self._room.acquire()
             self._actions.put_nowait(action)
@@ -106,12 +108,12 @@ class _Feed:
         self._actions.put_nowait(None)
 
     async def take(self) -> ClientAction | None:
-        """The next action, or None after the last."""
+        """Return the next action, or None after the last action."""
         action = await self._actions.get()
         self._room.release()
         return action
 
     def leave(self) -> None:
-        """The reader has left: `put` no longer waits."""
+        """Record that the reader has left, so that `put` no longer waits."""
         self._left = True
         self._room.release()

@@ -1,10 +1,11 @@
 """Reads an upstream's answer ahead into a bounded queue and hands it out in parts.
 
-Lives here: the task that reads, its bounded queue, and the turns of other requests when an upstream floods. Not here:
-the meaning of the parts (`engine/exchange/response_exchange.py`), and how long the runner waits for them (`runner.py`).
+Lives here: the task that reads, its bounded queue, and the pauses that let other requests run when an upstream floods.
+Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the timeouts of the waits for them
+(`runner.py`).
 
 Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
-keeps the order of the parts. No part is lost when a wait ends without one.
+keeps the order of the parts. A wait that times out loses no part.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ Part = TypeVar("Part")
 
 
 class PartQueue(Generic[Part]):
-    """A bounded queue for one task that puts and one that gets. The getter waits for a limited time.
+    """A bounded queue between one writing task and one reading task. The reader waits with a timeout.
 
-    `asyncio.Queue` with `asyncio.timeout` creates and cancels a timer for every part of every stream. This queue has
-    one timer for all waits. When the timer fires, it checks whether the wait is over. If not, it starts again for the
-    rest of the time.
+    `asyncio.Queue` with `asyncio.timeout` creates and cancels a timer for every part of every stream. This queue reuses
+    one timer for all waits. If the timer fires before the current wait's deadline, the queue restarts the timer for the
+    remaining time.
     """
 
     __slots__ = ("_given_until", "_parts", "_room", "_size", "_timer", "_waiter")
@@ -39,14 +40,14 @@ class PartQueue(Generic[Part]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._parts: deque[Part] = deque()
-        # True: a part came; False: the time is over.
+        # The result of a wait. True: a part arrived. False: the wait timed out.
         self._waiter: asyncio.Future[bool] | None = None
         self._room: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._given_until = 0.0
 
     async def put(self, part: Part) -> None:
-        """Add a part, once there is room for it."""
+        """Add a part, after waiting for room in the queue."""
         while len(self._parts) >= self._size:
             self._room = asyncio.get_running_loop().create_future()
             try:
@@ -66,12 +67,12 @@ class PartQueue(Generic[Part]):
         return part
 
     def clear(self) -> None:
-        """Drop all waiting parts. More may be put afterwards."""
+        """Drop all queued parts. The writer may add more parts afterwards."""
         self._parts.clear()
         self._make_room()
 
     def close(self) -> None:
-        """Stop the timer. No further wait may follow."""
+        """Cancel the timer. The reader must not call `get` afterwards."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -89,7 +90,7 @@ class PartQueue(Generic[Part]):
             self._timer = loop.call_at(until, self._ring, loop)
         self._waiter = loop.create_future()
         try:
-            # A part may have come in the same turn as the end of the time.
+            # A part may arrive in the same turn of the event loop as the timeout.
             return await self._waiter or bool(self._parts)
         finally:
             self._waiter = None
@@ -99,7 +100,7 @@ class PartQueue(Generic[Part]):
         if self._waiter is None or self._waiter.done():
             return
         if loop.time() < self._given_until:
-            # It was set for an earlier wait.
+            # An earlier wait set this timer, so restart it for the current wait.
             self._timer = loop.call_at(self._given_until, self._ring, loop)
         else:
             self._waiter.set_result(False)
@@ -108,8 +109,9 @@ class PartQueue(Generic[Part]):
 class UpstreamPump:
     """Reads one upstream answer in a separate task, a bounded number of parts ahead.
 
-    With a separate task, a timer can end a wait without cancelling the read. The pump hands out large parts in pieces,
-    and lets other requests run after each piece. So an upstream that floods delays them only a little.
+    With a separate task, a timer can end a wait without cancelling the read. The pump splits large parts into chunks,
+    and lets other requests run after every `piece` bytes. So an upstream that floods delays other requests only
+    briefly.
     """
 
     _AHEAD = 16
@@ -122,24 +124,26 @@ class UpstreamPump:
         *,
         piece: int = 32 * 1024,
     ) -> None:
-        """`others` lets other requests run, after every `piece` bytes."""
+        """`others` lets other requests run. `next` awaits `others` after every `piece` bytes."""
         self._piece_bytes = piece
         self._upstream = upstream
         self._call = call
         self._others = others
         self._queue: PartQueue[SendHead | bytes | UpstreamError | None] = PartQueue(self._AHEAD)
         self._task: asyncio.Task[None] | None = None
-        # The rest of a large part, and the bytes handed out since other requests ran.
+        # A large part that is not read to its end, the read position in it, and the bytes handed out since the last
+        # call of `others`.
         self._rest = b""
         self._at = 0
         self._taken = 0
 
     def start(self) -> None:
-        """Begin the call."""
+        """Start the task that makes the upstream call and reads the answer."""
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
-        """Take the next part: the head, bytes, then None or an error. Raises `TimeoutError`."""
+        """Return the next part. The head comes first, then bytes, then None or an error. Raises `TimeoutError` after
+        `seconds`."""
         if self._taken >= self._piece_bytes:
             self._taken = 0
             await self._others()
@@ -154,7 +158,7 @@ class UpstreamPump:
         return event
 
     def _piece(self) -> bytes:
-        """Cut a piece from a large part, at the end of an event where possible."""
+        """Return the next chunk of a large part. The chunk ends at the end of an SSE event where possible."""
         rest, at = self._rest, self._at
         limit = at + self._piece_bytes
         end = rest.rfind(b"\n\n", at, limit) + 2 if limit < len(rest) else len(rest)
@@ -166,8 +170,9 @@ class UpstreamPump:
         return piece
 
     async def stop(self, *, whole: bool) -> None:
-        """End the call. After a `whole` answer, the task may briefly read the bytes after `[DONE]`."""
-        # A cancelled task holds its frames, and they hold this pump. Dropping the task frees the answer's memory.
+        """End the call. After a `whole` answer, the task first has 50 ms to read the bytes after `[DONE]`."""
+        # A cancelled task references its stack frames, and they reference this pump. Without `self._task`, no cycle
+        # keeps the answer in memory.
         self._queue.close()
         task, self._task = self._task, None
         if task is None or task.done():
@@ -177,7 +182,8 @@ class UpstreamPump:
                 self._queue.clear()
                 await asyncio.wait({task}, timeout=0.05)
         finally:
-            # Also when this task is cancelled meanwhile: Envoy ends its call as soon as it has the answer's end.
+            # Cancel the reader even if `stop` is cancelled: Envoy ends its call to this process as soon as it has the
+            # answer's end.
             task.cancel()
             await asyncio.wait({task})
 
@@ -191,7 +197,7 @@ class UpstreamPump:
         except UpstreamCallFailed as failure:
             await queue.put(failure.error)
         except Exception as bug:
-            # Never leave the exchange waiting for an end that cannot come.
+            # Report an error, because otherwise the exchange waits for an end of the answer that never comes.
             _log.error("upstream_read_failed", error=type(bug).__name__, exc_info=True)
             await queue.put(UpstreamError(UpstreamFault.CUT, type(bug).__name__))
         else:

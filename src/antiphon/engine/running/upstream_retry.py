@@ -1,12 +1,13 @@
 """Retries model calls of background responses while their upstream cannot be reached.
 
-Lives here: when a background response's model call is retried. Not here: calls that a client waits for, which fail at
-once, and answers of the upstream itself.
+Lives here: the retries of a background response's model call. Not here: model calls for which a client waits, because
+they fail immediately.
 
-With Envoy, an unreachable upstream shows as an answer by Envoy. Without Envoy, the call fails.
+With Envoy, a call to an unreachable upstream returns an error answer that Envoy made. Without Envoy, the call raises
+`UpstreamCallFailed`.
 
-Invariant: a call is retried only if the upstream returned no answer. The metrics count each call. The first twenty
-failed calls have a log line each.
+Invariant: a call is retried only if the upstream returned no answer. The metrics count each failed attempt. Each of the
+first twenty failed attempts has a log line.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass
 class _Read:
-    """An answer whose beginning is read already."""
+    """An answer whose first parts `_unless_unreachable` has read. `body` yields these parts again."""
 
     status: int
     headers: Headers
@@ -51,8 +52,8 @@ class _Read:
 
 
 class PatientUpstream:
-    """An upstream whose calls are retried for some seconds while it is unreachable. Each pause is twice the one before,
-    up to `_LONGEST_PAUSE` seconds."""
+    """Wraps an upstream, and retries each call for up to `seconds` while the upstream is unreachable. Each pause is
+    twice the previous pause, up to `_LONGEST_PAUSE` seconds."""
 
     def __init__(
         self, upstream: Upstream, seconds: float, metrics: Metrics | None = None, *, response_id: str = ""
@@ -62,11 +63,11 @@ class PatientUpstream:
         self._metrics = metrics
         self._response_id = response_id
         self.failed_at: float | None = None
-        """When a call finally failed in transport, by the event loop's clock. None: none did."""
+        """The event loop time at which a call failed in transport after all retries. None: no call failed so."""
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Make the call, and retry it until there is an answer or the time is over."""
+        """Make the call, and retry it until the upstream answers or `seconds` are over."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._seconds
         pause = _FIRST_PAUSE
@@ -88,7 +89,7 @@ class PatientUpstream:
                     try:
                         yield answer
                     except UpstreamCallFailed:
-                        # In the middle of its body.
+                        # The answer broke off in the middle of its body.
                         self.failed_at = clock()
                         raise
                     return
@@ -97,7 +98,7 @@ class PatientUpstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
-        """Count and log a failed call."""
+        """Count a failed attempt in the metrics, and log it if it is one of the first `_MOST_LINES`."""
         if self._metrics is not None:
             self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
         if attempt > _MOST_LINES:
@@ -114,11 +115,11 @@ class PatientUpstream:
         )
 
     async def aclose(self) -> None:
-        """Do nothing: the process closes the upstream."""
+        """Do nothing, because the process closes the wrapped upstream."""
 
 
 async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
-    """The answer, or None when Envoy sent it because the upstream is unreachable."""
+    """Return the answer. Returns None if Envoy made the answer because the upstream is unreachable."""
     parts: list[bytes] = []
     rest = answer.body()
     size = 0

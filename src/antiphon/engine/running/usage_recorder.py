@@ -1,12 +1,13 @@
-"""Sums the usage of model calls in memory and writes the sums once a second.
+"""Sums the token usage of model calls in memory and writes the sums to the store once a second.
 
 Lives here: the `UsageLedger` of a process. Not here: the stored sums (`stores/owner_usage.py`), prices.
 
-A write for each call would double the cost of an unstored response, so the recorder writes sums together. A process
-that is killed loses the last second.
+A write for each call would double the cost of an unstored response, so the recorder writes many calls as one sum. A
+process that is killed loses the usage of its last second.
 
-Invariants: `note` never waits. A sum whose write failed is written later, never twice. At most `most` different sums
-wait. A call that finds no room is logged with its numbers.
+Invariants: `note` never waits. The recorder retries a sum whose write failed. It never writes a sum twice, so it drops
+a sum whose write has an unknown outcome. At most `most` sums are queued. The usage of a call beyond this limit is
+logged and dropped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _DAY = 86_400
 
 
 class UsageRecorder:
-    """Sums and writes the usage of all model calls of a process."""
+    """Sums the token usage of all model calls of a process, and writes the sums every `seconds`."""
 
     def __init__(
         self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time, most: int = 20_000
@@ -44,20 +45,20 @@ class UsageRecorder:
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "usage_not_written", "usage_written_again")
-        # The day's number, and its name, which is formatted once a day.
+        # The current day as a number and as text. The text is formatted only once a day.
         self._day = (-1.0, "")
 
     @property
     def waiting(self) -> int:
-        """The number of unwritten sums, without those that are being written."""
+        """The number of queued sums, without the sums of a write in progress."""
         return len(self._waiting)
 
     def start(self) -> None:
-        """Start the task that writes."""
+        """Start the task that writes the sums."""
         self._task = asyncio.get_running_loop().create_task(self._write_on())
 
     def note(self, spent: CallUsage) -> None:
-        """See `UsageLedger`."""
+        """Add the usage of one model call to the day's sum of its owner, model and upstream. See `UsageLedger`."""
         now = self._clock()
         if now // _DAY != self._day[0]:
             self._day = now // _DAY, time.strftime("%Y-%m-%d", time.gmtime(now))
@@ -75,13 +76,14 @@ class UsageRecorder:
             _log.error("usage_not_written", sums=len(self._waiting))
 
     async def write(self) -> bool:
-        """Write all waiting sums. Returns False when the write failed, and keeps the sums where possible."""
+        """Write all waiting sums. Returns False if the write failed. The sums stay queued unless the outcome of the
+        write is unknown."""
         taken, self._waiting = self._waiting, {}
         if not taken:
             return True
         writing = asyncio.ensure_future(self._store.add(list(taken.values())))
         try:
-            # Wait for a commit that has begun, or else its sums would be written twice.
+            # Wait for a commit that has begun. Otherwise the next write would add the same sums again.
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             try:
@@ -94,7 +96,7 @@ class UsageRecorder:
             if error.reason != "unknown":
                 self._put_back(taken)
             kept = error.reason != "unknown"
-            # Lost sums are logged each time.
+            # Every loss of sums has a log line. A series of failures without losses has one line (`Outage`).
             if not kept:
                 _log.warning("usage_not_written", cause=str(error), sums=len(taken), kept=kept)
             else:

@@ -1,9 +1,9 @@
-"""Runs background responses: claims jobs, renews their leases, and runs a bounded number at once.
+"""Runs background responses: claims jobs, renews their leases, and runs a bounded number of jobs concurrently.
 
-Lives here: claiming jobs, renewing leases, noticing that a job is lost, and running one exchange for each job. Not
-here: the exchange (`runner.py`), its stream (`job_stream.py`), cancelling one (`background.py`).
-One task renews leases and claims jobs: at once when this process queues a response, else at the times of `ClaimPace`.
-The signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
+Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here: the
+exchange (`runner.py`), its stream (`job_stream.py`), its cancellation (`background.py`). One task renews leases and claims jobs. `ClaimPace` decides the times of the claims. The
+signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
+
 Invariants: A job runs here only while this worker holds its lease. One transaction ends both the response and its job.
 A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
 """
@@ -55,9 +55,9 @@ _STOPPED = "The server that was running this response stopped before it was comp
 class Pauses:
     """Pauses of a worker, in seconds.
 
-    `full`: before the retry of a job for which there was no room. `door`: before a retry after Envoy was down, longer
-    each time. `finish`: before each retry of writing a response's end. `stop`: how long a stopping worker waits for its
-    store.
+    `full`: before the retry of a job that exceeded a capacity limit. `door`: before a retry after Envoy was down, four
+    times longer each time. `finish`: before each retry of writing a response's end. `stop`: a stopping worker's timeout
+    for store calls.
     """
 
     full: float = 1.0
@@ -69,12 +69,12 @@ class Pauses:
 class ClaimPace:
     """Decides when a worker with free slots claims jobs.
 
-    The worker claims at once when this process has queued a response or has a free slot again. After news from another
-    process it claims after a short random delay, and rarely, because hundreds of processes may get the same news. Only
-    one of them gets the job. Otherwise it polls, less often while there are no jobs. So events of other processes make
-    it claim no more often than at its pace or every `_HEARD_APART` seconds.
+    The worker claims immediately when this process queues a response or frees a slot. A notification from another
+    process makes the worker claim after a short random delay, at most every `_HEARD_APART` seconds. The delay spreads
+    the load, because hundreds of processes may get the same notification, and only one gets the job. Without events,
+    the worker polls, less often while there are no jobs.
 
-    Times are those of the event loop. `pace` returns the current pace. `draw` returns a random number from 0 to 1.
+    All times are event loop times. `pace` returns the polling intervals. `draw` returns a random number from 0 to 1.
     """
 
     def __init__(self, pace: Callable[[], Pace], draw: Callable[[], float] = random.random) -> None:
@@ -86,23 +86,23 @@ class ClaimPace:
         self._not_before = 0.0
 
     def left(self, now: float) -> float:
-        """Seconds until the next claim. 0: now."""
+        """Return the seconds until the next claim. 0: a claim is due."""
         return max(0.0, self._at - now, self._not_before - now)
 
     def hold_off(self, until: float) -> None:
-        """Forbid claims before this time."""
+        """Forbid claims before the time `until`."""
         self._not_before = until
 
     def soon(self) -> None:
-        """Claim at once, for a reason in this process."""
+        """Make a claim due immediately, because this process queued a job or freed a slot."""
         self._at = self._seconds = 0.0
 
     def heard(self, now: float) -> None:
-        """Claim soon, because another process reports jobs."""
+        """Schedule a claim after a short random delay, because another process reports jobs."""
         self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
 
     def asks(self, now: float) -> None:
-        """Note that the worker claims now. The pause before the next claim grows until a claim finds jobs."""
+        """Record a claim at the time `now`, and schedule the next. The pause grows until a claim finds jobs."""
         pace = self._pace()
         self._last = now
         self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
@@ -110,15 +110,15 @@ class ClaimPace:
         self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
 
     def found(self) -> None:
-        """Note that a claim found jobs, so that the next pause is short again."""
+        """Record that a claim found jobs, so that the next pause is short again."""
         self._seconds = 0.0
 
 
 class Workers:
-    """The worker of one process. `name` is unique among all workers, even dead ones.
+    """The worker of one process. `name` is unique among all workers, including dead workers.
 
     `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it.
-    `bodies` is the memory budget from which a job takes its part while it runs.
+    `bodies` is the memory budget in which a running job reserves its share.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class Workers:
         able: Collection[str] | None = None,
     ) -> None:
         """`watch_door`: watches the gateway when model calls go through Envoy. `batch`: seconds between writes of a
-        response's events. `able`: what this process supports (`engine/exchange/queued_request.py`), which decides the
-        jobs that it can run. None: all jobs."""
+        response's events. `able`: the names of the features that this process supports (`able_to`). The worker claims
+        only jobs that need no others. None: it claims all."""
         self.name = name
         self._jobs = jobs
         self._background = background
@@ -173,19 +173,19 @@ class Workers:
         return frozenset(self._running)
 
     def start(self) -> None:
-        """Start to claim jobs. With the setting `workers` at 0 it does nothing."""
+        """Start the task that claims jobs. Does nothing if the setting `workers` is 0."""
         if self._settings.workers:
             self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """Check for work at once, because slots are free or jobs are over."""
+        """Make a claim due and check the running jobs immediately, because this process has ended a response."""
         self._claims.soon()
         self._woken.set()
         if self._running:
             self._signal_watcher.wake()
 
     def offer(self, response_id: str) -> None:
-        """Try to claim a job that this process queued. If this worker does not take it, it notifies the others."""
+        """Try to claim a job that this process queued. If that fails, notify the workers of other processes."""
         if self._task is None or not self._claiming:
             self._signals.tell_queued()
             return
@@ -194,25 +194,25 @@ class Workers:
         self._woken.set()
 
     def heard_of_jobs(self) -> None:
-        """Claim soon, because another process left jobs in the queue."""
+        """Claim jobs after a short random delay, because another process has put jobs in the queue."""
         self._claims.heard(asyncio.get_running_loop().time())
         self._woken.set()
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        """Stop the responses in `asked` whose jobs this worker no longer holds (`held`). A response whose end is being
-        written continues."""
+        """Stop each response in `asked` that is not in `held`, because this worker has lost its job. A response whose
+        end is being written continues."""
         for response_id in asked:
             if response_id not in held and (lost := self._running.get(response_id)) is not None and not lost.ending:
                 lost.lose()
 
     def retire(self) -> None:
-        """Claim no more jobs. Running ones continue."""
+        """Claim no more jobs. Running jobs continue."""
         self._claiming = False
 
     async def aclose(self) -> None:
-        """Stop, and release the running jobs or end them as failed, as `background.on_restart` says.
+        """Stop the worker. Release its running jobs or end them as failed, as `background.on_restart` says.
 
-        A second call waits for the same end.
+        A second call waits for the end of the first call.
         """
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._stop())
@@ -230,18 +230,17 @@ class Workers:
         await self._end_tasks(tasks, 2 * self.pauses.stop)
 
     async def _end_tasks(self, tasks: set[asyncio.Task[None]], seconds: float) -> None:
-        """Wait for these tasks for a limited time, because a store that hangs must not keep the process from
-        stopping."""
+        """Wait for these tasks with a timeout, because a store that hangs must not keep the process alive."""
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=seconds)
         for task in late:
             task.cancel()
         if late:
-            # Their leases run out.
+            # The leases of their jobs expire, and other workers claim these jobs.
             _log.error("worker_not_stopped", tasks=len(late), responses=sorted(self._running))
 
-    # Looking after jobs
+    # Renewing leases and claiming jobs
 
     async def _look_after(self) -> None:
         while not self._closing:
@@ -261,16 +260,16 @@ class Workers:
         return self._settings.workers - len(self._running) if self._claiming else 0
 
     def _seconds_left(self) -> float | None:
-        """Seconds until the next renewal or claim. None: only a wake-up can give work."""
+        """Seconds until the next renewal or claim. None: nothing is due until another method sets `_woken`."""
         now = asyncio.get_running_loop().time()
         renewal = [max(0.0, self._renew_at - now)] if self._running else []
         claim = [self._claims.left(now)] if self._free() > 0 else []
         return min((*renewal, *claim), default=None)
 
     async def _look(self) -> bool:
-        """Renew and claim what is due. Returns whether it used the store. Raises `StoreError`."""
+        """Renew leases and claim jobs if due. Returns whether the worker used the store. Raises `StoreError`."""
         loop, lease = asyncio.get_running_loop(), self._settings.lease
-        # The renewal comes first, because it also returns the jobs that are still held.
+        # Renew before claiming, because the renewal also returns the jobs that this worker still holds.
         was_asked = False
         if (asked := self.running) and (now := loop.time()) >= self._renew_at:
             self._renew_at = now + lease / 20
@@ -290,7 +289,7 @@ class Workers:
     async def _claim(self, free: int) -> None:
         loop, lease = asyncio.get_running_loop(), self._settings.lease
         self._claims.asks(loop.time())
-        # Do not claim a response that still runs here, even if it was lost: one run ends before the next begins.
+        # Do not claim a job that still runs here, even if its lease was lost. Its old run must end first.
         jobs = await self._jobs.claim(self.name, lease, free, self.running, able=self._able)
         if not jobs:
             return
@@ -302,7 +301,7 @@ class Workers:
             run.task = loop.create_task(self._run(run))
         self._signal_watcher.wake_soon()
 
-    # Running one
+    # Running one job
 
     async def _run(self, run: JobRun) -> None:
         environment, job = self._environment, run.job
@@ -328,24 +327,24 @@ class Workers:
             else:
                 await self._give_up(job)
         except DoorGone:
-            # The model server may be healthy, and Envoy restarts in a moment.
+            # Envoy was down, but the model server may be healthy. So retry after Envoy has had time to restart.
             pause = self.pauses.door * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
             outcome = "given_back"
             self._metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
         except (Unavailable, AtCapacity) as full:
-            # The job has not begun, so it is not reported. It waits in the queue again, without a part of the budget.
+            # The job has not begun, so no outcome is recorded. The job returns to the queue and frees its memory.
             outcome = ""
             if isinstance(full, AtCapacity) and full.owner:
-                # The owner's share is used up. Jobs of other owners continue.
+                # The owner has reached its limit. Jobs of other owners continue.
                 await self._give_back(job, pause=self.pauses.full)
             else:
-                # This process is full. Another process may claim the job, or this one later.
+                # This process has reached its limit. Another process may claim the job.
                 self._claims.hold_off(asyncio.get_running_loop().time() + self.pauses.full)
                 await self._give_back(job)
         except StoreError as error:
-            # Its lease runs out, and a worker claims it again.
+            # The job's lease expires, and a worker claims the job again.
             exchange.break_off()
             _log.error("response_not_ended", response_id=job.response_id, error=str(error))
             outcome = "error"
@@ -368,7 +367,7 @@ class Workers:
     async def _serve(
         self, environment: JobEnvironment, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
     ) -> str:
-        """Run the exchange and end the response. Returns its outcome. Raises `AtCapacity` when there is no room."""
+        """Run the exchange, end the response, and return its outcome. Raises `AtCapacity` without free memory."""
         job = run.job
         stopped = ""
         if not self._may_begin(job.attempts):
@@ -405,7 +404,7 @@ class Workers:
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)
                 if kept.record is None and hold.refusal is not None:
-                    # There was no room for the objects that it refers to. It has emitted nothing.
+                    # The memory budget had no room for the objects of the request. The exchange has emitted nothing.
                     raise hold.refusal
                 failed_at = upstream.failed_at if kept.record is None or kept.record.status == "failed" else None
                 if failed_at is not None and self._may_begin(job.attempts + 1) and await door.gone(failed_at):
@@ -417,7 +416,7 @@ class Workers:
             raise
         run.failure = exchange.known.failure
         if kept.record is None:
-            # Refused before the model call: the response that it continues is deleted, or the settings have changed.
+            # The request was refused before the model call, for example because the previous response was deleted.
             error = refusal(outcome)
             await self._end(job, error.code or "server_error", error.message)
             return "failed"
@@ -481,11 +480,11 @@ class Workers:
                 else:
                     await self._end(job, "server_error", LEFT_BEHIND if called else _STOPPED)
         except (StoreError, ApiError, TimeoutError) as error:
-            # Its lease runs out anyway.
+            # The job's lease expires in any case.
             _log.warning("job_not_ended", response_id=job.response_id, error=str(error))
 
     async def _note_lost(self, job: Job) -> None:
-        """Count a job that another worker has taken over. A job whose response is over was only cancelled or ended."""
+        """Count a job that another worker has taken over, but not a job whose response is cancelled or ended."""
         now = (await self._jobs.progress((job.response_id,))).get(job.response_id)
         if now is not None and not is_over(now.status):
             self._metrics.lost.add()
