@@ -1,8 +1,9 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number of jobs concurrently.
 
-Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here: the
-exchange (`runner.py`), its stream (`job_stream.py`), its cancellation (`background.py`). One task renews leases and claims jobs. `ClaimPace` decides the times of the claims. The
-signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
+Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here:
+driving the exchange (`runner.py`), its stream (`job_stream.py`), its cancellation (`background.py`). One task renews
+leases and claims jobs. `ClaimPace` decides the times of the claims. The signal watcher (`signal_watcher.py`) reports
+that a job was cancelled, deleted or taken over.
 
 Invariants: A job runs here only while this worker holds its lease. One transaction ends both the response and its job.
 A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
