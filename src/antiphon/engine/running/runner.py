@@ -1,8 +1,8 @@
 """Performs an exchange's actions through the ports. The exchange itself does no I/O.
 
-Lives here: model calls and tool runs, their timers (for keep-alive comments and a late upstream head), and the clean
-end of a request whose client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's
-identity (the doors), loading (`loading.py`), saving (`saving.py`).
+Lives here: model calls and tool runs with their timers (keep-alives, a late upstream head), and the clean end after a
+client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (the doors),
+loading (`loading.py`), saving (`saving.py`).
 
 Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun completes even if the
 request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.
