@@ -4,10 +4,10 @@ Lives here: the operations that any process can perform on a background response
 reading its stream (`followers.py`), the form of a stored body (`engine/ports/stored_bodies.py`), SQL.
 
 A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
-of a second that its job is deleted, and drops the model call. Events that it has not written yet are lost.
+of a second that its job is deleted, and aborts the model call. Events that the worker has not written yet are lost.
 
-Invariant: an ended response never changes. Of a cancellation and an end at the same time, one wins, and both callers
-see which.
+Invariant: an ended response never changes. When a cancellation and an end happen concurrently, one of the two wins, and
+both callers see the same final status.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _PIECES = 1024
 
 
 class Background:
-    """The operations on background responses, once per process.
+    """The operations on background responses. Each process has one instance.
 
-    It calls `offer_job` after it has queued a response, and `wake_workers` after it has ended one.
+    The instance calls `offer_job` after it has queued a response, and `wake_workers` after it has ended a response.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Background:
         settings: BackgroundSettings,
         left: LeftCalls | None = None,
     ) -> None:
-        """`left` knows which responses have claimed calls."""
+        """`left` finds the tool calls that a response has claimed."""
         self._left = left
         self._jobs = jobs
         self._responses = responses
@@ -60,12 +60,12 @@ class Background:
         self.offer_job(record.id)
 
     async def has_stream(self, owner: str, response_id: str) -> bool:
-        """Whether the response has events."""
+        """Whether the store has events of the response's stream."""
         page = await self._jobs.events(owner, response_id, -1, 1)
         return page is not None and bool(page.pieces)
 
     async def cancel(self, owner: str, response_id: str) -> StoredResponse | None:
-        """Cancel the response and return it. None: it does not exist.
+        """Cancel the response and return it. Returns None when the owner has no such response.
 
         Raises `InvalidRequest` for a response that does not run in the background.
         """
@@ -80,9 +80,10 @@ class Background:
     async def end(
         self, owner: str, response_id: str, status: str, *, code: str = "", message: str = "", worker: str | None = None
     ) -> bool:
-        """End the response as `cancelled`, or as `failed` with an error. It keeps the items that it emitted completely.
+        """End the response as `cancelled`, or as `failed` with an error. The response keeps its completed items.
 
-        Returns False when it is over or deleted already, or when `worker` does not hold it. Raises `StoreError`.
+        Returns False when the response is already over or deleted, or when `worker` does not hold the job. Raises
+        `StoreError`.
         """
         for _ in range(_TRIES):
             found = await self._responses.get(owner, response_id)
@@ -104,13 +105,14 @@ class Background:
         raise InternalError("The response could not be ended: its stream grows too fast. Try again.")
 
     async def claimed_items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
-        """The output of a response that has claimed calls. None: it has claimed none."""
+        """Return the output of a response that has claimed tool calls, or None when the response has claimed none."""
         return await self._left.items(owner, response_id) if self._left is not None else None
 
     async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:
-        """The items that the stream has emitted completely, and its last event's number (-1: none). None: no response.
+        """Return the completed items of the stream, and the number of its last event (-1 without events).
 
-        It reads page by page, because the events repeat all text several times.
+        Returns None when the response does not exist. The function reads the stream in pages, because the events repeat
+        all text several times.
         """
         items: list[StoredItem] = []
         last = -1

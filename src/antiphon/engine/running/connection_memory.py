@@ -1,15 +1,15 @@
 """Keeps unstored responses (`store: false`) in memory for later requests on the same WebSocket.
 
-Lives here: the responses of a WebSocket that its later requests may continue, as a layer over the response store. Not
+Lives here: the responses that later requests of a WebSocket may continue, as a layer over the response store. Not
 here: when a response is kept or forgotten (`doors/http/websocket.py`), and durable storage.
 
-A remembered response holds its turn and the unstored turns before it. The turns before those are read from the store
-each time, so that a deletion there takes effect.
+A remembered response holds its own turn and the unstored turns before its turn. Each request reads the stored turns
+from the store again, so that a deletion in the store takes effect.
 
 Invariants: Remembered responses are never written anywhere. Only the owner's connection reads them. A connection holds
-at most `max_bytes` of items. The oldest responses are dropped first. All connections of a process share a
-`SocketMemory`. When it is full, the least recently used connection forgets everything. Its client then sends the whole
-input again.
+at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share a `SocketMemory`.
+When the `SocketMemory` is full, the least recently used connection forgets all of its responses. The client of that
+connection must then send the whole input again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MAX_RESPONSES = 16
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """A remembered response. `items` are of its turn and of the remembered turns before it.
+    """A remembered response. `items` are the items of its turn and of the remembered turns before its turn.
 
-    `stored` is the id of the stored response that the first of them continues.
+    `stored` is the id of the stored response that the first of these turns continues, or None.
     """
 
     items: tuple[StoredItem, ...]
@@ -36,21 +36,21 @@ class _Remembered:
 
 
 class SocketMemory:
-    """The memory that all WebSockets of a process share: remembered responses, and frames that wait for their turn."""
+    """The memory budget that all WebSockets of a process share for remembered responses and queued frames."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # The least recently used first.
+        # The order is least recently used first.
         self._memories: OrderedDict[ConnectionMemory, None] = OrderedDict()
 
     def used_by(self, memory: ConnectionMemory) -> None:
-        """Mark this connection as used now, so that others forget before it does."""
+        """Mark this connection as the most recently used. All other connections then forget their responses first."""
         self._memories[memory] = None
         self._memories.move_to_end(memory)
 
     def take(self, size: int, memory: ConnectionMemory | None = None) -> bool:
-        """Reserve `size` bytes. Idle connections other than this one forget for it. False: there is no room."""
+        """Reserve `size` bytes. The least recently used other connections make room. Returns False if that fails."""
         while self.used + size > self.limit:
             idlest = next((one for one in self._memories if one is not memory), None)
             if idlest is None:
@@ -64,12 +64,12 @@ class SocketMemory:
         self.used -= size
 
     def leave(self, memory: ConnectionMemory) -> None:
-        """Remove a connection that remembers nothing any more."""
+        """Remove a connection that remembers no response any more."""
         self._memories.pop(memory, None)
 
 
 class ConnectionMemory:
-    """The `History` of one connection of one owner. It reads remembered responses first, then the store."""
+    """The `History` of one WebSocket of one owner. Reads look in the remembered responses first, then in the store."""
 
     def __init__(self, store: History, *, max_bytes: int, shared: SocketMemory | None = None) -> None:
         self._shared = shared or SocketMemory(max_bytes)
@@ -82,7 +82,7 @@ class ConnectionMemory:
         return response_id in self._known
 
     def keep(self, record: ResponseRecord) -> None:
-        """Remember this response, unless it is too large or belongs to a conversation, which may change."""
+        """Remember this response, unless it is too large or belongs to a conversation. Conversations may change."""
         if record.conversation_id is not None:
             return
         before = self._known.get(record.previous_response_id or "")
@@ -102,12 +102,12 @@ class ConnectionMemory:
         self._size += size
 
     def forget(self, response_id: str | None) -> None:
-        """Forget this response, because a turn that continued it failed. It cannot be continued any more."""
+        """Forget this response, because a turn that continued it failed. No later request can continue it."""
         if response_id is not None and response_id in self._known:
             self._drop(response_id)
 
     def shed(self) -> None:
-        """Forget everything, because other connections need the room."""
+        """Forget all responses, because another connection needs the memory."""
         for response_id in tuple(self._known):
             self._drop(response_id)
         self._shared.leave(self)

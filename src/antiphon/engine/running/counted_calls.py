@@ -2,7 +2,7 @@
 
 Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), the call.
 
-Invariant: each call counts once, when it is over. The code does nothing per part of its body.
+Invariant: each call counts once, when the call is over. The code does no work per chunk of the answer's body.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from antiphon.types.transport import LOCAL_REPLY, UPSTREAM_HEADER, UpstreamFault
 
 
 class CountedUpstream:
-    """An `Upstream` that counts the calls of another one.
+    """An `Upstream` that forwards calls to another `Upstream` and counts them in the metrics.
 
-    `operation` is the purpose of its calls. `name` replaces the upstream's name in the metrics, when not empty.
+    `operation` is the purpose of the calls. A non-empty `name` replaces the upstream's name in the metrics.
     """
 
     def __init__(self, beneath: Upstream, metrics: Metrics, operation: str, name: str = "") -> None:
@@ -40,7 +40,7 @@ class CountedUpstream:
         try:
             async with self._beneath.call(request) as answer:
                 upstream = header_value(answer.headers, UPSTREAM_HEADER) or upstream
-                # A proxy answers, when the upstream does not.
+                # A proxy (Envoy) answers when the upstream does not.
                 local = header_value(answer.headers, LOCAL_REPLY)
                 status = str(answer.status) if local is None else local.partition(":")[0]
                 if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:

@@ -1,14 +1,15 @@
-"""Streams a background response to clients, from any process, while a worker makes it.
+"""Streams a background response to clients, from any process, while a worker generates the response.
 
 Lives here: which client waits for which response, and the loop that reads the stream. Not here: the workers that write
 the stream (`workers.py`), heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
 
-Followers read all events from the store, even in the process that writes them. So all clients get the same events, and
-only durable ones. In the writing process each write wakes the followers. The signal watcher (`signal_watcher.py`) wakes
-them for writes by other processes.
+Followers read all events from the store, even in the process that writes the events. So all clients get the same
+events, and only durable events. In the writing process each write wakes the followers. The signal watcher
+(`signal_watcher.py`) wakes the followers after writes by other processes.
 
 Invariant: a client gets each event once and in order. The stream ends with `[DONE]` exactly when the response is over.
-When the process stops, the stream ends without `[DONE]`. Any other process can continue after the last event's number.
+When the process stops, the stream ends without `[DONE]`. The client can then resume the stream at any
+other process, after the number of the last event.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class _Follower:
 class Followers:
     """All followers of background responses in one process.
 
-    `keepalive`: seconds of silence after which a comment is sent. `look`: seconds without a signal after which the
-    store is read anyway. That is a safety net, on which no other code relies.
+    `keepalive` is the number of seconds without an event after which a follower sends an SSE comment. `look` is the
+    number of seconds after which a follower reads the store even without a signal. No other code relies on these reads.
     """
 
     def __init__(
@@ -60,8 +61,7 @@ class Followers:
         return sum(map(len, self._followers.values()))
 
     def let_go(self) -> None:
-        """Let every stream end after the events that exist now, because the process stops. It applies to later ones
-        too."""
+        """End every stream after its stored events, because the process stops. Streams that begin later also end."""
         self._leaving = True
         for followers in self._followers.values():
             for follower in followers:
@@ -69,7 +69,7 @@ class Followers:
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
-        """Mark that this process writes the response's stream meanwhile, and calls `changed`."""
+        """Mark that this process writes the response's stream during the `with` block. The writer calls `changed`."""
         self._here.add(response_id)
         try:
             yield
@@ -80,14 +80,15 @@ class Followers:
                 self._signal_watcher.wake_soon()
 
     def changed(self, response_id: str) -> None:
-        """Wake the followers: the response's stream has new events, or is over."""
+        """Wake the response's followers, because its stream has new events or is over."""
         for follower in self._followers.get(response_id, ()):
             follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """Yield the events after this number as they come, then `[DONE]`. In silence it yields keep-alive comments.
+        """Yield the events after the number `after` when the store has them, then `[DONE]`.
 
-        After `let_go`, or when the response is deleted, it ends early and without `[DONE]`. Raises `StoreError`.
+        Between distant events the generator yields keep-alive comments. After `let_go` or a deletion of the response,
+        the generator ends early and without `[DONE]`. Raises `StoreError`.
         """
         loop = asyncio.get_running_loop()
         me = _Follower(after)
@@ -101,7 +102,7 @@ class Followers:
                 look_again = loop.time() + self._look
                 page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
-                    # The owner has deleted the response. It is no failure.
+                    # The owner has deleted the response. The deletion is no failure.
                     return
                 for piece in page.pieces:
                     data = piece.after(me.after)
@@ -134,11 +135,11 @@ class Followers:
     # Streams that other processes write
 
     def elsewhere(self) -> list[str]:
-        """The responses that this process follows and other processes write."""
+        """Return the ids of the responses that this process follows and other processes write."""
         return [response_id for response_id in self._followers if response_id not in self._here]
 
     def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        """Wake the followers whose responses have progressed. A response that `progress` does not have is deleted."""
+        """Wake the followers whose responses have progressed. A response in `asked` without `progress` is deleted."""
         for response_id in asked:
             now = progress.get(response_id)
             for follower in self._followers.get(response_id, ()):

@@ -5,8 +5,8 @@ Lives here: claiming, holding and releasing, and the content of a claim. Not her
 (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims
 (`stores/`), the end of background responses (`workers.py`).
 
-Invariants: A held key is renewed with the process's other leases, and released at most once. A response whose process
-died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls again.
+Invariants: `Leases` renews a held key with the process's other leases. A key is released at most once. A response whose
+process died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The stored content of a claim. `record` is None for a response that is not stored; `once` is its idempotency key.
-    `queued`: a background response, whose row exists already and which ends with its job."""
+    """The stored content of a claim. `record` is None for an unstored response. `once` is its idempotency key.
+
+    `queued` is true for a background response. Its row already exists, and the response ends together with its job.
+    """
 
     record: ResponseRecord | None
     once: OnceOnly | None
@@ -47,23 +49,23 @@ def encode_claim(record: ResponseRecord, once: OnceOnly | None, *, stored: bool,
 
 
 class LeftCalls:
-    """The claimed calls that processes on one state left behind when they died."""
+    """The claimed tool calls of responses whose process died. All processes share them through the store."""
 
     def __init__(self, keys: IdempotencyStore, responses: ResponseStore) -> None:
         self._keys = keys
         self._responses = responses
 
     async def items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
-        """The output items of a response that has claimed calls, including these calls; None when it has claimed
-        none."""
+        """Return the output items of a response that has claimed tool calls, including these calls. Returns None when
+        the response has claimed none."""
         found = await self._claim(owner, response_id)
         if found is None:
             return None
         return found.record.output_items if found.record is not None else ()
 
     async def end(self, owner: str, response_id: str) -> bool:
-        """End a response whose process died. False when another process has ended it, or its worker must end it. Raises
-        `StoreError`."""
+        """End a response whose process died. Returns False when another process has ended the response, or when a
+        background worker must end it. Raises `StoreError`."""
         claim = await self._claim(owner, response_id)
         if claim is None:
             return False
@@ -79,13 +81,13 @@ class LeftCalls:
         return True
 
     async def sweep(self) -> int:
-        """End all responses whose claim has expired; return their number. Raises `StoreError`."""
+        """End all responses whose claim has expired, and return their number. Raises `StoreError`."""
         ended = 0
         for owner, response_id in await self._keys.left_calls():
             try:
                 ended += await self.end(owner, response_id)
             except StoreError as error:
-                # The others end anyway.
+                # The loop still ends the other responses.
                 _log.warning("left_response_not_ended", response_id=response_id, error=str(error))
         return ended
 
@@ -99,16 +101,16 @@ class LeftCalls:
         except PredecessorGone:
             await self._responses.save(replace(record, previous_response_id=None))
         except StoreError:
-            # Another process may have ended it in the same moment.
+            # Another process may have saved the same response concurrently.
             if await self._responses.get(record.owner, record.id) is None:
                 raise
 
 
 class HeldKeys:
-    """The keys that responses of this process hold, each until its response is stored or will not be."""
+    """The idempotency keys, approvals and claims that running responses of this process hold."""
 
     def __init__(self, store: IdempotencyStore, leases: Leases, left: LeftCalls | None = None) -> None:
-        """`left` ends responses of dead processes."""
+        """`left` ends responses whose process died."""
         self._left = left
         self._store = store
         self._leases = leases
@@ -116,16 +118,17 @@ class HeldKeys:
         """The unique name of this process in its claims."""
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
-        """The owners of running responses that use approvals."""
+        """Maps the id of each running response that uses approvals to its owner."""
         self._calling: dict[str, str] = {}
-        """The owners of running responses that have claimed calls."""
+        """Maps the id of each running response that has claimed tool calls to its owner."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
-        """Hold the key for this response. Returns None, or the id of the response that the key has made already.
+        """Hold the key for this response. Returns the id of the response that an earlier request with the key made, or
+        None.
 
         Raises `ApiError`.
         """
-        # Set before the claim: a claim that is broken off may take effect, and the release at the end covers it.
+        # A cancelled claim may still take effect. The entry lets `release` cover that case.
         self._held[response_id] = once
         try:
             made = await self._claim(once, response_id)
@@ -147,7 +150,7 @@ class HeldKeys:
             return left.object_id
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The id of the response that the same request made before, or None."""
+        """Return the id of the response that the same request created earlier, or None."""
         return await self._store.made(once)
 
     def of(self, response_id: str) -> OnceOnly | None:
@@ -155,16 +158,16 @@ class HeldKeys:
         return self._held.get(response_id)
 
     async def use_approvals(self, owner: str, requests: tuple[str, ...], response_id: str) -> dict[str, str]:
-        """Use these approvals for this response; return those that another response has used, each with that response.
-        Raises `StoreError`."""
+        """Mark these approvals as used by this response. Returns the approvals that another response has already used,
+        each with the id of that response. Raises `StoreError`."""
         self._answering[response_id] = owner
         return await self._store.spend(owner, requests, response_id)
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool, queued: bool = False) -> None:
-        """Record that this response sends calls now. Raises `StoreError`."""
+        """Record in the store that this response is about to send tool calls. Raises `StoreError`."""
         once = self._held.get(record.id)
         claim = encode_claim(record, once, stored=stored, queued=queued)
-        # Set before the write: a write that fails or is broken off may still take effect.
+        # A failed or cancelled write may still take effect, so the entry exists before the write.
         self._calling[record.id] = record.owner
         seconds = self._leases.seconds
         if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):
@@ -177,7 +180,7 @@ class HeldKeys:
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def hand_to_store(self, response_id: str) -> None:
-        """Stop renewing the response's leases: the store saved them with the response, or another process took over."""
+        """Stop renewing the response's leases, because the response is stored or another process took over."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         if self._held.pop(response_id, None) is not None or called is not None:
@@ -188,7 +191,7 @@ class HeldKeys:
         return response_id in self._calling
 
     async def end_calls(self, response_id: str) -> None:
-        """The response is over and stored: delete its claim. If the store fails, a sweep deletes the claim later."""
+        """Delete the claim of a stored response that is over. If the store fails, a sweep deletes the claim later."""
         owner = self._calling.get(response_id)
         if owner is not None:
             try:
@@ -197,8 +200,11 @@ class HeldKeys:
                 _log.info("claimed_calls_not_ended", response_id=response_id, error=str(error))
 
     async def release(self, response_id: str, *, counts: bool = False) -> None:
-        """The response is over, and will not be stored with its key. `counts`: its key and approvals stay used. If the
-        store fails, the key expires and the approval stays used."""
+        """Release the key, approvals and claim of a response that is over and is not stored with its key.
+
+        When `counts` is true, the key and the approvals stay used. If the store fails, the key expires later and the
+        approvals stay used.
+        """
         once, owner = self._held.pop(response_id, None), self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         try:
@@ -214,5 +220,5 @@ class HeldKeys:
             _log.info("idempotency_key_not_released", response_id=response_id, error=str(error))
 
     async def aclose(self) -> None:
-        """Stop renewing."""
+        """Stop renewing the leases."""
         await self._leases.aclose()

@@ -1,7 +1,7 @@
 """Defines the values of one run of a background job.
 
-Lives here: the worker's state of a run, the actions that its exchange requested, and the finished response until it is
-written. Not here: running it (`workers.py`), its stream (`job_stream.py`).
+Lives here: the worker's state of a run, the answer that the exchange sends, and the finished response until the store
+has it. Not here: the code that runs a job (`workers.py`), the job's stream (`job_stream.py`).
 
 Invariant: this module writes to no store.
 """
@@ -27,7 +27,7 @@ from antiphon.types.json import try_decode
 
 
 class JobEnvironment(NamedTuple):
-    """The runner, the exchanges and the telemetry with which a worker makes responses."""
+    """The runner, the exchange factory and the telemetry that a worker needs to run jobs."""
 
     runner: Runner
     new_exchange: Callable[[], ResponseExchange]
@@ -39,7 +39,7 @@ class DoorGone(Exception):
 
 
 class _NoDoor:
-    """The watch without a gateway: model calls go to the model server directly, so it causes every broken call."""
+    """The `DoorWatch` without a gateway. Model calls go directly to the model server, so no gateway can break them."""
 
     async def gone(self, at: float) -> bool:
         return False
@@ -47,7 +47,7 @@ class _NoDoor:
 
 @asynccontextmanager
 async def no_door() -> AsyncIterator[DoorWatch]:
-    """A watch without a gateway."""
+    """Yield a `DoorWatch` for a process that calls model servers without a gateway."""
     yield _NoDoor()
 
 
@@ -65,7 +65,10 @@ _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 
 @dataclass(eq=False)
 class JobRun:
-    """A job that runs here. `lost`: the worker no longer holds it. `ending`: its final transaction is being written."""
+    """A job that this process runs.
+
+    `lost`: the worker no longer holds the job. `ending`: the worker is writing the job's final transaction.
+    """
 
     job: Job
     task: asyncio.Task[None] | None = None
@@ -74,7 +77,7 @@ class JobRun:
     failure: Failure | None = None
 
     def lose(self) -> None:
-        """Cancel the run, once only, so that its cleanup is not interrupted."""
+        """Cancel the run. Repeated calls do nothing, because a second cancellation would interrupt the cleanup."""
         if not self.lost:
             self.lost = True
             if self.task is not None:
@@ -83,7 +86,7 @@ class JobRun:
 
 @dataclass
 class Outcome:
-    """The answer that an exchange sent apart from events: its head, its body and its end."""
+    """The HTTP answer that an exchange sent without events: its head, its body and its end."""
 
     head: SendHead | None = None
     body: list[bytes] = field(default_factory=list)
@@ -91,9 +94,9 @@ class Outcome:
 
 
 class DeferredHistory:
-    """A `History` that holds the finished response. The job's final transaction writes it.
+    """A `History` that holds the finished response in memory, because the job's final transaction writes the response.
 
-    It calls `on_save` when it gets the response: later events belong to that transaction too.
+    `save` calls `on_save`, because that transaction also writes all later events.
     """
 
     def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
@@ -108,5 +111,5 @@ class DeferredHistory:
 
 
 def refusal(outcome: Outcome) -> _Error:
-    """The error in the body of an outcome without a model call."""
+    """Return the error in the outcome's body, or a default error when the body is not valid."""
     return (try_decode(_ERROR_BODY, b"".join(outcome.body)) or _ErrorBody()).error

@@ -1,9 +1,9 @@
 """Writes a background response's stream to the store in numbered batches of whole events.
 
-Lives here: one job's batches, and when they are written. Not here: the content of events, SQL, the readers.
+Lives here: the batches of one job, and when the stream writes them. Not here: the content of events, SQL, the readers.
 
-Invariant: batches are written in order, one at a time. While the store fails, at most `ahead` more bytes wait in
-memory. When the worker has lost the job, the stream calls `on_lost` and writes nothing after that.
+Invariant: the stream writes batches in order, one at a time. While the store fails, `add` waits when more than `ahead`
+bytes are unwritten. When the worker has lost the job, the stream calls `on_lost` and writes no further batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 class JobStream:
-    """The stream of one attempt of a job. It calls `written` after every batch.
+    """The stream of one attempt of a job. The stream calls `written` after every written batch.
 
     `add` waits while more than `ahead` bytes are unwritten. The stream retries a failed batch after `retry` seconds.
     """
@@ -55,7 +55,7 @@ class JobStream:
         self.restart = True
         """Whether this attempt has written nothing yet. Its first write then deletes the events of an earlier attempt.
 
-        `attempts` does not show whether there was one, because a released attempt does not count.
+        `Job.attempts` does not show whether an earlier attempt wrote events, because a released attempt does not count.
         """
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
@@ -65,7 +65,7 @@ class JobStream:
         self._outage = Outage(_log, "events_not_written", "events_written_again")
 
     async def add(self, data: bytes) -> None:
-        """Add the next events, without comments and `[DONE]`. It waits while too many bytes are unwritten."""
+        """Add the next events, without comments and `[DONE]`. The call waits while too many bytes are unwritten."""
         if data == KEEPALIVE:
             return
         data = data.removesuffix(DONE)
@@ -83,19 +83,19 @@ class JobStream:
             await self._room.wait()
 
     def hold_back(self) -> None:
-        """Write no more. The transaction that ends the response writes the rest."""
+        """Stop writing batches. The transaction that ends the response writes the remaining events."""
         self._closing.set()
         self._changed.set()
 
     async def close(self) -> EventPiece | None:
-        """Write no more. Returns the unwritten events for the transaction that ends the response."""
+        """Stop writing batches. Returns the unwritten events for the transaction that ends the response."""
         self.hold_back()
         if self._task is not None:
             await self._task
         return self._take()
 
     def abort(self) -> None:
-        """Stop at once."""
+        """Cancel the write task immediately. Unwritten events are lost."""
         if self._task is not None:
             self._task.cancel()
 
@@ -123,7 +123,7 @@ class JobStream:
             if self._closing.is_set():
                 return
             self._changed.clear()
-            # A failed batch is retried unchanged. Meanwhile later events wait, and so does `add`.
+            # After a failure the loop retries the same batch. Later events wait in memory, and `add` may wait.
             piece = self._unwritten or self._take()
             pause = self._batch
             if piece is not None:
