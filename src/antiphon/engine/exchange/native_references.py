@@ -1,10 +1,10 @@
-"""Refuses references in a native request that clients of a shared upstream account must not use.
+"""Refuses native requests that name objects of an upstream account that several clients share.
 
-Lives here: the search for such references. Not here: when they are refused (`native_request.py`).
+Lives here: the search for such references. Not here: the decision to search a request (`native_request.py`).
 
 When the gateway uses its own key for several owners, all clients share one account at the upstream. Anyone who knows an
-id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So such
-requests must not name any of them.
+id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So a
+request of such a client must not name such an object.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def refuse_references(body: bytes) -> None:
 
 
 def _references(value: object) -> Iterator[str]:
-    """The names of fields that hold ids of the account's objects."""
+    """Yield the name of each field in `value` that holds the id of an object in the account."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -1,17 +1,17 @@
 """Passes a request through to an upstream that speaks the Responses API itself (native).
 
-Lives here: when a request is refused, the handling of the answer's head, bytes and end, and of an answer that breaks
-off. Not here: references that the request must not contain (`native_references.py`), which models are native
+Lives here: the refusal of a request, and the handling of the answer's head, bytes and end, and of a broken answer. Not
+here: references that the request must not contain (`native_references.py`), the choice of native models
 (`model_routes.py`).
 
-The sidecar passes on a stream at once. It passes on any other answer at its end, because until then it can return an
-error object for a failure.
+The sidecar forwards a stream as it arrives. It forwards any other answer when the answer is complete, so that a failure
+before that becomes an error object.
 
 When the gateway uses its own key for several owners, all clients share one account at the upstream. The sidecar then
 removes headers about the account from the answer.
 
-Invariants: The sidecar stores nothing of the request. It passes on the answer's bytes unchanged, except that it removes
-its own keys from an error. It appends nothing to a stream that broke off.
+Invariants: The sidecar stores nothing of the request. The sidecar forwards the answer's bytes unchanged, but removes
+its own keys from an error. The sidecar appends nothing to a stream that broke off.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-# The last event of a stream repeats the whole response; of a larger one the usage is not known.
+# The number of bytes kept from the end of a stream. The last event contains the whole response with its usage. The
+# usage of a larger response stays unknown.
 _TAIL: Final = 1 << 18
 
 
 class NativeAnswer(AnswerReader):
-    """Reads one answer and appends the actions for the client.
+    """Reads one upstream answer and appends the actions for the client.
 
-    `own`: the account at the upstream is the client's. `secrets` are removed from an error.
+    `own`: whether the upstream account belongs to the client. `secrets`: texts to remove from an error.
     """
 
     def __init__(
@@ -60,16 +61,16 @@ class NativeAnswer(AnswerReader):
         self._headers = end_to_end(headers) if own else of_nobody(headers)
         self._secrets = secrets
         self._left = max_bytes
-        # All parts of an answer that is no stream, or the last parts of a stream.
+        # All chunks of an answer that is not a stream, or the last chunks of a stream.
         self._held: deque[bytes] = deque()
         self._holds = 0
         self.streamed = "text/event-stream" in (header_value(headers, "content-type") or "").lower()
-        """Whether the sidecar passes the head and the bytes on as they come."""
+        """Whether the answer is an event stream, which the sidecar forwards as it arrives."""
         if self.streamed:
             actions.append(SendHead(status, self._headers, streamed=True, raw=True))
 
     def receive(self, data: bytes) -> bool:
-        """Take more bytes. Returns True when the answer is too large."""
+        """Take more bytes of the answer. Returns True if the answer is too large."""
         self._left -= len(data)
         if self._left < 0:
             return True
@@ -89,7 +90,7 @@ class NativeAnswer(AnswerReader):
         return usage_of_stream(b"\n" + heard) if self.streamed else usage_of_answer(heard)
 
     def pass_end(self) -> str:
-        """End a complete answer. Returns the outcome for metrics."""
+        """Forward the rest of a complete answer. Returns the outcome for metrics."""
         if not self.streamed:
             body = b"".join(self._held)
             if self._status >= 400:
@@ -111,7 +112,7 @@ class NativeRequest(Phase):
         self._answer: NativeAnswer | None = None
 
     def begin(self, body: bytes) -> None:
-        """Pass the request on. Raises `ApiError`."""
+        """Check the request and request its model call. Raises `ApiError` if the request is not allowed."""
         core, model = self.core, self.core.known.model
         if not core.route.serves(model):
             raise no_such_model(model)
@@ -163,9 +164,9 @@ class NativeRequest(Phase):
         super().cancel(reason, message)
 
     def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
-        """End with an HTTP error if no byte was sent, else break the stream off.
+        """End with an HTTP error if the client got no byte. Otherwise break the stream off.
 
-        Breaking off is the only way to show the client that the stream is incomplete.
+        Only a broken stream shows the client that the answer is incomplete.
         """
         core = self.core
         self._tell_usage()
@@ -178,7 +179,7 @@ class NativeRequest(Phase):
     def _tell_usage(self) -> None:
         """Report the usage that the upstream has returned.
 
-        The sidecar estimates none, because sizes do not include the context that the upstream stores.
+        The sidecar does not estimate usage, because byte counts do not include the context that the upstream stores.
         """
         used = self._answer.usage() if self._answer is not None else None
         if used is not None:

@@ -1,6 +1,6 @@
 """Holds the options of every exchange, made from the settings once per process, and the paths that exchanges serve.
 
-Lives here: values only. Not here: the settings themselves (`antiphon.config`), the effect of an option.
+Lives here: values only. Not here: the settings themselves (`antiphon.config`), the code that an option changes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ class ExchangeOptions:
     tool_limits: ToolSettings = field(default_factory=ToolSettings)
     times: TimeoutSettings = field(default_factory=TimeoutSettings)
     secrets: KnownSecrets = ()
-    """Secrets that the sidecar removes from every text of an upstream."""
+    """Secrets that the sidecar removes from every upstream text before a client sees the text."""
     several_owners: bool = True
-    """Whether there are several owners. Then no client may use another's objects at a native upstream."""
+    """Whether the server has several owners. If so, a client may not use another owner's objects at a native
+    upstream."""
     seal_credentials: bool = False
-    """Whether a queued job that needs its client's credentials stores them, sealed."""
+    """Whether a queued job stores the client credentials that it needs, encrypted. Otherwise such a request is
+    refused."""
     never_stored: frozenset[str] = frozenset()
     """Owners whose responses are never stored, whatever the request's `store` is. `*`: all owners."""
     strict: bool = False
-    """Whether unknown fields are refused. Otherwise the sidecar ignores them."""
+    """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores the fields."""
     tool_types: frozenset[str] = frozenset()
     """The types of hosted tools that the sidecar runs."""
 

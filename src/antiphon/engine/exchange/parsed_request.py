@@ -1,9 +1,9 @@
 """Defines the values of a parsed request: the request's fields, and the route of its model.
 
-Lives here: the values. Not here: reading them (`loaded_request.py`).
+Lives here: the values. Not here: parsing a request into these values (`loaded_request.py`).
 
-msgspec builds these classes from their annotations at run time. So they have a separate module, which a compiler of
-Python leaves out (docs/explanation/performance.md).
+msgspec builds these classes from their annotations at run time. So these classes have a separate module, which the
+compiled build leaves out (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class DeliveryOptions(Struct, frozen=True):
 class ParsedRequest(Struct, frozen=True):
     """A parsed request body with the route of its model. `path` is the request's path.
 
-    `queued` is set when a worker runs the request now, as the response that was queued.
+    `queued` is set if a worker runs a queued background request. It has the id and creation time of the queued
+    response.
     """
 
     request: CreateResponse

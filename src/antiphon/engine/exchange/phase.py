@@ -1,11 +1,12 @@
 """Defines the base class of an exchange's phases, and the state that they share.
 
 Lives here: the inputs of a phase, refusing, ending, requesting a model call, and following a background response. Also:
-the facts of the request that doors and observers read (`Known`). Not here: which input each state allows (`states.py`).
-The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. Those of a response that the
-sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
+the facts of the request that doors and observers read (`Known`). Not here: the inputs that each state allows
+(`states.py`). The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a
+response that the sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
-Invariant: `Finish` comes last and once. The response releases what it holds before the client gets the end.
+Invariant: an exchange emits `Finish` once, as its last action. It releases its lock and key before the client gets the
+end of the answer.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ from antiphon.types.views import Manner
 class Known:
     """The known facts of a request and its response, for the observers and drivers of the exchange.
 
-    Each phase writes the facts that it finds. Until then a value is the default for a request about which nothing is
-    known.
+    Each phase writes the facts that it finds. Before that, each attribute has the default for a request about which
+    nothing is known.
     """
 
     def __init__(self) -> None:
@@ -66,17 +67,18 @@ class Known:
         """The model that the request names."""
         self.response_id = ""
         self.streaming = False
-        """Whether the client requested an event stream that the sidecar makes."""
+        """Whether the client requested an event stream, and the sidecar generates it (not a native upstream)."""
         self.stored = False
         """Whether the response will be stored."""
         self.quoted = True
         """Whether the log may quote an upstream's error."""
         self.makes_response = False
-        """Whether the request is for a response that this server makes."""
+        """Whether the request creates a response on this server (a token count or a native request does not)."""
         self.needs_drive = False
-        """Whether Envoy cannot make the model call, because the request needs more than one call and its answer."""
+        """Whether Envoy cannot make the model call, because the request needs more than one model call with its
+        answer."""
         self.replayed = False
-        """Whether the client gets the response that the same request created before."""
+        """Whether the client gets the stored response of an earlier request with the same idempotency key."""
         self.manner = Manner()
         """How the client wants the answer: streamed or whole, in the background or not."""
         self.tolerance: Tolerance | None = None
@@ -85,7 +87,7 @@ class Known:
         self.spent: UsageObject | None = None
         """The token usage of the model turns before the current one."""
         self.failure: Failure | None = None
-        """Why the request failed, for the log. The first cause counts."""
+        """The reason for the request's failure, for the log. Only the first failure is recorded."""
         self.fallback = ""
         """The name of the upstream that answered as a fallback, or empty."""
 
@@ -102,7 +104,7 @@ class Known:
 
     @property
     def usage(self) -> Usage | None:
-        """Token counts of all model calls, once they are known."""
+        """The token counts of all model calls, or None while no counts are known."""
         used = self.builder.response.usage if self.builder is not None else None
         if self.spent is not None:
             used = add_usage(self.spent, used)
@@ -134,11 +136,11 @@ class ModelCall:
         """The size of the call's body."""
         self.reader = AnswerReader()
         self.status = 0
-        """The status of the upstream's answer. 0: Envoy answered instead."""
+        """The HTTP status of the upstream's answer. 0: no answer yet, or Envoy answered instead."""
         self.local_reply = ""
         """The status of Envoy's own answer, if Envoy answered instead of the upstream."""
         self.answered_by = ""
-        """Which of several upstreams has answered. Empty when the route has only one."""
+        """The name of the upstream that answered. Empty if the route has only one upstream."""
 
 
 class ExchangeCore:
@@ -166,19 +168,21 @@ class ExchangeCore:
         self.claimed = False
         """Whether the response may hold an idempotency key, or approvals."""
         self.keyed = False
-        """Whether it holds an idempotency key, and so continues when its client disconnects."""
+        """Whether the request holds an idempotency key, so that it continues when its client disconnects."""
         self.counts = False
-        """Whether its key and approvals stay used at the end: its calls may have changed something, or it succeeded."""
+        """Whether the response's key and approvals stay used at its end, because it succeeded or its tool calls may
+        have changed something."""
 
     @property
     def upstream_name(self) -> str:
-        """The name of the called upstream, for the log. Of several, it is the one that answered, once it is known."""
+        """The name of the called upstream, for the log. If the route has several upstreams, this is the upstream that
+        answered, once it is known."""
         return self.call.answered_by or self.route.upstream
 
     @property
     def secrets(self) -> KnownSecrets:
-        """Secrets that the sidecar removes from the upstream's texts: its own keys, and a client's key that it passed
-        on."""
+        """Secrets that the sidecar removes from the upstream's texts: the server's keys, and the client's key if the
+        sidecar forwards it."""
         secrets = self.options.secrets
         return (*secrets, *bearer_token(self.head.header("authorization"))) if self.route.passthrough else secrets
 
@@ -200,7 +204,8 @@ class ExchangeCore:
         self.actions.append(CallUpstream(request))
 
     def follow(self, response_id: str) -> None:
-        """Send the client the events that a worker writes. It may take hours, so the exchange drops the request."""
+        """Send the client the events that a worker writes. The stream may last hours, so the exchange frees the
+        request's memory."""
         self.phase, self.known.builder = Phase(self), None
         self.actions.append(FollowResponse(self.head.owner, response_id))
         self.machine.go(State.FOLLOWING)
@@ -225,7 +230,7 @@ class ExchangeCore:
         return map_upstream_answer(call.status, headers, said, self.secrets, sent)
 
     def note_failure(self, failure: Failure) -> None:
-        """Record why the request fails. The first cause counts."""
+        """Record the reason for the request's failure. Later failures are ignored."""
         if self.known.failure is None:
             self.known.failure = replace(failure, status=200) if self.answer.head_sent else failure
 
@@ -243,16 +248,17 @@ class ExchangeCore:
         """End the exchange."""
         self.release()
         self.machine.go(State.DONE)
-        # The cause of a cancelled call may be known only later. The observation records it at its end.
+        # The cause of a cancelled call may become known only later. So the observation records the call's end itself.
         if not self.cancelled:
             self.observer.call_ended()
         self.actions.append(Finish(outcome, self.known.usage, self.known.model))
 
 
 class Phase:
-    """The base class of all phases. By itself it is a phase that accepts no input and only ends.
+    """The base class of all phases. An instance of this class itself accepts no input and can only end.
 
-    An input that a phase does not accept raises `ExchangeStateError`. So does one that the state table forbids.
+    An input that a phase does not accept raises `ExchangeStateError`. An input that the state table forbids raises the
+    same error.
     """
 
     def __init__(self, core: ExchangeCore) -> None:
@@ -279,11 +285,11 @@ class Phase:
         raise self._unexpected("an upstream's head")
 
     def stop_reading(self) -> None:
-        """End the upstream's answer early: the reader needs no more of it, or its time is over."""
+        """End the upstream's answer early, because the reader needs no more bytes or a time limit is exceeded."""
         raise self._unexpected("an upstream's body")
 
     def receive_end(self, error: UpstreamError | None) -> None:
-        """Handle the end of the upstream's answer. `error`: it was broken off, or none came."""
+        """Handle the end of the upstream's answer. `error`: why the answer is incomplete or missing."""
         raise self._unexpected("an upstream's end")
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
@@ -303,18 +309,19 @@ class Phase:
         self.reject(error)
 
     def cancel(self, reason: CancelReason, message: str) -> None:
-        """End without an answer: the client is disconnected, or the process stops."""
+        """End without an answer, because the client disconnected or the process stops."""
         self.core.finish("cancelled")
 
     def end(self, cut: Ending) -> None:
-        """End the response now, with this ending."""
+        """End the response immediately with the status and error of `cut`."""
         raise self._unexpected("the end of a response")
 
     def break_off(self) -> None:
-        """Stop reading the model call. Report only its usage."""
+        """Stop reading the model call, and report only its token usage."""
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that will not be stored. None: there is no such response."""
+        """The record of a finished response that will not be stored. None: the response is not finished, or it will be
+        stored."""
         return None
 
     def _unexpected(self, what: str) -> ExchangeStateError:
@@ -324,8 +331,8 @@ class Phase:
 def refused_for(error: ApiError | RecursionError) -> ApiError:
     """The client's error for this exception.
 
-    The allowed nesting depth depends on the code that reads the request. A later reader has less of the stack left, so
-    it may raise `RecursionError` for a request that an earlier one could read.
+    The allowed nesting depth depends on the code that reads the request. A reader deeper in the call stack may raise
+    `RecursionError` for a request that an earlier reader could read.
     """
     return (
         error

@@ -1,9 +1,9 @@
 """Queues a background request: checks it, stores its job, and answers the client.
 
-Lives here: when a request can be queued, its job, the queued response's record, and the client's answer. Not here:
-credentials (`queueing.py`). Not here: running it, because a worker's exchange makes the response (`made_response.py`).
+Lives here: the check that a request can be queued, its job, the queued response's record, and the client's answer. Not
+here: credentials (`queueing.py`), and running the job, because a worker's exchange does that (`made_response.py`).
 
-Invariant: the client gets an error of the request now, not as a response that fails later.
+Invariant: the client of an invalid request gets an error immediately, instead of a response that fails later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from antiphon.types.request import CreateResponse
 
 
 class QueuedRequest(Phase):
-    """A background request, with its body. Raises `InvalidRequest` when it cannot run without its client."""
+    """A background request that is being queued. Raises `InvalidRequest` if the request cannot run without its
+    client."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest, body: bytes) -> None:
         super().__init__(core)
@@ -49,7 +50,7 @@ class QueuedRequest(Phase):
         core.known.makes_response, core.known.needs_drive = parsed.delivery.generate, True
 
     def begin(self) -> None:
-        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
+        """Load the objects that the request refers to, or continue if there are none. Raises `ApiError`."""
         core = self.core
         if core.route.passthrough and core.head.header("authorization"):
             # The sidecar does not store the client's key, so it first finds out whether the upstream needs one.
@@ -68,7 +69,8 @@ class QueuedRequest(Phase):
             self._loaded.receive_context(context)
 
     def _proceed(self) -> None:
-        """Queue the request. If the conversation needs compaction, only the worker translates it."""
+        """Queue the request. The exchange translates the request to find errors early. If the conversation needs
+        compaction, only the worker translates it."""
         loaded = self._loaded
         if not loaded.needs_compaction:
             chat = loaded.translate(loaded.request, loaded.items)
@@ -108,7 +110,7 @@ class QueuedRequest(Phase):
 PAYLOADS: tuple[int, ...] = (1,)
 """The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. It writes the last one.
 
-A change that an older build cannot read gets a new number. The number before stays, because old jobs wait during a
+A payload that an older build cannot read gets a new version. Older versions stay listed, because old jobs wait during a
 rollout.
 """
 
@@ -116,13 +118,15 @@ rollout.
 def job_needs(
     request: CreateResponse, route: ModelRoute, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS
 ) -> tuple[str, ...]:
-    """The names of everything that a worker must support to run this request."""
+    """The names of the payload version, the upstream and the hosted tools that a worker must support to run this
+    request."""
     tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
     return (f"version:{payloads[-1]}", f"upstream:{route.upstream}", *sorted(tools))
 
 
 def able_to(routes: ModelRoutes, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS) -> frozenset[str]:
-    """The names of everything that a process with these routes and tools supports."""
+    """The names of the payload versions, upstreams and hosted tools that a process with these routes and tools
+    supports."""
     upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
     return frozenset(
         (

@@ -1,12 +1,12 @@
 """Converts a background request into a stored job, and a job back into a request for a worker.
 
-Lives here: which requests can run without their client, and the credentials that are stored with their jobs. Not here:
-the job (`queued_request.py`), the store of jobs, the workers.
+Lives here: the check that a request can run without its client, and the credentials that are stored with a job. Not
+here: the job itself (`queued_request.py`), the store of jobs, the workers.
 
-Invariants: A job contains no credential of a client, unless the setting is `background.client_credentials: seal`. Then
-the job's row, and nothing else, has the credentials, sealed for the owner. They are deleted when the response is over,
-cancelled or deleted. A response that runs again has its original id and creation time. Its input is stored once, when
-it is queued.
+Invariants: A job contains a client's credentials only with the setting `background.client_credentials: seal`. In that
+case only the job's row has the credentials, encrypted for the owner. The store deletes the credentials when the
+response ends or is deleted. A retried response keeps its id and creation time. The input of a response is stored once,
+when the response is queued.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from antiphon.types.views import QueuedCredentials
 _JOB: Final = "job"
 _CREDENTIALS: Final = msgspec.json.Decoder(QueuedCredentials)
 
-# Parts of the names of headers that carry credentials.
+# A header whose name contains one of these words carries a credential.
 _SECRETS: Final = ("auth", "key", "token", "secret", "cookie", "password", "credential")
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedResponse:
-    """The values that were fixed when the response was queued. Its stream continues at `first_number`."""
+    """The id and creation time that a queued response keeps. The worker's first stream event has the number
+    `first_number`."""
 
     id: str
     created_at: float
@@ -44,7 +45,8 @@ class QueuedResponse:
 def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[ToolDeclaration], *, seals: bool) -> None:
     """Check that the request can run without its client. Raises `InvalidRequest` when it cannot.
 
-    `kept` are the names of headers that its model call carries. `seals`: credentials among them can be stored.
+    `kept`: the names of client headers that the model call carries. `seals`: whether the server may store credentials,
+    encrypted.
     """
     problem = ""
     for name, _ in head.headers:
@@ -68,7 +70,7 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
 
 
 def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
-    """The headers that the model call needs and that may only be stored sealed."""
+    """Return the headers with credentials that the model call needs. A job may store them only encrypted."""
     return tuple(
         (name, value)
         for name, value in head.headers
@@ -77,7 +79,8 @@ def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool
 
 
 def check_keyless(keyless: bool | None, *, seals: bool) -> None:
-    """Check that a request with its client's key can be queued: the upstream needs no key, or the key is sealed.
+    """Check that a request with its client's key can be queued. The upstream must need no key, or the server must seal
+    the key.
 
     Raises `ApiError` when it cannot.
     """
@@ -100,12 +103,12 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
 
 
 def seal_headers(sealer: Sealer, owner: str, headers: Headers) -> str:
-    """Seal the headers as a text that only this server can open, for this owner's jobs."""
+    """Encrypt the headers for this owner's jobs. Returns a text that only a server with the same key can decrypt."""
     return sealer.seal(owner, _JOB, encode(list(headers)))
 
 
 def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
-    """Open the headers that were sealed with a job. Raises `InvalidRequest`."""
+    """Decrypt the headers that `seal_headers` has encrypted. Raises `InvalidRequest` if the sealing key has changed."""
     if not sealed:
         return ()
     try:
@@ -124,7 +127,7 @@ def is_secret(name: str) -> bool:
 
 
 def _opens(tool: ToolDeclaration) -> bool:
-    """Whether an MCP declaration has credentials. An invalid declaration counts as one. Preparing it refuses it."""
+    """Whether an MCP tool declaration has credentials. An invalid declaration counts as having credentials."""
     found = try_decode(_CREDENTIALS, tool.source)
     if found is None:
         return True

@@ -1,6 +1,6 @@
 """Ends a response: saves it, then sends its terminal event.
 
-Lives here: the steps that every end of a response takes. Not here: why it ends (the phases before this one), the form
+Lives here: the steps that every end of a response takes. Not here: the reason for the end (the other phases), the form
 of a record (`stored_items.py`).
 
 Invariant: the response is saved before its terminal event is sent.
@@ -32,7 +32,7 @@ _LARGE: Final = 1 << 20
 
 
 class ResponseEnd(Phase):
-    """The last phase of one response. `turns` are its hosted tool calls, if there are any."""
+    """The last phase of one response. `turns`: the response's hosted tool calls, or None."""
 
     def __init__(self, loaded: LoadedRequest) -> None:
         super().__init__(loaded.core)
@@ -69,16 +69,17 @@ class ResponseEnd(Phase):
             core.actions.append(SaveResponse(self.record(ending)))
 
     def fall_silent(self, reason: CancelReason) -> None:
-        """Make no more events: the client is disconnected, and the last events contain all text several times."""
+        """Emit no more events, because the client is disconnected and the last events would repeat the whole text
+        several times."""
         builder = self.builder
         builder.draft.mute()
         if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:
-            # The process has little time left for all its responses, so a large one is saved without its output.
+            # A stopping process has little time for all its responses. So it saves a large response without its output.
             self.core.call.reader = AnswerReader()
             builder.draft.output.clear()
 
     def record(self, ending: Ending) -> ResponseRecord:
-        """The record that the store gets for this end of the response."""
+        """The record that the store saves if the response ends with `ending`."""
         core, builder, known = self.core, self.builder, self.core.known
         items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
         owner, usage = core.head.owner, known.usage
@@ -128,8 +129,8 @@ class ResponseEnd(Phase):
         return error
 
     def _compaction(self) -> bytes:
-        """The answer of `/v1/responses/compact`: the latest user messages and the compaction, with which a client
-        begins a new chain."""
+        """The answer of `/v1/responses/compact`: the latest user messages and the compaction. A client begins a new
+        conversation with these items."""
         response = self.builder.response
         users = stored_input(prepare_input(latest_users(self.loaded.items), self.core.new_id))
         return encode(

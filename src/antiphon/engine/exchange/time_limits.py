@@ -1,13 +1,14 @@
-"""Computes the deadlines of a response, for the whole and for each phase.
+"""Computes the deadlines of a whole response and of each of its phases.
 
-Lives here: the times at which limits begin to count, and the error for a missed deadline. Not here: the limits
-(`config/limits.py`), the handling of a missed deadline (`response_exchange.py`), timers (the runner's, the relay's).
-The driver of an exchange passes in a monotonic time, and gets the next deadline back.
+Lives here: the start time of each limit, and the error for a missed deadline. Not here: the limits
+(`config/limits.py`), the handling of a missed deadline (`response_exchange.py`), the timers of the runner and the
+relay. The driver of an exchange passes in a monotonic time, and gets the next deadline back.
 
-The code is arithmetic and reads no clock. It notices output only when the driver passes in the time. So the limit
+The code is arithmetic and reads no clock. It detects new output only when the driver passes in the time. So the limit
 `no_output` is exact to one eighth of its length.
 
-Invariant: every phase that waits for another party has a deadline: a separate one, or that of the whole response.
+Invariant: every phase that waits for another party has a deadline. Without a separate deadline, the whole response's
+deadline applies.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from antiphon.errors import ApiError, UpstreamTimedOut
 
 FOREVER: Final = float("inf")
 FLOOD_PAUSE: Final = 0.02
-"""Seconds between two pieces of streams that flood, for all such streams of the process together."""
+"""Seconds between two chunks of flooding streams (many upstream bytes, no output). All flooding streams of a process
+share this pace."""
 _LOOKS: Final = 8
 
 
 class Late(Enum):
-    """Which limit was exceeded."""
+    """The time limit that a response has exceeded."""
 
     RESPONSE = "response"
     OUTPUT = "output"
