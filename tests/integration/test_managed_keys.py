@@ -102,6 +102,24 @@ async def test_the_log_names_the_key_and_the_team_of_each_request(data: Path, ke
     assert anna["token"] not in repr(lines)
 
 
+async def test_an_open_websocket_serves_no_turn_with_a_revoked_key(data: Path, keys: Keys) -> None:
+    async with processes(data) as made:
+        app = await made.start(managed_keys=True)
+        anna = await keys.create("--owner", "anna")
+        await becomes(200, app, anna["token"])
+        headers = {"authorization": f"Bearer {anna['token']}"}
+        async with app.session.ws_connect(app.url + "/responses", headers=headers) as socket:
+            await socket.send_json({"type": "response.create", **ASK})
+            while (await socket.receive_json())["type"] != "response.completed":
+                pass
+            await keys.run("revoke", anna["id"])
+            await becomes(401, app, anna["token"])
+            await socket.send_json({"type": "response.create", **ASK})
+            refused = await socket.receive_json()
+            assert (refused["type"], refused["error"]["code"]) == ("error", "invalid_api_key")
+        assert len(made.chat.requests) == 1
+
+
 async def test_no_token_is_stored_or_listed(data: Path, keys: Keys) -> None:
     made = await keys.create("--owner", "anna", "--name", "laptop", "--team", "lab", "--expires", "90d")
     assert made["token"].startswith("ant_") and len(made["token"]) == 47 and made["prefix"] == made["token"][:8]

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -360,7 +361,8 @@ class HttpDoor:
             pass
         headers = _without_private(call.headers)
         head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
-        connection = WebSocketConnection(self._context, head, caller, self._leaving, self.socket_memory)
+        check_key = partial(self._context.owners.resolve, call.headers)
+        connection = WebSocketConnection(self._context, head, caller, self._leaving, self.socket_memory, check_key)
         self._sockets[connection] = _peer_address(request)
         # The log line has status 101 however the connection ends, because the response was the upgrade.
         call.status = 101

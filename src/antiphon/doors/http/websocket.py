@@ -108,7 +108,8 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 class WebSocketConnection:
     """One WebSocket connection from its handshake to its end. `head` is the upgrade request. The caller of the upgrade
-    request is the caller of all requests on the connection."""
+    request is the caller of all requests on the connection. `check_key` raises `ApiError` when the client's key is no
+    longer accepted. The connection calls `check_key` before each turn."""
 
     def __init__(
         self,
@@ -117,8 +118,10 @@ class WebSocketConnection:
         caller: Caller,
         leaving: Callable[[], CancelReason],
         shared: SocketMemory,
+        check_key: Callable[[], object],
     ) -> None:
         self._context = context
+        self._check_key = check_key
         self._shared = shared
         self._limits = context.websocket
         headers = tuple(
@@ -288,6 +291,7 @@ class WebSocketConnection:
         try:
             if isinstance(data, ApiError):
                 raise data
+            self._check_key()
             frame = read_client_frame(data, strict=context.strict)
             if frame is None:
                 return
