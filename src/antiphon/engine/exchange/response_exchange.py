@@ -1,8 +1,7 @@
-"""Implements the state machine of one `POST /v1/responses`, without I/O.
+"""Implements one `POST /v1/responses` as a state machine, without I/O.
 
 Lives here: the interface for doors and the runner, the kind of a request, and limits. Also: a request whose prompt is
-not loaded yet, and the answer to a repeated request.
-Not here:
+not loaded yet, and the answer to a repeated request. Not here:
 
 - the states (`states.py`; `docs/reference/exchange.md` has the picture)
 - the other phases (`phase.py` and the phases it names)
@@ -75,8 +74,8 @@ from antiphon.types.views import Manner
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
 _FLOOD: Final = 256 * 1024
-# The states that wait for another party, with the limit that applies in addition to the whole response's. (Loading,
-# saving and following have separate limits.)
+# The states that wait for another party. Each has an optional time limit in addition to the whole response's limit.
+# Loading, saving and following have separate limits elsewhere.
 _TIMED: Final[dict[State, Late | None]] = {
     State.CALLING: None,
     State.RUNNING: None,
@@ -88,7 +87,7 @@ _TIMED: Final[dict[State, Late | None]] = {
 # The response has not begun, or a worker makes it.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
-# Used for each part of a body. The lookup of an enumeration's member in its class costs time.
+# Module constants, because the lookup of an enum member is slow and happens for each chunk of a body.
 _DATA: Final = Input.DATA
 _DONE: Final = State.DONE
 _STREAMING: Final = State.STREAMING
@@ -97,8 +96,8 @@ _STREAMING: Final = State.STREAMING
 class UnreadRequest(Phase):
     """A request that names a prompt that is not loaded yet.
 
-    The prompt must be loaded before the rest of the request can be read. Only the request's bytes and the prompt's name
-    are known. `path` is the request's path, without its query.
+    The prompt must be loaded before the request can be parsed. Only the request's bytes and the prompt's name are
+    known. `path` is the request's path, without its query.
     """
 
     def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
@@ -129,19 +128,21 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """False: do everything but the model call, so that the answer is empty and complete (a WebSocket's prewarm)."""
+        """False: skip the model call, so that the answer is complete but empty. A WebSocket client requests this as a
+        prewarm."""
         self.error_events = True
         """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
         self.request_bytes = 0
         """The size of the request's body."""
         self.hold: Hold | None = None
-        """The request's part of the process's memory budget. The runner adds the size of loaded objects to it."""
+        """The request's reservation in the process's memory budget. The runner adds the size of loaded objects to
+        it."""
 
     def observe(self, observer: Observer) -> None:
-        """Report all model calls from now on to this observer."""
+        """Report all later model calls to this observer."""
         self._core.observer = observer
 
-    # What doors and the runner read
+    # Properties that doors and the runner read
 
     @property
     def known(self) -> Known:
@@ -166,13 +167,14 @@ class ResponseExchange:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it continues when its client disconnects, so that a retry with its key gets the result."""
+        """Whether the request continues when its client disconnects, so that a retry with the same idempotency key gets
+        the result."""
         return self._core.keyed and self._core.known.makes_response and not self._core.known.manner.background
 
     @property
     def done(self) -> bool:
         """Whether the exchange requests no further action."""
-        # Without a pending release: the client has its answer, but the lock is still held.
+        # A pending release counts as an action, because the response still holds its lock.
         return self._machine.state is _DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
 
     @property
@@ -197,7 +199,8 @@ class ResponseExchange:
         return Usage(read, estimated.output_tokens, read + estimated.output_tokens)
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that will not be stored. None: there is no such response."""
+        """The record of a finished response that will not be stored. None: the response is not finished, or it will be
+        stored."""
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
@@ -221,9 +224,9 @@ class ResponseExchange:
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
-        """Take a queued request to run it now. It is like `receive_request`, but the response exists already.
+        """Take a queued request that a worker runs. Unlike with `receive_request`, the response already exists.
 
-        Its stream continues after the event number `last_event` (-1 without events).
+        The response's stream continues after the event number `last_event` (-1: the stream has no events).
         """
         self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         try:
@@ -249,7 +252,7 @@ class ResponseExchange:
     def answer_again(self, stored: StoredResponse) -> None:
         """Answer a repeated request with the stored response.
 
-        No action was performed for it yet. A request whose prompt is not loaded is not parsed, and need not be.
+        The runner has performed no action for this request. A request whose prompt is not loaded stays unparsed.
         """
         core, known, phase = self._core, Known(), self._core.phase
         # The stored response may be a background response with a stream.
@@ -300,7 +303,7 @@ class ResponseExchange:
         self._core.phase.receive_unclaimed(error)
 
     def receive_silence(self) -> None:
-        """Handle a while without output to the client. It is allowed in every state.
+        """Handle a period without output to the client. This input is allowed in every state.
 
         A streaming client whose upstream's head is late gets the head and the first events now. A client with an open
         stream gets a comment. Any other client gets nothing, because the upstream's answer may still become an error.
@@ -312,7 +315,8 @@ class ResponseExchange:
             self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
-        """Take the monotonic time `at`, and end what exceeds its limit. It is allowed in every state.
+        """Take the monotonic time `at`, and end a phase that exceeds its time limit. This input is allowed in every
+        state.
 
         Returns the next deadline: the latest time for the next call.
         """
@@ -331,7 +335,8 @@ class ResponseExchange:
     def receive_too_much(self, error: ApiError) -> None:
         """Fail the response, because the client's stream is too large for its transport.
 
-        It is allowed in every state. It ends the same phases as a time limit does.
+        This input is allowed in every state. Like a time limit, it has an effect only while the exchange waits for
+        another party.
         """
         self._machine.receive(Input.LIMIT)
         if self.state in _TIMED:
@@ -345,7 +350,7 @@ class ResponseExchange:
         self._machine.receive(Input.CANCEL)
         core.cancelled = True
         if state is State.SAVING:
-            # The response is complete. The row that is being written decides.
+            # The response is complete. The client's disconnect does not change the row that is being written.
             return
         ended = cancelled(reason, state, core.upstream_name)
         core.note_failure(ended)
@@ -396,7 +401,7 @@ class ResponseExchange:
         if self._silent:
             self._silent = False
             core.observer.first_data_came()
-        # The table is checked at a stream's end, not for each of its chunks.
+        # For speed, the state table is checked at a stream's end, not for each chunk.
         if machine.state is not _STREAMING:
             machine.receive(_DATA)
             if machine.state in _OVER:
@@ -407,7 +412,7 @@ class ResponseExchange:
             core.phase.stop_reading()
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
-        """Handle the end of the upstream's answer. `error`: it was broken off, or no head came."""
+        """Handle the end of the upstream's answer. `error`: why the answer is incomplete or missing."""
         self._machine.receive(Input.END)
         if self.state not in _OVER:
             self._core.observer.call_ended(error.fault.value if error is not None else "")
@@ -425,10 +430,11 @@ class ResponseExchange:
         self._machine.receive(Input.FOLLOWED)
         self._core.finish("queued")
 
-    # What kind of request it is
+    # Choosing the phase for a request
 
     def _begin(self, path: str, body: bytes, prompt: PromptTemplate | None) -> None:
-        """Find out the kind of the request, and begin to serve it. `prompt` is its prompt, once it is loaded."""
+        """Choose the phase for the request, and begin it. `prompt` is the request's prompt, or None before it is
+        loaded."""
         core = self._core
         try:
             native = self._native(path, body) if prompt is None else None
@@ -469,8 +475,8 @@ class ResponseExchange:
 
 
 def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:
-    """Send the stored response of the same earlier request, in the manner that this request wants. Nothing is
-    stored."""
+    """Send the stored response of the same earlier request, streamed or whole as this request wants. The exchange
+    stores nothing."""
     body = whole_body(stored.body, stored.output_items)
     if not manner.stream:
         core.answer.whole(body, (REPLAYED,))

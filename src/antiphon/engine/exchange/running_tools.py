@@ -1,7 +1,7 @@
 """Implements the phase in which hosted tools are prepared or run, before the first model turn or between two turns.
 
-Lives here: requesting the preparation, the runs and the claims of calls, and the next step after all have ended. Not
-here: the calls of a turn and their items (`tool_turns.py`), running them (`tools/`).
+Lives here: requesting the preparation of tools, the runs and the claims of calls, and the next step after all calls
+have ended. Not here: the calls of a turn and their items (`tool_turns.py`), running the calls (`tools/`).
 
 Invariant: when a response has sent calls, its key and approvals stay used, however it ends.
 """
@@ -34,7 +34,7 @@ LEFT_BEHIND: Final = (
 class RunningTools(Phase):
     """The tools of one response.
 
-    It calls `prepared` when the tools are ready for the model, and `ran` when the results of its calls are.
+    The phase calls `prepared` when the tools are ready for the model, and `ran` when all calls of a turn have results.
     """
 
     def __init__(self, end: ResponseEnd, *, prepared: Callable[[], None], ran: Callable[[], None]) -> None:
@@ -46,7 +46,8 @@ class RunningTools(Phase):
         self._had_sent = False
 
     def begin(self) -> bool:
-        """Request the preparation of the tools. False: there are none, or they are prepared already."""
+        """Request the preparation of the tools. Returns False if the response has no hosted tools, or they are already
+        prepared."""
         core, loaded = self.core, self._loaded
         if loaded.prepared is not None:
             return False
@@ -73,7 +74,8 @@ class RunningTools(Phase):
         self._prepared()
 
     def go_on(self) -> bool:
-        """Request the runs of the calls that the model made in its turn. False: there are none."""
+        """Request the runs of the hosted calls that the model made in its turn. Returns False if the model made
+        none."""
         turns, response, known = self._response_end.turns, self._loaded.builder.response, self.core.known
         calls = turns.take_calls() if turns is not None else []
         if turns is None or not calls:
@@ -95,7 +97,7 @@ class RunningTools(Phase):
         claim = None
         if turns.sends:
             self._had_sent = core.counts
-            # However the response ends, its calls may have changed something.
+            # From now on the key stays used, because the calls may change something even if the response fails.
             core.counts = True
             if calls and (core.known.stored or core.keyed):
                 claim = self._left_behind(turns)

@@ -1,7 +1,7 @@
 """The state table of an exchange: its states, the inputs each allows, and the transitions.
 
-Lives here: the table, and the only code that changes the state. Not here: the work in each state
-(`phase.py` and the phases it names). `docs/reference/exchange.md` shows the table as a picture.
+Lives here: the table, and the only code that changes the state. Not here: the work in each state (`phase.py` and the
+phases it names). `docs/reference/exchange.md` shows the table as a diagram.
 
 Invariant: an input that the table does not allow in a state raises an error, because it is a bug of a door. A
 transition that the table does not allow for the current input raises too, because it is a bug of the exchange.
@@ -31,12 +31,13 @@ class State(Enum):
     FOLLOWING = "following"
     DONE = "done"
 
-    # Every input looks its state up, and `Enum` hashes in Python, by the name.
+    # Every input looks up its state in a dict. The hash of `Enum` is slow, because it is Python code that hashes the
+    # name.
     __hash__ = object.__hash__
 
 
 class Input(Enum):
-    """An input of an exchange. Silence is none of them, because it changes no state."""
+    """An input of an exchange. `receive_silence` has no member here, because silence changes no state."""
 
     REQUEST = "request"
     TURNED_AWAY = "turned away"
@@ -50,7 +51,7 @@ class Input(Enum):
     SAVED = "saved"
     FOLLOWED = "followed"
     LIMIT = "limit"
-    """The time, or the news that the client's stream is too large."""
+    """A time limit is checked, or the client's stream is too large for its transport."""
     CANCEL = "cancel"
 
     __hash__ = object.__hash__
@@ -61,31 +62,31 @@ _OVER: Final = frozenset({State.SAVING, State.DONE})
 _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
 """The states after a model turn that does not end the response: tools run, or the compacted conversation continues.
 
-As at the beginning, tools may have to be prepared and files fetched.
+The next turn may also need to prepare tools or to fetch files.
 """
 _DONE: Final = frozenset({State.DONE})
-# What the runner finds out between receiving a request and doing anything for it: there is no room for it, or the same
-# request was served before. Of that a background response's stream is followed once more.
+# The runner sends these inputs before it performs any action for a request: the server has no room, or the same request
+# was served before. If that earlier response is a background stream, the client follows it again.
 _AT_ONCE: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: _DONE}
 _AT_ONCE_OR_QUEUED: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: frozenset({State.FOLLOWING, State.DONE})}
 
 TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.NEW: {
-        # Straight to SAVING when no model is to be asked.
+        # A request that needs no model call goes straight to SAVING.
         Input.REQUEST: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, *_OVER}),
         Input.LIMIT: frozenset({State.NEW}),
         Input.CANCEL: _DONE,
     },
     State.CONTEXT: {
-        # Once more for what the first made known: the items behind a prompt, files that history names.
+        # CONTEXT again: the loaded prompt or history may refer to further items or files.
         Input.CONTEXT: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, *_OVER}),
         **_AT_ONCE_OR_QUEUED,
         Input.LIMIT: frozenset({State.CONTEXT}),
         Input.CANCEL: _DONE,
     },
-    # Tools that run here say what the model is to be shown of them.
+    # Hosted tools return the functions that the model may call.
     State.PREPARING: {
-        # RUNNING: calls that the client has approved.
+        # RUNNING: the client has approved tool calls of an earlier response.
         Input.PREPARED: frozenset({State.CONTEXT, State.CALLING, State.RUNNING, *_OVER}),
         **_AT_ONCE,
         Input.LIMIT: frozenset({State.PREPARING}),
@@ -98,9 +99,10 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.LIMIT: frozenset({State.CALLING, *_OVER}),
         Input.CANCEL: _OVER,
     },
-    # Tools that run here, between two turns of the model.
+    # Hosted tools run between two model turns.
     State.RUNNING: {
-        # CONTEXT: calls that the client has approved run before the request was ever translated.
+        # CONTEXT: calls that the client approved run before the request is translated, and the translation may load
+        # files.
         Input.TOOL: frozenset({State.RUNNING, State.CALLING, State.CONTEXT, *_OVER}),
         Input.LIMIT: frozenset({State.RUNNING, *_OVER}),
         Input.CANCEL: _OVER,
@@ -108,25 +110,25 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.STREAMING: {
         Input.DATA: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.END: _OVER | _NEXT_TURN,
-        # The model's turn may be complete but for its [DONE].
+        # The model's turn may be complete except for its [DONE].
         Input.LIMIT: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.CANCEL: _OVER,
     },
-    # A body that is judged when it is whole; until then it can only grow too large.
+    # The exchange reads this body only when it is complete. Before that, the only check is its size.
     State.COLLECTING: {
         Input.DATA: frozenset({State.COLLECTING, *_OVER}),
         Input.END: _OVER | _NEXT_TURN,
         Input.LIMIT: frozenset({State.COLLECTING, *_OVER}),
         Input.CANCEL: _OVER,
     },
-    # An error: of its body no more is read, and not for longer, than tells what it is.
+    # The upstream returned an error. The exchange reads only as much of the body as it needs to map the error.
     State.REFUSED: {
         Input.DATA: frozenset({State.REFUSED, *_OVER}),
         Input.END: _OVER,
         Input.LIMIT: frozenset({State.REFUSED, *_OVER}),
         Input.CANCEL: _OVER,
     },
-    # An upstream that speaks Responses itself: its bytes are the client's.
+    # A native upstream speaks the Responses API, so the sidecar forwards its bytes to the client.
     State.PASSING: {
         Input.DATA: frozenset({State.PASSING, State.DONE}),
         Input.END: _DONE,
@@ -134,21 +136,22 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.CANCEL: _DONE,
     },
     State.SAVING: {
-        # The upstream may still send what follows its [DONE].
+        # The upstream may still send bytes after its [DONE].
         Input.DATA: frozenset({State.SAVING}),
         Input.END: frozenset({State.SAVING}),
-        # A response that was only queued is followed by the client that asked for its stream.
+        # FOLLOWING: the response was queued, and the client requested its stream.
         Input.SAVED: frozenset({State.DONE, State.FOLLOWING}),
         **_AT_ONCE_OR_QUEUED,
         Input.LIMIT: frozenset({State.SAVING}),
-        # Everything was received: the row that is being written is the truth.
+        # The response is complete, so a cancellation does not change the row that is being written.
         Input.CANCEL: frozenset({State.SAVING}),
     },
-    # A background response that somebody else runs; the client leaves it alone by leaving.
+    # A worker runs this background response. It continues if the client disconnects.
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""Maps each state, and each input that it allows, to the possible next states. The state itself means: it may stay."""
+"""Maps each state, and each input that it allows, to the possible next states. A state that is among its own next
+states may stay."""
 
 
 class StateMachine:

@@ -33,12 +33,12 @@ _PARTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
 def is_reference(item: InputItem) -> bool:
-    """Whether the item only names another one by its id."""
+    """Whether the item only refers to another item by its id."""
     return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
 
 
 def is_hollow(item: InputItem) -> bool:
-    """Whether the item is reasoning with only an id. LangChain sends it after a stream without a summary."""
+    """Whether the item is reasoning with only an id. LangChain sends such an item after a stream without a summary."""
     return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
 
 
@@ -69,9 +69,9 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
 
 
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
-    """Prepare the items for the store: each gets a type and a new id from the server.
+    """Prepare the items for the store. Each item gets a type and a new id from the server.
 
-    The store drops a client's ids, because they may be another owner's. References to an item get its new id.
+    The store drops a client's ids, because they may be another owner's. A reference between two items gets the new id.
     """
     prepared = []
     calls: dict[str, str] = {}
@@ -95,7 +95,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """The item under its new id, with the call id that the model knows."""
+    """Return `made` (the item with its new id), marked with the call id under which the model knows the call."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))
@@ -103,7 +103,8 @@ def _as_shown(item: InputItem, made: InputItem) -> InputItem:
 
 
 def name_calls(items: Iterable[InputItem], before: int) -> None:
-    """Give each call without an id one from its place in the conversation. `before` items precede these."""
+    """Give each tool call without an id the id `call_N`, where N is its index in the conversation. `before`: the number
+    of earlier items."""
     for number, item in enumerate(items, before):
         if not item.call_id and not item.id and (item.type in CALLS or item.type in HOSTED):
             item.id = f"call_{number}"
@@ -131,7 +132,8 @@ def make_record(
     usage: Usage | None,
     shown: Mapping[str, Shown] = MappingProxyType({}),
 ) -> ResponseRecord:
-    """The record of a response that ended with `ending`, or was queued. `shown` is by the output items' ids."""
+    """The record of a response that ended with `ending`, or was queued. `shown` maps output item ids to the outputs
+    that the model saw."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
     if ending.status == "completed":
         stored.completed_at = int(at)
@@ -163,7 +165,7 @@ def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
 
 
 def stored_output(items: Iterable[OutputItem], shown: Mapping[str, Shown]) -> tuple[StoredItem, ...]:
-    """Convert a response's items into rows. `shown` has the outputs that the model saw, by item id."""
+    """Convert a response's output items into rows. `shown` maps item ids to the outputs that the model saw."""
     return tuple(StoredItem(item.id, item.type, encode(item), _kept(shown.get(item.id))) for item in items)
 
 
@@ -172,14 +174,15 @@ def _kept(shown: Shown | None) -> bytes | None:
 
 
 def item_body(item: InputItem) -> bytes:
-    """An item's whole JSON object: the original bytes if the reader has them, else the stored form."""
+    """An item's whole JSON object: the original bytes if the item has them, else the stored form."""
     if first(item.source) == b"{":
         return bytes(item.source)
     return _stored_form(item if item.type else msgspec.structs.replace(item, type="message"))
 
 
 def _stored_form(item: InputItem) -> bytes:
-    """An input item as `input_items` returns it: message text as parts, `status` completed."""
+    """An input item as the `input_items` endpoint returns it. Message text becomes content parts, and `status` is
+    `completed`."""
     if item.type == "message":
         return _stored_message(item)
     form: dict[str, object] = {"id": item.id, "type": item.type}
@@ -195,7 +198,7 @@ def _stored_form(item: InputItem) -> bytes:
     elif item.type == "function_call_output":
         form |= {"status": "completed", "call_id": item.call_id, "output": _whole_parts(item.output)}
         if not item.call_id and item.name is not None:
-            # The tool's name is how such an output names its call.
+            # Such an output refers to its call by the tool's name.
             form |= {"name": item.name} if item.namespace is None else {"name": item.name, "namespace": item.namespace}
     elif item.type == "reasoning":
         form["summary"] = item.summary if given(item.summary) else []
@@ -213,7 +216,8 @@ def _stored_form(item: InputItem) -> bytes:
 
 
 def _stored_message(item: InputItem) -> bytes:
-    """The stored form of a message. It is formatted by hand for speed, because every request has one."""
+    """The stored form of a message. The code formats the JSON by hand for speed, because every request has a
+    message."""
     content = item.content
     if first(content) == b'"':
         kind = b"output_text" if item.role == "assistant" else b"input_text"
@@ -226,7 +230,7 @@ def _stored_message(item: InputItem) -> bytes:
     return b'{"id":%b,"type":"message","status":"completed","role":%b,"content":%b%b}' % named
 
 
-# Fields that the API always returns, and that clients may leave out.
+# Fields of content parts that the API always returns, but that clients may leave out of requests.
 _REQUIRED: Final[dict[str, dict[str, Raw]]] = {
     "output_text": {"annotations": Raw(b"[]"), "logprobs": Raw(b"[]")},
     "input_image": {"detail": Raw(b'"auto"')},
@@ -235,7 +239,7 @@ _QUOTED: Final = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
 
 
 def _whole_parts(content: Raw) -> Raw:
-    """Add the fields that the client left out to a list of parts. Other content stays as it is."""
+    """Add missing fields to a list of content parts. Other content stays as it is."""
     if first(content) != b"[" or not any(kind in bytes(content) for kind in _QUOTED):
         return content
     parts = try_decode(_PARTS, content)

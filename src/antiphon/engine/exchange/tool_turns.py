@@ -1,14 +1,14 @@
 """Decides which hosted tool calls run between two model turns, and in which order their items are emitted.
 
-Lives here: which calls run, the order of their items, the outputs for the model, and when the client must approve
-first. Also: the rest of `max_output_tokens` for the next turn, estimated when the server returns no counts. Not here:
-running the calls (`tools/`), the turns (`running_tools.py`), events (`translation/events/hosted_events.py`). Pure.
+Lives here: the choice of the calls that run, the order of their items, the outputs for the model, and the requests for
+approval. Also: the tokens of `max_output_tokens` that remain for the next turn. Not here: running the calls (`tools/`),
+the turns (`running_tools.py`), events (`translation/events/hosted_events.py`). The module does no I/O.
 
 Calls run in parallel, but their items are emitted one after the other, in the order of the calls. At most one item is
-open at a time. Calls of the client's functions and approval requests keep their place among them.
+open at a time. Calls of the client's functions and approval requests keep their position in that order.
 
 Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
-turn reads the stored form, so that later responses show the model the same.
+turn gets the stored form of the items, so that later responses show the model the same text.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _UNKNOWN: Final = "This tool does not exist."
 
 
 ClientCall = tuple[CallTarget, str, str]
-"""A call of a client's function after a hosted call. It is emitted after the hosted one."""
+"""A call of a client's function that the model made after a hosted call. Its item follows the hosted call's item."""
 
 
 class ToolTurns:
-    """The hosted tool calls of one response. They extend its conversation.
+    """The hosted tool calls of one response. The calls and their results extend the response's conversation.
 
     Settings and the request limit the number of calls in all turns, the number of turns, and the size of all results.
     """
@@ -76,7 +76,7 @@ class ToolTurns:
         self._builder = builder
         self._prepared = prepared
         self._seen = 0
-        """The number of items that the response had when the model's turn began."""
+        """The number of output items that the response had when the current model turn began."""
         self._said: list[OutputItem] = []
         self._written = builder.draft.written
         self._turns_left = limits.turns
@@ -90,7 +90,7 @@ class ToolTurns:
         self._include = request.include
         self.citations = Citations(highest_mark(loaded.items))
         self.shown: dict[str, Shown] = {}
-        """The outputs that the model saw of the calls that ran, by the items' ids. The client sees less."""
+        """Maps item ids to the call outputs that the model saw. The client sees less."""
         self._item_ids: dict[str, str] = {}
         self._rounds = 0
         self._calls: list[tuple[CallTarget, str, str]] = []
@@ -103,15 +103,16 @@ class ToolTurns:
         self.sends = False
         """Whether a call of this turn may change something, or was approved by the client."""
         self.asks_client = False
-        """Whether the client must approve a call or run a function, so that the response ends here."""
+        """Whether the client must approve a call or run a function, so that the response ends after this turn."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether no further call may run, so that the model must answer."""
+        """Whether a limit forbids further calls, so that the model must answer without them."""
         return self._left <= 0 or self._turns_left <= 0
 
     def list_tools(self) -> bool:
-        """Emit the first items of the tools (MCP servers' tool lists) that the conversation does not have yet."""
+        """Emit the MCP servers' tool lists that the conversation does not have yet. Returns whether any item was
+        emitted."""
         known = {label_of(item) for _, item in self._loaded.items if item.type == "mcp_list_tools"}
         listed = False
         for one in self._prepared:
@@ -126,9 +127,10 @@ class ToolTurns:
         return listed
 
     def pay(self, usage: UsageObject | None) -> None:
-        """Subtract the last turn's output tokens from `max_output_tokens`, which is for all turns of the response.
+        """Subtract the last turn's output tokens from `max_output_tokens`, because that limit covers all turns of the
+        response.
 
-        Without counts from the server, the sidecar estimates four bytes a token.
+        If the upstream returns no counts, the sidecar estimates one token for four bytes.
         """
         written, self._written = self._builder.draft.written - self._written, self._builder.draft.written
         request = self._loaded.request
@@ -137,7 +139,8 @@ class ToolTurns:
             request.max_output_tokens = max(0, request.max_output_tokens - cost)
 
     def take_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """The model's calls in the last turn (tool, call id, arguments)."""
+        """Take the model's calls of the last turn, each as (tool, call id, arguments). Returns an empty list without
+        calls."""
         builder = self._builder
         calls = builder.take_hosted_calls()
         self._said = builder.draft.output[self._seen :]
@@ -189,10 +192,10 @@ class ToolTurns:
         return tuple(running)
 
     def receive(self, result: ToolResult) -> bool:
-        """Take the result of one call. Returns whether all calls have ended."""
+        """Take the result of one call. Returns whether all calls of the turn have ended."""
         size = _weight((result.output, result.images, result.fields))
         if size > self._room:
-            # The model reads it as a failure of the tool. The response continues.
+            # The model gets an error as the tool's output. The response continues.
             error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _TOO_MUCH}]}
             result = ToolResult(result.call_id, f"The call failed: {_TOO_MUCH}", {"error": error}, failed=True)
         else:
@@ -215,11 +218,11 @@ class ToolTurns:
         return waits
 
     def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
-        """Record the outputs of the calls for the model. A call that did not run has no item, so its output joins that
-        of a call with an item.
+        """Record the outputs of the calls for the model. A call that did not run has no item, so its output is stored
+        with the item of another call.
 
-        Returns the remaining outputs when no call has an item: those of approved calls whose tools do not exist any
-        more.
+        If no call has an item, returns the remaining outputs. They belong to approved calls whose tools no longer
+        exist.
         """
         self._rounds += 1
         items = {item.id: item for item in emitted}
@@ -231,7 +234,7 @@ class ToolTurns:
                 continue
             item_id = self._item_ids.get(call_id, "")
             if target.kind is CallKind.HOSTED_TOOL_SEARCH and item_id:
-                # Its items have the whole result: they carry the tools.
+                # The items of a tool search contain its whole result, which is a list of tools.
                 search = item_id
                 continue
             left.append(self._shown_call(items.get(item_id), target, call_id, arguments, output))
@@ -244,7 +247,7 @@ class ToolTurns:
             self.shown[last].calls += tuple(left)
             return []
         if search and left:
-            # Only tool searches ran in this turn.
+            # In this turn, only tool searches ran.
             self.shown[search] = Shown(tuple(left))
             return []
         return [
@@ -269,33 +272,33 @@ class ToolTurns:
 
     @property
     def unanswered(self) -> list[HostedItem]:
-        """The items of the calls that began, with an unknown outcome."""
+        """Return the items of the calls that began, each with an unknown outcome."""
         begun = (*self._running, *self._waiting)
         return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
 
     @property
     def _running(self) -> tuple[tuple[str, HostedItem], ...]:
-        """The call whose item is open, if any."""
+        """The call whose item is open, or an empty tuple."""
         return () if self._open is None else (self._open,)
 
     def drop(self) -> None:
-        """Drop the calls of this turn. They are not sent."""
+        """Drop the calls of this turn, because the store could not record them. No call is sent."""
         for _, item in self._running:
             self._builder.hosted_done(_finished(item, {}, "incomplete"))
         self._waiting, self._open = [], None
 
     def stop(self) -> None:
-        """The response ends while tools run. Emit an item for each call that began: with its result, or with an unknown
-        outcome."""
+        """End all calls, because the response ends while tools run. Emits an item for each call that began, with its
+        result or an unknown outcome."""
         while self._open is not None:
-            # `_go_on` closes an item with a result at once, so this one has none.
+            # The open item has no result, because `_go_on` closes every item that has a result.
             _, item = self._open
             self._open = None
             self._builder.hosted_done(_unknown(item))
             self._go_on()
 
     def _go_on(self) -> None:
-        """Close items that have results, and open the next one."""
+        """Close the open item if it has a result, and open the next item, until an item has no result."""
         while True:
             if self._open is None:
                 if not self._waiting:
@@ -323,9 +326,9 @@ class ToolTurns:
                 self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
-        """Emit the two items of a tool search. A search that failed has found nothing and is `incomplete`.
+        """Emit the two items of a tool search. A failed search contains no tools and is `incomplete`.
 
-        The model reads that it failed (`translation/chat/call_items.py`), in later requests too.
+        The model reads about the failure in this response and in later requests (`translation/chat/call_items.py`).
         """
         found = Raw(encode(result.fields.get("tools", [])))
         status = "incomplete" if result.failed else "completed"
@@ -335,7 +338,7 @@ class ToolTurns:
         self._builder.hosted_done(output)
 
     def _shown(self, kind: str, fields: dict[str, object]) -> dict[str, object]:
-        """The fields without those that the request must name in `include`."""
+        """Return the fields of an item. Fields that the request did not name in `include` are removed or null."""
         shown = dict(fields)
         for name in ("results", "outputs"):
             if name in shown and f"{kind}.{name}" not in self._include:
@@ -385,8 +388,8 @@ def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations |
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
-    """The tool choice for the turns after the first. A required call has happened. In the `last` turn none is
-    allowed."""
+    """The tool choice for the turns after the first. After the first turn, `required` becomes `auto`. In the `last`
+    turn, no call is allowed."""
     if last:
         return ToolChoice("none", choice.echo if choice is not None else Raw(b'"auto"'))
     if choice is None or choice.mode != "required":
