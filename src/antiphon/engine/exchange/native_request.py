@@ -35,8 +35,8 @@ from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
-# The number of bytes kept from the end of a stream. The last event contains the whole response with its usage. The
-# usage of a larger response stays unknown.
+# The number of bytes kept from the end of a stream. The last event contains the whole response with its usage. If the
+# event is larger than this, the usage stays unknown.
 _TAIL: Final = 1 << 18
 
 

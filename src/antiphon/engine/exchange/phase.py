@@ -192,7 +192,7 @@ class ExchangeCore:
         self.actions.append(wanted)
 
     def ask_upstream(self, path: str, body: bytes, *, stream: bool, above: bool = False, native: bool = False) -> None:
-        """Request a model call."""
+        """Append the action for a model call on the upstream's `path`."""
         self.machine.go(State.CALLING)
         self.call = ModelCall(len(body))
         route, model = self.route, self.known.model

@@ -1,7 +1,7 @@
 """Implements one `POST /v1/responses` as a state machine, without I/O.
 
-Lives here: the interface for doors and the runner, the kind of a request, and limits. Also: a request whose prompt is
-not loaded yet, and the answer to a repeated request. Not here:
+Lives here: the interface for doors and the runner, the choice of a request's phase, and limits. Also: a request whose
+prompt is not loaded yet, and the answer to a repeated request. Not here:
 
 - the states (`states.py`; `docs/reference/exchange.md` has the picture)
 - the other phases (`phase.py` and the phases it names)
@@ -112,7 +112,7 @@ class UnreadRequest(Phase):
         self.core.load(LoadContext(self.core.head.owner, None, prompt=self._reference))
 
     def template(self, context: Context) -> PromptTemplate:
-        """The prompt. Raises `ApiError` when it does not exist."""
+        """Return the loaded prompt. Raises `ApiError` if the prompt does not exist."""
         return prompt_of(self._reference, context)
 
 
@@ -355,7 +355,7 @@ class ResponseExchange:
         ended = cancelled(reason, state, core.upstream_name)
         core.note_failure(ended)
         if state in _UNBEGUN:
-            # A disconnected client follows no response. A `FollowResponse` may still be pending.
+            # Remove a pending `FollowResponse`, because the client is disconnected.
             self._actions[:] = [each for each in self._actions if not isinstance(each, FollowResponse)]
             core.finish("cancelled")
         else:
@@ -464,7 +464,8 @@ class ResponseExchange:
     def _translated(
         self, path: str, body: bytes, prompt: PromptTemplate | None
     ) -> CountedRequest | QueuedRequest | MadeResponse:
-        """The phase for a request whose model has a chat server. Raises `ApiError` and `PromptNotLoaded`."""
+        """Return the phase for a request that the sidecar translates for a chat server. Raises `ApiError` and
+        `PromptNotLoaded`."""
         core, delivery = self._core, DeliveryOptions(self.generate, self.error_events)
         parsed = parse_request(core, path, body, delivery=delivery, prompt=prompt, queued=self._queued)
         if path == COUNT_PATH:

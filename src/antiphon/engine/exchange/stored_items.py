@@ -86,7 +86,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
                 renamed[item.id] = made.id or ""
                 calls[item.id] = item.call_id or made.id or ""
             elif not item.call_id and not item.approval_request_id and kind != "tool_search_output":
-                # A local shell's output names its call by the call item's id.
+                # The output of a local shell call refers to the call by the id of the call's item.
                 made.call_id = item.id if item.id in calls.values() else calls.get(item.id, item.id)
         if item.approval_request_id:
             made.approval_request_id = renamed.get(item.approval_request_id, item.approval_request_id)

@@ -4,8 +4,8 @@ Lives here: the start time of each limit, and the error for a missed deadline. N
 (`config/limits.py`), the handling of a missed deadline (`response_exchange.py`), the timers of the runner and the
 relay. The driver of an exchange passes in a monotonic time, and gets the next deadline back.
 
-The code is arithmetic and reads no clock. It detects new output only when the driver passes in the time. So the limit
-`no_output` is exact to one eighth of its length.
+This module reads no clock. It detects new output only when the driver passes in the time. So the limit `no_output` is
+exact to one eighth of its length.
 
 Invariant: every phase that waits for another party has a deadline. Without a separate deadline, the whole response's
 deadline applies.

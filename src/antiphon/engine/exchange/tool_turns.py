@@ -381,7 +381,7 @@ class ToolTurns:
 
 
 def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations | None:
-    """The sources behind the marks in the model's text. None: the model saw no marks."""
+    """Return the sources to which the citation marks in the model's text refer. None: the model saw no marks."""
     if turns is not None:
         return turns.citations
     return Citations(known) if (known := highest_mark(items)) else None
