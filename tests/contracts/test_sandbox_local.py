@@ -546,7 +546,7 @@ def test_code_that_is_quicker_than_the_counter_waits_for_it(tmp_path: Path) -> N
 _SLOW_TO_HEAR = (
     ("        self._left = 0\n", "        self._left, self.came = 0, threading.Event()\n"),
     ("        with os.fdopen(", "        self.came.wait(1)\n        with os.fdopen("),
-    ("            # Code can be", "            self.came.set()\n            # Code can be"),
+    ("            self._told.wait()\n", "            self.came.set()\n            self._told.wait()\n"),
 )
 """A variant in which the counter receives the permitted number of files only after the first call that creates one."""
 
