@@ -3,9 +3,9 @@
 Lives here: the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the reads of a search) and
 `Embedder`. Not here: the API's view of stores and files (`vector_stores.py`), SQL, extraction, ranking.
 
-A *file number* names one ingestion of one file into one store. The numbers of its chunks begin with it. Invariant: the
-chunks of a file number never change once the file is completed. A file that is ingested again gets another number.
-So a cache of vectors is valid when it holds the right file numbers.
+A *file number* identifies one ingestion of one file into one vector store. The high bits of a chunk's number are the
+file number. Invariant: the chunks of a file number never change after the file is completed. A file that is ingested
+again gets another file number. So a cache of vectors is valid when its file numbers are those in the database.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from antiphon.errors import AntiphonError
 from antiphon.types.search import Filter
 
 CHUNK_BITS = 20
-"""A chunk's number is `file number << CHUNK_BITS | place in the file`. Nothing else links a chunk to its file."""
+"""A chunk's number is `file number << CHUNK_BITS | index in the file`. Only this number links a chunk to its file."""
 
 
 class EmbeddingFailed(AntiphonError):
@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DocumentChunk:
-    """A piece of a document. `vector` is float16, or None without embeddings."""
+    """A chunk of a document. `vector` is little-endian float16, or None when the server computes no embeddings."""
 
     text: str
     tokens: int
@@ -55,7 +55,7 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file to ingest. A worker holds it under the name `claim`. `attempts` includes this attempt."""
+    """A file to ingest. A worker holds the file under the unique name `claim`. `attempts` includes this attempt."""
 
     number: int
     claim: str
@@ -78,20 +78,20 @@ class Ingestion(Protocol):
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
         """Claim files that no worker holds, at most one under each of these new names, for `seconds`.
 
-        With an error it claims none. A search no longer finds the chunks of an earlier attempt.
+        A call that raises claims no files. Searches no longer find the chunks of a claimed file's earlier attempt.
         """
 
     async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
-        """Renew these claims for `seconds` from now. Returns the claims that still hold."""
+        """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
         """Release a file. No worker claims it for `pause` seconds. `attempted`: whether the attempt counts."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write these chunks, from place `first` in the file on."""
+        """Write these chunks. The first chunk gets the index `first` in the file."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
-        """Mark the file as completed, so that searches find it. `model` made its vectors. None: it has no vectors."""
+        """Mark the file as completed, so that searches find it. `model` made its vectors, or is None."""
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
         """Mark the file as failed."""
@@ -105,7 +105,7 @@ class Ingestion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownStore:
-    """A store to search. `number` is its number in the database. `version` changes when its completed files change.
+    """A vector store to search. `number` is its database id. `version` changes when its completed files change.
 
     Ids and numbers are never reused, not even after the store is deleted.
     """
@@ -118,31 +118,31 @@ class KnownStore:
 
 @dataclass(frozen=True, slots=True)
 class ChunkHit:
-    """A chunk that matches, by its number. Scores of the word search and of the vector search are not comparable."""
+    """The number of a matching chunk, and its score. Scores of `match` and of `nearest` are not comparable."""
 
     chunk: int
     score: float
 
 
 class ChunkIndex(Protocol):
-    """The reads of a search. The store applies filters in the query itself, never after it has cut the best hits."""
+    """The reads of a search. The database applies filters before it selects the best hits, so no hit is missing."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
-        """Those of these stores that belong to the owner, as of now by the store's clock."""
+        """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that contain words of the query, best first, by BM25."""
+        """Return at most `limit` chunks that contain words of the query, ranked by BM25, best first."""
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks whose vectors of this model are nearest to the vector (float16, of length 1), best first.
+        """Return the chunks whose vectors are nearest to `vector` (float16, of length 1), best first.
 
-        The score is the cosine. Vectors of another width are left out.
+        The search compares only vectors of this model with the same dimension. The score is the cosine similarity.
         """
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """The chunks' texts with their files (`score` 0). Chunks that are deleted or in other stores are left out."""
+        """Return these chunks with text and file (`score` 0). The result omits deleted chunks and those of other stores."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Record that the stores were used now, precise to a minute."""
+        """Set the last use of these vector stores to the current time, precise to a minute."""

@@ -7,7 +7,8 @@ A job exists from the moment a background response is queued until the response 
 ends the response deletes the job, in one transaction with the final state and the last event. So a response can end
 only once, and a reader of an ended response sees its whole stream.
 
-Invariant: only the holder of a job's lease writes for it. A write by a worker that lost its lease changes nothing.
+Invariant: only the holder of a job's lease writes events and results of the job. A write by a worker that lost its lease
+changes nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ApiError
 
 PATIENCE = 3600.0
-"""Seconds for which a job waits for a worker that is able to run it."""
+"""The seconds for which a job waits for a worker that can run the job."""
 
 _END_OF_EVENT = b"\n\n"
 
 
 def count_events(data: bytes) -> int:
-    """Count the events in `data`. Each framed event ends with its only blank line."""
+    """Count the SSE events in `data`. Each event ends with a blank line and contains no other blank line."""
     return data.count(_END_OF_EVENT)
 
 
@@ -40,7 +41,7 @@ def split_events(data: bytes) -> list[bytes]:
 class EventPiece:
     """A chunk of consecutive, whole, framed events. `last` is the `sequence_number` of the last event.
 
-    `count` is the number of events when `data` is sealed, because sealed data cannot be counted. Otherwise None.
+    `count` is the number of events when `data` is encrypted (sealed). `count` is None when `data` is readable.
     """
 
     last: int
@@ -53,7 +54,7 @@ class EventPiece:
         return self.last - (count_events(self.data) if self.count is None else self.count) + 1
 
     def after(self, number: int) -> bytes:
-        """The events whose `sequence_number` is greater than `number`."""
+        """Return the bytes of the events whose `sequence_number` is greater than `number`."""
         first = self.first
         if number < first:
             return self.data
@@ -62,7 +63,7 @@ class EventPiece:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A part of a response's stream, with the response's status at the same moment.
+    """A page of a response's stream, with the response's status at the time of the read.
 
     `more` is true when further chunks of the stream follow this page.
     """
@@ -121,8 +122,8 @@ class Job:
 class JobEnd:
     """The end of a response that no worker will finish: cancelled, or failed.
 
-    The store applies this end only if `last_event` is still the stream's last event.
-    `worker`, when given, must hold the job.
+    The store applies this end only if `last_event` is still the number of the stream's last event. If `worker` is set,
+    this worker must hold the job.
     """
 
     response_id: str

@@ -18,32 +18,32 @@ class Observer(Protocol):
     """Records the model calls of one exchange, for metrics and traces."""
 
     def trace(self) -> Headers:
-        """The headers that continue the trace in a later job.
+        """Return the headers with which a later job continues the trace.
 
         When the result is empty, the job uses the trace headers that the client sent.
         """
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
-        """The exchange requests a model call. Returns the headers that continue the trace in the call."""
+        """Record that the exchange requests a model call. Returns the headers that continue the trace in the call."""
 
     def head_came(self, upstream: str, status: int) -> None:
-        """The call's answer begins. `status` is 0 when a proxy answered instead of the upstream."""
+        """Record the head of the call's answer. `status` is 0 when a proxy answered instead of the upstream."""
 
     def first_data_came(self) -> None:
-        """The first bytes of the answer's body have arrived."""
+        """Record that the first bytes of the answer's body have arrived."""
 
     def call_ended(self, fault: str = "") -> None:
-        """The model call has ended. `fault` is the reason when the call ended early.
+        """Record the end of the model call. `fault` is the reason when the call ended early.
 
         Only the first report of a call's end counts. The exchange does not report the end of a cancelled call, because
         the cause may be known only later.
         """
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
-        """The token usage of the call, as the upstream counted it, or `estimated` from sizes."""
+        """Record the call's token usage. `estimated` means that the sidecar estimated the usage from sizes."""
 
     def compacted(self) -> None:
-        """The sidecar has compacted the conversation into a summary."""
+        """Record that the sidecar has compacted the conversation into a summary."""
 
 
 class Unobserved:

@@ -27,7 +27,7 @@ class OwnerCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRow:
-    """One exported row of an owner: its kind, the two values that name it, and its decoded JSON."""
+    """One exported row of an owner: its type, the two values that identify the row, and its decoded JSON."""
 
     kind: str
     id: Any
@@ -51,7 +51,7 @@ class OwnerData(Protocol):
     """
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner that has stored objects, sorted by name."""
+        """Return the counts of every owner that has stored objects, sorted by owner."""
 
     def export(self, owner: str) -> AsyncIterator[ExportedRow]:
         """Yield an owner's stored rows except files, kind by kind. The rows of one database come from one snapshot."""

@@ -1,11 +1,11 @@
-"""Defines signals between processes: news about streams, jobs and the queue.
+"""Defines the signals by which processes notify each other of new events, ended responses and queued jobs.
 
 Lives here: the values and the port. Not here: the task that polls (`engine/running/signal_watcher.py`), when workers
 claim jobs (`engine/running/workers.py`), how a store receives notifications (`stores/`).
 
 A process polls the store at the rate that the store gives (`Pace`). A store that gets notifications from the other
-processes allows slow polling. A notification only prompts a poll. A notification may be duplicated, late,
-spurious or lost.
+processes allows slow polling. A process only polls earlier because of a notification. A
+notification may be duplicated, late, spurious or lost.
 
 Invariant: a process that only polls, at the current `Pace`, misses no event, job or end of a response.
 """
@@ -34,7 +34,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The result of one poll: the progress of streams (without missing ones), and the jobs that the worker holds."""
+    """The result of one poll: the progress of the streams that exist, and the ids of the jobs that the worker holds."""
 
     progress: Mapping[str, Progress]
     held: frozenset[str]

@@ -66,7 +66,7 @@ class PageQuery:
 
     @property
     def turned(self) -> bool:
-        """Whether the store reads against the requested order and reverses the page: with `before` alone it does."""
+        """Whether the store reads in reverse order and then reverses the page. True when only `before` is set."""
         return self.before is not None and self.after is None
 
     @property
@@ -76,7 +76,7 @@ class PageQuery:
 
     @property
     def cursors(self) -> tuple[tuple[str, str], ...]:
-        """The cursors of the request, each as its parameter's name and the id."""
+        """The cursors of the request, each as a pair of parameter name and id."""
         given = (("after", self.after), ("before", self.before))
         return tuple((name, cursor) for name, cursor in given if cursor is not None)
 
@@ -86,7 +86,7 @@ class PageQuery:
         return (self.before, self.after) if self.descending else (self.after, self.before)
 
     def shown(self, walked: Sequence[_Listed]) -> tuple[_Listed, ...]:
-        """The page's entries in the requested order. `walked` has one more entry than `limit` if there are more."""
+        """Return the page in the requested order. `walked` has an entry beyond `limit` if more entries exist."""
         found = walked[: self.limit]
         return tuple(reversed(found) if self.turned else found)
 
@@ -98,23 +98,23 @@ class History(Protocol):
     """
 
     async def save(self, record: ResponseRecord) -> None:
-        """Store a finished response with its items, all or nothing. It returns or raises in bounded time.
+        """Store a finished response with its items in one transaction. The call ends in bounded time.
 
-        When it raises, nothing is stored, and nothing will be: the store undoes a write that takes effect too late.
+        After an error the response is not stored. The store undoes a write that takes effect after the error.
 
         With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
         belongs to another owner raises `StoreError`.
         """
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """Every item of the chain that ends in `response_id`, oldest first.
+        """Return every item of the chain that ends in `response_id`, oldest first.
 
-        None when no such response exists, or when it is another owner's. Raises `ChainBroken` when the response or the
+        Returns None when the owner has no such response. Raises `ChainBroken` when the response or the
         conversation that it continues was deleted.
         """
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, input or output of any response. Missing ones are left out."""
+        """Return the owner's input and output items with these ids. The result omits missing items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,9 @@ class Leased(Protocol):
 class PromptChange:
     """A change of a prompt.
 
-    `body` makes a new version, which becomes the default one unless `make_default` is False. With an
-    `expected_version`, the change applies only if that is the last version. `name` applies only if `renamed`. With a
-    `metadata` of None, the metadata stays as it is.
+    A set `body` creates a new version. This version becomes the default unless `make_default` is False. With an
+    `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only if `renamed`.
+    With a `metadata` of None, the metadata stays as it is.
     """
 
     body: bytes | None = None
@@ -157,7 +157,7 @@ class FileFetcher(Protocol):
     """Fetches the files that a request names by URL."""
 
     async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Fetch every URL's file. It never raises: a URL that fails maps to the client's error (a 400 without `param`).
+        """Fetch every URL's file. A URL that fails maps to an error for the client (a 400 without `param`).
 
         One call fetches all URLs of a request, because the limits apply to them together.
         """
@@ -170,14 +170,14 @@ class UpstreamAnswer(Protocol):
     headers: Headers
 
     def body(self) -> AsyncIterator[bytes]:
-        """The body's parts as they arrive, split anywhere. Raises `UpstreamCallFailed` when the transport fails."""
+        """Yield the chunks of the body as they arrive. Raises `UpstreamCallFailed` when the transport fails."""
 
 
 class DoorWatch(Protocol):
     """Observes the gateway, through which model calls go and which may stop while the model server is healthy."""
 
     async def gone(self, at: float) -> bool:
-        """Whether the gateway stopped or was down at about `at` (event loop clock), or hangs at present."""
+        """Return whether the gateway was down at about `at` (event loop clock), stopped then, or hangs at present."""
 
 
 class Upstream(Protocol):

@@ -1,4 +1,4 @@
-"""Edits the stored body of an unfinished background response, and ends one that no worker will finish.
+"""Edits the stored body of a background response, for example to end a response that no worker will finish.
 
 Lives here: the change of a status in a stored body. Also: the last events of a response that ends early, and the part
 of its output that the store keeps. Not here: when a response ends early (`engine/running/background.py`), SQL.
@@ -46,12 +46,12 @@ _ITEM_DONE = msgspec.json.Decoder(_ItemDone)
 
 
 def is_over(status: str) -> bool:
-    """Whether this status is final."""
+    """Return whether a response with this status is over."""
     return status in _OVER
 
 
 def unfinished_response(response_id: str) -> InvalidRequest:
-    """The 400 for a request that continues an unfinished response."""
+    """Return the 400 for a request that continues an unfinished response."""
     return InvalidRequest(
         f"Previous response with id '{response_id}' is not finished yet. Wait until it is, or cancel it.",
         param="previous_response_id",
@@ -70,20 +70,20 @@ def with_status(body: bytes, status: str) -> bytes:
 
 
 def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -> bytes:
-    """The stored object of a response that ended early. The object of a `failed` response carries the error."""
+    """Return the stored object of a response that ended early. A `failed` response's object contains the error."""
     if status == "failed":
         return _changed(body, status=status, error={"code": code, "message": message})
     return _changed(body, status=status)
 
 
 def whole_body(body: bytes, items: Iterable[StoredItem]) -> bytes:
-    """The response object with its output. It joins the bytes, because the store holds both as JSON."""
+    """Return the response object with its output. The function joins bytes, because both are already JSON."""
     output = b",".join(item.body for item in items)
     return b'%b,"output":[%b]}' % (body.rstrip()[:-1], output)
 
 
 def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
-    """The output items that a stream has emitted completely."""
+    """Return the output items for which the stream has a `response.output_item.done` event."""
     items = []
     for piece in pieces:
         if _DONE_LINE not in piece.data:
@@ -99,9 +99,9 @@ def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
 def last_events(
     last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
 ) -> EventPiece:
-    """The events that end a response's stream after the event number `last`.
+    """Return the events that end a response's stream. Their numbers follow the event number `last`.
 
-    They are `error` for a failed response, and `response.failed` with the whole object.
+    The last event is `response.failed` with the whole response object. If `code` is set, an `error` event comes first.
     """
     events = b""
     number = last

@@ -14,14 +14,14 @@ from antiphon.engine.ports.actions import Usage
 
 By = Literal["day", "owner", "model", "upstream"]
 KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
-"""The fields that identify a sum."""
+"""The fields that identify a `UsageSum`."""
 
 
 class CallUsage(Struct, frozen=True):
     """The usage of one model call, for its owner.
 
-    `estimated`: the upstream returned no usage, so the sidecar estimates the numbers from sizes. `cost` is in
-    millionths of the prices' currency.
+    `estimated` is true when the sidecar estimated the counts from sizes, because the upstream returned no usage. `cost`
+    is in millionths of the prices' currency.
     """
 
     owner: str

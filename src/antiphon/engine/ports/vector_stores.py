@@ -44,7 +44,7 @@ class Searcher(Protocol):
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[FoundChunk]:
-        """The best hits of all queries over all stores together, best first.
+        """Return at most `limit` chunks: the best hits of all queries in all of these stores, best first.
 
         Raises `NotFound` for a store that is not the owner's, `InvalidRequest` for an expired one, and `StoreError`.
         While the embeddings server fails, the search uses keywords only.
@@ -53,7 +53,7 @@ class Searcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How a file is split into chunks, in tokens."""
+    """The size of a file's chunks and the overlap of neighbouring chunks, both in tokens."""
 
     kind: Literal["auto", "static"] = "auto"
     size: int = 800
@@ -80,7 +80,7 @@ class FileStateCounts:
 
 @dataclass(frozen=True, slots=True)
 class FileError:
-    """Why a file failed. `code` is one of OpenAI's codes."""
+    """The reason why the ingestion of a file failed. `code` is one of OpenAI's error codes."""
 
     code: FileErrorCode
     message: str
