@@ -1,4 +1,4 @@
-"""Defines the actions that an exchange requests, and the values that it passes to and from its driver.
+"""Defines the actions that an exchange requests, and the values that exchange and driver pass to each other.
 
 Lives here: the `Action` union and the plain values in it. The module holds only data and no logic. A value that every
 request creates is a Struct, because a frozen dataclass takes ten times as long to create.

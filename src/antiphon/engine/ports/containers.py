@@ -48,7 +48,7 @@ class ContainerInUse(Exception):
 
 
 class ContainerLost(Exception):
-    """The writer's lease on the container ran out. Others may have used the container since."""
+    """The writer's lease on the container ran out. Another holder may have used the container since."""
 
 
 class TooManyContainers(ContainerFailed):

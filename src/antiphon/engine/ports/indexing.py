@@ -142,7 +142,7 @@ class ChunkIndex(Protocol):
         """
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """Return these chunks with text and file (`score` 0). The result omits deleted chunks and those of other stores."""
+        """Return these chunks with text and file (`score` 0). Omits deleted chunks and those of other stores."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Set the last use of these vector stores to the current time, precise to a minute."""

@@ -7,8 +7,8 @@ A job exists from the moment a background response is queued until the response 
 ends the response deletes the job, in one transaction with the final state and the last event. So a response can end
 only once, and a reader of an ended response sees its whole stream.
 
-Invariant: only the holder of a job's lease writes events and results of the job. A write by a worker that lost its lease
-changes nothing.
+Invariant: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its
+lease changes nothing.
 """
 
 from __future__ import annotations

@@ -141,8 +141,8 @@ class PromptChange:
     """A change of a prompt.
 
     A set `body` creates a new version. This version becomes the default unless `make_default` is False. With an
-    `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only if `renamed`.
-    With a `metadata` of None, the metadata stays as it is.
+    `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only if
+    `renamed`. With a `metadata` of None, the metadata stays as it is.
     """
 
     body: bytes | None = None

@@ -82,7 +82,7 @@ class ConnectionMemory:
         return response_id in self._known
 
     def keep(self, record: ResponseRecord) -> None:
-        """Remember this response, unless it is too large or belongs to a conversation. Conversations may change."""
+        """Remember this response, unless it is too large or belongs to a conversation."""
         if record.conversation_id is not None:
             return
         before = self._known.get(record.previous_response_id or "")
