@@ -28,7 +28,8 @@ The uploading process renews the lease until the upload ends. So a sweep never d
 however slow the upload is. The lease uses the database's clock.
 
 Invariants: A file exists whole or not at all. Its row is added after its content is durable, and deleted before its
-content. A file's row or a pending row names every content in a `BlobStore`. Every read treats an expired file as missing.
+content. A file's row or a pending row names every content in a `BlobStore`.
+Every read treats an expired file as missing.
 """
 
 from __future__ import annotations
