@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from antiphon.cli import main
 from antiphon.config.owners import OwnerSettings
@@ -89,17 +90,21 @@ async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one(data: P
             assert await status(app, after["token"]) == 200
 
 
-async def test_the_log_names_the_key_and_the_team_of_each_request(data: Path, keys: Keys) -> None:
-    with structlog.testing.capture_logs() as lines:
-        async with processes(data) as made:
-            app = await made.start(managed_keys=True)
-            anna = await keys.create("--owner", "anna", "--team", "lab")
-            await becomes(200, app, anna["token"])
-            assert await status(app, anna["token"], body=ASK) == 200
-    named = [(line["event"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
+async def test_the_log_names_the_key_and_the_team_of_each_request(
+    data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = await keys.create("--owner", "anna", "--team", "lab")
+    async with processes(data) as made:
+        app = await made.start(managed_keys=True)
+        assert await status(app, "a-token-of-nobody-here") == 401
+        await becomes(200, app, anna["token"])
+        assert await status(app, anna["token"], body=ASK) == 200
+    told = capsys.readouterr().err
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    named = [(line["message"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
     assert set(named) == {("request", None, anna["id"], "lab"), ("response", "n:anna", anna["id"], "lab")}
-    assert any(line["event"] == "request" and line["status"] == 401 for line in lines)
-    assert anna["token"] not in repr(lines)
+    assert any(line["message"] == "request" and line["status"] == 401 for line in lines)
+    assert anna["token"] not in told
 
 
 async def test_an_open_websocket_serves_no_turn_with_a_revoked_key(data: Path, keys: Keys) -> None:
@@ -129,6 +134,34 @@ async def test_no_token_is_stored_or_listed(data: Path, keys: Keys) -> None:
     assert all(word in listed for word in (made["id"], "anna", "laptop", "lab", made["token"][:8]))
     assert made["token"] not in listed + await keys.run("list", "--json", "--all")
     assert all(made["token"].encode() not in file.read_bytes() for file in data.rglob("*") if file.is_file())
+
+
+async def test_the_audit_lists_each_change_of_a_key(data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    made = await keys.create("--owner", "anna", "--name", "laptop")
+    assert '"message":"audit"' in keys.errors and made["token"] not in keys.errors
+    after = await keys.json("rotate", made["id"])
+    await keys.run("revoke", after["id"])
+    await keys.run("revoke", "key_unknown", status=1)
+    assert await asyncio.to_thread(main, ["admin", "purge", "--data", str(data)]) == 0
+    capsys.readouterr()
+    assert await asyncio.to_thread(main, ["admin", "audit", "--json", "--data", str(data)]) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["action"], row["object"], row["owner"]) for row in rows] == [
+        ("purge", "", ""),
+        ("keys revoke", after["id"], "n:anna"),
+        ("keys rotate", made["id"], "n:anna"),
+        ("keys create", made["id"], "n:anna"),
+    ]
+    assert rows[3]["detail"]["name"] == "laptop" and rows[2]["detail"] == {"successor": after["id"]}
+    assert all(row["actor"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}" for row in rows)
+    assert made["token"] not in out and after["token"] not in out
+    words = ["admin", "audit", "--owner", "anna", "--limit", "1", "--since", "2020-01-01", "--data", str(data)]
+    assert await asyncio.to_thread(main, words) == 0
+    out = capsys.readouterr().out
+    assert "keys revoke" in out and "keys rotate" not in out
+    for wrong in (["--limit", "0"], ["--since", "2026-13-01"], ["--since", "today"]):
+        assert await asyncio.to_thread(main, ["admin", "audit", *wrong, "--data", str(data)]) == 2
 
 
 async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> None:

@@ -68,6 +68,7 @@ async def fill(data: Path) -> None:
             other.execute(
                 "INSERT INTO client_keys VALUES ('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL)"
             )
+            other.execute("INSERT INTO audit VALUES ('audit_1', 5, 'cli:me', 'purge', '', 'n:o', '{}')")
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")
             other.execute("INSERT INTO prompt_versions VALUES ('p', 1, 3, x'7b7d')")
             other.execute("INSERT INTO pending_blobs VALUES ('taken', 0), ('late', 99)")

@@ -68,6 +68,7 @@ _ADMIN = {
         "delete-owner": "delete all stored data of one owner; without --yes only count it",
     },
     "Upkeep": {
+        "audit": "list the changes that operators made to keys and stored data, the newest first",
         "purge": "delete data older than retention.* allows, and expired files",
         "vacuum": "return the space of deleted rows to the file system",
     },
@@ -220,6 +221,12 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--json": {"action": _SET, "help": "print one JSON object per line"},
         "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of earlier days"},
         **_YES,
+    },
+    "audit": {
+        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
+        "--owner": {"default": "", "metavar": "NAME", "help": "only the changes that concern this owner"},
+        "--limit": {"type": int, "default": 100, "help": "the number of rows; default: %(default)s"},
+        "--json": {"action": _SET, "help": "print one JSON object per line"},
     },
     "delete-owner": {**_OWNER, **_YES},
     "new-keys": _YES,

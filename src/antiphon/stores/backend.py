@@ -24,6 +24,7 @@ from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.signals import Signals
 from antiphon.errors import ConfigError
+from antiphon.stores.audit import AuditStore
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
@@ -114,7 +115,7 @@ _DEFAULTS: StoreOptions = {
     "owner_file_bytes": None,
     "upload_lease": UPLOAD_LEASE_SECONDS,
     "owner_bytes": None,
-    "kept": RetentionSettings(events=None),
+    "kept": RetentionSettings(events=None, audit=None),
     "timeouts": TimeoutSettings(),
     "keep_keys": KEEP_SECONDS,
     "bodies": PLAIN,
@@ -230,6 +231,7 @@ class Stores(ABC):
         self.retention = Retention(tables, pieces, options["kept"])
         self.usage = UsageStore(tables)
         self.client_keys = ClientKeyStore(tables)
+        self.audit = AuditStore(tables)
         self.owner_room = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
 
     @abstractmethod

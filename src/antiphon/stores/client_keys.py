@@ -69,27 +69,36 @@ class ClientKeyStore:
         self._tables = tables
         self._clock = clock
 
-    async def create(self, key: ClientKey, digest: bytes, lifetime: float | None) -> ClientKey | None:
+    async def create(
+        self, key: ClientKey, digest: bytes, lifetime: float | None, *beside: Statement
+    ) -> ClientKey | None:
         """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are
-        already `MOST_KEYS` valid ones."""
+        already `MOST_KEYS` valid ones. `beside`: statements of the same transaction, here and below."""
         named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
         named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}
         named |= {"models": _packed(key.access.models), "tools": _packed(key.access.tools)}
-        return await self.get(key.id) if await self._change(Statement(INSERT, named, rows=1)) else None
+        return await self.get(key.id) if await self._change(Statement(INSERT, named, rows=1), *beside) else None
 
     async def rotate(
-        self, key_id: str, new_id: str, prefix: str, digest: bytes, *, lifetime: float | None, overlap: float
+        self,
+        key_id: str,
+        new_id: str,
+        prefix: str,
+        digest: bytes,
+        *beside: Statement,
+        lifetime: float | None,
+        overlap: float,
     ) -> ClientKey | None:
         """Create a successor with the name, the owner and the access of this key, which expires in `overlap` seconds.
         Returns the successor, or None when the key is not valid."""
         named: dict[str, object] = {"id": key_id, "new": new_id, "prefix": prefix, "digest": digest, **self._now}
         named |= {"lifetime": _lifetime(lifetime), "overlap": milliseconds(overlap)}
-        ended = Statement(END, named, rows=1)
-        return await self.get(new_id) if await self._change(Statement(SUCCEED, named, rows=1), ended) else None
+        unit = (Statement(SUCCEED, named, rows=1), Statement(END, named, rows=1), *beside)
+        return await self.get(new_id) if await self._change(*unit) else None
 
-    async def revoke(self, key_id: str) -> bool:
+    async def revoke(self, key_id: str, *beside: Statement) -> bool:
         """End a key at once. False when it does not exist or is already revoked."""
-        return await self._change(Statement(REVOKE, {"id": key_id, **self._now}, rows=1))
+        return await self._change(Statement(REVOKE, {"id": key_id, **self._now}, rows=1), *beside)
 
     async def get(self, key_id: str) -> ClientKey | None:
         """This key, valid or not."""

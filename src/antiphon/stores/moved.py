@@ -53,6 +53,7 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
         *("id", "digest", "name", "owner", "team", "prefix", "models", "tools", "created_at", "expires_at"),
         "revoked_at",
     ),
+    "audit": ("id", "at", "actor", "action", "object", "owner", "detail"),
     "usage_days": (
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated_calls", "estimated_input_tokens", "estimated_output_tokens", "cost"),

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from antiphon.config.state import RetentionSettings
+from antiphon.stores.audit import AuditStore
 from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
@@ -57,6 +58,7 @@ class Retention:
         self._tables = tables
         self._pieces = pieces
         self._kept = kept
+        self._audit = AuditStore(tables)
 
     async def take_turn(self, what: str, seconds: float) -> bool:
         """Return whether this process should run the sweep named `what` now. If this method returns True, it returns
@@ -65,9 +67,10 @@ class Retention:
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete all expired data in small transactions. Returns the numbers of deleted chains, conversations and event
-        streams."""
+        """Delete all expired data, and old rows of the audit, in small transactions. Returns the numbers of deleted
+        chains, conversations and event streams."""
         pieces, kept = self._pieces, self._kept
+        await self._audit.sweep(kept.audit)
         return (
             await _sweep(pieces.chains, kept.responses),
             await _sweep(pieces.conversations, kept.conversations),

@@ -16,12 +16,14 @@ import secrets
 import sys
 import time
 
+from antiphon.commands.admin.audit import acted, log_action
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.owners import OWNER_NAME
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, ClientKey
 from antiphon.errors import ConfigError
 from antiphon.ids import new_id
+from antiphon.stores import Stores
 from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
 
 _PREFIX = 8
@@ -30,16 +32,18 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _TIME = re.compile(r"(\d{1,6})([smhd])")
 
 
-async def client_key_action(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+async def client_key_action(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
     """Run the action of `arguments.verb`. Returns the exit status. Raises `ConfigError` and `StoreError`."""
-    verb = arguments.verb
+    verb, store = arguments.verb, stores.client_keys
     if verb == "create":
-        return await _create(settings, arguments, store)
+        return await _create(settings, arguments, stores)
     if verb == "list":
         return await _list(arguments, store)
     if verb == "rotate":
-        return await _rotate(settings, arguments, store)
-    if await store.revoke(arguments.key):
+        return await _rotate(settings, arguments, stores)
+    noted = acted("keys revoke", arguments.key, await _owner_of(store, arguments.key))
+    if await store.revoke(arguments.key, stores.audit.statement(noted)):
+        log_action(settings, noted)
         print(f"Revoked {printable(arguments.key)}. Every process refuses it within a second.")
         return 0
     return await _no_such_key(arguments.key, store)
@@ -53,7 +57,7 @@ def read_seconds(flag: str, text: str) -> float:
     return int(found[1]) * _UNITS[found[2]]
 
 
-async def _create(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+async def _create(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
     owner = arguments.owner
     if not OWNER_NAME.fullmatch(owner):
         raise ConfigError(
@@ -69,19 +73,33 @@ async def _create(settings: Settings, arguments: argparse.Namespace, store: Clie
     lifetime = _lifetime(arguments)
     token, digest = _new_token()
     key = ClientKey(new_id("key"), arguments.name, NAMED + owner, arguments.team, token[:_PREFIX], access, 0.0)
-    made = await store.create(key, digest, lifetime)
+    detail = {"name": key.name, "team": key.team, "models": access.models, "tools": access.tools}
+    noted = acted("keys create", key.id, key.owner, detail)
+    made = await stores.client_keys.create(key, digest, lifetime, stores.audit.statement(noted))
     if made is None:
         raise ConfigError(f"there are {MOST_KEYS} valid keys already: revoke those that no client uses")
+    log_action(settings, noted)
     return _print_new(settings, made, token, as_json=arguments.json)
 
 
-async def _rotate(settings: Settings, arguments: argparse.Namespace, store: ClientKeyStore) -> int:
+async def _rotate(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
     overlap, lifetime = read_seconds("--overlap", arguments.overlap), _lifetime(arguments)
     token, digest = _new_token()
-    made = await store.rotate(arguments.key, new_id("key"), token[:_PREFIX], digest, lifetime=lifetime, overlap=overlap)
+    key_id, store = new_id("key"), stores.client_keys
+    noted = acted("keys rotate", arguments.key, await _owner_of(store, arguments.key), {"successor": key_id})
+    beside = stores.audit.statement(noted)
+    made = await store.rotate(
+        arguments.key, key_id, token[:_PREFIX], digest, beside, lifetime=lifetime, overlap=overlap
+    )
     if made is None:
         return await _no_such_key(arguments.key, store)
+    log_action(settings, noted)
     return _print_new(settings, made, token, as_json=arguments.json)
+
+
+async def _owner_of(store: ClientKeyStore, key_id: str) -> str:
+    found = await store.get(key_id)
+    return found.owner if found is not None else ""
 
 
 def _lifetime(arguments: argparse.Namespace) -> float | None:

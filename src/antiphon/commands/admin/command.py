@@ -26,6 +26,7 @@ from typing import TextIO, cast
 import msgspec
 
 from antiphon.app.keys import client_keys, known_bodies, lost_keys, new_keys, owner_key
+from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         # A key may be created before the first process starts.
         backend_of(settings.state, settings.data).check_there()
     if action == "new-keys":
-        return _new_keys(settings, sure=arguments.yes)
+        return asyncio.run(_new_keys(settings, sure=arguments.yes))
     if action == "backup":
         print(backup(settings, arguments.target, with_keys=not arguments.without_keys))
         return 0
@@ -75,10 +76,17 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "purge":
         print(await _purge(settings))
     elif action == "deployment-keys":
-        return await show_keys(settings, accept=arguments.accept)
+        status = await show_keys(settings, accept=arguments.accept)
+        if arguments.accept:
+            async with aclosing(await _stores(settings)) as stores:
+                await note_action(settings, stores.audit, acted("deployment-keys --accept"))
+        return status
     elif action == "keys":
         async with aclosing(await _stores(settings)) as stores:
-            return await client_key_action(settings, arguments, stores.client_keys)
+            return await client_key_action(settings, arguments, stores)
+    elif action == "audit":
+        async with aclosing(await _stores(settings)) as stores:
+            return await show_audit(stores.audit, arguments)
     elif action == "usage":
         return await _usage(settings, arguments)
     elif action == "export":
@@ -88,12 +96,15 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     return 0
 
 
-def _new_keys(settings: Settings, *, sure: bool) -> int:
+async def _new_keys(settings: Settings, *, sure: bool) -> int:
     lost = lost_keys(settings)
     if not lost:
         print("No key is missing that anything depends on.")
     elif sure:
-        print(f"Made new: {', '.join(map(str, new_keys(settings)))}. What the old ones opened stays closed.")
+        made = new_keys(settings)
+        async with aclosing(await _stores(settings)) as stores:
+            await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
+        print(f"Made new: {', '.join(map(str, made))}. What the old ones opened stays closed.")
     else:
         for name, why in lost.items():
             print(f"{settings.data / name} is gone, and {why}")
@@ -181,6 +192,8 @@ async def _purge(settings: Settings) -> str:
         finally:
             if vectors is not None:
                 await vectors.aclose()
+        counted = {"chains": chains, "conversations": conversations, "streams": streams, "files": expired}
+        await note_action(settings, stores.audit, acted("purge", detail=counted))
     return (
         f"deleted: {chains} groups of linked responses, {conversations} conversations, {streams} streams of "
         f"background responses, {expired} files"
@@ -196,6 +209,9 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
         return 1
     if folder is not None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+    # An interrupted export has already shown data, so the row comes first.
+    async with aclosing(await _stores(settings)) as stores:
+        await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
     async with aclosing(await _owner_data(settings)) as rows:
         async for row in rows.export(owner):
             _write(row.kind, row.id, row.of, row.data)
@@ -261,6 +277,10 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
     async with aclosing(await _stores(settings)) as stores:
+        # An interrupted deletion has already deleted data, so the row comes first.
+        await note_action(
+            settings, stores.audit, acted("delete-owner", owner=owner, detail=dict(zip(_KINDS, found, strict=True)))
+        )
         await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)

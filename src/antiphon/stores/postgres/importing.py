@@ -49,7 +49,7 @@ _TYPES = {
             *("type", "locked_by", "name", "prompt_id", "needs", "blob", "purpose", "media_type", "sha256", "key"),
             *("fingerprint", "object_id", "day", "upstream", "description", "file_id", "filename", "error_code"),
             *("error_message", "chunking", "embedding_model", "kind", "text", "batch_id", "vector", "words"),
-            *("team", "prefix", "models", "tools"),
+            *("team", "prefix", "models", "tools", "actor", "action", "object", "detail"),
         ),
         "text",
     ),

@@ -1,0 +1,86 @@
+"""Implements `antiphon admin audit`, and notes the changes that the other actions of `antiphon admin` make.
+
+Lives here: who acts, the log event of a change, and the output. Not here: the rows (`stores/audit.py`), the changes
+(`client_keys.py`, `whole_state.py`, `command.py`).
+
+Invariant: the log event of a change is written after the change is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from antiphon.commands.tables import printable, write_table
+from antiphon.config.settings import Settings
+from antiphon.errors import ConfigError
+from antiphon.observability.logs import configure
+from antiphon.stores.audit import AuditStore, Noted
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_MOST = 10_000
+_log = structlog.get_logger(__name__)
+
+
+def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> Noted:
+    """The row of an action by the user who runs this command."""
+    return Noted(f"cli:{_user()}", action, object, owner, detail)
+
+
+def log_action(settings: Settings, noted: Noted) -> None:
+    """Write the log event of a stored row to standard error."""
+    configure(settings.log.level, settings.log.format)
+    _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
+
+
+async def note_action(settings: Settings, store: AuditStore, noted: Noted) -> None:
+    """Store a row that belongs to no other change, and log it. Raises `StoreError`."""
+    await store.note(noted)
+    log_action(settings, noted)
+
+
+async def show_audit(store: AuditStore, arguments: argparse.Namespace) -> int:
+    """Print the newest rows first. Returns the exit status. Raises `ConfigError` and `StoreError`."""
+    if not 0 < arguments.limit <= _MOST:
+        raise ConfigError(f"--limit {arguments.limit}: from 1 to {_MOST}")
+    found = await store.list(since=_since(arguments.since), owner=arguments.owner, limit=arguments.limit)
+    if arguments.json:
+        for one in found:
+            print(json.dumps(msgspec.to_builtins(one)))
+        return 0
+    rows = [["at", "actor", "action", "object", "owner", "detail"]]
+    for one in found:
+        at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        named = (one.actor, one.action, one.object, one.owner)
+        told = " ".join(f"{name}={value}" for name, value in one.detail.items())
+        rows.append([at, *map(printable, named), printable(told)])
+    write_table(rows, sys.stdout)
+    return 0
+
+
+def _since(text: str) -> float:
+    if not text:
+        return 0.0
+    try:
+        if _DAY.fullmatch(text):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        pass
+    raise ConfigError(f"--since {printable(text[:20])}: write the day as YYYY-MM-DD")
+
+
+def _user() -> str:
+    """The name of the process's user. The environment could claim another one."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

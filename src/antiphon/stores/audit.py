@@ -1,0 +1,103 @@
+"""Stores the audit: one row for each change that an operator makes to keys and to stored data, for any backend.
+
+Lives here: the SQL, the limits of the audit, and the conversion of rows. Not here: which actions are noted, and by whom
+(`commands/admin/audit.py`), the schedule of the sweep (`app/build.py`).
+
+Invariants: no row holds a token or stored data. A row that belongs to a change of the same database is written in the
+transaction of the change. The sweep keeps at most `MOST_ROWS` rows, the newest. The database's clock dates the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from antiphon.errors import StoreError
+from antiphon.ids import Clock, new_id, now
+from antiphon.stores.pages import Row
+from antiphon.stores.tables import Statement, Tables, milliseconds
+
+MOST_ROWS = 100_000
+"""The maximum of rows that a sweep keeps."""
+_PIECE = 1000
+INSERT = """
+INSERT INTO audit (id, at, actor, action, object, owner, detail)
+VALUES (:id, now_ms(), :actor, :action, :object, :owner, :detail)
+"""
+LIST = """
+SELECT id, at, actor, action, object, owner, detail FROM audit
+WHERE at >= :since AND (:owner = '' OR owner = :owner OR owner = :named) ORDER BY at DESC, id DESC LIMIT :limit
+"""
+FORGET_OLD = f"""
+DELETE FROM audit WHERE id IN (
+  SELECT id FROM audit WHERE at < now_ms() - CAST(:age AS bigint) ORDER BY at LIMIT {_PIECE}
+)
+"""
+FORGET_MORE = f"""
+DELETE FROM audit WHERE id IN (SELECT id FROM audit ORDER BY at DESC, id DESC LIMIT {_PIECE} OFFSET :most)
+"""
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """One row of the audit. `object` is what the action changed, such as the id of a key. `owner` is empty when the
+    action concerns no single owner. `at` is in seconds since the epoch, and 0 until the row is stored."""
+
+    actor: str
+    action: str
+    object: str = ""
+    owner: str = ""
+    detail: Mapping[str, Any] = {}
+    at: float = 0.0
+
+
+class AuditStore:
+    """The audit, in tables that the caller closes. Every method except `statement` raises `StoreError`."""
+
+    def __init__(self, tables: Tables, clock: Clock = now) -> None:
+        """`clock`: the clock of a database that has none (SQLite)."""
+        self._tables = tables
+        self._clock = clock
+
+    def statement(self, noted: Noted) -> Statement:
+        """The statement that stores this row, for the transaction of the change."""
+        named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
+        detail = msgspec.json.encode(noted.detail).decode()
+        return Statement(INSERT, {**named, "id": new_id("audit"), "detail": detail, **self._now}, rows=1)
+
+    async def note(self, noted: Noted) -> None:
+        """Store this row."""
+        await self._tables.run([self.statement(noted)])
+
+    async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[Noted]:
+        """The newest rows first, at most `limit`, from the time `since` on. `owner`: the id of an owner, or the name of
+        one; empty: all rows."""
+        named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
+        return [_noted(row) for row in await self._tables.fetch(LIST, named)]
+
+    async def sweep(self, seconds: float | None, *, most: int = MOST_ROWS) -> int:
+        """Delete rows older than `seconds` (None: of any age), and all but the newest `most`. Returns the number of
+        deleted rows."""
+        gone = 0
+        if seconds is not None:
+            gone = await self._forget(FORGET_OLD, {"age": milliseconds(seconds), **self._now})
+        return gone + await self._forget(FORGET_MORE, {"most": most})
+
+    async def _forget(self, sql: str, named: Mapping[str, object]) -> int:
+        gone = 0
+        while count := (await self._tables.run([Statement(sql, named)], again=True))[0]:
+            gone += count
+        return gone
+
+    @property
+    def _now(self) -> dict[str, object]:
+        return {"now_ms": milliseconds(self._clock())}
+
+
+def _noted(row: Row) -> Noted:
+    try:
+        detail = msgspec.json.decode(row["detail"], type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise StoreError(f"the row {row['id']} of the audit is damaged: {error}") from error
+    return Noted(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)

@@ -1,0 +1,51 @@
+"""What every `AuditStore` must do, on every state."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from antiphon.engine.ports.callers import Access, ClientKey
+from antiphon.stores import Stores
+from antiphon.stores.audit import AuditStore, Noted
+
+KEY = ClientKey("key_1", "laptop", "n:anna", "lab", "ant_abcd", Access(), 0.0)
+
+
+@pytest.fixture
+def store(state: Stores) -> AuditStore:
+    return state.audit
+
+
+async def test_the_newest_rows_come_first_and_an_owner_has_two_names(store: AuditStore) -> None:
+    for number in range(4):
+        noted = Noted("cli:me", "keys create", f"key_{number}", "n:anna" if number % 2 else "b:1", {"name": "ä"})
+        await store.note(noted)
+    rows = await store.list()
+    assert sorted(one.object for one in rows) == [f"key_{number}" for number in range(4)]
+    assert [one.at for one in rows] == sorted((one.at for one in rows), reverse=True) and rows[-1].at > 1e9
+    assert rows[0].detail == {"name": "ä"} and rows[0].actor == "cli:me" and rows[0].action == "keys create"
+    assert len(await store.list(owner="anna")) == len(await store.list(owner="n:anna")) == 2
+    assert await store.list(limit=2) == rows[:2]
+    assert await store.list(since=rows[0].at + 60) == []
+
+
+async def test_the_row_of_a_change_is_stored_with_the_change_or_not_at_all(state: Stores, store: AuditStore) -> None:
+    row = store.statement(Noted("cli:me", "keys revoke", "key_1", "n:anna"))
+    assert not await state.client_keys.revoke("key_1", row)
+    assert await store.list() == []
+    assert await state.client_keys.create(KEY, hashlib.sha256(b"1").digest(), None)
+    assert await state.client_keys.revoke("key_1", row)
+    assert [one.action for one in await store.list()] == ["keys revoke"]
+
+
+async def test_a_sweep_keeps_the_newest_rows(store: AuditStore) -> None:
+    for number in range(5):
+        await store.note(Noted("cli:me", "purge", str(number)))
+    rows = await store.list()
+    assert await store.sweep(3600.0) == 0 and await store.sweep(None) == 0
+    assert await store.sweep(None, most=3) == 2
+    assert await store.list() == rows[:3]
+    # A row that is older than the future is any row.
+    assert await store.sweep(-3600.0) == 3 and await store.list() == []
