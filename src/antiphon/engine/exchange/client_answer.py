@@ -1,9 +1,9 @@
 """Builds the HTTP answer to the client: head, events, whole bodies, errors.
 
-Lives here: the forms of an answer, and the rule of one head. Not here: when it is sent and its content
-(the phases), events (`translation/events/builder.py`).
+Lives here: the forms of an HTTP answer, and the rule that each answer has one head. Not here: the time and content of
+an answer (the phases), and the encoding of events (`translation/events/builder.py`).
 
-Invariant: `SendHead` comes once, before any `SendBody`.
+Invariant: an exchange emits `SendHead` once, before any `SendBody`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from antiphon.types.transport import UPSTREAM_HEADER, Headers
 SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED: Final = 1024
 REPLAYED: Final = ("idempotent-replayed", "true")
-"""The header that marks the answer of an earlier request with the same key."""
+"""The header that marks an answer as the repeated answer of an earlier request with the same idempotency key."""
 
 
 class Answering:
     """Appends the actions for the client to an exchange's list of actions.
 
-    `streamed`: the head of an event stream was sent. `ignored` names the parts of the request that have no effect.
-    `upstream` are the headers of the model's answer, and `answered_by` names which of several upstreams sent it.
+    `streamed`: whether the head of an event stream was sent. `ignored` has the names of request fields without effect.
+    `upstream` has the headers of the model's answer. `answered_by` is the name of the upstream that answered, if the
+    route has several upstreams.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -40,7 +41,7 @@ class Answering:
         self.answered_by = ""
 
     def open_stream(self, builder: ResponseBuilder) -> None:
-        """Send the head of a stream and its first events. A second call does nothing."""
+        """Send the head of a stream and its first events. The call does nothing if a head was sent before."""
         if self.head_sent:
             return
         builder.start()
@@ -48,19 +49,20 @@ class Answering:
         self.events(builder)
 
     def open_followed(self, more: Headers = ()) -> None:
-        """Send the head of a stream whose events come from the store."""
+        """Send the head of an event stream without any event. The caller adds the events, for example from the
+        store."""
         self.head_sent = self.streamed = True
         headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
-        """Send all events that the builder has made since the last call."""
+        """Send all events that the builder has created since the last call, and `end` after them."""
         out = builder.take() + end
         if out:
             self._actions.append(SendBody(out))
 
     def whole(self, body: bytes, headers: Headers = ()) -> None:
-        """Send a whole JSON answer."""
+        """Send a complete JSON answer with status 200."""
         self.head_sent = True
         length = ("content-length", str(len(body)))
         told = (JSON_TYPE, length, *headers, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
@@ -68,7 +70,7 @@ class Answering:
         self._actions.append(SendBody(body))
 
     def refuse(self, error: ApiError, request_id: str = "") -> None:
-        """An HTTP error."""
+        """Send an HTTP error as the whole answer."""
         self.head_sent = True
         body = error.body(request_id)
         told = (JSON_TYPE, ("content-length", str(len(body))), *self._source(), *error.headers)
@@ -76,12 +78,13 @@ class Answering:
         self._actions.append(SendBody(body))
 
     def as_http_error(self, ending: Ending) -> ApiError:
-        """A failure before the head: the status that tells the client whose fault it was."""
+        """The HTTP error for a response that failed before the head was sent. The error's status tells the client
+        whether the client, the upstream or this server caused the failure."""
         error = ending.error
         if error is None:
             failed = UpstreamFailed(ending.message, code=ending.code)
             if ending.code.startswith("upstream_"):
-                # What is wrong with the answer, in our words, which quote nothing of it.
+                # Antiphon wrote this message. It quotes nothing of the upstream's answer, so the log may contain it.
                 failed.cause = ending.message
             return failed
         headers = error.headers or passed_headers(self.upstream)
@@ -90,11 +93,12 @@ class Answering:
         )
 
     def _source(self) -> Headers:
-        """The header that names which of several upstreams has answered."""
+        """The header with the name of the upstream that answered. No header if the route has only one upstream."""
         return ((UPSTREAM_HEADER, self.answered_by),) if self.answered_by else ()
 
     def _ignored_header(self) -> Headers:
-        """The header that lists the fields of the request that have no effect (at most 1 KB)."""
+        """The header that lists the request fields without effect, in at most 1 KB. No header if every field has an
+        effect."""
         if not self.ignored:
             return ()
         names = ", ".join(_token(name) for name in self.ignored[:_LONGEST_IGNORED])
@@ -104,5 +108,5 @@ class Answering:
 
 
 def _token(name: str) -> str:
-    """Escape a name for a header: everything but plain characters."""
+    """Percent-encode a field name for a header. Letters, digits and `_-.:[]` stay unchanged."""
     return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])

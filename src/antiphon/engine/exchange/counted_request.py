@@ -1,9 +1,9 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
-Lives here: whether the upstream counts, and the estimate that replaces its count. Not here: the upstream's request and
-answer (`translation/chat/token_count.py`).
+Lives here: the choice between the upstream's count and an estimate. Not here: the request to the upstream's counting
+API and its answer (`translation/chat/token_count.py`).
 
-Invariant: the client gets a count even if the call fails.
+Invariant: the client gets an estimated count if the call to the upstream fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.types.transport import Headers, UpstreamError
 
 
 class CountedRequest(Phase):
-    """A request to count tokens."""
+    """The phase of a request to count tokens, from the loading of its objects to the client's answer."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -69,7 +69,7 @@ class CountedRequest(Phase):
         self._answer(None)
 
     def _answer(self, told: int | None) -> None:
-        """Send the upstream's count `told`. None: it gave none, so the answer is the estimate."""
+        """Send the count `told` of the upstream to the client. If `told` is None, send the estimate."""
         tokens = self._estimate if told is None else told
         self.core.answer.whole(*counted(tokens, estimated=told is None))
         self.core.finish("completed")

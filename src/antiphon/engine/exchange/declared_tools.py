@@ -1,7 +1,8 @@
 """Collects the request's hosted tools for the tool runner.
 
-Lives here: which tools are hosted, and the facts of the conversation that each tool gets. Not here: their calls
-(`tool_turns.py`), reading declarations (`translation/request/tools.py`). Pure.
+Lives here: the choice of the tools that Antiphon runs itself (hosted tools), and the facts of the conversation that
+each tool gets. Not here: the calls of these tools (`tool_turns.py`), and parsing declarations
+(`translation/request/tools.py`). The functions are pure.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _RAN: Final = msgspec.json.Decoder(RanInContainer)
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
     """The declared tools that the sidecar runs. `items` are the conversation so far.
 
-    `tool_search` is left out when the request defers no tool, because it has nothing to search.
+    When the request defers no tool, the result has no `tool_search`, because this tool has nothing to search.
     """
     if not types or not request.tools:
         return ()
@@ -45,7 +46,8 @@ def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence
 
 
 def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> tuple[bytes, ...]:
-    """The declarations of the deferred tools that a search may find. A namespace has only its deferred members."""
+    """The declarations of the deferred tools that a tool search may find. The declaration of a namespace contains only
+    its deferred tools."""
     deferred = list(_deferred(tools))
     if choice is not None and choice.searches:
         named = [
@@ -63,7 +65,7 @@ def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> 
 def with_servers(prepared: Sequence[PreparedTool], choice: ToolChoice | None) -> tuple[PreparedTool, ...]:
     """Add the deferred tools of MCP servers to the tools that a tool search finds.
 
-    The servers' tools are known only after the tools are prepared.
+    The request does not list the tools of an MCP server. Antiphon fetches the list when it prepares the tools.
     """
     servers: dict[str, list[HostedFunction]] = {}
     for one in prepared:
@@ -85,7 +87,7 @@ def _finding(one: PreparedTool, servers: dict[str, list[HostedFunction]]) -> Pre
 
 
 def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> bytes:
-    """The declaration of an MCP server, with its tools. Any other declaration stays as it is."""
+    """Add the tools of an MCP server to its declaration. Return any other declaration unchanged."""
     declared = _OBJECT.decode(source)
     if bytes(declared["type"]) != _MCP:
         return source
@@ -95,7 +97,8 @@ def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> byte
 
 
 def _deferred(tools: Sequence[ToolDeclaration]) -> Iterator[tuple[ToolDeclaration | None, list[ToolDeclaration]]]:
-    """The deferred tools, each alone or with the others of its namespace."""
+    """Yield the deferred tools as pairs of a namespace or MCP server and its deferred tools. A tool without a namespace
+    forms a pair with None."""
     for tool in tools:
         if tool.type in ("function", "custom") and tool.defer_loading:
             yield None, [tool]
@@ -108,7 +111,7 @@ def _deferred(tools: Sequence[ToolDeclaration]) -> Iterator[tuple[ToolDeclaratio
             if members:
                 yield tool, members
         elif tool.type == "mcp" and tool.defer_loading:
-            # The server's tools are not known yet.
+            # Antiphon has not fetched the server's list of tools yet. `with_servers` adds these tools later.
             yield tool, []
 
 
@@ -120,14 +123,14 @@ def _declaration(space: ToolDeclaration | None, members: list[ToolDeclaration]) 
     if space is None:
         return bytes(members[0].source)
     if space.type == "mcp":
-        # No credentials: the response shows what the search finds.
+        # The response shows the declarations that a search finds, so the declaration must not contain credentials.
         declared = _OBJECT.decode(space.source)
         return encode({name: declared[name] for name in _SHOWN_OF_A_SERVER if name in declared})
     return encode({**_OBJECT.decode(space.source), "tools": [one.source for one in members]})
 
 
 def _earlier(items: Sequence[Named]) -> str | None:
-    """The id of the container in which code ran last."""
+    """The id of the container in which the last `code_interpreter_call` ran. None if there is no such call."""
     for _, item in reversed(items):
         if item.type == "code_interpreter_call":
             ran = try_decode(_RAN, item.source)

@@ -1,9 +1,9 @@
-"""Classifies why a response failed, for the log line: whose fault, during which step, and the cause.
+"""Classifies the failure of a response for the log line: the party at fault, the step, and the cause.
 
-Lives here: the classification of errors. Also: errors in transport, and errors of a call that Envoy answered itself
-because no upstream did. Not here: the client's error (`errors.py`, `translation/answer/upstream_errors.py`). Not here:
-which answers are Envoy's (`envoy/local_replies.py`, `envoy/picker_listener.py`), and the code that logs the line (the
-doors, by `observability/outcome.py`).
+Lives here: the classification of errors, including transport errors and local replies. A local reply is an answer that
+Envoy sends because no upstream answered. Not here: the client's error (`errors.py`,
+`translation/answer/upstream_errors.py`), and how Envoy marks its local replies (`envoy/local_replies.py`,
+`envoy/picker_listener.py`). The servers log the failure with `observability/outcome.py`.
 
 Invariant: a failure contains no content of a request or of an answer. The only exception is an upstream's error
 message, from which the sidecar has removed credentials.
@@ -24,9 +24,10 @@ from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, Upstr
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 
 _MAX_LENGTH: Final = 500
-# With these an upstream rejects the client's request itself.
+# The statuses with which an upstream rejects the client's request because of its content.
 _ABOUT_THE_REQUEST: Final = frozenset({400, 413, 422})
-# ... whatever its status: the client or an operator's rule chose the name.
+# The error codes for which the client is at fault, whatever the status. The client or an operator's rule chose the
+# model's name.
 _NAMED_BY_THE_CLIENT: Final = frozenset({"model_not_found"})
 _OPERATIONS: Final = {
     State.NEW: "read_request",
@@ -59,14 +60,14 @@ _CANCELLED: Final = {
 
 
 _TAKEN: Final = "connection_termination"
-"""Envoy's word for a connection that ended after the upstream had taken the request."""
+"""The text in Envoy's response code details for a connection that ended after the upstream had received the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a response failed.
+    """The reason why a response failed, as values for the log.
 
-    `status` is the HTTP status for the client. `upstream_status` is that of the upstream's answer (0: no answer).
+    `status` is the HTTP status for the client. `upstream_status` is the status of the upstream's answer (0: no answer).
     """
 
     fault: Fault
@@ -77,22 +78,23 @@ class Failure:
     upstream: str = ""
     upstream_status: int = 0
     counted: bool = False
-    """Whether the log reports it in a count of failures of its kind (`observability/refusals.py`)."""
+    """Whether the log counts failures of this kind instead of writing a line for each (`observability/refusals.py`)."""
 
     @property
     def loud(self) -> bool:
         """Whether an operator should see the failure.
 
-        A client's error, or a client that disconnects, is not the operator's concern. Nor is `connection_ended`: in
-        relay mode a client that disconnects and an upstream that breaks off look alike, and mostly it is the client.
-        Other failures of unknown fault (a silence that may be a client's unread stream) are rare, so they are loud.
+        A client's error, or a client that disconnects, is not the operator's concern. The failure `connection_ended` is
+        not loud either. In relay mode, a disconnected client and an upstream that aborts its answer look the same, and
+        the client is the usual cause. Other failures of unknown fault are rare, so they are loud. For example, a
+        stream without progress may have a silent upstream or a client that does not read.
         """
         if self.fault == "unknown":
             return self.code != CancelReason.CONNECTION_ENDED.value
         return self.fault in ("upstream", "ours")
 
     def fields(self) -> dict[str, Any]:
-        """The log fields of the failure, by name, without empty ones."""
+        """The log fields of the failure, by name. Fields with an empty value are left out."""
         told = {
             "fault": self.fault,
             "cause": self.cause[:_MAX_LENGTH],
@@ -106,17 +108,17 @@ class Failure:
 
 
 def operation_in(state: State) -> str:
-    """The name of the step that the exchange performs in this state."""
+    """The log's name for the step that the exchange performs in this state, such as `call_upstream`."""
     return _OPERATIONS.get(state, "")
 
 
 def refusal(
     error: ApiError, state: State = State.NEW, upstream: str = "", upstream_status: int = 0, *, quoted: bool = True
 ) -> Failure:
-    """The failure behind an error that the client gets. `upstream` is the one that was called, if any.
+    """The failure behind an error that the client gets. `upstream` is the name of the upstream that was called, if any.
 
-    An upstream's error may quote the request. With `quoted` False the cause leaves out the upstream's words, for
-    requests with `store: false`.
+    An upstream's error message may quote the request. For requests with `store: false`, the caller sets `quoted` to
+    False, and the cause leaves out the upstream's message.
     """
     at_it = state in _AT_THE_UPSTREAM
     fault: Fault = "client" if error.status < 500 else "ours"
@@ -133,7 +135,7 @@ def refusal(
 
 
 def transport_failure(error: UpstreamError | None) -> ApiError:
-    """The client's error for a call that failed in transport. Its `cause` has the detail for the log."""
+    """The client's error for a call that failed in transport. The error's `cause` has the detail for the log."""
     error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
     mapped = map_transport_error(error)
     mapped.cause = f"{error.fault.value}: {error.detail}"
@@ -141,22 +143,22 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
 
 
 def local_fault(told: str) -> UpstreamFault:
-    """The fault of a call that Envoy answered itself. `told` is the value of its `LOCAL_REPLY` header."""
+    """The fault of a call that Envoy answered with a local reply. `told` is the value of the `LOCAL_REPLY` header."""
     cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
     return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
 
 
 def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: KnownSecrets = ()) -> ApiError:
-    """The client's error for a call that Envoy answered itself.
+    """The client's error for a call that Envoy answered with a local reply.
 
-    `told` is the value of its `LOCAL_REPLY` header, and `said` is its body.
+    `told` is the value of the `LOCAL_REPLY` header, and `said` is the body of Envoy's answer.
     """
     kind, _, why = told.partition(":")
     if kind == PICKER_REPLY:
         status, _, why = why.partition(":")
         error = map_upstream_answer(int(status) if status.isdecimal() else 503, headers, said, secrets)
         if error.status == 429:
-            # The endpoint pool is full. The 429 does not mean that this client sends too many requests.
+            # The endpoint picker answers 429 when its endpoint pool is full. The client is not at fault.
             error = UpstreamFailed(
                 error.message, status=429, type=error.type, code=error.code, param=error.param, headers=error.headers
             )
@@ -168,7 +170,8 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
 
 
 def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:
-    """The failure of a relayed stream (see `CONNECTION_ENDED`), after Envoy has reported who ended it."""
+    """Return the failure of a relayed stream with the fault corrected, after Envoy has reported who ended the stream.
+    Before this report, the reason was `CONNECTION_ENDED`."""
     status = status or failure.status
     if client_left:
         gone = CancelReason.CLIENT_GONE

@@ -1,12 +1,12 @@
 """Loads the objects that a request refers to, and translates the request into a chat request.
 
-Lives here: reading the body for its route, and the order in which objects are loaded. Also: which results of loading
-are errors, the order of the model call's items, and the translation. Not here: how a body is read and translated
-(`translation/`), loading (`engine/running/loading.py`). Not here: the use of the chat request, which is up to the
-phases (`counted_request.py`, `queued_request.py`, `made_response.py`).
+Lives here: checking the body against its route, the order in which objects are loaded, and the errors for missing
+objects. Also: the order of the model call's items, and the call of the translation. Not here: parsing and translating a
+body (`translation/`), and reading objects from the store (`engine/running/loading.py`). The phases use the chat request
+(`counted_request.py`, `queued_request.py`, `made_response.py`).
 
-Invariants: Errors of a request are found before its model call. A missing object and another owner's object give the
-same error.
+Invariants: Antiphon finds the errors of a request before its model call. A missing object and another owner's object
+give the same error.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ from antiphon.types.views import Manner, StoredParts
 
 _SEALED: Final = "reasoning"
 _FULL: Final = 0.8
-"""The share of the context that a conversation may fill when the request gives no `compact_threshold`."""
+"""The share of the model's context that a conversation may fill before Antiphon compacts it. The share applies when
+`context_management` gives no `compact_threshold`."""
 
 
 def parse_request(
@@ -70,7 +71,7 @@ def parse_request(
     prompt: PromptTemplate | None = None,
     queued: QueuedResponse | None = None,
 ) -> ParsedRequest:
-    """Read and check a request's body. `prompt` is the prompt that the body names.
+    """Parse and check a request's body. `prompt` is the stored prompt that the body names.
 
     Raises `ApiError`, and `PromptNotLoaded` when the body names a prompt and `prompt` is None.
     """
@@ -106,7 +107,7 @@ def parse_request(
         raise no_such_model(request.model)
     if head.access is not EVERYTHING:
         check_body(head.access, body)
-        # A stored prompt may bring a model and tools too.
+        # The stored prompt may set the model and the tools, and `check_body` does not see the prompt.
         if not head.access.allows_model(request.model):
             raise no_such_model(request.model)
         head.access.check_tools(tool.type for tool in request.tools or ())
@@ -128,10 +129,11 @@ def _store_nothing(request: CreateResponse) -> None:
 
 
 class LoadedRequest:
-    """A request whose objects are loaded. Call `begin`, then pass in each context that it requests.
+    """A request whose objects are loaded. Call `begin`, then pass each context that the request asks for to
+    `receive_context`.
 
-    It calls `proceed` when everything is loaded. `answers_approvals`: approved calls run in this request, or in the job
-    that it becomes.
+    The object calls `proceed` when everything is loaded. `answers_approvals`: approved tool calls run in this request,
+    or in the background job that this request creates.
     """
 
     def __init__(
@@ -143,15 +145,15 @@ class LoadedRequest:
         self.profile = parsed.profile
         self.delivery = parsed.delivery
         self.compacts = parsed.path == COMPACT_PATH
-        """Whether the answer is only the compaction."""
+        """Whether the client requests only a compaction of the conversation, without an answer of the model."""
         self.in_background = parsed.queued is not None
-        """Whether a worker makes the response now, after the client got its answer."""
+        """Whether a worker runs this request. The client's own HTTP request was answered when the job was queued."""
         self.builder = self._make_builder(parsed)
         unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
-        """The fields of the request that have no effect."""
+        """The names of the request fields without effect, known before the translation."""
         self.items: list[Named] = []
-        """The conversation that the model gets."""
+        """The items that the model gets: the earlier conversation, then the request's input."""
         self.compacted = False
         """Whether the conversation was compacted for this response."""
         self.prepared: tuple[PreparedTool, ...] | None = None
@@ -162,7 +164,7 @@ class LoadedRequest:
         self._answers_approvals = answers_approvals
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
-        """The approval requests of the conversation whose answers another response has used."""
+        """The ids of the conversation's approval requests whose answers another response has used."""
         core.route = parsed.route
         known = core.known
         known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
@@ -189,9 +191,9 @@ class LoadedRequest:
         return fixed + sum(estimate_tokens(item) for _, item in self.items) >= threshold
 
     def begin(self) -> None:
-        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
+        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
         request, core = self.request, self.core
-        # An unstored response adds nothing to its conversation. It only reads, so it needs no lock.
+        # An unstored response only reads its conversation and adds nothing, so the response needs no lock.
         locked = request.conversation is not None and request.store
         wanted = _wanted_context(request, core.head, core.known.response_id if locked else "")
         if wanted is None:
@@ -201,7 +203,8 @@ class LoadedRequest:
         core.load(wanted)
 
     def receive_context(self, context: Context) -> None:
-        """Take the loaded objects. Raises `ApiError`."""
+        """Take the loaded objects, and continue with the next step. Raises `ApiError`, for example for a missing
+        object."""
         if self._history is None:
             self._begin_with(_history_of(self.request, context))
             return
@@ -228,19 +231,20 @@ class LoadedRequest:
             servers = {tool.server_label for tool in request.tools if tool.type == "mcp"}
             check_servers(self.items, answers.new, servers)
             if requests := (*answers.new, *answers.earlier):
-                # First record in the store that this response uses the approvals.
+                # Before any call runs, record in the store that this response uses the approvals.
                 self._answers, core.claimed = answers, True
                 core.load(LoadContext(core.head.owner, None, approvals=requests, lock_for=core.known.response_id))
                 return
         self._proceed()
 
     def seal(self, payload: bytes) -> str:
-        """Seal reasoning or a compaction as the text that the owner's client carries (`encrypted_content`)."""
+        """Encrypt reasoning or a compaction for `encrypted_content`. The client sends this text back with a later
+        request."""
         return self.core.options.sealer.seal(self.core.head.owner, _SEALED, payload)
 
     def unseal(self, text: str, param: str) -> bytes:
-        """Open a text from `seal`. Raises `InvalidRequest` for `param`, and `ForeignContent` for another server's
-        text."""
+        """Decrypt a text that `seal` returned. Raises `ForeignContent` for another server's text, and `InvalidRequest`
+        for an invalid text. Both errors name `param`."""
         if not is_sealed(text):
             raise ForeignContent(
                 "The encrypted content was not made by this server. Leave this item out.",
@@ -250,7 +254,8 @@ class LoadedRequest:
         return self.core.options.sealer.open(self.core.head.owner, _SEALED, text, param=param)
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
-        """Translate into the chat request. None: files must be fetched first. Raises `ApiError`."""
+        """Translate the request with `items` into a chat request. Returns None if Antiphon must fetch files first: the
+        method then requests the files. Raises `ApiError`."""
         options, route, prepared = self.core.options, self.core.route, self.prepared or ()
         hosted: dict[int, tuple[HostedFunction, ...]] = {
             tool.index: () for tool in hosted_tools(request, options.tool_types)
@@ -275,16 +280,17 @@ class LoadedRequest:
             return None
 
     def name_ignored(self, chat: ChatTranslation) -> None:
-        """Set the fields that the response header `antiphon-ignored` lists."""
+        """Set the names of request fields that the client gets in the response header `antiphon-ignored`."""
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
-        """Prepare the stored input now, not when the response ends: here a large request delays no other request."""
+        """Create the stored form of the input before the model call. At the end of the response, a large input would
+        delay other requests."""
         if self.request.store:
             self.stored_input()
 
     def stored_input(self) -> tuple[StoredItem, ...]:
-        """The request's input items in the stored form."""
+        """The request's input items as the store holds them."""
         if self._stored is None:
             self._stored = stored_input(prepare_input(self.request.input, self.core.new_id))
         return self._stored
@@ -319,9 +325,10 @@ class LoadedRequest:
 
 
 def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
-    """The conversation without `mcp_list_tools` items of servers whose tools the model gets anyway.
+    """The conversation without `mcp_list_tools` items of MCP servers whose tools the model gets as declarations.
 
-    Such a list would become a call without reasoning. Some servers refuse that together with calls of the same turn.
+    The translation would turn such an item into a call without reasoning. Some upstreams reject such a call beside
+    other calls of the same turn.
     """
     declared = {function.namespace for one in prepared for function in one.functions}
     if not declared:
@@ -330,7 +337,7 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
 
 
 def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
-    """The objects that must be loaded before the model call. None: there are none."""
+    """The objects that Antiphon must load before the model call. None if the request refers to no stored object."""
     items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
     if request.previous_response_id is None and request.conversation is None and not items:
         return None
@@ -340,7 +347,8 @@ def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -
 
 
 def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, ...]:
-    """The items before the request's input. Also resolves the input's references. Raises `ApiError`."""
+    """Return the items of the earlier conversation, and resolve the item references in the request's input. Raises
+    `ApiError` for a missing object."""
     previous, conversation = request.previous_response_id, request.conversation
     if previous is not None and context.chain is None:
         raise InvalidRequest(
@@ -363,8 +371,8 @@ def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, 
 
 
 def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
-    """The items without those that the history already has, because a model that reads its text twice repeats itself.
-    Raises `InvalidRequest` in strict mode."""
+    """Remove the items that the history already has, because a model that reads a text twice tends to repeat the text.
+    In strict mode, raise `InvalidRequest` instead."""
     if not any(item.id for item in items):
         return items
     known = {(one.id, one.type) for one in history}
@@ -384,7 +392,7 @@ def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tole
 
 
 def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
-    """The prompt that a request names. Raises `ApiError` when it does not exist."""
+    """The stored prompt that a request names. Raises `InvalidRequest` when the prompt does not exist."""
     if context.prompt is None:
         version = "" if reference.version is None else f" and version '{reference.version}'"
         raise InvalidRequest(
@@ -394,20 +402,21 @@ def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
 
 
 def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
-    """The files that the request and its history name, by URL or id, with duplicates."""
+    """The URLs and ids of all files that the request and its history name. The lists may contain duplicates."""
     items: list[InputItem | StoredParts] = [*stored_parts(item.body for item in history), *_own_items(request)]
     urls, ids = file_urls(items), file_ids(items)
     return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
 
 
 def _files_of(request: CreateResponse) -> tuple[str, ...]:
-    """The files that the request itself names. A missing one is an error, unlike a missing file of the history."""
+    """The URLs and ids of the files that the request itself names. A missing file of the request is an error, but a
+    missing file of the history is not."""
     own = _own_items(request)
     return (*file_urls(own), *file_ids(own))
 
 
 def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[Named]:
-    """The items of the model call, in order, each with its name in errors."""
+    """The items of the model call in order, each with the parameter name for error messages, such as `input[0]`."""
     before = "previous_response_id" if request.conversation is None else "conversation"
     named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
     named += [(before, item) for item in read_history(history)]
