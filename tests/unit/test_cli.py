@@ -74,7 +74,7 @@ def test_every_action_of_admin_has_help_of_its_own(action: str, capsys: pytest.C
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: antiphon admin {action} ")
     assert ("--yes" in shown) is (action in ("delete-owner", "new-keys", "usage")) and ("--owner" in shown) is (
-        action in ("export", "delete-owner", "usage")
+        action in ("export", "delete-owner", "usage", "audit")
     )
 
 
