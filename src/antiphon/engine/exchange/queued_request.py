@@ -70,7 +70,7 @@ class QueuedRequest(Phase):
 
     def _proceed(self) -> None:
         """Queue the request. The exchange translates the request to find errors early. If the conversation needs
-        compaction, only the worker translates it."""
+        compaction, only the worker translates the request."""
         loaded = self._loaded
         if not loaded.needs_compaction:
             chat = loaded.translate(loaded.request, loaded.items)

@@ -47,7 +47,7 @@ def _is_empty(parts: Raw) -> bool:
 
 
 def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
-    """Replace every `item_reference` by the stored item. Do the same for empty reasoning items whose id is known.
+    """Replace every `item_reference` by the stored item. Also replace empty reasoning items whose id is in `found`.
 
     Raises `InvalidRequest` for a reference that does not exist.
     """

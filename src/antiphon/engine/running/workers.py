@@ -139,7 +139,7 @@ class Workers:
     ) -> None:
         """`watch_door`: watches the gateway when model calls go through Envoy. `batch`: seconds between writes of a
         response's events. `able`: the names of the features that this process supports (`able_to`). The worker claims
-        only jobs that need no others. None: it claims all."""
+        only jobs that need no other features. None: it claims all."""
         self.name = name
         self._jobs = jobs
         self._background = background
