@@ -1,17 +1,17 @@
 """Sequences the phases of a response: loading, compaction, tools, model turns, end.
 
-Lives here: the order of the phases, the turns in which the model answers, and the turn in which it summarizes the
-conversation. The summary comes before the answer or instead of it.
+Lives here: the order of the phases, the turns in which the model answers, and the turn in which the model summarizes
+the conversation. The summary comes before the answer or replaces the answer.
 Not here:
 
-- what is loaded, and when a compaction is due (`loaded_request.py`)
+- loading objects, and the condition for a compaction (`loaded_request.py`)
 - the other phases (`running_tools.py`, `response_end.py`)
 - the format of a compaction (`translation/chat/compaction.py`)
-- how the model is called (`model_turn.py`)
-- which input each state allows (`states.py`)
+- the model call (`model_turn.py`)
+- the input that each state allows (`states.py`)
 
-Invariants: The conversation is compacted before its tools are prepared, and both happen before the model answers. The
-client gets nothing of the summarizing turn but the compaction and its token usage.
+Invariants: Antiphon first compacts the conversation, then prepares the tools, then lets the model answer. From the
+summarizing turn, the client gets only the compaction and its token usage.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from antiphon.types.items import InputItem, Message, OutputText
 
 
 class AnswerTurn(ModelTurn):
-    """The turns of one response in which the model answers. `tools` run between them. The builder of the client's
-    response takes the model's output."""
+    """The turns of one response in which the model answers. Between two turns, `tools` runs the model's tool calls. The
+    builder of the client's response takes the model's output."""
 
     def __init__(self, end: ResponseEnd, tools: RunningTools) -> None:
         super().__init__(end, end.builder)
         self._between = tools
 
     def begin(self, chat: ChatTranslation) -> None:
-        """Call the model."""
+        """Call the model with the translated request."""
         loaded = self.loaded
         citations = citations_of(self.response_end.turns, loaded.items)
         self.ask(chat, chat.tools, logprobs=loaded.request.logprobs, citations=citations)
@@ -61,7 +61,7 @@ class AnswerTurn(ModelTurn):
 
 
 class MadeResponse(Phase):
-    """A response that the sidecar makes with a chat model. It is the active phase while the request's objects load."""
+    """A response that the sidecar makes with a chat model. This phase is active while the request's objects load."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -76,7 +76,7 @@ class MadeResponse(Phase):
         known.needs_drive = compacts or request.compact_threshold is not None or request.background or bool(hosted)
 
     def begin(self) -> None:
-        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
+        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
@@ -86,7 +86,7 @@ class MadeResponse(Phase):
         self._end.conclude(cut)
 
     def _proceed(self) -> None:
-        """Call the model, or begin the phase that must come first. Raises `ApiError`."""
+        """Call the model, or begin the phase that must run before the model call. Raises `ApiError`."""
         loaded = self._loaded
         self.core.phase = self
         if loaded.needs_compaction and CompactionTurn(self._end, self._proceed).begin():
@@ -101,12 +101,12 @@ class MadeResponse(Phase):
         if loaded.delivery.generate:
             self._answer.begin(chat)
         else:
-            # An answer without output. Later requests can continue it.
+            # The client wants no output. The response ends empty, and later requests can continue it.
             loaded.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
             self._end.conclude(Ending("completed"))
 
     def _go_on(self) -> None:
-        """Call the model again, with the results of its calls. Raises `ApiError`."""
+        """Call the model again, with the results of its tool calls. Raises `ApiError`."""
         self.core.phase = self
         chat = self._loaded.translate(self._loaded.request, self._loaded.items)
         if chat is not None:
@@ -114,9 +114,10 @@ class MadeResponse(Phase):
 
 
 class CompactionTurn(ModelTurn):
-    """The turn in which the model summarizes the conversation. It calls `proceed` when the conversation is compacted.
+    """The turn in which the model summarizes the conversation. The turn calls `proceed` when the conversation is
+    compacted.
 
-    A separate builder takes the model's output, so that the client gets none of it.
+    A separate builder takes the model's output, so that the client does not get the summary's text.
     """
 
     def __init__(self, end: ResponseEnd, proceed: Callable[[], None]) -> None:
@@ -130,9 +131,9 @@ class CompactionTurn(ModelTurn):
         self._kept = [item_body(item) for item in kept]
 
     def begin(self) -> bool:
-        """Let the model summarize the conversation. Files may have to be fetched first.
+        """Let the model summarize the conversation. If the conversation has files, Antiphon may fetch them first.
 
-        Returns False when there is nothing to summarize. A client that requests a compaction gets one in any case.
+        Returns False when there is nothing to summarize. A client that requests a compaction always gets a compaction.
         Raises `ApiError`.
         """
         loaded, request = self.loaded, self.loaded.request
@@ -148,7 +149,7 @@ class CompactionTurn(ModelTurn):
             logprobs=False,
             top_logprobs=None,
             parameters={name: value for name, value in request.parameters.items() if name not in SHAPING},
-            # Better a summary of the latest part than none.
+            # If the conversation exceeds the model's context, the model summarizes only the latest part.
             truncation="auto",
         )
         chat = loaded.translate(plain, [*self._summed, ask_for_summary()])
@@ -187,5 +188,5 @@ class CompactionTurn(ModelTurn):
 
 
 def _text_of(item: Message) -> bytes:
-    """A message's text, as the inside of a JSON string."""
+    """A message's text, escaped as in a JSON string but without the quotes."""
     return b"".join(bytes(part.text)[1:-1] for part in item.content if isinstance(part, OutputText))

@@ -1,10 +1,11 @@
-"""Holds the routing table: which upstream serves a model, and how.
+"""Holds the routing table, which maps a model to an upstream and to the options of its calls.
 
 Lives here: the routing table as plain values, and the choice of a route. Not here: settings (`antiphon.config`),
-connections (`upstream/`), Envoy's routes (`envoy/routes.py`).
+connections (`upstream/`), and Envoy's routes (`envoy/routes.py`).
 
-Invariant: the first rule whose pattern matches decides. The choice depends only on the model's name. A route never
-changes. When an upstream reports its kind, `ModelRoutes.learn` makes new routes for later requests.
+Invariant: the first rule whose pattern matches the model's name gives the route. The choice depends only on this name.
+A `ModelRoute` object never changes. When an upstream reports its kind (such as vLLM), `ModelRoutes.learn` creates new
+routes for later requests.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ ModelMode = Literal["translate", "native", "disabled"]
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """How a model is served. `upstream` is the upstream's name. `model` is the model's name there, None for the same.
+    """The upstream of a model and the options of its calls. A group of upstreams can replace the single upstream.
 
-    `assumed`: neither the settings nor the host's name give the profile, so the upstream may correct it. `flags` then
-    still apply. `passthrough`: the call carries the client's Authorization. `headers` names the client's other headers
-    that it may carry. `models`, when not empty, limits the models that the upstream serves, by their names here or
-    there. `fields` are further request fields that are passed on. `extra` is added to every chat request, unless the
-    client sets it.
-
-    A group of upstreams has one common name in `upstream`, and the separate names in `several`. `ordered`: the first
-    one answers, and the others are its fallbacks.
+    - `profile` describes the upstream's kind. `assumed`: the profile comes neither from the settings nor from the host
+      name, so the upstream's report may correct the profile. `flags` are the settings that also apply to the corrected
+      profile.
+    - `upstream` is the name of the upstream or of the group. `several` has the names of the group's upstreams.
+      `ordered`: the first upstream of the group answers, and the others are fallbacks.
+    - `model` is the model's name at the upstream. None: the client's name.
+    - `models`, if not empty, limits the models of the route. An entry is the client's or the upstream's name.
+    - `passthrough`: the call carries the client's `Authorization`. `headers` has the names of other client headers that
+      the call may carry.
+    - `fields` has the names of further request fields that Antiphon passes on.
+    - `extra` has fields that Antiphon adds to every chat request. A field that the client sets takes precedence.
     """
 
     profile: UpstreamProfile
@@ -57,11 +61,12 @@ class ModelRoute:
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """The names of all upstreams that may get the route's requests."""
+        """The names of all upstreams that may receive the route's requests."""
         return self.several or (self.upstream,)
 
     def fell_back(self, name: str, tried: int) -> bool:
-        """Whether the upstream `name` has answered as a fallback. `tried` is the number of upstreams called."""
+        """Whether the upstream `name` answered as a fallback. `tried` is the number of upstreams that were called for
+        the request."""
         return tried > 1 or (self.ordered and name != self.several[0])
 
     def serves(self, model: str) -> bool:
@@ -92,18 +97,19 @@ def no_such_model(model: str) -> NotFound:
 
 
 class ModelRoutes:
-    """The rules in order, and the route of all other models."""
+    """The rules in order of precedence, and the default route for models that match no rule."""
 
     def __init__(self, default: ModelRoute, rules: tuple[ModelRule, ...] = ()) -> None:
         self.default = default
         self.rules = rules
-        # The profile of each group of upstreams, by its name: that of the first one that reported its kind.
+        # The profile of each group of upstreams, by the group's name. The first upstream that reports its kind gives
+        # the profile of its group.
         self._learned: dict[str, UpstreamProfile] = {}
         self.has_native = any(rule.route.mode == "native" for rule in rules)
 
     @property
     def assumed(self) -> frozenset[str]:
-        """The upstreams whose profile is an assumption."""
+        """The names of the upstreams whose profile is an assumption, because no upstream has reported its kind."""
         return frozenset(
             name
             for route in (self.default, *(rule.route for rule in self.rules))
@@ -112,10 +118,10 @@ class ModelRoutes:
         )
 
     def learn(self, upstream: str, profile: UpstreamProfile) -> tuple[str, ...]:
-        """Replace the assumed profile of this upstream by its real one.
+        """Replace the assumed profile of this upstream by `profile`, which the upstream reported.
 
-        In a group of upstreams the first known profile decides. Returns the names of the groups whose profile differs
-        from this upstream's.
+        A group of upstreams keeps the first profile that one of its upstreams reports. Returns the names of this
+        upstream's groups that keep another profile than `profile`.
         """
         self.default = corrected(self.default, upstream, profile)
         differing = (
@@ -133,10 +139,10 @@ class ModelRoutes:
         return told
 
     def serving(self, model: str | None, unnamed: str, access: Access = EVERYTHING) -> ModelRoute:
-        """The route of this model, or of a request that names none.
+        """The route of this model, or the default route for a request without a model.
 
-        Raises `ApiError` when no upstream serves it, or when the client's key does not allow it. `unnamed` is the
-        message when the request must name a model.
+        Raises `ApiError` when no upstream serves the model, or when the client's key does not allow the model.
+        `unnamed` is the error message when the request must name a model.
         """
         if model is None:
             if self.default.mode == "disabled" or access.models:
@@ -148,7 +154,7 @@ class ModelRoutes:
         return route
 
     def choose(self, model: str) -> ModelRoute:
-        """The route of this model. In the mode `disabled` the model does not exist for clients."""
+        """The route of this model. The route may have the mode `disabled`, in which clients cannot use the model."""
         for rule in self.rules:
             if fnmatchcase(model, rule.pattern):
                 return rule.route
@@ -156,7 +162,8 @@ class ModelRoutes:
 
 
 def corrected(route: ModelRoute, upstream: str, profile: UpstreamProfile) -> ModelRoute:
-    """The route with the upstream's real profile, if its profile was assumed."""
+    """Return the route with the profile that the upstream reported, if the route's profile was assumed. Return any
+    other route unchanged."""
     if upstream not in route.upstreams or not route.assumed:
         return route
     return replace(route, profile=with_flags(profile, route.flags), assumed=False)

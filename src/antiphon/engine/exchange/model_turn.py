@@ -1,10 +1,10 @@
 """Performs one model turn: requests the call, and reads events from its answer.
 
 Lives here: requesting the call, choosing the reader of the answer, and reporting the call's token usage. Not here: the
-rest of `max_output_tokens` (`tool_turns.py`), the content of the call and the use of its answer (`made_response.py`).
-Not here: how the bytes of an answer are read (`answer_readers.py`).
+remaining `max_output_tokens` after earlier turns (`tool_turns.py`), and parsing the bytes of an answer
+(`answer_readers.py`). Not here: the content of the call, and the use of its answer (`made_response.py`).
 
-Invariant: each call's usage is reported once.
+Invariant: a turn reports the usage of each call once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NOT_OVER: Final = Ending("in_progress")
 
 
 class ModelTurn(Phase, ABC):
-    """Performs model turns, one after the other. `builder` takes the model's output."""
+    """Performs model turns, one after the other. `builder` receives the model's output and builds the response."""
 
     def __init__(self, end: ResponseEnd, builder: ResponseBuilder) -> None:
         super().__init__(end.core)
         self.loaded = end.loaded
         self.response_end = end
         self.builder = builder
-        # The parts of the call that are needed to read its answer.
+        # The arguments of the model call that the reader of the answer needs.
         self._tools = ToolMap()
         self._logprobs = False
         self._citations: Citations | None = None
@@ -44,11 +44,12 @@ class ModelTurn(Phase, ABC):
         self._refused = BodyReader(0)
         self._size_before = 0
         self._untold = False
-        """Whether the last call's usage is not reported yet."""
+        """Whether the turn has not yet reported the token usage of the last model call."""
 
     @abstractmethod
     def ended(self, ending: Ending) -> None:
-        """Handle the end of the model's output. It ends the turn or the response."""
+        """Handle the end of the model's output. The subclass runs tools, calls the model again, or ends the
+        response."""
 
     def ask(
         self,
@@ -58,14 +59,14 @@ class ModelTurn(Phase, ABC):
         logprobs: bool = False,
         citations: Citations | None = None,
     ) -> None:
-        """Call the model. `tools` maps the names of tools whose calls the answer may contain."""
+        """Call the model. `tools` maps the tool names that the model knows to the request's tools."""
         core = self.core
         core.phase = self
         self._tools, self._logprobs, self._citations, self._sent = tools, logprobs, citations, chat.sent
         self._size_before, self._untold = self.builder.draft.size, True
         core.ask_upstream("/chat/completions", chat.body, stream=core.known.streaming)
         if self.loaded.in_background:
-            # The client has its answer already, so a failure from here on fails the response.
+            # The HTTP request was answered when the job was queued. A later failure can only fail the response.
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
             core.answer.head_sent = True
@@ -95,7 +96,8 @@ class ModelTurn(Phase, ABC):
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
         else:
-            # JSON although a stream was requested, or no valid answer: the reader checks the whole body at its end.
+            # The answer is one JSON body, even if the call requested a stream, or is invalid. The reader checks the
+            # body when it is complete.
             core.call.reader = ChatBodyReader(chat, self.loaded.builder, limits.upstream_body_bytes)
             core.machine.go(State.COLLECTING)
 
@@ -124,11 +126,11 @@ class ModelTurn(Phase, ABC):
             self._over(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
 
     def _end_refused(self) -> None:
-        """Fail with the upstream's error, of which enough is read."""
+        """Fail with the upstream's error, after the error body ended or reached its size limit."""
         core = self.core
         error = core.refused_upstream(self._refused.body, self._sent)
         if not core.call.status:
-            # Only the log line names the proxy that answered instead.
+            # A proxy answered instead of the upstream. Only the log line names this proxy.
             core.note_failure(core.failure_of(error))
         self.fail(error)
 
@@ -145,7 +147,7 @@ class ModelTurn(Phase, ABC):
         self._tell_usage()
 
     def _over(self, cut: Ending | None) -> None:
-        """End the model's output. `cut` is the reason if it is broken off."""
+        """End the model's output, and report the call's usage. `cut` is the reason if the output is incomplete."""
         call = self.core.call
         ending = call.reader.end(cut)
         if self.core.cancelled and cut is not None:
@@ -155,14 +157,14 @@ class ModelTurn(Phase, ABC):
         self.ended(ending)
 
     def _tell_usage(self) -> None:
-        """Report the call's usage, counted or estimated.
+        """Report the call's token usage, as the upstream counted it or as an estimate.
 
-        Upstreams return token counts at the end, and some never do. A call that is broken off, or without counts, has
-        used tokens anyway, so the sidecar estimates them.
+        An upstream returns token counts at the end of its answer, and some upstreams return no counts. If a call has no
+        counts, the sidecar estimates the tokens from the size of the request and of the output.
         """
         call, used = self.core.call, self.builder.response.usage
         if not self._untold:
-            # It is reported already: a response may also end between two calls.
+            # The usage was reported when the call ended. A response can also end between two calls.
             return
         self._untold = False
         if used is not None:
