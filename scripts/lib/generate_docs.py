@@ -341,9 +341,10 @@ No counter, and no bucket, count or sum of a histogram, goes backwards or away w
 - **Gauges** cover only running workers. For values that all workers share (the queue, sizes,
   `antiphon_disk_free_bytes`) `/metrics` shows the largest, not the sum. No counter is stored in a database.
 
-A test shows it with real processes. Clients send requests without a pause, and two scrapers check each series in each
-scrape. Meanwhile the test kills each worker once, stops one (SIGSTOP) and continues it, and stops and kills another.
-At last it kills one between two scrapes while no client sends requests. All counts are then there, once.
+A test shows it with real processes. In this test, clients send requests without a pause, and two scrapers
+check each series in each scrape. Meanwhile the test kills each worker once, stops one (SIGSTOP) and continues it, and
+stops and kills another. At last it kills one between two scrapes while no client sends requests. After that, the
+metrics contain each count exactly once.
 
 ```
 pytest -s "tests/e2e/test_scraped_counters.py::test_scraped_counters_never_go_backwards"

@@ -123,7 +123,8 @@ class OwnerSettings(Section):
         for name in named:
             if not OWNER_NAME.fullmatch(name):
                 raise ValueError(
-                    f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
+                    f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, and begin with a "
+                    "letter or a digit"
                 )
         if named and self.source != "bearer":
             raise ValueError(

@@ -51,20 +51,22 @@ def _reasoning(profile: UpstreamProfile) -> Support:
     return sent(f"`{profile.replay_reasoning}` of the assistant message it belongs to")
 
 
-_SHOWN: Final = handled("shown to the model as a call and its result")
+_SHOWN: Final = handled("the model sees a call and its result")
 _OUTPUT: Final = handled("a tool message")
 _CALL: Final = handled("a function call")
 _ANSWERS: Final = (
     "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), or is a "
     "message"
 )
-_OPENED: Final = "our own are opened and shown as a summary; of others the model learns that they were there"
-_SAID: Final = "a user message that says from whom it is; what another server encrypted is ignored"
+_OPENED: Final = (
+    "Antiphon decrypts its own and shows the model the summary; for those of other servers the model gets a note"
+)
+_SAID: Final = "a user message that names the sender; Antiphon ignores content that another server encrypted"
 _APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
 
 ITEMS: Final = {
     "message": ItemKind("message", "msg", _message),
-    "item_reference": ItemKind("reference", "item", handled("replaced by the stored item")),
+    "item_reference": ItemKind("reference", "item", handled("Antiphon replaces it by the stored item")),
     "reasoning": ItemKind("reasoning", "rs", _reasoning),
     "function_call": ItemKind("call", "fc", SENT, ("async", "encrypted_function_args")),
     "function_call_output": ItemKind("output", "fco", sent(_ANSWERS)),
@@ -77,7 +79,9 @@ ITEMS: Final = {
     "apply_patch_call": ItemKind("call", "apc", _CALL),
     "apply_patch_call_output": ItemKind("output", "apco", _OUTPUT),
     "tool_search_call": ItemKind("call", "tsc", _CALL),
-    "tool_search_output": ItemKind("output", "tso", handled("a tool message; its tools can be called from then on")),
+    "tool_search_output": ItemKind(
+        "output", "tso", handled("a tool message; the model can call its tools from then on")
+    ),
     "additional_tools": ItemKind("read before", "at", handled("its tools are added to `tools`")),
     "compaction": ItemKind("compaction", "cmp", handled(_OPENED)),
     "compaction_summary": ItemKind("compaction", "cmp", None),
@@ -87,30 +91,32 @@ ITEMS: Final = {
     "configuration_update": ItemKind(
         "read before",
         "cu",
-        handled("effort and text format from here on, until the next; stored with its turn"),
+        handled("sets effort and text format from this item on; Antiphon stores it with its turn"),
         ("reasoning", "text"),
     ),
     "web_search_call": ItemKind("hosted", "ws", _SHOWN),
     "file_search_call": ItemKind("hosted", "fs", _SHOWN),
-    "image_generation_call": ItemKind("hosted", "ig", handled("shown as a call and its result, without the image")),
+    "image_generation_call": ItemKind(
+        "hosted", "ig", handled("the model sees a call and its result, without the image")
+    ),
     "code_interpreter_call": ItemKind("hosted", "ci", _SHOWN),
     "computer_call": ItemKind("hosted", "cu", _SHOWN),
     "computer_call_output": ItemKind(
         "output",
         "cuo",
-        handled("added to the result of its call; the screenshot as an image"),
+        handled("Antiphon adds it to the result of its call, the screenshot as an image"),
         ("acknowledged_safety_checks",),
     ),
     "mcp_call": ItemKind("hosted", "mcp", _SHOWN, ("server_label", "error")),
     "mcp_list_tools": ItemKind("hosted", "mcpl", _SHOWN),
     "mcp_approval_request": ItemKind(
-        "hosted", "mcpr", handled("shown to the model as the requested call, which waits")
+        "hosted", "mcpr", handled("the model sees the requested call, which waits for approval")
     ),
     "mcp_approval_response": ItemKind("output", "mcpa", handled(_APPROVAL)),
     "program": ItemKind("hosted", "cm", _SHOWN),
-    "program_output": ItemKind("output", "cmo", handled("added to the result of its program"), ("result",)),
+    "program_output": ItemKind("output", "cmo", handled("Antiphon adds it to the result of its program"), ("result",)),
     "compaction_trigger": ItemKind(
-        "trigger", "item", handled("as the last item: the answer is a compaction, made by the model")
+        "trigger", "item", handled("as the last item: the model makes a compaction, which is the answer")
     ),
 }
 """Every type that an item of an input may have."""

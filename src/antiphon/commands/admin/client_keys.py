@@ -61,7 +61,8 @@ async def _create(settings: Settings, arguments: argparse.Namespace, stores: Sto
     owner = arguments.owner
     if not OWNER_NAME.fullmatch(owner):
         raise ConfigError(
-            f"--owner {printable(owner[:70])}: use 1 to 64 letters, digits and . _ @ + -, the first no sign"
+            f"--owner {printable(owner[:70])}: use 1 to 64 letters, digits and . _ @ + -, and begin with a letter or "
+            "a digit"
         )
     for flag in ("name", "team"):
         text = getattr(arguments, flag)

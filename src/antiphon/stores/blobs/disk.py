@@ -52,7 +52,9 @@ def checked_key(key: str) -> str:
     """Return the key unchanged. Raises `StoreError` unless the key has the form that `new_blob_key` creates: 48
     hexadecimal digits."""
     if not KEY.fullmatch(key):
-        raise StoreError("A stored file has a key that is none of ours.")
+        raise StoreError(
+            "The key of a stored file has a form that Antiphon does not write. The database row of the file is damaged."
+        )
     return key
 
 

@@ -3,8 +3,8 @@
 Lives here: reading the formats that chat servers use, and assigning each annotation to one of an answer's texts.
 
 - Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`.
-- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as observed. Chat
-  Completions also allows `bytes` to be null.
+- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as in recorded
+  answers of OpenAI. Chat Completions also allows `bytes` to be null.
 - The text in `reasoning_details`, and the details that the next turn needs.
 
 Not here: using the values (`stream.py`), the events (`translation/events/builder.py`, which seals details too).

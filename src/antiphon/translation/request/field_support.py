@@ -22,21 +22,25 @@ from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import UNNAMED, WEB_SEARCHES
 from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, rejected, sent
 
-_HOSTED: Final = ignored("a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`")
-_NOT_HERE: Final = rejected("asks for a hosted tool that does not run here")
-_REFUSED_TOOL: Final = rejected(
-    "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
+_HOSTED: Final = ignored(
+    "Antiphon cannot run this hosted tool and drops it; with `tools.unavailable: refuse` it is a 400"
 )
-_SET_UP: Final = ignored("left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
-_CHOSEN: Final = rejected("unless the gateway is set up to run the tool")
+_NOT_HERE: Final = rejected("Antiphon cannot run this hosted tool")
+_REFUSED_TOOL: Final = rejected(
+    "error code `unsupported_tool` unless the settings enable the tool: without the tool the answer would be wrong"
+)
+_SET_UP: Final = ignored(
+    "Antiphon drops the tool (a 400 with `tools.unavailable: refuse`) unless the settings enable it"
+)
+_CHOSEN: Final = rejected("handled if the settings enable the tool")
 HOSTED_SUPPORT: Final = handled("runs here, between two turns of the model")
 """The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
-_FUNCTION: Final = handled("a function; calls come back as items of their own type")
+_FUNCTION: Final = handled("the model gets a function; Antiphon returns its calls as items of the tool's type")
 _LATER: Final = handled(
-    "a call without output gets a placeholder; when the output arrives, the call is repeated with it"
+    "a call without output gets a placeholder; when the output arrives, Antiphon repeats the call with it"
 )
-_IN_CHAT: Final = rejected("belongs to Chat Completions; the message names the field to use")
-_UNKNOWN: Final = ignored("unless `strict` is set: then a 400")
+_IN_CHAT: Final = rejected("a field of Chat Completions; the error message names the field to use")
+_UNKNOWN: Final = ignored("with `strict` it is a 400")
 
 
 def _parameter(name: str) -> Rule:
@@ -70,7 +74,7 @@ def _file(profile: UpstreamProfile) -> Support:
 
 
 def _file_url(profile: UpstreamProfile) -> Support:
-    return handled(f"fetched (public addresses only), then {_file(profile).note}")
+    return handled(f"fetched from public addresses only, then {_file(profile).note}")
 
 
 def _file_by_id(profile: UpstreamProfile) -> Support:
@@ -96,8 +100,8 @@ def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Fields": {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
-        "extra_body": handled("its members count as if they stood beside it, as SDKs send them"),
-        "any other field": ignored("unless `field_allow` lets it pass, or `strict` is set: then a 400"),
+        "extra_body": handled("Antiphon treats its members as top-level fields, as SDKs send them"),
+        "any other field": ignored("`field_allow` sends it to the upstream; with `strict` it is a 400"),
         **dict.fromkeys(OF_CHAT, _IN_CHAT),
     },
     "Sampling, templates, guided decoding": {name: _parameter(name) for name in PARAMETERS},
@@ -111,17 +115,24 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tools.function.async": _LATER,
         "tools.function.output_schema": IGNORED,
         "tools.function.allowed_callers": ignored(
-            "a tool whose callers lack `direct` is left out: no program runs here"
+            "Antiphon drops a tool whose callers lack `direct`, because it runs no programs"
         ),
-        "tools.custom": handled("a function with one string; a grammar is described, not enforced"),
+        "tools.custom": handled(
+            "the model gets a function with one string parameter; Antiphon describes a grammar and does not enforce it"
+        ),
         "tools.custom.async": _LATER,
-        "tools.namespace": handled("functions with joined names; calls come back with their `namespace`"),
+        "tools.namespace": handled(
+            "the model gets functions with joined names; Antiphon restores `namespace` in its calls"
+        ),
         "tools.local_shell": _FUNCTION,
         "tools.shell": handled(
-            "a function, with the skills of the client's machine; with a container of OpenAI's: left out"
+            "the model gets a function with the skills of the client's machine; Antiphon drops a tool that asks for "
+            "OpenAI's container"
         ),
         "tools.apply_patch": _FUNCTION,
-        "tools.tool_search": handled("a function: with `execution: client` the client searches, else the gateway"),
+        "tools.tool_search": handled(
+            "the model gets a function; with `execution: client` the client searches, else Antiphon"
+        ),
         **_all("tools", (*WEB_SEARCHES, "file_search"), _SET_UP),
         **_all("tools", _NEVER_HERE, _HOSTED),
         **_all("tools", ("code_interpreter", "mcp"), _REFUSED_TOOL),
@@ -131,7 +142,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Forms of `tool_choice`": {
         **_all("tool_choice", MODES, SENT),
         **_all("tool_choice", ("function", "custom", *UNNAMED), _named_choice),
-        "tool_choice.allowed_tools": handled("only these are shown, and only their calls are let through"),
+        "tool_choice.allowed_tools": handled("Antiphon shows the model only these tools, and drops calls of others"),
         **_all("tool_choice", ("file_search", "web_search_preview", "web_search_preview_2025_03_11"), _CHOSEN),
         **_all("tool_choice", ("computer", "computer_use", "computer_use_preview", "image_generation"), _NOT_HERE),
         **_all("tool_choice", ("code_interpreter", "mcp"), _CHOSEN),
@@ -141,7 +152,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         **{f"input.{name}": kind.support for name, kind in ITEMS.items() if kind.support is not None},
         "any other item": _UNKNOWN,
         "any other member of an item": ignored(
-            "with `strict` a 400; items of hosted tools are shown to the model with all they have"
+            "with `strict` it is a 400; the model sees all members of items of hosted tools"
         ),
     },
     "Content parts": {

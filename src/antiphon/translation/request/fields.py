@@ -142,7 +142,7 @@ def _max_output_tokens(profile: UpstreamProfile) -> Support:
 
 def _parallel(profile: UpstreamProfile) -> Support:
     if profile.parallel_tool_calls:
-        return sent("with `false`, further calls of a model that makes them anyway are left out too")
+        return sent("with `false`, Antiphon also drops further calls if the model makes more than one")
     return handled("with `false`, calls after the first are left out")
 
 
@@ -174,23 +174,27 @@ def _effort(profile: UpstreamProfile) -> Support:
 
 
 _ROWS: Final = (
-    Field("model", fate=sent("an alias becomes the upstream's name"), template=True),
+    Field("model", fate=sent("Antiphon replaces an alias by the upstream's name for the model"), template=True),
     Field("input", template=True),
     Field("instructions", fate=sent("the system message"), template=True),
-    Field("previous_response_id", str, handled("the stored turns are sent again")),
-    Field("store", bool, handled("kept by the gateway"), echo=True),
+    Field("previous_response_id", str, handled("Antiphon sends the stored turns again")),
+    Field("store", bool, handled("Antiphon stores the response"), echo=True),
     Field("stream", bool),
-    Field("stream_options", StreamOptions, {"include_obfuscation": handled("padding only when it is asked for")}),
+    Field(
+        "stream_options",
+        StreamOptions,
+        {"include_obfuscation": handled("Antiphon pads events only if the request asks for it")},
+    ),
     Field("max_output_tokens", int, _max_output_tokens, least=16, echo=None, template=True),
     Field(
         "max_tool_calls",
         int,
-        handled("limits the calls of hosted tools that run here, all together"),
+        handled("limits the total number of calls of hosted tools that Antiphon runs"),
         least=1,
         echo=None,
         template=True,
     ),
-    Field("metadata", dict[str, str], handled("kept and echoed by the gateway; not sent on")),
+    Field("metadata", dict[str, str], handled("Antiphon stores and returns it, and does not send it to the upstream")),
     Field("temperature", float, least=0, most=2, forward=_always, echo=1.0, template=True),
     Field("top_p", float, least=0, most=1, forward=_always, echo=1.0, template=True),
     Field("presence_penalty", float, least=-2, most=2, forward=_with_penalties, echo=0.0, template=True),
@@ -201,7 +205,7 @@ _ROWS: Final = (
         "text",
         TextOptions,
         {
-            "format.text": sent("the default of chat: nothing is sent"),
+            "format.text": sent("the default of Chat Completions, so Antiphon sends nothing"),
             "format.json_schema": _json_schema,
             "format.json_object": _json_object,
             "verbosity": _verbosity,
@@ -213,7 +217,7 @@ _ROWS: Final = (
         ReasoningOptions,
         {
             "effort": _effort,
-            "summary": handled("the server's reasoning as it is, in summary parts"),
+            "summary": handled("Antiphon returns the server's reasoning unchanged, as summary parts"),
             "generate_summary": handled("like `reasoning.summary`"),
             "mode": IGNORED,
             "context": IGNORED,
@@ -225,9 +229,9 @@ _ROWS: Final = (
         str,
         {
             "auto": ignored(
-                "handled where `context_tokens` is set, with four bytes a token: the oldest turns are left out"
+                "handled if `context_tokens` is set: Antiphon drops the oldest turns, and counts four bytes as a token"
             ),
-            "disabled": sent("the default of chat: nothing is sent"),
+            "disabled": sent("the default of Chat Completions, so Antiphon sends nothing"),
         },
         words=("auto", "disabled"),
         echo="disabled",
@@ -250,7 +254,7 @@ _ROWS: Final = (
         "prompt_cache_options",
         PromptCacheOptions,
         {
-            "prewarm": handled("answered at once and empty, without a model call"),
+            "prewarm": handled("Antiphon returns an empty response at once, without a model call"),
             "mode": IGNORED,
             "ttl": IGNORED,
             "comparison_response_id": IGNORED,
@@ -260,26 +264,34 @@ _ROWS: Final = (
     Field(
         "context_management",
         list[ContextManagement],
-        handled("a summary by the same model, before the answer; without a number, `context_tokens` decides"),
+        handled(
+            "the same model summarizes the history before it answers; without a number, `context_tokens` is the limit"
+        ),
         template=True,
     ),
     Field("moderation", fate=IGNORED),
     Field("access_programs", fate=IGNORED),
     Field("image", fate=IGNORED),
     Field("multi_agent", fate=IGNORED),
-    Field("background_options", fate=ignored("a background response runs as soon as its turn has come")),
-    Field("client_metadata", fate=ignored("what Codex says of itself")),
+    Field("background_options", fate=ignored("a background response starts when a worker is free")),
+    Field("client_metadata", fate=ignored("Codex describes itself in this field")),
     Field(
         "background",
         bool,
-        handled("queued and run by the gateway; needs `store`, and an upstream that works without the client's key"),
+        handled(
+            "Antiphon queues and runs the response; this needs `store`, and an upstream that needs no key of the client"
+        ),
         echo=False,
     ),
     Field(
-        "conversation", fate=handled("its items before the input; a response that is stored and does not fail joins it")
+        "conversation",
+        fate=handled("Antiphon puts its items before the input, and adds each stored response that does not fail"),
     ),
     Field(
-        "prompt", fate=handled("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
+        "prompt",
+        fate=handled(
+            "a template in `/v1/prompts`: its messages come first, and its fields apply like those of the request"
+        ),
     ),
     # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.
     Field("include", list[str], {}, template=True),
@@ -314,10 +326,10 @@ REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
 """The fields that have the same meaning inside `extra_body`."""
 
-_HOSTED: Final = ignored("unless the gateway is set up to run the tool")
+_HOSTED: Final = ignored("handled if the settings enable the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 INCLUDES: Final[dict[str, Rule]] = {
-    ENCRYPTED: handled("sealed by the gateway with its own key"),
+    ENCRYPTED: handled("Antiphon encrypts it with its own key"),
     LOGPROBS: logprobs,
     "file_search_call.results": _HOSTED,
     "web_search_call.results": IGNORED,
