@@ -116,6 +116,21 @@ class ContainerRowsContract:
         winner = got.index(True)
         await (rows, peer)[winner % 2].let_go(row.id, f"h{winner}")
 
+    async def test_a_container_can_be_given_to_another_owner_by_its_holder(
+        self, rows: ContainerRows, peer: ContainerRows
+    ) -> None:
+        row = await made(rows)
+        with pytest.raises(ContainerLost):
+            await rows.give(row, "nobody", BOB)
+        assert await rows.take(row.id, "mover", LEASE) is not None
+        await rows.give(row, "mover", BOB)
+        await rows.let_go(row.id, "mover")
+        given = await peer.get(row.id, BOB)
+        assert given is not None and given.contents == row.contents
+        assert await peer.get(row.id, ALICE) is None
+        assert await peer.take(row.id, "another", LEASE, BOB) is not None
+        await peer.let_go(row.id, "another")
+
     async def test_what_is_deleted_is_gone(self, rows: ContainerRows, peer: ContainerRows) -> None:
         row = await made(rows)
         kept = await made(rows)

@@ -151,6 +151,64 @@ def test_nothing_goes_without_yes_and_with_it_only_the_owners(data: Path, capsys
     assert main([*wanted, "--yes"]) == 1
 
 
+def test_an_owners_data_moves_to_a_name_and_only_with_yes(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", "anna"]
+    assert main(wanted) == 1
+    told = "2 responses, 1 conversations, 0 prompts, 1 files, 1 vector stores, 1 containers from b:alice to n:anna."
+    assert capsys.readouterr().out == f"Would move {told} Say --yes to do it.\n"
+    assert _rows(data, "responses", f"owner = '{ALICE}'") == 2
+    assert main([*wanted, "--yes"]) == 0
+    assert capsys.readouterr().out == f"Moved {told}\n"
+    for table in ("chains", "responses", "conversations", "files", "conversation_items", "owner_bytes"):
+        assert _rows(data, table, f"owner = '{ALICE}'") == 0
+        assert _rows(data, table, "owner = 'n:anna'") == _rows(data, table, f"owner = '{BOB}'") > 0
+    assert sorted(_containers(data)) == [BOB, "n:anna"]
+    # Its files move with a container.
+    assert main(["admin", "export", "--data", str(data), "--owner", "n:anna"]) == 0
+    kinds = [one["kind"] for one in _lines(capsys.readouterr().out)]
+    assert kinds.count("container_files") == 2
+    assert main(["admin", "audit", "--data", str(data), "--owner", ALICE, "--json"]) == 0
+    (noted,) = [one for one in _lines(capsys.readouterr().out) if one["action"] == "move-owner"]
+    assert (noted["detail"]["to"], noted["detail"]["responses"]) == ("n:anna", 2)
+    # Nothing is left, so a second move changes nothing.
+    assert main([*wanted, "--yes"]) == 0 and "Moved 0 responses" in capsys.readouterr().out
+
+
+def test_a_move_to_an_owner_with_an_equal_id_says_which(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def fill() -> None:
+        stores = await open_sqlite(data, chain_items=10)
+        await stores.conversations.create("h:anna", "conv_a", b"{}", ())
+        await stores.aclose()
+
+    asyncio.run(fill())
+    wanted = ["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", "h:anna"]
+    for words in (wanted, [*wanted, "--yes"]):
+        assert main(words) == 1
+        assert "Both owners have conversations: conv_a." in capsys.readouterr().err
+    assert _rows(data, "responses", f"owner = '{ALICE}'") == 2 and len(_containers(data)) == 2
+
+
+@pytest.mark.parametrize("name", ["", "an na", "n:", "n:an na", "ab:anna", ":anna"])
+def test_the_target_of_a_move_must_be_a_name_or_an_id(
+    data: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", name]) == 2
+    assert "write a name, or a whole id" in capsys.readouterr().err
+
+
+def test_the_token_of_the_new_owner_stands_for_its_former_owner(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANNAS_TOKEN", "annas-token-0123456789")
+    monkeypatch.setenv("ANTIPHON_UPSTREAM__AUTH", "none")
+    monkeypatch.setenv("ANTIPHON_OWNER__KEYS", '{"anna": ["annas-token-0123456789"]}')
+    wanted = ["admin", "move-owner", "--data", str(data), "--token-env", "ANNAS_TOKEN", "--to"]
+    assert main([*wanted, "anna"]) == 1
+    assert " from b:" in capsys.readouterr().out
+    assert main([*wanted, "ben"]) == 1
+    assert " from n:anna to n:ben." in capsys.readouterr().out
+
+
 def test_an_owner_can_be_named_by_the_token_it_uses(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,43 @@ async def test_an_open_websocket_serves_no_turn_with_a_revoked_key(data: Path, k
         assert len(made.chat.requests) == 1
 
 
+async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
+    data: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "a-token-from-before-there-were-names"
+    monkeypatch.setenv("ANNAS_TOKEN", token)
+    monkeypatch.setenv("SHORT_TOKEN", "short")
+    async with processes(data) as made:
+        before = await made.start()
+        status_before, first = await ask(before, token)
+        assert status_before == 200
+        after = await made.start(managed_keys=True)
+        assert await status(after, token) == 401
+        await keys.run("create", "--owner", "anna", "--from-env", "SHORT_TOKEN", status=2)
+        assert "--from-env SHORT_TOKEN: a key is at least 16" in keys.errors
+        out = await keys.run("create", "--owner", "anna", "--from-env", "ANNAS_TOKEN")
+        assert token not in out + keys.errors and "admin move-owner --from b:" in keys.errors
+        await becomes(200, after, token)
+        assert (await ask(after, token, first))[0] == 400
+        await keys.run("create", "--owner", "bo", "--from-env", "ANNAS_TOKEN", status=2)
+        assert "a key with this token is already there" in keys.errors
+        move = ["admin", "move-owner", "--token-env", "ANNAS_TOKEN", "--to", "anna", "--yes", "--data", str(data)]
+        assert await asyncio.to_thread(main, move) == 0
+        # The chain continues for the named owner, and the owner of the hash sees nothing of it.
+        continued, second = await ask(after, token, first)
+        assert continued == 200
+        assert (await ask(after, token, second))[0] == 200
+        assert (await ask(before, token, first))[0] == 400
+
+
+async def ask(app: BackgroundApp, token: str, previous: str | None = None) -> tuple[int, str]:
+    """The status and the id of a response that continues `previous`."""
+    body = {**ASK, "previous_response_id": previous}
+    headers = {"authorization": f"Bearer {token}"}
+    async with app.session.post(app.url + "/responses", json=body, headers=headers) as got:
+        return got.status, str((await got.json()).get("id"))
+
+
 async def test_no_token_is_stored_or_listed(data: Path, keys: Keys) -> None:
     made = await keys.create("--owner", "anna", "--name", "laptop", "--team", "lab", "--expires", "90d")
     assert made["token"].startswith("ant_") and len(made["token"]) == 47 and made["prefix"] == made["token"][:8]

@@ -65,6 +65,7 @@ _ADMIN = {
         "owners": "list the owners, and the number of stored objects of each kind",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
+        "move-owner": "give all stored data of one owner to another owner; without --yes only count it",
         "delete-owner": "delete all stored data of one owner; without --yes only count it",
     },
     "Upkeep": {
@@ -188,6 +189,10 @@ _OF_ADMIN: dict[str, _Arguments] = {
             "metavar": "NAME",
             "help": "the name of the owner, whose stored data the key sees",
         },
+        "--from-env": {
+            "metavar": "NAME",
+            "help": "environment variable with an existing token, which the key takes instead of a new one",
+        },
         "--name": {"default": "", "help": "a label for the key, for example the device"},
         "--team": {"default": "", "help": "the team of the owner"},
         "--model": {"action": "append", "metavar": "GLOB", "help": "a model that the key may use (repeatable)"},
@@ -227,6 +232,17 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--owner": {"default": "", "metavar": "NAME", "help": "only the changes that concern this owner"},
         "--limit": {"type": int, "default": 100, "help": "the number of rows; default: %(default)s"},
         "--json": {"action": _SET, "help": "print one JSON object per line"},
+    },
+    "move-owner": {
+        "--from": {"metavar": "OWNER", "dest": "owner", "help": "the former owner, as 'admin owners' prints it"},
+        "--token-env": _OWNER["--token-env"],
+        "--to": {
+            "metavar": "NAME",
+            "dest": "target",
+            "required": True,
+            "help": "the name of the new owner, or the whole id (h:…, b:…)",
+        },
+        **_YES,
     },
     "delete-owner": {**_OWNER, **_YES},
     "new-keys": _YES,
@@ -347,7 +363,7 @@ def _add_actions(
             of_action = dict(arguments.get(action, {}))
             if "--token-env" in of_action:
                 owner = parser.add_mutually_exclusive_group(required=action != "usage")
-                for flag in _OWNER:
+                for flag in ("--from" if action == "move-owner" else "--owner", "--token-env"):
                     owner.add_argument(flag, **of_action.pop(flag))
             _add_arguments(parser, of_action)
             add_flags(parser.settings_group("settings"), {"--data": DATA})

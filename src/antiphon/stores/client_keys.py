@@ -48,6 +48,8 @@ WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owne
 """
 GET = f"SELECT {_COLUMNS} FROM client_keys WHERE id = :id"
 
+HAS = "SELECT 1 FROM client_keys WHERE digest = :digest"
+
 _LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, ...])
 
 
@@ -104,6 +106,10 @@ class ClientKeyStore:
         """This key, valid or not."""
         rows = await self._tables.fetch(GET, {"id": key_id})
         return _key(rows[0]) if rows else None
+
+    async def has(self, digest: bytes) -> bool:
+        """Whether there is a key with this digest, valid or not."""
+        return bool(await self._tables.fetch(HAS, {"digest": digest}))
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
         """The valid keys of this owner (empty: of all owners), by owner and creation time. `all_keys`: also those that

@@ -18,12 +18,13 @@ from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, UsageSum
 from antiphon.errors import OwnerFull
 from antiphon.stores.tables import Statement, Tables
 
-_MOST = 10**15
+MOST = 10**15
+"""The maximum of every stored number."""
 _COLUMNS = (*KEY, *NUMBERS)
 ADD = f"""
 INSERT INTO usage_days AS u ({", ".join(_COLUMNS)}) VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
 ON CONFLICT ({", ".join(KEY)})
-DO UPDATE SET {", ".join(f"{name} = least(u.{name} + excluded.{name}, {_MOST})" for name in NUMBERS)}
+DO UPDATE SET {", ".join(f"{name} = least(u.{name} + excluded.{name}, {MOST})" for name in NUMBERS)}
 """
 _PIECE = 1000
 FORGET = f"""
@@ -43,7 +44,7 @@ class UsageStore:
     async def add(self, sums: Sequence[UsageSum]) -> None:
         """Add these numbers to the sums of the same day, owner, model and upstream, in one transaction."""
         rows = [
-            {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), _MOST) for name in NUMBERS}
+            {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
         ]
         await self._tables.run([Statement(ADD, rows, many=True)])

@@ -3,7 +3,7 @@
 Lives here: the tokens, the meaning of the flags, and the output. Not here: the stored keys (`stores/client_keys.py`),
 how processes learn of a change (`engine/running/key_ring.py`).
 
-Invariant: a token is printed once, and only its SHA-256 and its first characters are stored.
+Invariant: a new token is printed once, and only its SHA-256 and its first characters are stored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import secrets
 import sys
 import time
 
+from pydantic import SecretStr
+
+from antiphon.app.keys import client_keys
 from antiphon.commands.admin.audit import acted, log_action
+from antiphon.commands.admin.owners import hashed_owner, read_token
 from antiphon.commands.tables import printable, write_table
-from antiphon.config.owners import OWNER_NAME
+from antiphon.config.owners import OWNER_NAME, check_client_keys, key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, ClientKey
 from antiphon.errors import ConfigError
@@ -72,15 +76,27 @@ async def _create(settings: Settings, arguments: argparse.Namespace, stores: Sto
     if any(not 0 < len(glob) <= _LONGEST for glob in (*access.models, *access.tools)):
         raise ConfigError(f"--model and --tool: a glob has 1 to {_LONGEST} characters")
     lifetime = _lifetime(arguments)
-    token, digest = _new_token()
+    token, digest = _new_token() if arguments.from_env is None else _existing_token(settings, arguments.from_env)
     key = ClientKey(new_id("key"), arguments.name, NAMED + owner, arguments.team, token[:_PREFIX], access, 0.0)
+    if await stores.client_keys.has(digest):
+        raise ConfigError(f"--from-env {arguments.from_env}: a key with this token is already there, maybe revoked")
     detail = {"name": key.name, "team": key.team, "models": access.models, "tools": access.tools}
     noted = acted("keys create", key.id, key.owner, detail)
     made = await stores.client_keys.create(key, digest, lifetime, stores.audit.statement(noted))
     if made is None:
         raise ConfigError(f"there are {MOST_KEYS} valid keys already: revoke those that no client uses")
     log_action(settings, noted)
-    return _print_new(settings, made, token, as_json=arguments.json)
+    if arguments.from_env is None:
+        return _print_new(settings, made, token, as_json=arguments.json)
+    _print_new(settings, made, "", as_json=arguments.json)
+    if digest in (client_keys(settings) or {}):
+        print("The settings list this token too, and they win: remove it from them before the move.", file=sys.stderr)
+    former = hashed_owner(token, settings)
+    print(
+        f"To give the key the data of its former owner, run: antiphon admin move-owner --from {former} --to {owner}",
+        file=sys.stderr,
+    )
+    return 0
 
 
 async def _rotate(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
@@ -113,9 +129,25 @@ def _new_token() -> tuple[str, bytes]:
     return token, hashlib.sha256(token.encode()).digest()
 
 
+def _existing_token(settings: Settings, variable: str) -> tuple[str, bytes]:
+    """The token in an environment variable, and its SHA-256."""
+    token = read_token(variable)
+    try:
+        check_client_keys(f"--from-env {variable}", (SecretStr(token),))
+    except ValueError as error:
+        raise ConfigError(str(error).replace("[0]", "")) from None
+    digest = key_digest(SecretStr(token))
+    if digest != hashlib.sha256(token.encode()).digest():
+        raise ConfigError(f"--from-env {variable}: write the token itself, not its digest")
+    return token, digest
+
+
 def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool) -> int:
+    """Print the new key, with its token unless that is empty."""
     if as_json:
-        print(json.dumps(_told(key) | {"token": token}))
+        print(json.dumps(_told(key) | ({"token": token} if token else {})))
+    elif not token:
+        write_table([[name, value] for name, value in _shown(key).items()], sys.stdout)
     else:
         write_table([[name, value] for name, value in _shown(key).items()] + [["token", token]], sys.stdout)
         print("Copy the token now: Antiphon stores only its hash.", file=sys.stderr)

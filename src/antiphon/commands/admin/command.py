@@ -1,7 +1,7 @@
 """Implements `antiphon admin`: shows, exports and deletes stored data.
 
 Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`) and on client keys
-(`client_keys.py`), the SQL (`stores/`).
+(`client_keys.py`), the move to another owner (`owners.py`), the SQL (`stores/`).
 
 `export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except files come from
 one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers' writes.
@@ -19,24 +19,23 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, cast
 
 import msgspec
 
-from antiphon.app.keys import client_keys, known_bodies, lost_keys, new_keys, owner_key
+from antiphon.app.keys import known_bodies, lost_keys, new_keys
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
+from antiphon.commands.admin.owners import move_owner, move_sides, selected_owner
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
-from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
-from antiphon.errors import ConfigError, Unauthorized
+from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
@@ -90,9 +89,11 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "usage":
         return await _usage(settings, arguments)
     elif action == "export":
-        return await _export(settings, _owner(arguments, settings), arguments.files)
+        return await _export(settings, selected_owner(arguments, settings), arguments.files)
+    elif action == "move-owner":
+        return await _move_owner(settings, *move_sides(arguments, settings), sure=arguments.yes)
     else:
-        return await _delete(settings, _owner(arguments, settings), sure=arguments.yes)
+        return await _delete(settings, selected_owner(arguments, settings), sure=arguments.yes)
     return 0
 
 
@@ -109,25 +110,6 @@ async def _new_keys(settings: Settings, *, sure: bool) -> int:
         for name, why in lost.items():
             print(f"{settings.data / name} is gone, and {why}")
     return 0 if sure or not lost else 1
-
-
-def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The selected owner. A token comes from an environment variable, because every user of the machine can see
-    arguments."""
-    if arguments.owner is not None:
-        return str(arguments.owner)
-    token = os.environ.get(arguments.token_env)
-    if not token:
-        raise ConfigError(f"the variable {arguments.token_env} is not set")
-    if settings.owner.source != "bearer":
-        raise ConfigError(f"owner.source is {settings.owner.source}: tokens name no owners; use --owner")
-    headers = (("authorization", f"Bearer {token}"),)
-    resolver = OwnerResolver("bearer", key=owner_key(settings), client_keys=client_keys(settings))
-    try:
-        return resolver.resolve(headers).owner
-    except Unauthorized:
-        # The key was removed from the settings, but its owner's data still exists.
-        return replace(resolver, client_keys=None).resolve(headers).owner
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
@@ -174,7 +156,7 @@ async def _stores(settings: Settings) -> Stores:
 
 async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
-    owner = _owner(arguments, settings) if asked else ""
+    owner = selected_owner(arguments, settings) if asked else ""
     async with aclosing(await _stores(settings)) as stores:
         return await show_usage(stores.usage, arguments, owner)
 
@@ -271,8 +253,7 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     if found is None:
         print(f"There is nothing of the owner {owner}.")
         return 1
-    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in zip(_KINDS, found, strict=True))
-    counted += f" of {owner}"
+    counted = f"{_counted(found)} of {owner}"
     if not sure:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
@@ -288,6 +269,22 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
         await data.delete(owner)
     print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
     return 0
+
+
+def _counted(found: Sequence[int]) -> str:
+    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in zip(_KINDS, found, strict=True))
+
+
+async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool) -> int:
+    # An owner without objects may still have sums of usage and keys of requests.
+    found = (await _owners(settings)).get(old, [0] * len(_KINDS))
+    async with aclosing(await _owner_data(settings)) as data, aclosing(await _stores(settings)) as stores:
+        containers = OwnersContainers(settings.data, stores.containers)
+        if sure and not await data.obstacles(old, new):
+            # An interrupted move has already moved data, so the row comes first.
+            detail = {"to": new, **dict(zip(_KINDS, found, strict=True))}
+            await note_action(settings, stores.audit, acted("move-owner", owner=old, detail=detail))
+        return await move_owner(data, containers, old, new, _counted(found), sure=sure)
 
 
 # The usage and the cost of model calls

@@ -187,6 +187,9 @@ class ContainerRows(Leased, Protocol):
     async def let_go(self, container_id: str, holder: str) -> None:
         """Release the lease, if `holder` has it. The row does not change."""
 
+    async def give(self, row: ContainerRow, holder: str, owner: str) -> None:
+        """Change the owner of the container, which `holder` holds. The row's last use stays. Raises `ContainerLost`."""
+
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """Delete the container. The sweep deletes its snapshots later. Raises `ContainerLost`."""
 

@@ -1,4 +1,4 @@
-"""Defines the port through which an operator counts, exports and deletes the stored data of one owner or of all.
+"""Defines the port through which an operator counts, exports, moves and deletes the stored data of one owner or of all.
 
 Lives here: the port, and the values of counts and exports. Not here: the command line
 (`commands/admin/command.py`), the contents of files (their own store), containers.
@@ -8,7 +8,7 @@ Invariant: the operations cover every stored object that has an owner.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Shrunk:
     after: int
 
 
+class NotMovable(Exception):
+    """Data of one owner cannot move to another owner now. The message tells the operator why."""
+
+
 class OwnerData(Protocol):
     """Access to the data of all owners.
 
@@ -60,6 +64,20 @@ class OwnerData(Protocol):
         """Delete an owner's stored rows except files. Batches let other requests write between two deletions.
 
         Returns how many chains, conversations, prompts, vector stores, keys and days of usage were deleted.
+        """
+
+    async def obstacles(self, old: str, new: str) -> list[str]:
+        """Why `move` refuses to move the data of `old` to `new` now, one sentence each. Empty: `move` can begin.
+
+        Ids that both owners have are an obstacle, because clients may choose ids. Work in progress is an obstacle,
+        because a running request stores its result for the owner that it began with.
+        """
+
+    def move(self, old: str, new: str) -> AsyncGenerator[str]:
+        """Give everything of `old` to `new`, except containers. Yields the kind after each unit of work.
+
+        A unit is one transaction. After an interruption a second call moves the rest. Raises `NotMovable` before the
+        first unit if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.
         """
 
     async def vacuum(self) -> list[Shrunk]:

@@ -77,6 +77,7 @@ UPDATE containers SET last_active_at = clock_timestamp(), runs = :runs, process 
 WHERE id = :id AND held_by = :holder
 """
 STOP_HOLDING = "UPDATE containers SET held_by = NULL, held_until = NULL WHERE id = :id AND held_by = :holder"
+GIVE = "UPDATE containers SET owner = :owner WHERE id = :id AND held_by = :holder"
 DELETE = "DELETE FROM containers WHERE id = :id AND held_by = :holder"
 _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
@@ -142,6 +143,10 @@ class PostgresContainerRows:
     async def let_go(self, container_id: str, holder: str) -> None:
         """See `ContainerRows.let_go`."""
         await self._tables.run([Statement(STOP_HOLDING, {"id": container_id, "holder": holder})], again=True)
+
+    async def give(self, row: ContainerRow, holder: str, owner: str) -> None:
+        """See `ContainerRows.give`."""
+        await self._held(Statement(GIVE, {"id": row.id, "holder": holder, "owner": owner}, rows=1))
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """See `ContainerRows.delete`."""

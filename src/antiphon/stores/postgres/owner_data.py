@@ -1,7 +1,7 @@
 """Implements `OwnerData` for PostgreSQL.
 
-Lives here: reading and deleting an owner's data, and vacuuming tables. Not here: the SQL that all backends share
-(`../owner_data.py`), the command line (`commands/admin/command.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and vacuuming tables. Not here: the SQL that all backends
+share (`../owner_data.py`, `../owner_moves.py`), the SQL of a move (`owner_moves.py`), the contents of files.
 
 Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
 number of rows.
@@ -12,7 +12,7 @@ with the schema.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from antiphon.config.state import StateSettings
@@ -30,11 +30,13 @@ from antiphon.stores.owner_data import (
     owned,
     owned_vectors,
 )
+from antiphon.stores.owner_moves import OwnerMoves
 from antiphon.stores.postgres.connecting import Connection, connect
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.migrate import applied_steps, packaged_steps
 from antiphon.stores.postgres.opening import open_vectors, urls
+from antiphon.stores.postgres.owner_moves import SQL as MOVE_SQL
 from antiphon.stores.postgres.tables import PostgresTables, postgres_sql
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.tables import Statement
@@ -102,6 +104,20 @@ class PostgresOwnerData:
             while changed := (await tables.run([piece], again=True))[0]:
                 gone += changed
         return gone
+
+    async def obstacles(self, old: str, new: str) -> list[str]:
+        """See `OwnerData.obstacles`."""
+        return await self._moves(old, new).obstacles()
+
+    async def move(self, old: str, new: str) -> AsyncGenerator[str]:
+        """See `OwnerData.move`."""
+        async with aclosing(self._moves(old, new).run()) as done:
+            async for kind in done:
+                yield kind
+
+    def _moves(self, old: str, new: str) -> OwnerMoves:
+        tables = PostgresTables(self._database)
+        return OwnerMoves(tables, tables, MOVE_SQL, old, new, at_once=self._at_once)
 
     async def vacuum(self) -> list[Shrunk]:
         """Run VACUUM on every table, which makes the space of dead rows reusable and truncates free space at a table's

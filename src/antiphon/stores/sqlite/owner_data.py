@@ -1,7 +1,7 @@
 """Implements `OwnerData` for the databases of a data folder. Servers may use the databases at the same time.
 
-Lives here: reading and deleting an owner's data, and returning unused disk space. Not here: the SQL that all backends
-share (`../owner_data.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Not here: the SQL that all
+backends share (`../owner_data.py`, `../owner_moves.py`), the SQL of a move (`owner_moves.py`), the contents of files.
 
 Invariant: reading an owner's data never creates a database file.
 """
@@ -9,8 +9,8 @@ Invariant: reading an owner's data never creates a database file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +26,10 @@ from antiphon.stores.owner_data import (
     owned,
     owned_vectors,
 )
+from antiphon.stores.owner_moves import OwnerMoves
 from antiphon.stores.sqlite.database import opened, wait_for_lock
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_vector_database
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.owner_moves import SQL as MOVE_SQL
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Statement
 
@@ -44,8 +46,10 @@ _TABLES = {SESSIONS_FILE: ("responses", "conversations", "prompts", "files"), VE
 class SqliteOwnerData:
     """Implements `OwnerData` for the databases in a data folder."""
 
-    def __init__(self, folder: Path, bodies: Bodies) -> None:
-        """`folder`: the data folder. `bodies` decrypts the encrypted bodies of stored objects."""
+    def __init__(self, folder: Path, bodies: Bodies, *, at_once: int = AT_ONCE) -> None:
+        """`folder`: the data folder. `bodies` decrypts the encrypted bodies of stored objects. `at_once`: the number of
+        chains or conversations that one transaction moves."""
+        self._at_once = at_once
         self._bodies = bodies
         self._folder = folder
         self._path = folder / SESSIONS_FILE
@@ -71,6 +75,27 @@ class SqliteOwnerData:
                 gone += await delete_vector_stores(vectors, vectors.tables, owner)
                 gone += sum(await vectors.tables.run([Statement(_FORGET_KEYS, {"owner": owner})]))
         return gone + delete_owner(self._path, owner)
+
+    async def obstacles(self, old: str, new: str) -> list[str]:
+        """See `OwnerData.obstacles`."""
+        async with self._moves(old, new) as moves:
+            return await moves.obstacles()
+
+    async def move(self, old: str, new: str) -> AsyncGenerator[str]:
+        """See `OwnerData.move`."""
+        async with self._moves(old, new) as moves, aclosing(moves.run()) as done:
+            async for kind in done:
+                yield kind
+
+    @asynccontextmanager
+    async def _moves(self, old: str, new: str) -> AsyncIterator[OwnerMoves]:
+        async with AsyncExitStack() as stack:
+            tables = (await stack.enter_async_context(aclosing(await open_sqlite(self._folder, chain_items=1)))).tables
+            vectors = None
+            if self._vectors.exists():
+                opened_vectors = await open_vector_database(self._folder)
+                vectors = (await stack.enter_async_context(aclosing(opened_vectors))).tables
+            yield OwnerMoves(tables, vectors, MOVE_SQL, old, new, at_once=self._at_once)
 
     async def vacuum(self) -> list[Shrunk]:
         """Return unused disk space of both databases to the file system. The disk needs free space for a copy of the

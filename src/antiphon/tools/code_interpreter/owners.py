@@ -1,7 +1,7 @@
-"""Counts, exports and deletes an owner's containers, for the operator's commands.
+"""Counts, exports, moves and deletes an owner's containers, for the operator's commands.
 
-Lives here: counting containers, reading their rows and files for an export, deleting them. Not here: the command line
-(`commands/admin/command.py`), an owner's other data (`stores/sqlite/owner_data.py`).
+Lives here: counting containers, reading their rows and files for an export, giving them to another owner, deleting
+them. Not here: the command line (`commands/admin/command.py`), an owner's other data (`stores/sqlite/owner_data.py`).
 
 Invariant: counting and exporting create no files in the data folder.
 """
@@ -15,13 +15,15 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.ports.containers import ContainerRow, ContainerRows, RowFile
+from antiphon.engine.ports.containers import ContainerInUse, ContainerLost, ContainerRow, ContainerRows, RowFile
+from antiphon.ids import new_id
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 
 _PART = 1 << 20
+_LEASE_SECONDS = 60.0
 
 Row = tuple[str, str, object, dict[str, object]]
 
@@ -71,6 +73,26 @@ class OwnersContainers:
         finally:
             await rooms.aclose()
         return len(heads)
+
+    async def move(self, old: str, new: str) -> list[str]:
+        """Give the containers of `old` to `new`, with their files. Returns the ids of the containers that stay with
+        `old`, because they are in use. Raises `StoreError`."""
+        left = []
+        for head in await self._rows.every(old):
+            holder = new_id("move")
+            try:
+                # A lease without an owner also gets an expired container, and counts as no use.
+                row = await self._rows.take(head.id, holder, _LEASE_SECONDS)
+                if row is None:
+                    continue
+                try:
+                    if row.owner == old:
+                        await self._rows.give(row, holder, new)
+                finally:
+                    await self._rows.let_go(head.id, holder)
+            except (ContainerInUse, ContainerLost):
+                left.append(head.id)
+        return left
 
     async def _rows_of(self, owner: str) -> list[ContainerRow]:
         """Return the owner's container rows, including expired ones."""

@@ -175,6 +175,10 @@ class RecordedRows:
         """See `ContainerRows.let_go`."""
         self._close(holder)
 
+    async def give(self, row: ContainerRow, holder: str, owner: str) -> None:
+        """See `ContainerRows.give`."""
+        await RECORDS.run(self._give, row, holder, owner)
+
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """See `ContainerRows.delete`."""
         await RECORDS.run(self._delete, row, holder)
@@ -220,6 +224,12 @@ class RecordedRows:
         row.last_active_at = self._clock()
         self._records.put(row)
         self._close(holder)
+
+    def _give(self, row: ContainerRow, holder: str, owner: str) -> None:
+        if holder not in self._held:
+            raise ContainerLost
+        row.owner = owner
+        self._records.put(row)
 
     def _delete(self, row: ContainerRow, holder: str) -> None:
         if holder not in self._held:

@@ -1,0 +1,106 @@
+"""Finds the owner that a command's flags name, and implements `antiphon admin move-owner`.
+
+Lives here: the meaning of `--owner`, `--from`, `--to` and `--token-env`, and the order of a move's parts. Not here: the
+counts (`command.py`), the move of stored rows (`stores/owner_moves.py`).
+
+Invariant: without `--yes` no data moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import aclosing
+from dataclasses import replace
+
+from antiphon.app.keys import client_keys, owner_key
+from antiphon.commands.tables import printable
+from antiphon.config.owners import OWNER_NAME
+from antiphon.config.settings import Settings
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import NAMED
+from antiphon.engine.ports.owner_data import NotMovable, OwnerData
+from antiphon.errors import ConfigError, Unauthorized
+from antiphon.tools.code_interpreter import OwnersContainers
+
+_LONGEST = 300
+
+
+def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
+    """The selected owner. A token comes from an environment variable, because every user of the machine can see
+    arguments. Raises `ConfigError`."""
+    if arguments.owner is not None:
+        return str(arguments.owner)
+    headers, resolver = _presented(read_token(arguments.token_env), settings)
+    try:
+        return resolver.resolve(headers).owner
+    except Unauthorized:
+        # A key that was removed from the settings: its data is still there.
+        return replace(resolver, client_keys=None).resolve(headers).owner
+
+
+def read_token(variable: str) -> str:
+    """The token in this environment variable. Raises `ConfigError`."""
+    token = os.environ.get(variable)
+    if not token:
+        raise ConfigError(f"the variable {variable} is not set")
+    return token
+
+
+def hashed_owner(token: str, settings: Settings) -> str:
+    """The owner that the token has without a name. Raises `ConfigError`."""
+    headers, resolver = _presented(token, settings)
+    return replace(resolver, client_keys=None).resolve(headers).owner
+
+
+def target_owner(text: str) -> str:
+    """The owner id of `--to`: a name, or a whole id. Raises `ConfigError`."""
+    kind, colon, rest = text.partition(":")
+    if not colon and OWNER_NAME.fullmatch(text):
+        return NAMED + text
+    whole = bool(colon and rest) and len(kind) == 1 and kind.isalpha() and len(text) <= _LONGEST
+    if not whole or (kind + colon == NAMED and not OWNER_NAME.fullmatch(rest)):
+        raise ConfigError(f"--to {printable(text[:70])}: write a name, or a whole id such as h:anna")
+    return text
+
+
+def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
+    """The old and the new owner of `move-owner`. A token that belongs to the new owner already stands for the owner
+    that it had before it got a name. Raises `ConfigError`."""
+    old, new = selected_owner(arguments, settings), target_owner(arguments.target)
+    if old == new and arguments.token_env is not None:
+        old = hashed_owner(read_token(arguments.token_env), settings)
+    return old, new
+
+
+async def move_owner(
+    data: OwnerData, containers: OwnersContainers, old: str, new: str, counted: str, *, sure: bool
+) -> int:
+    """Print what would move, or move it. Returns the exit status. Raises `StoreError`."""
+    sides = f"from {printable(old)} to {printable(new)}"
+    problems = await data.obstacles(old, new)
+    if not sure or problems:
+        print(f"Would move {counted} {sides}." + ("" if problems else " Say --yes to do it."))
+        for problem in problems:
+            print(f"antiphon: {printable(problem)}", file=sys.stderr)
+        return 1
+    try:
+        async with aclosing(data.move(old, new)) as moving:
+            async for _ in moving:
+                pass
+    except NotMovable as refused:
+        print(f"antiphon: {printable(str(refused))}", file=sys.stderr)
+        return 1
+    if left := await containers.move(old, new):
+        print(f"antiphon: containers are in use: {', '.join(left)}. Run the move again.", file=sys.stderr)
+        return 1
+    print(f"Moved {counted} {sides}.")
+    return 0
+
+
+def _presented(token: str, settings: Settings) -> tuple[tuple[tuple[str, str], ...], OwnerResolver]:
+    if settings.owner.source != "bearer":
+        raise ConfigError(f"owner.source is {settings.owner.source}: tokens name no owners; use --owner")
+    resolver = OwnerResolver("bearer", key=owner_key(settings), client_keys=client_keys(settings))
+    return (("authorization", f"Bearer {token}"),), resolver
