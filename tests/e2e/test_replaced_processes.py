@@ -203,6 +203,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_other_goes_on(
     assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
 
 
+@pytest.mark.usefixtures("hangups_are_heard")
 async def test_an_envoy_that_dies_is_replaced_on_its_port(server: ChatServer, folder: Path) -> None:
     """The sidecars live on: what they keep, and what they run in the background, needs no Envoy in front."""
     gateway = await start_gateway(server.base_url, folder, environ=ENVIRON)
