@@ -5,9 +5,9 @@ also drains the server and writes one log line per request. `api/router.py` rout
 the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
-and every error response has OpenAI's error object. Only a trusted gateway may set certain headers. The server removes
-such headers unless the request came over a Unix socket or has the shared secret. The server reads an upload from the
-socket only as fast as the endpoint consumes it, so a slow disk slows the client down.
+and every error response has OpenAI's error object. The server removes headers that only a trusted gateway may set,
+unless the request came over a Unix socket or has the shared secret. The server reads an upload only as fast as the
+endpoint consumes it.
 """
 
 from __future__ import annotations
