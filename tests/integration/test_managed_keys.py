@@ -221,6 +221,11 @@ async def test_a_revoked_key_is_listed_with_all_and_ends_once(keys: Keys) -> Non
         (("create", "--owner", "anna", "--expires", "soon"), "--expires soon: write a number"),
         (("create", "--owner", "anna", "--name", "a\x1b[2J"), "--name: at most 100 printable"),
         (("create", "--owner", "anna", "--model", ""), "a glob has 1 to 100"),
+        (("create", "--owner", "anna", "--model", "\udcff"), "a glob has 1 to 100 printable"),
+        (("create", "--owner", "anna", "--tool", "a\x1b[2J"), "a glob has 1 to 100 printable"),
+        (("list", "--owner", "\udcff"), "use 1 to 64"),
+        (("revoke", "\udcff"), "a key's id has printable characters"),
+        (("rotate", "\udcff"), "a key's id has printable characters"),
         (("rotate", "key_x", "--overlap", "1w"), "--overlap 1w: write a number"),
     ],
 )

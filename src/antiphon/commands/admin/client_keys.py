@@ -39,6 +39,10 @@ _TIME = re.compile(r"(\d{1,6})([smhd])")
 async def client_key_action(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
     """Run the action of `arguments.verb`. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     verb, store = arguments.verb, stores.client_keys
+    # A database cannot encode an argument whose bytes are not UTF-8.
+    key_id = getattr(arguments, "key", "")
+    if not key_id.isprintable():
+        raise ConfigError(f"{printable(key_id[:_LONGEST])}: a key's id has printable characters only")
     if verb == "create":
         return await _create(settings, arguments, stores)
     if verb == "list":
@@ -62,19 +66,14 @@ def read_seconds(flag: str, text: str) -> float:
 
 
 async def _create(settings: Settings, arguments: argparse.Namespace, stores: Stores) -> int:
-    owner = arguments.owner
-    if not OWNER_NAME.fullmatch(owner):
-        raise ConfigError(
-            f"--owner {printable(owner[:70])}: use 1 to 64 letters, digits and . _ @ + -, and begin with a letter or "
-            "a digit"
-        )
+    owner = _owner(arguments.owner)
     for flag in ("name", "team"):
         text = getattr(arguments, flag)
         if len(text) > _LONGEST or not text.isprintable():
             raise ConfigError(f"--{flag}: at most {_LONGEST} printable characters")
     access = Access(tuple(arguments.model or ()), tuple(arguments.tool or ()))
-    if any(not 0 < len(glob) <= _LONGEST for glob in (*access.models, *access.tools)):
-        raise ConfigError(f"--model and --tool: a glob has 1 to {_LONGEST} characters")
+    if any(not 0 < len(glob) <= _LONGEST or not glob.isprintable() for glob in (*access.models, *access.tools)):
+        raise ConfigError(f"--model and --tool: a glob has 1 to {_LONGEST} printable characters")
     lifetime = _lifetime(arguments)
     token, digest = _new_token() if arguments.from_env is None else _existing_token(settings, arguments.from_env)
     key = ClientKey(new_id("key"), arguments.name, NAMED + owner, arguments.team, token[:_PREFIX], access, 0.0)
@@ -112,6 +111,16 @@ async def _rotate(settings: Settings, arguments: argparse.Namespace, stores: Sto
         return await _no_such_key(arguments.key, store)
     log_action(settings, noted)
     return _print_new(settings, made, token, as_json=arguments.json)
+
+
+def _owner(name: str) -> str:
+    """The name, when an owner may have it. Raises `ConfigError`."""
+    if not OWNER_NAME.fullmatch(name):
+        raise ConfigError(
+            f"--owner {printable(name[:70])}: use 1 to 64 letters, digits and . _ @ + -, and begin with a letter or "
+            "a digit"
+        )
+    return name
 
 
 async def _owner_of(store: ClientKeyStore, key_id: str) -> str:
@@ -157,7 +166,8 @@ def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool)
 
 
 async def _list(arguments: argparse.Namespace, store: ClientKeyStore) -> int:
-    keys = await store.list(NAMED + arguments.owner if arguments.owner else "", all_keys=arguments.all)
+    owner = NAMED + _owner(arguments.owner) if arguments.owner else ""
+    keys = await store.list(owner, all_keys=arguments.all)
     if arguments.json:
         for key in keys:
             print(json.dumps(_told(key)))
