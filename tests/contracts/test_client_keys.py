@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import aclosing
 
 import pytest
 
 from antiphon.engine.ports.callers import Access, Caller, ClientKey
 from antiphon.stores import Stores
 from antiphon.stores.client_keys import ClientKeyStore
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.tables import PostgresTables
+from tests.support.postgres import PATIENT
 
 ACCESS = Access(("qwen*",), ("function",))
 
@@ -100,3 +104,15 @@ async def test_changes_at_the_same_time_are_all_counted(store: ClientKeyStore) -
     await asyncio.gather(*(store.create(_key(number), _digest(number), None) for number in range(20)))
     assert (await store.state())[0] == before + 20
     assert len((await store.valid()).callers) == 20
+
+
+async def test_at_the_maximum_no_key_is_created_or_rotated(postgres_url: str) -> None:
+    async with aclosing(Database(postgres_url, PATIENT)) as database:
+        store = ClientKeyStore(PostgresTables(database), most=2)
+        assert await store.create(_key(1), _digest(1), None) and await store.create(_key(2), _digest(2), None)
+        assert await store.create(_key(3), _digest(3), None) is None
+        assert await store.rotate("key_1", "key_4", "ant_", _digest(4), lifetime=None, overlap=9.0) is None
+        assert [key.expires_at for key in await store.list()] == [None, None]
+        await store.revoke("key_2")
+        assert await store.rotate("key_1", "key_4", "ant_", _digest(4), lifetime=None, overlap=0.0)
+        assert [key.id for key in await store.list()] == ["key_4"]

@@ -24,12 +24,13 @@ _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now_ms())"
 INSERT = f"""
 INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
 SELECT :id, :digest, :name, :owner, :team, :prefix, :models, :tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
-WHERE (SELECT count(*) FROM client_keys WHERE {_VALID}) < {MOST_KEYS}
+WHERE (SELECT count(*) FROM client_keys WHERE {_VALID}) < :most
 """
 SUCCEED = f"""
 INSERT INTO client_keys (id, digest, name, owner, team, prefix, models, tools, created_at, expires_at)
 SELECT :new, :digest, name, owner, team, :prefix, models, tools, now_ms(), now_ms() + CAST(:lifetime AS bigint)
 FROM client_keys WHERE id = :id AND {_VALID}
+  AND (SELECT count(*) FROM client_keys WHERE {_VALID}) < :most
 """
 END = f"""
 UPDATE client_keys SET expires_at = least(coalesce(expires_at, now_ms() + :overlap), now_ms() + :overlap)
@@ -66,16 +67,17 @@ class ValidKeys(msgspec.Struct, frozen=True):
 class ClientKeyStore:
     """The client keys, in tables that the caller closes. Every method raises `StoreError`."""
 
-    def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the clock of a database that has none (SQLite)."""
+    def __init__(self, tables: Tables, clock: Clock = now, *, most: int = MOST_KEYS) -> None:
+        """`clock`: the clock of a database that has none (SQLite). `most`: the maximum of valid keys."""
         self._tables = tables
+        self._most = most
         self._clock = clock
 
     async def create(
         self, key: ClientKey, digest: bytes, lifetime: float | None, *beside: Statement
     ) -> ClientKey | None:
         """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are
-        already `MOST_KEYS` valid ones. `beside`: statements of the same transaction, here and below."""
+        already `most` valid ones. `beside`: statements of the same transaction, here and below."""
         named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
         named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}
         named |= {"models": _packed(key.access.models), "tools": _packed(key.access.tools)}
@@ -92,7 +94,8 @@ class ClientKeyStore:
         overlap: float,
     ) -> ClientKey | None:
         """Create a successor with the name, the owner and the access of this key, which expires in `overlap` seconds.
-        Returns the successor, or None when the key is not valid."""
+        Returns the successor, or None when the key is not valid, or when
+        there are already `most` valid keys."""
         named: dict[str, object] = {"id": key_id, "new": new_id, "prefix": prefix, "digest": digest, **self._now}
         named |= {"lifetime": _lifetime(lifetime), "overlap": milliseconds(overlap)}
         unit = (Statement(SUCCEED, named, rows=1), Statement(END, named, rows=1), *beside)
@@ -119,11 +122,11 @@ class ClientKeyStore:
 
     @property
     def _now(self) -> dict[str, object]:
-        return {"now_ms": milliseconds(self._clock())}
+        return {"now_ms": milliseconds(self._clock()), "most": self._most}
 
     async def _change(self, *statements: Statement) -> bool:
         """Run the statements as one change. The row of the number comes first: its lock puts changes in an order, so
-        that two of them cannot exceed `MOST_KEYS` together. False when a statement found no row."""
+        that two of them cannot exceed `most` together. False when a statement found no row."""
         try:
             await self._tables.run([Statement(CHANGE, {}), *statements])
         except RowsMissing:

@@ -183,7 +183,11 @@ async def _no_such_key(key_id: str, store: ClientKeyStore) -> int:
     if found is None:
         why = "there is no such key; 'antiphon admin keys list --all' lists the ids"
     else:
-        why = "it is already revoked" if found.revoked_at is not None else "it is expired"
+        # `rotate` refuses a valid key only at the maximum.
+        is_valid = found in await store.list(found.owner)
+        full = f"there are {MOST_KEYS} valid keys already: revoke those that no client uses"
+        ended = "it is already revoked" if found.revoked_at is not None else "it is expired"
+        why = full if is_valid else ended
     print(f"antiphon: {printable(key_id[:_LONGEST])}: {why}", file=sys.stderr)
     return 1
 
