@@ -6,8 +6,7 @@ the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
 and every error response has OpenAI's error object. The server removes headers that only a trusted gateway may set,
-unless the request came over a Unix socket or has the shared secret. The server reads an upload only as fast as the
-endpoint consumes it.
+unless the request came over a Unix socket or has the shared secret. An upload is read as fast as it is consumed.
 """
 
 from __future__ import annotations
