@@ -58,7 +58,7 @@ async def test_a_bomb_fails_alone(tmp_path: Path) -> None:
         await setup.ingested(store_id)
         assert await last_error(setup, store_id, bomb) == {
             "code": "invalid_file",
-            "message": "The file unpacks to too much.",
+            "message": "The decompressed file is too large.",
         }
         assert sorted(await setup.names(store_id, "birds")) == ["birds", "more"]
 

@@ -73,9 +73,9 @@ def test_every_action_of_admin_has_help_of_its_own(action: str, capsys: pytest.C
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: antiphon admin {action} ")
-    assert ("--yes" in shown) is (action in ("delete-owner", "new-keys", "usage")) and ("--owner" in shown) is (
-        action in ("export", "delete-owner", "usage", "audit")
-    )
+    assert ("--yes" in shown) is (action in ("delete-owner", "move-owner", "new-keys", "usage")) and (
+        "--owner" in shown
+    ) is (action in ("export", "delete-owner", "usage", "audit"))
 
 
 @pytest.mark.parametrize("command", ["up", "admin owners"])

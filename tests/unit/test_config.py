@@ -358,7 +358,7 @@ def test_merging_changes_neither_side() -> None:
         ({"models": [{"match": "a[b"}]}, "'\\[' without its '\\]'"),
         ({"models": [{"match": ""}]}, "match is empty"),
         ({"models": [{"match": "a"}, {"match": "a"}]}, r"models\[1\]\.match: 'a' is there twice"),
-        ({"models": [{"match": "a", "mode": "native", "model": "b"}]}, "keeps its name"),
+        ({"models": [{"match": "a", "mode": "native", "model": "b"}]}, "leave 'model' out"),
         ({"upstreams": {"a": {}}, "models": [{"match": "b"}]}, "'default' is unknown; choose one of a"),
     ],
 )
@@ -396,7 +396,7 @@ _WEIGHTED = [{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]
             _two([{"name": "a", "wieght": 1}]),
             "models[0].upstream: an entry of the list has 'name' and 'weight', and nothing else",
         ),
-        (_two(["a", "b"], mode="native"), "models[0]: a native upstream keeps its responses itself"),
+        (_two(["a", "b"], mode="native"), "models[0]: a native upstream stores its own responses"),
         (
             _two(["a", "b"], b={"header_allow": ["x-a"]}),
             "models[0].upstream: a and b differ in 'header_allow', which must be the same for all of a list",
@@ -473,8 +473,8 @@ def test_upstreams_and_models_from_the_environment() -> None:
             {"upstream": {"profile_flags": {"named_tool": "required"}}},
             "upstream.profile_flags: 'named_tool' is no flag",
         ),
-        ({"upstream": {"field_allow": ["messages"]}}, "upstream.field_allow: messages cannot be let through"),
-        ({"upstream": {"field_allow": ["input"]}}, "upstream.field_allow: input cannot be let through"),
+        ({"upstream": {"field_allow": ["messages"]}}, "upstream.field_allow: messages cannot be allowed"),
+        ({"upstream": {"field_allow": ["input"]}}, "upstream.field_allow: input cannot be allowed"),
         ({"models": [{"match": "a", "extra": {"n": 2}}]}, "models[0].extra: n cannot be added"),
         ({"models": [{"match": "a", "extra": {"max_tokens": 2}}]}, "max_tokens cannot be added"),
         ({"models": [{"match": "a", "profile_flags": {"think": "on"}}]}, "models[0].profile_flags: think: 'on'"),
@@ -701,8 +701,8 @@ def test_a_model_reads_a_hundred_characters_of_a_call_at_least() -> None:
         ("listen: a:80:80", "listen: is not HOST:PORT"),
         ("listen: '[::1:80'", "listen: is not HOST:PORT"),
         ("listen: 'http://a:80'", "listen: is not HOST:PORT"),
-        ("models: &x [*x]", "an alias stands inside of what it names"),
-        ("extensions: &x {a: {b: [*x]}}", "an alias stands inside of what it names"),
+        ("models: &x [*x]", "an alias refers to a node that contains the alias"),
+        ("extensions: &x {a: {b: [*x]}}", "an alias refers to a node that contains the alias"),
     ],
 )
 def test_odd_values_are_refused_before_they_do_harm(file: Path, text: str, says: str) -> None:

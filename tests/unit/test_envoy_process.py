@@ -166,7 +166,7 @@ async def test_what_an_ended_run_left_in_the_shared_memory_is_removed(runs: _Run
 async def test_without_a_base_id_there_is_no_hot_restart(runs: _Runs) -> None:
     first = await runs.prepare("0")
     first.next_command()
-    with pytest.raises(ConfigError, match="this Envoy knows no hot restart"):
+    with pytest.raises(ConfigError, match="this Envoy does not support hot restart"):
         await runs.prepare("1", first)
 
 

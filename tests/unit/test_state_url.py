@@ -67,7 +67,7 @@ def test_what_a_url_says(text: str, expected: StateUrl) -> None:
         (f"postgresql+asyncpg://me:{SECRET}@db/a", "must be sqlite:"),
         ("sqlite:a", "an absolute path"),
         ("sqlite://host/a", "names no host"),
-        ("memory:a", "has nothing behind it"),
+        ("memory:a", "takes nothing after the colon"),
         (f"postgresql:me:{SECRET}@db/a", "names no server"),
         ("postgresql:///a", "names no server"),
         (f"postgresql://me:{SECRET}@db:port/a", "is no URL"),

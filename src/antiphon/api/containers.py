@@ -157,9 +157,11 @@ class ContainerApi(Area):
         if len(body.name) > _MAX_NAME:
             raise invalid_parameter("name", f"at most {_MAX_NAME} characters")
         if body.skills:
-            raise unsupported_parameter("There are no skills here; leave 'skills' out.", "skills")
+            raise unsupported_parameter("This server supports no skills. Leave 'skills' out.", "skills")
         if body.network_policy is not None and body.network_policy.type != "disabled":
-            raise unsupported_parameter("Code has no network here; leave 'network_policy' out.", "network_policy")
+            raise unsupported_parameter(
+                "This server runs code without network access. Leave 'network_policy' out.", "network_policy"
+            )
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
         if len(file_ids) > _MAX_FILES:
             raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")

@@ -150,7 +150,8 @@ class Files(Area):
                 return made_again(raw_response(show_file(existing(found, made_is_gone("file")))))
             except OwnerStorageFull:
                 raise InvalidRequest(
-                    "Your files would be larger than they may be together. Delete files that you no longer need.",
+                    "Your files would exceed the total size that the operator allows. Delete files that "
+                    "you no longer need.",
                     param="file",
                     code="storage_limit_exceeded",
                 ) from None

@@ -75,7 +75,7 @@ def boundary(content_type: str | None) -> bytes:
         )
     found = _parameters(content_type or "").get("boundary", "")
     if not 0 < len(found) <= _MAX_BOUNDARY or not found.isascii() or "\r" in found or "\n" in found:
-        raise _broken("its content type names no usable boundary")
+        raise _broken("its content-type header has no valid boundary")
     return found.encode()
 
 
@@ -143,7 +143,7 @@ class FormDecoder:
             return False
         lines = bytes(self._buffer[:end]).split(b"\r\n")
         if end > _MAX_HEAD or lines[0].strip(b" \t"):
-            raise _broken("a part does not begin as it should")
+            raise _broken("the line after a boundary is not valid")
         self._parts += 1
         if self._parts > _MAX_PARTS:
             raise _broken(f"it has more than {_MAX_PARTS} parts")
@@ -158,14 +158,14 @@ def _read_part(lines: list[bytes]) -> Part:
     for line in lines:
         match = _HEADER.fullmatch(line)
         if match is None:
-            raise _broken("a part has a header that is none")
+            raise _broken("a part has a header without a colon")
         headers[match[1].decode().lower()] = _decode(match[2].rstrip())
     disposition = headers.get("content-disposition", "")
     given = _parameters(disposition)
     if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in given:
-        raise _broken("a part does not say which field it is")
+        raise _broken("a part has no field name")
     if headers.get("content-transfer-encoding", "binary").lower() not in _ENCODINGS:
-        raise _broken("a part is encoded; send it without encoding")
+        raise _broken("a part has a content-transfer-encoding; send it without one")
     filename = given.get("filename")
     if "filename*" in given:
         filename = _extended(given["filename*"]) or filename

@@ -72,7 +72,7 @@ def extensions() -> tuple[Extension, ...]:
     ]
     for one, other in pairwise(found):
         if (one.kind, one.name) == (other.kind, other.name):
-            raise ConfigError(f"{one} has the name of the one of {other.package}; uninstall one of them")
+            raise ConfigError(f"{one} has the same name as an extension of {other.package}; uninstall one of them")
     return tuple(found)
 
 

@@ -166,7 +166,8 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
         text = file.read_text(encoding="utf-8")
         if not text.strip():
             raise ConfigError(
-                f"--into: {file} is empty: was it printed into as well? Print into another file, then move it"
+                f"--into: {file} is empty: did the shell redirect the output into it? Write into "
+                "another file, then move that file"
             )
         theirs = read(text)
     except yaml.MarkedYAMLError as error:
@@ -178,7 +179,7 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
         raise ConfigError(f"--into: {file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, yaml.YAMLError):
         raise ConfigError(
-            f"--into: {file} is no YAML, or nested too deep: give the file that Envoy starts with"
+            f"--into: {file} is not YAML, or nested too deeply: give the file with which Envoy starts"
         ) from None
     ours = parts(settings, endpoints(settings), version)
     return to_yaml(merged(theirs, ours, wanted, lambda line: print(f"antiphon: {line}", file=sys.stderr)))

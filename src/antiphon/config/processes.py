@@ -148,7 +148,7 @@ class EndpointPickerSettings(Section):
     @model_validator(mode="after")
     def _check_section(self) -> Self:
         if self.ca_file is not None and self.tls != "verified":
-            raise ValueError("envoy.endpoint_picker.ca_file is for tls: verified alone")
+            raise ValueError("envoy.endpoint_picker.ca_file works only with tls: verified")
         return self
 
 

@@ -140,7 +140,9 @@ class BlobSettings(Section):
         if (self.key_id is None) != (self.secret is None):
             raise ValueError("key_id and secret belong together; set both, or none")
         if self.url is None and (self.endpoint is not None or self.key_id is not None):
-            raise ValueError("url is not set, and without it the others say nothing; set it to s3://bucket/prefix")
+            raise ValueError(
+                "url is not set, and the other settings of this section need it; set it to s3://bucket/prefix"
+            )
         return self
 
     @property

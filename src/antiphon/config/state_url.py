@@ -52,7 +52,7 @@ def read_state_url(text: str) -> StateUrl:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
-            raise ValueError("memory: has nothing behind it")
+            raise ValueError("memory: takes nothing after the colon")
         return StateUrl("memory", "memory:")
     if colon and scheme == "sqlite":
         path = rest.removeprefix("//")

@@ -88,20 +88,20 @@ class UpstreamSettings(Section):
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
             raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
         if private := sorted(name for name in names if name.startswith("x-antiphon-")):
-            raise ValueError(f"{', '.join(private)} is between Envoy and the sidecar and goes no further")
+            raise ValueError(f"{', '.join(private)} is used between Envoy and the sidecar, and no upstream may get it")
         return names
 
     @field_validator("field_allow")
     @classmethod
     def _check_fields(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if taken := sorted((DECIDED_HERE | REQUEST_FIELDS).intersection(value)):
-            raise ValueError(f"{', '.join(taken)} cannot be let through: what becomes of it is decided here")
+            raise ValueError(f"{', '.join(taken)} cannot be allowed: Antiphon itself handles this field")
         return value
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
         if "authorization" in self.header_allow and self.auth_mode is not AuthMode.PASSTHROUGH:
-            raise ValueError("header_allow names authorization: whether it goes along is what 'auth' says")
+            raise ValueError("header_allow names authorization: the setting 'auth' decides about this header")
         return self
 
     @property
@@ -194,7 +194,7 @@ class ModelSettings(Section):
     @classmethod
     def _check_extra(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(DECIDED_HERE.intersection(value)):
-            raise ValueError(f"{', '.join(taken)} cannot be added: what becomes of it is decided here")
+            raise ValueError(f"{', '.join(taken)} cannot be added: Antiphon itself sets this field")
         try:
             encode(value)
         except (TypeError, ValueError, UnicodeError) as error:
@@ -208,11 +208,18 @@ class ModelSettings(Section):
         if re.sub(r"\[!?\]?[^]]*\]", "", self.match).count("["):
             raise ValueError(f"match {self.match!r} has a '[' without its ']'; a '[' itself is written '[[]'")
         if self.mode == "native" and self.model is not None:
-            raise ValueError("a native model keeps its name, since its requests pass untouched: leave 'model' out")
+            raise ValueError(
+                "Antiphon sends requests of a native model unchanged, with the client's model name: leave 'model' out"
+            )
         if self.mode == "native" and (self.extra or self.profile_flags):
-            raise ValueError("requests of a native model pass untouched: leave 'extra' and 'profile_flags' out")
+            raise ValueError(
+                "Antiphon sends requests of a native model unchanged: leave 'extra' and 'profile_flags' out"
+            )
         if self.mode == "native" and self.group is not None:
-            raise ValueError("a native upstream keeps its responses itself, so that another cannot go on: name one")
+            raise ValueError(
+                "a native upstream stores its own responses, and another upstream cannot continue "
+                "them: name one upstream"
+            )
         return self
 
     @property

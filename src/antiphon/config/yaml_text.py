@@ -23,7 +23,7 @@ def read_yaml(text: str) -> object:
     try:
         found = yaml.load(text, _UniqueKeyLoader)
         if _holds_itself(found, set(), set()):
-            raise NotYaml("an alias stands inside of what it names")
+            raise NotYaml("an alias refers to a node that contains the alias")
         return found
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise NotYaml(_problem(error)) from None

@@ -132,7 +132,8 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
         if len(body) > allowed:
             if allowed < limit:
                 raise RequestTooLarge(
-                    "The request body grows out of all proportion when it is decompressed. Send it uncompressed.",
+                    "The decompressed request body is far larger than its compressed form allows. Send it "
+                    "uncompressed.",
                     code="request_too_large",
                 )
             raise too_large(limit, decoded=True)
@@ -175,7 +176,7 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
     except zlib.error:
         raise _Broken("it is damaged") from None
     if not stream.eof and len(plain) < limit:
-        raise _Broken("it stops in the middle")
+        raise _Broken("it ends in the middle of a block")
     return plain, stream.unused_data
 
 
@@ -215,7 +216,7 @@ def _check_frames(body: bytes) -> None:
         else:
             raise _Broken("it is damaged")
         if place > end:
-            raise _Broken("it stops in the middle")
+            raise _Broken("it ends in the middle of a block")
 
 
 def _frame_end(body: bytes, place: int) -> int:

@@ -111,7 +111,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
             raise Unreadable("Archives cannot be read.", "unsupported_file")
         return partial(_read_archive, _ARCHIVES[suffix])
     if suffix in (".docx", ".pptx", ".xlsx"):
-        raise Unreadable("The file is not what its name says.")
+        raise Unreadable("The content of the file does not match the type in its name.")
     return _TEXTS.get(suffix, _read_text)
 
 
@@ -279,7 +279,7 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
     # it contains.
     xml = sum(entry.file_size for entry in entries if entry.filename.endswith((".xml", ".rels")))
     if len(entries) > _MAX_ENTRIES or xml > 8 * max_bytes:
-        raise Unreadable("The file unpacks to too much.")
+        raise Unreadable("The decompressed file is too large.")
     try:
         return read(path, max_bytes)
     except (Unreadable, MemoryError):

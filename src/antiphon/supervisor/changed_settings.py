@@ -155,7 +155,7 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
         if name in FIXED:
             raise ConfigError(f"{name} cannot change while it runs ({FIXED[name]}): restart, or take the change back")
     if "memory" in (before.state.place.kind, after.state.place.kind):
-        raise ConfigError("state.url: memory: is in the workers' memory, and would be gone with them: restart")
+        raise ConfigError("state.url: memory: is in the workers' memory, and would be lost with them: restart")
     for name in _OF_ONE_SET if after.door == "envoy" else ():
         address = str(reduce(getattr, name.split("."), after))
         if parse_address(address)[0] != "unix" and address == str(reduce(getattr, name.split("."), before)):

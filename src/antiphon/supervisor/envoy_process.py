@@ -69,7 +69,7 @@ class EnvoyProcess:
         if former is not None:
             if not former._base_id():
                 raise ConfigError(
-                    "this Envoy knows no hot restart (it takes Linux, and a /dev/shm to write in): restart"
+                    "this Envoy does not support hot restart (it needs Linux and a writable /dev/shm): restart"
                 )
             made._follows = former
             await asyncio.to_thread(made._validate, settings)
@@ -130,7 +130,7 @@ class EnvoyProcess:
         )
         if ran.returncode:
             said = (ran.stderr or ran.stdout).strip().splitlines()
-            raise ConfigError(f"Envoy does not take its configuration: {said[-1] if said else ran.returncode}")
+            raise ConfigError(f"Envoy rejects its configuration: {said[-1] if said else ran.returncode}")
 
 
 def forget(shared: Path) -> None:

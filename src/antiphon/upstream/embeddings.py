@@ -106,7 +106,7 @@ class HttpEmbedder:
         if self._width is None and vectors:
             self._width = len(vectors[0])
         if any(len(vector) != self._width or not np.all(np.isfinite(vector)) for vector in vectors):
-            raise EmbeddingFailed("the embeddings server gave vectors that do not belong together")
+            raise EmbeddingFailed("the embeddings server gave vectors of different lengths")
         return [_unit(vector) for vector in vectors]
 
 

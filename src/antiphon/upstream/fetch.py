@@ -170,7 +170,7 @@ class GuardedFetcher:
             if answer.status != 200:
                 raise _failed(f"its server answered {answer.status}.")
             if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-                raise _failed("its server sent it compressed although that was not asked for.")
+                raise _failed("its server compressed it although the request did not allow that.")
             name = _file_name(answer, url)
             kind = self._media_type(answer.content_type if "content-type" in answer.headers else "", name)
             return FetchedFile(name, kind, await _read_within(answer, budget))
@@ -322,7 +322,7 @@ def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     def make(info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
         family, kind, protocol, _, target = info
         if ip_address(target[0]) not in allowed:
-            raise OSError("the address was not checked")
+            raise OSError("Antiphon has not checked this address")
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         return made
@@ -349,7 +349,7 @@ class HostResolver:
         try:
             found = await self._threads.run(ask)
         except Unavailable:
-            raise OSError("no thread for resolving names got free") from None
+            raise OSError("all threads that resolve names are busy") from None
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

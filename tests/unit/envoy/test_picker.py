@@ -71,7 +71,10 @@ def test_how_the_picker_is_spoken_to() -> None:
         ({"envoy": {"endpoint_picker": {"address": "unix:/x"}}}, "is not HOST:PORT"),
         ({"envoy": {"endpoint_picker": {"address": ":9002"}}}, "is not HOST:PORT"),
         ({"envoy": {"endpoint_picker": {"address": "epp:0"}}}, "is not HOST:PORT"),
-        ({"envoy": {"endpoint_picker": {"address": "epp:9002", "ca_file": "/ca.pem"}}}, "tls: verified alone"),
+        (
+            {"envoy": {"endpoint_picker": {"address": "epp:9002", "ca_file": "/ca.pem"}}},
+            "works only with tls: verified",
+        ),
         ({"envoy": {"endpoint_picker": {"address": "epp:9002"}}, "door": "http"}, "stands in Envoy"),
         (
             {

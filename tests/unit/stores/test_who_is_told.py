@@ -106,7 +106,7 @@ async def test_a_store_that_is_deleted_while_it_is_made_is_said(vectors: SqliteV
     vectors.stores.get = none  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="deleted while it was made"):
         await _make(vectors, "a")
-    with pytest.raises(StoreError, match="no id of a vector store"):
+    with pytest.raises(StoreError, match="id of the vector store is not valid"):
         vector_sql.index_table("vs_a'; --")
 
 
@@ -244,7 +244,7 @@ async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fi
 
 
 def _aged(stores: SqliteStores, now: float, rows: int, **kept: float) -> Retention:
-    given: dict[str, Any] = {"events": None, **kept}
+    given: dict[str, Any] = {"events": None, "audit": None, **kept}
     pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now, rows=rows)
     return Retention(stores.tables, pieces, RetentionSettings(**given))
 
@@ -261,7 +261,9 @@ async def test_a_conversation_goes_at_once_or_item_by_item(stores: SqliteStores,
     run = stores.tables.writer.run
 
     async def counted(unit: Any, **named: Any) -> Any:
-        pieces.append(len(unit))
+        # The rows of the audit are one of their own.
+        if "audit" not in repr(unit):
+            pieces.append(len(unit))
         return await run(unit, **named)
 
     stores.tables.writer.run = counted  # type: ignore[method-assign, assignment]
@@ -287,7 +289,8 @@ async def test_pieces_of_chains_and_streams(stores: SqliteStores) -> None:
 
     async def counted(unit: Any, **named: Any) -> Any:
         counts = await run(unit, **named)
-        pieces.append(counts[-1])
+        if "audit" not in repr(unit):
+            pieces.append(counts[-1])
         return counts
 
     stores.tables.writer.run = counted  # type: ignore[method-assign, assignment]

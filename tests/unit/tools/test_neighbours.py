@@ -156,7 +156,7 @@ async def test_an_answer_that_is_none_is_an_error(several: list[Process], tmp_pa
         writer.close()
 
     async with await asyncio.start_unix_server(lie, tmp_path / f"code-{GONE}"):
-        with pytest.raises(SandboxFailed, match="no answer that can be read"):
+        with pytest.raises(SandboxFailed, match="gave an invalid answer"):
             await several[0].neighbours.run(GONE, KEY, "1", 5)
 
 

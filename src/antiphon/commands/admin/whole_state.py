@@ -82,9 +82,7 @@ async def move_state(settings: Settings, source: str | None, target: str | None)
     except ValueError as error:
         raise ConfigError(f"--from, --to: {error}") from None
     if place.kind != "sqlite" or goal.kind != "postgresql":
-        raise ConfigError(
-            "things are moved --from sqlite:/FOLDER --to postgresql://… (or state.url, where that is one)"
-        )
+        raise ConfigError("a move needs --from sqlite:/FOLDER and --to postgresql://… (default: state.url)")
     hints = list(_keys(settings))
     folder = place.folder or settings.data
     moved = await move(

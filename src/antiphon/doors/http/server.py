@@ -318,7 +318,9 @@ class HttpDoor:
         and another program the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
-                raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
+                raise InvalidRequest(
+                    f"The request has the header {name} more than once. Send it once.", code="duplicate_header"
+                )
 
     async def _serve_exchange(
         self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold
@@ -460,7 +462,7 @@ async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: floa
     """Yield the chunks of an upload. Each chunk may take `seconds` to arrive. Raises `ApiError` (400, 408, 415)."""
     if content_codings(headers):
         raise ApiError(
-            "Uploads are taken as they are: send the body without a content-encoding.",
+            "Antiphon stores uploads without decoding them. Send the body without a content-encoding.",
             status=415,
             type="invalid_request_error",
             code="unsupported_content_encoding",
@@ -473,7 +475,7 @@ async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: floa
                 piece = await request.content.readany()
         except TimeoutError:
             raise ApiError(
-                f"Nothing more of the request body arrived for {seconds:g} seconds.",
+                f"The client sent no part of the request body for {seconds:g} seconds.",
                 status=408,
                 type="invalid_request_error",
                 code="request_timeout",

@@ -201,7 +201,9 @@ class Database:
                 if code_of(error) not in TRY_AGAIN or asyncio.get_running_loop().time() >= deadline:
                     raise store_error(doing, error, setting=self.setting) from error
             await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
-        raise StoreError(f"{doing} failed: PostgreSQL: transactions stood in each other's way.", reason="locked")
+        raise StoreError(
+            f"{doing} failed: PostgreSQL: a deadlock or a serialization conflict between transactions.", reason="locked"
+        )
 
     def _succeeded(self, doing: _Doing) -> None:
         at = time.monotonic()

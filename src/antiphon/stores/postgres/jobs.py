@@ -145,7 +145,7 @@ class AddedEvents:
             left = [each for each in left if each.id in again]
             if not left:
                 return written
-        raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
+        raise StoreError("Writing failed: another process keeps writing to the same stream.", reason="locked")
 
     async def stored(self, group: Sequence[Addition]) -> Collection[str]:
         """Return no ids, so that the write queue appends all events again, which is safe."""
@@ -227,4 +227,4 @@ class PostgresJobWriter:
                 if row["done"] and row["watched"]:
                     self._changed([record.id])
                 return bool(row["done"])
-        raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
+        raise StoreError("Writing failed: another process keeps writing to the same stream.", reason="locked")

@@ -123,6 +123,6 @@ class Withdrawals:
                 await connection.fetch(_TAKE_ID, record.id, _NOBODY, f"withdrawn {record.id}")
                 if await connection.fetch(_IS_OURS, record.id, _NOBODY):
                     return was_stored
-            raise StoreError("The response's id is another one's.", reason="failed")
+            raise StoreError("Another response already has this response's id.", reason="failed")
 
         return await self._database.transaction(work)

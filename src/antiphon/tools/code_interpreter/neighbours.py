@@ -207,10 +207,10 @@ class Neighbours:
                 await writer.drain()
                 answer = await read_message(reader, RunReply, self._answer_bytes)
         except TimeoutError:
-            raise SandboxFailed("The process that has the interpreter did not answer in time.") from None
+            raise SandboxFailed("The process that runs the interpreter did not answer in time.") from None
         except NoMessage as error:
             _log.error("interpreter_answer_unreadable", container=ask.key, error=str(error))
-            raise SandboxFailed("The process that has the interpreter gave no answer that can be read.") from None
+            raise SandboxFailed("The process that runs the interpreter gave an invalid answer.") from None
         except (asyncio.IncompleteReadError, OSError):
             _log.warning("interpreter_process_ended", container=ask.key, process=holder)
             return CodeRun("", failed=True, lost="the process that it was in ended")

@@ -139,7 +139,7 @@ class CodeInterpreter:
             raise invalid_value(f"{where}.type", "it must be 'auto'")
         if container.network_policy is not None and container.network_policy.type != "disabled":
             raise unsupported_parameter(
-                "Code has no network here; leave 'network_policy' out.", f"{where}.network_policy"
+                "This server runs code without network access. Leave 'network_policy' out.", f"{where}.network_policy"
             )
         memory = read_memory(f"{where}.memory_limit", container.memory_limit, self._settings.memory)
         file_ids = tuple(dict.fromkeys(container.file_ids or ()))

@@ -148,7 +148,8 @@ class ContainerUse:
             _log.warning("container_lost", container=self.container_id)
             self._over()
             raise ContainerFailed(
-                "This process stood still for so long that others may have used the container; what was done is lost."
+                "This process was stalled for so long that another process may have used the "
+                "container. The result of this call is lost."
             ) from None
         self._over()
 

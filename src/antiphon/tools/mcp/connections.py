@@ -264,7 +264,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
         stream = answer.stream
         if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             await answer.aclose()
-            raise httpx2.ReadError("it is compressed although that was not asked for")
+            raise httpx2.ReadError("the server compressed it although the request did not allow that")
         assert isinstance(stream, httpx2.AsyncByteStream)
         answer.stream = _Bounded(
             stream, self._limit, endless="text/event-stream" in answer.headers.get("content-type", "")

@@ -206,7 +206,7 @@ class WebSearch:
             # Parse in a thread, because a large page would block other requests.
             return await PAGES.run(read, page)
         except ValueError:
-            raise ToolFailed(f"it is no text ({page.media_type[:64]}).") from None
+            raise ToolFailed(f"the page is not text ({page.media_type[:64]}).") from None
 
 
 def _check_domains(where: str, domains: list[str]) -> None:

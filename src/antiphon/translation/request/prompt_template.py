@@ -113,7 +113,7 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
     # A template may use a variable many times, so the check counts every use.
     if len(template) + sum(len(values[name]) for name in seen.names) > max_bytes:
         raise RequestTooLarge(
-            f"With its variables, each as often as it is used, the prompt takes more than {max_bytes} bytes, the most "
+            f"With all its variables filled in, the prompt has more than {max_bytes} bytes, the most "
             "that a request may have (limits.request_body_bytes).",
             param="prompt.variables",
             code="request_too_large",

@@ -110,7 +110,7 @@ def index_table(store_id: str) -> str:
     """Return the table name of a store's full-text index. The name is safe in SQL, because Antiphon's ids consist of
     letters, digits and underscores. Raises `StoreError` if `store_id` is not an id of a vector store."""
     if not is_id(store_id, "vs"):
-        raise StoreError("That is no id of a vector store.")
+        raise StoreError("The id of the vector store is not valid.")
     return INDEX_PREFIX + store_id
 
 
