@@ -78,7 +78,8 @@ async def test_the_commands(place: Place) -> None:
             pass
     assert (place.folder / "anna.jsonl").read_text().count("\n") > 0
     said = await place.run("keys-and-owners.md", "keys-managed")
-    assert "token    ant_" in said and said.count("laptop") == 2
+    # The audit, the new key and the list.
+    assert "token    ant_" in said and said.count("laptop") == 3
     assert "b:" in await place.run("monitoring.md", "usage-sums")
     said = await place.run("backup.md", "backup-restore")
     assert "it holds owner.key and sealing.key" in said and (place.folder / "restored" / "sessions.db").exists()
