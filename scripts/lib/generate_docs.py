@@ -233,14 +233,14 @@ in the source, with the recording of real traffic or the documentation that show
 1. `models[].profile`, where a rule of `models` names one;
 2. `upstream.profile` (`upstreams.NAME.profile`), where it is not `auto`;
 3. with `auto`, the one whose host names fit `upstream.url`;
-4. with `auto`, the one that the server names itself by: its list of models is asked for once it can be reached
-   (llama.cpp, vLLM, SGLang, Ollama, LM Studio);
+4. with `auto`, the profile of the server that its list of models identifies (llama.cpp, vLLM, SGLang, Ollama, LM
+   Studio). Antiphon requests this list once, as soon as it reaches the server;
 5. `generic`, which works with every server of the recordings. A warning `upstream_unidentified` says so, at the
    latest after half a minute.
 
-Single flags can be set over it: `upstream.profile_flags`, `models[].profile_flags`, for example
-`{named_tool_choice: required}`; they hold for every model of the rule. The names are those of the table below and of
-`src/antiphon/translation/profiles/profile.py`, which says what each means; a wrong name is an error that lists them.
+You can change single flags of a profile with `upstream.profile_flags` or `models[].profile_flags`, for example
+`{named_tool_choice: required}`. They apply to every model of the rule. The table below has the names of the flags, and
+`src/antiphon/translation/profiles/profile.py` has their meaning. For a wrong name the error lists all names.
 
 The host name does not identify a server that you run yourself. Some servers do not identify themselves by their list
 of models either (TGI, or a server behind your own proxy). Name their profile: `upstream.profile: tgi`. `antiphon

@@ -49,8 +49,8 @@ def beside_others(found: Parts) -> Parts:
 
 
 def _only(ours: str, entry: Config) -> Config:
-    """Limit a log or mapper entry to requests for Antiphon's clusters. The entry's existing filter is evaluated first,
-    because it is cheap."""
+    """Limit an access log or a mapper of Envoy to requests for Antiphon's clusters. Envoy evaluates the existing filter
+    of `entry` first, because it is cheap."""
     chosen = entry.get("filter")
     if chosen is None:
         return {**entry, "filter": where(ours)}

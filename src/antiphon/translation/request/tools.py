@@ -317,8 +317,8 @@ def _for_programs_too(tool: ToolDeclaration) -> bool:
 
 
 def may_be_called(tool: ToolDeclaration) -> bool:
-    """Whether the model itself may call a tool. Programs that the model writes may call other tools, but Antiphon runs
-    no programs."""
+    """Whether the model may call this tool directly. A tool that only programs of the model may call is useless here,
+    because Antiphon runs no such programs."""
     callers = tool.allowed_callers
     if first(callers) != b"[":
         return True
