@@ -1,8 +1,7 @@
 """Implements the HTTP server: the public port, and the sidecar's private port behind Envoy.
 
-This module listens, controls access, finds the owner of a request and reads the request within its limits. This module
-also drains the server and writes one log line per request. `api/router.py` routes the paths, and `exchange.py` writes
-the response of an exchange.
+Lives here: listening, access control, the owner of a request, its limits, draining and one log line per request. Not
+here: routing paths (`api/router.py`), writing the response of an exchange (`exchange.py`).
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
 and every error response has OpenAI's error object. The server removes headers that only a trusted gateway may set,
@@ -318,9 +317,7 @@ class HttpDoor:
         and another program the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
-                raise InvalidRequest(
-                    f"The request has the header {name} more than once. Send it once.", code="duplicate_header"
-                )
+                raise InvalidRequest(f"The header {name} occurs more than once. Send it once.", code="duplicate_header")
 
     async def _serve_exchange(
         self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold
