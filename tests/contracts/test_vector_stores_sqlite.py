@@ -119,5 +119,5 @@ async def test_two_that_sweep_take_no_word_out_twice(here: SqliteVectorDatabase,
 @pytest.mark.parametrize("store_id", ["", "x", "vs_1; DROP TABLE files", "vs_" + "a" * 500, "file_1"])
 def test_what_is_no_id_of_ours_is_no_name_of_a_table(store_id: str) -> None:
     assert index_table("vs_1") == "fts_vs_1"
-    with pytest.raises(StoreError, match="no id"):
+    with pytest.raises(StoreError, match="id of the vector store is not valid"):
         index_table(store_id)

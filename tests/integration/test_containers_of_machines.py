@@ -226,7 +226,7 @@ async def test_a_late_end_is_an_error_and_leaves_no_copy(setup: Setup) -> None:
     await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
     await setup.database.write("UPDATE containers SET held_by = 'another'")
     setup.sandboxes[0].go_on.set()
-    with pytest.raises(ContainerFailed, match="stood still"):
+    with pytest.raises(ContainerFailed, match="was stalled for so long"):
         await running
     assert await setup.named() == set()
     # No row names it: it goes when its lease is over.

@@ -138,7 +138,7 @@ async def test_answers_that_are_none(
 async def test_a_width_that_changes_is_an_error(server: Server, embedder: HttpEmbedder) -> None:
     await embedder.embed(["a"])
     server.answer = answering(200, vectors([1.0, 2.0, 3.0]))
-    with pytest.raises(EmbeddingFailed, match="belong together"):
+    with pytest.raises(EmbeddingFailed, match="of different lengths"):
         await embedder.embed(["a"])
 
 
