@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pwd
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,23 @@ class Keys:
     def __init__(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self._data, self._capsys = data, capsys
         self.errors = ""
+        self.apart = False
+        """Whether commands run in a process of their own. A command in this process would set the log's format for the
+        loggers of a server that the test runs."""
 
     async def run(self, *words: str, status: int = 0) -> str:
-        assert await asyncio.to_thread(main, ["admin", "keys", *words, "--data", str(self._data)]) == status
+        command = ["admin", "keys", *words, "--data", str(self._data)]
+        if self.apart:
+            ran = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "antiphon", *command),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, errors = map(bytes.decode, await ran.communicate())
+            self.errors = errors
+            assert ran.returncode == status
+            return out
+        assert await asyncio.to_thread(main, command) == status
         out, self.errors = self._capsys.readouterr()
         return out
 
@@ -69,6 +84,7 @@ async def becomes(expected: int, app: BackgroundApp, token: str) -> None:
 
 
 async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one(data: Path, keys: Keys) -> None:
+    keys.apart = True
     async with processes(data) as made:
         apps = [await made.start(managed_keys=True) for _ in range(2)]
         assert [await status(app, "a-token-of-nobody-here") for app in apps] == [401, 401]
@@ -94,6 +110,7 @@ async def test_the_log_names_the_key_and_the_team_of_each_request(
     data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     anna = await keys.create("--owner", "anna", "--team", "lab")
+    keys.apart = True
     async with processes(data) as made:
         app = await made.start(managed_keys=True)
         assert await status(app, "a-token-of-nobody-here") == 401
@@ -108,6 +125,7 @@ async def test_the_log_names_the_key_and_the_team_of_each_request(
 
 
 async def test_an_open_websocket_serves_no_turn_with_a_revoked_key(data: Path, keys: Keys) -> None:
+    keys.apart = True
     async with processes(data) as made:
         app = await made.start(managed_keys=True)
         anna = await keys.create("--owner", "anna")
@@ -131,6 +149,7 @@ async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
     token = "a-token-from-before-there-were-names"
     monkeypatch.setenv("ANNAS_TOKEN", token)
     monkeypatch.setenv("SHORT_TOKEN", "short")
+    keys.apart = True
     async with processes(data) as made:
         before = await made.start()
         status_before, first = await ask(before, token)
