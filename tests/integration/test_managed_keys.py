@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.cli import main
 from antiphon.config.owners import OwnerSettings
@@ -106,22 +107,19 @@ async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one(data: P
             assert await status(app, after["token"]) == 200
 
 
-async def test_the_log_names_the_key_and_the_team_of_each_request(
-    data: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
-) -> None:
-    anna = await keys.create("--owner", "anna", "--team", "lab")
+async def test_the_log_names_the_key_and_the_team_of_each_request(data: Path, keys: Keys) -> None:
     keys.apart = True
-    async with processes(data) as made:
-        app = await made.start(managed_keys=True)
-        assert await status(app, "a-token-of-nobody-here") == 401
-        await becomes(200, app, anna["token"])
-        assert await status(app, anna["token"], body=ASK) == 200
-    told = capsys.readouterr().err
-    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-    named = [(line["message"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
+    anna = await keys.create("--owner", "anna", "--team", "lab")
+    with capture_logs() as lines:
+        async with processes(data) as made:
+            app = await made.start(managed_keys=True)
+            assert await status(app, "a-token-of-nobody-here") == 401
+            await becomes(200, app, anna["token"])
+            assert await status(app, anna["token"], body=ASK) == 200
+    named = [(line["event"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
     assert set(named) == {("request", None, anna["id"], "lab"), ("response", "n:anna", anna["id"], "lab")}
-    assert any(line["message"] == "request" and line["status"] == 401 for line in lines)
-    assert anna["token"] not in told
+    assert any(line["event"] == "request" and line["status"] == 401 for line in lines)
+    assert anna["token"] not in str(lines)
 
 
 async def test_an_open_websocket_serves_no_turn_with_a_revoked_key(data: Path, keys: Keys) -> None:
