@@ -21,6 +21,7 @@ import structlog
 from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
+from antiphon.app.identities import open_identities
 from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
@@ -37,7 +38,7 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.queued_request import able_to
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.ports.callers import KnownKeys
+from antiphon.engine.ports.callers import KnownKeys, KnownTokens
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
@@ -186,6 +187,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         await ring.open()
         opened.push_async_callback(ring.aclose)
         accepted = ring
+    tokens: KnownTokens | None = None
+    if settings.owner.source == "jwt":
+        tokens = await opened.enter_async_context(open_identities(settings.owner.jwt))
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
@@ -282,7 +286,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         runner=runner,
         router=router,
         strict=settings.strict,
-        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, accepted),
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, accepted, tokens),
         admission=admission,
         limits=limits,
         timeouts=times,

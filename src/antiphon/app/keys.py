@@ -73,11 +73,12 @@ def deployment_keys(settings: Settings) -> Keys:
 
 
 def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
-    """The callers by the SHA-256 of their keys in the settings; None when every token is accepted. A key of
+    """The callers by the SHA-256 of their keys in the settings; None when every token is accepted, or when
+    the issuer's tokens take the place of keys. A key of
     `owner.api_keys` names no owner: its owner is the hash of the token. The keys that operators create at run time are
     not among them (`engine/running/key_ring.py`)."""
     owner = settings.owner
-    if not owner.has_client_keys:
+    if not owner.has_client_keys or owner.source == "jwt":
         return None
     found = dict.fromkeys(map(key_digest, owner.api_keys), Caller(""))
     for name, one in (owner.keys or {}).items():

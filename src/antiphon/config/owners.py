@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, GetJsonSchemaHandler, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -16,6 +18,65 @@ from antiphon.config.section import HeaderName, Secret, Section
 
 OWNER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _KEY = re.compile(r"[!-+\--~]{16,}")
+
+
+_Claim = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+"""The name of a claim at the top level of a token."""
+
+_Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""The algorithms with a public key. `none` and those with a shared secret (`HS256`) are not among them: with them, a
+reader of the public keys could write tokens."""
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class JwtSettings(Section):
+    issuer: str = Field(default="", max_length=1000)
+    """The issuer of the tokens, exactly as in their claim `iss`."""
+    audience: tuple[str, ...] = ()
+    """The names of this gateway at the issuer. Antiphon accepts a token if its claim `aud` has one of them."""
+    jwks: str = ""
+    """The issuer's public keys: an `https://` URL of a JSON Web Key Set, or the path of a file. `http://` is allowed
+    only on this machine. Unset: Antiphon asks the issuer's `/.well-known/openid-configuration` for the URL."""
+    ca_file: Path | None = None
+    """Certificate authorities (PEM) that sign the issuer's certificate. Unset: those of the system."""
+    algorithms: tuple[_Algorithm, ...] = Field(default=("RS256", "ES256", "EdDSA"), min_length=1)
+    """The algorithms with which a token may be signed."""
+    owner_claim: _Claim = "sub"
+    """The claim whose value is the owner. Its value must never pass to another person or tenant."""
+    name_claim: _Claim | None = None
+    """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
+    team_claim: _Claim | None = None
+    """The claim with the owner's team. This setting has no effect yet."""
+    leeway: float = Field(default=60.0, ge=0.0, le=600.0)
+    """Seconds by which the clocks of the issuer and of this machine may differ."""
+    refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
+    """Seconds after which a process reads the issuer's keys again. For a token with an unknown key it reads them
+    earlier, at most every ten seconds."""
+
+    @field_validator("jwks")
+    @classmethod
+    def _check_place(cls, value: str) -> str:
+        if "://" in value:
+            check_issuer_url(value)
+        return value
+
+    @property
+    def wrong(self) -> str:
+        """What these settings lack for `owner.source: jwt`. Empty if nothing."""
+        if not self.issuer:
+            return "source is jwt: set jwt.issuer to the issuer of the clients' tokens"
+        if not any(self.audience):
+            return (
+                "source is jwt: set jwt.audience to the name of this gateway at the issuer, or tokens for other "
+                "services would be accepted"
+            )
+        if not self.jwks:
+            try:
+                check_issuer_url(self.issuer)
+            except ValueError:
+                return "jwt.issuer is no https:// URL, so it cannot be asked for its keys: set jwt.jwks"
+        return ""
 
 
 class NamedOwner(Section):
@@ -56,12 +117,14 @@ class _OrKeys:
 
 
 class OwnerSettings(Section):
-    source: Literal["bearer", "header", "single"] = "bearer"
+    source: Literal["bearer", "header", "single", "jwt"] = "bearer"
     """How Antiphon identifies the owner of a request. `bearer`: by a keyed hash of the bearer token. `header`: by a
-    trusted header. `single`: all requests belong to one owner."""
+    trusted header. `jwt`: by a claim of a token that an issuer signed (`owner.jwt`). `single`: all requests belong to
+    one owner."""
     header: Annotated[HeaderName, StringConstraints(to_lower=True)] = "x-antiphon-owner"
     """The trusted header for `source: header`. Envoy removes the header from client requests, and an authentication
     filter in Envoy sets it."""
+    jwt: JwtSettings = JwtSettings()
     key: Secret | None = None
     """Secret key of the owner hash for `source: bearer`. Unset: Antiphon creates a key file in the data folder (mode
     0600), which all workers share."""
@@ -96,9 +159,10 @@ class OwnerSettings(Section):
 
     @property
     def has_client_keys(self) -> bool:
-        """Whether the gateway serves only clients with a key that the settings or `managed_keys` allow."""
+        """Whether the gateway serves only clients with a key that the settings or `managed_keys` allow, or with a token
+        of the issuer."""
         # An empty `keys` rejects every client, because an operator may have removed the last owner.
-        return bool(self.api_keys) or self.keys is not None or self.managed_keys
+        return bool(self.api_keys) or self.keys is not None or self.managed_keys or self.source == "jwt"
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -126,6 +190,10 @@ class OwnerSettings(Section):
                     f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, and begin with a "
                     "letter or a digit"
                 )
+        if self.keys is not None and self.source == "jwt":
+            raise ValueError(
+                "keys and source jwt both decide about the bearer token: remove keys, or set source to bearer"
+            )
         if named and self.source != "bearer":
             raise ValueError(
                 f"keys name their owners, and source is {self.source!r}: set source to bearer, or remove keys"
@@ -135,6 +203,10 @@ class OwnerSettings(Section):
                 f"managed_keys name their owners, and source is {self.source!r}: set source to bearer, or managed_keys "
                 "to false"
             )
+        if self.source == "jwt" and self.api_keys:
+            raise ValueError("api_keys and source jwt both decide about the bearer token: remove api_keys")
+        if self.source == "jwt" and self.jwt.wrong:
+            raise ValueError(self.jwt.wrong)
         owner_of: dict[bytes, str] = {}
         for name, one in (*named.items(), ("", NamedOwner.model_construct(keys=self.api_keys))):
             for digest in map(key_digest, one.keys):
@@ -143,6 +215,19 @@ class OwnerSettings(Section):
                         f"a key of keys.{owner_of[digest]} is also in {name or 'api_keys'}: each key has one owner"
                     )
         return self
+
+
+def check_issuer_url(url: str) -> None:
+    """Raise `ValueError` if keys from this URL could be forged: it is neither https nor on this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None or parts.username is not None or parts.scheme not in ("http", "https"):
+        raise ValueError("must be an https:// URL without credentials, or the path of a file")
+    if parts.scheme == "http" and host not in _LOOPBACK:
+        raise ValueError("must be https://, because whoever stands between could replace the keys")
 
 
 def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:

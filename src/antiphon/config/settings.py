@@ -180,12 +180,14 @@ class Settings(Section):
 
     def _wrong_keys(self) -> Iterator[str]:
         given = {"api_keys": self.owner.api_keys, "managed_keys": self.owner.managed_keys}
-        setting = next((name for name, value in given.items() if value), "keys")
+        setting, what = next((name for name, value in given.items() if value), "keys"), "clients' keys"
+        if self.owner.source == "jwt":
+            setting, what = "source", "clients' tokens"
         for name, upstream in self.every_upstream.items() if self.owner.has_client_keys else ():
             if upstream.auth_mode is AuthMode.PASSTHROUGH:
                 section = "upstream" if name == "default" else f"upstreams.{name}"
                 yield (
-                    f"owner.{setting}: clients' keys are for this gateway and would reach the upstream; set "
+                    f"owner.{setting}: {what} are for this gateway and would reach the upstream; set "
                     f"{section}.auth to inject (with an api_key) or none"
                 )
 

@@ -15,7 +15,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from antiphon.engine.ports.callers import Caller, KnownKeys
+from antiphon.engine.ports.callers import Caller, KnownKeys, KnownTokens
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
@@ -32,13 +32,14 @@ class OwnerResolver:
     token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
     requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
-    from `source`.
+    from `source`. With `jwt`, `tokens` finds the caller of the bearer token.
     """
 
-    source: Literal["bearer", "header", "single"]
+    source: Literal["bearer", "header", "single", "jwt"]
     header: str = ""
     key: bytes = b""
     client_keys: KnownKeys | None = None
+    tokens: KnownTokens | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,8 +50,10 @@ class OwnerResolver:
         """Return the caller of the request that has these headers.
 
         Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
-        are configured and the request's token is not one of them.
+        are configured and the request's token is not one of them, and when the issuer's token is absent or not valid.
         """
+        if self.tokens is not None:
+            return self.tokens.caller_of(_needed(headers))
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
         return caller if caller is not None and caller.owner else Caller(self._owner(headers))
 
@@ -77,19 +80,25 @@ class OwnerResolver:
     def _presented(self, headers: Headers, keys: KnownKeys) -> Caller:
         """Return the caller of the client key in the request. Raises `Unauthorized` without a key or with an unknown
         key. Raises `Unavailable` when the sidecar cannot read the keys."""
-        token = _bearer(headers)
-        if not token:
-            raise Unauthorized(
-                "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.",
-                code="missing_api_key",
-                headers=_CHALLENGE,
-            )
+        token = _needed(headers)
         # A lookup by digest leaks no token through its timing, because a client without the token cannot choose the
         # digest.
         found = keys.get(hashlib.sha256(token).digest())
         if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
         return found
+
+
+def _needed(headers: Headers) -> bytes:
+    """The bearer token of the request. Raises `Unauthorized` when the request has none."""
+    token = _bearer(headers)
+    if not token:
+        raise Unauthorized(
+            "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.",
+            code="missing_api_key",
+            headers=_CHALLENGE,
+        )
+    return token
 
 
 def _bearer(headers: Headers) -> bytes:

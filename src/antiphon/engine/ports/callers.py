@@ -5,7 +5,8 @@ here: how a request's headers become a caller (`doors/owners.py`), the keys in t
 keys (`stores/client_keys.py`, `engine/running/key_ring.py`).
 
 Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source
-has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header) and `n:` (name of a key's owner).
+has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header), `j:` (claim of a token) and `n:`
+(name of a key's owner).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from antiphon.errors import InvalidRequest
 
 NAMED: Final = "n:"
 """The prefix of an owner id that is the owner name of a client key."""
+CLAIMED: Final = "j:"
+"""The prefix of an owner id that a claim of a token names."""
 
 
 class Access(Struct, frozen=True):
@@ -99,6 +102,14 @@ class KnownKeys(Protocol):
 
         Raises `Unavailable` when the process cannot read the stored keys.
         """
+
+
+class KnownTokens(Protocol):
+    """The tokens of an issuer that a process accepts."""
+
+    def caller_of(self, token: bytes, /) -> Caller:
+        """The caller whom this token names. Raises `Unauthorized` when the token is not valid. Raises `Unavailable`
+        when the process cannot tell."""
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

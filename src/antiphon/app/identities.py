@@ -1,0 +1,60 @@
+"""Opens the check of an issuer's tokens, for `owner.source: jwt`.
+
+Lives here: building the parts from the settings, in one process. Not here: the check of a token
+(`doors/token_check.py`), the memory of checked tokens (`doors/identities.py`), reading the issuer's keys
+(`upstream/issuer.py`), when they are read (`engine/running/issuer_keys.py`).
+
+The extra `jwt` is imported only here, so that a gateway with another source of owners needs no such package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from antiphon.app.trust import trusted
+from antiphon.config.owners import JwtSettings
+from antiphon.engine.ports.callers import KnownTokens
+from antiphon.engine.running.issuer_keys import IssuerKeys
+from antiphon.extras import extra_missing
+from antiphon.upstream.issuer import read_discovered, read_file, read_url
+
+
+@asynccontextmanager
+async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
+    """The issuer's tokens. The issuer's keys are read now and again until the context ends. Raises `ConfigError`."""
+    try:
+        from antiphon.doors.identities import Identities
+        from antiphon.doors.token_check import TokenKeys, TokenRules, read_keys
+    except ImportError:
+        raise extra_missing("owner.source: jwt", "jwt") from None
+
+    def read(data: bytes) -> TokenKeys:
+        return read_keys(data, settings.algorithms)
+
+    held = IssuerKeys(_fetch(settings), read, refresh=settings.refresh)
+    rules = TokenRules(
+        settings.issuer,
+        settings.audience,
+        settings.algorithms,
+        settings.owner_claim,
+        settings.name_claim,
+        settings.team_claim,
+        settings.leeway,
+    )
+    await held.open()
+    try:
+        yield Identities(held, rules)
+    finally:
+        await held.aclose()
+
+
+def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
+    if settings.jwks and "://" not in settings.jwks:
+        return partial(read_file, Path(settings.jwks))
+    tls = trusted("owner.jwt.ca_file", settings.ca_file)
+    if settings.jwks:
+        return partial(read_url, settings.jwks, tls)
+    return partial(read_discovered, settings.issuer, tls)

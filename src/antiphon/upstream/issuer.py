@@ -1,0 +1,93 @@
+"""Reads the public keys of a token issuer: from its server, or from a file.
+
+Lives here: one reading, with bounds of time and size. Not here: when the keys are read
+(`engine/running/issuer_keys.py`), what they mean (`doors/token_check.py`).
+
+Invariants: a reading ends within `SECONDS`, and takes at most `MOST_BYTES` of each answer. No redirect is followed. No
+error holds a part of an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from antiphon.config.owners import check_issuer_url
+
+SECONDS: Final = 10.0
+MOST_BYTES: Final = 1 << 18
+_DISCOVERY: Final = "/.well-known/openid-configuration"
+
+
+class IssuerUnread(Exception):
+    """The keys could not be read. The message is the cause, for the log."""
+
+
+async def read_file(path: Path) -> bytes:
+    """The key set in a file. Raises `IssuerUnread`."""
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
+
+    try:
+        data = await asyncio.to_thread(read)
+    except OSError as error:
+        raise IssuerUnread(f"the file cannot be read: {error.strerror}") from None
+    return _bounded(data)
+
+
+async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
+    """The key set at this URL. Raises `IssuerUnread`."""
+    async with _session(tls) as session:
+        return await _get(session, url)
+
+
+async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> bytes:
+    """The key set that the issuer's OpenID configuration names. Raises `IssuerUnread`."""
+    async with _session(tls) as session:
+        said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
+        try:
+            found = json.loads(said)
+            # A configuration of another issuer would bring keys of another issuer.
+            if found["issuer"] != issuer:
+                raise IssuerUnread("the OpenID configuration is of another issuer")
+            url = str(found["jwks_uri"])
+            check_issuer_url(url)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise IssuerUnread("the OpenID configuration names no https:// URL of keys") from None
+        return await _get(session, url)
+
+
+def _session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls or True, force_close=True),
+        timeout=aiohttp.ClientTimeout(total=SECONDS / 2),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
+    try:
+        async with session.get(url, headers={"accept": "application/json"}, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise IssuerUnread(f"the issuer answers with status {answer.status}")
+            data = b""
+            while len(data) <= MOST_BYTES and (part := await answer.content.readany()):
+                data += part
+    except TimeoutError:
+        raise IssuerUnread("the issuer does not answer in time") from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise IssuerUnread(f"the issuer cannot be reached: {type(error).__name__}") from None
+    return _bounded(data)
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MOST_BYTES:
+        raise IssuerUnread(f"the answer has more than {MOST_BYTES} bytes")
+    return data
