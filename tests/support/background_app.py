@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
-from antiphon.config.owners import OwnerSettings, SealingSettings
+from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
@@ -180,7 +180,8 @@ class Processes:
         upstream_profile: str = "generic",
         keepalive: float = 15.0,
         limits: dict[str, Any] | None = None,
-        owner: Literal["bearer", "single"] = "bearer",
+        owner: Literal["bearer", "single", "jwt"] = "bearer",
+        jwt: JwtSettings | None = None,
         auth: AuthMode = AuthMode.NONE,
         store_never: tuple[str, ...] = (),
         owner_keys: dict[str, Any] | None = None,
@@ -202,7 +203,13 @@ class Processes:
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
             owner=where.get("owner", OwnerSettings()).model_copy(
-                update={"source": owner, "store_never": store_never, "managed_keys": managed_keys, **_named(owner_keys)}
+                update={
+                    "source": owner,
+                    "store_never": store_never,
+                    "managed_keys": managed_keys,
+                    "jwt": jwt or JwtSettings(),
+                    **_named(owner_keys),
+                }
             ),
         )
         if mcp:

@@ -584,6 +584,44 @@ def test_every_kind_of_client_key_is_in_force(owner: dict[str, Any]) -> None:
     assert bool({ANNA, BO} & set(settings.secrets())) == (owner != {"keys": {}})
 
 
+JWT: dict[str, Any] = {"issuer": "https://issuer.test", "audience": ["antiphon"]}
+
+
+@pytest.mark.parametrize(
+    ("owner", "said"),
+    [
+        ({"jwt": {}}, "set jwt.issuer"),
+        ({"jwt": {"issuer": "https://issuer.test"}}, "set jwt.audience"),
+        ({"jwt": {**JWT, "audience": [""]}}, "set jwt.audience"),
+        ({"jwt": {**JWT, "issuer": "issuer"}}, "set jwt.jwks"),
+        ({"jwt": {**JWT, "jwks": "http://issuer.test/keys"}}, "must be https://"),
+        ({"jwt": {**JWT, "jwks": "https://me:word@issuer.test/keys"}}, "without credentials"),
+        ({"jwt": {**JWT, "jwks": "ftp://issuer.test/keys"}}, "must be an https:// URL"),
+        ({"jwt": {**JWT, "algorithms": ["none"]}}, "owner.jwt.algorithms"),
+        ({"jwt": {**JWT, "algorithms": ["HS256"]}}, "owner.jwt.algorithms"),
+        ({"jwt": {**JWT, "algorithms": []}}, "owner.jwt.algorithms"),
+        ({"jwt": JWT, "api_keys": [ANNA]}, "remove api_keys"),
+        ({"jwt": JWT, "keys": {"anna": [ANNA]}}, "remove keys"),
+        ({"jwt": JWT, "keys": {}}, "remove keys"),
+        ({"jwt": JWT, "managed_keys": True}, "managed_keys to false"),
+    ],
+)
+def test_contradictions_with_an_issuer_are_refused(owner: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({"owner": {"source": "jwt", **owner}, "upstream": {"auth": "none"}}, {})
+    assert said in str(refused.value) and ANNA not in str(refused.value)
+
+
+def test_tokens_of_an_issuer_reach_no_upstream() -> None:
+    owner = {"source": "jwt", "jwt": JWT}
+    with pytest.raises(ConfigError, match=r"owner.source: clients' tokens are for this gateway.* set upstream\.auth"):
+        load_settings({"owner": owner, "upstream": {"auth": "passthrough"}}, {})
+    settings = load_settings({"owner": owner, "upstream": {"auth": "none"}}, {})
+    assert settings.owner.has_client_keys and settings.decides_chat and settings.owner.several
+    for place in ("http://127.0.0.1:8000/keys", "http://[::1]/keys", "https://issuer.test/keys", "/etc/keys.json"):
+        load_settings({"owner": {**owner, "jwt": {**JWT, "jwks": place}}, "upstream": {"auth": "none"}}, {})
+
+
 def test_keys_of_clients_go_to_no_upstream() -> None:
     keys = {"ANTIPHON_OWNER__API_KEYS": "0123456789abcdef"}
     with pytest.raises(ConfigError, match=r"set upstream\.auth"):

@@ -47,7 +47,7 @@ class JwtSettings(Section):
     name_claim: _Claim | None = None
     """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
     team_claim: _Claim | None = None
-    """The claim with the owner's team. This setting has no effect yet."""
+    """The claim with the owner's team, at most 64 characters. The log line of each request names the team."""
     leeway: float = Field(default=60.0, ge=0.0, le=600.0)
     """Seconds by which the clocks of the issuer and of this machine may differ."""
     refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
@@ -227,7 +227,7 @@ def check_issuer_url(url: str) -> None:
     if host is None or parts.username is not None or parts.scheme not in ("http", "https"):
         raise ValueError("must be an https:// URL without credentials, or the path of a file")
     if parts.scheme == "http" and host not in _LOOPBACK:
-        raise ValueError("must be https://, because whoever stands between could replace the keys")
+        raise ValueError("must be https://, because with http:// an attacker on the network could replace the keys")
 
 
 def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:

@@ -180,16 +180,16 @@ class Settings(Section):
 
     def _wrong_keys(self) -> Iterator[str]:
         given = {"api_keys": self.owner.api_keys, "managed_keys": self.owner.managed_keys}
-        setting, what = next((name for name, value in given.items() if value), "keys"), "clients' keys"
+        setting, what = (
+            next((name for name, value in given.items() if value), "keys"),
+            "clients' keys are for this gateway and would reach the upstream",
+        )
         if self.owner.source == "jwt":
-            setting, what = "source", "clients' tokens"
+            setting, what = "source", "clients' tokens are for this gateway and would reach the upstream"
         for name, upstream in self.every_upstream.items() if self.owner.has_client_keys else ():
             if upstream.auth_mode is AuthMode.PASSTHROUGH:
                 section = "upstream" if name == "default" else f"upstreams.{name}"
-                yield (
-                    f"owner.{setting}: {what} are for this gateway and would reach the upstream; set "
-                    f"{section}.auth to inject (with an api_key) or none"
-                )
+                yield (f"owner.{setting}: {what}; set {section}.auth to inject (with an api_key) or none")
 
     def _wrong_upstreams(self) -> Iterator[str]:
         for name, upstream in self.upstreams.items():

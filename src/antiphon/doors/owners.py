@@ -50,7 +50,8 @@ class OwnerResolver:
         """Return the caller of the request that has these headers.
 
         Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
-        are configured and the request's token is not one of them, and when the issuer's token is absent or not valid.
+        are configured and the request's token is not one of them. With `jwt`, it raises `Unauthorized` when the token
+        is absent or not valid.
         """
         if self.tokens is not None:
             return self.tokens.caller_of(_needed(headers))

@@ -1,0 +1,188 @@
+"""Tokens of an issuer: which one names whom, which ones are refused, and what a process remembers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.doors.identities import Identities
+from antiphon.doors.owners import OwnerResolver
+from antiphon.doors.token_check import TokenKeys, TokenRefused, TokenRules, UnknownKey, check_token, read_keys
+from antiphon.engine.ports.callers import Caller
+from antiphon.errors import Unauthorized, Unavailable
+from tests.support.issuer import AUDIENCE, Key, key_set, unsigned
+
+ISSUER = "https://issuer.test"
+NOW = 1_000_000.0
+ALGORITHMS = ("RS256", "ES256", "EdDSA")
+RULES = TokenRules(ISSUER, (AUDIENCE, "other-name"), ALGORITHMS, name_claim="name", team_claim="team")
+EC, RSA, ED = Key("ec"), Key("rsa", "RS256"), Key("ed", "EdDSA")
+KEYS = read_keys(key_set(EC, RSA, ED), ALGORITHMS)
+CLAIMS: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": NOW + 600}
+
+
+def check(token: str, keys: TokenKeys = KEYS, now: float = NOW) -> Caller:
+    return check_token(token.encode(), keys, RULES, now)[0]
+
+
+def forged() -> str:
+    """A token that is signed with the public key as if it were a shared secret."""
+    body = unsigned({"alg": "HS256", "kid": "rsa"}, CLAIMS).rpartition(".")[0]
+    secret = json.dumps(RSA.public).encode()
+    return body + "." + unsigned({}, {}, hmac.new(secret, body.encode(), hashlib.sha256).digest()).rpartition(".")[2]
+
+
+@pytest.mark.parametrize("key", [EC, RSA, ED], ids=lambda key: key.algorithm)
+def test_a_signed_token_names_its_owner(key: Key) -> None:
+    assert check(key.sign(CLAIMS)) == Caller("j:anna", "anna")
+    # The only key of its algorithm need not be named.
+    assert check(key.sign(CLAIMS, kid=None)) == Caller("j:anna", "anna")
+
+
+def test_claims_name_the_owner_the_name_and_the_team() -> None:
+    token = EC.sign({**CLAIMS, "name": "Anna A.", "team": "lab", "aud": ["x", "other-name"]})
+    assert check(token) == Caller("j:anna", "Anna A.", "lab")
+    assert check(EC.sign({**CLAIMS, "name": 7, "team": ["lab"]})) == Caller("j:anna", "anna")
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        ("secret-words", "no signed"),
+        ("a.b.c", "no signed"),
+        (EC.sign({**CLAIMS, "iss": "https://secret.test"}), "Another issuer"),
+        (EC.sign({**CLAIMS, "aud": "secret-service"}), "another service"),
+        (EC.sign({name: value for name, value in CLAIMS.items() if name != "exp"}), "exp, iss and aud"),
+        (EC.sign({name: value for name, value in CLAIMS.items() if name != "aud"}), "exp, iss and aud"),
+        (EC.sign({name: value for name, value in CLAIMS.items() if name != "iss"}), "exp, iss and aud"),
+        (EC.sign({name: value for name, value in CLAIMS.items() if name != "sub"}), "names the owner"),
+        (EC.sign({**CLAIMS, "sub": 7}), "names the owner"),
+        (EC.sign({**CLAIMS, "sub": "secret\n"}), "names the owner"),
+        (EC.sign({**CLAIMS, "sub": "s" * 201}), "names the owner"),
+        (EC.sign({**CLAIMS, "exp": NOW - 60}), "expired"),
+        (EC.sign({**CLAIMS, "nbf": NOW + 61}), "not valid yet"),
+        (unsigned({"alg": "ES256", "kid": "ec"}, {**CLAIMS, "exp": "soon"}, b"secret"), "signature"),
+        (Key("ec").sign(CLAIMS), "signature"),
+        (unsigned({"alg": "none"}, CLAIMS), "algorithm"),
+        (unsigned({"alg": "none", "kid": "ec"}, CLAIMS), "algorithm"),
+        (forged(), "algorithm"),
+        (EC.sign({**CLAIMS, "more": "secret" * 4000}), "too long"),
+        # A key checks only its own algorithm.
+        (unsigned({"alg": "RS256", "kid": "ec"}, CLAIMS, b"secret"), "no such key"),
+        (EC.sign(CLAIMS, kid="secret"), "no such key"),
+    ],
+)
+def test_other_tokens_are_refused_without_a_word_of_theirs(token: str, reason: str) -> None:
+    with pytest.raises(TokenRefused, match=reason) as refused:
+        check(token)
+    assert "secret" not in refused.value.reason and refused.value.__cause__ is None
+
+
+def test_a_time_that_is_none_is_refused() -> None:
+    for wrong in (True, 1e13, None):
+        with pytest.raises(TokenRefused):
+            check(EC.sign({**CLAIMS, "nbf": wrong}))
+
+
+def test_the_clocks_may_differ_by_the_leeway() -> None:
+    assert check(EC.sign({**CLAIMS, "exp": NOW - 59, "nbf": NOW + 60, "iat": NOW + 50})).owner == "j:anna"
+
+
+def test_only_public_keys_that_fit_are_read() -> None:
+    small, twin = Key("small", "RS256", bits=1024), Key("twin")
+    for_encryption = Key("enc")
+    for_encryption.public["use"] = "enc"
+    shared = {"kty": "oct", "kid": "shared", "k": "c2VjcmV0"}
+    data = json.dumps({"keys": [key.public for key in (small, for_encryption, EC, twin)] + [shared, 7]}).encode()
+    # Two keys of an algorithm: a token must say which.
+    assert set(read_keys(data, ALGORITHMS)) == {("ec", "ES256"), ("twin", "ES256")}
+    for wrong in (b"", b"[]", b'{"keys": []}', b'{"keys": 7}', key_set(small), json.dumps({"keys": [shared]}).encode()):
+        with pytest.raises(ValueError, match="it "):
+            read_keys(wrong, ALGORITHMS)
+
+
+class Held:
+    """Key sets that a test sets. `seconds` is the answer when a key is unknown."""
+
+    def __init__(self, keys: TokenKeys | None = KEYS) -> None:
+        self.keys = keys
+        self.seconds = 0.0
+        self.asked = 0
+
+    def read_soon(self) -> float:
+        self.asked += 1
+        return self.seconds
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def resolver(held: Held, clock: Clock, most: int = 10) -> OwnerResolver:
+    return OwnerResolver("jwt", tokens=Identities(held, RULES, most=most, clock=clock))
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+def refusal(owners: OwnerResolver, headers: tuple[tuple[str, str], ...]) -> tuple[int, str | None, dict[str, str]]:
+    with pytest.raises((Unauthorized, Unavailable)) as refused:
+        owners.resolve(headers)
+    return refused.value.status, refused.value.code, dict(refused.value.headers)
+
+
+def test_a_remembered_token_ends_when_it_expires() -> None:
+    clock = Clock()
+    owners, token = resolver(Held(), clock), EC.sign(CLAIMS)
+    assert owners.resolve(bearer(token)) is owners.resolve(bearer(token))
+    clock.now = NOW + 659
+    assert owners.resolve(bearer(token)).owner == "j:anna"
+    clock.now = NOW + 660
+    challenge = {"www-authenticate": 'Bearer error="invalid_token"'}
+    assert refusal(owners, bearer(token)) == (401, "invalid_token", challenge)
+
+
+def test_a_remembered_token_ends_with_its_key() -> None:
+    held = Held()
+    owners, token = resolver(held, Clock()), EC.sign(CLAIMS)
+    assert owners.resolve(bearer(token)).owner == "j:anna"
+    held.keys = read_keys(key_set(RSA), ALGORITHMS)
+    assert refusal(owners, bearer(token))[:2] == (401, "invalid_token")
+    assert held.asked == 1
+
+
+def test_the_memory_is_bounded() -> None:
+    owners = resolver(Held(), Clock(), most=2)
+    tokens = [EC.sign({**CLAIMS, "sub": name}) for name in "abc"]
+    first = [owners.resolve(bearer(token)) for token in tokens]
+    assert owners.resolve(bearer(tokens[2])) is first[2]
+    # The oldest one is checked again.
+    again = owners.resolve(bearer(tokens[0]))
+    assert again == first[0] and again is not first[0]
+
+
+def test_without_keys_or_with_an_unknown_one_the_client_tries_again() -> None:
+    held = Held(None)
+    owners = resolver(held, Clock())
+    assert refusal(owners, bearer(EC.sign(CLAIMS))) == (503, "keys_unavailable", {"retry-after": "1"})
+    held.keys, held.seconds = KEYS, 4.2
+    new = Key("new")
+    assert refusal(owners, bearer(new.sign(CLAIMS))) == (503, "keys_unavailable", {"retry-after": "5"})
+    held.keys = read_keys(key_set(EC, new), ALGORITHMS)
+    assert owners.resolve(bearer(new.sign(CLAIMS))).owner == "j:anna"
+    with pytest.raises(UnknownKey):
+        check(new.sign(CLAIMS))
+
+
+def test_a_request_without_a_token_is_asked_for_one() -> None:
+    owners = resolver(Held(), Clock())
+    for headers in ((), (("authorization", "Basic x"),)):
+        assert refusal(owners, headers) == (401, "missing_api_key", {"www-authenticate": "Bearer"})
