@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from antiphon.config.owners import JwtSettings
+from antiphon.errors import ConfigError
 from antiphon.upstream.issuer import MOST_BYTES, IssuerUnread, read_discovered, read_file, read_url
 from tests.support.background_app import BackgroundApp, processes
+from tests.support.certificates import Authority
 from tests.support.issuer import AUDIENCE, Issuer, Key, key_set
+from tests.support.waiting import until
 
 ASK = {"model": "qwen3", "input": "Hi"}
 
@@ -55,12 +60,61 @@ async def test_a_token_names_the_owner_in_every_process(tmp_path: Path, capsys: 
     assert anna not in out and bo not in out
 
 
+async def test_log_lines_have_the_name_and_not_the_beginning_of_a_subject(tmp_path: Path) -> None:
+    async with Issuer(Key("one")) as issuer, processes(tmp_path / "data") as made:
+        jwt = JwtSettings(issuer=issuer.url, audience=(AUDIENCE,), name_claim="name", team_claim="team")
+        tokens = [
+            issuer.token("company|0000000000000001", name="Anna A.", team="lab"),
+            issuer.token("company|0000000000000002"),
+        ]
+        with capture_logs() as lines:
+            app = await made.start(owner="jwt", jwt=jwt)
+            for token in tokens:
+                assert (await asked(app, token, ASK))[0] == 200
+                assert await stored(app, token) == 1
+            found = await asked(app, tokens[1], {**ASK, "background": True})
+            await until(lambda: any(line.get("door") == "background" for line in lines))
+    assert found[0] == 200
+    named = {(line["event"], line["owner_name"], line.get("team")) for line in lines if "owner_name" in line}
+    assert named == {
+        (event, name, team)
+        for event in ("request", "response")
+        for name, team in (("Anna A.", "lab"), ("company|0000000000000002", None))
+    }
+    assert all("owner_name" in line for line in lines if line["event"] in ("request", "response"))
+    assert not any(token in str(lines) for token in tokens)
+
+
 async def test_a_process_that_has_no_keys_says_so(tmp_path: Path) -> None:
     async with Issuer(Key("one")) as issuer, processes(tmp_path / "data") as made:
         issuer.status = 500
         app = await made.start(owner="jwt", jwt=JwtSettings(issuer=issuer.url, audience=(AUDIENCE,)))
         status, headers, said = await asked(app, issuer.token("anna"))
         assert (status, said["error"]["code"], headers["retry-after"]) == (503, "keys_unavailable", "1")
+
+
+async def test_an_issuer_over_https_is_verified_with_the_authority_of_the_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    files = authority.sign("issuer")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(files.cert, files.key)
+    async with Issuer(Key("one"), tls=tls) as issuer, processes(tmp_path / "data") as made:
+
+        async def status(ca_file: Path | None) -> int:
+            jwt = JwtSettings(issuer=issuer.url, audience=(AUDIENCE,), ca_file=ca_file)
+            return (await asked(await made.start(owner="jwt", jwt=jwt), issuer.token("anna")))[0]
+
+        assert issuer.url.startswith("https://")
+        assert await status(authority.ca) == 200 and issuer.reads == 1
+        # Neither the authorities of the system nor another one have signed the certificate.
+        for wrong in (None, other.ca):
+            assert await status(wrong) == 503
+            assert "name its authorities with owner.jwt.ca_file" in "".join(capsys.readouterr())
+        assert issuer.reads == 1
+        with pytest.raises(ConfigError, match=r"owner\.jwt\.ca_file"):
+            await status(tmp_path / "none.pem")
 
 
 async def test_keys_come_from_a_file_too(tmp_path: Path) -> None:

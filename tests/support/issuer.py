@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
@@ -56,10 +57,11 @@ def unsigned(head: dict[str, Any], claims: dict[str, Any], signature: bytes = b"
 
 class Issuer:
     """The issuer, at `url` on this machine. `keys` are those it publishes, `reads` counts how often. `more` has
-    further pages by their path."""
+    further pages by their path. With `tls` the issuer serves https."""
 
-    def __init__(self, *keys: Key) -> None:
+    def __init__(self, *keys: Key, tls: ssl.SSLContext | None = None) -> None:
         self.keys = list(keys)
+        self._tls = tls
         self.reads = 0
         self.status = 200
         self.url = ""
@@ -72,8 +74,8 @@ class Issuer:
         app.router.add_get("/{name}", self._another)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.ports.callers import NO_CALLER
+from antiphon.observability.outcome import caller_fields
 from antiphon.types.transport import ENDED_EARLY
 
 _ROOT = Path(__file__).parents[2]
@@ -78,7 +80,7 @@ def test_every_line_is_explained() -> None:
 
 
 def test_every_field_of_a_responses_line_is_explained() -> None:
-    known = {"seconds", "advice", *Failure("ours", "x", 1, "x", "x", "x", 1).fields()}
+    known = {"seconds", "advice", *Failure("ours", "x", 1, "x", "x", "x", 1).fields(), *caller_fields(NO_CALLER)}
     for call in _calls(_SOURCE / "observability" / "observation.py"):
         if isinstance(call.func, ast.Name) and call.func.id == "write_outcome":
             given = call.args[-1]

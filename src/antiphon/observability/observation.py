@@ -28,7 +28,7 @@ from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outcome import with_cause, write_outcome
+from antiphon.observability.outcome import caller_fields, with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.span_names import ATTEMPT
@@ -271,8 +271,7 @@ class Observation:
                 "model": model,
                 "outcome": ended.outcome,
                 "owner": self._caller.owner[:_OWNER_LENGTH],
-                "key": self._caller.key_id,
-                "team": self._caller.team,
+                **caller_fields(self._caller),
                 "upstream": self._upstream,
                 "fallback": ended.fell_back,
                 "calls": self._calls if self._calls > 1 else 0,

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from antiphon.engine.exchange.failure import Failure
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import CLAIMED, Caller
 from antiphon.types.transport import NO_MODEL_DOOR
 
 _BY_CODE = {
@@ -105,8 +105,11 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
 
 
 def caller_fields(caller: Caller) -> dict[str, str]:
-    """Return the log fields that name a caller's client key and team. Both are empty where the caller has none."""
-    return {"key": caller.key_id, "team": caller.team}
+    """Return the log fields that name a caller's client key and team, and the owner of a token in full. A field is
+    empty where the caller has none."""
+    # The first characters of subjects are often alike. A background response knows only the owner's id.
+    name = (caller.name or caller.owner[len(CLAIMED) :]) if caller.owner.startswith(CLAIMED) else ""
+    return {"owner_name": name, "key": caller.key_id, "team": caller.team}
 
 
 def write_outcome(

@@ -82,6 +82,10 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
                 data += part
     except TimeoutError:
         raise IssuerUnread("the issuer does not answer in time") from None
+    except aiohttp.ClientConnectorCertificateError:
+        raise IssuerUnread(
+            "the issuer's certificate is not trusted: name its authorities with owner.jwt.ca_file"
+        ) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise IssuerUnread(f"the issuer cannot be reached: {type(error).__name__}") from None
     return _bounded(data)
