@@ -18,7 +18,6 @@ from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.vectors import ingestion
 from antiphon.stores.sqlite.vectors import sql as vector_sql
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
@@ -142,16 +141,15 @@ async def _count(database: SqliteVectorDatabase, table: str) -> int:
 
 @pytest.mark.parametrize(("chunks", "pieces"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
 async def test_what_was_removed_is_cleared_piece_by_piece(
-    vectors: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch, chunks: int, pieces: int
+    vectors: SqliteVectorDatabase, chunks: int, pieces: int
 ) -> None:
-    monkeypatch.setattr(ingestion, "SWEPT_CHUNKS", 2)
     await _make(vectors, "a", "file-1", "file-2")
     first, second = await _claimed(vectors, "c1", "c2")
     await _ingest(vectors, first, chunks)
     await _ingest(vectors, second, 3)
     assert await vectors.stores.remove_file(ALICE, "vs_a", first.file_id)
     left = [await _count(vectors, "chunks")]
-    while await vectors.ingestion.sweep():
+    while await vectors.ingestion.sweep(at_once=2):
         left.append(await _count(vectors, "chunks"))
     assert len(left) - 1 == pieces and left[-1] == 3 and await _count(vectors, "vector_trash") == 0
     assert left == [3 + max(0, chunks - 2 * number) for number in range(pieces + 1)]

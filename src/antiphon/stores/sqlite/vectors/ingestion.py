@@ -106,8 +106,8 @@ class SqliteIngestion(SqlIngestion):
             Statement(INSERT_WORDS.format(table=index_table(job.store_id)), words, many=True),
         )
 
-    async def sweep(self) -> bool:
-        """Delete one batch of chunks of removed files or expired stores. Returns whether the call found any work. See
+    async def sweep(self, at_once: int = SWEPT_CHUNKS) -> bool:
+        """Delete at most `at_once` chunks of removed files or expired stores. Returns whether the call found work. See
         `Ingestion.sweep`."""
         date = {"now_ms": milliseconds(self._clock())}
         rows = await self._tables.fetch(EXPIRED, date)
@@ -128,7 +128,7 @@ class SqliteIngestion(SqlIngestion):
             return False
         number, store_id, title = rows[0]
         first, end = number << CHUNK_BITS, (number + 1) << CHUNK_BITS
-        chunks = await self._tables.fetch(TRASHED_CHUNKS, {"first": first, "end": end, "limit": SWEPT_CHUNKS})
+        chunks = await self._tables.fetch(TRASHED_CHUNKS, {"first": first, "end": end, "limit": at_once})
         unit = [Statement(EMPTIED, {"no": number, "first": first, "end": end})]
         if chunks:
             span = {"first": chunks[0][0], "last": chunks[-1][0]}
