@@ -66,6 +66,7 @@ _END_VECTOR_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'i
 class SqliteVectorDatabase(VectorDatabase):
     """`VectorDatabase` of one SQLite database, with one writer and several readers."""
 
+    ingestion: SqliteIngestion
     index: SqliteChunkIndex
     tables: SqliteTables
 
