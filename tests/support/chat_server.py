@@ -243,7 +243,7 @@ class ChatServer:
         self._tls = tls
         self._script: deque[Answer | Responder] = deque()
         self._arrived: asyncio.Queue[Received] = asyncio.Queue()
-        self._open: set[_Connection] = set()
+        self.connected: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
     def script(self, *answers: Answer | Responder) -> None:
@@ -273,7 +273,7 @@ class ChatServer:
     @property
     def open_connections(self) -> int:
         """The number of open connections."""
-        return len(self._open)
+        return len(self.connected)
 
     async def received(self) -> Received:
         """The next request that no earlier call returned. Fails after `DEADLINE` seconds."""
@@ -292,12 +292,12 @@ class ChatServer:
         """Refuse new connections and break the open ones."""
         if self._server is not None:
             self._server.close()
-            for connection in list(self._open):
+            for connection in list(self.connected):
                 connection.abort()
             await self._server.wait_closed()
             self._server = None
-        while self._open:
-            await asyncio.gather(*(connection.finished.wait() for connection in list(self._open)))
+        while self.connected:
+            await asyncio.gather(*(connection.finished.wait() for connection in list(self.connected)))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -308,7 +308,7 @@ class ChatServer:
     ) -> None:
         await self.stop()
 
-    def _respond(self, request: Received) -> Answer:
+    def respond(self, request: Received) -> Answer:
         self.requests.append(request)
         self._arrived.put_nowait(request)
         chosen = self._script.popleft() if self._script else self.default
@@ -335,7 +335,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         self._number = self._server.connections
         self._server.connections += 1
-        self._server._open.add(self)
+        self._server.connected.add(self)
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
@@ -360,14 +360,14 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _forget(self) -> None:
-        self._server._open.discard(self)
+        self._server.connected.discard(self)
         self.finished.set()
 
     async def _serve(self) -> None:
         assert self._transport is not None
         try:
             while (request := await self._read_request()) is not None:
-                if not await self._play(self._server._respond(request)):
+                if not await self._play(self._server.respond(request)):
                     break
         except EOFError:
             pass
