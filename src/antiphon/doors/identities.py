@@ -36,7 +36,7 @@ class HeldKeySet(Protocol):
 
 
 class Identities:
-    """The issuer's tokens, as `KnownTokens`."""
+    """Finds the caller of a token from the issuer, and remembers checked tokens. Implements `KnownTokens`."""
 
     def __init__(
         self, held: HeldKeySet, rules: TokenRules, *, most: int = MOST_TOKENS, clock: Callable[[], float] = time.time

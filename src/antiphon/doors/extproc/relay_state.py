@@ -156,7 +156,7 @@ class RelayState:
         self.outgoing: list[bytes] = []
         """The messages that the driver must send, in order."""
         self.rest: Iterator[bytes] | None = None
-        """The messages of a large body, to send after `outgoing`. They are built one by one."""
+        """The messages of a large body, to send after `outgoing`. The iterator builds each message on demand."""
         self.due_changed = False
         """Whether `next_due` may return an earlier time than before."""
         self.finished = False

@@ -269,7 +269,7 @@ def _loggable(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _before_number(name: str) -> bytes:
-    """Encode all bytes of a metadata entry before its number. The number always takes eight bytes."""
+    """Encode all bytes of a metadata entry that precede its value, a number of eight bytes."""
     key = _key(name)
     return _FIRST + varint(len(key) + 11) + key + b"\x12\x09\x11"
 

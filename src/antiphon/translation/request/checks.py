@@ -127,7 +127,7 @@ def not_utf8(error: UnicodeDecodeError) -> InvalidRequest:
 
 
 def required(where: str, name: str, value: str | None) -> str:
-    """Return the value. Raises `InvalidRequest` when the value is absent or empty."""
+    """Return a required string. Raises `InvalidRequest` when the string is absent or empty."""
     if not value:
         raise missing_parameter(f"{where}.{name}")
     return value
