@@ -69,6 +69,9 @@ async def fill(data: Path) -> None:
                 "INSERT INTO client_keys VALUES ('key', x'00ff', 'n', 'n:o', 't', 'ant_', '[\"m*\"]', '[]', 1, 2, NULL)"
             )
             other.execute("INSERT INTO audit VALUES ('audit_1', 5, 'cli:me', 'purge', '', 'n:o', '{}')")
+            other.execute("INSERT INTO quota_counters VALUES ('owner:n:o', 'tokens_per_month', 5, 7, 3, 2, 0)")
+            other.execute("INSERT INTO quota_leases VALUES ('process_1', 'owner:n:o', 'tokens_per_month', 5, 3)")
+            other.execute("INSERT INTO quota_holders VALUES ('process_1', 9)")
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")
             other.execute("INSERT INTO prompt_versions VALUES ('p', 1, 3, x'7b7d')")
             other.execute("INSERT INTO pending_blobs VALUES ('taken', 0), ('late', 99)")

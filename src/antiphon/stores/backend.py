@@ -37,6 +37,7 @@ from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
 from antiphon.stores.owner_usage import OwnerQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
+from antiphon.stores.quotas import QuotaStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
 from antiphon.stores.retention import Pieces, Retention
 from antiphon.stores.schema_steps import Schema
@@ -232,6 +233,7 @@ class Stores(ABC):
         self.usage = UsageStore(tables)
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
+        self.quotas = QuotaStore(tables)
         self.owner_room = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
 
     @abstractmethod

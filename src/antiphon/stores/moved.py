@@ -54,6 +54,9 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
         "revoked_at",
     ),
     "audit": ("id", "at", "actor", "action", "object", "owner", "detail"),
+    "quota_counters": ("subject", "measure", "starts", "used", "leased", "granted", "warned"),
+    "quota_leases": ("holder", "subject", "measure", "starts", "amount"),
+    "quota_holders": ("holder", "seen_at"),
     "usage_days": (
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated_calls", "estimated_input_tokens", "estimated_output_tokens", "cost"),
