@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.observer import Unobserved
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.types.transport import Headers
@@ -22,7 +23,7 @@ class Nobody(Unobserved, Observation):
         self.door = ""
         self.request_id = request_id
 
-    def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
+    def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
         pass
 
     def drop(self) -> None:

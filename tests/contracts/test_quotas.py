@@ -104,9 +104,9 @@ async def test_one_grant_asks_for_a_warning(store: QuotaStore) -> None:
 
 async def test_a_dead_process_is_charged_its_leases_but_not_its_parallel_requests(store: QuotaStore) -> None:
     await store.grant("a", [_wanted(100), _wanted(1, limit=2, measure="parallel_requests", subject="key:k")])
-    assert await store.sweep(30.0) == 0
+    assert await store.sweep(30.0) == (0,)
     # Every sign of life is older than a time in the future.
-    assert await store.sweep(-60.0) == 2
+    assert await store.sweep(-60.0) == (2,)
     found = {one.subject: (one.used, one.leased) for one in await store.counters()}
     assert found == {OWNER: (100, 0), "key:k": (0, 0)}
     # The process lives after all: it learns that its leases are gone.

@@ -81,6 +81,7 @@ async def test_the_commands(place: Place) -> None:
     # The audit, the new key and the list.
     assert "token    ant_" in said and said.count("laptop") == 3
     assert "b:" in await place.run("monitoring.md", "usage-sums")
+    assert "subject" in await place.run("quotas.md", "quotas-command")
     said = await place.run("backup.md", "backup-restore")
     assert "it holds owner.key and sealing.key" in said and (place.folder / "restored" / "sessions.db").exists()
     await place.run("upgrade.md", "upgrade-backup")

@@ -23,9 +23,10 @@ from pydantic import SecretStr
 from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
+from antiphon.config.quotas import QuotaSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
-from antiphon.config.upstreams import AuthMode, UpstreamSettings
+from antiphon.config.upstreams import AuthMode, PriceSettings, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.opening import SqliteStores
 from tests.support.chat_server import ChatServer
@@ -186,6 +187,8 @@ class Processes:
         store_never: tuple[str, ...] = (),
         owner_keys: dict[str, Any] | None = None,
         managed_keys: bool = False,
+        quotas: dict[str, Any] | None = None,
+        prices: tuple[PriceSettings, ...] = (),
         mcp: str = "",
         seal: bool = False,
         sealing_keys: tuple[str, ...] = (),
@@ -202,6 +205,8 @@ class Processes:
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
+            quotas=QuotaSettings(**(quotas or {})),
+            prices=prices,
             owner=where.get("owner", OwnerSettings()).model_copy(
                 update={
                     "source": owner,

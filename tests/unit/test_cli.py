@@ -95,7 +95,7 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
         ("", "Begin with one of:\n\n  antiphon up --upstream http://127.0.0.1:11434/v1"),
         ("upp", "there is no command 'upp'; did you mean up?"),
         ("xyz", "there is no command 'xyz'; choose one of up, doctor, config,"),
-        ("admin", "the action is missing; choose one of owners, usage,"),
+        ("admin", "the action is missing; choose one of owners, quotas,"),
         ("admin onwers", "there is no action 'onwers'; did you mean owners?"),
         ("migrate stauts", "there is no action 'stauts'; did you mean status?"),
         ("up --upsteam http://x", "unrecognized arguments: --upsteam http://x; did you mean --upstream?"),

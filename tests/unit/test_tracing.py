@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import structlog
+from msgspec import Raw
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -19,6 +20,7 @@ from antiphon.config.processes import TracingSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead, Usage
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
@@ -184,7 +186,7 @@ def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
     observed.end(exchange, "queued")
     for attempt in range(2):
         run = traced.telemetry.observe("background", "", Caller("owner"), None)
-        run.begin_job("r1", kept, attempt + 1)
+        run.begin_job(JobRequest(Raw(body), [], 1.0, "r1"), kept, attempt + 1)
         run.end(make_exchange(), "completed", attempt=attempt)
     request, job = traced.spans["POST /v1/responses"], traced.spans["process background response"]
     assert _parent(job) == _id(request) and job.kind.name == "CONSUMER"

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -32,14 +32,16 @@ from antiphon.engine.exchange.failure import Failure, operation_in, refusal, tra
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.request.body import read_model
 from antiphon.translation.request.checks import not_json
-from antiphon.types.json import encode, raw
+from antiphon.types.json import encode, raw, try_decode
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 
 MODEL_PATHS = ("/chat/completions", "/embeddings")
@@ -56,8 +58,8 @@ class PassedOn:
 
     `extra` has further paths of the default upstream. The bodies of these requests need not name a model. `embeddings`
     is the embedding model and the client for the embeddings server. An entry of `models` for this exact name takes
-    precedence. No error contains one of the `secrets`. With `several_owners`, answers leave out headers about the
-    upstream account that the owners share."""
+    precedence. `reserve` opens a request's part of its quotas. No error contains one of the `secrets`. With
+    `several_owners`, answers leave out headers about the upstream account that the owners share."""
 
     def __init__(
         self,
@@ -68,8 +70,10 @@ class PassedOn:
         embeddings: tuple[str, Upstream] | None = None,
         secrets: KnownSecrets = (),
         several_owners: bool = True,
+        reserve: Callable[[Caller], Reservation] | None = None,
     ) -> None:
         self._secrets = secrets
+        self._reserve = reserve
         self._several_owners = several_owners
         self._upstream = upstream
         self._routes = routes
@@ -127,11 +131,17 @@ class PassedOn:
         # credentials.
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
         called = "embeddings" if upstream is not None else route.upstream
+        quota = _Quota(self._reserve(request.caller) if self._reserve is not None else None)
+        await quota.take(request.body, writes=path != "/embeddings")
         stack = AsyncExitStack()
         try:
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
+            quota.close(b"", 0)
             raise _unanswered(failure.error, called) from None
+        except BaseException:
+            quota.close(b"", 0)
+            raise
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
         called = name or called
@@ -140,12 +150,15 @@ class PassedOn:
             kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
             why = self._why(answer, b"", called)
-            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called), why)
+            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota), why)
+        whole = b""
         try:
             async with stack:
                 whole = b"".join([part async for part in answer.body()])
         except UpstreamCallFailed as failure:
             raise _unanswered(failure.error, called) from None
+        finally:
+            quota.close(whole, answer.status)
         why = self._why(answer, whole, called)
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
@@ -169,12 +182,69 @@ def _passed(path: str) -> Route:
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class _Request(msgspec.Struct):
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_USAGE = b'"usage"'
+_REQUEST = msgspec.json.Decoder(_Request)
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+class _Quota:
+    """A forwarded request's part of its quotas. Without quotas, every method does nothing."""
+
+    def __init__(self, reservation: Reservation | None) -> None:
+        self._reservation = reservation
+
+    async def take(self, body: bytes, *, writes: bool) -> None:
+        """Reserve the request with this body. `writes`: whether the answer has output tokens. Raises `ApiError`."""
+        if self._reservation is not None:
+            limits = try_decode(_REQUEST, body) or _Request()
+            output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
+            await self._reservation.take(read_model(body) or "", size=len(body), output=output)
+
+    def close(self, answer: bytes, status: int) -> None:
+        """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error
+        costs nothing. `answer` is the body, or the chunk of a stream that has the usage."""
+        if self._reservation is None:
+            return
+        if not 200 <= status < 300:
+            self._reservation.close(0, 0, 0)
+            return
+        usage = None
+        for line in reversed(answer.split(b"\n")):
+            found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE in line else None
+            if found is not None and found.usage is not None:
+                usage = found.usage
+                break
+        if usage is None:
+            self._reservation.close_as_estimated()
+        else:
+            tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
+            self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
+
+
 class _Stream:
     """Yields the chunks of an upstream's answer as they arrive. `aclose` ends the upstream call, even before the first
     chunk."""
 
-    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack, upstream: str) -> None:
+    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack, upstream: str, quota: _Quota) -> None:
         self._answer = answer
+        self._quota = quota
+        # The end of the stream, which has the usage if the client asked for it.
+        self._last = b""
         self._parts = answer.body()
         self._stack = stack
         self._upstream = upstream
@@ -184,7 +254,10 @@ class _Stream:
 
     async def __anext__(self) -> bytes:
         try:
-            return await anext(self._parts)
+            part = await anext(self._parts)
+            if _USAGE in part:
+                self._last = part
+            return part
         except UpstreamCallFailed as failure:
             with suppress(UpstreamCallFailed):
                 async with self._stack:
@@ -195,6 +268,7 @@ class _Stream:
             raise AnswerCut(replace(cut, status=status)) from None
 
     async def aclose(self) -> None:
+        self._quota.close(self._last, self._answer.status)
         async with self._stack:
             await cast(Any, self._parts).aclose()
 

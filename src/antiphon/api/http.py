@@ -20,7 +20,7 @@ from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
-from antiphon.engine.ports.callers import EVERYTHING, Access
+from antiphon.engine.ports.callers import EVERYTHING, NO_CALLER, Access, Caller
 from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, wrong_value
@@ -52,6 +52,7 @@ class ApiRequest:
     """The body as a stream, for routes that declare `streamed`. `body` is empty for such routes."""
     access: Access = EVERYTHING
     """The models and tools that the client's key may use."""
+    caller: Caller = NO_CALLER
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body in chunks, from `body_stream` or from `body`."""

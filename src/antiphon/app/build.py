@@ -26,6 +26,7 @@ from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_k
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
+from antiphon.app.quotas import make_quotas
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address
@@ -47,6 +48,7 @@ from antiphon.engine.running.key_ring import KeyRing
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.quotas import DEAD_AFTER
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.usage_recorder import UsageRecorder
@@ -193,6 +195,11 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
+    quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics)
+    if quotas is not None:
+        quotas.start()
+        opened.push_async_callback(quotas.aclose)
+    reserve = quotas.open if quotas is not None else None
     served, endings = ServedIds(), Endings()
     opened.callback(served.close)
     opened.callback(endings.close)
@@ -278,8 +285,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         background=background,
         vector_search=vector_search,
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
+        reserve=reserve,
     )
-    telemetry = Telemetry(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served)
+    telemetry = Telemetry(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve)
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
         new_exchange=lambda: ResponseExchange(options, new_id, now),
@@ -326,6 +334,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
             if vector_search is not None
             else ()
         ),
+        *((Sweeper("quotas", partial(stores.quotas.sweep, DEAD_AFTER), DEAD_AFTER),) if quotas is not None else ()),
         *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
     )
     for sweeper in sweepers:

@@ -5,6 +5,8 @@ Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
@@ -19,6 +21,8 @@ from antiphon.app.vector_stores import VectorSearch
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.observability.metrics import Metrics
@@ -39,6 +43,7 @@ def make_router(
     background: Background,
     vector_search: VectorSearch | None,
     containers: tuple[Endpoint, ...],
+    reserve: Callable[[Caller], Reservation] | None = None,
 ) -> Router:
     """The router with the endpoints that the settings enable."""
     models = ModelCatalog(
@@ -77,7 +82,7 @@ def make_router(
             *(vector_search.endpoints(upstream, routes) if vector_search is not None else ()),
             *containers,
             *StandaloneSearch(toolbox).endpoints(),
-            *_passed_on(settings, metrics, upstream, routes, vector_search).endpoints(),
+            *_passed_on(settings, metrics, upstream, routes, vector_search, reserve).endpoints(),
             *_capabilities(settings, routes, toolbox.types).endpoints(),
         ),
     )
@@ -109,6 +114,7 @@ def _passed_on(
     upstream: ModelDoor | UpstreamPool,
     routes: ModelRoutes,
     vector_search: VectorSearch | None,
+    reserve: Callable[[Caller], Reservation] | None,
 ) -> PassedOn:
     embeddings = None
     if vector_search is not None and vector_search.embeddings is not None:
@@ -121,4 +127,5 @@ def _passed_on(
         secrets=settings.secrets(),
         several_owners=settings.owner.several,
         embeddings=embeddings,
+        reserve=reserve,
     )

@@ -63,6 +63,7 @@ Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with on
 _ADMIN = {
     "Owners": {
         "owners": "list the owners, and the number of stored objects of each kind",
+        "quotas": "print how much of each quota is used in its current period",
         "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
         "export": "write all stored data of one owner to standard output, one JSON object per line",
         "move-owner": "give all stored data of one owner to another owner; without --yes only count it",
@@ -226,6 +227,9 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--json": {"action": _SET, "help": "print one JSON object per line"},
         "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of earlier days"},
         **_YES,
+    },
+    "quotas": {
+        "--json": {"action": _SET, "help": "print one JSON object per line"},
     },
     "audit": {
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},

@@ -87,7 +87,7 @@ class NamedOwner(Section):
     """The owner's keys, as in `owner.api_keys`. All keys of one owner give access to the same stored data. To replace a
     key, add the new one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
-    """The team of the owner. This setting has no effect yet."""
+    """The team of the owner. Quotas of teams apply to it, and log lines name it."""
     models: tuple[str, ...] = Field(default=(), min_length=1)
     """The models that these keys may use, as names or globs (`qwen*`). A request for another model gets a 404. Unset:
     all models."""

@@ -28,6 +28,7 @@ from antiphon.config.processes import (
     SidecarSettings,
     TracingSettings,
 )
+from antiphon.config.quotas import QuotaSettings
 from antiphon.config.section import Address, Section, parse_address
 from antiphon.config.shown_urls import shown_value, url_secrets
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, without_unknown
@@ -89,6 +90,7 @@ class Settings(Section):
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
+    quotas: QuotaSettings = QuotaSettings()
     fetch: FetchSettings = FetchSettings()
     background: BackgroundSettings = BackgroundSettings()
     tools: ToolSettings = ToolSettings()
@@ -245,8 +247,10 @@ class Settings(Section):
     @property
     def decides_chat(self) -> bool:
         """Whether the sidecar, not Envoy, routes Chat Completions requests. The sidecar must if the model's name
-        decides the upstream, or if clients need a key."""
-        return bool(self.models or self.upstreams or self.upstream.models or self.owner.has_client_keys)
+        decides the upstream, if clients need a key, or if quotas apply."""
+        return bool(
+            self.models or self.upstreams or self.upstream.models or self.owner.has_client_keys or self.quotas.in_force
+        )
 
     @property
     def decides_embeddings(self) -> bool:

@@ -153,6 +153,15 @@ REFUSED = _counter(
     "Requests, and turns of background responses, refused for lack of capacity, by the limiting setting.",
     setting=_BOUNDS,
 )
+QUOTA_REFUSALS = _counter(
+    "antiphon_quota_refusals_total",
+    "Requests that a limit of `quotas` refused, or would have refused in shadow mode.",
+    subject="`owner`, `key`, `team` or `model`: whose limit it was",
+    measure="the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, `cost_per_month` or "
+    "`parallel_requests`",
+    refusal="`refused`; `early`: the request would have fitted without the parts that other processes held; "
+    "`shadow`: the request was served; `unavailable`: the database failed",
+)
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
     "antiphon_requests_cut_total",

@@ -62,6 +62,8 @@ class Metrics:
         """The duration of searches in seconds. The label is `words`, or `vectors` for a search by words and vectors."""
         self.refused = self._keep(LabelledCounter(names.REFUSED))
         """The number of requests refused for lack of capacity, by the setting that limits them."""
+        self.quota_refusals = self._keep(LabelledCounter(names.QUOTA_REFUSALS))
+        """The number of requests that exceeded a quota, by kind of subject, limit and result."""
         self.cut = self._keep(LabelledCounter(names.CUT))
         """The number of requests that were cut at the end of a drain, by kind."""
         for kind in names.CUT_KINDS:

@@ -24,6 +24,8 @@ from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.jobs import JobRequest
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.metric_values import NAME_LENGTH
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("antiphon.response")
 _OWNER_LENGTH: Final = 12
 _AGAIN: Final = "background"
+_OVER: Final = frozenset({"completed", "incomplete", "failed"})
 _ERRORS: Final = 400
 _UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
@@ -55,6 +58,7 @@ class Telemetry:
     price_of: Callable[[str], PriceSettings | None] = lambda _: None
     endings: Endings = field(default_factory=Endings)
     served: ServedIds = field(default_factory=ServedIds)
+    reserve: Callable[[Caller], Reservation] | None = None
 
     def cost(self, model: str, usage: Usage) -> int:
         """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
@@ -94,6 +98,7 @@ class Observation:
         self.door = door
         self.request_id = request_id
         self._caller = caller
+        self.reservation = telemetry.reserve(caller) if telemetry.reserve is not None else None
         self.started = time.perf_counter()
         self._calls = 0
         self._upstream = ""
@@ -113,9 +118,13 @@ class Observation:
         if headers is not None:
             self._continue_trace(headers)
 
-    def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
+    def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
         """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
-        self.request_id = request_id
+        self.request_id = job.request_id
+        name, team, key_id = job.caller
+        self._caller = Caller(self._caller.owner, name, team, key_id)
+        if self.reservation is not None:
+            self.reservation.caller = self._caller
         self._continue_trace(headers)
         if self._spans is not None:
             self._spans.request.set({ATTEMPT: attempt})
@@ -187,6 +196,8 @@ class Observation:
             self._ended = True
             self._metrics.in_flight.add(by=-1)
             self._telemetry.served.end(self._place)
+            if self.reservation is not None and self.door != _AGAIN:
+                self.reservation.close(0, 0, 0)
             if self._spans is not None:
                 self._spans.drop()
 
@@ -232,6 +243,8 @@ class Observation:
 
     def _over(self, ended: _Ended, exchange: ResponseExchange, at: float) -> None:
         self._end_call("cancelled", at)
+        if self.reservation is not None:
+            self._settle(self.reservation, ended, exchange)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
         # Failures are reported immediately, so that their log lines follow closely after their causes.
@@ -283,6 +296,18 @@ class Observation:
             },
             warn=ended.unknown,
         )
+
+    def _settle(self, reservation: Reservation, ended: _Ended, exchange: ResponseExchange) -> None:
+        """Settle the request's quotas by the usage of its model calls."""
+        known = exchange.known
+        tokens = sum([usage.input_tokens + usage.output_tokens for _, usage, _ in self._used])
+        cost = sum([self._telemetry.cost(ended.model, usage) for _, usage, _ in self._used])
+        if self.door == _AGAIN:
+            size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
+            reservation.close_job(known.model, size=size, output=limit, tokens=tokens, cost=cost, ended=over)
+        else:
+            output = sum([usage.output_tokens for _, usage, _ in self._used])
+            reservation.close(tokens, output, cost, queued=ended.outcome == "queued")
 
     def _spend(self, model: str) -> int:
         telemetry, total = self._telemetry, 0

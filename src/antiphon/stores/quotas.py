@@ -156,7 +156,7 @@ class QuotaStore:
             return False
         return True
 
-    async def sweep(self, dead_after: float) -> int:
+    async def sweep(self, dead_after: float) -> tuple[int, ...]:
         """Settle the leases of processes without a sign of life for `dead_after` seconds, and delete counters of old
         periods. Returns the number of such processes."""
         named = {"age": milliseconds(dead_after), **self._now}
@@ -165,10 +165,10 @@ class QuotaStore:
             await self._settle_all(holder, named)
         while (await self._tables.run([Statement(FORGET, self._now)], again=True))[0]:
             pass
-        return len(dead)
+        return (len(dead),)
 
     async def leave(self, holder: str) -> None:
-        """End a process that has reported all its usage: return its leases, and delete its row."""
+        """See `QuotaCounters.leave`."""
         held = await self._tables.fetch(HELD, {"holder": holder})
         back = [Report(row["subject"], row["measure"], row["starts"], back=row["amount"]) for row in held]
         if await self.report(holder, back):

@@ -12,6 +12,7 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
@@ -32,6 +33,8 @@ _OURS = ("traceparent", "00-11111111111111111111111111111111-3333333333333333-01
 
 class Told:
     """Keeps what it is told."""
+
+    reservation: Reservation | None = None
 
     def __init__(self, headers: Headers = ()) -> None:
         self.headers = headers

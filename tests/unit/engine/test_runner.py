@@ -295,6 +295,7 @@ class _Received:
     done: bool = False
     awaits_prompt: bool = False
     makes_response: bool = True
+    reservation: None = None
     turned_away: list[ApiError] = field(default_factory=list)
 
     def receive_request(self, head: RequestHead, body: bytes) -> None: ...

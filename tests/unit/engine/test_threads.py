@@ -25,6 +25,7 @@ class _Reading:
     """Stands for an exchange; notes where it was read."""
 
     awaits_prompt = makes_response = False
+    reservation = None
 
     def __init__(self) -> None:
         self.thread = 0

@@ -28,6 +28,7 @@ from antiphon.app.keys import known_bodies, lost_keys, new_keys
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import move_owner, move_sides, selected_owner
+from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
@@ -86,6 +87,9 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "audit":
         async with aclosing(await _stores(settings)) as stores:
             return await show_audit(stores.audit, arguments)
+    elif action == "quotas":
+        async with aclosing(await _stores(settings)) as stores:
+            return await show_quotas(settings, stores.quotas, as_json=arguments.json)
     elif action == "usage":
         return await _usage(settings, arguments)
     elif action == "export":

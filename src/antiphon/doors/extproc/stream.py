@@ -150,6 +150,7 @@ async def _serve(
         caller.owner,
         request.request_id,
         access=caller.access,
+        caller=caller,
     )
     await peer.begin()
     started = time.perf_counter()
@@ -216,9 +217,8 @@ async def _serve_exchange(
     exchange.observe(observed)
     answer: Drive | Relay | None = None
     try:
-        head = RequestHead(
-            request.method, request.path, request.headers, caller.owner, request.request_id, caller.access
-        )
+        asked = (request.method, request.path, request.headers, caller.owner, request.request_id)
+        head = RequestHead(*asked, caller.access, caller)
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
         del body

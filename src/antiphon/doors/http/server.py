@@ -269,7 +269,7 @@ class HttpDoor:
                     owner,
                     call.id,
                     pieces,
-                    caller.access,
+                    *(caller.access, caller),
                 )
             )
             call.failure = answer.failure
@@ -333,7 +333,7 @@ class HttpDoor:
         try:
             body = await self._read_body(request, call, hold)
             headers = _without_private(call.headers)
-            head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
+            head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access, caller)
             try:
                 await self._context.runner.receive(exchange, head, body)
             except asyncio.CancelledError:
@@ -358,7 +358,7 @@ class HttpDoor:
         with self._context.admission.admit(caller.owner):
             pass
         headers = _without_private(call.headers)
-        head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access)
+        head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access, caller)
         check_key = partial(self._context.owners.resolve, call.headers)
         connection = WebSocketConnection(self._context, head, caller, self._leaving, self.socket_memory, check_key)
         self._sockets[connection] = _peer_address(request)

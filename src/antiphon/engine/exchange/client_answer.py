@@ -12,6 +12,7 @@ from typing import Final
 
 from antiphon.engine.exchange.call_headers import JSON_TYPE
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.translation.answer.upstream_errors import passed_headers
 from antiphon.translation.events.builder import ResponseBuilder
@@ -29,7 +30,8 @@ class Answering:
 
     `streamed`: whether the head of an event stream was sent. `ignored` has the names of request fields without effect.
     `upstream` has the headers of the model's answer. `answered_by` is the name of the upstream that answered, if the
-    route has several upstreams.
+    route has several upstreams. `reservation` has the headers about the caller's quotas. They replace the upstream's
+    headers, because the upstream's quota belongs to the operator.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -38,6 +40,7 @@ class Answering:
         self.streamed = False
         self.ignored: tuple[str, ...] = ()
         self.upstream: Headers = ()
+        self.reservation: Reservation | None = None
         self.answered_by = ""
 
     def open_stream(self, builder: ResponseBuilder) -> None:
@@ -52,7 +55,7 @@ class Answering:
         """Send the head of an event stream without any event. The caller adds the events, for example from the
         store."""
         self.head_sent = self.streamed = True
-        headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
+        headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *self._remaining())
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
@@ -65,7 +68,7 @@ class Answering:
         """Send a complete JSON answer with status 200."""
         self.head_sent = True
         length = ("content-length", str(len(body)))
-        told = (JSON_TYPE, length, *headers, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
+        told = (JSON_TYPE, length, *headers, *self._ignored_header(), *self._source(), *self._remaining())
         self._actions.append(SendHead(200, told))
         self._actions.append(SendBody(body))
 
@@ -91,6 +94,14 @@ class Answering:
         return ApiError(
             error.message, status=error.status, type=error.type, code=error.code, param=error.param, headers=headers
         )
+
+    def _remaining(self) -> Headers:
+        """The headers about retries and remaining quotas."""
+        passed = passed_headers(self.upstream)
+        own = self.reservation.headers if self.reservation is not None else ()
+        if not own:
+            return passed
+        return (*own, *(pair for pair in passed if not pair[0].startswith("x-ratelimit-")))
 
     def _source(self) -> Headers:
         """The header with the name of the upstream that answered. No header if the route has only one upstream."""

@@ -79,6 +79,8 @@ class Known:
         answer."""
         self.replayed = False
         """Whether the client gets the stored response of an earlier request with the same idempotency key."""
+        self.output_limit: int | None = None
+        """The maximum of output tokens that the request sets."""
         self.manner = Manner()
         """How the client wants the answer: streamed or whole, in the background or not."""
         self.tolerance: Tolerance | None = None

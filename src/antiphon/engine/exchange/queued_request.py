@@ -85,7 +85,8 @@ class QueuedRequest(Phase):
         plain = tuple(pair for pair in head.headers if pair[0] in kept and not is_secret(pair[0]))
         headers = continued(plain, core.observer.trace())
         response = loaded.builder.response
-        job = JobRequest(Raw(self._body.strip()), [*headers], response.created_at, head.request_id, sealed)
+        caller = (head.caller.name, head.caller.team, head.caller.key_id)
+        job = JobRequest(Raw(self._body.strip()), [*headers], response.created_at, head.request_id, sealed, caller)
         record = make_record(response, Ending("queued"), head.owner, loaded.stored_input(), (), 0.0, None)
         needs = job_needs(loaded.request, core.route, core.options.tool_types)
         core.machine.go(State.SAVING)

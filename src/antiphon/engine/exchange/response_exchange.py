@@ -50,6 +50,7 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.observer import Observer
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.engine.ports.stored_bodies import whole_body
 from antiphon.errors import ApiError, StoreError
@@ -141,6 +142,7 @@ class ResponseExchange:
     def observe(self, observer: Observer) -> None:
         """Report all later model calls to this observer."""
         self._core.observer = observer
+        self._core.answer.reservation = observer.reservation
 
     # Properties that doors and the runner read
 
@@ -181,6 +183,14 @@ class ResponseExchange:
     def makes_response(self) -> bool:
         """Whether the parsed request is for a response that this server makes."""
         return self._core.known.makes_response and self.state is not State.DONE
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """The request's part of its quotas, or None if no quota applies: without a model call, or without quotas."""
+        core = self._core
+        if self.done or core.known.replayed or not self.generate or isinstance(core.phase, CountedRequest):
+            return None
+        return core.observer.reservation
 
     @property
     def floods(self) -> bool:
@@ -468,6 +478,7 @@ class ResponseExchange:
         `PromptNotLoaded`."""
         core, delivery = self._core, DeliveryOptions(self.generate, self.error_events)
         parsed = parse_request(core, path, body, delivery=delivery, prompt=prompt, queued=self._queued)
+        core.known.output_limit = parsed.request.max_output_tokens
         if path == COUNT_PATH:
             return CountedRequest(core, parsed)
         if path != COMPACT_PATH and parsed.request.background and self._queued is None:

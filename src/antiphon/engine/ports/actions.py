@@ -17,7 +17,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from antiphon.engine.ports.callers import EVERYTHING, Access
+from antiphon.engine.ports.callers import EVERYTHING, NO_CALLER, Access, Caller
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError
 from antiphon.translation.values import PromptReference
@@ -29,8 +29,8 @@ from antiphon.types.transport import Headers, header_value
 class RequestHead(Struct, frozen=True):
     """The client's request line and headers, and the owner of the request.
 
-    The door derives `owner` and `access` from a trusted header or the bearer token (`doors/owners.py`). The exchange
-    passes the owner to the stores and never interprets it. `request_id` identifies the request in logs.
+    The door derives `owner`, `access` and `caller` from a trusted header or the bearer token (`doors/owners.py`). The
+    exchange passes the owner to the stores and never interprets it. `request_id` identifies the request in logs.
     """
 
     method: str
@@ -39,6 +39,7 @@ class RequestHead(Struct, frozen=True):
     owner: str
     request_id: str = ""
     access: Access = EVERYTHING
+    caller: Caller = NO_CALLER
 
     def header(self, name: str) -> str | None:
         """Return the first value of the header whose lower-case name is `name`, or None."""

@@ -93,6 +93,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     """A request as a job stores it, so that a worker can run it: its body, and the headers that may reach the upstream.
 
     `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
+    `caller` has the readable name of the owner, the team, and the id of the client key. Each may be empty.
     """
 
     body: Raw
@@ -100,6 +101,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     created_at: float
     request_id: str = ""
     sealed: str = ""
+    caller: tuple[str, str, str] = ("", "", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from antiphon.engine.ports.actions import Usage
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.types.transport import Headers
 
 
 class Observer(Protocol):
-    """Records the model calls of one exchange, for metrics and traces."""
+    """Records the model calls of one exchange, for metrics, traces and quotas.
+
+    `reservation` is the request's part of its quotas, or None without quotas.
+    """
+
+    reservation: Reservation | None
 
     def trace(self) -> Headers:
         """Return the headers with which a later job continues the trace.
@@ -48,6 +54,8 @@ class Observer(Protocol):
 
 class Unobserved:
     """An observer that records nothing."""
+
+    reservation: Reservation | None = None
 
     def trace(self) -> Headers:
         return ()

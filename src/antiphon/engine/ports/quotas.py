@@ -1,7 +1,7 @@
 """Defines quotas: limits on requests, tokens and cost per owner, client key, team and model, as values and ports.
 
-Lives here: the limits that apply to a request, the counted subjects, and the ports of the shared counters and of a
-request's reservation. Not here: the settings (`config/quotas.py`), the counters in the memory of a process
+Lives here: the limits that apply to a request, the counted subjects, the error of a refused request, and the port of
+the shared counters. Not here: the settings (`config/quotas.py`), the counters in the memory of a process
 (`engine/running/quotas.py`), the stored counters (`stores/quotas.py`).
 
 Invariants: an amount is a whole number: requests, tokens, or millionths of the prices' currency. A subject's id has a
@@ -16,11 +16,12 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
-from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
+from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
 Kind = Literal["owner", "key", "team", "model"]
+KINDS: Final[tuple[Kind, ...]] = ("owner", "key", "team", "model")
 MEASURES: Final[tuple[Measure, ...]] = (
     "parallel_requests",
     "requests_per_minute",
@@ -120,7 +121,7 @@ class Wanted(Struct, frozen=True):
 
 
 class Grant(Struct, frozen=True):
-    """The shared counter's answer. `amount` is 0 when less than `need` was free.
+    """The shared counter's answer. `amount` is 0 when less than `need` was free. A need of 0 only reads the counter.
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period; `starts` and `ends` are 0. `used` is the settled amount, and `leased` the
@@ -152,6 +153,112 @@ class Report(Struct, frozen=True):
     debt: int = 0
 
 
+_MEASURED = {
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "tokens_per_month": "tokens per month",
+    "cost_per_month": "cost per month",
+    "parallel_requests": "parallel requests",
+}
+
+
+class QuotaExceeded(ApiError):
+    """A request does not fit into a limit of the settings' `quotas`. The header `retry-after` has the seconds until the
+    limit's period ends. For a monthly limit, or a request that can never fit, a header tells SDKs not to retry."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        whose: str,
+        measure: str,
+        amount: int,
+        need: int,
+        *,
+        seconds: float | None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        """`seconds`: the time until the period ends. None: the limit has no period."""
+        words, monthly, never = _MEASURED[measure], measure.endswith("_month"), need > amount
+        shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
+        wanted = f"{need / 1e6:.6f}" if measure == "cost_per_month" else str(need)
+        wait = 1.0 if seconds is None else seconds
+        if never:
+            then = "Send a smaller request, or set a smaller 'max_output_tokens'."
+        elif seconds is None:
+            then = "Wait until one of the requests ends, then try again."
+        else:
+            then = f"Try again in {_duration(wait)}."
+        super().__init__(
+            f"Rate limit reached for {whose} on {words}: limit {shown}, this request needs {wanted}. {then}",
+            code="insufficient_quota" if monthly else "rate_limit_exceeded",
+            headers=(
+                *headers,
+                ("retry-after", str(max(1, round(wait + 0.5)))),
+                *((("x-should-retry", "false"),) if monthly or never else ()),
+            ),
+        )
+        self.measure = measure
+        if monthly:
+            self.type = "insufficient_quota"
+        elif measure == "tokens_per_minute":
+            self.type = "tokens"
+        else:
+            self.type = "requests"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as `2d3h`, `5m7s` or `1.250s`."""
+    if seconds < 60:
+        return f"{seconds:.3f}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60}s"
+    return (
+        f"{whole // 86_400}d{whole % 86_400 // 3600}h" if whole >= 86_400 else f"{whole // 3600}h{whole % 3600 // 60}m"
+    )
+
+
+class Reservation(Protocol):
+    """One request's part of all limits that apply to it. The runner takes the parts, and the observation closes it."""
+
+    caller: Caller
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """The `x-ratelimit-*` headers of the answer. Empty without a limit on requests or tokens per minute."""
+
+    async def take(self, model: str, *, size: int, output: int | None, background: bool = False) -> None:
+        """Reserve the request before its first model call.
+
+        `size`: the bytes of the request's body. `output`: the maximum of output tokens that the request allows.
+        `background`: the request only queues a response, so it does not count as a parallel request. Raises
+        `QuotaExceeded` and `Unavailable`.
+        """
+
+    def add(self, size: int) -> None:
+        """Reserve tokens for `size` more bytes of history or files, as far as they are left in the leases."""
+
+    def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
+        """Settle the reservation by the usage of all model calls. A second call has no effect.
+
+        `output`: the output tokens among `tokens`. `cost`: in millionths. `queued`: the response is queued, so its
+        estimate counts as used until the response ends.
+        """
+
+    def close_read(self, read: int, written: int) -> None:
+        """Settle a forwarded request by the input and output tokens of its answer. The cost is that of the request's
+        model."""
+
+    def close_as_estimated(self) -> None:
+        """Settle a forwarded request whose answer has no usage by its estimate."""
+
+    def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
+        """Settle an attempt of a background response, whose estimate was settled when it was queued. The parameters are
+        those of `take` and `close`. `ended`: the response is over, so its usage replaces the estimate."""
+
+
 class QuotaCounters(Protocol):
     """The counters that all processes share. Every method raises `StoreError`."""
 
@@ -165,23 +272,5 @@ class QuotaCounters(Protocol):
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:
         """Settle and return parts of leases, and give a sign of life. Returns False like `grant` returns None."""
 
-
-class Reservation(Protocol):
-    """One request's part of all limits that apply to it."""
-
-    @property
-    def headers(self) -> Sequence[tuple[str, str]]:
-        """The `x-ratelimit-*` headers of the answer. Empty without a limit on requests or tokens per minute."""
-
-    async def take(self, model: str, *, size: int, output: int | None) -> None:
-        """Reserve the request before its first model call. `size`: the bytes of the request's body. `output`: the
-        maximum of output tokens that the request allows. Raises `QuotaExceeded` and `Unavailable`."""
-
-    def add(self, size: int) -> None:
-        """Reserve tokens for `size` more bytes of history or files. The reservation may exceed the limits."""
-
-    def spent(self, usage: Usage, cost: int) -> None:
-        """Note the usage of one model call. `cost`: its cost in millionths."""
-
-    def close(self) -> None:
-        """Settle the reservation by the noted usage. A second call has no effect."""
+    async def leave(self, holder: str) -> None:
+        """End a process that has reported all its usage, and return its leases."""

@@ -35,6 +35,7 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
+from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, Ports, size_of
 from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
@@ -111,6 +112,8 @@ class Runner:
                 exchange.turn_away(error)
             except StoreError as error:
                 exchange.turn_away(store_refusal(error, "The stored data could not be read"))
+        if (reservation := exchange.reservation) is not None:
+            await _reserve(exchange, reservation)
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
         """Perform all pending actions that need no door. Yields client-facing actions, model calls and tool runs for
@@ -142,6 +145,8 @@ class Runner:
         if isinstance(action, LoadContext):
             context = await self._loader.load(action)
             size = size_of(context, action)
+            if size and (reservation := exchange.reservation) is not None:
+                reservation.add(size)
             if exchange.hold is not None and size:
                 try:
                     exchange.hold.add(size)
@@ -327,3 +332,17 @@ class Runner:
                     yield action
         finally:
             await pump.stop(whole=exchange.done)
+
+
+async def _reserve(exchange: ResponseExchange, reservation: Reservation) -> None:
+    """Reserve the request's part of its quotas, or turn the request away."""
+    known = exchange.known
+    try:
+        await reservation.take(
+            known.model,
+            size=exchange.request_bytes,
+            output=known.output_limit,
+            background=bool(known.manner.background),
+        )
+    except ApiError as error:
+        exchange.turn_away(error)

@@ -400,7 +400,7 @@ class Workers:
         try:
             asked = _REQUEST.decode(job.request)
             headers = tuple((name, value) for name, value in asked.headers)
-            observed.begin_job(asked.request_id, headers, job.attempts)
+            observed.begin_job(asked, headers, job.attempts)
             exchange.receive_job(asked, job.owner, job.response_id, job.last_event)
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)

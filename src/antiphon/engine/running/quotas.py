@@ -1,0 +1,360 @@
+"""Leases parts of the shared quotas to one process, and reports their use.
+
+Lives here: leasing more when a request does not fit, refusing it when nothing is free, and the task that reports to the
+shared counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a request
+(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
+
+A request that fits into the leases of its process needs no query. Otherwise the process leases more. The reports settle
+the usage, and return leases that no request needs.
+
+Invariants: without shadow mode and while the database works, no request begins that does not fit by its estimate. A
+process that is killed leaves its leases behind, which `QuotaStore.sweep` settles as used. A request waits at most
+`GRANT_SECONDS` for the database, and a process asks a database that failed once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Literal
+
+import structlog
+
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.quotas import (
+    CachedRules,
+    Grant,
+    Limit,
+    Measure,
+    QuotaCounters,
+    QuotaExceeded,
+    Report,
+    Wanted,
+)
+from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, QuotaReservation, loop_time
+from antiphon.errors import StoreError, Unavailable
+from antiphon.ids import IdFactory
+from antiphon.observability.outages import Outage
+
+GRANT_SECONDS: Final = 1.0
+HEARTBEAT: Final = 10.0
+"""Seconds between two signs of life of a process that holds leases."""
+DEAD_AFTER: Final = 30.0
+"""Seconds without a sign of life after which the leases of a process are settled as used."""
+_ASK_AGAIN: Final = 0.2
+_RETURN: Final = 0.05
+_MOST_MODELS: Final = 1_000
+_CHUNKS: Final = 100
+
+Refusal = Literal["refused", "early", "shadow", "unavailable"]
+_log = structlog.get_logger(__name__)
+
+
+class Quotas:
+    """The quotas of one process. The caller calls `start` before the first request, and `aclose` after the last one."""
+
+    def __init__(
+        self,
+        rules: CachedRules,
+        counters: QuotaCounters,
+        new_id: IdFactory,
+        *,
+        cost: Callable[[str, int, int], int],
+        expected_output: int,
+        shadow: bool = False,
+        refuses: bool = False,
+        warn_share: float = 0.8,
+        refused: Callable[[str, str, Refusal], None] = lambda kind, measure, refusal: None,
+        seconds: float = 1.0,
+    ) -> None:
+        """`cost`: the cost in millionths of a model call, by model, input and output tokens. `expected_output`: the
+        output tokens to reserve for a model whose answers this process does not know yet. `refuses`: whether requests
+        get a 503 while the database fails. `refused`: called for each refusal, by kind of subject and measure.
+        `seconds`: the time between two reports."""
+        self._rules = rules
+        self._counters = counters
+        self._new_id = new_id
+        self.cost = cost
+        self._expected = expected_output
+        self.shadow = shadow
+        self._refuses = refuses
+        self._warn_share = warn_share
+        self._refused = refused
+        self._seconds = seconds
+        self._holder = ""
+        self._leases: dict[tuple[str, Measure], Lease] = {}
+        self._averages: dict[str, float] = {}
+        self._lock = asyncio.Lock()
+        self._dirty, self._soon = asyncio.Event(), asyncio.Event()
+        self._failed_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._grants: set[asyncio.Task[None]] = set()
+        self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
+
+    def start(self) -> None:
+        """Start the task that reports to the shared counters."""
+        self._task = asyncio.get_running_loop().create_task(self._report_on())
+
+    async def aclose(self) -> None:
+        """Report the remaining usage, and return all leases."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for lease in self._leases.values():
+            lease.idle = True
+        if await self.flush() and self._holder:
+            with suppress(StoreError):
+                await self._counters.leave(self._holder)
+
+    def open(self, caller: Caller) -> QuotaReservation:
+        """Return an empty reservation for a request of this caller."""
+        return QuotaReservation(self, caller)
+
+    # Called by reservations
+
+    def limits(self, caller: Caller, model: str) -> tuple[Limit, ...]:
+        """The limits that apply to this caller's requests for this model."""
+        return self._rules.limits(caller, model)
+
+    def lease(self, limit: Limit) -> Lease:
+        """The lease of the current period of this limit."""
+        key = (limit.subject, limit.measure)
+        found = self._leases.get(key)
+        if found is None or found.limit.amount != limit.amount or loop_time() >= found.ends:
+            # What the old lease held belongs to a period that is over. The next grant sets all of it to zero.
+            found = self._leases[key] = Lease(limit)
+        return found
+
+    def estimate(self, model: str, size: int, output: int | None, *, steady: bool) -> tuple[int, int]:
+        """The tokens to reserve for a request, and their cost in millionths. `steady`: without the average of the
+        model's answers, so that a later call returns the same."""
+        read = size // BYTES_PER_TOKEN
+        expected = self._expected if steady else round(self._averages.get(model, self._expected))
+        written = output if output is not None else expected
+        return read + written, self.cost(model, read, written)
+
+    def learn(self, model: str, output: int) -> None:
+        """Include one answer's output tokens in the average of the model."""
+        if len(self._averages) >= _MOST_MODELS and model not in self._averages:
+            self._averages.clear()
+        before = self._averages.get(model)
+        self._averages[model] = output if before is None else before + (output - before) / 16
+
+    def changed(self, lease: Lease) -> None:
+        """Report this lease soon."""
+        self._dirty.set()
+        if lease.limit.measure == "parallel_requests":
+            self._soon.set()
+
+    async def fill(self, reservation: QuotaReservation) -> None:
+        """Lease the amounts that the reservation lacks, and reserve. Raises `QuotaExceeded` and `Unavailable`."""
+        task = asyncio.get_running_loop().create_task(self._fill(reservation))
+        # The grant goes on if the request ends, because its outcome changes the leases of this process.
+        self._grants.add(task)
+        task.add_done_callback(self._grants.discard)
+        try:
+            async with asyncio.timeout(GRANT_SECONDS):
+                await asyncio.shield(task)
+        except TimeoutError:
+            reservation.abandoned = True
+            task.add_done_callback(_look_at)
+            self._fail("the database does not answer", loop_time() + GRANT_SECONDS)
+            self._without(reservation)
+            reservation.reserve()
+        except asyncio.CancelledError:
+            reservation.abandoned = True
+            task.add_done_callback(_look_at)
+            raise
+
+    async def _fill(self, reservation: QuotaReservation) -> None:
+        async with self._lock:
+            refused: list[tuple[Limit, Grant | None]] = []
+            for _ in range(3):
+                if reservation.abandoned:
+                    return
+                lacking = reservation.lacking()
+                if not lacking:
+                    break
+                now = loop_time()
+                refused = [(lease.limit, None) for lease, _ in lacking if now < lease.asked_again_at]
+                if refused:
+                    break
+                if now < self._failed_until:
+                    break
+                refused = await self._lease_more(lacking)
+                if refused:
+                    break
+            if reservation.abandoned:
+                return
+            if reservation.lacking():
+                self._refuse(reservation, refused)
+            reservation.reserve()
+
+    async def _lease_more(self, lacking: Sequence[tuple[Lease, int]]) -> list[tuple[Limit, Grant | None]]:
+        """Lease more of these limits. Returns the limits that granted nothing. While the database fails, returns
+        nothing, and later calls fail at once."""
+        wanted = [_wanted(lease.limit, need - lease.left, self._warn_share) for lease, need in lacking]
+        try:
+            grants = await self._counters.grant(self._holder, wanted) if self._holder else None
+            if grants is None:
+                await self._join()
+                grants = await self._counters.grant(self._holder, wanted) or []
+        except StoreError as error:
+            self._fail(str(error), loop_time() + GRANT_SECONDS)
+            return []
+        self._outage.recovered()
+        refused: list[tuple[Limit, Grant | None]] = []
+        now = loop_time()
+        for (_, _), one, grant in zip(lacking, wanted, grants, strict=False):
+            lease = self.lease(one.limit)
+            if lease.starts not in (-1, grant.starts):
+                self._leases[one.limit.subject, one.limit.measure] = lease = Lease(one.limit)
+            lease.add(grant, now)
+            self.changed(lease)
+            if grant.warn:
+                _log.warning("quota_warning", **_said(one.limit), used=grant.used + grant.leased)
+            if not grant.amount:
+                lease.asked_again_at = now + _ASK_AGAIN
+                refused.append((one.limit, grant))
+        return refused
+
+    async def _learn_periods(self, leases: Sequence[Lease]) -> None:
+        """Find the current periods of leases that have a debt but no grant, so that the next report can settle it."""
+        grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
+        for lease, grant in zip(leases, grants or (), strict=False):
+            lease.add(grant, loop_time())
+        self._dirty.set()
+
+    async def _join(self, *, keep: bool = False) -> None:
+        """Take a new id. Another process has settled the leases of the old id, unless `keep` is true."""
+        if not keep:
+            self._leases.clear()
+        holder = self._new_id("process")
+        await self._counters.join(holder)
+        self._holder = holder
+
+    def _refuse(self, reservation: QuotaReservation, refused: Sequence[tuple[Limit, Grant | None]]) -> None:
+        """Raise the error of the first refused limit. In shadow mode, log it instead."""
+        if not refused:
+            self._without(reservation)
+            return
+        limit, grant = refused[0]
+        lease = self.lease(limit)
+        need = reservation.amount(limit.measure)
+        own = lease.left + lease.reserved + lease.spent
+        # The request would fit if no other process held a part of the limit.
+        early = grant is not None and grant.used + own + need <= limit.amount
+        if self.shadow:
+            self._refused(limit.kind, limit.measure, "shadow")
+            _log.info("quota_would_refuse", **_said(limit), owner=limit.name)
+            return
+        self._refused(limit.kind, limit.measure, "early" if early else "refused")
+        raise QuotaExceeded(
+            limit.whose,
+            limit.measure,
+            limit.amount,
+            need,
+            seconds=None if lease.ends == FOREVER else max(0.0, lease.ends - loop_time()),
+            headers=reservation.headers,
+        )
+
+    def _without(self, reservation: QuotaReservation) -> None:
+        """Raise `Unavailable` for a request whose limits cannot be checked, unless the settings allow to serve it."""
+        if self._refuses and not self.shadow:
+            limit = reservation.limits[0]
+            self._refused(limit.kind, limit.measure, "unavailable")
+            raise Unavailable(
+                "The server cannot check your quota, because its database is unreachable. Try again later.",
+                code="quotas_unavailable",
+                headers=(("retry-after", "1"),),
+            )
+
+    def _fail(self, cause: str, until: float) -> None:
+        self._failed_until = until
+        self._outage.failed(cause=cause, served=not self._refuses)
+
+    # Reports
+
+    async def _report_on(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._dirty.wait()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._seconds):
+                            await self._soon.wait()
+                            await asyncio.sleep(_RETURN)
+            self._dirty.clear()
+            self._soon.clear()
+            try:
+                if not await self.flush():
+                    await asyncio.sleep(self._seconds)
+                    self._dirty.set()
+            except Exception:
+                _log.error("quotas_failed", exc_info=True)
+                await asyncio.sleep(self._seconds)
+
+    async def flush(self) -> bool:
+        """Report all leases that have something to report, and return the idle ones. Returns False when the database
+        fails; the report then waits."""
+        taken: list[tuple[Lease, Report]] = []
+        unknown: list[Lease] = []
+        for key, lease in list(self._leases.items()):
+            if loop_time() >= lease.ends or lease.empty:
+                if not lease.reserved:
+                    del self._leases[key]
+                continue
+            back = lease.left if lease.idle or lease.limit.measure == "parallel_requests" else 0
+            lease.idle = True
+            if lease.left:
+                # The next report returns what no request has needed until then.
+                self._dirty.set()
+            if lease.starts == -1 and lease.debt:
+                unknown.append(lease)
+            if lease.starts == -1 or not (lease.spent or lease.debt or back):
+                continue
+            taken.append((lease, Report(*key, lease.starts, lease.spent, back, lease.debt)))
+            lease.left -= back
+            lease.spent = lease.debt = 0
+        if not taken and not self._leases:
+            return True
+        try:
+            if not self._holder:
+                await self._join(keep=True)
+            if not await self._counters.report(self._holder, [report for _, report in taken]):
+                self._holder = ""
+                self._leases.clear()
+                return True
+            if unknown:
+                await self._learn_periods(unknown)
+        except StoreError as error:
+            self._fail(str(error), loop_time() + GRANT_SECONDS)
+            if error.reason == "unknown":
+                # A second report could settle the usage twice.
+                _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))
+                return False
+            for lease, report in taken:
+                lease.left += report.back
+                lease.spent += report.spent
+                lease.debt += report.debt
+            return False
+        self._outage.recovered()
+        return True
+
+
+def _wanted(limit: Limit, need: int, warn_share: float) -> Wanted:
+    need = max(1, need)
+    # A slot for a parallel request is leased when a request needs it, because other processes may need the others.
+    want = need if limit.measure == "parallel_requests" else max(need, limit.amount // _CHUNKS)
+    return Wanted(limit, need, want, int(limit.amount * warn_share))
+
+
+def _said(limit: Limit) -> dict[str, str | int]:
+    return {"subject": limit.subject, "name": limit.name, "measure": limit.measure, "limit": limit.amount}
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,106 @@
+"""Quotas as clients see them: the refusals, the headers, and the counters after each kind of request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antiphon.config.upstreams import PriceSettings
+from tests.support.background_app import BackgroundApp, Processes, processes
+
+KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
+HEADERS = {"authorization": "Bearer anna-first-key-of-all"}
+ASK = {"model": "m", "input": "hi"}
+PRICES = (PriceSettings(model="m", input=1.0, output=10.0),)
+
+
+@pytest.fixture
+async def made(tmp_path: Path) -> AsyncIterator[Processes]:
+    async with processes(tmp_path / "data") as found:
+        yield found
+
+
+async def _post(app: BackgroundApp, path: str = "/responses", **body: Any) -> tuple[int, Any, dict[str, str]]:
+    async with app.session.post(app.url + path, json={**ASK, **body}, headers=HEADERS) as got:
+        return (
+            got.status,
+            await (got.text() if body.get("stream") else got.json()),
+            {name.lower(): value for name, value in got.headers.items()},
+        )
+
+
+async def _used(app: BackgroundApp, *, settled: bool = True) -> dict[str, int]:
+    """The settled amounts by limit, once no request holds a part of them."""
+    async with asyncio.timeout(20):
+        while True:
+            found = await app.app.stores.quotas.counters()
+            if not settled or not any(one.leased for one in found):
+                return {f"{one.subject} {one.measure}": one.used for one in found}
+            await asyncio.sleep(0.01)
+
+
+async def test_a_request_over_the_limit_gets_openais_error(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"owners": {"anna": {"requests_per_minute": 2}}})
+    for remaining in ("1", "0"):
+        status, _, headers = await _post(app)
+        assert status == 200 and headers["x-ratelimit-remaining-requests"] == remaining
+        assert headers["x-ratelimit-limit-requests"] == "2"
+    status, body, headers = await _post(app, stream=True)
+    assert status == 429 and '"code":"rate_limit_exceeded"' in body and "owner 'anna'" in body
+    assert int(headers["retry-after"]) >= 1
+    # Requests without a model call are not counted.
+    async with app.session.get(app.url + "/responses", headers=HEADERS) as got:
+        assert got.status == 200
+
+
+async def test_every_kind_of_request_is_settled_by_its_usage(made: Processes) -> None:
+    quotas = {
+        "each_owner": {"tokens_per_month": 100_000, "cost_per_month": 5},
+        "each_team": {"requests_per_minute": 50, "parallel_requests": 5},
+    }
+    app = await made.start(owner_keys=KEYS, quotas=quotas, prices=PRICES)
+    status, body, _ = await _post(app)
+    assert status == 200
+    usage = body["usage"]
+    one, cost = usage["total_tokens"], usage["input_tokens"] + 10 * usage["output_tokens"]
+    assert one > 0
+    assert await _used(app) == {
+        "owner:n:anna tokens_per_month": one,
+        "owner:n:anna cost_per_month": cost,
+        "team:research requests_per_minute": 1,
+        "team:research parallel_requests": 0,
+    }
+    assert (await _post(app, stream=True))[0] == 200
+    assert (await _post(app, previous_response_id=body["id"]))[0] == 200
+    # A request that fails before its model call costs no tokens.
+    assert (await _post(app, previous_response_id="resp_none"))[0] == 400
+    made_here = await app.create(token="anna-second-key-here")
+    await app.ended(made_here["id"], token="anna-second-key-here")
+    async with asyncio.timeout(20):
+        while (await _used(app))["owner:n:anna tokens_per_month"] != 4 * one:
+            await asyncio.sleep(0.01)
+    assert (await _used(app))["owner:n:anna cost_per_month"] == 4 * cost
+
+
+async def test_processes_share_the_limits(made: Processes) -> None:
+    apps = [await made.start(owner_keys=KEYS, quotas={"each_owner": {"requests_per_minute": 40}}) for _ in range(3)]
+    statuses = await asyncio.gather(*(_post(apps[number % 3]) for number in range(60)))
+    served = [status for status, _, _ in statuses].count(200)
+    # Other processes may hold a twentieth of the limit.
+    assert 38 <= served <= 40 and {status for status, _, _ in statuses} == {200, 429}
+
+
+async def test_forwarded_requests_are_charged_by_their_answer(made: Processes) -> None:
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 100, "requests_per_minute": 2}})
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    status, body, _ = await _post(app, "/chat/completions", **chat)
+    assert status == 200 and (await _used(app))["owner:n:anna tokens_per_month"] == body["usage"]["total_tokens"]
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    status, text, _ = await _post(app, "/chat/completions", **chat, **usage)
+    assert status == 200 and '"usage"' in text
+    assert (await _used(app))["owner:n:anna tokens_per_month"] == 2 * body["usage"]["total_tokens"]
+    assert (await _post(app, "/chat/completions", **chat))[0] == 429

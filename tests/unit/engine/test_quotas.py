@@ -1,0 +1,297 @@
+"""What a process does with its parts of the shared quotas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from antiphon.app.quotas import quota_rules
+from antiphon.config.quotas import QuotaSettings
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.quotas import CachedRules, Grant, QuotaExceeded, Report, Wanted
+from antiphon.engine.running.quota_reservation import QuotaReservation
+from antiphon.engine.running.quotas import Quotas
+from antiphon.errors import StoreError, Unavailable
+from antiphon.stores.quotas import QuotaStore
+from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+
+ANNA = Caller("n:anna", "anna", "research", "key_1")
+BO = Caller("n:bo", "bo", "research", "key_2")
+FAR = 1e9
+"""Seconds between reports in tests that report by closing."""
+
+
+class _Counters(QuotaStore):
+    """A store that can fail, or wait."""
+
+    fault: Exception | None = None
+    gate: asyncio.Event | None = None
+    grants = 0
+
+    async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
+        self.grants += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        return await super().grant(holder, wanted)
+
+    async def report(self, holder: str, reports: Sequence[Report]) -> bool:
+        if self.fault is not None:
+            raise self.fault
+        return await super().report(holder, reports)
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=10)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+def counters(stores: SqliteStores) -> _Counters:
+    return _Counters(stores.tables)
+
+
+class Ids:
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, kind: str) -> str:
+        self.number += 1
+        return f"{kind}_{self.number}"
+
+
+REFUSED: list[tuple[str, str, str]] = []
+
+
+def _quotas(counters: QuotaStore, ids: Ids | None = None, *, seconds: float = FAR, **settings: Any) -> Quotas:
+    given = QuotaSettings(**settings)
+    REFUSED.clear()
+    return Quotas(
+        CachedRules(quota_rules(given)),
+        counters,
+        ids or Ids(),
+        cost=lambda model, read, written: read + 3 * written,
+        expected_output=given.expected_output_tokens,
+        shadow=given.shadow,
+        refuses=given.when_unavailable == "refuse",
+        refused=lambda *words: REFUSED.append(words),
+        seconds=seconds,
+    )
+
+
+async def _take(
+    quotas: Quotas, caller: Caller = ANNA, *, size: int = 400, output: int | None = 100, model: str = "qwen3"
+) -> QuotaReservation:
+    made = quotas.open(caller)
+    await made.take(model, size=size, output=output)
+    return made
+
+
+async def _used(counters: QuotaStore) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(one.subject, one.measure): (one.used, one.leased) for one in await counters.counters()}
+
+
+async def test_requests_over_the_limit_are_refused_with_the_limit_and_its_end(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"requests_per_minute": 3})
+    for _ in range(3):
+        await _take(quotas)
+    with pytest.raises(QuotaExceeded) as refused:
+        await _take(quotas)
+    error = refused.value
+    assert (error.status, error.code, error.type) == (429, "rate_limit_exceeded", "requests")
+    assert "owner 'anna' on requests per minute: limit 3, this request needs 1. Try again in" in error.message
+    headers = dict(error.headers)
+    assert 1 <= int(headers["retry-after"]) <= 61 and "x-should-retry" not in headers
+    assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("3", "0")
+    # Another owner has a counter of its own.
+    await _take(quotas, BO)
+    assert REFUSED == [("owner", "requests_per_minute", "refused")]
+
+
+async def test_a_refused_request_takes_nothing_of_its_other_limits(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"requests_per_minute": 10, "tokens_per_month": 150})
+    with pytest.raises(QuotaExceeded) as refused:
+        await _take(quotas)
+    assert refused.value.code == "insufficient_quota" and dict(refused.value.headers)["x-should-retry"] == "false"
+    assert "Send a smaller request" in refused.value.message
+    await quotas.aclose()
+    assert set((await _used(counters)).values()) == {(0, 0)}
+
+
+async def test_usage_replaces_the_estimate(counters: _Counters) -> None:
+    quotas = _quotas(counters, owners={"anna": {"tokens_per_month": 1000, "cost_per_month": 1}})
+    reservation = await _take(quotas)
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"] == (0, 200)
+    reservation.close(350, 50, 77)
+    reservation.close(350, 50, 77)
+    await quotas.aclose()
+    assert await _used(counters) == {
+        ("owner:n:anna", "tokens_per_month"): (350, 0),
+        ("owner:n:anna", "cost_per_month"): (77, 0),
+    }
+
+
+async def test_every_level_has_a_counter_and_named_entries_inherit(counters: _Counters) -> None:
+    quotas = _quotas(
+        counters,
+        each_key={"requests_per_minute": 5},
+        each_owner={"requests_per_minute": 50, "tokens_per_month": 10_000},
+        owners={"anna": {"requests_per_minute": None}, "bo": {"tokens_per_month": 7}},
+        teams={"research": {"requests_per_minute": 6}},
+        models={"qwen*": {"tokens_per_minute": 9_000}, "qwen-big": {"tokens_per_minute": 1}},
+    )
+    (await _take(quotas)).close(10, 5, 0)
+    with pytest.raises(QuotaExceeded, match="owner 'bo' on tokens per month: limit 7"):
+        await _take(quotas, BO)
+    with pytest.raises(QuotaExceeded, match="model 'qwen-big' on tokens per minute: limit 1"):
+        await _take(quotas, model="qwen-big")
+    (await _take(quotas, Caller("b:hash"), model="other")).close(4, 2, 0)
+    await quotas.aclose()
+    assert {subject: used for subject, used in (await _used(counters)).items() if used != (0, 0)} == {
+        ("key:key_1", "requests_per_minute"): (1, 0),
+        ("owner:n:anna", "tokens_per_month"): (10, 0),
+        ("team:research", "requests_per_minute"): (1, 0),
+        ("model:qwen*", "tokens_per_minute"): (10, 0),
+        ("owner:b:hash", "requests_per_minute"): (1, 0),
+        ("owner:b:hash", "tokens_per_month"): (4, 0),
+    }
+
+
+async def test_the_slot_of_a_parallel_request_is_free_after_its_end(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"parallel_requests": 2})
+    first, _ = await _take(quotas), await _take(quotas)
+    with pytest.raises(QuotaExceeded, match="Wait until one of the requests ends"):
+        await _take(quotas)
+    first.close(0, 0, 0)
+    await _take(quotas)
+
+
+async def test_another_process_gets_the_slot_that_this_one_returns(counters: _Counters) -> None:
+    ids = Ids()
+    here, there = (_quotas(counters, ids, each_owner={"parallel_requests": 1}) for _ in range(2))
+    here.start()
+    (await _take(here)).close(0, 0, 0)
+    await _take(there)
+    await here.aclose()
+
+
+async def test_two_processes_share_one_limit(counters: _Counters) -> None:
+    ids = Ids()
+    both = [_quotas(counters, ids, each_owner={"requests_per_minute": 100}) for _ in range(2)]
+    served = 0
+    for number in range(150):
+        try:
+            await _take(both[number % 2])
+            served += 1
+        except QuotaExceeded:
+            pass
+    assert 98 <= served <= 100
+
+
+async def test_a_large_limit_needs_few_grants(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_minute": 10_000_000, "requests_per_minute": 100_000})
+    for _ in range(400):
+        (await _take(quotas)).close(150, 50, 0)
+    assert counters.grants <= 2
+
+
+async def test_shadow_mode_serves_and_counts(counters: _Counters) -> None:
+    quotas = _quotas(counters, shadow=True, each_owner={"requests_per_minute": 1})
+    with capture_logs() as lines:
+        for _ in range(3):
+            (await _take(quotas)).close(1, 1, 0)
+    assert [line["event"] for line in lines] == ["quota_warning", "quota_would_refuse", "quota_would_refuse"]
+    assert REFUSED == [("owner", "requests_per_minute", "shadow")] * 2
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "requests_per_minute"): (3, 0)}
+
+
+async def test_a_failing_database_serves_and_counts_later(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    counters.fault = StoreError("gone")
+    with capture_logs() as lines:
+        reservations = [await _take(quotas) for _ in range(3)]
+    assert counters.grants == 1
+    assert [line["event"] for line in lines] == ["quotas_not_counted"]
+    for one in reservations:
+        one.close(20, 10, 0)
+    counters.fault = None
+    # The first report finds the current period, and the second one settles.
+    assert await quotas.flush() and await quotas.flush()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (60, 0)}
+
+
+async def test_a_failing_database_refuses_if_the_settings_say_so(counters: _Counters) -> None:
+    quotas = _quotas(counters, when_unavailable="refuse", each_owner={"tokens_per_month": 1000})
+    counters.fault = StoreError("gone")
+    with pytest.raises(Unavailable, match="cannot check your quota"):
+        await _take(quotas)
+    assert REFUSED == [("owner", "tokens_per_month", "unavailable")]
+
+
+async def test_a_hanging_database_delays_one_request_by_a_second(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    counters.gate = asyncio.Event()
+    began = asyncio.get_running_loop().time()
+    with capture_logs() as lines:
+        await asyncio.gather(*(_take(quotas) for _ in range(20)))
+    assert 0.9 < asyncio.get_running_loop().time() - began < 20
+    assert [line["event"] for line in lines] == ["quotas_not_counted"]
+    counters.gate.set()
+
+
+async def test_a_process_whose_leases_were_settled_begins_again(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    reservation = await _take(quotas)
+    assert await counters.sweep(-60.0) == (1,)
+    (await _take(quotas, size=4000)).close(7, 1, 0)
+    reservation.close(3, 1, 0)
+    await quotas.aclose()
+    # The settled lease was charged, and the usage behind it was not charged again.
+    used, leased = (await _used(counters))["owner:n:anna", "tokens_per_month"]
+    assert leased == 0 and used == 200 + 7
+
+
+async def test_a_background_response_is_charged_its_estimate_and_then_its_usage(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000, "parallel_requests": 1})
+    queued = quotas.open(ANNA)
+    await queued.take("qwen3", size=400, output=None, background=True)
+    queued.close(0, 0, 0, queued=True)
+    # An attempt that another worker continues, and the last one.
+    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=30, cost=0, ended=False)
+    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=50, cost=0, ended=True)
+    await quotas.aclose()
+    assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (80, 0)}
+
+
+async def test_the_estimate_follows_the_answers_of_the_model(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 100_000}, expected_output_tokens=900)
+    for _ in range(2):
+        (await _take(quotas, output=None)).close(150, 50, 0)
+    await quotas.aclose()
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1_300}, expected_output_tokens=900)
+    (await _take(quotas, output=None)).close(150, 50, 0)
+    # 100 of the body and 50 as the last answer.
+    (await _take(quotas, output=None)).close(150, 50, 0)
+
+
+async def test_headers_have_the_least_remaining(counters: _Counters) -> None:
+    quotas = _quotas(
+        counters,
+        each_owner={"requests_per_minute": 60, "tokens_per_minute": 10_000},
+        each_key={"requests_per_minute": 9},
+    )
+    reservation = await _take(quotas)
+    headers = dict(reservation.headers)
+    assert headers["x-ratelimit-limit-requests"] == "9" and headers["x-ratelimit-remaining-requests"] == "8"
+    assert headers["x-ratelimit-limit-tokens"] == "10000" and headers["x-ratelimit-remaining-tokens"] == "9800"
+    assert 0 <= float(headers["x-ratelimit-reset-tokens"].removesuffix("s")) <= 60
+    assert (await _take(_quotas(counters, each_team={"tokens_per_month": 9000}))).headers == ()
