@@ -30,6 +30,7 @@ from lab.scale.kills import Run as Kills
 from lab.scale.kills import kills
 from lab.scale.model import model
 from lab.scale.owners import OWNERS_SETTINGS, owners
+from lab.scale.quotas import QUOTA_SETTINGS, oracle, quotas
 from lab.scale.replicas import Replicas, demo
 from lab.scale.report import Report
 from lab.scale.standby import WAYS
@@ -105,6 +106,17 @@ async def _failover(given: argparse.Namespace, folder: Path) -> Report:
         return await failover(run, pair, replicas, lead)
 
 
+async def _quotas(given: argparse.Namespace, folder: Path) -> Report:
+    chance = random.Random(given.seed)
+    async with (
+        oracle(chance) as ledger,
+        opened(given.state, folder) as state,
+        Replicas(state.url, ledger.url, folder, count=given.replicas, settings=QUOTA_SETTINGS) as replicas,
+    ):
+        size = {"requests": given.requests, "clients": given.clients, "every": given.replica_every}
+        return await quotas(replicas, state, ledger, folder, chance=chance, **size)
+
+
 async def _clock(given: argparse.Namespace, folder: Path) -> Report:
     minutes = dict(zip(range(given.replicas), (-given.minutes, 0.0, given.minutes), strict=False))
     async with (
@@ -146,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--length", type=int, default=10, help="turns of one talk (default 10)")
     one.add_argument("--replica-every", type=float, default=4.0, help="seconds between two kills (default 4)")
     one.add_argument("--state-every", type=float, default=15.0, help="and of PostgreSQL (default 15)")
+
+    one = add("quotas", _quotas, "owners with limits, while replicas are killed")
+    one.add_argument("--requests", type=int, default=100_000, help="default 100000")
+    one.add_argument(
+        "--replica-every", type=float, default=20.0, help="seconds between two kills; 0: none (default 20)"
+    )
 
     one = add("jobs", _jobs, "background responses, while replicas are killed")
     one.add_argument("--jobs", type=int, default=500, help="default 500")

@@ -16,12 +16,14 @@ from lab.scale.failover import failover, pair_of
 from lab.scale.jobs import Run, jobs, jobs_settings
 from lab.scale.model import model
 from lab.scale.owners import OWNERS_SETTINGS, owners
+from lab.scale.quotas import QUOTA_SETTINGS, oracle, quotas
 from lab.scale.replicas import Replicas, demo
 from lab.scale.standby import WAYS
 from lab.scale.states import State
 from tests.support.postgres import PostgresServer, pooler_program
 
-pytestmark = pytest.mark.e2e
+# The runs of `scripts/lab scale`, which is also run by hand.
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 
 @pytest.fixture(
@@ -88,4 +90,16 @@ async def test_a_standby_takes_the_place_of_a_primary_that_was_killed(folder: Pa
         Replicas(url, upstream, folder, count=2, settings=settings) as replicas,
     ):
         report = await failover(run, pair, replicas, lead)
+    assert not report.wrong, report.table()
+
+
+async def test_quotas_hold_on_replicas(state: State, folder: Path) -> None:
+    chance = random.Random(1)
+    async with (
+        oracle(chance) as ledger,
+        Replicas(state.url, ledger.url, folder, count=2, settings=QUOTA_SETTINGS) as replicas,
+    ):
+        report = await quotas(
+            replicas, state, ledger, folder, requests=1500, clients=8, chance=chance, every=0.0, settled_within=5.0
+        )
     assert not report.wrong, report.table()

@@ -221,6 +221,7 @@ async def test_a_failing_database_serves_and_counts_later(counters: _Counters) -
         reservations = [await _take(quotas) for _ in range(3)]
     assert counters.grants == 1
     assert [line["event"] for line in lines] == ["quotas_not_counted"]
+    assert not await quotas.flush()
     for one in reservations:
         one.close(20, 10, 0)
     counters.fault = None

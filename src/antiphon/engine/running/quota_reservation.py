@@ -33,18 +33,31 @@ def loop_time() -> float:
 class Lease:
     """This process's part of one limit in one period.
 
-    `left` is leased and free, `reserved` belongs to requests in flight. `spent` and `debt` wait for the next report.
-    `known` is the used and leased amount of all processes at the last grant. `ends` is in seconds of the loop's clock.
+    `left` is leased and free, and `reserved` belongs to the `users` requests in flight. `spent` and `debt` wait for the
+    next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in seconds of the
+    loop's clock.
     """
 
-    __slots__ = ("asked_again_at", "debt", "ends", "idle", "known", "left", "limit", "reserved", "spent", "starts")
+    __slots__ = (
+        "asked_again_at",
+        "debt",
+        "ends",
+        "idle",
+        "known",
+        "left",
+        "limit",
+        "reserved",
+        "spent",
+        "starts",
+        "users",
+    )
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.starts = -1
         self.ends = FOREVER
         self.left = self.reserved = self.spent = self.debt = 0
-        self.known = 0
+        self.known = self.users = 0
         self.idle = True
         self.asked_again_at = 0.0
 
@@ -64,7 +77,7 @@ class Lease:
     @property
     def empty(self) -> bool:
         """Whether the lease has nothing to report, and no request needs it."""
-        return not (self.left or self.reserved or self.spent or self.debt)
+        return not (self.left or self.users or self.spent or self.debt)
 
 
 class QuotaReservation:
@@ -132,6 +145,7 @@ class QuotaReservation:
             part = min(lease.left, self.amount(limit.measure))
             lease.left -= part
             lease.reserved += part
+            lease.users += 1
             lease.idle = False
             self._parts.append((lease, part))
 
@@ -161,6 +175,7 @@ class QuotaReservation:
             else:
                 used = cost if measure == "cost_per_month" else tokens
             lease.reserved -= part
+            lease.users -= 1
             covered = min(used, part + lease.left)
             lease.left += part - covered
             lease.spent += covered

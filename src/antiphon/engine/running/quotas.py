@@ -303,7 +303,7 @@ class Quotas:
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
             if loop_time() >= lease.ends or lease.empty:
-                if not lease.reserved:
+                if not lease.users:
                     del self._leases[key]
                 continue
             back = lease.left if lease.idle or lease.limit.measure == "parallel_requests" else 0
