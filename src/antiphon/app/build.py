@@ -21,7 +21,7 @@ import structlog
 from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
-from antiphon.app.identities import open_identities
+from antiphon.app.identities import left_claims, open_identities
 from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
@@ -294,7 +294,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         runner=runner,
         router=router,
         strict=settings.strict,
-        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, accepted, tokens),
+        owners=OwnerResolver(
+            settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)
+        ),
         admission=admission,
         limits=limits,
         timeouts=times,

@@ -1,4 +1,4 @@
-"""Opens the check of an issuer's tokens, for `owner.source: jwt`.
+"""Opens the check of an issuer's tokens, for `owner.source: jwt`, and finds the claims of `owner.source: metadata`.
 
 Lives here: building the parts from the settings, in one process. Not here: the check of a token
 (`doors/token_check.py`), the memory of checked tokens (`doors/identities.py`), reading the issuer's keys
@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from antiphon.app.trust import trusted
-from antiphon.config.owners import JwtSettings
+from antiphon.config.owners import JwtSettings, OwnerSettings
+from antiphon.doors.owners import ClaimNames, LeftClaims
 from antiphon.engine.ports.callers import KnownTokens
 from antiphon.engine.running.issuer_keys import IssuerKeys
 from antiphon.extras import extra_missing
@@ -39,9 +40,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
         settings.issuer,
         settings.audience,
         settings.algorithms,
-        settings.owner_claim,
-        settings.name_claim,
-        settings.team_claim,
+        ClaimNames(settings.owner_claim, settings.name_claim, settings.team_claim),
         settings.leeway,
     )
     await held.open()
@@ -49,6 +48,16 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
         yield Identities(held, rules)
     finally:
         await held.aclose()
+
+
+def left_claims(owner: OwnerSettings) -> LeftClaims | None:
+    """Where a filter of Envoy leaves the claims of the client, for `owner.source: metadata`."""
+    if owner.source != "metadata":
+        return None
+    left = owner.metadata
+    return LeftClaims(
+        ClaimNames(left.owner_claim, left.name_claim, left.team_claim), left.namespace, left.key, owner.header
+    )
 
 
 def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:

@@ -182,7 +182,12 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
             f"--into: {file} is not YAML, or nested too deeply: give the file with which Envoy starts"
         ) from None
     ours = parts(settings, endpoints(settings), version)
-    return to_yaml(merged(theirs, ours, wanted, lambda line: print(f"antiphon: {line}", file=sys.stderr)))
+    by_token = settings.owner.source in ("bearer", "jwt")
+
+    def tell(line: str) -> None:
+        print(f"antiphon: {line}", file=sys.stderr)
+
+    return to_yaml(merged(theirs, ours, wanted, tell, by_token=by_token))
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:

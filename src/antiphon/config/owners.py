@@ -30,7 +30,24 @@ reader of the public keys could write tokens."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class JwtSettings(Section):
+class _ClaimSettings(Section):
+    owner_claim: _Claim = "sub"
+    """The claim whose value is the owner. Its value must never pass to another person or tenant."""
+    name_claim: _Claim | None = None
+    """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
+    team_claim: _Claim | None = None
+    """The claim with the owner's team, at most 64 characters. The log line of each request names the team."""
+
+
+class MetadataSettings(_ClaimSettings):
+    namespace: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "envoy.filters.http.jwt_authn"
+    """The namespace of Envoy's dynamic metadata in which a filter leaves the claims that it checked."""
+    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = "claims"
+    """The key of the claims in this namespace: `payload_in_metadata` of jwt_authn. Empty: the namespace itself has the
+    claims."""
+
+
+class JwtSettings(_ClaimSettings):
     issuer: str = Field(default="", max_length=1000)
     """The issuer of the tokens, exactly as in their claim `iss`."""
     audience: tuple[str, ...] = ()
@@ -42,12 +59,6 @@ class JwtSettings(Section):
     """Certificate authorities (PEM) that sign the issuer's certificate. Unset: those of the system."""
     algorithms: tuple[_Algorithm, ...] = Field(default=("RS256", "ES256", "EdDSA"), min_length=1)
     """The algorithms with which a token may be signed."""
-    owner_claim: _Claim = "sub"
-    """The claim whose value is the owner. Its value must never pass to another person or tenant."""
-    name_claim: _Claim | None = None
-    """The claim with the readable name of the owner. Unset: the value of `owner_claim`."""
-    team_claim: _Claim | None = None
-    """The claim with the owner's team, at most 64 characters. The log line of each request names the team."""
     leeway: float = Field(default=60.0, ge=0.0, le=600.0)
     """Seconds by which the clocks of the issuer and of this machine may differ."""
     refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
@@ -117,14 +128,15 @@ class _OrKeys:
 
 
 class OwnerSettings(Section):
-    source: Literal["bearer", "header", "single", "jwt"] = "bearer"
+    source: Literal["bearer", "header", "single", "jwt", "metadata"] = "bearer"
     """How Antiphon identifies the owner of a request. `bearer`: by a keyed hash of the bearer token. `header`: by a
-    trusted header. `jwt`: by a claim of a token that an issuer signed (`owner.jwt`). `single`: all requests belong to
-    one owner."""
+    trusted header. `jwt`: by a claim of a token that an issuer signed (`owner.jwt`). `metadata`: by a claim that a
+    filter of Envoy checked (`owner.metadata`). `single`: all requests belong to one owner."""
     header: Annotated[HeaderName, StringConstraints(to_lower=True)] = "x-antiphon-owner"
     """The trusted header for `source: header`. Envoy removes the header from client requests, and an authentication
-    filter in Envoy sets it."""
+    filter in Envoy sets it. With `source: metadata` Envoy sends the claims to the HTTP server in this header."""
     jwt: JwtSettings = JwtSettings()
+    metadata: MetadataSettings = MetadataSettings()
     key: Secret | None = None
     """Secret key of the owner hash for `source: bearer`. Unset: Antiphon creates a key file in the data folder (mode
     0600), which all workers share."""

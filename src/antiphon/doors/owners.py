@@ -12,16 +12,59 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from antiphon.engine.ports.callers import Caller, KnownKeys, KnownTokens
+from antiphon.engine.ports.callers import CLAIMED, Caller, KnownKeys, KnownTokens
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, header_value
 
 _ANONYMOUS: Final = "anonymous"
 _SINGLE: Final = "single"
 _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
+_LONGEST_OWNER, _LONGEST_TEAM = 200, 64
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimNames:
+    """The names of the claims that a caller is made of."""
+
+    owner: str = "sub"
+    name: str | None = None
+    team: str | None = None
+
+    def caller(self, claims: Mapping[str, object]) -> Caller | None:
+        """The caller whom these claims name; None when the owner's claim is absent or no usable text."""
+        owner = _text(claims, self.owner, _LONGEST_OWNER)
+        if not owner:
+            return None
+        name, team = _text(claims, self.name, _LONGEST_OWNER), _text(claims, self.team, _LONGEST_TEAM)
+        return Caller(CLAIMED + owner, name or owner, team)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftClaims:
+    """Where a filter of Envoy leaves the claims that it checked: the metadata of `namespace`, there under `key` if that
+    is not empty. `header` brings the same claims to the HTTP server, as JSON, because HTTP has no metadata."""
+
+    names: ClaimNames
+    namespace: str
+    key: str
+    header: str
+
+    def caller(self, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None) -> Caller:
+        """The caller of the request. `metadata` is None if the request came by HTTP. Raises `Unauthorized`."""
+        if metadata is None:
+            claims = _decoded(header_value(headers, self.header) or "")
+        else:
+            left = metadata.get(self.namespace, {})
+            claims = left.get(self.key) if self.key else left
+        found = self.names.caller(claims) if isinstance(claims, Mapping) else None
+        if found is None:
+            raise _no_identity()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +75,36 @@ class OwnerResolver:
     token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
     requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
-    from `source`. With `jwt`, `tokens` finds the caller of the bearer token.
+    from `source`. With `jwt`, `tokens` finds the caller of the bearer token. With `metadata`, `claims` finds the caller
+    in what a filter of Envoy left.
     """
 
-    source: Literal["bearer", "header", "single", "jwt"]
+    source: Literal["bearer", "header", "single", "jwt", "metadata"]
     header: str = ""
     key: bytes = b""
     client_keys: KnownKeys | None = None
     tokens: KnownTokens | None = None
+    claims: LeftClaims | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Copying an HMAC that already has the key costs half of creating one.
         object.__setattr__(self, "_keyed", hmac.new(self.key, digestmod="sha256"))
 
-    def resolve(self, headers: Headers) -> Caller:
-        """Return the caller of the request that has these headers.
+    def resolve(self, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None) -> Caller:
+        """Return the caller of the request that has these headers. `metadata` is what Envoy's filters left; None if the
+        request came by HTTP.
 
         Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
         are configured and the request's token is not one of them. With `jwt`, it raises `Unauthorized` when the token
-        is absent or not valid.
+        is absent or not valid, and with `metadata` when the claims are absent or name no owner.
         """
         if self.tokens is not None:
             return self.tokens.caller_of(_needed(headers))
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
-        return caller if caller is not None and caller.owner else Caller(self._owner(headers))
+        if caller is not None and caller.owner:
+            return caller
+        return self.claims.caller(headers, metadata) if self.claims is not None else Caller(self._owner(headers))
 
     def _owner(self, headers: Headers) -> str:
         """Return the owner that `source` selects. This method ignores client keys."""
@@ -65,10 +113,7 @@ class OwnerResolver:
         if self.source == "header":
             value = header_value(headers, self.header)
             if not value:
-                raise Unauthorized(
-                    "The request carries no identity. Requests must pass the gateway's authentication.",
-                    code="missing_identity",
-                )
+                raise _no_identity()
             # Databases accept only valid text, so bytes that are not UTF-8 are written as escapes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
         token = _bearer(headers)
@@ -88,6 +133,25 @@ class OwnerResolver:
         if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
         return found
+
+
+def _no_identity() -> Unauthorized:
+    return Unauthorized(
+        "The request carries no identity. Requests must pass the gateway's authentication.", code="missing_identity"
+    )
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(claims: Mapping[str, object], name: str | None, longest: int) -> str:
+    """The claim's value; empty when it is absent, too long, or no printable text, which databases may not accept."""
+    value = claims.get(name) if name is not None else None
+    return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""
 
 
 def _needed(headers: Headers) -> bytes:

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import jwt
 
-from antiphon.engine.ports.callers import CLAIMED, Caller
+from antiphon.doors.owners import ClaimNames
+from antiphon.engine.ports.callers import Caller
 
 _LONGEST_TOKEN: Final = 16_384
 _MOST_KEYS: Final = 200
-_LONGEST_OWNER, _LONGEST_TEAM = 200, 64
 _SMALLEST_RSA = 2048
 _CURVES: Final = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519"}
 _TYPES: Final = {"R": "RSA", "P": "RSA", "E": "EC"}
@@ -49,9 +49,7 @@ class TokenRules:
     issuer: str
     audience: tuple[str, ...]
     algorithms: tuple[str, ...]
-    owner_claim: str = "sub"
-    name_claim: str | None = None
-    team_claim: str | None = None
+    names: ClaimNames
     leeway: float = 60.0
 
 
@@ -121,14 +119,10 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
         raise TokenRefused("It has expired.")
     if "nbf" in claims and now < _time(claims, "nbf") - rules.leeway:
         raise TokenRefused("It is not valid yet.")
-    owner = _text(claims, rules.owner_claim, _LONGEST_OWNER)
-    if not owner:
+    caller = rules.names.caller(claims)
+    if caller is None:
         raise TokenRefused("Its claim that names the owner is absent or no usable text.")
-    return Caller(
-        CLAIMED + owner,
-        _text(claims, rules.name_claim, _LONGEST_OWNER) or owner,
-        _text(claims, rules.team_claim, _LONGEST_TEAM),
-    ), until
+    return caller, until
 
 
 def _key_for(one: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
@@ -158,9 +152,3 @@ def _time(claims: dict[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
         raise TokenRefused(f"Its claim {name} is no time.")
     return float(value)
-
-
-def _text(claims: dict[str, Any], name: str | None, longest: int) -> str:
-    """The claim's value; empty when it is absent, too long, or no printable text, which databases may not accept."""
-    value = claims.get(name) if name is not None else None
-    return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""

@@ -260,6 +260,8 @@ def extproc_filter(settings: Settings) -> Config:
     }
     if parse_address(settings.sidecar.grpc)[0] != "unix":
         service["initial_metadata"] = [{"key": SECRET_HEADER, "value": f"%ENVIRONMENT({SECRET_VARIABLE})%"}]
+    owner = settings.owner
+    claims = owner.source == "metadata"
     return http_filter(
         EXTPROC,
         typed(
@@ -275,7 +277,10 @@ def extproc_filter(settings: Settings) -> Config:
             allow_content_length_header=True,
             # Without `allow_all_routing` Envoy silently ignores changes of :method and :authority.
             mutation_rules={"allow_all_routing": True},
-            metadata_options={"receiving_namespaces": {"untyped": ["antiphon"], "typed": ["envoy.ai.token_usage"]}},
+            metadata_options={
+                **({"forwarding_namespaces": {"untyped": [owner.metadata.namespace]}} if claims else {}),
+                "receiving_namespaces": {"untyped": ["antiphon"], "typed": ["envoy.ai.token_usage"]},
+            },
             processing_mode=FULL_DUPLEX,
         ),
         disabled=True,

@@ -70,8 +70,11 @@ class _Place(NamedTuple):
     host: Config
 
 
-def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None]) -> Config:
+def merged(
+    theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None], *, by_token: bool = True
+) -> Config:
     """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
+    `by_token` is False if the settings tell owners apart by something else than the client's token.
 
     Raises `ConfigError` when the target does not exist or is ambiguous, or when a name of Antiphon's exists already.
     """
@@ -86,10 +89,11 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
     # A filter of the same name must not exist, because a route that enables Antiphon's filter would also enable that
     # filter.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
-    for provider in _taking_tokens(filters):
+    for provider in _taking_tokens(filters) if by_token else ():
         tell(
             f"jwt_authn: the provider {provider} removes the token, by which Antiphon tells owners apart: all its "
-            "clients would see one another's responses. Say `forward: true` there, or set owner.source to `header`"
+            "clients would see one another's responses. Say `forward: true` there, or set owner.source to "
+            "`metadata` or `header`"
         )
     routes = _list(place.host, "routes")
     # The route for unknown paths is left out, because the existing configuration already handles unknown paths.

@@ -114,7 +114,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 **_sidecar_action(),
                 "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}],
             },
-            **_sidecar_secret(settings),
+            **_told_to_sidecar(settings),
         },
         {
             **_dead_end(to_nowhere),
@@ -128,7 +128,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 "name": name,
                 "match": {**match, **reads},
                 "route": _sidecar_action(retried),
-                **_sidecar_secret(settings),
+                **_told_to_sidecar(settings),
                 **(untraced(settings) if name in _PROBES else {}),
             }
             for name, match in _OWN_PATHS.items()
@@ -168,7 +168,7 @@ def _passed_on(settings: Settings) -> list[Config]:
         if here:
             match = {"path": "/v1" + path}
             routes.append(
-                {"name": f"sidecar{path}", "match": match, "route": _sidecar_action(), **_sidecar_secret(settings)}
+                {"name": f"sidecar{path}", "match": match, "route": _sidecar_action(), **_told_to_sidecar(settings)}
             )
         else:
             routes += _untouched(settings, path)
@@ -396,10 +396,14 @@ def to_another_sidecar(retried: str) -> Config:
     }
 
 
-def _sidecar_secret(settings: Settings) -> Config:
-    """Return the route fields that add the shared secret. On TCP the sidecar refuses requests without the secret."""
-    if parse_address(settings.sidecar.http)[0] == "unix":
-        return {}
-    return {
-        "request_headers_to_add": [overwritten(SECRET_HEADER, f"%ENVIRONMENT({SECRET_VARIABLE})%")],
-    }
+def _told_to_sidecar(settings: Settings) -> Config:
+    """Return the route fields that add the shared secret and the client's claims. On TCP the sidecar refuses requests
+    without the secret. The claims come from Envoy's metadata as JSON. Without claims Envoy adds no header."""
+    owner = settings.owner
+    added = []
+    if parse_address(settings.sidecar.http)[0] != "unix":
+        added.append(overwritten(SECRET_HEADER, f"%ENVIRONMENT({SECRET_VARIABLE})%"))
+    if owner.source == "metadata":
+        place = ":".join(filter(None, (owner.metadata.namespace, owner.metadata.key)))
+        added.append(overwritten(owner.header, f"%DYNAMIC_METADATA({place})%"))
+    return {"request_headers_to_add": added} if added else {}

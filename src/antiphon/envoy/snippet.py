@@ -64,8 +64,8 @@ limit, clients that do not read can fill Envoy's memory.""",
 An entry of http_filters. Put it right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz,
 oauth2), roles, limits and compression. It is disabled, and only the route `responses` turns it on. A client that your
 filters reject there gets an error object; on other routes it gets your own answer. jwt_authn removes the token unless
-you set `forward: true`. Antiphon tells owners apart by that token. Without it, set owner.source to `header`, and fill
-that header with claim_to_headers.""",
+you set `forward: true`. Antiphon tells owners apart by that token. Without it, set owner.source to `metadata`, and give
+jwt_authn `payload_in_metadata: claims`; or set it to `header`, and fill that header with claim_to_headers.""",
     "virtual_host": """\
 Fields of your virtual host. Add them to yours. Every answer gets its request id, and pages of the origins in
 cors.origins may call the API. Leave cors.origins unset if your own cors filter decides. Answers to POST /v1/responses

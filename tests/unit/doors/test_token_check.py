@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.doors.identities import Identities
-from antiphon.doors.owners import OwnerResolver
+from antiphon.doors.owners import ClaimNames, OwnerResolver
 from antiphon.doors.token_check import TokenKeys, TokenRefused, TokenRules, UnknownKey, check_token, read_keys
 from antiphon.engine.ports.callers import Caller
 from antiphon.errors import Unauthorized, Unavailable
@@ -19,7 +19,7 @@ from tests.support.issuer import AUDIENCE, Key, key_set, unsigned
 ISSUER = "https://issuer.test"
 NOW = 1_000_000.0
 ALGORITHMS = ("RS256", "ES256", "EdDSA")
-RULES = TokenRules(ISSUER, (AUDIENCE, "other-name"), ALGORITHMS, name_claim="name", team_claim="team")
+RULES = TokenRules(ISSUER, (AUDIENCE, "other-name"), ALGORITHMS, ClaimNames("sub", "name", "team"))
 EC, RSA, ED = Key("ec"), Key("rsa", "RS256"), Key("ed", "EdDSA")
 KEYS = read_keys(key_set(EC, RSA, ED), ALGORITHMS)
 CLAIMS: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": NOW + 600}

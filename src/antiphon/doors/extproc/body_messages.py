@@ -7,7 +7,8 @@ The generated protobuf classes take 0.8 µs for a chunk in each direction, which
 This module takes 0.4 µs to read and 0.15 µs to write a chunk.
 
 Invariant: this code reads and writes byte for byte what the generated protobuf classes would read and write (a test
-compares them). The generated protobuf classes still handle every message with an unusual encoding.
+compares them). The generated protobuf classes still handle every message with an unusual encoding. (Only the content of
+a metadata_context is not checked, because nothing reads it in these messages.)
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ tag of field 4."""
 _ANSWERS: Final = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}
 _BODY: Final = 0x0A
 _END: Final = b"\x10\x01"
-# Envoy 1.40 appends an empty metadata_context field to every message.
+# Envoy 1.40 appends a metadata_context field to every message. It has content only with `owner.source: metadata`.
 _USUAL_TAILS: Final = (b"", b"\x42\x00")
+_METADATA_CONTEXT: Final = 0x42
 # The field tags of the nested answer: BodyResponse.response, CommonResponse.body_mutation and
 # BodyMutation.streamed_response.
 _NESTING: Final = (0x0A, 0x1A, 0x1A)
@@ -43,7 +45,7 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
                     return None
                 size |= high << 14
         end = at + size
-        if len(message) < end or message[end:] not in _USUAL_TAILS:
+        if len(message) < end or (message[end:] not in _USUAL_TAILS and not _is_context(message, end)):
             return None
         if message[at] != _BODY:
             # Envoy ends a body of known length with an empty chunk.
@@ -65,6 +67,18 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
     if stop < end and message[stop:end] == _END:
         return message[at:stop], True
     return None
+
+
+def _is_context(message: bytes, at: int) -> bool:
+    """Whether the rest of the message is one metadata_context field of at most 16 KiB. Raises `IndexError` if the
+    message ends inside the field's size."""
+    size, start = message[at + 1], at + 2
+    if size > 127:
+        high, start = message[start], start + 1
+        size = size & 127 | (high & 127) << 7
+        if high > 127:
+            return False
+    return message[at] == _METADATA_CONTEXT and start + size == len(message)
 
 
 def write_part(kind: int, body: bytes | memoryview, end: bool) -> bytes:

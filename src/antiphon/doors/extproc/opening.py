@@ -6,6 +6,7 @@ relay and drive.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +35,7 @@ class ProtocolError(AntiphonError):
 class ClientRequest:
     """One client request. `path` is the path without the query string, which is in `query`. `is_exchange` is True for a
     request that creates a response. `trace` has the trace headers of Envoy's span, if Envoy traces. `trailers` is True
-    when the request ended with trailers."""
+    when the request ended with trailers. `metadata` is what earlier filters of Envoy left, by their namespace."""
 
     method: str
     path: str
@@ -45,6 +46,7 @@ class ClientRequest:
     trace: Headers = ()
     body: bytes = b""
     trailers: bool = False
+    metadata: Mapping[str, Mapping[str, object]] | None = None
 
 
 def is_refused_before(opening: Received) -> bool:
@@ -70,19 +72,21 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
         request_id,
         is_exchange=context.router.is_exchange(method, path),
         trace=trace,
+        metadata=opening.metadata,
     )
 
 
 def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
     """Return the caller of the request, or `NO_CALLER` for a path that needs no credentials. Raises `NotFound` and
     `Unauthorized`."""
+    metadata = request.metadata or {}
     if request.is_exchange:
-        return context.owners.resolve(request.headers)
+        return context.owners.resolve(request.headers, metadata)
     path = request.path
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router also has private paths (metrics), but requests through Envoy may reach only public paths.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
-    return NO_CALLER if context.router.is_open(path) else context.owners.resolve(request.headers)
+    return NO_CALLER if context.router.is_open(path) else context.owners.resolve(request.headers, metadata)
 
 
 def _check_modes(opening: Received) -> None:

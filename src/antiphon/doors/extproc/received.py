@@ -7,6 +7,7 @@ time. So the class has a separate module, which stays interpreted when other mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from msgspec import Struct
@@ -32,6 +33,7 @@ class Received(Struct, gc=False):
     `headers` is set for the two header kinds, and `body` for the two body kinds. `end` is the flag `end_of_stream`.
     `modes` has the names of the request and response body modes, if the message contains them. Only the stream's first
     message contains the body modes. `observing` is True when Envoy ignores every answer (`observability_mode`).
+    `metadata` has the texts and objects that earlier filters left, by their namespace. Only request headers have it.
     """
 
     kind: MessageKind
@@ -40,3 +42,4 @@ class Received(Struct, gc=False):
     end: bool = False
     modes: tuple[str, str] | None = None
     observing: bool = False
+    metadata: Mapping[str, Mapping[str, object]] | None = None

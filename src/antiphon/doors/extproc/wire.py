@@ -21,6 +21,7 @@ from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct as AnyObject
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
@@ -156,7 +157,22 @@ def decode_by_classes(message: bytes) -> Received:
             ]
         )
         received.end = head.end_of_stream
+        if name == "request_headers" and (left := request.metadata_context.filter_metadata):
+            received.metadata = {namespace: _texts(left[namespace]) for namespace in left}
     return received
+
+
+def _texts(value: AnyObject) -> dict[str, object]:
+    """Return the texts and objects of an object. Nothing reads its numbers and lists. (The decoder limits its
+    depth.)"""
+    found: dict[str, object] = {}
+    for name, one in value.fields.items():
+        kind = one.WhichOneof("kind")
+        if kind == "string_value":
+            found[name] = one.string_value
+        elif kind == "struct_value":
+            found[name] = _texts(one.struct_value)
+    return found
 
 
 def _each_once(headers: Headers) -> Headers:

@@ -27,13 +27,15 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0e\x65xt_proc.proto\x12\x10\x61ntiphon.extproc\x1a\x19google/protobuf/any.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\"<\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x11\n\traw_value\x18\x03 \x01(\x0c\";\n\tHeaderMap\x12.\n\x07headers\x18\x01 \x03(\x0b\x32\x1d.antiphon.extproc.HeaderValue\"\x90\x02\n\x11HeaderValueOption\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.antiphon.extproc.HeaderValue\x12M\n\rappend_action\x18\x03 \x01(\x0e\x32\x36.antiphon.extproc.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x80\x01\n\x0eProcessingMode\"n\n\x0c\x42odySendMode\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08STREAMED\x10\x01\x12\x0c\n\x08\x42UFFERED\x10\x02\x12\x14\n\x10\x42UFFERED_PARTIAL\x10\x03\x12\x18\n\x14\x46ULL_DUPLEX_STREAMED\x10\x04\x12\x08\n\x04GRPC\x10\x05\"\xe3\x01\n\x15ProtocolConfiguration\x12H\n\x11request_body_mode\x18\x01 \x01(\x0e\x32-.antiphon.extproc.ProcessingMode.BodySendMode\x12I\n\x12response_body_mode\x18\x02 \x01(\x0e\x32-.antiphon.extproc.ProcessingMode.BodySendMode\x12\x35\n-send_body_without_waiting_for_header_response\x18\x03 \x01(\x08\"R\n\x0bHttpHeaders\x12,\n\x07headers\x18\x01 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"/\n\x08HttpBody\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"=\n\x0cHttpTrailers\x12-\n\x08trailers\x18\x01 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\"\xe8\x04\n\x11ProcessingRequest\x12\x38\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12\x39\n\x10response_headers\x18\x03 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12\x32\n\x0crequest_body\x18\x04 \x01(\x0b\x32\x1a.antiphon.extproc.HttpBodyH\x00\x12\x33\n\rresponse_body\x18\x05 \x01(\x0b\x32\x1a.antiphon.extproc.HttpBodyH\x00\x12:\n\x10request_trailers\x18\x06 \x01(\x0b\x32\x1e.antiphon.extproc.HttpTrailersH\x00\x12;\n\x11response_trailers\x18\x07 \x01(\x0b\x32\x1e.antiphon.extproc.HttpTrailersH\x00\x12G\n\nattributes\x18\t \x03(\x0b\x32\x33.antiphon.extproc.ProcessingRequest.AttributesEntry\x12\x1a\n\x12observability_mode\x18\n \x01(\x08\x12@\n\x0fprotocol_config\x18\x0b \x01(\x0b\x32\'.antiphon.extproc.ProtocolConfiguration\x1aJ\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x42\t\n\x07request\"b\n\x0eHeaderMutation\x12\x38\n\x0bset_headers\x18\x01 \x03(\x0b\x32#.antiphon.extproc.HeaderValueOption\x12\x16\n\x0eremove_headers\x18\x02 \x03(\t\";\n\x14StreamedBodyResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"\x85\x01\n\x0c\x42odyMutation\x12\x0e\n\x04\x62ody\x18\x01 \x01(\x0cH\x00\x12\x14\n\nclear_body\x18\x02 \x01(\x08H\x00\x12\x43\n\x11streamed_response\x18\x03 \x01(\x0b\x32&.antiphon.extproc.StreamedBodyResponseH\x00\x42\n\n\x08mutation\"\xc7\x02\n\x0e\x43ommonResponse\x12?\n\x06status\x18\x01 \x01(\x0e\x32/.antiphon.extproc.CommonResponse.ResponseStatus\x12\x39\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\x12\x35\n\rbody_mutation\x18\x03 \x01(\x0b\x32\x1e.antiphon.extproc.BodyMutation\x12-\n\x08trailers\x18\x04 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"8\n\x0eResponseStatus\x12\x0c\n\x08\x43ONTINUE\x10\x00\x12\x18\n\x14\x43ONTINUE_AND_REPLACE\x10\x01\"E\n\x0fHeadersResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32 .antiphon.extproc.CommonResponse\"B\n\x0c\x42odyResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32 .antiphon.extproc.CommonResponse\"M\n\x10TrailersResponse\x12\x39\n\x0fheader_mutation\x18\x01 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\"\x93\x01\n\x11ImmediateResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.antiphon.extproc.HttpStatus\x12\x31\n\x07headers\x18\x02 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x05 \x01(\t\"\xdd\x01\n\x19StreamedImmediateResponse\x12\x39\n\x10headers_response\x18\x01 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12?\n\rbody_response\x18\x02 \x01(\x0b\x32&.antiphon.extproc.StreamedBodyResponseH\x00\x12\x38\n\x11trailers_response\x18\x03 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMapH\x00\x42\n\n\x08response\"\x8c\x06\n\x12ProcessingResponse\x12<\n\x0frequest_headers\x18\x01 \x01(\x0b\x32!.antiphon.extproc.HeadersResponseH\x00\x12=\n\x10response_headers\x18\x02 \x01(\x0b\x32!.antiphon.extproc.HeadersResponseH\x00\x12\x36\n\x0crequest_body\x18\x03 \x01(\x0b\x32\x1e.antiphon.extproc.BodyResponseH\x00\x12\x37\n\rresponse_body\x18\x04 \x01(\x0b\x32\x1e.antiphon.extproc.BodyResponseH\x00\x12>\n\x10request_trailers\x18\x05 \x01(\x0b\x32\".antiphon.extproc.TrailersResponseH\x00\x12?\n\x11response_trailers\x18\x06 \x01(\x0b\x32\".antiphon.extproc.TrailersResponseH\x00\x12\x41\n\x12immediate_response\x18\x07 \x01(\x0b\x32#.antiphon.extproc.ImmediateResponseH\x00\x12R\n\x1bstreamed_immediate_response\x18\x0b \x01(\x0b\x32+.antiphon.extproc.StreamedImmediateResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12^\n\x16typed_dynamic_metadata\x18\r \x03(\x0b\x32>.antiphon.extproc.ProcessingResponse.TypedDynamicMetadataEntry\x1aQ\n\x19TypedDynamicMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\x42\n\n\x08response\"\xc9\x06\n\nTokenUsage\x12>\n\x0c\x61pi_protocol\x18\x01 \x01(\x0e\x32(.antiphon.extproc.TokenUsage.ApiProtocol\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0cinput_tokens\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x33\n\routput_tokens\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x32\n\x0ctotal_tokens\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12K\n\x13input_token_details\x18\x06 \x01(\x0b\x32..antiphon.extproc.TokenUsage.InputTokenDetails\x12M\n\x14output_token_details\x18\x07 \x01(\x0b\x32/.antiphon.extproc.TokenUsage.OutputTokenDetails\x12H\n\x11\x65xtraction_status\x18\t \x01(\x0e\x32-.antiphon.extproc.TokenUsage.ExtractionStatus\x1a\x85\x01\n\x11InputTokenDetails\x12\x33\n\rcached_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12;\n\x15\x63\x61\x63he_creation_tokens\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x1aL\n\x12OutputTokenDetails\x12\x36\n\x10reasoning_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\"A\n\x0b\x41piProtocol\x12\x1c\n\x18\x41PI_PROTOCOL_UNSPECIFIED\x10\x00\x12\x14\n\x10OPENAI_RESPONSES\x10\x02\"P\n\x10\x45xtractionStatus\x12!\n\x1d\x45XTRACTION_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43OMPLETE\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x32m\n\x11\x45xternalProcessor\x12X\n\x07Process\x12#.antiphon.extproc.ProcessingRequest\x1a$.antiphon.extproc.ProcessingResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0e\x65xt_proc.proto\x12\x10\x61ntiphon.extproc\x1a\x19google/protobuf/any.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\"<\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x11\n\traw_value\x18\x03 \x01(\x0c\";\n\tHeaderMap\x12.\n\x07headers\x18\x01 \x03(\x0b\x32\x1d.antiphon.extproc.HeaderValue\"\x90\x02\n\x11HeaderValueOption\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.antiphon.extproc.HeaderValue\x12M\n\rappend_action\x18\x03 \x01(\x0e\x32\x36.antiphon.extproc.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x80\x01\n\x0eProcessingMode\"n\n\x0c\x42odySendMode\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08STREAMED\x10\x01\x12\x0c\n\x08\x42UFFERED\x10\x02\x12\x14\n\x10\x42UFFERED_PARTIAL\x10\x03\x12\x18\n\x14\x46ULL_DUPLEX_STREAMED\x10\x04\x12\x08\n\x04GRPC\x10\x05\"\xe3\x01\n\x15ProtocolConfiguration\x12H\n\x11request_body_mode\x18\x01 \x01(\x0e\x32-.antiphon.extproc.ProcessingMode.BodySendMode\x12I\n\x12response_body_mode\x18\x02 \x01(\x0e\x32-.antiphon.extproc.ProcessingMode.BodySendMode\x12\x35\n-send_body_without_waiting_for_header_response\x18\x03 \x01(\x08\"R\n\x0bHttpHeaders\x12,\n\x07headers\x18\x01 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"/\n\x08HttpBody\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"=\n\x0cHttpTrailers\x12-\n\x08trailers\x18\x01 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\"\xa3\x01\n\x08Metadata\x12G\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32..antiphon.extproc.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\x9e\x05\n\x11ProcessingRequest\x12\x38\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12\x39\n\x10response_headers\x18\x03 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12\x32\n\x0crequest_body\x18\x04 \x01(\x0b\x32\x1a.antiphon.extproc.HttpBodyH\x00\x12\x33\n\rresponse_body\x18\x05 \x01(\x0b\x32\x1a.antiphon.extproc.HttpBodyH\x00\x12:\n\x10request_trailers\x18\x06 \x01(\x0b\x32\x1e.antiphon.extproc.HttpTrailersH\x00\x12;\n\x11response_trailers\x18\x07 \x01(\x0b\x32\x1e.antiphon.extproc.HttpTrailersH\x00\x12\x34\n\x10metadata_context\x18\x08 \x01(\x0b\x32\x1a.antiphon.extproc.Metadata\x12G\n\nattributes\x18\t \x03(\x0b\x32\x33.antiphon.extproc.ProcessingRequest.AttributesEntry\x12\x1a\n\x12observability_mode\x18\n \x01(\x08\x12@\n\x0fprotocol_config\x18\x0b \x01(\x0b\x32\'.antiphon.extproc.ProtocolConfiguration\x1aJ\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x42\t\n\x07request\"b\n\x0eHeaderMutation\x12\x38\n\x0bset_headers\x18\x01 \x03(\x0b\x32#.antiphon.extproc.HeaderValueOption\x12\x16\n\x0eremove_headers\x18\x02 \x03(\t\";\n\x14StreamedBodyResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"\x85\x01\n\x0c\x42odyMutation\x12\x0e\n\x04\x62ody\x18\x01 \x01(\x0cH\x00\x12\x14\n\nclear_body\x18\x02 \x01(\x08H\x00\x12\x43\n\x11streamed_response\x18\x03 \x01(\x0b\x32&.antiphon.extproc.StreamedBodyResponseH\x00\x42\n\n\x08mutation\"\xc7\x02\n\x0e\x43ommonResponse\x12?\n\x06status\x18\x01 \x01(\x0e\x32/.antiphon.extproc.CommonResponse.ResponseStatus\x12\x39\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\x12\x35\n\rbody_mutation\x18\x03 \x01(\x0b\x32\x1e.antiphon.extproc.BodyMutation\x12-\n\x08trailers\x18\x04 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMap\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"8\n\x0eResponseStatus\x12\x0c\n\x08\x43ONTINUE\x10\x00\x12\x18\n\x14\x43ONTINUE_AND_REPLACE\x10\x01\"E\n\x0fHeadersResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32 .antiphon.extproc.CommonResponse\"B\n\x0c\x42odyResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32 .antiphon.extproc.CommonResponse\"M\n\x10TrailersResponse\x12\x39\n\x0fheader_mutation\x18\x01 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\"\x93\x01\n\x11ImmediateResponse\x12,\n\x06status\x18\x01 \x01(\x0b\x32\x1c.antiphon.extproc.HttpStatus\x12\x31\n\x07headers\x18\x02 \x01(\x0b\x32 .antiphon.extproc.HeaderMutation\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x05 \x01(\t\"\xdd\x01\n\x19StreamedImmediateResponse\x12\x39\n\x10headers_response\x18\x01 \x01(\x0b\x32\x1d.antiphon.extproc.HttpHeadersH\x00\x12?\n\rbody_response\x18\x02 \x01(\x0b\x32&.antiphon.extproc.StreamedBodyResponseH\x00\x12\x38\n\x11trailers_response\x18\x03 \x01(\x0b\x32\x1b.antiphon.extproc.HeaderMapH\x00\x42\n\n\x08response\"\x8c\x06\n\x12ProcessingResponse\x12<\n\x0frequest_headers\x18\x01 \x01(\x0b\x32!.antiphon.extproc.HeadersResponseH\x00\x12=\n\x10response_headers\x18\x02 \x01(\x0b\x32!.antiphon.extproc.HeadersResponseH\x00\x12\x36\n\x0crequest_body\x18\x03 \x01(\x0b\x32\x1e.antiphon.extproc.BodyResponseH\x00\x12\x37\n\rresponse_body\x18\x04 \x01(\x0b\x32\x1e.antiphon.extproc.BodyResponseH\x00\x12>\n\x10request_trailers\x18\x05 \x01(\x0b\x32\".antiphon.extproc.TrailersResponseH\x00\x12?\n\x11response_trailers\x18\x06 \x01(\x0b\x32\".antiphon.extproc.TrailersResponseH\x00\x12\x41\n\x12immediate_response\x18\x07 \x01(\x0b\x32#.antiphon.extproc.ImmediateResponseH\x00\x12R\n\x1bstreamed_immediate_response\x18\x0b \x01(\x0b\x32+.antiphon.extproc.StreamedImmediateResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12^\n\x16typed_dynamic_metadata\x18\r \x03(\x0b\x32>.antiphon.extproc.ProcessingResponse.TypedDynamicMetadataEntry\x1aQ\n\x19TypedDynamicMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\x42\n\n\x08response\"\xc9\x06\n\nTokenUsage\x12>\n\x0c\x61pi_protocol\x18\x01 \x01(\x0e\x32(.antiphon.extproc.TokenUsage.ApiProtocol\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0cinput_tokens\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x33\n\routput_tokens\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x32\n\x0ctotal_tokens\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12K\n\x13input_token_details\x18\x06 \x01(\x0b\x32..antiphon.extproc.TokenUsage.InputTokenDetails\x12M\n\x14output_token_details\x18\x07 \x01(\x0b\x32/.antiphon.extproc.TokenUsage.OutputTokenDetails\x12H\n\x11\x65xtraction_status\x18\t \x01(\x0e\x32-.antiphon.extproc.TokenUsage.ExtractionStatus\x1a\x85\x01\n\x11InputTokenDetails\x12\x33\n\rcached_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12;\n\x15\x63\x61\x63he_creation_tokens\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x1aL\n\x12OutputTokenDetails\x12\x36\n\x10reasoning_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\"A\n\x0b\x41piProtocol\x12\x1c\n\x18\x41PI_PROTOCOL_UNSPECIFIED\x10\x00\x12\x14\n\x10OPENAI_RESPONSES\x10\x02\"P\n\x10\x45xtractionStatus\x12!\n\x1d\x45XTRACTION_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43OMPLETE\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x32m\n\x11\x45xternalProcessor\x12X\n\x07Process\x12#.antiphon.extproc.ProcessingRequest\x1a$.antiphon.extproc.ProcessingResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ext_proc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
   _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_PROCESSINGRESPONSE_TYPEDDYNAMICMETADATAENTRY']._loaded_options = None
@@ -60,44 +62,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPBODY']._serialized_end=1043
   _globals['_HTTPTRAILERS']._serialized_start=1045
   _globals['_HTTPTRAILERS']._serialized_end=1106
-  _globals['_PROCESSINGREQUEST']._serialized_start=1109
-  _globals['_PROCESSINGREQUEST']._serialized_end=1725
-  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_start=1640
-  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_end=1714
-  _globals['_HEADERMUTATION']._serialized_start=1727
-  _globals['_HEADERMUTATION']._serialized_end=1825
-  _globals['_STREAMEDBODYRESPONSE']._serialized_start=1827
-  _globals['_STREAMEDBODYRESPONSE']._serialized_end=1886
-  _globals['_BODYMUTATION']._serialized_start=1889
-  _globals['_BODYMUTATION']._serialized_end=2022
-  _globals['_COMMONRESPONSE']._serialized_start=2025
-  _globals['_COMMONRESPONSE']._serialized_end=2352
-  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_start=2296
-  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_end=2352
-  _globals['_HEADERSRESPONSE']._serialized_start=2354
-  _globals['_HEADERSRESPONSE']._serialized_end=2423
-  _globals['_BODYRESPONSE']._serialized_start=2425
-  _globals['_BODYRESPONSE']._serialized_end=2491
-  _globals['_TRAILERSRESPONSE']._serialized_start=2493
-  _globals['_TRAILERSRESPONSE']._serialized_end=2570
-  _globals['_IMMEDIATERESPONSE']._serialized_start=2573
-  _globals['_IMMEDIATERESPONSE']._serialized_end=2720
-  _globals['_STREAMEDIMMEDIATERESPONSE']._serialized_start=2723
-  _globals['_STREAMEDIMMEDIATERESPONSE']._serialized_end=2944
-  _globals['_PROCESSINGRESPONSE']._serialized_start=2947
-  _globals['_PROCESSINGRESPONSE']._serialized_end=3727
-  _globals['_PROCESSINGRESPONSE_TYPEDDYNAMICMETADATAENTRY']._serialized_start=3634
-  _globals['_PROCESSINGRESPONSE_TYPEDDYNAMICMETADATAENTRY']._serialized_end=3715
-  _globals['_TOKENUSAGE']._serialized_start=3730
-  _globals['_TOKENUSAGE']._serialized_end=4571
-  _globals['_TOKENUSAGE_INPUTTOKENDETAILS']._serialized_start=4211
-  _globals['_TOKENUSAGE_INPUTTOKENDETAILS']._serialized_end=4344
-  _globals['_TOKENUSAGE_OUTPUTTOKENDETAILS']._serialized_start=4346
-  _globals['_TOKENUSAGE_OUTPUTTOKENDETAILS']._serialized_end=4422
-  _globals['_TOKENUSAGE_APIPROTOCOL']._serialized_start=4424
-  _globals['_TOKENUSAGE_APIPROTOCOL']._serialized_end=4489
-  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_start=4491
-  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_end=4571
-  _globals['_EXTERNALPROCESSOR']._serialized_start=4573
-  _globals['_EXTERNALPROCESSOR']._serialized_end=4682
+  _globals['_METADATA']._serialized_start=1109
+  _globals['_METADATA']._serialized_end=1272
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1194
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1272
+  _globals['_PROCESSINGREQUEST']._serialized_start=1275
+  _globals['_PROCESSINGREQUEST']._serialized_end=1945
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_start=1860
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_end=1934
+  _globals['_HEADERMUTATION']._serialized_start=1947
+  _globals['_HEADERMUTATION']._serialized_end=2045
+  _globals['_STREAMEDBODYRESPONSE']._serialized_start=2047
+  _globals['_STREAMEDBODYRESPONSE']._serialized_end=2106
+  _globals['_BODYMUTATION']._serialized_start=2109
+  _globals['_BODYMUTATION']._serialized_end=2242
+  _globals['_COMMONRESPONSE']._serialized_start=2245
+  _globals['_COMMONRESPONSE']._serialized_end=2572
+  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_start=2516
+  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_end=2572
+  _globals['_HEADERSRESPONSE']._serialized_start=2574
+  _globals['_HEADERSRESPONSE']._serialized_end=2643
+  _globals['_BODYRESPONSE']._serialized_start=2645
+  _globals['_BODYRESPONSE']._serialized_end=2711
+  _globals['_TRAILERSRESPONSE']._serialized_start=2713
+  _globals['_TRAILERSRESPONSE']._serialized_end=2790
+  _globals['_IMMEDIATERESPONSE']._serialized_start=2793
+  _globals['_IMMEDIATERESPONSE']._serialized_end=2940
+  _globals['_STREAMEDIMMEDIATERESPONSE']._serialized_start=2943
+  _globals['_STREAMEDIMMEDIATERESPONSE']._serialized_end=3164
+  _globals['_PROCESSINGRESPONSE']._serialized_start=3167
+  _globals['_PROCESSINGRESPONSE']._serialized_end=3947
+  _globals['_PROCESSINGRESPONSE_TYPEDDYNAMICMETADATAENTRY']._serialized_start=3854
+  _globals['_PROCESSINGRESPONSE_TYPEDDYNAMICMETADATAENTRY']._serialized_end=3935
+  _globals['_TOKENUSAGE']._serialized_start=3950
+  _globals['_TOKENUSAGE']._serialized_end=4791
+  _globals['_TOKENUSAGE_INPUTTOKENDETAILS']._serialized_start=4431
+  _globals['_TOKENUSAGE_INPUTTOKENDETAILS']._serialized_end=4564
+  _globals['_TOKENUSAGE_OUTPUTTOKENDETAILS']._serialized_start=4566
+  _globals['_TOKENUSAGE_OUTPUTTOKENDETAILS']._serialized_end=4642
+  _globals['_TOKENUSAGE_APIPROTOCOL']._serialized_start=4644
+  _globals['_TOKENUSAGE_APIPROTOCOL']._serialized_end=4709
+  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_start=4711
+  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_end=4791
+  _globals['_EXTERNALPROCESSOR']._serialized_start=4793
+  _globals['_EXTERNALPROCESSOR']._serialized_end=4902
 # @@protoc_insertion_point(module_scope)
