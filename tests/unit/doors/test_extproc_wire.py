@@ -75,6 +75,18 @@ def test_the_empty_metadata_context_that_envoy_appends_is_ignored() -> None:
     assert wire.decode(request.SerializeToString() + b"\x42\x00").body == b"data"
 
 
+def test_metadata_of_earlier_filters_comes_with_the_request_head_and_is_passed_over_in_bodies() -> None:
+    metadata = pb.ProcessingRequest()
+    metadata.metadata_context.filter_metadata["space"].update({"claims": {"sub": "anna" * 40, "exp": 7}, "no": [1]})
+    tail = metadata.SerializeToString()
+    head = wire.decode(_headers((":path", b"/")).SerializeToString() + tail)
+    assert head.metadata == {"space": {"claims": {"sub": "anna" * 40}}} and head.headers == ((":path", "/"),)
+    part = pb.ProcessingRequest()
+    part.request_body.body = b"data"
+    received = wire.decode(part.SerializeToString() + tail)
+    assert (received.body, received.metadata) == (b"data", None)
+
+
 def test_body_modes_are_told_by_name() -> None:
     request = _headers((":path", b"/"))
     assert wire.decode(request.SerializeToString()).modes is None

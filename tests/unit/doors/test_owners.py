@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 
 import pytest
 
-from antiphon.doors.owners import OwnerResolver
+from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
 from antiphon.engine.ports.callers import Caller
 from antiphon.errors import Unauthorized
 
@@ -62,3 +63,35 @@ def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -
     headers = (("authorization", "Bearer sk-1"),)
     assert open_to_all.resolve(headers) == closed.resolve(headers)
     assert open_to_all.resolve(headers) != OwnerResolver("bearer", key=b"other").resolve(headers)
+
+
+_LEFT = OwnerResolver("metadata", claims=LeftClaims(ClaimNames("sub", "name", "team"), "space", "claims", "x-owner"))
+
+
+def test_claims_that_envoy_checked_name_the_caller() -> None:
+    claims = {"sub": "n:anna", "name": "Anna A.", "team": "lab"}
+    caller = Caller("j:n:anna", "Anna A.", "lab")
+    assert _LEFT.resolve((), {"space": {"claims": claims}}) == caller
+    assert _LEFT.resolve((("x-owner", json.dumps(claims)),)) == caller
+    # Without a key the namespace itself has them.
+    top = OwnerResolver("metadata", claims=LeftClaims(ClaimNames(), "space", "", "x-owner"))
+    assert top.resolve((), {"space": claims}) == Caller("j:n:anna", "n:anna")
+
+
+@pytest.mark.parametrize(
+    "claims", [{}, {"sub": ""}, {"sub": 7}, {"sub": "a\nb"}, {"sub": "s" * 201}, {"sub": ["anna"]}, "anna", None, []]
+)
+def test_claims_that_name_no_owner_are_refused(claims: object) -> None:
+    left: list[dict[str, dict[str, object]]] = [
+        {"space": {"claims": claims}},
+        {"space": {}},
+        {"other": {"claims": {"sub": "anna"}}},
+        {},
+    ]
+    for metadata in left:
+        with pytest.raises(Unauthorized):
+            # In ext_proc only metadata counts, whatever a header says.
+            _LEFT.resolve((("x-owner", '{"sub": "anna"}'),), metadata)
+    for text in (json.dumps(claims), "", "{", "[" * 100_000):
+        with pytest.raises(Unauthorized):
+            _LEFT.resolve((("x-owner", text),))

@@ -186,3 +186,42 @@ def test_a_request_without_a_token_is_asked_for_one() -> None:
     owners = resolver(Held(), Clock())
     for headers in ((), (("authorization", "Basic x"),)):
         assert refusal(owners, headers) == (401, "missing_api_key", {"www-authenticate": "Bearer"})
+
+
+@pytest.mark.parametrize("subject", ["n:anna", "h:anna", "j:anna", "b:0123", "single", "anonymous", "*"])
+def test_no_subject_is_the_owner_of_another_source(subject: str) -> None:
+    assert check(EC.sign({**CLAIMS, "sub": subject})) == Caller(f"j:{subject}", subject)
+
+
+@pytest.mark.parametrize("subject", ["", "a\nb", "a\x00b", "a\u202eb", "a\u2028b", "\ud800"])
+def test_a_subject_that_a_line_or_a_database_would_read_otherwise_is_refused(subject: str) -> None:
+    with pytest.raises(TokenRefused, match="names the owner"):
+        check(EC.sign({**CLAIMS, "sub": subject}))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"kid": ["ec"]},
+        {"kid": {"ec": 1}},
+        {"kid": "../ec"},
+        {"kid": "e" * 9000},
+        {"crit": ["own"], "own": True},
+        {"b64": False, "crit": ["b64"]},
+    ],
+)
+def test_heads_that_mean_something_else_are_refused(head: dict[str, Any]) -> None:
+    plain = {"alg": "ES256", "kid": "ec", **head}
+    for token in (unsigned(plain, CLAIMS, b"s" * 64), unsigned({**plain, "alg": ["ES256"]}, CLAIMS, b"s" * 64)):
+        with pytest.raises(TokenRefused):
+            check(token)
+    if "crit" in head:
+        with pytest.raises(TokenRefused):
+            check(EC.sign(CLAIMS, **head))
+
+
+def test_a_key_inside_the_token_checks_nothing() -> None:
+    mine = Key("ec")
+    for head in ({"jwk": mine.public}, {"jku": "https://mine.test/keys"}, {"x5u": "https://mine.test/cert"}):
+        with pytest.raises(TokenRefused, match="signature"):
+            check(mine.sign(CLAIMS, **head))
