@@ -107,8 +107,8 @@ async def _started(folder: Path, source: str) -> AsyncIterator[Company]:
     async with Issuer(Key("one"), tls=tls) as issuer, ChatServer() as chat:
         texts = [_example(marker) for marker in ("  remote_jwks:", "name: login\n")]
         if source == "header":
-            line = _example("claim_to_headers")
-            texts[0], changed = re.subn(r"(?m)^ *payload_in_metadata: .*\n", line, texts[0])
+            (line,) = re.findall(r"`(claim_to_headers: [^`]+)`", PAGE.read_text())
+            texts[0], changed = re.subn(r"payload_in_metadata: .*", line, texts[0])
             assert changed == 1
         places = {
             f"{REALM}/protocol/openid-connect/certs": f"{issuer.url}/keys",
