@@ -32,10 +32,13 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
+from antiphon.app.quotas import make_quotas
 from antiphon.config.processes import TracingSettings
+from antiphon.config.quotas import QuotaLimits, QuotaSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.running.quotas import Quotas
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import Tracer
@@ -48,7 +51,10 @@ from lab.bench.unwatched import Nobody
 _ROUNDS = 150
 _STREAMS, _REQUESTS = 1, 25
 _PLAIN, _LEFT_OUT = "metrics and logs", "left out"
+_QUOTAS = "with quotas"
 _FEW, _ALL = "with traces of 1 %", "with traces of all"
+_QUOTA_AIM = 1.03
+"""The maximum ratio of the variant with quotas to the variant with metrics and log lines."""
 _AIMS = {"chunk": 1.03, "request": 1.10}
 """The maximum ratio to no telemetry, for all variants except traces of all requests."""
 
@@ -95,7 +101,18 @@ class _Variant:
         return (time.process_time() - started) / (times * per) * 1e6
 
 
-def _variants(app: App, collector: str) -> dict[str, _Variant]:
+def _quotas(app: App) -> Quotas:
+    """Quotas with every kind of limit for each owner, none of which is reached."""
+    far = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_per_month"), 10**9)
+    limits = QuotaLimits(**far, cost_per_month=1e6, parallel_requests=1000)
+    quotas = make_quotas(
+        QuotaSettings(each_owner=limits), app.stores.quotas, lambda _: None, app.context.telemetry.metrics
+    )
+    assert quotas is not None
+    return quotas
+
+
+def _variants(app: App, collector: str, quotas: Quotas) -> dict[str, _Variant]:
     context = app.context
 
     def traced(share: float) -> _Variant:
@@ -106,6 +123,7 @@ def _variants(app: App, collector: str) -> dict[str, _Variant]:
     return {
         "nothing": _Variant(replace(context, telemetry=_Off(context.telemetry.metrics))),
         _PLAIN: _Variant(context),
+        _QUOTAS: _Variant(replace(context, telemetry=replace(context.telemetry, reserve=quotas.open))),
         _LEFT_OUT: traced(0.0),
         _ALL: traced(1.0),
     }
@@ -114,8 +132,10 @@ def _variants(app: App, collector: str) -> dict[str, _Variant]:
 async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
     with TemporaryDirectory(prefix="antiphon-bench-") as folder:
         app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
+        quotas = _quotas(app)
+        quotas.start()
         try:
-            variants = _variants(app, collector)
+            variants = _variants(app, collector, quotas)
             keep_what_there_is()
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             samples: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in variants} for kind in _AIMS}
@@ -131,6 +151,7 @@ async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
                 one[_FEW] = left_out + (one[_ALL] - left_out) / 100
             return least
         finally:
+            await quotas.aclose()
             await app.aclose()
 
 
@@ -168,7 +189,10 @@ def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
         nothing = by_name["nothing"]
         print(f"CPU per {kind}, in process: {nothing:.2f} µs with nothing of it")
         for name, spent in by_name.items():
-            if name != "nothing":
+            if name == _QUOTAS:
+                plain = by_name[_PLAIN]
+                met &= _tell(f"{name}, of {_PLAIN}", spent, spent / plain, _QUOTA_AIM)
+            elif name != "nothing":
                 met &= _tell(name, spent, spent / nothing, _AIMS[kind] if name != _ALL else None)
     return met
 

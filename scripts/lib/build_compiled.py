@@ -36,6 +36,7 @@ COMPILED = (
     "antiphon/translation/events/*.py",
     "antiphon/translation/request/*.py",
     "antiphon/engine/exchange/*.py",
+    "antiphon/engine/running/quota_reservation.py",
     "antiphon/observability/log_lines.py",
     "antiphon/observability/log_output.py",
     "antiphon/observability/observation.py",

@@ -213,7 +213,8 @@ class _Quota:
         if self._reservation is not None:
             limits = try_decode(_REQUEST, body) or _Request()
             output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
-            await self._reservation.take(read_model(body) or "", size=len(body), output=output)
+            if not self._reservation.take_now(read_model(body) or "", size=len(body), output=output):
+                await self._reservation.take()
 
     def close(self, answer: bytes, status: int) -> None:
         """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from antiphon.config.quotas import QuotaLimits, QuotaSettings
 from antiphon.config.upstreams import PriceSettings
-from antiphon.engine.ports.quotas import MEASURES, Amounts, CachedRules, Kind, QuotaCounters, QuotaRules
+from antiphon.engine.ports.quotas import MEASURES, Amounts, Kind, QuotaCounters, QuotaRules
 from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
@@ -54,7 +54,7 @@ def make_quotas(
         return price.cost(read, 0, written) if price is not None else 0
 
     return Quotas(
-        CachedRules(quota_rules(settings)),
+        quota_rules(settings),
         counters,
         new_id,
         cost=cost,

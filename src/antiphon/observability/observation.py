@@ -299,14 +299,15 @@ class Observation:
 
     def _settle(self, reservation: Reservation, ended: _Ended, exchange: ResponseExchange) -> None:
         """Settle the request's quotas by the usage of its model calls."""
-        known = exchange.known
-        tokens = sum([usage.input_tokens + usage.output_tokens for _, usage, _ in self._used])
-        cost = sum([self._telemetry.cost(ended.model, usage) for _, usage, _ in self._used])
+        known, tokens, output, cost = exchange.known, 0, 0, 0
+        for _, usage, _ in self._used:
+            output += usage.output_tokens
+            tokens += usage.input_tokens + usage.output_tokens
+            cost += self._telemetry.cost(ended.model, usage)
         if self.door == _AGAIN:
             size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
             reservation.close_job(known.model, size=size, output=limit, tokens=tokens, cost=cost, ended=over)
         else:
-            output = sum([usage.output_tokens for _, usage, _ in self._used])
             reservation.close(tokens, output, cost, queued=ended.outcome == "queued")
 
     def _spend(self, model: str) -> int:

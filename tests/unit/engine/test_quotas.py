@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from antiphon.app.quotas import quota_rules
 from antiphon.config.quotas import QuotaSettings
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.quotas import CachedRules, Grant, QuotaExceeded, Report, Wanted
+from antiphon.engine.ports.quotas import Grant, QuotaExceeded, Report, Wanted
 from antiphon.engine.running.quota_reservation import QuotaReservation
 from antiphon.engine.running.quotas import Quotas
 from antiphon.errors import StoreError, Unavailable
@@ -56,7 +56,8 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 
 @pytest.fixture
 def counters(stores: SqliteStores) -> _Counters:
-    return _Counters(stores.tables)
+    # The first second of a minute: no test sees the next one.
+    return _Counters(stores.tables, lambda: 1_790_000_041.0)
 
 
 class Ids:
@@ -75,7 +76,7 @@ def _quotas(counters: QuotaStore, ids: Ids | None = None, *, seconds: float = FA
     given = QuotaSettings(**settings)
     REFUSED.clear()
     return Quotas(
-        CachedRules(quota_rules(given)),
+        quota_rules(given),
         counters,
         ids or Ids(),
         cost=lambda model, read, written: read + 3 * written,
@@ -91,7 +92,8 @@ async def _take(
     quotas: Quotas, caller: Caller = ANNA, *, size: int = 400, output: int | None = 100, model: str = "qwen3"
 ) -> QuotaReservation:
     made = quotas.open(caller)
-    await made.take(model, size=size, output=output)
+    if not made.take_now(model, size=size, output=output):
+        await made.take()
     return made
 
 
@@ -264,7 +266,8 @@ async def test_a_process_whose_leases_were_settled_begins_again(counters: _Count
 async def test_a_background_response_is_charged_its_estimate_and_then_its_usage(counters: _Counters) -> None:
     quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000, "parallel_requests": 1})
     queued = quotas.open(ANNA)
-    await queued.take("qwen3", size=400, output=None, background=True)
+    if not queued.take_now("qwen3", size=400, output=None, background=True):
+        await queued.take()
     queued.close(0, 0, 0, queued=True)
     # An attempt that another worker continues, and the last one.
     quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=30, cost=0, ended=False)

@@ -65,7 +65,12 @@ _LONGEST_TEXT: Final = 256
 # Metadata keys with few different values, whose bytes are cached. Response ids, for example, are all different.
 _TOLD_ALIKE: Final = frozenset({"status", "model"})
 # Headers that have few different values among all clients, so their bytes are cached.
-_ALIKE: Final = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
+_ALIKE: Final = frozenset(
+    {
+        *(":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER),
+        *(f"x-ratelimit-{word}-{unit}" for word in ("limit", "reset") for unit in ("requests", "tokens")),
+    }
+)
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 

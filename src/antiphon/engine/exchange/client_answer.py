@@ -99,8 +99,8 @@ class Answering:
         """The headers about retries and remaining quotas."""
         passed = passed_headers(self.upstream)
         own = self.reservation.headers if self.reservation is not None else ()
-        if not own:
-            return passed
+        if not own or not passed:
+            return (*own, *passed)
         return (*own, *(pair for pair in passed if not pair[0].startswith("x-ratelimit-")))
 
     def _source(self) -> Headers:

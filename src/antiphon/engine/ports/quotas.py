@@ -10,7 +10,7 @@ prefix of its kind, so an owner and a team of one name have separate counters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, Literal, Protocol
 
@@ -29,7 +29,6 @@ MEASURES: Final[tuple[Measure, ...]] = (
     "tokens_per_month",
     "cost_per_month",
 )
-_MOST_CACHED: Final = 10_000
 
 
 class Limit(Struct, frozen=True):
@@ -90,24 +89,6 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
     return [
         Limit(kind, f"{kind}:{subject}", name, measure, amounts[measure]) for measure in MEASURES if measure in amounts
     ]
-
-
-class CachedRules:
-    """`QuotaRules` with a cache of the limits by caller and model. The cache is bounded."""
-
-    def __init__(self, rules: QuotaRules) -> None:
-        self._rules = rules
-        self._cache: dict[tuple[str, str, str, str], tuple[Limit, ...]] = {}
-
-    def limits(self, caller: Caller, model: str) -> tuple[Limit, ...]:
-        """See `QuotaRules.limits`."""
-        key = (caller.owner, caller.key_id, caller.team, model)
-        found = self._cache.get(key)
-        if found is None:
-            if len(self._cache) >= _MOST_CACHED:
-                self._cache.clear()
-            found = self._cache[key] = self._rules.limits(caller, model)
-        return found
 
 
 class Wanted(Struct, frozen=True):
@@ -229,13 +210,16 @@ class Reservation(Protocol):
     def headers(self) -> Sequence[tuple[str, str]]:
         """The `x-ratelimit-*` headers of the answer. Empty without a limit on requests or tokens per minute."""
 
-    async def take(self, model: str, *, size: int, output: int | None, background: bool = False) -> None:
-        """Reserve the request before its first model call.
+    def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
+        """Reserve the request before its first model call, out of what this process holds. Returns False if that is
+        too little. The caller then calls `take`.
 
         `size`: the bytes of the request's body. `output`: the maximum of output tokens that the request allows.
-        `background`: the request only queues a response, so it does not count as a parallel request. Raises
-        `QuotaExceeded` and `Unavailable`.
+        `background`: the request only queues a response, so it does not count as a parallel request.
         """
+
+    def take(self) -> Awaitable[None]:
+        """Reserve the request of `take_now` by asking the shared counters. Raises `QuotaExceeded` and `Unavailable`."""
 
     def add(self, size: int) -> None:
         """Reserve tokens for `size` more bytes of history or files, as far as they are left in the leases."""
@@ -256,7 +240,7 @@ class Reservation(Protocol):
 
     def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
         """Settle an attempt of a background response, whose estimate was settled when it was queued. The parameters are
-        those of `take` and `close`. `ended`: the response is over, so its usage replaces the estimate."""
+        those of `take_now` and `close`. `ended`: the response is over, so its usage replaces the estimate."""
 
 
 class QuotaCounters(Protocol):

@@ -8,11 +8,12 @@ Invariant: a request holds a reservation in all of its limits, or in none.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.quotas import Grant, Limit, Measure, QuotaExceeded
+from antiphon.engine.ports.quotas import Grant, Limit, Measure
 
 if TYPE_CHECKING:
     from antiphon.engine.running.quotas import Quotas
@@ -20,40 +21,29 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN: Final = 4
 """The bytes of a request's body that count as one token before the upstream reports the usage."""
 FOREVER: Final = float("inf")
-_PARALLEL_TRIES: Final = 4
-_PARALLEL_PAUSE: Final = 0.1
 
 Headers = tuple[tuple[str, str], ...]
-
-
-def loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Lease:
     """This process's part of one limit in one period.
 
     `left` is leased and free, and `reserved` belongs to the `users` requests in flight. `spent` and `debt` wait for the
-    next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in seconds of the
-    loop's clock.
+    next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in seconds of
+    `time.monotonic`. `counts` tells what a request needs of the limit (`Amounts`), and `shown` which headers show it.
     """
 
     __slots__ = (
-        "asked_again_at",
-        "debt",
-        "ends",
-        "idle",
-        "known",
-        "left",
-        "limit",
-        "reserved",
-        "spent",
-        "starts",
-        "users",
+        *("asked_again_at", "counts", "debt", "ends", "idle", "known", "left", "limit", "parallel", "reserved"),
+        *("shown", "shown_limit", "spent", "starts", "users"),
     )
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
+        self.counts = _COUNTS[limit.measure]
+        self.shown = _SHOWN_FOR.get(limit.measure, -1)
+        self.shown_limit = str(limit.amount)
+        self.parallel = limit.measure == "parallel_requests"
         self.starts = -1
         self.ends = FOREVER
         self.left = self.reserved = self.spent = self.debt = 0
@@ -80,80 +70,90 @@ class Lease:
         return not (self.left or self.users or self.spent or self.debt)
 
 
+Amounts = tuple[int, int, int]
+"""What a request needs: 1 as a request, its tokens, and its cost in millionths. `Lease.counts` is an index of it."""
+_REQUEST, _TOKENS, _COST = range(3)
+_COUNTS: Final[dict[Measure, int]] = {
+    "parallel_requests": _REQUEST,
+    "requests_per_minute": _REQUEST,
+    "tokens_per_minute": _TOKENS,
+    "tokens_per_month": _TOKENS,
+    "cost_per_month": _COST,
+}
+_SHOWN: Final = (
+    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+)
+_SHOWN_FOR: Final[dict[Measure, int]] = {"requests_per_minute": 0, "tokens_per_minute": 1}
+
+
 class QuotaReservation:
     """One request's part of all limits that apply to it (`Reservation`)."""
 
-    __slots__ = ("_closed", "_cost", "_model", "_parts", "_quotas", "_tokens", "abandoned", "caller", "limits")
+    __slots__ = ("_background", "_closed", "_model", "_parts", "_quotas", "abandoned", "amounts", "caller", "leases")
 
     def __init__(self, quotas: Quotas, caller: Caller) -> None:
         self._quotas = quotas
         self.caller = caller
         self._model = ""
-        self._tokens = self._cost = 0
+        self._background = False
+        self.amounts: Amounts = (1, 0, 0)
         self._parts: list[tuple[Lease, int]] = []
         self._closed = False
         self.abandoned = False
         """Whether the request no longer waits for a grant."""
-        self.limits: tuple[Limit, ...] = ()
+        self.leases: Sequence[Lease] = ()
+        """This process's parts of the limits that apply to the request, in their current periods."""
 
-    async def take(self, model: str, *, size: int, output: int | None, background: bool = False) -> None:
+    def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
+        """See `Reservation.take_now`."""
+        self._estimate(model, size, output, background)
+        amounts = self.amounts
+        for lease in self.leases:
+            if lease.left < amounts[lease.counts]:
+                return False
+        self.reserve()
+        return True
+
+    def take(self) -> Awaitable[None]:
         """See `Reservation.take`."""
-        self._estimate(model, size, output, background=background)
-        if not self.limits:
-            return
-        if not self.lacking():
-            self.reserve()
-            return
-        for tries in range(_PARALLEL_TRIES):
-            try:
-                await self._quotas.fill(self)
-            except QuotaExceeded as error:
-                # Another process may return the slot of a request that has just ended.
-                if error.measure != "parallel_requests" or tries == _PARALLEL_TRIES - 1:
-                    raise
-                await asyncio.sleep(_PARALLEL_PAUSE)
-            else:
-                return
+        return self._quotas.fill(self)
 
-    def _estimate(self, model: str, size: int, output: int | None, *, background: bool) -> None:
-        limits = self._quotas.limits(self.caller, model)
-        if background:
-            limits = tuple(limit for limit in limits if limit.measure != "parallel_requests")
-        self.limits, self._model = limits, model
-        if limits:
-            self._tokens, self._cost = self._quotas.estimate(model, size, output, steady=background)
+    def _estimate(self, model: str, size: int, output: int | None, background: bool) -> None:
+        self._model, self._background = model, background
+        self.refresh()
+        if self.leases:
+            tokens, cost = self._quotas.estimate(model, size, output, steady=background)
+            self.amounts = (1, tokens, cost)
 
-    def amount(self, measure: Measure) -> int:
-        """The amount of this measure that the request reserves."""
-        if measure in ("tokens_per_minute", "tokens_per_month"):
-            return self._tokens
-        return self._cost if measure == "cost_per_month" else 1
+    def refresh(self) -> None:
+        """Find the leases again, because a period may be over."""
+        leases = self._quotas.leases(self.caller, self._model)
+        self.leases = [lease for lease in leases if not lease.parallel] if self._background else leases
 
-    def lacking(self) -> list[tuple[Lease, int]]:
-        """The leases that have less left than the request needs, each with the needed amount."""
-        found = []
-        for limit in self.limits:
-            lease, need = self._quotas.lease(limit), self.amount(limit.measure)
-            if lease.left < need:
-                found.append((lease, need))
-        return found
+    def lacking(self) -> list[Lease]:
+        """The leases that have less left than the request needs."""
+        amounts = self.amounts
+        return [lease for lease in self.leases if lease.left < amounts[lease.counts]]
 
     def reserve(self) -> None:
         """Reserve as much as is left of what the request needs."""
-        for limit in self.limits:
-            lease = self._quotas.lease(limit)
-            part = min(lease.left, self.amount(limit.measure))
+        amounts, parts = self.amounts, self._parts
+        for lease in self.leases:
+            part = amounts[lease.counts]
+            if part > lease.left:
+                part = lease.left
             lease.left -= part
             lease.reserved += part
             lease.users += 1
             lease.idle = False
-            self._parts.append((lease, part))
+            parts.append((lease, part))
 
     def add(self, size: int) -> None:
         """Reserve tokens for `size` more bytes of history or files, as far as they are left in the leases."""
         tokens = size // BYTES_PER_TOKEN
         for number, (lease, part) in enumerate(self._parts):
-            if lease.limit.measure in ("tokens_per_minute", "tokens_per_month"):
+            if lease.counts == _TOKENS:
                 more = min(lease.left, tokens)
                 lease.left -= more
                 lease.reserved += more
@@ -164,23 +164,25 @@ class QuotaReservation:
         if self._closed:
             return
         self._closed = True
+        if not self._parts:
+            return
         if output:
             self._quotas.learn(self._model, output)
+        amounts = self.amounts if queued else (1, tokens, cost)
+        parallel = False
         for lease, part in self._parts:
-            measure = lease.limit.measure
-            if measure == "parallel_requests":
-                used = 0
-            elif queued or measure == "requests_per_minute":
-                used = self.amount(measure)
-            else:
-                used = cost if measure == "cost_per_month" else tokens
+            used = amounts[lease.counts]
+            if lease.parallel:
+                used, parallel = 0, True
             lease.reserved -= part
             lease.users -= 1
-            covered = min(used, part + lease.left)
-            lease.left += part - covered
-            lease.spent += covered
-            lease.debt += used - covered
-            self._quotas.changed(lease)
+            most = part + lease.left
+            if used > most:
+                lease.debt += used - most
+                used = most
+            lease.left = most - used
+            lease.spent += used
+        self._quotas.changed(soon=parallel)
 
     def close_read(self, read: int, written: int) -> None:
         """See `Reservation.close_read`."""
@@ -188,33 +190,34 @@ class QuotaReservation:
 
     def close_as_estimated(self) -> None:
         """See `Reservation.close_as_estimated`."""
-        self.close(self._tokens, 0, self._cost)
+        self.close(self.amounts[_TOKENS], 0, self.amounts[_COST])
 
     def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
         """See `Reservation.close_job`."""
         if self._closed:
             return
         self._closed = True
-        self._estimate(model, size, output, background=True)
-        settled = (self._tokens, self._cost) if ended else (0, 0)
-        for limit in self.limits:
-            if limit.measure != "requests_per_minute":
-                lease = self._quotas.lease(limit)
-                lease.debt += cost - settled[1] if limit.measure == "cost_per_month" else tokens - settled[0]
-                self._quotas.changed(lease)
+        self._estimate(model, size, output, True)
+        settled, used = self.amounts if ended else (0, 0, 0), (0, tokens, cost)
+        for lease in self.leases:
+            if lease.counts != _REQUEST:
+                lease.debt += used[lease.counts] - settled[lease.counts]
+        self._quotas.changed()
 
     @property
     def headers(self) -> Headers:
-        """The `x-ratelimit-*` headers of the answer. Each pair is that of the limit with the least remaining."""
+        """The `x-ratelimit-*` headers of the answer. Each group is that of the limit with the least remaining."""
         found: list[tuple[str, str]] = []
-        for unit, measure in (("requests", "requests_per_minute"), ("tokens", "tokens_per_minute")):
-            leases = [self._quotas.lease(limit) for limit in self.limits if limit.measure == measure]
-            if leases:
-                least = min(leases, key=lambda lease: lease.remaining)
-                reset = 0.0 if least.ends == FOREVER else max(0.0, least.ends - loop_time())
-                found += [
-                    (f"x-ratelimit-limit-{unit}", str(least.limit.amount)),
-                    (f"x-ratelimit-remaining-{unit}", str(least.remaining)),
-                    (f"x-ratelimit-reset-{unit}", f"{reset:.3f}s"),
-                ]
+        for shown, (limit, remaining, reset) in enumerate(_SHOWN):
+            least: Lease | None = None
+            for lease in self.leases:
+                if lease.shown == shown and (least is None or lease.remaining < least.remaining):
+                    least = lease
+            if least is not None:
+                seconds = 0.0 if least.ends == FOREVER else max(0.0, least.ends - monotonic())
+                found += (
+                    (limit, least.shown_limit),
+                    (remaining, str(least.remaining)),
+                    (reset, f"{seconds:.0f}s"),
+                )
         return tuple(found)

@@ -17,22 +17,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Final, Literal
 
 import structlog
 
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import (
-    CachedRules,
     Grant,
     Limit,
     Measure,
     QuotaCounters,
     QuotaExceeded,
+    QuotaRules,
     Report,
     Wanted,
 )
-from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, QuotaReservation, loop_time
+from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, QuotaReservation
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
 from antiphon.observability.outages import Outage
@@ -44,7 +45,10 @@ DEAD_AFTER: Final = 30.0
 """Seconds without a sign of life after which the leases of a process are settled as used."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
+_PARALLEL_TRIES: Final = 4
+_PARALLEL_PAUSE: Final = 0.1
 _MOST_MODELS: Final = 1_000
+_MOST_PLANS: Final = 10_000
 _CHUNKS: Final = 100
 
 Refusal = Literal["refused", "early", "shadow", "unavailable"]
@@ -56,7 +60,7 @@ class Quotas:
 
     def __init__(
         self,
-        rules: CachedRules,
+        rules: QuotaRules,
         counters: QuotaCounters,
         new_id: IdFactory,
         *,
@@ -84,6 +88,7 @@ class Quotas:
         self._seconds = seconds
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
+        self._plans: dict[tuple[str, str, str, str], tuple[float, Sequence[Lease]]] = {}
         self._averages: dict[str, float] = {}
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
@@ -114,18 +119,30 @@ class Quotas:
 
     # Called by reservations
 
-    def limits(self, caller: Caller, model: str) -> tuple[Limit, ...]:
-        """The limits that apply to this caller's requests for this model."""
-        return self._rules.limits(caller, model)
+    def leases(self, caller: Caller, model: str) -> Sequence[Lease]:
+        """The leases of all limits that apply to this caller's requests for this model, in their current periods."""
+        key = (caller.owner, caller.key_id, caller.team, model)
+        plan = self._plans.get(key)
+        if plan is None or monotonic() >= plan[0]:
+            leases = [self._lease(limit) for limit in self._rules.limits(caller, model)]
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = (min((lease.ends for lease in leases), default=FOREVER), leases)
+        return plan[1]
 
-    def lease(self, limit: Limit) -> Lease:
+    def _lease(self, limit: Limit) -> Lease:
         """The lease of the current period of this limit."""
         key = (limit.subject, limit.measure)
         found = self._leases.get(key)
-        if found is None or found.limit.amount != limit.amount or loop_time() >= found.ends:
+        if found is None or monotonic() >= found.ends:
             # What the old lease held belongs to a period that is over. The next grant sets all of it to zero.
             found = self._leases[key] = Lease(limit)
         return found
+
+    def _forget(self) -> None:
+        """Begin with empty leases."""
+        self._leases.clear()
+        self._plans.clear()
 
     def estimate(self, model: str, size: int, output: int | None, *, steady: bool) -> tuple[int, int]:
         """The tokens to reserve for a request, and their cost in millionths. `steady`: without the average of the
@@ -142,14 +159,26 @@ class Quotas:
         before = self._averages.get(model)
         self._averages[model] = output if before is None else before + (output - before) / 16
 
-    def changed(self, lease: Lease) -> None:
-        """Report this lease soon."""
+    def changed(self, *, soon: bool = False) -> None:
+        """Report within `seconds`, or `soon`, because another process may need the slot of a parallel request."""
         self._dirty.set()
-        if lease.limit.measure == "parallel_requests":
+        if soon:
             self._soon.set()
 
     async def fill(self, reservation: QuotaReservation) -> None:
         """Lease the amounts that the reservation lacks, and reserve. Raises `QuotaExceeded` and `Unavailable`."""
+        for tries in range(_PARALLEL_TRIES):
+            try:
+                await self._fill_in_time(reservation)
+            except QuotaExceeded as error:
+                # Another process may return the slot of a request that has just ended.
+                if error.measure != "parallel_requests" or tries == _PARALLEL_TRIES - 1:
+                    raise
+                await asyncio.sleep(_PARALLEL_PAUSE)
+            else:
+                return
+
+    async def _fill_in_time(self, reservation: QuotaReservation) -> None:
         task = asyncio.get_running_loop().create_task(self._fill(reservation))
         # The grant goes on if the request ends, because its outcome changes the leases of this process.
         self._grants.add(task)
@@ -160,7 +189,7 @@ class Quotas:
         except TimeoutError:
             reservation.abandoned = True
             task.add_done_callback(_look_at)
-            self._fail("the database does not answer", loop_time() + GRANT_SECONDS)
+            self._fail("the database does not answer", monotonic() + GRANT_SECONDS)
             self._without(reservation)
             reservation.reserve()
         except asyncio.CancelledError:
@@ -174,16 +203,17 @@ class Quotas:
             for _ in range(3):
                 if reservation.abandoned:
                     return
+                reservation.refresh()
                 lacking = reservation.lacking()
                 if not lacking:
                     break
-                now = loop_time()
-                refused = [(lease.limit, None) for lease, _ in lacking if now < lease.asked_again_at]
+                now = monotonic()
+                refused = [(lease.limit, None) for lease in lacking if now < lease.asked_again_at]
                 if refused:
                     break
                 if now < self._failed_until:
                     break
-                refused = await self._lease_more(lacking)
+                refused = await self._lease_more(reservation, lacking)
                 if refused:
                     break
             if reservation.abandoned:
@@ -192,45 +222,51 @@ class Quotas:
                 self._refuse(reservation, refused)
             reservation.reserve()
 
-    async def _lease_more(self, lacking: Sequence[tuple[Lease, int]]) -> list[tuple[Limit, Grant | None]]:
+    async def _lease_more(
+        self, reservation: QuotaReservation, lacking: Sequence[Lease]
+    ) -> list[tuple[Limit, Grant | None]]:
         """Lease more of these limits. Returns the limits that granted nothing. While the database fails, returns
         nothing, and later calls fail at once."""
-        wanted = [_wanted(lease.limit, need - lease.left, self._warn_share) for lease, need in lacking]
+        amounts, share = reservation.amounts, self._warn_share
+        wanted = [_wanted(lease.limit, amounts[lease.counts] - lease.left, share) for lease in lacking]
         try:
             grants = await self._counters.grant(self._holder, wanted) if self._holder else None
             if grants is None:
                 await self._join()
                 grants = await self._counters.grant(self._holder, wanted) or []
         except StoreError as error:
-            self._fail(str(error), loop_time() + GRANT_SECONDS)
+            self._fail(str(error), monotonic() + GRANT_SECONDS)
             return []
         self._outage.recovered()
+        # The grants may begin a period, or end at another time than the plans know.
+        self._plans.clear()
+        self._dirty.set()
         refused: list[tuple[Limit, Grant | None]] = []
-        now = loop_time()
-        for (_, _), one, grant in zip(lacking, wanted, grants, strict=False):
-            lease = self.lease(one.limit)
+        now = monotonic()
+        for one, grant in zip(wanted, grants, strict=False):
+            lease = self._lease(one.limit)
             if lease.starts not in (-1, grant.starts):
                 self._leases[one.limit.subject, one.limit.measure] = lease = Lease(one.limit)
             lease.add(grant, now)
-            self.changed(lease)
             if grant.warn:
                 _log.warning("quota_warning", **_said(one.limit), used=grant.used + grant.leased)
             if not grant.amount:
                 lease.asked_again_at = now + _ASK_AGAIN
                 refused.append((one.limit, grant))
+        reservation.refresh()
         return refused
 
     async def _learn_periods(self, leases: Sequence[Lease]) -> None:
         """Find the current periods of leases that have a debt but no grant, so that the next report can settle it."""
         grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
         for lease, grant in zip(leases, grants or (), strict=False):
-            lease.add(grant, loop_time())
+            lease.add(grant, monotonic())
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
         """Take a new id. Another process has settled the leases of the old id, unless `keep` is true."""
         if not keep:
-            self._leases.clear()
+            self._forget()
         holder = self._new_id("process")
         await self._counters.join(holder)
         self._holder = holder
@@ -241,8 +277,8 @@ class Quotas:
             self._without(reservation)
             return
         limit, grant = refused[0]
-        lease = self.lease(limit)
-        need = reservation.amount(limit.measure)
+        lease = self._lease(limit)
+        need = reservation.amounts[lease.counts]
         own = lease.left + lease.reserved + lease.spent
         # The request would fit if no other process held a part of the limit.
         early = grant is not None and grant.used + own + need <= limit.amount
@@ -256,14 +292,14 @@ class Quotas:
             limit.measure,
             limit.amount,
             need,
-            seconds=None if lease.ends == FOREVER else max(0.0, lease.ends - loop_time()),
+            seconds=None if lease.ends == FOREVER else max(0.0, lease.ends - monotonic()),
             headers=reservation.headers,
         )
 
     def _without(self, reservation: QuotaReservation) -> None:
         """Raise `Unavailable` for a request whose limits cannot be checked, unless the settings allow to serve it."""
         if self._refuses and not self.shadow:
-            limit = reservation.limits[0]
+            limit = reservation.leases[0].limit
             self._refused(limit.kind, limit.measure, "unavailable")
             raise Unavailable(
                 "The server cannot check your quota, because its database is unreachable. Try again later.",
@@ -302,9 +338,10 @@ class Quotas:
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
-            if loop_time() >= lease.ends or lease.empty:
+            if monotonic() >= lease.ends or lease.empty:
                 if not lease.users:
                     del self._leases[key]
+                    self._plans.clear()
                 continue
             back = lease.left if lease.idle or lease.limit.measure == "parallel_requests" else 0
             lease.idle = True
@@ -325,12 +362,12 @@ class Quotas:
                 await self._join(keep=True)
             if not await self._counters.report(self._holder, [report for _, report in taken]):
                 self._holder = ""
-                self._leases.clear()
+                self._forget()
                 return True
             if unknown:
                 await self._learn_periods(unknown)
         except StoreError as error:
-            self._fail(str(error), loop_time() + GRANT_SECONDS)
+            self._fail(str(error), monotonic() + GRANT_SECONDS)
             if error.reason == "unknown":
                 # A second report could settle the usage twice.
                 _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))

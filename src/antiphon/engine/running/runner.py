@@ -35,7 +35,6 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, Ports, size_of
 from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
@@ -113,7 +112,13 @@ class Runner:
             except StoreError as error:
                 exchange.turn_away(store_refusal(error, "The stored data could not be read"))
         if (reservation := exchange.reservation) is not None:
-            await _reserve(exchange, reservation)
+            known = exchange.known
+            size, output, background = exchange.request_bytes, known.output_limit, bool(known.manner.background)
+            if not reservation.take_now(known.model, size=size, output=output, background=background):
+                try:
+                    await reservation.take()
+                except ApiError as error:
+                    exchange.turn_away(error)
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
         """Perform all pending actions that need no door. Yields client-facing actions, model calls and tool runs for
@@ -332,17 +337,3 @@ class Runner:
                     yield action
         finally:
             await pump.stop(whole=exchange.done)
-
-
-async def _reserve(exchange: ResponseExchange, reservation: Reservation) -> None:
-    """Reserve the request's part of its quotas, or turn the request away."""
-    known = exchange.known
-    try:
-        await reservation.take(
-            known.model,
-            size=exchange.request_bytes,
-            output=known.output_limit,
-            background=bool(known.manner.background),
-        )
-    except ApiError as error:
-        exchange.turn_away(error)
