@@ -220,17 +220,21 @@ class HistoryTooLarge(RequestTooLarge):
         )
 
 
+_RESPONSES = "responses and conversations; Delete some, or send 'store': false"
+
+
 class OwnerFull(ApiError):
-    """An owner has reached the limit of stored data, `limit` bytes. The status is 429, as for any quota, and a header
-    tells SDKs not to retry."""
+    """An owner or a team has reached a limit of stored data. The status is 429, as for any quota, and a header tells
+    SDKs not to retry."""
 
     status = 429
     type = "insufficient_quota"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, setting: str = "limits.owner_bytes", what: str = _RESPONSES) -> None:
+        """`limit` is the value of `setting`. `what`: the stored data, and the advice to the client."""
+        data, advice = what.split("; ")
         super().__init__(
-            f"The stored responses and conversations take as much as this server keeps for one owner ({limit} bytes, "
-            "'limits.owner_bytes'). Delete some, or send 'store': false.",
+            f"The stored {data} have reached the limit of this server ({limit}, '{setting}'). {advice}.",
             code="storage_limit_exceeded",
             headers=(("x-should-retry", "false"),),
         )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from antiphon.config.upstreams import PriceSettings
@@ -128,3 +129,59 @@ async def test_forwarded_requests_are_charged_by_their_answer(made: Processes) -
     assert status == 200 and '"usage"' in text
     assert (await _used(app))["owner:n:anna tokens_per_month"] == 2 * body["usage"]["total_tokens"]
     assert (await _post(app, "/chat/completions", **chat, user="x" * 400))[0] == 429
+
+
+async def _upload(app: BackgroundApp, token: str) -> tuple[int, Any]:
+    form = aiohttp.FormData()
+    form.add_field("purpose", "user_data")
+    form.add_field("file", b"the words of a file", filename="a.txt", content_type="text/plain")
+    headers = {"authorization": f"Bearer {token}"}
+    async with app.session.post(f"{app.url}/files", data=form, headers=headers) as got:
+        return got.status, await got.json()
+
+
+async def test_stored_data_of_an_owner_and_of_a_team_is_limited(made: Processes) -> None:
+    keys = {
+        "anna": {"keys": ["anna-first-key-of-all"], "team": "research"},
+        "cleo": {"keys": ["cleo-first-key-of-all"], "team": "research"},
+        "dora": {"keys": ["dora-first-key-of-all"]},
+    }
+    quotas = {
+        "each_owner": {"stored_bytes": 1, "vector_chunks": 1},
+        "owners": {"cleo": {"stored_bytes": None, "vector_chunks": 10}},
+        "teams": {"research": {"file_bytes": 8192, "vector_chunks": 2}},
+    }
+    app = await made.start(owner_keys=keys, quotas=quotas)
+    anna, cleo, dora = "anna-first-key-of-all", "cleo-first-key-of-all", "dora-first-key-of-all"
+    assert (await _post(app, token=anna))[0] == 200
+    status, body, _ = await _post(app, token=anna)
+    assert status == 429 and "'quotas.each_owner.stored_bytes'" in body["error"]["message"]
+    assert (await _post(app, token=anna, store=False))[0] == 200
+    assert [(await _post(app, token=cleo))[0] for _ in range(2)] == [200, 200]
+    # The team's files count together, and those of others do not.
+    assert [(await _upload(app, token))[0] for token in (anna, dora, cleo)] == [200, 200, 200]
+    status, body = await _upload(app, cleo)
+    assert status == 429 and "'quotas.teams.research.file_bytes'" in body["error"]["message"]
+    assert body["error"]["code"] == "storage_limit_exceeded"
+    assert (await _upload(app, dora))[0] == 200
+
+
+async def test_chunks_in_vector_stores_are_limited(made: Processes) -> None:
+    keys = {"dora": {"keys": ["dora-first-key-of-all"]}}
+    app = await made.start(owner_keys=keys, quotas={"each_owner": {"vector_chunks": 1}})
+    headers = {"authorization": "Bearer dora-first-key-of-all"}
+    _, file = await _upload(app, "dora-first-key-of-all")
+    url = f"{app.url}/vector_stores"
+    async with app.session.post(url, json={"file_ids": [file["id"]]}, headers=headers) as got:
+        store = await got.json()
+    async with asyncio.timeout(30):
+        while store["file_counts"]["completed"] != 1:
+            async with app.session.get(f"{url}/{store['id']}", headers=headers) as got:
+                store = await got.json()
+    for path, asked in (("", {"file_ids": [file["id"]]}), (f"/{store['id']}/files", {"file_id": file["id"]})):
+        async with app.session.post(url + path, json=asked, headers=headers) as got:
+            assert got.status == 429
+            assert "'quotas.each_owner.vector_chunks'" in (await got.json())["error"]["message"]
+    # A store without files needs no chunks.
+    async with app.session.post(url, json={}, headers=headers) as got:
+        assert got.status == 200

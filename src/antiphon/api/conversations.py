@@ -40,7 +40,7 @@ from antiphon.engine.ports.state import Page, StoredConversation
 from antiphon.errors import missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.stores.conversations import ConversationStore
-from antiphon.stores.owner_usage import OwnerQuota
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.responses import ResponseStore
 from antiphon.translation.chat.check_item import check_item
 from antiphon.translation.item_kinds import note_members, only_known
@@ -102,7 +102,7 @@ class Conversations(Area):
         responses: ResponseStore,
         make_id: IdFactory = new_id,
         *,
-        owner_room: OwnerQuota | None = None,
+        owner_room: StorageQuota | None = None,
         strict: bool = False,
     ) -> None:
         """With `strict`, items and parts of unknown types are refused. Without `strict`, they are left out."""
@@ -223,7 +223,7 @@ class Conversations(Area):
         """Parse the items into their stored form. Each item gets an id, and the referenced item replaces a
         reference."""
         if self._owner_room is not None:
-            await self._owner_room.check(request.owner)
+            await self._owner_room.check(request.owner, request.caller)
         sent = read_items("items", value, MAX_ITEMS)
         note_members("items", sent, tolerance)
         items = only_known("items", sent, tolerance)

@@ -55,6 +55,7 @@ from antiphon.errors import (
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.files import FileStore, FileUpload
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, plain_name
 from antiphon.types.json import encode
 
@@ -112,6 +113,7 @@ class Files(Area):
         max_bytes: int = 512 << 20,
         on_delete: Sequence[FileDeleted] = (),
         metrics: Metrics | None = None,
+        room: StorageQuota | None = None,
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
@@ -120,6 +122,7 @@ class Files(Area):
         self._limit = max_bytes
         self._on_delete = on_delete
         self._metrics = metrics
+        self._room = room
         self._new_id = make_id
         self._clock = clock
 
@@ -130,6 +133,8 @@ class Files(Area):
         announced = request.header("content-length") or ""
         if announced.isdigit() and int(announced) > self._limit + _FORM_BYTES:
             raise self._too_large()
+        if self._room is not None:
+            await self._room.check(request.owner, request.caller, "file_bytes")
         async with self._files.uploading() as upload:
             form = _Form(upload, self._limit)
             size = 0

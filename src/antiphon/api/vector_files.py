@@ -64,6 +64,7 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, is_name
 from antiphon.stores.files import FileStore
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.vector_stores import VectorStores
 
 _MAX_BATCH = 2_000
@@ -101,10 +102,18 @@ _OF_STATUS = Parameter(
 class VectorFiles(Area):
     """Serves the files and file batches below `/v1/vector_stores/{id}`. `files` holds the uploaded files."""
 
-    def __init__(self, stores: VectorStores, files: FileStore, make_id: IdFactory) -> None:
+    def __init__(
+        self, stores: VectorStores, files: FileStore, make_id: IdFactory, room: StorageQuota | None = None
+    ) -> None:
         self._stores = stores
+        self._room = room
         self._files = files
         self._new_id = make_id
+
+    async def check_room(self, request: ApiRequest) -> None:
+        """Raise `OwnerFull` when the request's owner or team may have no more chunks."""
+        if self._room is not None:
+            await self._room.check(request.owner, request.caller, "vector_chunks")
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
         """The names of uploaded files, by id. Raises `NotFound` if a file does not exist."""
@@ -134,6 +143,7 @@ class VectorFiles(Area):
         try:
             once = await once_of(request, self._stores.made)
             await self._open_store(request, store_id)
+            await self.check_room(request)
             names = await self.filenames(request.owner, [body.file_id], "file_id")
             new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
             if not await self._stores.add_files(request.owner, store_id, [new], once=once):
@@ -231,6 +241,7 @@ class VectorFiles(Area):
         try:
             once = await once_of(request, self._stores.made)
             await self._open_store(request, store_id)
+            await self.check_room(request)
             param = "file_ids" if body.file_ids is not None else "files"
             names = await self.filenames(request.owner, [one.file_id for one in new], param)
             batch_id = self._new_id("vsfb")

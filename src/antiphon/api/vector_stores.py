@@ -60,6 +60,7 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, new_id
 from antiphon.stores.files import FileStore
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.translation.request.checks import check_metadata
 from antiphon.translation.request.search_options import FILTERS, RANKING, read_filters, read_ranking
@@ -129,13 +130,14 @@ class VectorStoreApi(Area):
         files: FileStore,
         *,
         rewriter: QueryRewriter | None = None,
+        room: StorageQuota | None = None,
         make_id: IdFactory = new_id,
     ) -> None:
         self._stores = stores
         self._searcher = searcher
         self._rewriter = rewriter
         self._new_id = make_id
-        self._files = VectorFiles(stores, files, make_id)
+        self._files = VectorFiles(stores, files, make_id, room)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The endpoints of vector stores and their files, in both spellings of the path."""
@@ -160,6 +162,8 @@ class VectorStoreApi(Area):
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
         try:
             once = await once_of(request, self._stores.made)
+            if ids:
+                await self._files.check_room(request)
             names = await self._files.filenames(request.owner, ids, "file_ids")
             made = await self._stores.create(
                 request.owner,

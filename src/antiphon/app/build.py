@@ -26,7 +26,7 @@ from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_k
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
-from antiphon.app.quotas import make_quotas
+from antiphon.app.quotas import make_quotas, storage_limits
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address
@@ -174,6 +174,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         upload_lease=settings.files.lease,
         blobs=settings.blobs,
         owner_bytes=limits.owner_bytes,
+        storage=storage_limits(settings),
         kept=settings.retention,
         timeouts=times,
         keep_keys=settings.idempotency.keep,
@@ -215,6 +216,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         vector_search = await open_search(settings, stores, metrics)
         opened.push_async_callback(vector_search.aclose)
         stores.files.on_expired = vector_search.forget_file
+        if stores.owner_room is not None:
+            stores.owner_room.count_chunks = vector_search.stores.stores.count_chunks
     kept_files = stores.files if settings.files.enabled else None
     rooms = await open_rooms(settings, kept_files, stores.containers)
     tools = (

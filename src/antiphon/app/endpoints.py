@@ -79,7 +79,7 @@ def make_router(
             *conversations.endpoints(),
             *Prompts(stores.prompts).endpoints(),
             *_file_endpoints(settings, stores, metrics, vector_search),
-            *(vector_search.endpoints(upstream, routes) if vector_search is not None else ()),
+            *(vector_search.endpoints(upstream, routes, stores.owner_room) if vector_search is not None else ()),
             *containers,
             *StandaloneSearch(toolbox).endpoints(),
             *_passed_on(settings, metrics, upstream, routes, vector_search, reserve).endpoints(),
@@ -104,7 +104,13 @@ def _file_endpoints(
         return ()
     on_delete = [vector_search.forget_file] if vector_search is not None else []
     return tuple(
-        Files(stores.files, max_bytes=settings.files.max_bytes, on_delete=on_delete, metrics=metrics).endpoints()
+        Files(
+            stores.files,
+            max_bytes=settings.files.max_bytes,
+            on_delete=on_delete,
+            metrics=metrics,
+            room=stores.owner_room,
+        ).endpoints()
     )
 
 

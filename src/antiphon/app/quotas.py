@@ -6,11 +6,13 @@ Lives here: the conversion of the settings into rules, and building the object t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from antiphon.config.quotas import QuotaLimits, QuotaSettings
+from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings
-from antiphon.engine.ports.quotas import MEASURES, Amounts, Kind, QuotaCounters, QuotaRules
+from antiphon.engine.ports.callers import NAMED
+from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, QuotaCounters, QuotaRules
 from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
@@ -37,6 +39,15 @@ def quota_rules(settings: QuotaSettings) -> QuotaRules:
             for kind, given in named.items()
         },
     )
+
+
+def storage_limits(settings: Settings) -> tuple[QuotaRules, Mapping[str, Sequence[str]]]:
+    """Return the limits of the settings, and the owners that the settings assign to each team."""
+    teams: dict[str, list[str]] = {}
+    for name, owner in (settings.owner.keys or {}).items():
+        if owner.team:
+            teams.setdefault(owner.team, []).append(f"{NAMED}{name}")
+    return quota_rules(settings.quotas), teams
 
 
 def make_quotas(
@@ -69,8 +80,8 @@ def make_quotas(
 def _amounts(limits: QuotaLimits) -> Amounts:
     """The limits that are set, by measure. Cost is in millionths of the currency."""
     found: dict[str, int] = {}
-    for measure in MEASURES:
-        value = getattr(limits, measure)
+    for name in (*MEASURES, *STOCKS):
+        value = getattr(limits, name)
         if value is not None:
-            found[measure] = round(value * 1_000_000) if measure == "cost_per_month" else value
-    return {measure: found[measure] for measure in MEASURES if measure in found}
+            found[name] = round(value * 1_000_000) if name == "cost_per_month" else value
+    return {name: found[name] for name in (*MEASURES, *STOCKS) if name in found}

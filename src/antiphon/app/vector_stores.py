@@ -25,6 +25,7 @@ from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.stores import Stores, VectorDatabase
 from antiphon.stores.files import FileStore
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.tools.box import ServerTool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers
@@ -45,12 +46,15 @@ class VectorSearch:
     embeddings: Upstream | None = None
     """The client of the embeddings server. Both the embedder and clients' calls of `/v1/embeddings` use it."""
 
-    def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
-        """The endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites queries."""
+    def endpoints(
+        self, upstream: Upstream, routes: ModelRoutes, room: StorageQuota | None = None
+    ) -> tuple[Endpoint, ...]:
+        """The endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites queries.
+        `room`: the limits of stored data."""
         rewriter = None
         if self.rewrite_model is not None:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite
-        return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter).endpoints()
+        return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter, room=room).endpoints()
 
     def tool(self) -> ServerTool:
         """The tool `file_search`."""

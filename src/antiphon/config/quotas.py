@@ -30,10 +30,22 @@ class QuotaLimits(Section):
     parallel_requests: int | None = Field(default=None, ge=0, le=1_000_000)
     """Maximum number of requests in flight at one time, in all processes together. Background responses do not count
     toward this limit."""
+    stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    """Maximum number of bytes of stored responses and conversations. For owners and teams only."""
+    file_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    """Maximum number of bytes of files. Each file counts as at least 4096 bytes. For owners and teams only."""
+    vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
+    """Maximum number of chunks in vector stores. For owners and teams only."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
         """These limits, with the limits of `each` for those that are not set here."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+def _check_no_storage(where: str, limits: QuotaLimits) -> None:
+    for name in ("stored_bytes", "file_bytes", "vector_chunks"):
+        if getattr(limits, name) is not None:
+            raise ValueError(f"{where}.{name}: stored data belongs to an owner; set it for owners or teams")
 
 
 class QuotaSettings(Section):
@@ -68,7 +80,9 @@ class QuotaSettings(Section):
         for name, limits in self.models.items():
             if not name:
                 raise ValueError("models: an entry has an empty name: use the model's name, or '*' for all models")
-            del limits
+            _check_no_storage(f"models.{name}", limits)
+        for name, limits in (("each_key", self.each_key), *((f"keys.{key}", one) for key, one in self.keys.items())):
+            _check_no_storage(name, limits)
         return self
 
     @property

@@ -22,6 +22,7 @@ from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
 from antiphon.engine.ports.owner_data import OwnerData
+from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.engine.ports.signals import Signals
 from antiphon.errors import ConfigError
 from antiphon.stores.audit import AuditStore
@@ -35,7 +36,7 @@ from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
-from antiphon.stores.owner_usage import OwnerQuota, UsageStore
+from antiphon.stores.owner_usage import OwnerQuota, StorageQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
@@ -96,6 +97,7 @@ class StoreOptions(TypedDict, total=False):
     upload_lease: float
     """Seconds without a write after which an upload counts as abandoned."""
     owner_bytes: int | None
+    storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
     """The maximum bytes of one owner's data other than files; None: no limit."""
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
@@ -116,6 +118,7 @@ _DEFAULTS: StoreOptions = {
     "owner_file_bytes": None,
     "upload_lease": UPLOAD_LEASE_SECONDS,
     "owner_bytes": None,
+    "storage": (QuotaRules(), {}),
     "kept": RetentionSettings(events=None, audit=None),
     "timeouts": TimeoutSettings(),
     "keep_keys": KEEP_SECONDS,
@@ -234,7 +237,10 @@ class Stores(ABC):
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
         self.quotas = QuotaStore(tables)
-        self.owner_room = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
+        general = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
+        rules, teams = options["storage"]
+        limited = general is not None or rules.limits_storage
+        self.owner_room = StorageQuota(tables, rules, teams, general=general) if limited else None
 
     @abstractmethod
     def has_vectors(self) -> bool:

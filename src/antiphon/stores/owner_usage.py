@@ -11,11 +11,14 @@ keys. So processes that add to the same days wait for each other but never deadl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import attrgetter
 
+from antiphon.engine.ports.callers import NO_CALLER, Caller
+from antiphon.engine.ports.quotas import QuotaRules, Stock
 from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, UsageSum
 from antiphon.errors import OwnerFull
+from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
 
 MOST = 10**15
@@ -31,6 +34,11 @@ FORGET = f"""
 DELETE FROM usage_days WHERE ({", ".join(KEY)}) IN (
   SELECT {", ".join(KEY)} FROM usage_days WHERE day < :before LIMIT {_PIECE}
 )
+"""
+TEAM = "SELECT DISTINCT owner FROM client_keys WHERE team = :team"
+STORED = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner IN (:owners...)"
+FILES = f"""
+SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files WHERE owner IN (:owners...)
 """
 OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner = :owner"
 
@@ -87,3 +95,56 @@ class OwnerQuota:
         fails."""
         if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)
+
+
+class StorageQuota:
+    """Checks the limits of stored data: `limits.owner_bytes` (`general`), and the limits in `quotas` of owners and
+    teams.
+
+    A check before an operation compares what is stored already. So an owner may exceed a limit by the operations that
+    run concurrently. `teams` has the owners of each team in the settings. The managed keys name further owners.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        rules: QuotaRules,
+        teams: Mapping[str, Sequence[str]],
+        *,
+        general: OwnerQuota | None = None,
+    ) -> None:
+        self._tables = tables
+        self._rules = rules
+        self._teams = teams
+        self._general = general
+        self.count_chunks: Callable[[Sequence[str]], Awaitable[int]] | None = None
+        """Returns the number of chunks in the vector stores of these owners. None: there are no vector stores."""
+
+    async def check(self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes") -> None:
+        """Raise `OwnerFull` when the owner, or the caller's team, has reached the limit. Raises `StoreError`."""
+        if self._general is not None and stock == "stored_bytes":
+            await self._general.check(owner)
+        found = self._rules.stock("owner", (caller.name, owner), stock)
+        if found is not None:
+            await self._compare((owner,), stock, *found)
+        found = self._rules.stock("team", (caller.team,), stock) if caller.team else None
+        if found is not None:
+            managed = await self._tables.fetch(TEAM, {"team": caller.team})
+            owners = {owner, *self._teams.get(caller.team, ()), *(row[0] for row in managed)}
+            await self._compare(sorted(owners), stock, *found)
+
+    async def _compare(self, owners: Sequence[str], stock: Stock, limit: int, setting: str) -> None:
+        if stock == "vector_chunks":
+            used = await self.count_chunks(owners) if self.count_chunks is not None else 0
+        else:
+            sql = STORED if stock == "stored_bytes" else FILES
+            used = (await self._tables.fetch(sql, {"owners": list(owners)}))[0][0]
+        if used >= limit:
+            raise OwnerFull(limit, setting, _ADVICE[stock])
+
+
+_ADVICE: dict[Stock, str] = {
+    "stored_bytes": "responses and conversations; Delete some, or send 'store': false",
+    "file_bytes": "files; Delete some",
+    "vector_chunks": "chunks in vector stores; Remove files from vector stores",
+}

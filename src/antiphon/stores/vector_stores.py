@@ -53,6 +53,10 @@ class VectorSql(ABC):
         """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
         store. `batch_file`: the SQL condition that joins a row of `vector_batch_files` (`m`) to its file (`f`)."""
         self._attributes = attributes
+        self.count_chunks = f"""
+SELECT CAST(coalesce(sum(f.chunks), 0) AS bigint)
+FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store} WHERE s.owner IN (:owners...)
+"""
         mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
         count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
         counts = ", ".join(count.format(state) for state in ("in_progress", "completed", "failed", "cancelled"))
@@ -271,6 +275,10 @@ class VectorStores:
             self.noted_uses.update({(owner, one): at for one in due})
             named = self._named(owner, "", ids=due, active=_ACTIVE_MS)
             await self._tables.run([Statement(self._sql.touch, named)], again=True)
+
+    async def count_chunks(self, owners: Sequence[str]) -> int:
+        """The number of chunks in all vector stores of these owners."""
+        return (await self._tables.fetch(self._sql.count_chunks, {"owners": list(owners)}))[0][0]  # type: ignore[no-any-return]
 
     async def add_files(
         self,

@@ -26,6 +26,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
     UpstreamRequest,
 )
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
 from antiphon.engine.running.held_keys import HeldKeys
@@ -275,7 +276,7 @@ class _Room:
         self.failure = failure
         self.asked: list[str] = []
 
-    async def check(self, owner: str) -> None:
+    async def check(self, owner: str, caller: Caller) -> None:
         self.asked.append(owner)
         if self.failure is not None:
             raise self.failure

@@ -20,6 +20,9 @@ from antiphon.engine.ports.callers import Caller
 from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
+Stock = Literal["stored_bytes", "file_bytes", "vector_chunks"]
+"""A limit of stored data. Unlike a `Measure`, its use is counted in the stored data itself."""
+STOCKS: Final[tuple[Stock, ...]] = ("stored_bytes", "file_bytes", "vector_chunks")
 Kind = Literal["owner", "key", "team", "model"]
 KINDS: Final[tuple[Kind, ...]] = ("owner", "key", "team", "model")
 MEASURES: Final[tuple[Measure, ...]] = (
@@ -50,7 +53,7 @@ class Limit(Struct, frozen=True):
         return f"{'API key' if self.kind == 'key' else self.kind} '{self.name}'"
 
 
-Amounts = Mapping[Measure, int]
+Amounts = Mapping[Measure | Stock, int]
 """The limits of one subject. A measure that is not in the mapping has no limit."""
 
 
@@ -76,6 +79,22 @@ class QuotaRules(Struct, frozen=True):
         if pattern is not None:
             found += _of("model", pattern, pattern, models[pattern])
         return tuple(found)
+
+    @property
+    def limits_storage(self) -> bool:
+        """Whether any limit of stored data is set."""
+        every = [*self.each.values(), *(amounts for named in self.named.values() for amounts in named.values())]
+        return any(stock in amounts for amounts in every for stock in STOCKS)
+
+    def stock(self, kind: Literal["owner", "team"], names: Sequence[str], stock: Stock) -> tuple[int, str] | None:
+        """Return the limit of stored data of an owner or a team with one of these names, and the limit's setting."""
+        named, each = self.named.get(kind, {}), self.each.get(kind, {})
+        name = next((one for one in names if one and one in named), "")
+        amount = (named[name] if name else each).get(stock)
+        if amount is None:
+            return None
+        section = f"quotas.{kind}s.{name}" if name and amount != each.get(stock) else f"quotas.each_{kind}"
+        return amount, f"{section}.{stock}"
 
     def _limits(self, kind: Kind, subject: str, names: Sequence[str]) -> list[Limit]:
         if not subject:

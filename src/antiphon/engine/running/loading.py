@@ -28,7 +28,7 @@ from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal,
 from antiphon.ids import is_name
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.files import FileStore
-from antiphon.stores.owner_usage import OwnerQuota
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.responses import ResponseStore
 from antiphon.types.file_kinds import FetchedFile
@@ -53,7 +53,7 @@ class Ports:
     keyless: Keyless
     files: FileFetcher | None = None
     stored_files: StoredFiles | None = None
-    owner_room: OwnerQuota | None = None
+    owner_room: StorageQuota | None = None
     over: History | None = None
     """A history that wraps `store`: the memory of a WebSocket, or a job's `DeferredHistory`. None: nothing wraps the
     store."""

@@ -106,7 +106,7 @@ class Runner:
         room = self.ports.owner_room
         if room is not None and exchange.known.stored and not (exchange.done or exchange.known.replayed):
             try:
-                await room.check(head.owner)
+                await room.check(head.owner, head.caller)
             except ApiError as error:
                 exchange.turn_away(error)
             except StoreError as error:
