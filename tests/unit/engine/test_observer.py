@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, SendHead, Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage
@@ -371,3 +372,24 @@ def test_the_price_of_a_call_is_that_of_its_models_name() -> None:
     assert telemetry.cost("m", Usage(10, 3, 13, cached_tokens=4)) == 6 * 2 + 4 * 1 + 3 * 10
     assert telemetry.cost("x" * 300, Usage(10, 3, 13)) == 0 and asked[-1] == "x" * 256
     assert Telemetry(Metrics()).cost("m", Usage(10, 3, 13)) == 0
+
+
+class _Reserved:
+    """A reservation with headers."""
+
+    caller = Caller("owner")
+    headers = (("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "59"))
+
+
+def test_the_callers_quotas_replace_those_of_the_upstream() -> None:
+    told = Told()
+    told.reservation = cast(Any, _Reserved())
+    exchange, _ = _asked(told)
+    assert exchange.reservation is told.reservation
+    upstream = (*SSE, ("x-ratelimit-limit-requests", "9"), ("x-ratelimit-reset-requests", "1s"), ("retry-after", "3"))
+    exchange.receive_upstream_head(200, upstream)
+    exchange.receive_upstream_data(_CHUNK)
+    (head, *_) = exchange.actions()
+    assert isinstance(head, SendHead)
+    shown = {name: value for name, value in head.headers if "rate" in name or "retry" in name}
+    assert shown == {**dict(_Reserved.headers), "retry-after": "3"}

@@ -188,9 +188,8 @@ class ResponseExchange:
     def reservation(self) -> Reservation | None:
         """The request's part of its quotas, or None if no quota applies: without a model call, or without quotas."""
         core = self._core
-        if self.done or core.known.replayed or not self.generate or isinstance(core.phase, CountedRequest):
-            return None
-        return core.observer.reservation
+        calls = self.generate and not (self.done or core.known.replayed or isinstance(core.phase, CountedRequest))
+        return core.observer.reservation if calls else None
 
     @property
     def floods(self) -> bool:
