@@ -38,11 +38,13 @@ from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
 from antiphon.observability.outages import Outage
 
-GRANT_SECONDS: Final = 1.0
+GRANT_SECONDS: Final = 5.0
+"""Seconds that a request waits for the database. A shorter time would let requests of a busy machine exceed limits."""
 HEARTBEAT: Final = 10.0
 """Seconds between two signs of life of a process that holds leases."""
 DEAD_AFTER: Final = 30.0
 """Seconds without a sign of life after which the leases of a process are settled as used."""
+_TRY_AGAIN: Final = 1.0
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_TRIES: Final = 4
@@ -71,11 +73,12 @@ class Quotas:
         warn_share: float = 0.8,
         refused: Callable[[str, str, Refusal], None] = lambda kind, measure, refusal: None,
         seconds: float = 1.0,
+        grant_seconds: float = GRANT_SECONDS,
     ) -> None:
         """`cost`: the cost in millionths of a model call, by model, input and output tokens. `expected_output`: the
         output tokens to reserve for a model whose answers this process does not know yet. `refuses`: whether requests
         get a 503 while the database fails. `refused`: called for each refusal, by kind of subject and measure.
-        `seconds`: the time between two reports."""
+        `seconds`: the time between two reports. `grant_seconds`: the time that a request waits for the database."""
         self._rules = rules
         self._counters = counters
         self._new_id = new_id
@@ -86,6 +89,7 @@ class Quotas:
         self._warn_share = warn_share
         self._refused = refused
         self._seconds = seconds
+        self._grant_seconds = grant_seconds
         self._holder = ""
         self._leases: dict[tuple[str, Measure], Lease] = {}
         self._plans: dict[tuple[str, str, str, str], tuple[float, Sequence[Lease]]] = {}
@@ -93,6 +97,7 @@ class Quotas:
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
         self._failed_until = 0.0
+        self._failing = False
         self._task: asyncio.Task[None] | None = None
         self._grants: set[asyncio.Task[None]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
@@ -179,17 +184,22 @@ class Quotas:
                 return
 
     async def _fill_in_time(self, reservation: QuotaReservation) -> None:
+        if self._failing and self._lock.locked():
+            # One request finds out whether the database works again. The others do not wait for it.
+            self._without(reservation)
+            reservation.reserve()
+            return
         task = asyncio.get_running_loop().create_task(self._fill(reservation))
         # The grant goes on if the request ends, because its outcome changes the leases of this process.
         self._grants.add(task)
         task.add_done_callback(self._grants.discard)
         try:
-            async with asyncio.timeout(GRANT_SECONDS):
+            async with asyncio.timeout(self._grant_seconds):
                 await asyncio.shield(task)
         except TimeoutError:
             reservation.abandoned = True
             task.add_done_callback(_look_at)
-            self._fail("the database does not answer", monotonic() + GRANT_SECONDS)
+            self._fail("the database does not answer")
             self._without(reservation)
             reservation.reserve()
         except asyncio.CancelledError:
@@ -235,9 +245,9 @@ class Quotas:
                 await self._join()
                 grants = await self._counters.grant(self._holder, wanted) or []
         except StoreError as error:
-            self._fail(str(error), monotonic() + GRANT_SECONDS)
+            self._fail(str(error))
             return []
-        self._outage.recovered()
+        self._recovered()
         # The grants may begin a period, or end at another time than the plans know.
         self._plans.clear()
         self._dirty.set()
@@ -307,9 +317,13 @@ class Quotas:
                 headers=(("retry-after", "1"),),
             )
 
-    def _fail(self, cause: str, until: float) -> None:
-        self._failed_until = until
+    def _fail(self, cause: str) -> None:
+        self._failing, self._failed_until = True, monotonic() + _TRY_AGAIN
         self._outage.failed(cause=cause, served=not self._refuses)
+
+    def _recovered(self) -> None:
+        self._failing, self._failed_until = False, 0.0
+        self._outage.recovered()
 
     # Reports
 
@@ -367,7 +381,7 @@ class Quotas:
             if unknown:
                 await self._learn_periods(unknown)
         except StoreError as error:
-            self._fail(str(error), monotonic() + GRANT_SECONDS)
+            self._fail(str(error))
             if error.reason == "unknown":
                 # A second report could settle the usage twice.
                 _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))
@@ -377,7 +391,7 @@ class Quotas:
                 lease.spent += report.spent
                 lease.debt += report.debt
             return False
-        self._outage.recovered()
+        self._recovered()
         return True
 
 
