@@ -249,7 +249,10 @@ def read_models(body: bytes) -> tuple[ModelObject, ...]:
             # Ollama sends `"data": null` if it has no models.
             entries = []
     if not isinstance(entries, list):
-        raise UpstreamFailed("The upstream's list of models cannot be read.", code="models_unreadable")
+        raise UpstreamFailed(
+            "The upstream's answer to GET /models is not a list of models. Check the upstream's URL.",
+            code="models_unreadable",
+        )
     found = {model.id: model for model in (_read_model(entry) for entry in entries) if model is not None}
     return tuple(found.values())
 

@@ -101,7 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     version = _version(arguments.envoy_version, settings)
     if arguments.into is None and (arguments.into_listener, arguments.into_virtual_host) != (None, None):
-        raise ConfigError("--into-listener and --into-virtual-host choose a place in a file: name it by --into")
+        raise ConfigError(
+            "--into-listener and --into-virtual-host need --into FILE, because they choose a place in that file"
+        )
     if arguments.envoy_proxy is not None and (arguments.form != "envoy-gateway" or arguments.own_gateway):
         raise ConfigError(
             "--envoy-proxy is for a shared Gateway: give it with --for envoy-gateway and without --own-gateway"

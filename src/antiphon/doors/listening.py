@@ -51,7 +51,7 @@ def make_room(path: Path) -> None:
         )
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"unix:{path} exists and is no socket")
+            raise ConfigError(f"unix:{path}: the file exists and is no socket. Delete the file, or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

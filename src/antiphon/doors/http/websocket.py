@@ -84,7 +84,7 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
     origin = request.headers.get("origin")
     if origin is not None and not _is_allowed(origin, request.headers.get("host", ""), limits.origins):
         raise ApiError(
-            "Pages of this origin may not connect here.",
+            "Web pages of this origin may not open WebSockets here. Ask the operator to add it to 'websocket.origins'.",
             status=403,
             type="invalid_request_error",
             code="origin_not_allowed",

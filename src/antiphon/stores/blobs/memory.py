@@ -37,7 +37,7 @@ class MemoryBlobs:
     async def open(self, key: str) -> MemoryBlobReader:
         """Open a blob for reading. Raises `StoreError` when no blob has this key."""
         if checked_key(key) not in self.contents:
-            raise StoreError("There is no such content.")
+            raise StoreError("The content of the file is not in memory any more.")
         return MemoryBlobReader(self.contents[key])
 
     async def delete(self, key: str) -> None:
