@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
 from antiphon.stores import open_stores
-from antiphon.stores.quotas import Counter as Stored
+from antiphon.stores.quotas import StoredCounter
 from lab.scale.chaos import chaos
 from lab.scale.replicas import OWNER_KEY, Replicas
 from lab.scale.report import Report, milliseconds
@@ -195,7 +195,7 @@ def _kind(
     ledger: Ledger,
     load: _Load,
     minutes: range,
-    stored: list[Stored],
+    stored: list[StoredCounter],
     wrong: list[str],
     kills: int,
 ) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.engine.ports.quotas import Grant, Limit, Measure, Report, Wanted
 from antiphon.stores import Stores
-from antiphon.stores.quotas import Counter, QuotaStore
+from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 OWNER = "owner:n:anna"
 
@@ -32,7 +32,7 @@ async def _one(store: QuotaStore, holder: str, wanted: Wanted) -> Grant:
     return grants[0]
 
 
-async def _counter(store: QuotaStore, subject: str = OWNER) -> Counter:
+async def _counter(store: QuotaStore, subject: str = OWNER) -> StoredCounter:
     (found,) = await store.counters(subject)
     return found
 

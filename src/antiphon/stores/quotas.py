@@ -100,7 +100,7 @@ WHERE (:subject = '' OR subject = :subject) ORDER BY subject, measure LIMIT :mos
 """
 
 
-class Counter(msgspec.Struct, frozen=True):
+class StoredCounter(msgspec.Struct, frozen=True):
     """One stored counter. `starts`: the start of its period in milliseconds since the epoch, or 0."""
 
     subject: str
@@ -175,11 +175,11 @@ class QuotaStore:
             named = {"holder": holder, "age": -MINUTE, **self._now}
             await self._tables.run([Statement(BURY, named), Statement(FORGET_LEASES, {"holder": holder})])
 
-    async def counters(self, subject: str = "", *, most: int = 10_000) -> list[Counter]:
+    async def counters(self, subject: str = "", *, most: int = 10_000) -> list[StoredCounter]:
         """Return the counters of this subject, or of all subjects, sorted by subject and measure. A counter whose
         period is over is included until a request needs it, or a sweep deletes it."""
         rows = await self._tables.fetch(LIST, {"subject": subject, "most": most})
-        return [Counter(*(row[number] for number in range(5))) for row in rows]
+        return [StoredCounter(*(row[number] for number in range(5))) for row in rows]
 
     @property
     def _now(self) -> dict[str, object]:

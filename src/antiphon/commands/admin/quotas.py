@@ -14,7 +14,7 @@ from antiphon.app.quotas import quota_rules
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.quotas import KINDS, QuotaRules
-from antiphon.stores.quotas import Counter, QuotaStore
+from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 _COST = "cost_per_month"
 
@@ -42,7 +42,7 @@ async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -
 _NAMES = ("subject", "limit", "period", "used", "held", "maximum")
 
 
-def _row(one: Counter, limit: int | None) -> tuple[str | float | None, ...]:
+def _row(one: StoredCounter, limit: int | None) -> tuple[str | float | None, ...]:
     period = datetime.fromtimestamp(one.starts / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ") if one.starts else None
     return (one.subject, one.measure, period, *_amounts(one.measure, one.used, one.leased, limit))
 
@@ -53,7 +53,7 @@ def _amounts(measure: str, *amounts: int | None) -> Iterator[float | None]:
         yield amount / 1e6 if measure == _COST and amount is not None else amount
 
 
-def _limit(rules: QuotaRules, one: Counter) -> int | None:
+def _limit(rules: QuotaRules, one: StoredCounter) -> int | None:
     kind, _, subject = one.subject.partition(":")
     for known in KINDS:
         if known == kind:
