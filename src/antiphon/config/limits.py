@@ -33,7 +33,7 @@ class LimitSettings(Section):
     response fails (`stream_too_large`). Envoy buffers the part of the stream that the client has not read."""
     drive_ahead_bytes: int = Field(default=256 * MIB, ge=64 * 1024)
     """Maximum number of bytes that Envoy may buffer for all streams of one process in mode `drive`. The sidecar
-    estimates them for clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the
+    estimates these bytes for clients that read 256 KiB a second. One stream may be 8 MiB ahead of such a client. At the
     limit, the sidecar writes each stream at that speed."""
     input_items: int = Field(default=10_000, ge=1)
     """Maximum number of items in one request's `input`."""
@@ -65,9 +65,9 @@ class LimitSettings(Section):
     responses wait. Unset: half of `bytes_in_flight`, but at least `request_body_bytes`. 0: as many as
     `bytes_in_flight`. No effect with `owner.source: single`."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """Maximum number of bytes of the stored responses and conversations of one owner. When they reach the limit, a
-    request that would store more gets a 429 before any model call. Responses that are already running are still
-    stored. Unset: no limit."""
+    """Maximum number of bytes of the stored responses and conversations of one owner. When the stored bytes reach the
+    limit, a request that would store more gets a 429 before any model call. Responses that are already running are
+    still stored. Unset: no limit."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -198,7 +198,8 @@ class FetchSettings(Section):
     concurrent: int = Field(default=16, ge=1)
     """Maximum number of concurrent fetches per process."""
     ca_file: Path | None = None
-    """PEM file with the certificate authorities that the sidecar trusts for these servers. Unset: the system's."""
+    """PEM file with the certificate authorities that the sidecar trusts for servers of fetched files. Unset: the
+    system's authorities."""
 
 
 class CorsSettings(Section):
@@ -229,17 +230,19 @@ class WebSocketSettings(Section):
     """Origins of web pages that may connect (`https://app.example`; `*`: all). Clients that are not browsers may always
     connect, and so may pages of Antiphon's own host."""
     connections: int = Field(default=1_000, ge=1)
-    """Maximum number of connections per process. Further upgrade requests get a 503."""
+    """Maximum number of WebSocket connections per process. Further upgrade requests get a 503."""
     seconds: float = Field(default=3_600.0, gt=0)
-    """Seconds after which the server closes a connection. A response that is running then still finishes."""
+    """Seconds after which the server closes a WebSocket connection. A response that is running at that time still
+    finishes."""
     ping: float = Field(default=30.0, gt=0)
-    """Seconds between pings. A client that does not answer within half of this time counts as disconnected."""
+    """Seconds between pings on a WebSocket connection. A client that does not answer within half of this time counts as
+    disconnected."""
     memory_bytes: int = Field(default=16 * MIB, ge=0)
     """Maximum number of bytes of responses with `store: false` that one connection keeps in memory, so that the client
     can continue them on the same connection."""
     total_bytes: int = Field(default=256 * MIB, ge=1024)
-    """Maximum number of bytes of all connections of one process: the responses kept in memory, and waiting requests. At
-    the limit, the least recently used connections discard their responses, and their clients must send the whole
-    input again. If that does not free enough, a request gets a 503."""
+    """Maximum number of bytes of all WebSocket connections of one process: the responses kept in memory, and waiting
+    requests. At the limit, the least recently used connections discard their responses, and their clients must send the
+    whole input again. If that does not free enough, a request gets a 503."""
     compression: bool = True
-    """Compress frames (permessage-deflate) if the client offers it."""
+    """Compress WebSocket frames if the client offers the extension permessage-deflate."""

@@ -56,14 +56,14 @@ class JwtSettings(_ClaimSettings):
     """The issuer's public keys: an `https://` URL of a JSON Web Key Set, or the path of a file. `http://` is allowed
     only on this machine. Unset: Antiphon asks the issuer's `/.well-known/openid-configuration` for the URL."""
     ca_file: Path | None = None
-    """Certificate authorities (PEM) that sign the issuer's certificate. Unset: those of the system."""
+    """Certificate authorities (PEM) that sign the issuer's certificate. Unset: the system's authorities."""
     algorithms: tuple[_Algorithm, ...] = Field(default=("RS256", "ES256", "EdDSA"), min_length=1)
     """The algorithms with which a token may be signed."""
     leeway: float = Field(default=60.0, ge=0.0, le=600.0)
     """Seconds by which the clocks of the issuer and of this machine may differ."""
     refresh: float = Field(default=300.0, ge=10.0, le=86_400.0)
-    """Seconds after which a process reads the issuer's keys again. For a token with an unknown key it reads them
-    earlier, at most every ten seconds."""
+    """Seconds after which a process reads the issuer's keys again. For a token with an unknown key, the process reads
+    the keys earlier, at most every ten seconds."""
 
     @field_validator("jwks")
     @classmethod

@@ -25,7 +25,7 @@ FileMode = Annotated[int, BeforeValidator(_octal, json_schema_input_type=int | s
 
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level that is logged."""
+    """Lowest level of the log lines that Antiphon writes."""
     format: Literal["auto", "json", "console"] = "auto"
     """The format of log lines: `json`, `console` (for people), or `auto`. `auto` means `console` on a terminal, else
     `json`."""
@@ -86,7 +86,7 @@ class SidecarTlsSettings(Section):
     them. Unset: clients need only `sidecar.secret`."""
     ca: Path | None = None
     """For Envoy: PEM file with the certificate authorities that Envoy trusts for the sidecar's certificate. Unset: the
-    system's."""
+    system's authorities."""
     envoy_cert: Path | None = None
     """For Envoy: PEM file with the client certificate that Envoy presents if `client_ca` is set."""
     envoy_key: Path | None = None
@@ -131,7 +131,7 @@ class EndpointPickerSettings(Section):
     self-signed certificate by default. `verified`: an authority in `ca_file` must have issued the certificate for the
     host in `address`. `off`: no TLS (a picker with `--secure-serving=false`)."""
     ca_file: Path | None = None
-    """PEM file with the certificate authorities for `tls: verified`. Unset: the system's."""
+    """PEM file with the certificate authorities for `tls: verified`. Unset: the system's authorities."""
     timeout: float = Field(default=10.0, gt=0, le=3600)
     """Seconds for the picker to choose a server, from the end of the request. The time in the picker's queue counts
     too."""

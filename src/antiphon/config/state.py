@@ -110,7 +110,7 @@ class BlobSettings(Section):
     """Access key id. If `key_id` and `secret` are unset, the process gets credentials as AWS's own tools do (`AWS_*`
     variables, a role)."""
     secret: Secret | None = None
-    """Secret access key."""
+    """Secret access key for S3."""
     path_style: bool | None = None
     """Whether request URLs have the bucket's name in the path, instead of in the host name. Unset: true with an
     `endpoint`, else false."""
@@ -207,7 +207,7 @@ class ConversationSettings(Section):
 
     create_unknown: bool = False
     """Create a conversation if a create-response request names an id that does not exist. Clients can then choose the
-    ids. If false, such a request gets a 404."""
+    ids of conversations. If false, such a request gets a 404."""
     lease: float = Field(default=30.0, ge=1)
     """Seconds after which a conversation is unlocked if the process that ran a response in it has died."""
 
@@ -225,11 +225,11 @@ class BackgroundSettings(Section):
     Antiphon's own Envoy ended. `retry` runs the response again from its beginning. `fail` ends the response as failed,
     with an error that gives this reason."""
     attempts: int = Field(default=3, ge=1)
-    """With `on_restart: retry`: most attempts to run a response. The response fails after this many processes (or
-    Envoys) have died while they ran it."""
+    """Maximum number of attempts to run a background response, if `on_restart` is `retry`. The response fails after
+    this many processes (or Envoys) have died while they ran the response."""
     lease: float = Field(default=15.0, ge=1)
-    """Seconds after which a process counts as dead if it does not renew its lease. Other processes then run its
-    responses."""
+    """Seconds after which a process counts as dead if it does not renew its lease. Other processes then run the
+    responses of the dead process."""
     patience: float = Field(default=30.0, ge=0)
     """Seconds for which a background response retries an unreachable upstream."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
@@ -243,10 +243,10 @@ class IdempotencySettings(Section):
     """Requests with the header `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which the store remembers a key after its request has succeeded. In this time, the same request gets
-    the same result."""
+    """Seconds for which the store remembers an idempotency key after its request has succeeded. In this time, the same
+    request gets the same result."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which a key is released if the process that handled its request has died."""
+    """Seconds after which an idempotency key is released if the process that handled its request has died."""
 
 
 class RetentionSettings(Section):
@@ -261,7 +261,7 @@ class RetentionSettings(Section):
     """Seconds after which Antiphon deletes the stored stream of a background response. Clients can then no longer
     resume the stream, but the response stays."""
     audit: float | None = Field(default=31_536_000.0, gt=0)
-    """Seconds after which Antiphon deletes a row of the audit (365 days). The audit has at most 100000 rows. Null: no
-    limit of the age."""
+    """Seconds after which Antiphon deletes a row of the audit (365 days). The audit has at most 100000 rows. `null`:
+    the age of rows has no limit."""
     sweep: float = Field(default=600.0, gt=0)
     """Seconds between two runs of the task that deletes data which is too old."""

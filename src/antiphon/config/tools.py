@@ -46,16 +46,16 @@ class WebSearchSettings(Section):
     """The search service. `none`: `tools.unavailable` decides how requests with the tool are treated. A SearXNG
     instance needs `json` in its setting `search.formats`."""
     url: CredentialUrl | None = None
-    """Base URL of the service. Required for searxng. Unset: the public URL of brave or tavily."""
+    """Base URL of the search service. Required for the provider searxng. Unset: the public URL of brave or tavily."""
     api_key: HeaderSecret | None = None
-    """The API key of the service. Required for brave and tavily."""
+    """The API key of the search service. Required for the providers brave and tavily."""
     seconds: float = Field(default=15.0, gt=0)
-    """Seconds for one search."""
+    """Seconds for one web search."""
     pages: bool = True
     """Let the model also open pages. The sidecar fetches them like a `file_url`, from public addresses and from the
     addresses in `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Maximum number of bytes of one page."""
+    """Maximum number of bytes of one web page that the model opens."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -85,17 +85,18 @@ class McpSettings(Section):
     Unset: every public server with `owner.source: single`, else no server. A server with a private address must also be
     in `fetch.allow_private`."""
     connectors: dict[str, ConnectorSettings] = Field(default_factory=dict)
-    """Servers that the operator configures. Requests name them by `connector_id`."""
+    """MCP servers that the operator configures. Requests name these servers by `connector_id`."""
     connect: float = Field(default=15.0, gt=0)
-    """Seconds to connect to a server and initialize the session."""
+    """Seconds to connect to an MCP server and initialize the session."""
     idle: float = Field(default=60.0, gt=0)
-    """Seconds after the last call for which the sidecar keeps a connection open for the same response."""
+    """Seconds after the last call for which the sidecar keeps a connection to an MCP server open for the same
+    response."""
     list_seconds: float = Field(default=300.0, ge=0)
-    """Seconds for which the sidecar caches a server's list of tools."""
+    """Seconds for which the sidecar caches an MCP server's list of tools."""
     tools: int = Field(default=256, ge=1)
-    """Maximum number of tools that one server may offer."""
+    """Maximum number of tools that one MCP server may offer."""
     answer_bytes: int = Field(default=8 * MIB, ge=1024)
-    """Maximum number of bytes of one answer from a server."""
+    """Maximum number of bytes of one answer from an MCP server."""
 
 
 class CodeInterpreterSettings(Section):

@@ -59,7 +59,8 @@ class UpstreamSettings(Section):
     host: HeaderValue | None = None
     """The Host header and the TLS server name (SNI) of calls to the upstream. Unset: the host in `url`."""
     ca_file: Path | None = None
-    """PEM file with the certificate authorities that Antiphon trusts for an https upstream. Unset: the system's."""
+    """PEM file with the certificate authorities that Antiphon trusts for an https upstream. Unset: the system's
+    authorities."""
     header_allow: tuple[HeaderName, ...] = ()
     """Further client headers that Antiphon forwards to the upstream, in lower case."""
     path_allow: tuple[str, ...] = ()

@@ -51,14 +51,14 @@ def _shared(name: str, text: str, **labels: str) -> MetricDefinition:
 
 _OUTCOMES = (
     "`completed`, `incomplete`, `failed`, `cancelled`; `error`: an HTTP error; `queued`: now in the background; `cut`: "
-    "a native answer that broke off; `given_back`: another process continues the response"
+    "the answer of a native upstream ended early; `given_back`: another process continues the response"
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
     "who caused it: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, `unknown` "
     "(relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
 )
-_CODE = "as in its log line; empty: it has none; `other`: more than a hundred kinds"
+_CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
 _MODEL = (
     "the requested model, once an upstream has answered for it; `other`: after a hundred models, or longer "
@@ -87,41 +87,46 @@ RESPONSES = _counter(
 FAILURES = _counter(
     "antiphon_response_failures_total", "Responses that failed, by cause.", fault=_FAULT, code=_CODE, upstream=_UPSTREAM
 )
-DURATION = _seconds("response_duration_seconds", "From a request's first byte to the end of its response.", door=_DOOR)
+DURATION = _seconds(
+    "response_duration_seconds", "Time from a request's first byte to the end of its response.", door=_DOOR
+)
 FIRST_EVENT = _seconds(
     "antiphon_response_first_event_seconds",
-    "From a streaming request's first byte to the first part of a model's answer to it.",
+    "Time from a streaming request's first byte to the first part of the model's answer.",
     door=_DOOR,
 )
 EVENT_GAP = _seconds(
     "antiphon_response_event_gap_seconds",
-    "Mean time between the events of a stream, of each stream once.",
+    "Mean time between the events of a stream. Each stream adds one value.",
     _SHORT,
     door=_DOOR,
 )
 TOKENS = _counter(
     "antiphon_tokens_total",
-    "Tokens as upstreams counted them.",
-    kind="`input` (cached ones among them), `cached_input`, `output` (reasoning among them), `reasoning`; "
-    "`estimated_input`, `estimated_output`: of calls whose upstream did not say, made of sizes",
+    "Tokens, as the upstreams report them.",
+    kind="`input` (including cached tokens), `cached_input`, `output` (including reasoning tokens), `reasoning`; "
+    "`estimated_input`, `estimated_output`: estimates from sizes, for calls whose upstream reports no tokens",
     model=_MODEL,
     upstream=_UPSTREAM,
 )
-COST = _counter("antiphon_cost_total", "Cost of the tokens by `prices`, in the currency of `prices`.", model=_MODEL)
+COST = _counter(
+    "antiphon_cost_total", "Cost of the tokens by the setting `prices`, in the currency of `prices`.", model=_MODEL
+)
 REQUESTS = _counter(
     "antiphon_requests_total",
-    "Requests that are not for a new response, or were refused before there was one.",
+    "Requests that do not create a response, and requests that were refused before a response existed.",
     operation="the method and the path's template, `GET /v1/files/{}`; `unknown`: there is no such path",
     status="the HTTP status",
     fault=_FAULT,
 )
 UPSTREAM_CALLS = _counter(
     "antiphon_upstream_requests_total",
-    "Calls of upstreams that this process made, or had Envoy make. What Envoy sends on by itself it counts itself.",
+    "Upstream calls that this process makes, directly or through Envoy. Envoy's own metrics count the requests that "
+    "Envoy forwards without this process.",
     upstream="a name of `upstreams`, `default`, or `embeddings`: the server of `embeddings.url`",
-    operation="`responses` (a model call of a response), `native` (one of an upstream that speaks Responses, or about "
-    "a response that it keeps), `pass_through` (Chat Completions, embeddings, `path_allow`), `models`, "
-    "`embeddings` (those of vector stores and searches)",
+    operation="`responses` (a model call of a response), `native` (a call of an upstream with the Responses API, or "
+    "for a response that such an upstream stores), `pass_through` (Chat Completions, embeddings, `path_allow`), "
+    "`models`, `embeddings` (for vector stores and searches)",
     status=_STATUS,
 )
 UPSTREAM_HEAD = _seconds(
@@ -130,7 +135,7 @@ UPSTREAM_HEAD = _seconds(
 TOOLS = _seconds("tool_execution_duration_seconds", "Duration of hosted tool runs.", tool="the tool's type")
 TOOL_RESULTS = _counter(
     "antiphon_tool_executions_total",
-    "Hosted tool runs by result. One that was not ready in time to be shown to the model counts as `timed_out`.",
+    "Hosted tool runs by result. A run that does not finish in time for the model counts as `timed_out`.",
     tool="the tool's type",
     result="`ok`, `failed`, `timed_out`, `cancelled`",
 )
@@ -141,12 +146,12 @@ STORAGE_SECONDS = _seconds(
 FILES = _counter(
     "antiphon_files_ingested_total",
     "Files of vector stores by outcome.",
-    outcome="`completed`, `failed`, `retried`: given back to be tried again",
+    outcome="`completed`, `failed`, `retried`: released for another attempt",
 )
 SEARCHES = _seconds(
     "antiphon_search_duration_seconds",
     "Duration of searches in vector stores, by the kind of search.",
-    by="`words`, `vectors`: by both",
+    by="`words`: search by words; `vectors`: search by words and vectors",
 )
 REFUSED = _counter(
     "antiphon_requests_refused_total",
@@ -165,20 +170,21 @@ QUOTA_REFUSALS = _counter(
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
     "antiphon_requests_cut_total",
-    "Requests that were in flight when the time for a drain was over. (Of those, responses are failures with the code "
-    "`shutting_down`.)",
-    kind="`response`, `websocket`, `background`, `request`: any other",
+    "Requests that were still in flight at the end of a drain. Responses among these requests fail with the code "
+    "`shutting_down`.",
+    kind="`response`, `websocket`, `background`, `request`: any other request",
 )
 COMPACTIONS = _counter("antiphon_compactions_total", "Compactions of conversations.")
 CONFLICTS = _counter(
     "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."
 )
 SEALS_REFUSED = _counter(
-    "antiphon_sealed_content_refused_total", "Encrypted content of Antiphon's that could not be decrypted."
+    "antiphon_sealed_content_refused_total",
+    "Encrypted content in requests that Antiphon could not decrypt with its keys.",
 )
 ATTEMPTS = _counter(
     "antiphon_background_attempts_total",
-    "Runs of background responses that began.",
+    "Attempts to run background responses that have begun.",
     kind="`first`, `again`: after a failure or a process's end",
 )
 GIVEN_BACK = _counter(
@@ -190,13 +196,15 @@ LOST = _counter(
 )
 NOT_READY = _shared(
     "antiphon_not_ready_seconds",
-    "Seconds for which `/ready` has been failing, as of its last check; of several workers the longest. 0: ready.",
+    "Seconds for which `/ready` has been failing, at its last check. With several workers, the longest time. 0: ready.",
 )
-IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses being served.")
+IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses that are in progress.")
 SOCKETS = _gauge(
-    "antiphon_websocket_connections", "Open WebSocket connections.", state="`idle`, `busy`: a response is made"
+    "antiphon_websocket_connections",
+    "Open WebSocket connections.",
+    state="`idle`, `busy`: a response is in progress on the connection",
 )
-RUNNING = _gauge("antiphon_background_running", "Background responses that run.")
+RUNNING = _gauge("antiphon_background_running", "Background responses that are running.")
 FOLLOWERS = _gauge("antiphon_background_followers", "Streams that follow a background response.")
 QUEUED = _shared("antiphon_background_queued", "Background responses that wait for a worker, in the whole store.")
 OLDEST = _shared("antiphon_background_oldest_queued_seconds", "Waiting time of the oldest queued background response.")
@@ -207,31 +215,33 @@ LAG = _seconds(
 )
 WRITER_QUEUE = _gauge(
     "antiphon_storage_writer_queue",
-    "Units that wait for the database's writer; with PostgreSQL, for a connection.",
+    "Units of work that wait for the database's writer, or for a connection to PostgreSQL.",
     database=_DATABASE,
 )
-WRITER_GROUP = _seconds("antiphon_storage_writer_group", "Units in one transaction.", _SIZES, database=_DATABASE)
+WRITER_GROUP = _seconds(
+    "antiphon_storage_writer_group", "Number of units of work in one database transaction.", _SIZES, database=_DATABASE
+)
 READERS = _gauge(
     "antiphon_storage_readers_busy",
-    "Connections of the database's pool that read; with PostgreSQL, all that work.",
+    "Connections of the database's pool that are reading. With PostgreSQL, all busy connections.",
     database=_DATABASE,
 )
 THREADS = _gauge("antiphon_threads_busy", "Busy threads of the process's pools.", pool="a pool's name")
 THREAD_QUEUE = _gauge("antiphon_threads_waiting", "Tasks that wait for a thread.", pool="a pool's name")
-INTERPRETERS = _gauge("antiphon_code_interpreters", "Interpreters of `code_interpreter` that run.")
+INTERPRETERS = _gauge("antiphon_code_interpreters", "Live interpreters of the tool `code_interpreter`.")
 DATABASE = _shared("antiphon_database_bytes", "Size of a database's files.", database=_DATABASE)
 TABLES = _shared(
     "antiphon_database_table_bytes",
-    "Size of a table of PostgreSQL with its indexes, and what waits to be vacuumed.",
+    "Size of a table of PostgreSQL with its indexes, including deleted rows that await a vacuum.",
     database="`postgresql`",
-    table="a table of Antiphon's; `other`: all others in its schema",
+    table="a table of Antiphon; `other`: all other tables in the schema",
 )
 CONNECTIONS = _shared(
     "antiphon_database_connections",
-    "Clients' connections to the PostgreSQL server, those of other databases and programs among them.",
+    "Client connections to the PostgreSQL server, including connections to other databases and from other programs.",
     database="`postgresql`",
-    state="`active`, `idle`, `idle_in_transaction`; `unknown`: another role's, of which the server tells nothing to "
-    "one that is no member of `pg_read_all_stats`",
+    state="`active`, `idle`, `idle_in_transaction`; `unknown`: connections of other roles, whose state the "
+    "server hides from a role outside `pg_read_all_stats`",
 )
 MOST_CONNECTIONS = _shared(
     "antiphon_database_connections_max",
@@ -240,9 +250,9 @@ MOST_CONNECTIONS = _shared(
 )
 OLDEST_XMIN = _shared(
     "antiphon_database_oldest_xmin_age",
-    "Transactions that have begun since the oldest that a query, a transaction, a prepared one or a replication slot "
-    "holds: what was deleted since then cannot be vacuumed. It sees transactions "
-    "of other roles under the same condition as `antiphon_database_connections`.",
+    "Number of transactions begun since the oldest transaction that a query, a transaction, a prepared transaction or "
+    "a replication slot holds. PostgreSQL cannot vacuum rows deleted since that transaction. Transactions of other "
+    "roles count only if Antiphon's role is in `pg_read_all_stats`.",
     database="`postgresql`",
 )
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
@@ -253,11 +263,11 @@ LOG_DROPPED = _counter(
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")
 BUILD = _shared(
     "antiphon_build_info",
-    "Always 1.",
+    "Always 1. The labels describe the build that is running.",
     version="Antiphon's version",
     python="Python's version",
     transport="`grpcio`, `http2`; empty: no ext_proc door",
-    sandbox="what code runs in; empty: none",
+    sandbox="the sandbox of `code_interpreter`; empty: no sandbox",
     code="`compiled`, or `sources`",
 )
 
@@ -266,18 +276,18 @@ METRICS = tuple(one for one in tuple(globals().values()) if isinstance(one, Metr
 
 RESTARTS = _counter(
     "antiphon_process_restarts_total",
-    "Processes of antiphon up that were started again.",
-    process="its name: `envoy`, `sidecar 0`, `http door 0`, …",
+    "Restarts of processes by `antiphon up`.",
+    process="the name of the process: `envoy`, `sidecar 0`, `http door 0`, …",
     cause="`died`, `hung`",
 )
 RELOADS = _counter(
     "antiphon_config_reloads_total",
-    "Times that the settings were read again while it ran.",
-    result="`accepted`: they are in use; `refused`: those from before are",
+    "Reloads of the settings by a running `antiphon up`.",
+    result="`accepted`: the new settings are in use; `refused`: the previous settings stay in use",
 )
 RELOADED = _shared(
     "antiphon_config_last_reload_successful",
-    "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
+    "1 if the settings that were read last are in use, 0 if `antiphon up` refused them.",
 )
 OF_UP = (RESTARTS, RELOADS, RELOADED)
 """The metrics that `antiphon up` itself counts, in `supervisor/merged_metrics.py`."""
