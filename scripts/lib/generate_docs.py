@@ -344,10 +344,10 @@ histogram.
   `antiphon_disk_free_bytes`), so `/metrics` shows the largest report instead of the sum.
   No database stores a counter.
 
-A test with real processes checks that no counter decreases. In this test, clients send requests without a pause, and two scrapers
-check each series in each scrape. Meanwhile the test kills each worker once, stops one worker (SIGSTOP) and continues it, and
-stops and kills another worker. Finally the test kills a worker between two scrapes while no client sends requests. After that, the
-metrics contain each count exactly once.
+A test with real processes checks that no counter decreases. In this test, clients send requests without a pause, and
+two scrapers check each series in each scrape. Meanwhile the test kills each worker once, stops one worker (SIGSTOP)
+and continues it, and stops and kills another worker. Finally the test kills a worker between two scrapes while no
+client sends requests. After that, the metrics contain each count exactly once.
 
 ```
 pytest -s "tests/e2e/test_scraped_counters.py::test_scraped_counters_never_go_backwards"
