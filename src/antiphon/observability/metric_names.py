@@ -180,7 +180,7 @@ CONFLICTS = _counter(
 )
 SEALS_REFUSED = _counter(
     "antiphon_sealed_content_refused_total",
-    "Encrypted content in requests that Antiphon could not decrypt with its keys.",
+    "Encrypted content of Antiphon that could not be decrypted.",
 )
 ATTEMPTS = _counter(
     "antiphon_background_attempts_total",
