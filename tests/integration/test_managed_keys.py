@@ -276,3 +276,33 @@ def test_with_client_keys_of_any_kind_envoy_sends_chat_to_the_sidecar(owner: dic
     settings = Settings.model_validate({"owner": owner, "upstream": {"auth": "none"}})
     assert OwnerSettings.model_validate(owner).has_client_keys and settings.decides_chat and settings.decides_embeddings
     assert not Settings.model_validate({"upstream": {"auth": "none"}}).decides_chat
+
+
+async def test_a_named_owner_takes_over_what_its_token_stored_before(
+    data: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.apart = True
+    token = "a-token-that-was-an-owner"
+    headers = {"authorization": f"Bearer {token}"}
+
+    async def stored(app: BackgroundApp) -> list[str]:
+        async with app.session.get(app.url + "/responses", headers=headers) as got:
+            return [one["id"] for one in (await got.json())["data"]]
+
+    async with processes(data) as made:
+        app = await made.start()
+        assert await status(app, token, body=ASK) == 200
+        before = await stored(app)
+        assert len(before) == 1
+    monkeypatch.setenv("OLD_TOKEN", token)
+    async with processes(data) as made:
+        apps = [await made.start(managed_keys=True) for _ in range(2)]
+        await keys.create("--owner", "anna", "--from-env", "OLD_TOKEN")
+        for app in apps:
+            await becomes(200, app, token)
+        async with asyncio.timeout(60):
+            while await stored(apps[1]) != before:
+                await asyncio.sleep(0.01)
+        # The audit names both owners.
+        noted = [one for one in await apps[0].app.stores.audit.list() if one.action == "adopt-owner"]
+        assert noted and noted[0].owner == "n:anna" and noted[0].object.startswith("b:")

@@ -22,7 +22,7 @@ from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.identities import left_claims, open_identities
-from antiphon.app.keys import client_keys, deployment_keys, make_sealer, owner_key, stored_bodies
+from antiphon.app.keys import client_keys, deployment_keys, make_adoption, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
@@ -193,6 +193,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     tokens: KnownTokens | None = None
     if settings.owner.source == "jwt":
         tokens = await opened.enter_async_context(open_identities(settings.owner.jwt))
+    adoption = make_adoption(settings, stores)
+    if adoption is not None:
+        adoption.start()
+        opened.push_async_callback(adoption.aclose)
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
@@ -298,7 +302,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         router=router,
         strict=settings.strict,
         owners=OwnerResolver(
-            settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)
+            *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
+            adopts=adoption,
         ),
         admission=admission,
         limits=limits,

@@ -15,7 +15,7 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from antiphon.engine.ports.callers import CLAIMED, Caller, KnownKeys, KnownTokens
 from antiphon.errors import Unauthorized
@@ -67,6 +67,16 @@ class LeftClaims:
         return found
 
 
+class Adopts(Protocol):
+    """Gives the data of a bare token to the named owner of the token's key (`engine/running/adoption.py`)."""
+
+    seen: set[str]
+
+    def presented(self, caller: Caller, old: str) -> None:
+        """Note the first request with the token of a key whose id is not in `seen`. `old` is the owner id of the bare
+        token."""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnerResolver:
     """Derives the caller of a request.
@@ -76,7 +86,7 @@ class OwnerResolver:
     requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
     from `source`. With `jwt`, `tokens` finds the caller of the bearer token. With `metadata`, `claims` finds the caller
-    in what a filter of Envoy left.
+    in what a filter of Envoy left. `adopts` learns of the first request with each key of a named owner.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]
@@ -85,6 +95,7 @@ class OwnerResolver:
     client_keys: KnownKeys | None = None
     tokens: KnownTokens | None = None
     claims: LeftClaims | None = None
+    adopts: Adopts | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +114,8 @@ class OwnerResolver:
             return self.tokens.caller_of(_needed(headers))
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
         if caller is not None and caller.owner:
+            if self.adopts is not None and caller.key_id not in self.adopts.seen:
+                self.adopts.presented(caller, self._owner(headers))
             return caller
         return self.claims.caller(headers, metadata) if self.claims is not None else Caller(self._owner(headers))
 

@@ -35,6 +35,10 @@ DELETE FROM usage_days WHERE ({", ".join(KEY)}) IN (
   SELECT {", ".join(KEY)} FROM usage_days WHERE day < :before LIMIT {_PIECE}
 )
 """
+HAS_DATA = "SELECT " + " OR ".join(
+    f"EXISTS (SELECT 1 FROM {table} WHERE owner = :owner)"
+    for table in ("chains", "conversations", "prompts", "files", "usage_days")
+)
 TEAM = "SELECT DISTINCT owner FROM client_keys WHERE team = :team"
 STORED = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner IN (:owners...)"
 FILES = f"""
@@ -70,6 +74,10 @@ class UsageStore:
         rows = await self._tables.fetch(sql, {"since": since, "until": until, "owner": owner})
         names = (*dict.fromkeys(by), *NUMBERS)
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
+
+    async def has_data(self, owner: str) -> bool:
+        """Whether the owner has sums, or other stored data besides vector stores and containers."""
+        return bool((await self._tables.fetch(HAS_DATA, {"owner": owner}, own=True))[0][0])
 
     async def forget(self, before: str) -> int:
         """Delete the sums of all days before the day `before` (`YYYY-MM-DD`). Returns the number of deleted rows."""

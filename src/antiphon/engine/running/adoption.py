@@ -1,0 +1,87 @@
+"""Gives the data of a bare token to the named owner of the same token's key.
+
+Lives here: the keys that this process has seen, and the task that moves data. Not here: the move itself
+(`stores/owner_moves.py`), the hash of a token (`doors/owners.py`), the command for other moves
+(`commands/admin/owners.py`).
+
+Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator then gives the
+token a named owner, only a request with the token reveals the hash. So the first such request of a process starts the
+adoption. Requests do not wait for it.
+
+Invariants: a move runs at most once at a time per process. A failed move leaves one log line with its cause, and the
+task tries again. The queue holds at most `MOST` keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.errors import StoreError
+
+MOST: Final = 10_000
+_RETRY: Final = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class Adoption:
+    """Moves data in one process. The caller calls `start` and `aclose`.
+
+    `has_data` tells whether an owner has stored data. `move` gives the data of the first owner to the second one, and
+    raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.
+    """
+
+    def __init__(
+        self,
+        has_data: Callable[[str], Awaitable[bool]],
+        move: Callable[[str, str], Awaitable[None]],
+        *,
+        retry: float = _RETRY,
+    ) -> None:
+        self._has_data = has_data
+        self._move = move
+        self._retry = retry
+        self.seen: set[str] = set()
+        """The ids of the keys whose tokens this process has seen."""
+        self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._failed: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def presented(self, caller: Caller, old: str) -> None:
+        """Note the first request with a key's token. `old` is the owner id of the bare token."""
+        if len(self.seen) < MOST:
+            self.seen.add(caller.key_id)
+            self._waiting.put_nowait((old, caller.owner))
+
+    def start(self) -> None:
+        """Start the task that moves data."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        """Stop the task. An interrupted move goes on when a process sees the token again."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            old, new = await self._waiting.get()
+            try:
+                if await self._has_data(old):
+                    await self._move(old, new)
+                    _log.info("owner_adopted", owner=new, former=old)
+                self._failed.discard(old)
+            except (StoreError, NotMovable) as error:
+                if old not in self._failed:
+                    self._failed.add(old)
+                    _log.warning("owner_not_adopted", owner=new, former=old, cause=str(error))
+                asyncio.get_running_loop().call_later(self._retry, self._waiting.put_nowait, (old, new))
+            except Exception:
+                _log.error("owner_adoption_failed", owner=new, former=old, exc_info=True)
