@@ -1,4 +1,4 @@
-"""Checks a request's body against what the client's key allows: its models, and the types of its tools.
+"""Checks that the client's key allows the models and the tool types that a request's body names.
 
 Lives here: finding the models and tool types in a body, in every spelling that an upstream may accept. Not here: the
 limits of a key (`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`,

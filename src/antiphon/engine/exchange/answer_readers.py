@@ -16,7 +16,7 @@ from antiphon.translation.values import Ending
 
 
 class AnswerReader:
-    """The reader of a call whose answer has not begun, and the base of all readers.
+    """The reader of a model call whose answer has not begun. All other readers derive from this class.
 
     `output` is a number that changes whenever the model produces output. `idle` is the number of bytes that the
     upstream has sent without model output.
@@ -41,7 +41,8 @@ class AnswerReader:
         """Parse the collected body. The caller calls this method after the last byte of the answer."""
 
     def end(self, cut: Ending | None) -> Ending:
-        """Return how the model's turn ended. `cut` is the reason if the answer is incomplete, otherwise None."""
+        """Return how the model's turn ended. `cut` is the reason why the answer is incomplete. None: the answer is
+        complete."""
         return cut or Ending("failed", code="server_error", message="There was no answer.")
 
 

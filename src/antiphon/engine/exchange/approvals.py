@@ -4,9 +4,9 @@ Lives here: reading approval requests and their answers. Not here: emitting appr
 rules that decide which calls need approval (`tools/mcp/servers.py`), and the store's record of used answers
 (`engine/ports/idempotency.py`). The functions are pure.
 
-Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses a second
-use that the conversation shows. Only the store detects a second use in another branch of the conversation, or in a
-concurrent request.
+Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses an
+approval if the conversation already contains the approval's first use. Only the store detects a second use in another
+branch of the conversation, or in a concurrent request.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Approved = tuple[str, CallTarget, str]
 class Answers:
     """The approval requests that a conversation answers.
 
-    `new` maps the approval requests that this request answers to the parameter name for errors. `earlier` has the
-    approval requests that the client approved earlier and for which the conversation has no call. A client that holds
-    the conversation itself sends such an approval with every request.
+    `new` maps the id of each approval request that this request answers to the parameter name for error messages.
+    `earlier` has the ids of approval requests that the client approved earlier, and whose calls are not in the
+    conversation. A client that holds the conversation itself sends such an approval with every request.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,8 @@ def read_answers(items: Sequence[Named]) -> Answers:
                 answers.earlier.add(request)
             continue
         if item.type in _MODELS or item.role == "assistant":
-            # A model's item follows the answer to the approval request, so an earlier response has used this answer.
+            # Output of the model follows the client's answer to the approval request. So an earlier response has
+            # already acted on this answer.
             answers.earlier.update(approved.intersection(answers.new))
             answers.new.clear()
         if item.type == "mcp_approval_request" and item.id:
@@ -89,8 +90,8 @@ def answered_already(where: str, request_id: str, response_id: str = "") -> Inva
 
 
 def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
-    """The calls that the client approved and that have not run, in the order of the approvals. `besides` has the ids of
-    approval requests to leave out."""
+    """The calls that the client approved and that have not run, in the order of the approvals. The result omits the
+    approval requests whose ids are in `besides`."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:

@@ -1,9 +1,9 @@
 """Limits the bytes and the number of requests in flight in a process, and each owner's share of both.
 
-Lives here: the budget (of bytes, of requests), each owner's share, and one request's part. Not here: the limits of a
-single request, which have separate settings. Not here: the callers that charge a budget. The doors (the HTTP and
-ext_proc servers) charge requests and bodies, and the runner charges the objects that a request refers to. The workers
-charge their jobs.
+Lives here: the budget (of bytes, of requests), each owner's share, and the amount that one request reserves. Not here:
+the limits of a single request, which have separate settings. Not here: the callers that charge a budget. The doors (the
+HTTP and ext_proc servers) charge requests and bodies, and the runner charges the objects that a request refers to. The
+workers charge their jobs.
 
 A caller checks the budget before it allocates memory, or directly after. No request waits for a budget. A request that
 does not fit gets one of these errors:
@@ -12,8 +12,8 @@ does not fit gets one of these errors:
 - 429 when the owner's share is used up: some of the owner's other requests must end before a retry.
 - 413 when the request exceeds the whole budget or share, so a retry cannot succeed.
 
-Invariants: A request returns its part of the budget exactly once, however the request ends. No owner gets more than the
-owner's share. All owners together get at most the budget.
+Invariants: A request releases its reservation exactly once, however the request ends. No owner reserves more than the
+share. All owners together reserve at most the budget.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Budget:
 
     @property
     def owners(self) -> int:
-        """The number of owners whose requests hold a part of the budget. 0 if the budget has no share."""
+        """The number of owners whose requests hold a reservation. Always 0 if `share` is 0, because the budget then
+        counts no owners."""
         return len(self._owners)
 
     def used_by(self, owner: str) -> int:
@@ -62,7 +63,7 @@ class Budget:
         return self._owners.get(owner, 0)
 
     def hold(self, owner: str) -> Hold:
-        """Create a request's empty part of the budget. A request without an owner (`""`, such as a health check) counts
+        """Create an empty reservation for one request. A request without an owner (`""`, such as a health check) counts
         toward no owner's share."""
         return Hold(self, owner if self.share else "")
 

@@ -22,7 +22,8 @@ from antiphon.types.transport import UPSTREAM_HEADER, Headers
 SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED: Final = 1024
 REPLAYED: Final = ("idempotent-replayed", "true")
-"""The header that marks an answer as the repeated answer of an earlier request with the same idempotency key."""
+"""The header that tells a client that the answer repeats the stored answer to an earlier request with the same
+idempotency key."""
 
 
 class Answering:
@@ -30,8 +31,8 @@ class Answering:
 
     `streamed`: whether the head of an event stream was sent. `ignored` has the names of request fields without effect.
     `upstream` has the headers of the model's answer. `answered_by` is the name of the upstream that answered, if the
-    route has several upstreams. `reservation` has the headers about the caller's quotas. They replace the upstream's
-    headers, because the upstream's quota belongs to the operator.
+    route has several upstreams. `reservation` has the headers about the caller's quotas. These headers replace the
+    upstream's quota headers, because the upstream's quota belongs to the operator.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -87,7 +88,8 @@ class Answering:
         if error is None:
             failed = UpstreamFailed(ending.message, code=ending.code)
             if ending.code.startswith("upstream_"):
-                # Antiphon wrote this message. It quotes nothing of the upstream's answer, so the log may contain it.
+                # Antiphon wrote this message. The message quotes nothing of the upstream's answer, so the log may
+                # contain the message.
                 failed.cause = ending.message
             return failed
         headers = error.headers or passed_headers(self.upstream)

@@ -31,7 +31,8 @@ class CountedRequest(Phase):
         core.known.needs_drive = True
 
     def begin(self) -> None:
-        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
+        """Load the stored objects that the request refers to. If there are none, continue immediately. Raises
+        `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
@@ -69,7 +70,7 @@ class CountedRequest(Phase):
         self._answer(None)
 
     def _answer(self, told: int | None) -> None:
-        """Send the count `told` of the upstream to the client. If `told` is None, send the estimate."""
+        """Send the client the token count `told`, which the upstream returned. If `told` is None, send an estimate."""
         tokens = self._estimate if told is None else told
         self.core.answer.whole(*counted(tokens, estimated=told is None))
         self.core.finish("completed")

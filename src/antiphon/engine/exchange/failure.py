@@ -26,8 +26,8 @@ Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 _MAX_LENGTH: Final = 500
 # The statuses with which an upstream rejects the client's request because of its content.
 _ABOUT_THE_REQUEST: Final = frozenset({400, 413, 422})
-# The error codes for which the client is at fault, whatever the status. The client or an operator's rule chose the
-# model's name.
+# The client is at fault for an error with this code, whatever the status, because the client or an operator's rule
+# chose the model's name.
 _NAMED_BY_THE_CLIENT: Final = frozenset({"model_not_found"})
 _OPERATIONS: Final = {
     State.NEW: "read_request",

@@ -118,7 +118,8 @@ def parse_request(
 
 
 def _store_nothing(request: CreateResponse) -> None:
-    """Set `store` to false, for owners whose responses are never stored. Raises `InvalidRequest` with `background`."""
+    """Set `store` to false, because the settings forbid storing this owner's responses. Raises `InvalidRequest` for a
+    background request, because such a request needs a stored response."""
     if request.background:
         raise unsupported_parameter(
             "This server does not store your responses ('owner.store_never'), but a background response "
@@ -129,11 +130,11 @@ def _store_nothing(request: CreateResponse) -> None:
 
 
 class LoadedRequest:
-    """A request whose objects are loaded. Call `begin`, then pass each context that the request asks for to
-    `receive_context`.
+    """A request, and the stored objects that the request refers to. The caller calls `begin`, and then passes the
+    answer to each `LoadContext` action to `receive_context`.
 
-    The object calls `proceed` when everything is loaded. `answers_approvals`: approved tool calls run in this request,
-    or in the background job that this request creates.
+    After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
+    run in this request, or in the background job that this request creates.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class LoadedRequest:
         self.builder = self._make_builder(parsed)
         unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
-        """The names of the request fields without effect, known before the translation."""
+        """The names of the request fields that have no effect. The translation may add further names."""
         self.items: list[Named] = []
         """The items that the model gets: the earlier conversation, then the request's input."""
         self.compacted = False
@@ -164,7 +165,8 @@ class LoadedRequest:
         self._answers_approvals = answers_approvals
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
-        """The ids of the conversation's approval requests whose answers another response has used."""
+        """The ids of approval requests that another response has already acted on. This response does not run their
+        calls."""
         core.route = parsed.route
         known = core.known
         known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
@@ -254,8 +256,8 @@ class LoadedRequest:
         return self.core.options.sealer.open(self.core.head.owner, _SEALED, text, param=param)
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
-        """Translate the request with `items` into a chat request. Returns None if Antiphon must fetch files first: the
-        method then requests the files. Raises `ApiError`."""
+        """Translate the request with `items` into a chat request. If Antiphon must fetch files first, the method
+        requests the files and returns None. Raises `ApiError`."""
         options, route, prepared = self.core.options, self.core.route, self.prepared or ()
         hosted: dict[int, tuple[HostedFunction, ...]] = {
             tool.index: () for tool in hosted_tools(request, options.tool_types)
@@ -280,7 +282,8 @@ class LoadedRequest:
             return None
 
     def name_ignored(self, chat: ChatTranslation) -> None:
-        """Set the names of request fields that the client gets in the response header `antiphon-ignored`."""
+        """Set the names of the ignored request fields, which the response header `antiphon-ignored` lists for the
+        client."""
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:

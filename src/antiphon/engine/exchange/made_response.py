@@ -101,7 +101,8 @@ class MadeResponse(Phase):
         if loaded.delivery.generate:
             self._answer.begin(chat)
         else:
-            # The client wants no output. The response ends empty, and later requests can continue it.
+            # The client requests no output. The response ends without output, and later requests can continue the
+            # response.
             loaded.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
             self._end.conclude(Ending("completed"))
 

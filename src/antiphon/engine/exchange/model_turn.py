@@ -96,8 +96,8 @@ class ModelTurn(Phase, ABC):
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
         else:
-            # The answer is one JSON body, even if the call requested a stream, or is invalid. The reader checks the
-            # body when it is complete.
+            # The answer is one JSON body (even if the call requested a stream), or the answer is invalid. The reader
+            # checks the body when it is complete.
             core.call.reader = ChatBodyReader(chat, self.loaded.builder, limits.upstream_body_bytes)
             core.machine.go(State.COLLECTING)
 

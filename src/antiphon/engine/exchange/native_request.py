@@ -4,8 +4,8 @@ Lives here: the refusal of a request, and the handling of the answer's head, byt
 here: references that the request must not contain (`native_references.py`), the choice of native models
 (`model_routes.py`).
 
-The sidecar forwards a stream as it arrives. It forwards any other answer when the answer is complete, so that a failure
-before that becomes an error object.
+The sidecar forwards a stream as it arrives. The sidecar buffers any other answer until the answer is complete. If the
+call fails before that, the client gets an error object.
 
 When the gateway uses its own key for several owners, all clients share one account at the upstream. The sidecar then
 removes headers about the account from the answer.
@@ -36,7 +36,7 @@ from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
 # The number of bytes kept from the end of a stream. The last event contains the whole response with its usage. If the
-# event is larger than this, the usage stays unknown.
+# last event is larger than this number, the usage stays unknown.
 _TAIL: Final = 1 << 18
 
 
@@ -112,7 +112,8 @@ class NativeRequest(Phase):
         self._answer: NativeAnswer | None = None
 
     def begin(self, body: bytes) -> None:
-        """Check the request and request its model call. Raises `ApiError` if the request is not allowed."""
+        """Check the request, then append the action for its model call. Raises `ApiError` if the request is not
+        allowed."""
         core, model = self.core, self.core.known.model
         if not core.route.serves(model):
             raise no_such_model(model)

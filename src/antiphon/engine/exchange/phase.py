@@ -5,8 +5,8 @@ the facts of the request that doors and observers read (`Known`). Not here: the 
 (`states.py`). The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a
 response that the sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
-Invariant: an exchange emits `Finish` once, as its last action. It releases its lock and key before the client gets the
-end of the answer.
+Invariant: an exchange emits `Finish` once, as its last action. An exchange releases its conversation lock and its
+idempotency key before the client gets the end of the answer.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ from antiphon.types.views import Manner
 class Known:
     """The known facts of a request and its response, for the observers and drivers of the exchange.
 
-    Each phase writes the facts that it finds. Before that, each attribute has the default for a request about which
-    nothing is known.
+    Each phase sets the attributes for the facts that it finds. Until then, each attribute has its default value.
     """
 
     def __init__(self) -> None:
@@ -67,16 +66,17 @@ class Known:
         """The model that the request names."""
         self.response_id = ""
         self.streaming = False
-        """Whether the client requested an event stream, and the sidecar generates it (not a native upstream)."""
+        """Whether the client requested an event stream that the sidecar generates. False for a native upstream's
+        stream."""
         self.stored = False
         """Whether the response will be stored."""
         self.quoted = True
         """Whether the log may quote an upstream's error."""
         self.makes_response = False
-        """Whether the request creates a response on this server (a token count or a native request does not)."""
+        """Whether the request creates a response on this server. False for a token count and for a native request."""
         self.needs_drive = False
-        """Whether Envoy cannot make the model call, because the request needs more than one model call with its
-        answer."""
+        """Whether the sidecar must make the model calls itself. In relay mode, Envoy makes the call only for a request
+        that needs exactly one."""
         self.replayed = False
         """Whether the client gets the stored response of an earlier request with the same idempotency key."""
         self.output_limit: int | None = None
@@ -158,7 +158,7 @@ class ExchangeCore:
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)
         self.call = ModelCall(0)
-        """The current model call, or the last one."""
+        """The current model call. Between two calls, the previous model call."""
         self.known = Known()
         self.phase = Phase(self)
         """The phase that takes the next input."""
@@ -172,8 +172,8 @@ class ExchangeCore:
         self.keyed = False
         """Whether the request holds an idempotency key, so that it continues when its client disconnects."""
         self.counts = False
-        """Whether the response's key and approvals stay used at its end, because it succeeded or its tool calls may
-        have changed something."""
+        """Whether the idempotency key and the approvals stay used when the response ends. True if the response
+        succeeded, or if its tool calls may have changed external state."""
 
     @property
     def upstream_name(self) -> str:
@@ -241,16 +241,18 @@ class ExchangeCore:
         return refusal(error, self.machine.state, self.upstream_name, self.call.status, quoted=self.known.quoted)
 
     def release(self) -> None:
-        """Release the conversation's lock, the key and the approvals, before the client gets the end."""
+        """Release the conversation's lock, the idempotency key and the approvals, before the client gets the end of the
+        answer."""
         if self.locked or self.claimed:
             self.locked = self.claimed = False
             self.actions.append(ReleaseConversation(self.head.owner, self.known.response_id, self.counts))
 
     def finish(self, outcome: str) -> None:
-        """End the exchange."""
+        """Release the lock and the key, enter the state `DONE`, and append `Finish`."""
         self.release()
         self.machine.go(State.DONE)
-        # The cause of a cancelled call may become known only later. So the observation records the call's end itself.
+        # When the driver cancels the exchange, the cause may become known only later. So the observer itself records
+        # the end of a cancelled call.
         if not self.cancelled:
             self.observer.call_ended()
         self.actions.append(Finish(outcome, self.known.usage, self.known.model))
@@ -279,7 +281,8 @@ class Phase:
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Handle a store that could not record the claim. The calls are not sent."""
+        """Handle the error of a store that could not record the claim of tool calls. The driver has sent none of these
+        calls."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:
@@ -299,7 +302,8 @@ class Phase:
         raise self._unexpected("a saved row")
 
     def reject(self, error: ApiError) -> None:
-        """Fail the request: with an HTTP error while that is possible, else with a failed response."""
+        """Fail the request. The client gets an HTTP error if no head and no tool call was sent, otherwise a failed
+        response."""
         if not self.core.answer.head_sent and not self.core.counts:
             self.core.refuse(error)
         else:

@@ -53,7 +53,8 @@ class QueuedRequest(Phase):
         """Load the objects that the request refers to, or continue if there are none. Raises `ApiError`."""
         core = self.core
         if core.route.passthrough and core.head.header("authorization"):
-            # The sidecar does not store the client's key, so it first finds out whether the upstream needs one.
+            # The sidecar does not store the client's key, so the sidecar first finds out whether the upstream needs a
+            # key.
             self._asks_keyless = True
             core.load(LoadContext(core.head.owner, None, keyless=core.route.upstream))
         else:
@@ -109,7 +110,8 @@ class QueuedRequest(Phase):
 
 
 PAYLOADS: tuple[int, ...] = (1,)
-"""The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. It writes the last one.
+"""The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. This build writes the last version in
+the tuple.
 
 A payload that an older build cannot read gets a new version. Older versions stay listed, because old jobs wait during a
 rollout.

@@ -70,7 +70,8 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
 
 
 def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
-    """Return the headers with credentials that the model call needs. A job may store them only encrypted."""
+    """Return the headers with credentials that the model call needs. A job may store these headers only in encrypted
+    form."""
     return tuple(
         (name, value)
         for name, value in head.headers
@@ -82,7 +83,7 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
     """Check that a request with its client's key can be queued. The upstream must need no key, or the server must seal
     the key.
 
-    Raises `ApiError` when it cannot.
+    Raises `ApiError` when the request cannot be queued.
     """
     if keyless or seals:
         return

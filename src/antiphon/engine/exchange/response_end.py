@@ -1,7 +1,7 @@
 """Ends a response: saves it, then sends its terminal event.
 
-Lives here: the steps that every end of a response takes. Not here: the reason for the end (the other phases), the form
-of a record (`stored_items.py`).
+Lives here: the steps at the end of every response. Not here: the reason for the end (the other phases), the form of a
+record (`stored_items.py`).
 
 Invariant: the response is saved before its terminal event is sent.
 """
@@ -60,7 +60,7 @@ class ResponseEnd(Phase):
         if core.known.streaming and not core.cancelled and (core.answer.head_sent or not failed):
             core.answer.open_stream(builder)
             core.answer.events(builder)
-        # A client that gets an HTTP error never sees the response's id.
+        # A client that gets an HTTP error never sees the response's id, so the store does not need the response.
         unseen = failed and not core.counts and not core.answer.head_sent and not core.cancelled
         if unseen or not core.known.stored:
             self._tell(ending)
@@ -74,7 +74,8 @@ class ResponseEnd(Phase):
         builder = self.builder
         builder.draft.mute()
         if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:
-            # A stopping process has little time for all its responses. So it saves a large response without its output.
+            # A stopping process has little time for all its responses. So the process saves a large response without
+            # its output.
             self.core.call.reader = AnswerReader()
             builder.draft.output.clear()
 
@@ -99,7 +100,7 @@ class ResponseEnd(Phase):
         self._tell(self._ending)
 
     def _tell(self, ending: Ending) -> None:
-        """Send the terminal event, the JSON answer or the error, and finish."""
+        """Send the client the terminal event, the JSON answer or the HTTP error. Then finish the exchange."""
         core, builder, answer = self.core, self.builder, self.core.answer
         core.counts = core.counts or (ending.status != "failed" and not core.cancelled)
         core.release()

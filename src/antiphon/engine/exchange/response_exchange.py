@@ -8,10 +8,10 @@ prompt is not loaded yet, and the answer to a repeated request. Not here:
 - translation (`translation/`)
 - performing actions (`engine/running/runner.py`), and any transport
 
-The code never awaits. Its only clock and its only source of ids are the arguments.
+The code never awaits. The exchange gets its clock and its source of ids as arguments.
 
-An input that the state does not allow raises `ExchangeStateError`, because it is a door's bug. Invalid bytes never
-raise: the response fails.
+An input that the state does not allow raises `ExchangeStateError`, because it is a door's bug. Invalid bytes from a
+client or an upstream never raise an error. The response fails instead.
 
 Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The response is saved before its
 terminal event is sent. After `Finish` the exchange requests no action.
@@ -75,8 +75,8 @@ from antiphon.types.views import Manner
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
 _FLOOD: Final = 256 * 1024
-# The states that wait for another party. Each has an optional time limit in addition to the whole response's limit.
-# Loading, saving and following have separate limits elsewhere.
+# The states in which the exchange waits for another party. A state may have a limit in addition to the whole response's
+# limit. Other modules limit loading, saving and following.
 _TIMED: Final[dict[State, Late | None]] = {
     State.CALLING: None,
     State.RUNNING: None,
@@ -85,7 +85,7 @@ _TIMED: Final[dict[State, Late | None]] = {
     State.REFUSED: Late.ERROR_BODY,
     State.PASSING: None,
 }
-# The response has not begun, or a worker makes it.
+# The states in which this exchange has not begun the response. In `FOLLOWING`, a worker generates the response.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
 # Module constants, because the lookup of an enum member is slow and happens for each chunk of a body.
@@ -129,10 +129,10 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """False: skip the model call, so that the answer is complete but empty. A WebSocket client requests this as a
+        """If False, skip the model call and return a complete but empty answer. A WebSocket client requests it as a
         prewarm."""
         self.error_events = True
-        """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
+        """If False, omit the `error` event before `response.failed`. On a WebSocket, an `error` event ends the turn."""
         self.request_bytes = 0
         """The size of the request's body."""
         self.hold: Hold | None = None
@@ -158,8 +158,8 @@ class ResponseExchange:
 
     @property
     def needs_drive(self) -> bool:
-        """Whether Envoy cannot make this request's model call: the request may need more than one call, or continues
-        without its client."""
+        """Whether the sidecar must make the model calls itself. Envoy cannot make several calls for one request, and
+        cannot continue a request without its client."""
         return self._core.known.needs_drive or self._core.keyed
 
     @property
@@ -186,7 +186,7 @@ class ResponseExchange:
 
     @property
     def reservation(self) -> Reservation | None:
-        """The request's part of its quotas, or None if no quota applies: without a model call, or without quotas."""
+        """The request's reservation in its quotas. None if the request calls no model, or no quotas are set."""
         core = self._core
         calls = self.generate and not (self.done or core.known.replayed or isinstance(core.phase, CountedRequest))
         return core.observer.reservation if calls else None
@@ -198,8 +198,8 @@ class ResponseExchange:
 
     @property
     def estimated_usage(self) -> Usage | None:
-        """The tokens so far: the finished model calls' counts, and an estimate of the call that runs. None: this
-        process does not make the response."""
+        """The tokens so far: the finished model calls' counts, and an estimate of the call that runs. None if another
+        process generates the response."""
         known = self._core.known
         if known.builder is None:
             return None
@@ -219,7 +219,7 @@ class ResponseExchange:
         return actions
 
     def next_action(self) -> Action | None:
-        """Take the first pending action, or None. The others stay pending, so another driver can take over."""
+        """Take the first pending action, or None. The other actions stay pending, so another driver can take over."""
         return self._actions.pop(0) if self._actions else None
 
     # The client's side
@@ -314,8 +314,8 @@ class ResponseExchange:
     def receive_silence(self) -> None:
         """Handle a period without output to the client. This input is allowed in every state.
 
-        A streaming client whose upstream's head is late gets the head and the first events now. A client with an open
-        stream gets a comment. Any other client gets nothing, because the upstream's answer may still become an error.
+        Before the upstream's head, a streaming client gets the response head and first events. An open stream gets a
+        keep-alive comment. Any other client gets nothing, because the upstream's answer may still become an error.
         """
         answer, known, state = self._core.answer, self._core.known, self.state
         if state is State.CALLING and known.streaming and known.builder is not None and not answer.head_sent:
@@ -352,7 +352,7 @@ class ResponseExchange:
             self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:
-        """End early: the client or the upstream disconnected, or the process stops. It is allowed in every state."""
+        """End early, because the client or the upstream left or the process stops. Every state allows this input."""
         core, state = self._core, self.state
         if state is State.DONE or core.cancelled:
             return
@@ -371,7 +371,7 @@ class ResponseExchange:
             self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
-        """Stop without an end, because another process continues the response. Report the call's usage so far."""
+        """Stop without ending the response, because another process continues it. Report the call's usage so far."""
         if self.state is not State.DONE:
             self._core.phase.break_off()
 
@@ -435,7 +435,7 @@ class ResponseExchange:
         self._core.phase.receive_saved(error)
 
     def receive_followed(self) -> None:
-        """Handle the end of `FollowResponse`: the client got the queued response's stream, as far as possible."""
+        """Handle the end of `FollowResponse`. The driver has sent the response's stream, or has failed to send it."""
         self._machine.receive(Input.FOLLOWED)
         self._core.finish("queued")
 
@@ -462,7 +462,7 @@ class ResponseExchange:
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
         """The phase for a request whose model has a native upstream, or None."""
         routes = self._options.routes
-        # The sidecar answers a prewarm itself, because no upstream knows it.
+        # The sidecar answers a prewarm itself, because upstreams do not support prewarms.
         if not self.generate or not routes.has_native:
             return None
         model = read_model(body)
@@ -486,8 +486,8 @@ class ResponseExchange:
 
 
 def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:
-    """Send the stored response of the same earlier request, streamed or whole as this request wants. The exchange
-    stores nothing."""
+    """Send the stored response of the earlier request with the same key, as a stream or as one body, as this request
+    asks. The exchange stores nothing."""
     body = whole_body(stored.body, stored.output_items)
     if not manner.stream:
         core.answer.whole(body, (REPLAYED,))

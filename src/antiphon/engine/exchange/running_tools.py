@@ -3,7 +3,7 @@
 Lives here: requesting the preparation of tools, the runs and the claims of calls, and the next step after all calls
 have ended. Not here: the calls of a turn and their items (`tool_turns.py`), running the calls (`tools/`).
 
-Invariant: when a response has sent calls, its key and approvals stay used, however it ends.
+Invariant: when a response has sent calls, its idempotency key and approvals stay used, however the response ends.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class RunningTools(Phase):
         claim = None
         if turns.sends:
             self._had_sent = core.counts
-            # From now on the key stays used, because the calls may change something even if the response fails.
+            # From this point on the idempotency key stays used, because the calls may change external state even if the
+            # response fails.
             core.counts = True
             if calls and (core.known.stored or core.keyed):
                 claim = self._left_behind(turns)

@@ -65,8 +65,9 @@ _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, Stat
 The next turn may also need to prepare tools or to fetch files.
 """
 _DONE: Final = frozenset({State.DONE})
-# The runner sends these inputs before it performs any action for a request: the server has no room, or the same request
-# was served before. If that earlier response is a background stream, the client follows it again.
+# The runner sends these inputs before it performs any action for a request. Either the server refuses the request, or
+# an earlier request with the same idempotency key was served. If that earlier response is a background stream, the
+# client follows it again.
 _AT_ONCE: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: _DONE}
 _AT_ONCE_OR_QUEUED: Final = {Input.TURNED_AWAY: _DONE, Input.AGAIN: frozenset({State.FOLLOWING, State.DONE})}
 
@@ -146,16 +147,17 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         # The response is complete, so a cancellation does not change the row that is being written.
         Input.CANCEL: frozenset({State.SAVING}),
     },
-    # A worker runs this background response. It continues if the client disconnects.
+    # A worker runs this background response. The response continues if the client disconnects.
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""Maps each state, and each input that it allows, to the possible next states. A state that is among its own next
-states may stay."""
+"""Maps each state, and each input that it allows, to the possible next states. If a state is among its own next states,
+the input may leave the state unchanged."""
 
 
 class StateMachine:
-    """The state of one exchange. Call `receive` with an input, then `go` once for each transition that it causes."""
+    """The state of one exchange. Call `receive` with an input, then `go` once for each transition that the input
+    causes."""
 
     __slots__ = ("_allowed", "state")
 

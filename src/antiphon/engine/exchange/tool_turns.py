@@ -90,7 +90,8 @@ class ToolTurns:
         self._include = request.include
         self.citations = Citations(highest_mark(loaded.items))
         self.shown: dict[str, Shown] = {}
-        """Maps item ids to the call outputs that the model saw. The client sees less."""
+        """Maps item ids to the call outputs that the model saw. The items that the client gets omit some of this
+        text."""
         self._item_ids: dict[str, str] = {}
         self._rounds = 0
         self._calls: list[tuple[CallTarget, str, str]] = []
