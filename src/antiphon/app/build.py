@@ -294,7 +294,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
         reserve=reserve,
     )
-    telemetry = Telemetry(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve)
+    telemetry = Telemetry(
+        *(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve),
+        counts_owners=settings.metrics.owners,
+    )
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
         new_exchange=lambda: ResponseExchange(options, new_id, now),

@@ -44,6 +44,10 @@ class MetricsSettings(Section):
     over all workers, which never decrease when a worker is replaced. `extproc` and `serve` serve the metrics of their
     own process, and `/ready` for probes. `extproc --worker 1` uses the next port. Unset: only the sidecar's HTTP port
     serves `/metrics`."""
+    owners: bool = False
+    """Also count responses, tokens and cost by owner: `antiphon_owner_responses_total`, `antiphon_owner_tokens_total`
+    and `antiphon_owner_cost_total`. Readers of `/metrics` then see the names of owners. Each process shows at most 200
+    owners, and counts the others as `other`."""
 
 
 class TracingSettings(Section):

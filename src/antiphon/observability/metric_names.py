@@ -60,6 +60,7 @@ _FAULT = (
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
+_OWNER = "the owner's name, or the owner id without one; `other`: of further owners"
 _MODEL = (
     "the requested model, once an upstream has answered for it; `other`: after a hundred models, or longer "
     "than 256 characters"
@@ -111,6 +112,19 @@ TOKENS = _counter(
 )
 COST = _counter(
     "antiphon_cost_total", "Cost of the tokens by the setting `prices`, in the currency of `prices`.", model=_MODEL
+)
+OWNER_RESPONSES = _counter(
+    "antiphon_owner_responses_total", "Responses by owner. Empty without `metrics.owners`.", owner=_OWNER
+)
+OWNER_TOKENS = _counter(
+    "antiphon_owner_tokens_total",
+    "Input and output tokens by owner, estimates included. Empty without `metrics.owners`.",
+    owner=_OWNER,
+)
+OWNER_COST = _counter(
+    "antiphon_owner_cost_total",
+    "Cost of the tokens by owner, in the currency of `prices`. Empty without `metrics.owners`.",
+    owner=_OWNER,
 )
 REQUESTS = _counter(
     "antiphon_requests_total",

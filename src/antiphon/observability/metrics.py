@@ -48,6 +48,10 @@ class Metrics:
         self._event_gap = self._keep(LabelledHistogram(names.EVENT_GAP))
         self._tokens = self._keep(LabelledCounter(names.TOKENS))
         self._cost = self._keep(LabelledCounter(names.COST))
+        self._owners = BoundedLabelValues()
+        self._owner_responses = self._keep(LabelledCounter(names.OWNER_RESPONSES))
+        self._owner_tokens = self._keep(LabelledCounter(names.OWNER_TOKENS))
+        self._owner_cost = self._keep(LabelledCounter(names.OWNER_COST))
         self._requests = self._keep(LabelledCounter(names.REQUESTS))
         self._upstream_calls = self._keep(LabelledCounter(names.UPSTREAM_CALLS))
         self._upstream_head = self._keep(LabelledHistogram(names.UPSTREAM_HEAD))
@@ -126,6 +130,15 @@ class Metrics:
             add("cached_input", model, upstream, by=usage.cached_tokens)
         if usage.reasoning_tokens:
             add("reasoning", model, upstream, by=usage.reasoning_tokens)
+
+    def owner_served(self, owner: str, tokens: int, cost: float) -> None:
+        """Record a finished response of this owner, with the tokens and the cost of its model calls."""
+        owner = self._owners.bounded(owner)
+        self._owner_responses.add(owner)
+        if tokens:
+            self._owner_tokens.add(owner, by=tokens)
+        if cost:
+            self._owner_cost.add(owner, by=cost)
 
     def request_finished(self, operation: str, status: int, fault: str = "none") -> None:
         """Record a request that creates no response, or that was refused before its response was created."""

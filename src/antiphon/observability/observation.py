@@ -59,6 +59,7 @@ class Telemetry:
     endings: Endings = field(default_factory=Endings)
     served: ServedIds = field(default_factory=ServedIds)
     reserve: Callable[[Caller], Reservation] | None = None
+    counts_owners: bool = False
 
     def cost(self, model: str, usage: Usage) -> int:
         """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
@@ -270,6 +271,9 @@ class Observation:
         if ended.streamed is not None:
             metrics.streamed(self.door, *ended.streamed)
         cost = self._spend(model)
+        if self._telemetry.counts_owners:
+            tokens = sum([usage.input_tokens + usage.output_tokens for _, usage, _ in self._used])
+            metrics.owner_served(self._caller.name or self._caller.owner, tokens, cost / 1e6)
         write_outcome(
             _log,
             "response",

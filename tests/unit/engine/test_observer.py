@@ -393,3 +393,23 @@ def test_the_callers_quotas_replace_those_of_the_upstream() -> None:
     assert isinstance(head, SendHead)
     shown = {name: value for name, value in head.headers if "rate" in name or "retry" in name}
     assert shown == {**dict(_Reserved.headers), "retry-after": "3"}
+
+
+def test_owners_are_counted_only_if_the_settings_say_so() -> None:
+    for counts in (False, True):
+        metrics = Metrics()
+        telemetry = Telemetry(
+            metrics, price_of=lambda _: PriceSettings(model="*", input=1, output=2), counts_owners=counts
+        )
+        for caller in (Caller("n:anna", "anna"), Caller("b:hash")):
+            observed = telemetry.observe("http", "r", caller)
+            exchange, _ = _asked(observed)
+            exchange.receive_upstream_head(200, SSE)
+            exchange.receive_upstream_data(_CHUNK + _LAST)
+            exchange.receive_upstream_end()
+            observed.end(exchange, "completed")
+        telemetry.endings.tell()
+        for name, value in (("responses", 1.0), ("tokens", 7.0), ("cost", 9e-6)):
+            text = metrics.render().decode()
+            found = [value_of(text, f"antiphon_owner_{name}_total", owner=owner) for owner in ("anna", "b:hash")]
+            assert found == ([value, value] if counts else [0.0, 0.0])
