@@ -124,7 +124,7 @@ async def test_tools_that_run_here_are_told() -> None:
         name
         for group in GROUPS
         for name, found in shown[group].items()
-        if found["note"] == "runs here, between two turns of the model"
+        if found["note"] == "Antiphon runs the tool between two turns of the model"
     }
     assert runs == {
         "tools.web_search",

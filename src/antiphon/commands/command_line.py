@@ -83,7 +83,7 @@ _ADMIN = {
         "keys create": "create a key for a named owner, and print its token once",
         "keys list": "list the keys, without their tokens",
         "keys rotate": "create the successor of a key; the former key stays valid for a while",
-        "keys revoke": "end a key at once",
+        "keys revoke": "revoke a key immediately",
     },
     "Keys of the deployment": {
         "deployment-keys": "compare the keys in these settings with the keys that the shared database records",
@@ -118,7 +118,7 @@ _OF_COMMANDS: dict[str, _Arguments] = {
     "config": {
         "--sources": {"action": _SET, "help": "list each setting with its value and its source"},
         "--changed": {"action": _SET, "help": "list only settings that differ from their defaults"},
-        "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead"},
+        "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead of the settings"},
     },
     "envoy-config": {
         "--for": {
@@ -140,7 +140,7 @@ _OF_COMMANDS: dict[str, _Arguments] = {
         },
         "--own-gateway": {
             "action": _SET,
-            "help": "no other service uses the Gateway: print it too, and route every path to Antiphon",
+            "help": "print the Gateway too, and route every path to Antiphon, if no other service uses the Gateway",
         },
         "--envoy-proxy": {
             "metavar": "NAME",
@@ -157,12 +157,12 @@ _OF_COMMANDS: dict[str, _Arguments] = {
             "metavar": "FILE",
             "help": "with --for snippet: print this Envoy configuration with the parts merged in",
         },
-        "--into-listener": {"metavar": "NAME", "help": "the listener of that file to extend"},
-        "--into-virtual-host": {"metavar": "NAME", "help": "the virtual host of that file to extend"},
+        "--into-listener": {"metavar": "NAME", "help": "the listener to extend in the file of --into"},
+        "--into-virtual-host": {"metavar": "NAME", "help": "the virtual host to extend in the file of --into"},
         "--snippet": {"dest": "form", "action": "store_const", "const": "snippet", **_HIDDEN},
         "--envoy-version": {
             "metavar": "1.38",
-            "help": "the version of Envoy; default: that of the binary that 'up' would start",
+            "help": "the version of Envoy; default: the version of the Envoy binary that 'up' would start",
         },
     },
 }
@@ -172,8 +172,8 @@ _OWNER: _Arguments = {
     "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
 }
 _EXPIRES: _Arguments = {
-    "--expires": {"metavar": "TIME", "help": "how long the new key is valid (90d, 12h); default: for ever"},
-    "--json": {"action": _SET, "help": "the key and its token as one JSON object"},
+    "--expires": {"metavar": "TIME", "help": "time for which the new key is valid (90d, 12h); default: no end"},
+    "--json": {"action": _SET, "help": "print the key and its token as one JSON object"},
 }
 _OF_ADMIN: dict[str, _Arguments] = {
     "export": {
@@ -181,8 +181,12 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the contents of files to this folder"},
     },
     "move": {
-        "--from": {"metavar": "URL", "dest": "source", "help": "sqlite:/FOLDER; default: the data folder"},
-        "--to": {"metavar": "URL", "dest": "target", "help": "postgresql://…; default: state.url"},
+        "--from": {
+            "metavar": "URL",
+            "dest": "source",
+            "help": "the source database, sqlite:/FOLDER; default: the data folder",
+        },
+        "--to": {"metavar": "URL", "dest": "target", "help": "the target database, postgresql://…; default: state.url"},
     },
     "keys create": {
         "--owner": {
@@ -192,40 +196,63 @@ _OF_ADMIN: dict[str, _Arguments] = {
         },
         "--from-env": {
             "metavar": "NAME",
-            "help": "environment variable with an existing token, which the key takes instead of a new one",
+            "help": "environment variable with an existing token, which the key uses instead of a new token",
         },
         "--name": {"default": "", "help": "a label for the key, for example the device"},
         "--team": {"default": "", "help": "the team of the owner"},
         "--model": {"action": "append", "metavar": "GLOB", "help": "a model that the key may use (repeatable)"},
-        "--tool": {"action": "append", "metavar": "GLOB", "help": "a type of tool that it may declare (repeatable)"},
+        "--tool": {
+            "action": "append",
+            "metavar": "GLOB",
+            "help": "a type of tool that requests with the key may declare (repeatable)",
+        },
         **_EXPIRES,
     },
     "keys list": {
-        "--owner": {"default": "", "metavar": "NAME", "help": "only the keys of this owner"},
-        "--all": {"action": _SET, "help": "also those that are expired or revoked"},
+        "--owner": {"default": "", "metavar": "NAME", "help": "list only the keys of this owner"},
+        "--all": {"action": _SET, "help": "also list expired and revoked keys"},
         "--json": {"action": _SET, "help": "print one JSON object per line"},
     },
     "keys rotate": {
         "key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"},
-        "--overlap": {"default": "24h", "metavar": "TIME", "help": "how long both are valid; default: %(default)s"},
+        "--overlap": {
+            "default": "24h",
+            "metavar": "TIME",
+            "help": "time for which the former key stays valid; default: %(default)s",
+        },
         **_EXPIRES,
     },
     "keys revoke": {"key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"}},
-    "deployment-keys": {"--accept": {"action": _SET, "help": "register these keys as those of the database"}},
+    "deployment-keys": {"--accept": {"action": _SET, "help": "record the keys in these settings in the database"}},
     "backup": {
-        "--to": {"type": Path, "metavar": "FILE", "dest": "target", "required": True, "help": "the archive to write"},
-        "--without-keys": {"action": _SET, "help": "leave out the keys of the data folder"},
+        "--to": {
+            "type": Path,
+            "metavar": "FILE",
+            "dest": "target",
+            "required": True,
+            "help": "the archive file to write",
+        },
+        "--without-keys": {"action": _SET, "help": "write no keys of the data folder into the archive"},
     },
     "restore": {
-        "--from": {"type": Path, "metavar": "FILE", "dest": "source", "required": True, "help": "the archive to read"}
+        "--from": {
+            "type": Path,
+            "metavar": "FILE",
+            "dest": "source",
+            "required": True,
+            "help": "the archive file to read",
+        }
     },
     "usage": {
         **_OWNER,
-        "--by": {"default": "model", "help": "day, owner, model, upstream, or several with commas"},
+        "--by": {
+            "default": "model",
+            "help": "columns by which the command groups: day, owner, model, upstream, or several with commas",
+        },
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
         "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
         "--json": {"action": _SET, "help": "print one JSON object per line"},
-        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of earlier days"},
+        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of days before this day"},
         **_YES,
     },
     "quotas": {
@@ -233,8 +260,8 @@ _OF_ADMIN: dict[str, _Arguments] = {
     },
     "audit": {
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
-        "--owner": {"default": "", "metavar": "NAME", "help": "only the changes that concern this owner"},
-        "--limit": {"type": int, "default": 100, "help": "the number of rows; default: %(default)s"},
+        "--owner": {"default": "", "metavar": "NAME", "help": "list only the changes that concern this owner"},
+        "--limit": {"type": int, "default": 100, "help": "the maximum number of rows to list; default: %(default)s"},
         "--json": {"action": _SET, "help": "print one JSON object per line"},
     },
     "move-owner": {
@@ -244,7 +271,7 @@ _OF_ADMIN: dict[str, _Arguments] = {
             "metavar": "NAME",
             "dest": "target",
             "required": True,
-            "help": "the name of the new owner, or the whole id (h:…, b:…)",
+            "help": "the name of the new owner, or the whole owner id (h:…, b:…)",
         },
         **_YES,
     },
@@ -256,7 +283,11 @@ _DATABASE: _Arguments = {
 }
 _OF_MIGRATE: dict[str, _Arguments] = {
     "up": {
-        "--seconds": {"type": float, "default": 600.0, "help": "seconds that a step may take; default: %(default)g"}
+        "--seconds": {
+            "type": float,
+            "default": 600.0,
+            "help": "maximum number of seconds for one step of the schema; default: %(default)g",
+        }
     },
     "create": {"name": {"metavar": "NAME", "help": "the step's name: small letters, digits and _"}, **_DATABASE},
     "down": {**_DATABASE, **_YES},
@@ -268,16 +299,16 @@ def _version() -> str:
 
 
 _DEMO = """\
-The models are demo and demo-reasoner. The last message decides the answer, and the first match counts:
-  "fail" or "error 429"               that error
-  "break"                             cuts the connection
-  a word of a tool's name             calls the tool (Plot 3, 5 and 8 with the code interpreter.)
-  a question, and there is one tool   calls the tool
-  "count to 20"                       counts
-  "instructions"                      repeats the instructions
-  "before"                            repeats your earlier messages
-  anything else                       repeats the message
-With "think" it sends reasoning first."""
+The models are demo and demo-reasoner. The first row that matches the last message applies:
+  "fail" or "error 429"                  the server answers with an error, or with the status 429
+  "break"                                the server cuts the connection
+  a word of a tool's name                the model calls the tool (Plot 3, 5 and 8 with the code interpreter.)
+  a question, if the request has 1 tool  the model calls the tool
+  "count to 20"                          the model counts
+  "instructions"                         the model repeats the instructions
+  "before"                               the model repeats your earlier messages
+  any other text                         the model repeats the message
+If the message contains "think", the model sends reasoning first."""
 
 
 def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
@@ -309,12 +340,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_actions(
         commands,
         "admin",
-        "list, export, delete, back up and move stored data; it works while servers run and while none runs",
+        "list, export, delete, back up and move stored data, while servers run or while no server runs",
         _ADMIN,
         _OF_ADMIN,
     )
     _add_actions(
-        commands, "migrate", "manage the schema of the databases; it works while servers run", _MIGRATE, _OF_MIGRATE
+        commands, "migrate", "manage the schema of the databases, also while servers run", _MIGRATE, _OF_MIGRATE
     )
     text = "exit with status 0 if a running instance answers (for container health checks)"
     health.add_arguments(commands.add_parser("health", help=text, **_help(text, _EXAMPLES["health"])))

@@ -42,12 +42,12 @@ COMMON_FLAGS = {
         "upstream.auth",
         "credentials for the chat server: a key of the gateway (inject), the client's key (passthrough), or none",
     ),
-    "--profile": Flag("upstream.profile", "kind of the chat server: vllm, ollama, llamacpp, …", "NAME"),
+    "--profile": Flag("upstream.profile", "upstream profile of the chat server: vllm, ollama, llamacpp, …", "NAME"),
     "--listen": Flag("listen", "address for clients (port 0: any free port)", "HOST:PORT"),
     "--data": DATA,
     "--mode": Flag("mode", "process that makes the first model call: Envoy (relay) or the sidecar (drive)"),
     "--transport": Flag("sidecar.transport", "implementation of the sidecar's gRPC server"),
-    "--log-level": Flag("log.level", "lowest level that is logged"),
+    "--log-level": Flag("log.level", "lowest level of the log lines that Antiphon writes"),
     "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),
 }
 UP_FLAGS = {

@@ -20,22 +20,26 @@ class QuotaLimits(Section):
     `each_owner`, `each_key` or `each_team`. `null` means no limit."""
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of requests that begin in one minute of the clock."""
+    """Maximum number of requests of the owner, key, team or model that begin in one minute of the clock."""
     tokens_per_minute: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of input and output tokens of the requests that begin in one minute of the clock."""
+    """Maximum number of input and output tokens of the requests of the owner, key, team or model that begin in one
+    minute of the clock."""
     tokens_per_month: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of input and output tokens in one calendar month (UTC)."""
+    """Maximum number of input and output tokens of the owner, key, team or model in one calendar month (UTC)."""
     cost_per_month: float | None = Field(default=None, ge=0, le=1e9)
-    """Maximum cost in one calendar month (UTC), in the currency of `prices`. Models without a price cost nothing."""
+    """Maximum cost of the model calls of the owner, key, team or model in one calendar month (UTC), in the currency of
+    `prices`. Models without a price cost nothing."""
     parallel_requests: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Maximum number of requests in flight at one time, in all processes together. Background responses do not count
-    toward this limit."""
+    """Maximum number of requests of the owner, key, team or model that are in flight at one time, in all processes
+    together. Background responses do not count toward this limit."""
     stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of stored responses and conversations. For owners and teams only."""
+    """Maximum number of bytes of the stored responses and conversations of an owner or team. A key or model cannot have
+    this limit."""
     file_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of files. Each file counts as at least 4096 bytes. For owners and teams only."""
+    """Maximum number of bytes of the files of an owner or team. Each file counts as at least 4096 bytes. A key or model
+    cannot have this limit."""
     vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
-    """Maximum number of chunks in vector stores. For owners and teams only."""
+    """Maximum number of chunks in the vector stores of an owner or team. A key or model cannot have this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
         """These limits, with the limits of `each` for those that are not set here."""

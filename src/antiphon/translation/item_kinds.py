@@ -47,26 +47,32 @@ def _message(profile: UpstreamProfile) -> Support:
 
 def _reasoning(profile: UpstreamProfile) -> Support:
     if profile.replay_reasoning == "off":
-        return ignored("this server takes no reasoning back")
-    return sent(f"`{profile.replay_reasoning}` of the assistant message it belongs to")
+        return ignored("the chat server accepts no reasoning in its input")
+    return sent(f"the field `{profile.replay_reasoning}` of the assistant message with this reasoning")
 
 
-_SHOWN: Final = handled("the model sees a call and its result")
-_OUTPUT: Final = handled("a tool message")
-_CALL: Final = handled("a function call")
+_SHOWN: Final = handled("the model gets a function call and its result")
+_OUTPUT: Final = handled("the model gets a tool message")
+_CALL: Final = handled("the model gets a function call")
 _ANSWERS: Final = (
-    "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), or is a "
-    "message"
+    "images of the output follow in a user message; an output without `call_id` answers the only open call (of its "
+    "`name`), or becomes a message"
 )
 _OPENED: Final = (
-    "Antiphon decrypts its own and shows the model the summary; for those of other servers the model gets a note"
+    "Antiphon decrypts its own compaction items, and the model gets the summary; for another server's compaction item "
+    "the model gets a note"
 )
-_SAID: Final = "a user message that names the sender; Antiphon ignores content that another server encrypted"
-_APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
+_SAID: Final = (
+    "the model gets a user message that names the sender; Antiphon ignores content that another server encrypted"
+)
+_APPROVAL: Final = (
+    "the model gets the approval, with its `reason`, as the result of the requested call; 400 if `tools` lacks the MCP "
+    "server of an approved call"
+)
 
 ITEMS: Final = {
     "message": ItemKind("message", "msg", _message),
-    "item_reference": ItemKind("reference", "item", handled("Antiphon replaces it by the stored item")),
+    "item_reference": ItemKind("reference", "item", handled("Antiphon replaces the reference by the stored item")),
     "reasoning": ItemKind("reasoning", "rs", _reasoning),
     "function_call": ItemKind("call", "fc", SENT, ("async", "encrypted_function_args")),
     "function_call_output": ItemKind("output", "fco", sent(_ANSWERS)),
@@ -80,9 +86,9 @@ ITEMS: Final = {
     "apply_patch_call_output": ItemKind("output", "apco", _OUTPUT),
     "tool_search_call": ItemKind("call", "tsc", _CALL),
     "tool_search_output": ItemKind(
-        "output", "tso", handled("a tool message; the model can call its tools from then on")
+        "output", "tso", handled("the model gets a tool message, and can call the loaded tools after this item")
     ),
-    "additional_tools": ItemKind("read before", "at", handled("its tools are added to `tools`")),
+    "additional_tools": ItemKind("read before", "at", handled("Antiphon adds the tools in the item to `tools`")),
     "compaction": ItemKind("compaction", "cmp", handled(_OPENED)),
     "compaction_summary": ItemKind("compaction", "cmp", None),
     "context_compaction": ItemKind("compaction", "item", None),
@@ -91,32 +97,36 @@ ITEMS: Final = {
     "configuration_update": ItemKind(
         "read before",
         "cu",
-        handled("sets effort and text format from this item on; Antiphon stores it with its turn"),
+        handled("sets reasoning effort and text format from this item on; Antiphon stores the item with its turn"),
         ("reasoning", "text"),
     ),
     "web_search_call": ItemKind("hosted", "ws", _SHOWN),
     "file_search_call": ItemKind("hosted", "fs", _SHOWN),
     "image_generation_call": ItemKind(
-        "hosted", "ig", handled("the model sees a call and its result, without the image")
+        "hosted", "ig", handled("the model gets a function call and its result, without the image")
     ),
     "code_interpreter_call": ItemKind("hosted", "ci", _SHOWN),
     "computer_call": ItemKind("hosted", "cu", _SHOWN),
     "computer_call_output": ItemKind(
         "output",
         "cuo",
-        handled("Antiphon adds it to the result of its call, the screenshot as an image"),
+        handled("Antiphon adds the output to the result of its call, and sends the screenshot as an image"),
         ("acknowledged_safety_checks",),
     ),
     "mcp_call": ItemKind("hosted", "mcp", _SHOWN, ("server_label", "error")),
     "mcp_list_tools": ItemKind("hosted", "mcpl", _SHOWN),
     "mcp_approval_request": ItemKind(
-        "hosted", "mcpr", handled("the model sees the requested call, which waits for approval")
+        "hosted", "mcpr", handled("the model gets the requested call, which waits for approval")
     ),
     "mcp_approval_response": ItemKind("output", "mcpa", handled(_APPROVAL)),
     "program": ItemKind("hosted", "cm", _SHOWN),
-    "program_output": ItemKind("output", "cmo", handled("Antiphon adds it to the result of its program"), ("result",)),
+    "program_output": ItemKind(
+        "output", "cmo", handled("Antiphon adds the output to the result of its program"), ("result",)
+    ),
     "compaction_trigger": ItemKind(
-        "trigger", "item", handled("as the last item: the model makes a compaction, which is the answer")
+        "trigger",
+        "item",
+        handled("if the item is the last one, the model writes a compaction, which is the output of the response"),
     ),
 }
 """Every type that an item of an input may have."""

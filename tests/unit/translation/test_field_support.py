@@ -526,9 +526,13 @@ def test_where_the_length_of_a_context_is_known_truncation_is_done_here() -> Non
         (
             {"type": "json_schema", "name": "it", "schema": SCHEMA},
             "text.format.json_schema",
-            "the schema as an instruction",
+            "Antiphon sends the schema as an instruction to the model",
         ),
-        ({"type": "json_object"}, "text.format.json_object", "an instruction"),
+        (
+            {"type": "json_object"},
+            "text.format.json_object",
+            "Antiphon sends an instruction to the model to write JSON",
+        ),
     ],
 )
 def test_a_server_that_knows_no_formats_gets_them_as_instructions(form: dict[str, Any], name: str, note: str) -> None:

@@ -23,7 +23,7 @@ from antiphon.translation.request.tools import UNNAMED, WEB_SEARCHES
 from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, rejected, sent
 
 _HOSTED: Final = ignored(
-    "Antiphon cannot run this hosted tool and drops it; with `tools.unavailable: refuse` it is a 400"
+    "Antiphon cannot run this hosted tool and drops it; with `tools.unavailable: refuse` the request gets a 400"
 )
 _NOT_HERE: Final = rejected("Antiphon cannot run this hosted tool")
 _REFUSED_TOOL: Final = rejected(
@@ -33,14 +33,14 @@ _SET_UP: Final = ignored(
     "Antiphon drops the tool (a 400 with `tools.unavailable: refuse`) unless the settings enable it"
 )
 _CHOSEN: Final = rejected("handled if the settings enable the tool")
-HOSTED_SUPPORT: Final = handled("runs here, between two turns of the model")
+HOSTED_SUPPORT: Final = handled("Antiphon runs the tool between two turns of the model")
 """The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
 _FUNCTION: Final = handled("the model gets a function; Antiphon returns its calls as items of the tool's type")
 _LATER: Final = handled(
     "a call without output gets a placeholder; when the output arrives, Antiphon repeats the call with it"
 )
 _IN_CHAT: Final = rejected("a field of Chat Completions; the error message names the field to use")
-_UNKNOWN: Final = ignored("with `strict` it is a 400")
+_UNKNOWN: Final = ignored("with `strict` the request gets a 400")
 
 
 def _parameter(name: str) -> Rule:
@@ -56,7 +56,7 @@ def _parameter(name: str) -> Rule:
 def _named_choice(profile: UpstreamProfile) -> Support:
     if profile.named_tool_choice == "native":
         return SENT
-    return handled("only that tool is shown, and a call is required")
+    return handled("Antiphon shows the model only the named tool, and requires a call")
 
 
 def _strict(profile: UpstreamProfile) -> Support:
@@ -64,29 +64,33 @@ def _strict(profile: UpstreamProfile) -> Support:
 
 
 def _images(profile: UpstreamProfile) -> Support:
-    return sent("`image_url`") if profile.images else rejected("this server takes text only")
+    return sent("`image_url`") if profile.images else rejected("the chat server accepts only text")
 
 
 def _file(profile: UpstreamProfile) -> Support:
     if profile.files == "part":
-        return sent("files that are text as text, others as a `file` part")
-    return handled("files that are text as text; others are a 400")
+        return sent("Antiphon sends text files as text, and other files as a `file` part")
+    return handled("Antiphon sends text files as text, and answers 400 for other files")
 
 
 def _file_url(profile: UpstreamProfile) -> Support:
-    return handled(f"fetched from public addresses only, then {_file(profile).note}")
+    return handled(f"Antiphon fetches the file from public addresses only, then {_file(profile).note}")
 
 
 def _file_by_id(profile: UpstreamProfile) -> Support:
-    return handled(f"read from `/v1/files`, then {_file(profile).note}")
+    return handled(f"Antiphon reads the file from `/v1/files`, then {_file(profile).note}")
 
 
 def _image_by_id(profile: UpstreamProfile) -> Support:
-    return handled("read from `/v1/files`, then a data URL") if profile.images else _images(profile)
+    return (
+        handled("Antiphon reads the image from `/v1/files`, and sends a data URL")
+        if profile.images
+        else _images(profile)
+    )
 
 
 def _audio(profile: UpstreamProfile) -> Support:
-    return SENT if profile.audio_input else rejected("this server takes no audio")
+    return SENT if profile.audio_input else rejected("the chat server accepts no audio")
 
 
 _NEVER_HERE: Final = ("image_generation", "computer", "computer_use_preview", "programmatic_tool_calling")
@@ -100,8 +104,10 @@ def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Fields": {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
-        "extra_body": handled("Antiphon treats its members as top-level fields, as SDKs send them"),
-        "any other field": ignored("`field_allow` sends it to the upstream; with `strict` it is a 400"),
+        "extra_body": handled("Antiphon treats the members of `extra_body` as top-level fields, as SDKs send them"),
+        "any other field": ignored(
+            "`field_allow` sends the field to the upstream; with `strict` the request gets a 400"
+        ),
         **dict.fromkeys(OF_CHAT, _IN_CHAT),
     },
     "Sampling, templates, guided decoding": {name: _parameter(name) for name in PARAMETERS},
@@ -115,7 +121,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tools.function.async": _LATER,
         "tools.function.output_schema": IGNORED,
         "tools.function.allowed_callers": ignored(
-            "Antiphon drops a tool whose callers lack `direct`, because it runs no programs"
+            "Antiphon runs no programs, so it drops a tool whose callers lack `direct`"
         ),
         "tools.custom": handled(
             "the model gets a function with one string parameter; Antiphon describes a grammar and does not enforce it"
@@ -152,13 +158,13 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         **{f"input.{name}": kind.support for name, kind in ITEMS.items() if kind.support is not None},
         "any other item": _UNKNOWN,
         "any other member of an item": ignored(
-            "with `strict` it is a 400; the model sees all members of items of hosted tools"
+            "with `strict` the request gets a 400; the model gets all members of items of hosted tools"
         ),
     },
     "Content parts": {
         "content.input_text": SENT,
         "content.output_text": SENT,
-        "content.refusal": sent("as text of the assistant"),
+        "content.refusal": sent("Antiphon sends the refusal as text of the assistant"),
         "content.input_image.image_url": _images,
         "content.input_image.file_id": _image_by_id,
         "content.input_file.file_data": _file,
@@ -185,6 +191,6 @@ def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | Non
     """Antiphon's treatment of this name with an upstream of this profile. `context_tokens` is the model's context size,
     if the settings contain it. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
-        return handled(f"the oldest turns beyond about {context_tokens} tokens are left out")
+        return handled(f"Antiphon drops the oldest turns beyond about {context_tokens} tokens")
     rule = _RULES[name]
     return rule if isinstance(rule, Support) else rule(profile)

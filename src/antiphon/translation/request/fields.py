@@ -143,22 +143,22 @@ def _max_output_tokens(profile: UpstreamProfile) -> Support:
 def _parallel(profile: UpstreamProfile) -> Support:
     if profile.parallel_tool_calls:
         return sent("with `false`, Antiphon also drops further calls if the model makes more than one")
-    return handled("with `false`, calls after the first are left out")
+    return handled("with `false`, Antiphon drops all tool calls after the first")
 
 
 def _json_schema(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "json_schema":
         return sent("`response_format`")
     if profile.structured_output == "json_object":
-        return handled("`json_object`, and the schema as an instruction")
-    return handled("the schema as an instruction")
+        return handled("Antiphon sends `json_object`, and the schema as an instruction to the model")
+    return handled("Antiphon sends the schema as an instruction to the model")
 
 
 def _json_object(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "off":
-        return handled("an instruction")
+        return handled("Antiphon sends an instruction to the model to write JSON")
     if not profile.json_object:
-        return handled("`json_schema` of any object, and an instruction")
+        return handled("Antiphon sends a `json_schema` that allows any object, and an instruction to write JSON")
     return sent("`response_format`, with a schema" if profile.json_object_schema else "`response_format`")
 
 
@@ -170,14 +170,14 @@ def _effort(profile: UpstreamProfile) -> Support:
     if not profile.reasoning_effort:
         return IGNORED
     known = profile.effort_values
-    return sent(f"the nearest of {', '.join(known)}" if known else "`reasoning_effort`")
+    return sent(f"the nearest value of {', '.join(known)}" if known else "`reasoning_effort`")
 
 
 _ROWS: Final = (
     Field("model", fate=sent("Antiphon replaces an alias by the upstream's name for the model"), template=True),
     Field("input", template=True),
-    Field("instructions", fate=sent("the system message"), template=True),
-    Field("previous_response_id", str, handled("Antiphon sends the stored turns again")),
+    Field("instructions", fate=sent("Antiphon sends the instructions as the system message"), template=True),
+    Field("previous_response_id", str, handled("Antiphon sends the stored turns to the model again")),
     Field("store", bool, handled("Antiphon stores the response"), echo=True),
     Field("stream", bool),
     Field(
@@ -194,7 +194,11 @@ _ROWS: Final = (
         echo=None,
         template=True,
     ),
-    Field("metadata", dict[str, str], handled("Antiphon stores and returns it, and does not send it to the upstream")),
+    Field(
+        "metadata",
+        dict[str, str],
+        handled("Antiphon stores and returns the metadata, and does not send them to the upstream"),
+    ),
     Field("temperature", float, least=0, most=2, forward=_always, echo=1.0, template=True),
     Field("top_p", float, least=0, most=1, forward=_always, echo=1.0, template=True),
     Field("presence_penalty", float, least=-2, most=2, forward=_with_penalties, echo=0.0, template=True),
@@ -254,7 +258,7 @@ _ROWS: Final = (
         "prompt_cache_options",
         PromptCacheOptions,
         {
-            "prewarm": handled("Antiphon returns an empty response at once, without a model call"),
+            "prewarm": handled("Antiphon returns an empty response immediately, without a model call"),
             "mode": IGNORED,
             "ttl": IGNORED,
             "comparison_response_id": IGNORED,
@@ -265,7 +269,7 @@ _ROWS: Final = (
         "context_management",
         list[ContextManagement],
         handled(
-            "the same model summarizes the history before it answers; without a number, `context_tokens` is the limit"
+            "the same model first summarizes a history that is too long; without a number `context_tokens` is the limit"
         ),
         template=True,
     ),
@@ -285,12 +289,14 @@ _ROWS: Final = (
     ),
     Field(
         "conversation",
-        fate=handled("Antiphon puts its items before the input, and adds each stored response that does not fail"),
+        fate=handled(
+            "Antiphon puts the conversation's items before the input, and adds each stored response that does not fail"
+        ),
     ),
     Field(
         "prompt",
         fate=handled(
-            "a template in `/v1/prompts`: its messages come first, and its fields apply like those of the request"
+            "names a template in `/v1/prompts`; its messages come first, and its fields apply as in a request"
         ),
     ),
     # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.
@@ -329,7 +335,7 @@ SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always
 _HOSTED: Final = ignored("handled if the settings enable the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 INCLUDES: Final[dict[str, Rule]] = {
-    ENCRYPTED: handled("Antiphon encrypts it with its own key"),
+    ENCRYPTED: handled("Antiphon encrypts the reasoning with a key of the gateway"),
     LOGPROBS: logprobs,
     "file_search_call.results": _HOSTED,
     "web_search_call.results": IGNORED,
