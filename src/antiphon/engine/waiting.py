@@ -129,7 +129,8 @@ async def apart(work: Callable[[], T]) -> T:
 async def to_the_end(work: Awaitable[T]) -> T:
     """Wait until bounded work ends, even if this task is cancelled meanwhile. Returns the work's result.
 
-    A cancellation is raised only after the work has succeeded. If the work fails, its error is raised instead.
+    If this task is cancelled, `to_the_end` raises `CancelledError` after the work has succeeded. If the work fails,
+    `to_the_end` raises the work's error instead.
     """
     task = asyncio.ensure_future(work)
     cancelled = False

@@ -40,8 +40,8 @@ class ChildOutput:
     """Forwards the output of all child processes of a generation."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` receives each line of Envoy. If `heard` returns True, it has passed the line to the sidecars, which
-        log the event themselves."""
+        """`heard` receives each line of Envoy. If `heard` returns True, the parent does not log the line, because
+        `heard` has passed the line to the sidecars, which log the event."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and colors_wanted()

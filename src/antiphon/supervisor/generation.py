@@ -350,13 +350,14 @@ class Generation:
                 await poll(self._admin.is_live, "Envoy")
 
     async def _measure(self) -> None:
-        """Query the workers until they end, because the metrics keep their counts after their end."""
+        """Query the workers for metrics until they end, because the parent reports a worker's last counts after the
+        worker's end."""
         while self._around.metrics is not None:
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _quiet(self, last: float) -> bool:
-        """Wait until Envoy has had no request for a while. Returns False after `last`."""
+        """Wait until Envoy has had no request for a while. Returns False if the time `last` comes first."""
         busy_at = self._clock()
         while self._clock() < busy_at + QUIET_SECONDS:
             if self._clock() > last:
@@ -393,7 +394,7 @@ class Generation:
         return await self._all_answered(last) and well
 
     async def _all_answered(self, last: float) -> bool:
-        """Wait until Envoy has sent the responses that the workers have finished. Returns False after `last`."""
+        """Wait until Envoy has sent all finished responses. Returns False if the time `last` comes first."""
         while await self.requests_in_flight():
             if self._clock() > last:
                 return False
@@ -401,8 +402,8 @@ class Generation:
         return True
 
     async def _drain_workers(self, last: float) -> bool:
-        """End the workers, which know their deadline. Kill a worker that does not end in time. Returns whether all
-        ended cleanly."""
+        """Send the workers SIGTERM. Each worker already knows its drain deadline. Kill a worker that does not end in
+        time. Returns whether all ended cleanly."""
         children = self._living()
         for child in children:
             child.signal(signal.SIGTERM)
@@ -441,7 +442,7 @@ class Generation:
             metrics.forget(f"{self.number} {process.name}", process.life + ended)
 
     def forget(self) -> None:
-        """Remove the shared memory that Envoy leaves for a next generation, because none follows."""
+        """Remove the shared memory that Envoy leaves for a next generation, because no generation follows."""
         if self._binary is not None:
             self._binary.forget()
 
@@ -450,7 +451,7 @@ class Generation:
         self.end_at(self._clock() + _STOP_SECONDS)
         children = [process.child for process in self.workers if process.child is not None]
         for child in children:
-            # SIGINT is sent before SIGTERM, because two different signals both arrive even at the same moment.
+            # Send SIGINT before SIGTERM, because the kernel may merge two equal signals.
             child.signal(signal.SIGINT)
         left = self._left()
         await asyncio.gather(*(child.stop(left) for child in children))

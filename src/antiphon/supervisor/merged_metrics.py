@@ -39,7 +39,7 @@ _COUNTED = ("counter", "histogram", "summary")
 class MergedMetrics:
     """Stores the last metrics of each process by name, where a name contains the generation's number. At any time only
     one process has a given name. A restart replaces that process, and `life` counts the processes that had the name.
-    After the end of a process its counts stay, and its gauges are dropped."""
+    When a process ends, the object keeps its counts and drops its gauges."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}

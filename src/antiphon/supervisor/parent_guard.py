@@ -4,9 +4,9 @@ The parent starts a program through this file: `python parent_guard.py PIPE SECO
 
 PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM, with the same
 process id, output and exit status. A small fork of this process watches the pipe. The fork notices the parent's end,
-even by SIGKILL, and kills the program SECONDS later. On Linux the program also gets a signal immediately: SIGTERM, or
-SIGKILL if SECONDS is 0. If SECONDS is 0, the program has no pipe and SIGTERM is blocked. This file uses only the
-standard library.
+even by SIGKILL, and kills the program SECONDS later. On Linux the kernel also sends the program a signal immediately:
+SIGTERM, or SIGKILL if SECONDS is 0. If SECONDS is 0, the program has no pipe and SIGTERM is blocked. This file uses
+only the standard library.
 """
 
 import os

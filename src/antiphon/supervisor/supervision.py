@@ -5,8 +5,8 @@ This module decides when a child is dead or hangs, how long to wait before a res
 
 Invariants: a child that does not answer is killed after at most `RestartPolicy.hung` seconds. The pause between two
 starts doubles with every quick death. The parent stops restarting a child after `RestartPolicy.deaths` quick deaths in
-a row. Before all processes were ready once, one death is enough. If the machine cannot start a child (for example, on a
-full disk), the parent tries again.
+a row. Until all processes have been ready once, the parent gives up at a child's first death. After that, if the
+machine cannot start a child (for example, because of a full disk), the parent retries.
 """
 
 from __future__ import annotations

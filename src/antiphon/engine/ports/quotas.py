@@ -111,8 +111,9 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
 
 
 class Wanted(Struct, frozen=True):
-    """A process asks for a part of a limit. It needs at least `need`, and would like `want`, which is at least
-    `need`. The counter asks for a warning at the grant with which the used and leased amount reaches `warn_at`."""
+    """A process's request for a lease of a limit. The process needs at least `need`, and prefers `want`, which is at
+    least `need`. The counter asks for a warning at the grant with which the used and leased amount reaches
+    `warn_at`."""
 
     limit: Limit
     need: int
@@ -124,9 +125,9 @@ class Grant(Struct, frozen=True):
     """The shared counter's answer. `amount` is 0 when less than `need` was free. A need of 0 only reads the counter.
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
-    limit `parallel_requests` has no period; `starts` and `ends` are 0. `used` is the settled amount, and `leased` the
-    amount that all processes hold, this grant included. `warn` is true for the one grant of a period that crossed the
-    share for a warning.
+    limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
+    the amount that all processes hold, this grant included. `warn` is true only for the grant with which the period's
+    amount reaches `Wanted.warn_at`.
     """
 
     amount: int
@@ -139,7 +140,7 @@ class Grant(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """What a process did with its part of a limit since its last report, in the period that began at `starts`.
+    """The usage of a process's lease since the last report, in the period that began at `starts`.
 
     `spent`: the amount to settle out of the lease. `back`: the unused amount that returns to the limit. `debt`: the
     amount to settle that no lease covers.
@@ -221,7 +222,8 @@ def _duration(seconds: float) -> str:
 
 
 class Reservation(Protocol):
-    """One request's part of all limits that apply to it. The runner takes the parts, and the observation closes it."""
+    """The amounts that one request reserves in all limits that apply to the request. The runner reserves them, and the
+    observer settles them."""
 
     caller: Caller
 
@@ -230,32 +232,33 @@ class Reservation(Protocol):
         """The `x-ratelimit-*` headers of the answer. Empty without a limit on requests or tokens per minute."""
 
     def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
-        """Reserve the request before its first model call, out of what this process holds. Returns False if that is
-        too little. The caller then calls `take`.
+        """Reserve the request's amounts from this process's leases, before the first model call. Returns False if the
+        leases are too small. The caller then calls `take`.
 
         `size`: the bytes of the request's body. `output`: the maximum of output tokens that the request allows.
         `background`: the request only queues a response, so it does not count as a parallel request.
         """
 
     def take(self) -> Awaitable[None]:
-        """Reserve the request of `take_now` by asking the shared counters. Raises `QuotaExceeded` and `Unavailable`."""
+        """Lease the missing amounts from the shared counters, and reserve the request of `take_now`. Raises
+        `QuotaExceeded` and `Unavailable`."""
 
     def add(self, size: int) -> None:
-        """Reserve tokens for `size` more bytes of history or files, as far as they are left in the leases."""
+        """Reserve tokens for `size` more bytes of history or files, at most the free tokens of each lease."""
 
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
-        """Settle the reservation by the usage of all model calls. A second call has no effect.
+        """Settle the reservation with the actual usage of all model calls. A second call has no effect.
 
         `output`: the output tokens among `tokens`. `cost`: in millionths. `queued`: the response is queued, so its
         estimate counts as used until the response ends.
         """
 
     def close_read(self, read: int, written: int) -> None:
-        """Settle a forwarded request by the input and output tokens of its answer. The cost is that of the request's
-        model."""
+        """Settle a forwarded request with the input and output tokens of its answer. The request's model gives the
+        price."""
 
     def close_as_estimated(self) -> None:
-        """Settle a forwarded request whose answer has no usage by its estimate."""
+        """Settle a forwarded request with its estimate, because the answer reports no usage."""
 
     def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
         """Settle an attempt of a background response, whose estimate was settled when it was queued. The parameters are
@@ -269,11 +272,12 @@ class QuotaCounters(Protocol):
         """Register a process under a new id."""
 
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
-        """Lease parts of these limits, in order. Returns None when the holder is not registered any more, because it
-        gave no sign of life for too long. Its leases were then settled as used."""
+        """Lease amounts of these limits, in order. Returns None when the holder is no longer registered, because its
+        heartbeat was too late. Its leases have then been settled as used."""
 
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:
-        """Settle and return parts of leases, and give a sign of life. Returns False like `grant` returns None."""
+        """Settle used amounts, return unused amounts, and record a heartbeat. Returns False when the holder is no
+        longer registered."""
 
     async def leave(self, holder: str) -> None:
-        """End a process that has reported all its usage, and return its leases."""
+        """Remove the registration of a process that has reported all its usage, and return its leases."""

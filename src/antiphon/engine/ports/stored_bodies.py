@@ -4,7 +4,8 @@ Lives here: the change of a status in a stored body. Also: the last events of a 
 of its output that the store keeps. Not here: when a response ends early (`engine/running/background.py`), SQL.
 
 The stream of a cancelled response ends with `response.failed`, which carries `status: cancelled` and no error. Neither
-OpenAI nor Open Responses has a separate event for a cancellation, and every client takes this event as the end.
+OpenAI nor Open Responses defines an event for a cancelled response, but every client ends its stream at
+`response.failed`.
 
 Invariant: an edit changes only the named fields of a stored body. Keys keep their order.
 """

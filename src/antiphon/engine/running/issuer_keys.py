@@ -1,10 +1,10 @@
-"""Holds the public keys of a token issuer that one process knows, and reads them again.
+"""Caches the public keys of a token issuer in one process, and downloads them again regularly.
 
-Lives here: when the keys are read, and what happens while the issuer does not answer. Not here: the request to the
+Lives here: the times of the downloads, and the behaviour while the issuer does not answer. Not here: the request to the
 issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token (`doors/token_check.py`).
 
-Invariants: two readings never overlap, and their starts are at least `PAUSE_SECONDS` apart. The last keys that were
-read stay in force while the issuer does not answer.
+Invariants: two downloads never overlap, and their starts are at least `PAUSE_SECONDS` apart. While the issuer does not
+answer, the process continues to use the last keys.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from antiphon.observability.outages import Outage
 from antiphon.upstream.issuer import IssuerUnread
 
 PAUSE_SECONDS: Final = 10.0
-"""Seconds between two readings at least, however many tokens name unknown keys."""
+"""The minimum number of seconds between two downloads, even if many tokens name unknown keys."""
 
 _log = structlog.get_logger(__name__)
 Keys = TypeVar("Keys")
 
 
 class IssuerKeys(Generic[Keys]):
-    """The keys of an issuer. `fetch` brings the key set as bytes, and raises `IssuerUnread`. `read` decodes it, and
-    raises `ValueError`."""
+    """The keys of an issuer. `fetch` downloads the key set as bytes, or raises `IssuerUnread`. `read` decodes these
+    bytes, or raises `ValueError`."""
 
     def __init__(
         self,
@@ -51,12 +51,13 @@ class IssuerKeys(Generic[Keys]):
 
     @property
     def keys(self) -> Keys | None:
-        """The keys that were read last; None before the first. The object changes only with the keys."""
+        """The keys of the last successful download, or None before the first. The property returns the same object
+        until the keys change."""
         return self._keys
 
     def read_soon(self) -> float:
-        """Ask for another reading. Returns the seconds until newer keys may be there; 0 if the keys in force are at
-        most `pause` seconds old, so that asking again would be of no use."""
+        """Request a download. Returns the seconds until newer keys may be available. If the current keys are at most
+        `pause` seconds old, request nothing and return 0."""
         now = asyncio.get_running_loop().time()
         if now < self._read_at + self._pause:
             return 0.0
@@ -64,12 +65,13 @@ class IssuerKeys(Generic[Keys]):
         return max(1.0, self._tried_at + self._pause - now)
 
     async def open(self) -> None:
-        """Read the keys once, and start to read them again. An issuer that does not answer does not stop the start."""
+        """Download the keys once, and start the task that downloads them again. The process starts even if the issuer
+        does not answer."""
         await self._try()
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def aclose(self) -> None:
-        """Stop reading."""
+        """Stop the task that downloads the keys."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -94,7 +96,8 @@ class IssuerKeys(Generic[Keys]):
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(max(0.0, self._tried_at + self._pause - clock()))
-            # After a failure the next attempt follows at once after the pause.
+            # After a failure, the next attempt starts when the pause ends. After a success, it starts on a request or
+            # after `refresh` seconds.
             if self._read_at == self._tried_at:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._tried_at + self._refresh):

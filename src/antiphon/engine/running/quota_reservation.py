@@ -1,7 +1,8 @@
-"""Reserves a request's part of its quotas before the first model call, and settles it by the usage at the end.
+"""Reserves a request's estimated usage in its quotas before the first model call, and settles the actual usage at the
+end.
 
-Lives here: the part of one limit that a process leases, and the parts of one request. Not here: leasing, refusing and
-reporting (`quotas.py`), which limits apply to a request (`engine/ports/quotas.py`).
+Lives here: the amount of one limit that a process leases, and the amounts that one request reserves. Not here: leasing,
+refusing and reporting (`quotas.py`), which limits apply to a request (`engine/ports/quotas.py`).
 
 Invariant: a request holds a reservation in all of its limits, or in none.
 """
@@ -26,11 +27,12 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Lease:
-    """This process's part of one limit in one period.
+    """The amount of one limit that this process leases in one period.
 
-    `left` is leased and free, and `reserved` belongs to the `users` requests in flight. `spent` and `debt` wait for the
-    next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in seconds of
-    `time.monotonic`. `counts` tells what a request needs of the limit (`Amounts`), and `shown` which headers show it.
+    `left` is the free amount of the lease. `reserved` belongs to the `users` requests in flight. `spent` (used from the
+    lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and leased amount of all
+    processes at the last grant. `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the
+    amount that this limit counts. `shown` selects the headers that show the limit.
     """
 
     __slots__ = (
@@ -71,7 +73,8 @@ class Lease:
 
 
 Amounts = tuple[int, int, int]
-"""What a request needs: 1 as a request, its tokens, and its cost in millionths. `Lease.counts` is an index of it."""
+"""The amounts that a request needs: 1 request, its tokens, and its cost in millionths. `Lease.counts` is an index into
+this tuple."""
 _REQUEST, _TOKENS, _COST = range(3)
 _COUNTS: Final[dict[Measure, int]] = {
     "parallel_requests": _REQUEST,
@@ -88,7 +91,7 @@ _SHOWN_FOR: Final[dict[Measure, int]] = {"requests_per_minute": 0, "tokens_per_m
 
 
 class QuotaReservation:
-    """One request's part of all limits that apply to it (`Reservation`)."""
+    """The amounts that one request reserves in all limits that apply to the request (`Reservation`)."""
 
     __slots__ = ("_background", "_closed", "_model", "_parts", "_quotas", "abandoned", "amounts", "caller", "leases")
 
@@ -103,7 +106,7 @@ class QuotaReservation:
         self.abandoned = False
         """Whether the request no longer waits for a grant."""
         self.leases: Sequence[Lease] = ()
-        """This process's parts of the limits that apply to the request, in their current periods."""
+        """This process's leases of the limits that apply to the request, in their current periods."""
 
     def take_now(self, model: str, *, size: int, output: int | None, background: bool = False) -> bool:
         """See `Reservation.take_now`."""
@@ -132,12 +135,12 @@ class QuotaReservation:
         self.leases = [lease for lease in leases if not lease.parallel] if self._background else leases
 
     def lacking(self) -> list[Lease]:
-        """The leases that have less left than the request needs."""
+        """The leases whose free amount is smaller than the amount that the request needs."""
         amounts = self.amounts
         return [lease for lease in self.leases if lease.left < amounts[lease.counts]]
 
     def reserve(self) -> None:
-        """Reserve as much as is left of what the request needs."""
+        """Reserve the needed amount in each lease, or the lease's free amount if that is smaller."""
         amounts, parts = self.amounts, self._parts
         for lease in self.leases:
             part = amounts[lease.counts]
@@ -150,7 +153,7 @@ class QuotaReservation:
             parts.append((lease, part))
 
     def add(self, size: int) -> None:
-        """Reserve tokens for `size` more bytes of history or files, as far as they are left in the leases."""
+        """Reserve tokens for `size` more bytes of history or files, at most the free tokens of each lease."""
         tokens = size // BYTES_PER_TOKEN
         for number, (lease, part) in enumerate(self._parts):
             if lease.counts == _TOKENS:
@@ -206,7 +209,8 @@ class QuotaReservation:
 
     @property
     def headers(self) -> Headers:
-        """The `x-ratelimit-*` headers of the answer. Each group is that of the limit with the least remaining."""
+        """The `x-ratelimit-*` headers of the answer. Each group of headers shows the limit with the smallest remaining
+        amount."""
         found: list[tuple[str, str]] = []
         for shown, (limit, remaining, reset) in enumerate(_SHOWN):
             least: Lease | None = None

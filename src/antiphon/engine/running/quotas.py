@@ -1,15 +1,15 @@
-"""Leases parts of the shared quotas to one process, and reports their use.
+"""Leases amounts of the shared quotas for one process, and reports the used amounts.
 
-Lives here: leasing more when a request does not fit, refusing it when nothing is free, and the task that reports to the
-shared counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a request
-(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
+Lives here: leasing more when a request does not fit, refusing the request when no amount is free, and the task that
+reports to the shared counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a
+request (`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
 
-A request that fits into the leases of its process needs no query. Otherwise the process leases more. The reports settle
-the usage, and return leases that no request needs.
+A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
+reports settle the usage, and return leases that no request needs.
 
-Invariants: without shadow mode and while the database works, no request begins that does not fit by its estimate. A
-process that is killed leaves its leases behind, which `QuotaStore.sweep` settles as used. A request waits at most
-`GRANT_SECONDS` for the database, and a process asks a database that failed once a second.
+Invariants: without shadow mode and while the database works, no request begins that does not fit by its estimate.
+`QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for the
+database. A process retries a failed database once a second.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from antiphon.observability.outages import Outage
 GRANT_SECONDS: Final = 5.0
 """Seconds that a request waits for the database. A shorter time would let requests of a busy machine exceed limits."""
 HEARTBEAT: Final = 10.0
-"""Seconds between two signs of life of a process that holds leases."""
+"""Seconds between two heartbeats of a process that holds leases."""
 DEAD_AFTER: Final = 30.0
-"""Seconds without a sign of life after which the leases of a process are settled as used."""
+"""Seconds without a heartbeat after which the leases of a process are settled as used."""
 _TRY_AGAIN: Final = 1.0
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
@@ -140,18 +140,18 @@ class Quotas:
         key = (limit.subject, limit.measure)
         found = self._leases.get(key)
         if found is None or monotonic() >= found.ends:
-            # What the old lease held belongs to a period that is over. The next grant sets all of it to zero.
+            # The amounts of the old lease belong to a period that is over. The next grant resets them to zero.
             found = self._leases[key] = Lease(limit)
         return found
 
     def _forget(self) -> None:
-        """Begin with empty leases."""
+        """Drop all leases of this process, and the cached lists of leases."""
         self._leases.clear()
         self._plans.clear()
 
     def estimate(self, model: str, size: int, output: int | None, *, steady: bool) -> tuple[int, int]:
-        """The tokens to reserve for a request, and their cost in millionths. `steady`: without the average of the
-        model's answers, so that a later call returns the same."""
+        """The tokens to reserve for a request, and their cost in millionths. `steady`: ignore the average length of the
+        model's answers, so that a later call returns the same estimate."""
         read = size // BYTES_PER_TOKEN
         expected = self._expected if steady else round(self._averages.get(model, self._expected))
         written = output if output is not None else expected
@@ -165,13 +165,14 @@ class Quotas:
         self._averages[model] = output if before is None else before + (output - before) / 16
 
     def changed(self, *, soon: bool = False) -> None:
-        """Report within `seconds`, or `soon`, because another process may need the slot of a parallel request."""
+        """Schedule a report within `seconds`. If `soon`, report earlier, because another process may need the slot of a
+        parallel request."""
         self._dirty.set()
         if soon:
             self._soon.set()
 
     async def fill(self, reservation: QuotaReservation) -> None:
-        """Lease the amounts that the reservation lacks, and reserve. Raises `QuotaExceeded` and `Unavailable`."""
+        """Lease the amounts that the reservation lacks, and reserve them. Raises `QuotaExceeded` and `Unavailable`."""
         for tries in range(_PARALLEL_TRIES):
             try:
                 await self._fill_in_time(reservation)
@@ -185,12 +186,12 @@ class Quotas:
 
     async def _fill_in_time(self, reservation: QuotaReservation) -> None:
         if self._failing and self._lock.locked():
-            # One request finds out whether the database works again. The others do not wait for it.
+            # One request checks whether the database works again. The other requests do not wait for the database.
             self._without(reservation)
             reservation.reserve()
             return
         task = asyncio.get_running_loop().create_task(self._fill(reservation))
-        # The grant goes on if the request ends, because its outcome changes the leases of this process.
+        # The grant continues if the request ends, because the grant changes the leases of this process.
         self._grants.add(task)
         task.add_done_callback(self._grants.discard)
         try:
@@ -235,8 +236,8 @@ class Quotas:
     async def _lease_more(
         self, reservation: QuotaReservation, lacking: Sequence[Lease]
     ) -> list[tuple[Limit, Grant | None]]:
-        """Lease more of these limits. Returns the limits that granted nothing. While the database fails, returns
-        nothing, and later calls fail at once."""
+        """Lease more of these limits. Returns the limits that granted nothing. If the database fails, the method
+        returns an empty list, and later calls fail immediately."""
         amounts, share = reservation.amounts, self._warn_share
         wanted = [_wanted(lease.limit, amounts[lease.counts] - lease.left, share) for lease in lacking]
         try:
@@ -248,7 +249,7 @@ class Quotas:
             self._fail(str(error))
             return []
         self._recovered()
-        # The grants may begin a period, or end at another time than the plans know.
+        # The grants may begin a new period, so the cached lists of leases (`_plans`) may be out of date.
         self._plans.clear()
         self._dirty.set()
         refused: list[tuple[Limit, Grant | None]] = []
@@ -274,7 +275,8 @@ class Quotas:
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
-        """Take a new id. Another process has settled the leases of the old id, unless `keep` is true."""
+        """Register this process under a new id. Unless `keep` is true, drop its leases, because another process has
+        settled the leases of the old id."""
         if not keep:
             self._forget()
         holder = self._new_id("process")
@@ -282,7 +284,7 @@ class Quotas:
         self._holder = holder
 
     def _refuse(self, reservation: QuotaReservation, refused: Sequence[tuple[Limit, Grant | None]]) -> None:
-        """Raise the error of the first refused limit. In shadow mode, log it instead."""
+        """Raise `QuotaExceeded` for the first refused limit. In shadow mode, log the refusal instead."""
         if not refused:
             self._without(reservation)
             return
@@ -290,7 +292,7 @@ class Quotas:
         lease = self._lease(limit)
         need = reservation.amounts[lease.counts]
         own = lease.left + lease.reserved + lease.spent
-        # The request would fit if no other process held a part of the limit.
+        # The request would fit if no other process held a lease of the limit.
         early = grant is not None and grant.used + own + need <= limit.amount
         if self.shadow:
             self._refused(limit.kind, limit.measure, "shadow")
@@ -347,8 +349,8 @@ class Quotas:
                 await asyncio.sleep(self._seconds)
 
     async def flush(self) -> bool:
-        """Report all leases that have something to report, and return the idle ones. Returns False when the database
-        fails; the report then waits."""
+        """Report the used amounts of all leases, and return the idle leases. Returns False when the database fails. A
+        later call retries the report, unless the report's outcome is unknown."""
         taken: list[tuple[Lease, Report]] = []
         unknown: list[Lease] = []
         for key, lease in list(self._leases.items()):
@@ -360,7 +362,7 @@ class Quotas:
             back = lease.left if lease.idle or lease.limit.measure == "parallel_requests" else 0
             lease.idle = True
             if lease.left:
-                # The next report returns what no request has needed until then.
+                # If no request uses this lease until the next report, that report returns its free amount.
                 self._dirty.set()
             if lease.starts == -1 and lease.debt:
                 unknown.append(lease)
@@ -383,7 +385,7 @@ class Quotas:
         except StoreError as error:
             self._fail(str(error))
             if error.reason == "unknown":
-                # A second report could settle the usage twice.
+                # The outcome of the report is unknown. A second report could settle the usage twice.
                 _log.warning("quota_report_unknown", cause=str(error), reports=len(taken))
                 return False
             for lease, report in taken:
@@ -397,7 +399,8 @@ class Quotas:
 
 def _wanted(limit: Limit, need: int, warn_share: float) -> Wanted:
     need = max(1, need)
-    # A slot for a parallel request is leased when a request needs it, because other processes may need the others.
+    # Lease only the slots for parallel requests that this request needs, because other processes may need the other
+    # slots.
     want = need if limit.measure == "parallel_requests" else max(need, limit.amount // _CHUNKS)
     return Wanted(limit, need, want, int(limit.amount * warn_share))
 
