@@ -144,8 +144,8 @@ class StopSignals:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
-        """SIGHUP sets this event, which means that the settings must be read again. A worker ignores this event,
-        because its parent reads the settings."""
+        """SIGHUP sets this event, so that the process reads its settings again. A worker ignores this event, because
+        its parent reads the settings."""
         self.replaced = False
         """Whether another process has replaced this one."""
         self._terminal = on_terminal()

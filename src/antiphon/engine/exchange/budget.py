@@ -147,13 +147,14 @@ class Hold:
             raise self.refusal
 
     def add(self, size: int) -> None:
-        """Charge `size` more bytes or requests to the budget. Raises like `check` when they do not fit."""
+        """Charge `size` more bytes or requests to the budget. Raises the errors of `check` when the size does not
+        fit."""
         self.check(size)
         self._budget.take(self._owner, size)
         self.size += size
 
     def close(self) -> None:
-        """Return this request's part to the budget. A second call has no effect."""
+        """Release this request's reservation. A second call has no effect."""
         size, self.size = self.size, 0
         self._budget.give(self._owner, size)
 

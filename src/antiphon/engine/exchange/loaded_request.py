@@ -130,8 +130,8 @@ def _store_nothing(request: CreateResponse) -> None:
 
 
 class LoadedRequest:
-    """A request, and the stored objects that the request refers to. The caller calls `begin`, and then passes the
-    answer to each `LoadContext` action to `receive_context`.
+    """A request, and the stored objects that the request refers to. Call `begin` first. Then pass the answer to each
+    `LoadContext` action to `receive_context`.
 
     After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
     run in this request, or in the background job that this request creates.

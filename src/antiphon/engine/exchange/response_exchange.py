@@ -129,7 +129,7 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """If False, skip the model call and return a complete but empty answer. A WebSocket client requests it as a
+        """If False, skip the model call and return a complete but empty answer. A WebSocket client requests this as a
         prewarm."""
         self.error_events = True
         """If False, omit the `error` event before `response.failed`. On a WebSocket, an `error` event ends the turn."""

@@ -46,8 +46,8 @@ class RunningTools(Phase):
         self._had_sent = False
 
     def begin(self) -> bool:
-        """Request the preparation of the tools. Returns False if the response has no hosted tools, or they are already
-        prepared."""
+        """Request the preparation of the tools. Returns False if the response has no hosted tools, or has already
+        prepared its tools."""
         core, loaded = self.core, self._loaded
         if loaded.prepared is not None:
             return False

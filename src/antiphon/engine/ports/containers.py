@@ -97,7 +97,8 @@ class ContainerHead(Struct):
     memory: int
     runs: int = 0
     process: str = ""
-    """The process that ran code last. Only its interpreter has the variables. `runs` counts all runs."""
+    """The process that last ran code in the container. Only this process's interpreter has the variables of earlier
+    runs. `runs` counts all runs."""
     machine: str = ""
     """The machine that has the current files. An empty string means the machine that has the row."""
 
@@ -164,15 +165,17 @@ class ContainerRows(Leased, Protocol):
         """Return the owner's container, or None. Without `owner`, return any owner's container, even an expired one."""
 
     async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
-        """Return containers of one or all owners, oldest first. `expired` selects only expired or unexpired ones."""
+        """Return containers of one or all owners, oldest first. `expired` selects only expired or only unexpired
+        containers."""
 
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
-        """Take a lease on the owner's container and set its last use to now. Returns None if there is none.
+        """Take a lease on the owner's container and set its last use to now. Returns None if the owner has no such
+        container.
 
-        A caller that deletes containers passes no `owner`. Then the lease may be on any owner's container. With
-        `expired`, only an expired container is leased. Raises `ContainerInUse`.
+        A caller that deletes containers passes no `owner`. Without `owner`, the method leases any owner's container.
+        With `expired`, only an expired container is leased. Raises `ContainerInUse`.
         """
 
     async def put_back(
@@ -188,7 +191,8 @@ class ContainerRows(Leased, Protocol):
         """Release the lease, if `holder` has it. The row does not change."""
 
     async def give(self, row: ContainerRow, holder: str, owner: str) -> None:
-        """Change the owner of the container, which `holder` holds. The row's last use stays. Raises `ContainerLost`."""
+        """Change the owner of the container, which `holder` holds. The container's time of last use does not change.
+        Raises `ContainerLost`."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """Delete the container. The sweep deletes its snapshots later. Raises `ContainerLost`."""

@@ -25,8 +25,8 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 class HostedTool:
     """One entry of the request's `tools` that the sidecar runs. `declaration` is its JSON object, including secrets.
 
-    `earlier` is the id of the container in which code of this conversation ran last. `searchable` holds the
-    declarations of the request's deferred tools, among which the tool `tool_search` searches.
+    `earlier` is the id of the container in which the code interpreter last ran code for this conversation. `searchable`
+    holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.
     """
 
     index: int
@@ -92,4 +92,4 @@ class ToolRunner(Protocol):
         """Check the declarations and return the prepared tools. The client gets a returned `ApiError` as the answer."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the tool's limits. Raises nothing but the cancellation of its task."""
+        """Run one call within the tool's limits. Raises no error except `CancelledError`."""

@@ -31,7 +31,8 @@ from antiphon.errors import ApiError, InvalidRequest
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
 APPROVALS = "approval\t"
-"""The prefix of the keys of answered approvals. The tab is not printable, so no client can send such a key."""
+"""The prefix of the keys of answered approvals. The prefix contains a tab. `read_key` accepts only printable
+characters, so no client can send such a key."""
 CALLS = "calls\t"
 """The prefix of the keys of responses that have claimed tool calls. The response's id follows the prefix."""
 KEEP_APPROVALS = 366 * 86_400.0

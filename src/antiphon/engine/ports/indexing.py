@@ -91,7 +91,8 @@ class Ingestion(Protocol):
         """Write these chunks. The first chunk gets the index `first` in the file."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
-        """Mark the file as completed, so that searches find it. `model` made its vectors, or is None."""
+        """Mark the file as completed, so that searches find it. `model` is the embedding model of its vectors, or
+        None."""
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
         """Mark the file as failed."""
@@ -142,7 +143,8 @@ class ChunkIndex(Protocol):
         """
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """Return these chunks with text and file (`score` 0). Omits deleted chunks and those of other stores."""
+        """Return these chunks with text and file (`score` 0). The result omits deleted chunks and chunks of other
+        stores."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Set the last use of these vector stores to the current time, precise to a minute."""

@@ -67,21 +67,24 @@ class OwnerData(Protocol):
         """
 
     async def obstacles(self, old: str, new: str) -> list[str]:
-        """Why `move` refuses to move the data of `old` to `new` now, one sentence each. Empty: `move` can begin.
+        """Return the reasons why `move` refuses to move the data of `old` to `new` now, one sentence each. If the list
+        is empty, `move` can begin.
 
         Ids that both owners have are an obstacle, because clients may choose ids. Work in progress is an obstacle,
         because a running request stores its result for the owner that it began with.
         """
 
     def move(self, old: str, new: str) -> AsyncGenerator[str]:
-        """Give everything of `old` to `new`, except containers. Yields the kind after each unit of work.
+        """Move all data of the owner `old` to the owner `new`, except containers. Yields the kind after each unit of
+        work.
 
         A unit is one transaction. After an interruption a second call moves the rest. Raises `NotMovable` before the
         first unit if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.
         """
 
     async def vacuum(self) -> list[Shrunk]:
-        """Return the databases' unused space to the disk. Other writers wait until the vacuum ends."""
+        """Return the unused space in the database files to the file system. Other writers wait until the vacuum
+        ends."""
 
     async def aclose(self) -> None:
         """Close the databases."""

@@ -4,8 +4,8 @@ Lives here: the values and the port. Not here: the task that polls (`engine/runn
 claim jobs (`engine/running/workers.py`), how a store receives notifications (`stores/`).
 
 A process polls the store at the rate that the store gives (`Pace`). A store that gets notifications from the other
-processes allows slow polling. A process only polls earlier because of a notification. A
-notification may be duplicated, late, spurious or lost.
+processes allows slow polling. The only effect of a notification is an earlier poll. A notification may be duplicated,
+late, spurious or lost.
 
 Invariant: a process that only polls, at the current `Pace`, misses no event, job or end of a response.
 """
@@ -24,7 +24,7 @@ class Pace:
     """How often a process polls the store, in seconds.
 
     `look` is the time between two polls of the streams and jobs of this process. `claim` is the time between two claims
-    of a worker with free slots. It grows to `claim_most` while there are no jobs.
+    of a worker with free slots. The time between claims grows to `claim_most` while there are no jobs.
     """
 
     look: float

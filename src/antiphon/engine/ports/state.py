@@ -100,7 +100,8 @@ class History(Protocol):
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items in one transaction. The call ends in bounded time.
 
-        After an error the response is not stored. The store undoes a write that takes effect after the error.
+        After an error the response is not stored. If the write takes effect after the error, the store rolls the write
+        back.
 
         With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
         belongs to another owner raises `StoreError`.
@@ -140,9 +141,9 @@ class Leased(Protocol):
 class PromptChange:
     """A change of a prompt.
 
-    A set `body` creates a new version. This version becomes the default unless `make_default` is False. With an
-    `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only if
-    `renamed`. With a `metadata` of None, the metadata stays as it is.
+    If `body` is set, the change creates a new version. This version becomes the default unless `make_default` is False.
+    With an `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only
+    if `renamed`. With a `metadata` of None, the metadata stays as it is.
     """
 
     body: bytes | None = None
@@ -159,7 +160,7 @@ class FileFetcher(Protocol):
     async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
         """Fetch every URL's file. A URL that fails maps to an error for the client (a 400 without `param`).
 
-        One call fetches all URLs of a request, because the limits apply to them together.
+        One call fetches all URLs of a request, because the limits apply to the sum of all files of a request.
         """
 
 
@@ -181,7 +182,8 @@ class DoorWatch(Protocol):
 
 
 class Upstream(Protocol):
-    """Makes model calls. One call is one `async with`. An early exit from the block aborts the call immediately."""
+    """Makes model calls. The caller makes one call with one `async with` block. An early exit from the block aborts the
+    call immediately."""
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
         """Send the request and wait for the answer's head. Raises `UpstreamCallFailed` when no head arrives."""

@@ -141,7 +141,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StoreChanges:
-    """A change of a vector store. None leaves a field as it is. `clear_expiry` removes the expiry."""
+    """A change of a vector store. A field that is None does not change. `clear_expiry` removes the expiry."""
 
     name: str | None = None
     metadata: bytes | None = None

@@ -1,15 +1,15 @@
 """Gives the data of a bare token to the named owner of the same token's key.
 
-Lives here: the keys that this process has seen, and the task that moves data. Not here: the move itself
+Lives here: the client keys that this process has seen, and the task that moves data. Not here: the move in the database
 (`stores/owner_moves.py`), the hash of a token (`doors/owners.py`), the command for other moves
 (`commands/admin/owners.py`).
 
-Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator then gives the
-token a named owner, only a request with the token reveals the hash. So the first such request of a process starts the
-adoption. Requests do not wait for it.
+Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator later gives the
+token a named owner, only a request with the token reveals the hash. So a process starts the move at its first request
+with the token. Requests do not wait for the move.
 
-Invariants: a move runs at most once at a time per process. A failed move leaves one log line with its cause, and the
-task tries again. The queue holds at most `MOST` keys.
+Invariants: each process runs at most one move at a time. The task writes one log line with the cause of a failed move,
+and retries the move. The queue holds at most `MOST` keys.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _log = structlog.get_logger(__name__)
 class Adoption:
     """Moves data in one process. The caller calls `start` and `aclose`.
 
-    `has_data` tells whether an owner has stored data. `move` gives the data of the first owner to the second one, and
-    raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.
+    `has_data` returns whether an owner has stored data. `move` moves the data of the first owner to the second owner.
+    `move` raises `NotMovable` or `StoreError`. `retry`: the seconds between two attempts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Adoption:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
-        """Stop the task. An interrupted move goes on when a process sees the token again."""
+        """Stop the task. An interrupted move continues when a process next gets a request with the token."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

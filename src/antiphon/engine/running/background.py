@@ -1,13 +1,14 @@
 """Queues, cancels and ends background responses, whichever process runs them.
 
-Lives here: the operations that any process can perform on a background response. Not here: running one (`workers.py`),
-reading its stream (`followers.py`), the form of a stored body (`engine/ports/stored_bodies.py`), SQL.
+Lives here: the operations that any process can perform on a background response. Not here: running a background
+response (`workers.py`), reading its stream (`followers.py`), the form of a stored body
+(`engine/ports/stored_bodies.py`), SQL.
 
 A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
 of a second that its job is deleted, and aborts the model call. Events that the worker has not written yet are lost.
 
-Invariant: an ended response never changes. When a cancellation and an end happen concurrently, one of the two wins, and
-both callers see the same final status.
+Invariant: an ended response never changes. When a cancellation and an end happen concurrently, only the first
+transaction takes effect, and both callers see the same final status.
 """
 
 from __future__ import annotations

@@ -45,12 +45,14 @@ class SocketMemory:
         self._memories: OrderedDict[ConnectionMemory, None] = OrderedDict()
 
     def used_by(self, memory: ConnectionMemory) -> None:
-        """Mark this connection as the most recently used. All other connections then forget their responses first."""
+        """Mark this connection as the most recently used. When the memory is full, all other connections forget their
+        responses before this connection does."""
         self._memories[memory] = None
         self._memories.move_to_end(memory)
 
     def take(self, size: int, memory: ConnectionMemory | None = None) -> bool:
-        """Reserve `size` bytes. The least recently used other connections make room. Returns False if that fails."""
+        """Reserve `size` bytes. If the memory is full, the least recently used other connections forget their
+        responses. Returns False if too little memory becomes free."""
         while self.used + size > self.limit:
             idlest = next((one for one in self._memories if one is not memory), None)
             if idlest is None:

@@ -115,7 +115,7 @@ class HeldKeys:
         self._store = store
         self._leases = leases
         self._process = secrets.token_hex(16)
-        """The unique name of this process in its claims."""
+        """The unique name under which this process writes claims to the store."""
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
         """Maps the id of each running response that uses approvals to its owner."""

@@ -1,8 +1,8 @@
 """Leases amounts of the shared quotas for one process, and reports the used amounts.
 
-Lives here: leasing more when a request does not fit, refusing the request when no amount is free, and the task that
-reports to the shared counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a
-request (`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
+Lives here: leasing more when a request does not fit, refusing it when no amount is free, and reporting to the shared
+counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a request
+(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.

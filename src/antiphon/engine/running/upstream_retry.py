@@ -1,4 +1,4 @@
-"""Retries model calls of background responses while their upstream cannot be reached.
+"""Retries model calls of background responses while the upstream is unreachable.
 
 Lives here: the retries of a background response's model call. Not here: model calls for which a client waits, because
 they fail immediately.
@@ -63,7 +63,7 @@ class PatientUpstream:
         self._metrics = metrics
         self._response_id = response_id
         self.failed_at: float | None = None
-        """The event loop time at which a call failed in transport after all retries. None: no call failed so."""
+        """The event loop time at which a call failed in transport after all retries. None: no call has failed."""
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:

@@ -5,9 +5,9 @@ Lives here: the `UsageLedger` of a process. Not here: the stored sums (`stores/o
 A write for each call would double the cost of an unstored response, so the recorder writes many calls as one sum. A
 process that is killed loses the usage of its last second.
 
-Invariants: `note` never waits. The recorder retries a sum whose write failed. It never writes a sum twice, so it drops
-a sum whose write has an unknown outcome. At most `most` sums are queued. The usage of a call beyond this limit is
-logged and dropped.
+Invariants: `note` never waits. The recorder retries a sum whose write failed. The recorder never writes a sum twice, so
+the recorder drops a sum whose write has an unknown outcome. At most `most` sums are queued. The usage of a call beyond
+this limit is logged and dropped.
 """
 
 from __future__ import annotations
