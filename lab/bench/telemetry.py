@@ -34,7 +34,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from antiphon.app.build import App, build
 from antiphon.app.quotas import make_quotas
 from antiphon.config.processes import TracingSettings
-from antiphon.config.quotas import QuotaLimits, QuotaSettings
+from antiphon.config.quotas import QuotaSettings, StorageLimits
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.engine.ports.callers import Caller
@@ -104,7 +104,7 @@ class _Variant:
 def _quotas(app: App) -> Quotas:
     """Quotas with every kind of limit for each owner, none of which is reached."""
     far = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "tokens_per_month"), 10**9)
-    limits = QuotaLimits(**far, cost_per_month=1e6, parallel_requests=1000)
+    limits = StorageLimits(**far, cost_per_month=1e6, parallel_requests=1000)
     quotas = make_quotas(
         QuotaSettings(each_owner=limits), app.stores.quotas, lambda _: None, app.context.telemetry.metrics
     )

@@ -81,7 +81,7 @@ def _amounts(limits: QuotaLimits) -> Amounts:
     """The limits that are set, by measure. Cost is in millionths of the currency."""
     found: dict[str, int] = {}
     for name in (*MEASURES, *STOCKS):
-        value = getattr(limits, name)
+        value = getattr(limits, name, None)
         if value is not None:
             found[name] = round(value * 1_000_000) if name == "cost_per_month" else value
     return {name: found[name] for name in (*MEASURES, *STOCKS) if name in found}

@@ -32,38 +32,35 @@ class QuotaLimits(Section):
     parallel_requests: int | None = Field(default=None, ge=0, le=1_000_000)
     """Maximum number of requests of the owner, key, team or model that are in flight at one time, in all processes
     together. Background responses do not count toward this limit."""
-    stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of the stored responses and conversations of an owner or team. A key or model cannot have
-    this limit."""
-    file_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of the files of an owner or team. Each file counts as at least 4096 bytes. A key or model
-    cannot have this limit."""
-    vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
-    """Maximum number of chunks in the vector stores of an owner or team. A key or model cannot have this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
         """These limits, with the limits of `each` for those that are not set here."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
-def _check_no_storage(where: str, limits: QuotaLimits) -> None:
-    for name in ("stored_bytes", "file_bytes", "vector_chunks"):
-        if getattr(limits, name) is not None:
-            raise ValueError(f"{where}.{name}: stored data belongs to an owner; set it for owners or teams")
+class StorageLimits(QuotaLimits):
+    """The limits of one owner or team, with limits of stored data."""
+
+    stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    """Maximum number of bytes of stored responses and conversations."""
+    file_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    """Maximum number of bytes of files. Each file counts as at least 4096 bytes."""
+    vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
+    """Maximum number of chunks in vector stores."""
 
 
 class QuotaSettings(Section):
     """Limits on requests, tokens and cost. All processes that share a state share the counters. A request must fit into
     every limit that applies to it: those of its key, its owner, its team and its model."""
 
-    each_owner: QuotaLimits = QuotaLimits()
+    each_owner: StorageLimits = StorageLimits()
     each_key: QuotaLimits = QuotaLimits()
-    each_team: QuotaLimits = QuotaLimits()
-    owners: dict[str, QuotaLimits] = Field(default_factory=dict)
+    each_team: StorageLimits = StorageLimits()
+    owners: dict[str, StorageLimits] = Field(default_factory=dict)
     """Limits of single owners, by the owner's name, or by the owner id as in the database."""
     keys: dict[str, QuotaLimits] = Field(default_factory=dict)
     """Limits of single managed keys, by the key's id (`key_…`)."""
-    teams: dict[str, QuotaLimits] = Field(default_factory=dict)
+    teams: dict[str, StorageLimits] = Field(default_factory=dict)
     """Limits of single teams, by name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
     """Limits of models for all callers together, by name or glob (`qwen*`). An exact name applies before a glob, and an
@@ -81,12 +78,8 @@ class QuotaSettings(Section):
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
-        for name, limits in self.models.items():
-            if not name:
-                raise ValueError("models: an entry has an empty name: use the model's name, or '*' for all models")
-            _check_no_storage(f"models.{name}", limits)
-        for name, limits in (("each_key", self.each_key), *((f"keys.{key}", one) for key, one in self.keys.items())):
-            _check_no_storage(name, limits)
+        if "" in self.models:
+            raise ValueError("models: an entry has an empty name: use the model's name, or '*' for all models")
         return self
 
     @property

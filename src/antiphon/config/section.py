@@ -58,14 +58,16 @@ class Section(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """The descriptions of a section's settings, by the setting's name. A description is the string below the field."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(node, ast.ClassDef)
+    """The descriptions of a section's settings, by the setting's name, including inherited settings. A description is
+    the string below the field."""
     found = {}
-    for field, below in pairwise(node.body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = inspect.cleandoc(text)
+    for above in reversed([one for one in model.__mro__ if issubclass(one, BaseModel) and one is not BaseModel]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(above))).body
+        assert isinstance(node, ast.ClassDef)
+        for field, below in pairwise(node.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
     return found
 
 
