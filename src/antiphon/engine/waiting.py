@@ -9,7 +9,7 @@ Other requests then wait for about a millisecond at a time instead of tens of mi
 
 Each type of work has a separate pool, so that one type cannot exhaust the threads of another. A disk that does not
 respond, code that hangs and a slow name server block only the threads of their own pool. Only libraries use the event
-loop's default executor. They resolve upstreams' host names in it.
+loop's default executor, to resolve the host names of upstreams.
 
 Invariants: A caller of `apart` continues only after the work has ended, even if the caller is cancelled meanwhile. So
 no other task touches the data that the thread works on. A request that waits for a thread of a pool gets a thread or a

@@ -52,7 +52,7 @@ class ChildOutput:
         """The names of the workers that reported that they listen. Before a restart, the worker's name is removed from
         this set."""
         self.cut = 0
-        """The number of requests that workers reported as cut at their end."""
+        """The number of requests that workers cut off when they ended, as the workers reported."""
 
     def take(self, name: str, line: str) -> None:
         """Forward one line of a child, unless the line is one of the three kinds that the module's docstring names."""

@@ -118,7 +118,7 @@ def hears_hangup() -> bool:
 
 
 def on_terminal() -> bool:
-    """Whether standard input is an open terminal. A terminal that closes also sends SIGHUP, which then means that the
+    """Whether standard input is an open terminal. If so, SIGHUP may mean that the terminal was closed, and the
     process must end."""
     try:
         termios.tcgetattr(0)
@@ -277,8 +277,8 @@ class StopSignals:
 
 
 def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """End this process by force after `seconds`, unless it has ended before. A thread that never ends would otherwise
-    delay the end."""
+    """End this process by force after `seconds`, unless the process has already ended. Without this limit, a thread
+    that never ends would keep the process alive."""
     # A daemon thread runs while the interpreter waits for other threads.
     timer = threading.Timer(seconds, _end_by_force, (loop,))
     timer.daemon = True

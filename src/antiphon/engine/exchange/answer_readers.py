@@ -126,7 +126,7 @@ class ChatBodyReader(ChatReader):
         # is a valid answer.
         self._builder.start()
         if body.lstrip()[:1] in (b"d", b":", b"e") and (b"data:" in body[:4096]):
-            # The upstream sent an event stream, but without the content type `text/event-stream`.
+            # The body is an event stream, although the upstream did not send the content type `text/event-stream`.
             self._chat.receive_data(body)
         else:
             self._chat.receive_completion(body)

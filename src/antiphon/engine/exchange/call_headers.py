@@ -41,7 +41,7 @@ _WIRE_HEADERS: Final = frozenset(
 def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
     """The headers of a model call: `content-type` and `accept` of the call, and the client's allowed headers.
 
-    `traced` has the trace headers for this call, if any. They replace the client's trace headers.
+    The trace headers in `traced`, if any, replace the client's trace headers.
     """
     allowed = route.headers | _ALWAYS_PASSED
     accept = "text/event-stream" if stream else "application/json"

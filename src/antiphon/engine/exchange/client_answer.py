@@ -110,8 +110,8 @@ class Answering:
         return ((UPSTREAM_HEADER, self.answered_by),) if self.answered_by else ()
 
     def _ignored_header(self) -> Headers:
-        """The header that lists the request fields without effect, in at most 1 KB. No header if every field has an
-        effect."""
+        """The header that lists the request fields without effect, in at most 1 KB. Returns no header if every
+        field has an effect."""
         if not self.ignored:
             return ()
         names = ", ".join(_token(name) for name in self.ignored[:_LONGEST_IGNORED])

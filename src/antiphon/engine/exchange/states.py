@@ -79,7 +79,7 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.CANCEL: _DONE,
     },
     State.CONTEXT: {
-        # CONTEXT again: the loaded prompt or history may refer to further items or files.
+        # The exchange may stay in CONTEXT, because the loaded prompt or history may refer to further items or files.
         Input.CONTEXT: frozenset({State.CONTEXT, State.PREPARING, State.CALLING, *_OVER}),
         **_AT_ONCE_OR_QUEUED,
         Input.LIMIT: frozenset({State.CONTEXT}),
@@ -87,7 +87,7 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     },
     # Hosted tools return the functions that the model may call.
     State.PREPARING: {
-        # RUNNING: the client has approved tool calls of an earlier response.
+        # The exchange goes to RUNNING when the client has approved tool calls of an earlier response.
         Input.PREPARED: frozenset({State.CONTEXT, State.CALLING, State.RUNNING, *_OVER}),
         **_AT_ONCE,
         Input.LIMIT: frozenset({State.PREPARING}),
@@ -140,7 +140,7 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         # The upstream may still send bytes after its [DONE].
         Input.DATA: frozenset({State.SAVING}),
         Input.END: frozenset({State.SAVING}),
-        # FOLLOWING: the response was queued, and the client requested its stream.
+        # The exchange goes to FOLLOWING when the response was queued and the client requested its stream.
         Input.SAVED: frozenset({State.DONE, State.FOLLOWING}),
         **_AT_ONCE_OR_QUEUED,
         Input.LIMIT: frozenset({State.SAVING}),

@@ -3,7 +3,8 @@
 Lives here: the Protocols of histories and upstreams, and the values of stores and lists. Not here: stores (`stores/`),
 SQL, sockets, any implementation.
 
-Invariant: every read and write names the owner. "Missing" and "belongs to another owner" give the same answer.
+Invariant: every read and write names the owner. A store gives the same answer for a missing object and for another
+owner's object.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Page(Generic[_Listed]):
 class PageQuery:
     """Selects one page of a list.
 
-    `limit` is 1..100. `after` and `before` are item ids. `descending` means newest first.
+    `limit` is between 1 and 100. `after` and `before` are item ids. `descending` means newest first.
     """
 
     limit: int = 20

@@ -100,7 +100,7 @@ def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
 def last_events(
     last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
 ) -> EventPiece:
-    """Return the events that end a response's stream. Their numbers follow the event number `last`.
+    """Return the events that end a response's stream. The first of these events has the number `last + 1`.
 
     The last event is `response.failed` with the whole response object. If `code` is set, an `error` event comes first.
     """

@@ -3,7 +3,7 @@
 Lives here: the values of a vector store, its files, a batch and a hit, and the port `Searcher`. Not here: their storage
 (`stores/vector_stores.py`), how files become chunks (`indexing.py`), ranking, HTTP.
 
-Invariant: every operation names the owner. "Missing" and "belongs to another owner" give the same answer.
+Invariant: every operation names the owner. A missing store and another owner's store give the same answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FileState = Literal["in_progress", "completed", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class FoundChunk:
-    """One chunk that matches a query. `score` is 0..1, `text` is the chunk's text, `attributes` are its file's."""
+    """One chunk that matches a query. `score` is between 0 and 1. `attributes` belong to the chunk's file."""
 
     file_id: str
     filename: str
@@ -46,7 +46,7 @@ class Searcher(Protocol):
     ) -> list[FoundChunk]:
         """Return at most `limit` chunks: the best hits of all queries in all of these stores, best first.
 
-        Raises `NotFound` for a store that is not the owner's, `InvalidRequest` for an expired one, and `StoreError`.
+        Raises `NotFound` for another owner's store, `InvalidRequest` for an expired store, and `StoreError`.
         While the embeddings server fails, the search uses keywords only.
         """
 

@@ -2,7 +2,7 @@
 
 Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), the call.
 
-Invariant: each call counts once, when the call is over. The code does no work per chunk of the answer's body.
+Invariant: each call counts once, when the call is over. Counting adds no work for each chunk of the answer's body.
 """
 
 from __future__ import annotations

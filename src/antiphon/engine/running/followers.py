@@ -61,7 +61,8 @@ class Followers:
         return sum(map(len, self._followers.values()))
 
     def let_go(self) -> None:
-        """End every stream after its stored events, because the process stops. Streams that begin later also end."""
+        """End every stream after its stored events, because the process stops. A stream that begins after this
+        call ends in the same way."""
         self._leaving = True
         for followers in self._followers.values():
             for follower in followers:
@@ -102,7 +103,7 @@ class Followers:
                 look_again = loop.time() + self._look
                 page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
-                    # The owner has deleted the response. The deletion is no failure.
+                    # The owner has deleted the response, so the stream ends without an error.
                     return
                 for piece in page.pieces:
                     data = piece.after(me.after)

@@ -49,7 +49,7 @@ def encode_claim(record: ResponseRecord, once: OnceOnly | None, *, stored: bool,
 
 
 class LeftCalls:
-    """The claimed tool calls of responses whose process died. All processes share them through the store."""
+    """The claimed tool calls of responses whose process died. All processes read these claims from the store."""
 
     def __init__(self, keys: IdempotencyStore, responses: ResponseStore) -> None:
         self._keys = keys
@@ -87,7 +87,7 @@ class LeftCalls:
             try:
                 ended += await self.end(owner, response_id)
             except StoreError as error:
-                # The loop still ends the other responses.
+                # A failure with one response does not stop the loop, which ends the remaining responses.
                 _log.warning("left_response_not_ended", response_id=response_id, error=str(error))
         return ended
 
@@ -128,7 +128,7 @@ class HeldKeys:
 
         Raises `ApiError`.
         """
-        # A cancelled claim may still take effect. The entry lets `release` cover that case.
+        # A cancelled claim may still take effect in the store. With this entry, `release` then releases the key.
         self._held[response_id] = once
         try:
             made = await self._claim(once, response_id)
@@ -167,7 +167,7 @@ class HeldKeys:
         """Record in the store that this response is about to send tool calls. Raises `StoreError`."""
         once = self._held.get(record.id)
         claim = encode_claim(record, once, stored=stored, queued=queued)
-        # A failed or cancelled write may still take effect, so the entry exists before the write.
+        # A failed or cancelled write may still take effect in the store, so the entry exists before the write.
         self._calling[record.id] = record.owner
         seconds = self._leases.seconds
         if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):

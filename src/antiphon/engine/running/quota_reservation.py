@@ -130,7 +130,7 @@ class QuotaReservation:
             self.amounts = (1, tokens, cost)
 
     def refresh(self) -> None:
-        """Find the leases again, because a period may be over."""
+        """Look up the leases again, because the period of a limit may have ended."""
         leases = self._quotas.leases(self.caller, self._model)
         self.leases = [lease for lease in leases if not lease.parallel] if self._background else leases
 

@@ -136,7 +136,7 @@ class Saver:
         except (StoreError, ApiError) as error:
             failure = error
         finally:
-            # The job of the queued response takes over its lock and key.
+            # The job of the queued response takes over the response's lock and key.
             await self._part(record, kept=kept, counts=True)
         return failure
 

@@ -171,8 +171,8 @@ class UpstreamPump:
 
     async def stop(self, *, whole: bool) -> None:
         """End the call. After a `whole` answer, the task first has 50 ms to read the bytes after `[DONE]`."""
-        # A cancelled task references its stack frames, and they reference this pump. Without `self._task`, no cycle
-        # keeps the answer in memory.
+        # A cancelled task references its stack frames, and the frames reference this pump. Without `self._task`, no
+        # cycle keeps the answer in memory.
         self._queue.close()
         task, self._task = self._task, None
         if task is None or task.done():

@@ -5,8 +5,8 @@ driving the exchange (`runner.py`), its stream (`job_stream.py`), its cancellati
 leases and claims jobs. `ClaimPace` decides the times of the claims. The signal watcher (`signal_watcher.py`) reports
 that a job was cancelled, deleted or taken over.
 
-Invariants: A job runs here only while this worker holds its lease. One transaction ends both the response and its job.
-A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
+Invariants: A worker runs a job only while the worker holds the job's lease. One transaction ends both the response and
+its job. A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ClaimPace:
         self._not_before = 0.0
 
     def left(self, now: float) -> float:
-        """Return the seconds until the next claim. 0: a claim is due."""
+        """Return the seconds until the worker claims jobs again. Returns 0 when a claim is due."""
         return max(0.0, self._at - now, self._not_before - now)
 
     def hold_off(self, until: float) -> None:
@@ -238,7 +238,7 @@ class Workers:
         for task in late:
             task.cancel()
         if late:
-            # The leases of their jobs expire, and other workers claim these jobs.
+            # The leases of the unfinished jobs expire, and other workers claim these jobs.
             _log.error("worker_not_stopped", tasks=len(late), responses=sorted(self._running))
 
     # Renewing leases and claiming jobs
@@ -290,7 +290,7 @@ class Workers:
     async def _claim(self, free: int) -> None:
         loop, lease = asyncio.get_running_loop(), self._settings.lease
         self._claims.asks(loop.time())
-        # Do not claim a job that still runs here, even if its lease was lost. Its old run must end first.
+        # Do not claim a job that this process still runs, even if its lease was lost. The old run must end first.
         jobs = await self._jobs.claim(self.name, lease, free, self.running, able=self._able)
         if not jobs:
             return
@@ -368,7 +368,7 @@ class Workers:
     async def _serve(
         self, environment: JobEnvironment, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
     ) -> str:
-        """Run the exchange, end the response, and return its outcome. Raises `AtCapacity` without free memory."""
+        """Run the exchange, end the response, and return its outcome. Raises `AtCapacity` if no memory is free."""
         job = run.job
         stopped = ""
         if not self._may_begin(job.attempts):
