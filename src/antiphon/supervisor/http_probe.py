@@ -57,8 +57,8 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def exchange(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
-        """Send a request and return the status and the body of the response. Raises one of `NO_ANSWER` and closes the
-        connection."""
+        """Send a request and return the status and the body of the response. On an error, closes the connection and
+        raises one of the exceptions in `NO_ANSWER`."""
         head = {"host": "here", "content-length": "0", **headers}
         lines = [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
         try:

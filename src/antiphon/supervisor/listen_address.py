@@ -1,4 +1,4 @@
-"""Checks, probes and holds the address at which clients connect.
+"""Checks and probes the address at which clients connect, and keeps its sockets open.
 
 This module also holds the sockets of the HTTP server for all workers. `generation.py` starts the processes that listen,
 and the package `config` parses addresses.

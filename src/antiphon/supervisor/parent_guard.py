@@ -35,8 +35,8 @@ def main() -> NoReturn:
 
 
 def tell_at_the_parents_end(number: int) -> None:
-    """Ask the kernel to send this signal at the parent's end. The watching fork covers other systems, and a parent that
-    has already ended."""
+    """Ask the kernel to send this signal at the parent's end. Only Linux supports this request. The watching fork
+    covers other systems, and a parent that ended before this call."""
     try:
         import ctypes
 

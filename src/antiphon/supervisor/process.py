@@ -3,10 +3,10 @@
 This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
 parent's pipe, drains the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
 
-By default Python's cycle collector runs after a number of new objects. A request leaves almost no new objects, so hours
-may pass between runs. But one reference cycle may keep a request's body and a partial response in memory, so each
-failed call may hold megabytes. Antiphon's code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`),
-but libraries create some cycles.
+By default, Python's cycle collector runs when the number of new objects exceeds a threshold. A request leaves almost no
+new objects, so hours may pass between runs. But one reference cycle may keep a request's body and a partial response in
+memory, so each failed call may hold megabytes. Antiphon's code avoids cycles where it can
+(`tests/faults/test_what_failures_leave.py`), but libraries create some cycles.
 
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
@@ -168,7 +168,7 @@ class StopSignals:
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
-        """Note that another process has replaced this one, so its drain may take `seconds`."""
+        """Note that another process has replaced this process, so the drain of this process may take `seconds`."""
         self.replaced = True
         self._drain = self._seconds = seconds
 

@@ -34,8 +34,8 @@ def run_folder(
     data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
 ) -> Iterator[Path]:
     """Create the run's folder below the data folder, and remove it at the end of the block. If socket paths below the
-    data folder would be too long, the folder is below `short`. `forget` gets the folder of each killed run and removes
-    what that run left elsewhere."""
+    data folder would be too long, the folder is below `short`. `forget` gets the folder of each killed run, and removes
+    that run's resources outside the folder."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"

@@ -1,7 +1,7 @@
 """Notifies the service manager (systemd, `Type=notify`) of readiness, reloads and the end.
 
 This module sends the datagram of sd_notify(3). `process.py`, `changed_settings.py` and the commands that serve decide
-when to send it.
+when to send the datagram.
 
 Invariants: if the environment has no `NOTIFY_SOCKET`, the module sends nothing. Sending never waits and never raises.
 If the service manager is unreachable, the log has one line, and the manager applies its own timeout.

@@ -68,7 +68,7 @@ class NotStarted(AntiphonError):
 
 class Supervised:
     """One supervised process. `start` creates a child, `is_ready` returns whether the child serves, and `is_alive`
-    returns whether it answers within the given seconds."""
+    returns whether the child answers within the given seconds."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
-The socket is the worker's standard input, and this module has both of its ends. `generation.py` and `early_ends.py`
-define the orders.
+The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` and
+`early_ends.py` define the orders.
 
 Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
 """

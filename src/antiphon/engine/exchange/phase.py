@@ -237,7 +237,7 @@ class ExchangeCore:
             self.known.failure = replace(failure, status=200) if self.answer.head_sent else failure
 
     def failure_of(self, error: ApiError) -> Failure:
-        """The failure behind an error that the client gets."""
+        """Return the failure to log for an error that the client gets."""
         return refusal(error, self.machine.state, self.upstream_name, self.call.status, quoted=self.known.quoted)
 
     def release(self) -> None:

@@ -113,8 +113,8 @@ PAYLOADS: tuple[int, ...] = (1,)
 """The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. This build writes the last version in
 the tuple.
 
-A payload that an older build cannot read gets a new version. Older versions stay listed, because old jobs wait during a
-rollout.
+A payload that an older build cannot read gets a new version. The tuple keeps older versions, because jobs that an older
+build stored may wait during a rollout.
 """
 
 

@@ -95,10 +95,11 @@ class Context:
     """The answer to `LoadContext`.
 
     `chain` is None when this owner has no response with the requested `previous_response_id`. So a missing response and
-    another owner's response look alike. `conversation` and `prompt` are None in the same cases. `items` maps the ids of
-    the referenced items to the items that were found. `files` maps each requested URL and file id to the file or to an
-    error. This error has no `param`, because only the exchange knows which parameter named the file. `keyless` is
-    whether the upstream accepts calls without an API key. `keyless` is None when the sidecar could not find out.
+    another owner's response look alike. `conversation` and `prompt` are None when this owner has no such conversation
+    or prompt. `items` maps the ids of the referenced items to the items that were found. `files` maps each requested
+    URL and file id to the file or to an error. This error has no `param`, because only the exchange knows which
+    parameter named the file. `keyless` is whether the upstream accepts calls without an API key. `keyless` is None when
+    the sidecar could not find out.
     """
 
     chain: Chain | None = None

@@ -40,7 +40,7 @@ KEEP_APPROVALS = 366 * 86_400.0
 
 
 class AlreadyMade(Exception):
-    """A request with this key was served before. `object_id` names the object that it created."""
+    """A request with this key was served before. `object_id` names the object that the earlier request created."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)

@@ -37,7 +37,7 @@ class ExportedRow:
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """The result of compacting a database: its size in bytes before and after."""
+    """The result of a vacuum of one database: its size in bytes before and after the vacuum."""
 
     name: str
     before: int

@@ -4,8 +4,8 @@ Lives here: the limits that apply to a request, the counted subjects, the error 
 the shared counters. Not here: the settings (`config/quotas.py`), the counters in the memory of a process
 (`engine/running/quotas.py`), the stored counters (`stores/quotas.py`).
 
-Invariants: an amount is a whole number: requests, tokens, or millionths of the prices' currency. A subject's id has a
-prefix of its kind, so an owner and a team of one name have separate counters.
+Invariants: an amount is a whole number: requests, tokens, or millionths of the prices' currency. A subject's id starts
+with the subject's kind, so an owner and a team with the same name have separate counters.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ Amounts = Mapping[Measure | Stock, int]
 
 
 class QuotaRules(Struct, frozen=True):
-    """All limits of the settings. `each` has the limits of every owner, key or team. `named` has the limits of single
-    subjects. Owners are listed by name or id, keys by id, teams by name, and models by name or glob. An entry in
+    """All quota limits in the settings. `each` has the limits of every owner, key or team. `named` has the limits of
+    single subjects. Owners are listed by name or id, keys by id, teams by name, and models by name or glob. An entry in
     `named` already contains the limits that it inherits from `each`."""
 
     each: Mapping[Kind, Amounts] = {}

@@ -33,7 +33,8 @@ class CallUsage(Struct, frozen=True):
 
 
 class UsageSum(Struct):
-    """The usage summed over model calls. Estimated token counts have separate fields. `cost` includes both counts."""
+    """The sum of the usage of all model calls with the same `KEY` fields. Estimated token counts have separate fields.
+    `cost` includes both counts."""
 
     day: str = ""
     owner: str = ""

@@ -54,7 +54,8 @@ class Adoption:
         self._task: asyncio.Task[None] | None = None
 
     def presented(self, caller: Caller, old: str) -> None:
-        """Note the first request with a key's token. `old` is the owner id of the bare token."""
+        """Handle the first request with a key's token: queue a move of the data. `old` is the owner id of the bare
+        token."""
         if len(self.seen) < MOST:
             self.seen.add(caller.key_id)
             self._waiting.put_nowait((old, caller.owner))

@@ -1,6 +1,7 @@
 """Counts and times upstream calls that are not model calls of a response.
 
-Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), the call.
+Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), and making
+the call (the wrapped `Upstream`).
 
 Invariant: each call counts once, when the call is over. Counting adds no work for each chunk of the answer's body.
 """

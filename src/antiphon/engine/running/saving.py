@@ -91,7 +91,8 @@ class Saver:
         return record if once is None else replace(record, once=once)
 
     async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
-        """Stop renewing the response's lock and key if the store has settled them. Otherwise release both."""
+        """Stop renewing the response's lock and key if the store has settled them. Otherwise release the lock and the
+        key."""
         keys = self._ports.keys
         if kept and record.conversation_id is not None:
             self._ports.conversations.forget(record.id)

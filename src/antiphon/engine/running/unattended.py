@@ -91,7 +91,7 @@ async def _perform(actions: Actions, feed: _Feed) -> Finish | None:
 
 
 class _Feed:
-    """A bounded queue of actions between two tasks. The reader may leave at any time."""
+    """A bounded queue of actions between two tasks. The reading task may stop reading at any time."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(_AHEAD)
@@ -99,7 +99,7 @@ class _Feed:
         self._left = False
 
     async def put(self, action: ClientAction) -> None:
-        """Add one action, after waiting for room. Drops the action if the reader has left."""
+        """Add one action, after waiting for room. Drops the action if the reading task has stopped reading."""
         if not self._left:
             await self._room.acquire()
             self._actions.put_nowait(action)
@@ -115,6 +115,6 @@ class _Feed:
         return action
 
     def leave(self) -> None:
-        """Record that the reader has left, so that `put` no longer waits."""
+        """Record that the reading task has stopped reading, so that `put` no longer waits."""
         self._left = True
         self._room.release()
