@@ -118,7 +118,7 @@ class Child:
         return list(self._lines)
 
     async def wait(self) -> int:
-        """Wait for the child's end, and until all its output was read. Returns the exit status."""
+        """Wait until the child has ended and all of its output was read. Returns the exit status."""
         status = await self._process.wait()
         # The wait for the output is limited, because a process that inherited the output may keep it open longer.
         await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)

@@ -43,7 +43,8 @@ _TAIL: Final = 1 << 18
 class NativeAnswer(AnswerReader):
     """Reads one upstream answer and appends the actions for the client.
 
-    `own`: whether the upstream account belongs to the client. `secrets`: texts to remove from an error.
+    `own`: whether the upstream account belongs to the client. `secrets`: the texts that the reader removes from
+    an error body.
     """
 
     def __init__(

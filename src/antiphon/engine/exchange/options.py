@@ -40,12 +40,12 @@ class ExchangeOptions:
     """Whether the server has several owners. If so, a client may not use another owner's objects at a native
     upstream."""
     seal_credentials: bool = False
-    """Whether a queued job stores the client credentials that it needs, encrypted. Otherwise such a request is
-    refused."""
+    """Whether a queued job stores the client credentials that it needs, encrypted. If False, the sidecar
+    refuses a background request that needs client credentials."""
     never_stored: frozenset[str] = frozenset()
     """Owners whose responses are never stored, whatever the request's `store` is. `*`: all owners."""
     strict: bool = False
-    """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores the fields."""
+    """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores unknown fields."""
     tool_types: frozenset[str] = frozenset()
     """The types of hosted tools that the sidecar runs."""
 

@@ -60,7 +60,8 @@ class Input(Enum):
 _OVER: Final = frozenset({State.SAVING, State.DONE})
 """The states after the end of a response. An unstored response skips `SAVING`."""
 _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
-"""The states after a model turn that does not end the response: tools run, or the compacted conversation continues.
+"""The states that may follow a model turn that does not end the response. After such a turn, tools run, or the model
+answers the compacted conversation.
 
 The next turn may also need to prepare tools or to fetch files.
 """

@@ -102,7 +102,7 @@ class ToolTurns:
         self._outputs: dict[str, str] = {}
         self._images: dict[str, tuple[str, ...]] = {}
         self.sends = False
-        """Whether a call of this turn may change something, or was approved by the client."""
+        """Whether a call of this turn may change external state, or was approved by the client."""
         self.asks_client = False
         """Whether the client must approve a call or run a function, so that the response ends after this turn."""
 

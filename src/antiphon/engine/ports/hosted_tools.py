@@ -23,7 +23,8 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 
 @dataclass(frozen=True, slots=True)
 class HostedTool:
-    """One entry of the request's `tools` that the sidecar runs. `declaration` is its JSON object, including secrets.
+    """One entry of the request's `tools` that the sidecar runs. `declaration` is the entry's JSON object, with
+    its secrets.
 
     `earlier` is the id of the container in which the code interpreter last ran code for this conversation. `searchable`
     holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.

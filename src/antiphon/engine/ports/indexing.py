@@ -126,7 +126,7 @@ class ChunkHit:
 
 
 class ChunkIndex(Protocol):
-    """The reads of a search. The database applies filters before it selects the best hits, so no hit is missing."""
+    """The queries of a search. The database applies filters before it selects the best hits, so no hit is missing."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
         """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""

@@ -109,7 +109,8 @@ class Job:
     """A job, as the store returns it to the worker that claims the job.
 
     `request` is a `JobRequest` as JSON. `body` is the stored response object without output. `attempts` counts the
-    claims, including this one. `last_event` is the number of the last stored event, -1 when the client wants no stream.
+    claims, including this claim. `last_event` is the number of the last stored event, or -1 when the client wants no
+    stream.
     """
 
     response_id: str

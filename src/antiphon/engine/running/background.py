@@ -106,7 +106,7 @@ class Background:
         raise InternalError("The response could not be ended: its stream grows too fast. Try again.")
 
     async def claimed_items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
-        """Return the output of a response that has claimed tool calls, or None when the response has claimed none."""
+        """Return the output of a response that has claimed tool calls, or None when the response has no claim."""
         return await self._left.items(owner, response_id) if self._left is not None else None
 
     async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:

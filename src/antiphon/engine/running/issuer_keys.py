@@ -96,8 +96,8 @@ class IssuerKeys(Generic[Keys]):
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(max(0.0, self._tried_at + self._pause - clock()))
-            # After a failure, the next attempt starts when the pause ends. After a success, it starts on a request or
-            # after `refresh` seconds.
+            # After a failure, the next attempt starts when the pause ends. After a success, the next download starts
+            # on a request or after `refresh` seconds.
             if self._read_at == self._tried_at:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._tried_at + self._refresh):

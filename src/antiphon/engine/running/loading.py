@@ -96,7 +96,7 @@ class Loader:
             return refused
 
     async def _load_stored(self, action: LoadContext) -> Context:
-        """Load the objects that the action names from the stores. Raises `ApiError` and `StoreError`."""
+        """Load from the stores the objects that the action names. Raises `ApiError` and `StoreError`."""
         if action.approvals:
             used = await self._ports.keys.use_approvals(action.owner, action.approvals, action.lock_for)
             return Context(answered=used)
@@ -163,7 +163,7 @@ class StoredFiles:
         self._limit = max_bytes
 
     async def load(self, owner: str, ids: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Read the file of every id. An id whose file cannot be used maps to the client's error (a 400 without
+        """Read the uploaded file of every id. An id whose file cannot be used maps to the client's error (a 400 without
         `param`).
 
         Each file is read once. Its size counts for each mention in the request, because the model call repeats the file

@@ -37,7 +37,7 @@ class LockedConversations:
 
     async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
         """Load the items of the action's conversation. If `action.lock_for` names a response, lock the conversation for
-        it. Returns None if the conversation does not exist.
+        that response. Returns None if the conversation does not exist.
 
         Raises `ApiError`, for example `ConversationLocked`.
         """

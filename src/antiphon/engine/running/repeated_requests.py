@@ -69,7 +69,8 @@ class KeyedRequest:
         found = await self._responses.get(self._once.owner, made)
         if found is None:
             if self._exchange.awaits_prompt:
-                # The prompt is not loaded yet, and `store` may depend on it. So `claim` chooses the error later.
+                # The prompt is not loaded yet, and `store` may depend on the prompt. So `claim` chooses the
+                # error later.
                 return
             raise (
                 _not_kept()
