@@ -184,12 +184,12 @@ class FetchSettings(Section):
         "application/vnd.openxmlformats-officedocument.*",
         "application/vnd.oasis.opendocument.*",
     )
-    """Media types that the sidecar accepts. `*` stands for any characters."""
+    """Media types that the sidecar accepts for fetched files. `*` stands for any characters."""
     total_bytes: int = Field(default=50 * MIB, ge=1)
     """Maximum number of bytes of all files that one request fetches. A file that the request names twice counts
     twice."""
     seconds: float = Field(default=30.0, gt=0)
-    """Seconds to fetch all files of one request."""
+    """Seconds to fetch all files of one request by URL."""
     files: int = Field(default=20, ge=1)
     """Maximum number of files that one request may fetch."""
     redirects: int = Field(default=3, ge=0)

@@ -160,9 +160,9 @@ class EnvoySettings(Section):
     binary: Path | None = None
     """Path of the Envoy binary. Unset: the binary of the extra `envoy`, or else the first `envoy` in PATH."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Number of Envoy's worker threads. Unset: Envoy's default, one per core."""
+    """Number of Envoy's worker threads. Unset: one thread per core, which is Envoy's default."""
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
-    """Envoy's own log level."""
+    """Lowest level of the log lines that Envoy writes."""
     access_log: bool = False
     """Write Envoy's access log, one line with token counts for each request. Envoy writes it to standard output.
     `antiphon up` copies it to its own log on standard error, in Envoy's format with `process: envoy`. Even if false,

@@ -61,12 +61,12 @@ class QuotaSettings(Section):
     keys: dict[str, QuotaLimits] = Field(default_factory=dict)
     """Limits of single managed keys, by the key's id (`key_…`)."""
     teams: dict[str, StorageLimits] = Field(default_factory=dict)
-    """Limits of single teams, by name."""
+    """Limits of single teams, by the team's name."""
     models: dict[str, QuotaLimits] = Field(default_factory=dict)
     """Limits of models for all callers together, by name or glob (`qwen*`). An exact name applies before a glob, and an
     earlier glob before a later one. All models of one glob share its limits."""
     shadow: bool = False
-    """Only log and count the requests that the quotas would refuse, and serve them."""
+    """Serve the requests that the quotas would refuse, and only log and count these requests."""
     when_unavailable: Literal["allow", "refuse"] = "allow"
     """What happens to a request while the database of the counters fails. `allow`: the request is served, and counted
     later. `refuse`: the request gets a 503."""

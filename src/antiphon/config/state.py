@@ -105,7 +105,7 @@ class BlobSettings(Section):
     endpoint: BaseUrl | None = None
     """Base URL of a server with the S3 API (`https://minio.example:9000`). Unset: AWS."""
     region: str = "us-east-1"
-    """The bucket's region."""
+    """The region of the S3 bucket."""
     key_id: Secret | None = None
     """Access key id. If `key_id` and `secret` are unset, the process gets credentials as AWS's own tools do (`AWS_*`
     variables, a role)."""
@@ -157,7 +157,7 @@ class VectorStoreSettings(Section):
     server also by their meaning. Vector stores need `files.enabled`."""
 
     enabled: bool = True
-    """Offer vector stores. If false, their paths get a 404."""
+    """Offer vector stores. If false, requests to `/v1/vector_stores` get a 404."""
     ingest: int = Field(default=2, ge=0)
     """Maximum number of files that one process ingests concurrently. 0: this process ingests none, and other processes
     must."""
@@ -166,9 +166,9 @@ class VectorStoreSettings(Section):
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
     """Maximum number of bytes of memory of the process that extracts the text of files."""
     text_bytes: int = Field(default=64 * MIB, ge=1024)
-    """Maximum number of bytes of text of one file."""
+    """Maximum number of bytes of the extracted text of one file in a vector store."""
     tokens: int = Field(default=5_000_000, ge=1_000)
-    """Maximum number of tokens of one file."""
+    """Maximum number of tokens of one file in a vector store."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
     """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
     least recently searched stores leave the cache, and their next search reads the vectors from the database again."""
@@ -193,7 +193,7 @@ class EmbeddingSettings(Section):
     again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of `models` has the same
     name."""
     dimensions: int | None = Field(default=None, ge=1)
-    """Numbers per vector, for models that can return shorter vectors. Unset: the model's default."""
+    """Length of the embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
     batch: int = Field(default=64, ge=1, le=2048)
     """Maximum number of texts in one call of the embeddings server."""
     concurrent: int = Field(default=4, ge=1)

@@ -52,7 +52,7 @@ class WebSearchSettings(Section):
     seconds: float = Field(default=15.0, gt=0)
     """Seconds for one web search."""
     pages: bool = True
-    """Let the model also open pages. The sidecar fetches them like a `file_url`, from public addresses and from the
+    """Let the model also open web pages. The sidecar fetches web pages like a `file_url`, from public addresses and from the
     addresses in `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
     """Maximum number of bytes of one web page that the model opens."""
@@ -110,7 +110,7 @@ class CodeInterpreterSettings(Section):
     """Path of the Python interpreter that runs the code. The interpreter can belong to a virtual environment with
     libraries that models often use (numpy, pandas, matplotlib). Empty: the interpreter that runs Antiphon."""
     seconds: float = Field(default=30.0, gt=0)
-    """Seconds for one run of code. The value must be less than `tools.seconds`."""
+    """Seconds for one run of code in `code_interpreter`. The value must be less than `tools.seconds`."""
     memory: int = Field(default=1 << 30, ge=128 * MIB)
     """Bytes of memory of a container. A request's `memory_limit` may not be larger, except that `1g` is always
     allowed."""
