@@ -193,7 +193,7 @@ class EmbeddingSettings(Section):
     again. `POST /v1/embeddings` with this model goes to the embeddings server, unless an entry of `models` has the same
     name."""
     dimensions: int | None = Field(default=None, ge=1)
-    """Length of the embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
+    """Length of embedding vectors, for models that can return shorter vectors. Unset: the model's default length."""
     batch: int = Field(default=64, ge=1, le=2048)
     """Maximum number of texts in one call of the embeddings server."""
     concurrent: int = Field(default=4, ge=1)
