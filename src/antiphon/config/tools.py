@@ -52,8 +52,8 @@ class WebSearchSettings(Section):
     seconds: float = Field(default=15.0, gt=0)
     """Seconds for one web search."""
     pages: bool = True
-    """Let the model also open web pages. The sidecar fetches web pages like a `file_url`, from public addresses and from
-    the addresses in `fetch.allow_private`."""
+    """Let the model also open web pages. The sidecar fetches web pages like a `file_url`: from public addresses, and
+    from the addresses in `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
     """Maximum number of bytes of one web page that the model opens."""
 

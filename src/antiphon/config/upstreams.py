@@ -281,7 +281,8 @@ class PriceSettings(Section):
     """The prices of a model, per million tokens. All prices must be in the same currency."""
 
     model: str
-    """The name of a model in clients' requests, or a pattern (`gpt-5*`). The first entry that matches applies."""
+    """The name of a model in clients' requests, or a pattern (`gpt-5*`). The first entry of `prices`
+    that matches a model applies."""
     input: float = Field(ge=0, le=_HIGHEST_PRICE)
     """The price of a million input tokens."""
     output: float = Field(ge=0, le=_HIGHEST_PRICE)

@@ -55,7 +55,7 @@ _OUTCOMES = (
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
-    "who caused it: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, `unknown` "
+    "the party that caused the failure: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, `unknown` "
     "(relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
@@ -80,7 +80,7 @@ _BOUNDS = (
     "`limits.owner_bytes_in_flight`"
 )
 
-_DATABASE = "`sessions`, `vectors`; `postgresql`: one for all"
+_DATABASE = "`sessions`, `vectors`: the SQLite databases; `postgresql`: the PostgreSQL database"
 
 RESPONSES = _counter(
     "responses_total", "Responses by outcome, door and fault.", outcome=_OUTCOMES, door=_DOOR, fault=_FAULT
@@ -175,8 +175,8 @@ REFUSED = _counter(
 QUOTA_REFUSALS = _counter(
     "antiphon_quota_refusals_total",
     "Requests that a limit of `quotas` refused, or would have refused in shadow mode.",
-    subject="`owner`, `key`, `team` or `model`: whose limit it was",
-    measure="the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, `cost_per_month` or "
+    subject="`owner`, `key`, `team` or `model`: the subject of the limit",
+    measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, `cost_per_month` or "
     "`parallel_requests`",
     refusal="`refused`; `early`: the request would have fitted without the parts that other processes held; "
     "`shadow`: the request was served; `unavailable`: the database failed",
@@ -199,7 +199,7 @@ SEALS_REFUSED = _counter(
 ATTEMPTS = _counter(
     "antiphon_background_attempts_total",
     "Attempts to run background responses that have begun.",
-    kind="`first`, `again`: after a failure or a process's end",
+    kind="`first`: the first attempt; `again`: an attempt after a failure or after the end of a process",
 )
 GIVEN_BACK = _counter(
     "antiphon_background_given_back_total",
