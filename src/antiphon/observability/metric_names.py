@@ -55,8 +55,8 @@ _OUTCOMES = (
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
-    "the party that caused the failure: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, `unknown` "
-    "(relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
+    "the party that caused the failure: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, "
+    "`unknown` (relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
@@ -176,8 +176,8 @@ QUOTA_REFUSALS = _counter(
     "antiphon_quota_refusals_total",
     "Requests that a limit of `quotas` refused, or would have refused in shadow mode.",
     subject="`owner`, `key`, `team` or `model`: the subject of the limit",
-    measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, `cost_per_month` or "
-    "`parallel_requests`",
+    measure="the setting of the limit: `requests_per_minute`, `tokens_per_minute`, `tokens_per_month`, "
+    "`cost_per_month` or `parallel_requests`",
     refusal="`refused`; `early`: the request would have fitted without the parts that other processes held; "
     "`shadow`: the request was served; `unavailable`: the database failed",
 )
