@@ -7,7 +7,7 @@ In a hot restart, the next Envoy finds the former one by a base id and a restart
 former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends
 SIGTERM to the former one and stops communicating with it. If the former Envoy ends earlier, the next Envoy aborts. The
 duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent ends
-them with SIGINT. An Envoy that replaces a dead one starts without hot restart. Hot restart needs Linux with shared
+them with SIGINT. An Envoy that replaces a dead Envoy starts without hot restart. Hot restart needs Linux with shared
 memory (`/dev/shm`).
 
 An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of this

@@ -128,7 +128,7 @@ def join_address(host: str, port: int) -> str:
 
 
 async def answers(where: str, seconds: float) -> bool:
-    """Whether the listener answers a request within `seconds`. A wildcard address is reached over the loopback
+    """Whether the listener answers a request within `seconds`. The probe reaches a wildcard address over the loopback
     address."""
     host, port = parse_address(where)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

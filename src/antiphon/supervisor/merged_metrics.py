@@ -6,7 +6,7 @@ text. The parent imports this module only if it serves metrics. `generation.py` 
 
 Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So the
 sums of counters are exact fractions. A sum of floats depends on the order, and Prometheus takes any decrease for a
-reset. Counts between a process's last exposition and its end are lost, never counted twice.
+reset. The counts that a process adds after its last exposition are lost. No count is added twice.
 `process_start_time_seconds` is the start time of the parent, because the counters began with it.
 """
 

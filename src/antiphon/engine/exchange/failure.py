@@ -181,6 +181,6 @@ def ended_early(failure: Failure, details: str, status: int, *, client_left: boo
 
 
 def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:
-    """The failure of an exchange that its driver ended early."""
+    """Return the failure to log for an exchange that its driver ended early."""
     asked = upstream if state in _AT_THE_UPSTREAM else ""
     return Failure(_ENDED_BY[reason], _CANCELLED[reason], 0, reason.value, operation_in(state), asked)

@@ -95,7 +95,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """Return `made` (the item with its new id), marked with the call id under which the model knows the call."""
+    """Return `made` (the item with its new id), marked with the call id that the model knows."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))

@@ -22,7 +22,7 @@ from antiphon.errors import InvalidRequest
 NAMED: Final = "n:"
 """The prefix of an owner id that is the owner name of a client key."""
 CLAIMED: Final = "j:"
-"""The prefix of an owner id that a claim of a token names, whether Antiphon or Envoy checked the token."""
+"""The prefix of an owner id that comes from a claim of a token. Antiphon or Envoy has checked the token."""
 
 
 class Access(Struct, frozen=True):

@@ -4,8 +4,8 @@ Lives here: a hosted tool's declaration, the functions that the model sees, a ca
 The implementation is in `tools/`. Not here: running tools, items and events (`translation/events/builder.py`), the
 order of turns (`engine/exchange/made_response.py`).
 
-Invariant: each call gets exactly one `ToolResult`, even when the tool fails. A failure is a result that the model can
-read.
+Invariant: each call gets exactly one `ToolResult`, even when the tool fails. A failed call also returns a result, which
+tells the model about the failure.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def calls_key(response_id: str) -> str:
 
 def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
     """Raise the error that tells why the key is in use. `AlreadyMade`: an earlier request with this key has created its
-    object. `LeftBehind`: the process of that request died after it claimed tool calls. `ApiError`: that request still
-    runs, or differs from this request.
+    object. `LeftBehind`: the process of that request died after it claimed tool calls. `ApiError`: the earlier request
+    still runs, or differs from this request.
 
     Raises nothing if `rows` is empty, because the key is free. A row has the fingerprint, the object's id, the end of
     the lease or None, and whether the holder died with claimed calls.

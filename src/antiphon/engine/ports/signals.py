@@ -21,7 +21,7 @@ from antiphon.engine.ports.jobs import Progress
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often a process polls the store, in seconds.
+    """The polling intervals of a process, in seconds.
 
     `look` is the time between two polls of the streams and jobs of this process. `claim` is the time between two claims
     of a worker with free slots. The time between claims grows to `claim_most` while there are no jobs.
@@ -57,7 +57,7 @@ class Signals(Protocol):
 
     @property
     def pace(self) -> Pace:
-        """How often this process must poll at present."""
+        """The intervals at which this process must poll the store at present."""
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
         """Poll the progress of these streams and the jobs that this worker holds, in one round trip.

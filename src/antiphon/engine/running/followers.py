@@ -88,8 +88,8 @@ class Followers:
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
         """Yield the events after the number `after` when the store has them, then `[DONE]`.
 
-        Between distant events the generator yields keep-alive comments. After `let_go` or a deletion of the response,
-        the generator ends early and without `[DONE]`. Raises `StoreError`.
+        If no event comes for a while, the generator yields a keep-alive comment. After `let_go` or a deletion of the
+        response, the generator ends early and without `[DONE]`. Raises `StoreError`.
         """
         loop = asyncio.get_running_loop()
         me = _Follower(after)

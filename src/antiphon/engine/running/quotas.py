@@ -7,9 +7,9 @@ counters. Not here: a request's reservation (`quota_reservation.py`), which limi
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.
 
-Invariants: without shadow mode and while the database works, no request begins that does not fit by its estimate.
-`QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for the
-database. A process retries a failed database once a second.
+Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
+fails. `QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for
+the database. A process retries a failed database once a second.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class _Feed:
             self._actions.put_nowait(action)
 
     def end(self) -> None:
-        """Mark the end of the actions."""
+        """Tell the reading task that no more actions follow."""
         self._actions.put_nowait(None)
 
     async def take(self) -> ClientAction | None:

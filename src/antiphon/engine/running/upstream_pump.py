@@ -5,7 +5,7 @@ Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and
 (`runner.py`).
 
 Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
-keeps the order of the parts. A wait that times out loses no part.
+keeps the order of the parts. If a wait times out, no part of the answer is lost.
 """
 
 from __future__ import annotations
