@@ -282,7 +282,8 @@ async def test_a_start_that_is_given_up_leaves_nothing_open(why: BaseException, 
     with pytest.raises(type(why)):
         await started.start("python3")
     await asyncio.sleep(0)
-    assert _sockets_and_pipes() == before and not started.alive
+    # Sockets of earlier tests may close meanwhile.
+    assert _sockets_and_pipes() <= before and not started.alive
 
 
 def _sockets_and_pipes() -> set[str]:
