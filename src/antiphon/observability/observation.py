@@ -312,6 +312,9 @@ class Observation:
             size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
             reservation.close_job(known.model, size=size, output=limit, tokens=tokens, cost=cost, ended=over)
         else:
+            if self._calls and not self._used and ended.failure is None and ended.outcome != "queued":
+                # The upstream's answer passed unread, or reported no usage.
+                reservation.close_as_estimated()
             reservation.close(tokens, output, cost, queued=ended.outcome == "queued")
 
     def _spend(self, model: str) -> int:

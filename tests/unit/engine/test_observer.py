@@ -413,3 +413,26 @@ def test_owners_are_counted_only_if_the_settings_say_so() -> None:
             text = metrics.render().decode()
             found = [value_of(text, f"antiphon_owner_{name}_total", owner=owner) for owner in ("anna", "b:hash")]
             assert found == ([value, value] if counts else [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed", "expected"), [("completed", False, "estimate"), ("error", True, "(0, 0)")]
+)
+def test_an_answer_without_usage_costs_its_estimate(outcome: str, failed: bool, expected: str) -> None:
+    closed: list[str] = []
+
+    class Reserved:
+        caller = Caller("owner")
+        headers = ()
+
+        def close_as_estimated(self) -> None:
+            closed.append("estimate")
+
+        def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
+            closed.append(f"({tokens}, {cost})")
+
+    observed = Telemetry(Metrics(), reserve=lambda _: cast(Any, Reserved())).observe("http", "r", Caller("owner"))
+    exchange, _ = _asked(observed)
+    failure = Failure("upstream", "it failed", code="upstream_error", operation="call_upstream") if failed else None
+    observed.end(exchange, outcome, failure)
+    assert closed[0] == expected

@@ -144,6 +144,16 @@ async def test_usage_replaces_the_estimate(counters: _Counters) -> None:
     }
 
 
+async def test_absurd_usage_neither_lifts_a_limit_nor_breaks_the_counter(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 1000})
+    (await _take(quotas)).close(-5000, -5000, -1)
+    await quotas.flush()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"][0] == 0
+    (await _take(quotas)).close(10**30, 0, 0)
+    await quotas.aclose()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"][0] == 10**12
+
+
 async def test_every_level_has_a_counter_and_named_entries_inherit(counters: _Counters) -> None:
     quotas = _quotas(
         counters,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN: Final = 4
 """The bytes of a request's body that count as one token before the upstream reports the usage."""
 FOREVER: Final = float("inf")
+_MOST: Final = 10**12
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -169,9 +170,10 @@ class QuotaReservation:
         self._closed = True
         if not self._parts:
             return
-        if output:
-            self._quotas.learn(self._model, output)
-        amounts = self.amounts if queued else (1, tokens, cost)
+        if output > 0:
+            self._quotas.learn(self._model, min(output, _MOST))
+        # An upstream may report any number.
+        amounts = self.amounts if queued else (1, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
         parallel = False
         for lease, part in self._parts:
             used = amounts[lease.counts]
@@ -201,7 +203,8 @@ class QuotaReservation:
             return
         self._closed = True
         self._estimate(model, size, output, True)
-        settled, used = self.amounts if ended else (0, 0, 0), (0, tokens, cost)
+        settled = self.amounts if ended else (0, 0, 0)
+        used = (0, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
         for lease in self.leases:
             if lease.counts != _REQUEST:
                 lease.debt += used[lease.counts] - settled[lease.counts]
