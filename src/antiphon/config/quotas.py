@@ -42,11 +42,11 @@ class StorageLimits(QuotaLimits):
     """The limits of one owner or team, with limits of stored data."""
 
     stored_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of stored responses and conversations."""
+    """Maximum number of bytes of the stored responses and conversations of the owner or team."""
     file_bytes: int | None = Field(default=None, ge=0, le=10**15)
-    """Maximum number of bytes of files. Each file counts as at least 4096 bytes."""
+    """Maximum number of bytes of the files of the owner or team. Each file counts as at least 4096 bytes."""
     vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
-    """Maximum number of chunks in vector stores."""
+    """Maximum number of chunks in the vector stores of the owner or team."""
 
 
 class QuotaSettings(Section):
