@@ -50,7 +50,7 @@ class QueuedRequest(Phase):
         core.known.makes_response, core.known.needs_drive = parsed.delivery.generate, True
 
     def begin(self) -> None:
-        """Load the objects that the request refers to, or continue if there are none. Raises `ApiError`."""
+        """Load the objects that the request refers to. If there are none, continue immediately. Raises `ApiError`."""
         core = self.core
         if core.route.passthrough and core.head.header("authorization"):
             # The sidecar does not store the client's key, so the sidecar first finds out whether the upstream needs a

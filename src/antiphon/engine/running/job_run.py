@@ -96,7 +96,7 @@ class Outcome:
 class DeferredHistory:
     """A `History` that holds the finished response in memory, because the job's final transaction writes the response.
 
-    `save` calls `on_save`, because that transaction also writes all later events.
+    `save` calls `on_save`, because the job's final transaction also writes all later events.
     """
 
     def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:

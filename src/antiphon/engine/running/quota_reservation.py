@@ -30,10 +30,10 @@ Headers = tuple[tuple[str, str], ...]
 class Lease:
     """The amount of one limit that this process leases in one period.
 
-    `left` is the free amount of the lease. `reserved` belongs to the `users` requests in flight. `spent` (used from the
-    lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and leased amount of all
-    processes at the last grant. `ends` is in seconds of `time.monotonic`. `counts` is the index in `Amounts` of the
-    amount that this limit counts. `shown` selects the headers that show the limit.
+    `left` is the free amount of the lease. `reserved` is the amount that the `users` requests in flight have reserved.
+    `spent` (used from the lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and
+    leased amount of all processes at the last grant. `ends` is in seconds of `time.monotonic`. `counts` is the index in
+    `Amounts` of the amount that this limit counts. `shown` selects the headers that show the limit.
     """
 
     __slots__ = (
