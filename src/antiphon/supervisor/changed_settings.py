@@ -167,7 +167,7 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
-    """Return the names of the settings that differ, in order. A difference inside a list of sections gives the list's
-    name."""
+    """Return the names of the settings that differ, in order. If sections in a list differ, the result
+    has the name of the list."""
     paths = (path for path, _ in field_paths(Settings))
     return tuple(".".join(path) for path in paths if reduce(getattr, path, before) != reduce(getattr, path, after))

@@ -129,7 +129,7 @@ def on_terminal() -> bool:
 
 def time_to_cut(drain: float) -> float:
     """Return how many of a drain's seconds are reserved for cutting the remaining requests and storing their responses.
-    If the cut began at the drain's deadline, it would not be complete at the process's end."""
+    Without this reserve, the process could end before it has stored all of these responses."""
     return min(_CUT_SECONDS, drain / 4)
 
 

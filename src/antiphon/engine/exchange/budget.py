@@ -13,7 +13,7 @@ does not fit gets one of these errors:
 - 413 when the request exceeds the whole budget or share, so a retry cannot succeed.
 
 Invariants: A request releases its reservation exactly once, however the request ends. No owner reserves more than the
-share. All owners together reserve at most the budget.
+owner's share. All owners together reserve at most the budget.
 """
 
 from __future__ import annotations

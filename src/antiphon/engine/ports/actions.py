@@ -231,8 +231,8 @@ class LoadContext:
     When a request has files to fetch, the exchange loads twice, because history and referenced items may name files
     too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
     reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
-    objects. `keyless` names an upstream, and also has a separate action. The runner finds out whether this upstream
-    accepts calls without an API key. `approvals` are the ids of the approval requests that the response `lock_for`
+    objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
+    key. This check also has a separate action. `approvals` are the ids of the approval requests that the response `lock_for`
     answers. This load marks them as used, because each answer is valid for one response only.
     """
 

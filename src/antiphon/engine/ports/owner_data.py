@@ -75,10 +75,10 @@ class OwnerData(Protocol):
         """
 
     def move(self, old: str, new: str) -> AsyncGenerator[str]:
-        """Move all data of the owner `old` to the owner `new`, except containers. Yields the kind after each unit of
-        work.
+        """Move all data of the owner `old` to the owner `new`, except containers. Works in units
+        of one transaction each, and yields the kind of the moved data after each unit.
 
-        A unit is one transaction. After an interruption a second call moves the rest. Raises `NotMovable` before the
+        After an interruption, a second call moves the remaining data. Raises `NotMovable` before the
         first unit if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.
         """
 

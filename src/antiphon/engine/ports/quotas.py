@@ -273,7 +273,7 @@ class QuotaCounters(Protocol):
 
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
         """Lease amounts of these limits, in order. Returns None when the holder is no longer registered, because its
-        heartbeat was too late. Its leases have then been settled as used."""
+        heartbeat was too late. In that case, the store has settled the holder's leases as used."""
 
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:
         """Settle used amounts, return unused amounts, and record a heartbeat. Returns False when the holder is no

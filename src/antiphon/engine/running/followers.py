@@ -9,7 +9,7 @@ events, and only durable events. In the writing process each write wakes the fol
 
 Invariant: a client gets each event once and in order. The stream ends with `[DONE]` exactly when the response is over.
 When the process stops, the stream ends without `[DONE]`. The client can then resume the stream at any
-other process, after the number of the last event.
+other process, from the event after the last event that the client received.
 """
 
 from __future__ import annotations

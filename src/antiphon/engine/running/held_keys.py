@@ -180,7 +180,7 @@ class HeldKeys:
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def hand_to_store(self, response_id: str) -> None:
-        """Stop renewing the response's leases, because the response is stored or another process took over."""
+        """Stop renewing the response's leases, because the response is stored or another process has taken it over."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         if self._held.pop(response_id, None) is not None or called is not None:

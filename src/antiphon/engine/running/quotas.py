@@ -39,7 +39,8 @@ from antiphon.ids import IdFactory
 from antiphon.observability.outages import Outage
 
 GRANT_SECONDS: Final = 5.0
-"""Seconds that a request waits for the database. A shorter time would let requests of a busy machine exceed limits."""
+"""Seconds that a request waits for the database to grant a lease. A shorter time would let requests of a busy machine
+exceed limits."""
 HEARTBEAT: Final = 10.0
 """Seconds between two heartbeats of a process that holds leases."""
 DEAD_AFTER: Final = 30.0
