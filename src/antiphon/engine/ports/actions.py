@@ -232,8 +232,8 @@ class LoadContext:
     too. `lock_for` is the id of the response that locks the conversation. `lock_for` is empty when the request only
     reads the conversation. The exchange loads `prompt` first, in a separate action, because the prompt may name further
     objects. If `keyless` names an upstream, the runner finds out whether this upstream accepts calls without an API
-    key. This check also has a separate action. `approvals` are the ids of the approval requests that the response `lock_for`
-    answers. This load marks them as used, because each answer is valid for one response only.
+    key. This check also has a separate action. `approvals` are the ids of the approval requests that the response
+    `lock_for` answers. This load marks them as used, because each answer is valid for one response only.
     """
 
     owner: str
