@@ -314,9 +314,8 @@ class ResponseExchange:
     def receive_silence(self) -> None:
         """Handle a period without output to the client. This input is allowed in every state.
 
-        If the upstream's head is late, a streaming client gets the response head and the first events. A client with an
-        open stream gets a keep-alive comment. Any other client gets nothing, because the upstream's answer may still
-        become an error.
+        If the upstream's head is late, a streaming client gets the head and the first events. A client with an open
+        stream gets a comment. Any other client gets nothing, because the upstream's answer may become an error.
         """
         answer, known, state = self._core.answer, self._core.known, self.state
         if state is State.CALLING and known.streaming and known.builder is not None and not answer.head_sent:

@@ -18,7 +18,7 @@ from antiphon.types.transport import Headers
 class Observer(Protocol):
     """Records the model calls of one exchange, for metrics, traces and quotas.
 
-    `reservation` is the request's part of its quotas, or None without quotas.
+    `reservation` is the request's reservation in its quotas, or None without quotas.
     """
 
     reservation: Reservation | None
