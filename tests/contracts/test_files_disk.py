@@ -184,7 +184,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             # If a renewal detects that the upload was lost, the next write already reports it.
-            store._pending._leases.drop(store._pending.rows, upload._blob.key)
+            store._pending._leases.drop(store._pending.rows, upload.blob.key)
             await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await store.get(ALICE, "file-a") is None

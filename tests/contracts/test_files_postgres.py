@@ -149,7 +149,7 @@ async def test_what_a_dead_process_left_is_swept(
 ) -> None:
     async with store.uploading() as upload:
         await upload.write(b"x")
-        upload._blob.settled = True
+        upload.blob.settled = True
     assert len(contents(tmp_path)) == 1 and await store.sweep() == (0, 0)
     await other.execute(OVERDUE)
     assert await store.sweep() == (0, 1)

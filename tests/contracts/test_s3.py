@@ -114,7 +114,7 @@ async def main():
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
         # The upload has three parts. One part is stored, and the others are being sent or held back.
         await half.write(b"h" * (20 << 20))
-        await half._blob.content._until_sent(1)
+        await half.blob.content._until_sent(1)
         await whole.write(b"w" * (9 << 20))
         stores.tables.writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
@@ -147,7 +147,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
 
 async def test_a_piece_that_may_come_late_is_looked_for_again(stores: SqliteStores, left: Left) -> None:
     """A request whose answer was lost may take effect after its content was deleted."""
-    blobs = stores.files._blobs
+    blobs = stores.files.blobs
     assert isinstance(blobs, S3Blobs)
     put_object = blobs.put
     sent: list[tuple[str, bytes]] = []
@@ -272,7 +272,7 @@ async def test_a_storage_that_stands_still_is_waited_for_so_long(seaweed: Seawee
 async def test_a_storage_that_fails_fails_the_upload_and_nothing_else(
     stores: SqliteStores, monkeypatch: pytest.MonkeyPatch, left: Left
 ) -> None:
-    blobs = stores.files._blobs
+    blobs = stores.files.blobs
     assert isinstance(blobs, S3Blobs)
     await keep(stores.files, fields("a"), b"x")
     working = blobs._store

@@ -116,7 +116,7 @@ class FileStore:
         self._keys = keys
         self._sql = sql
         self._pending = pending
-        self._blobs = blobs
+        self.blobs = blobs
         self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
@@ -143,7 +143,7 @@ class FileStore:
         if kept is None:
             return None
         try:
-            return OpenedFile(kept.file, await self._blobs.open(kept.blob))
+            return OpenedFile(kept.file, await self.blobs.open(kept.blob))
         except StoreError:
             # If the row is missing now, another request has deleted the file after this method read the row.
             if await self._found(owner, file_id) is None:
@@ -252,24 +252,24 @@ class FileUpload:
 
     def __init__(self, files: FileStore, blob: PendingBlob) -> None:
         self._files = files
-        self._blob = blob
+        self.blob = blob
 
     @property
     def size(self) -> int:
         """The number of bytes written so far."""
-        return self._blob.size
+        return self.blob.size
 
     async def write(self, data: bytes) -> None:
         """Append these bytes to the file's content. Raises `StoreError` when the storage fails, or when a sweep has
         deleted this upload because it stalled for too long."""
-        await self._blob.write(data)
+        await self.blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         """Create the owner's file from the uploaded content. The file is durable when this method returns.
 
         Raises `OwnerStorageFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
         file with the same fields and content."""
-        blob = await self._blob.seal()
+        blob = await self.blob.seal()
         file = StoredFile(
             fields.id,
             fields.name,
@@ -283,15 +283,15 @@ class FileUpload:
         if once is not None:
             # The content is part of the request's fingerprint, and its hash is known only after the upload.
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
-        self._blob.settled = True
+        self.blob.settled = True
         try:
             # `settled` keeps the uploaded content as long as the outcome of the insert is unknown.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentTaken:
-            self._blob.settled = False
-            raise self._blob.lost() from None
+            self.blob.settled = False
+            raise self.blob.lost() from None
         except (OwnerStorageFull, AlreadyMade, ApiError):
-            self._blob.settled = False
+            self.blob.settled = False
             raise
         return file
 

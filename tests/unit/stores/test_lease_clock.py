@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,14 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.opening import (
+    SESSIONS_FILE,
+    VECTORS_FILE,
+    SqliteStores,
+    SqliteVectorDatabase,
+    open_sqlite,
+    open_vector_database,
+)
 from antiphon.stores.sqlite.retention import SqlitePieces
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
@@ -80,9 +89,13 @@ async def test_a_wall_clock_that_jumps_changes_no_lease(
     await database.aclose()
 
 
-async def test_a_new_start_of_the_machine_ends_all_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for boot, held in (("one", None), ("one", True), ("two", False)):
-        monkeypatch.setattr(lease_clock, "_boot", boot)
+async def test_a_new_start_of_the_machine_ends_all_leases(tmp_path: Path) -> None:
+    for held in (None, True, False):
+        if held is False:
+            # As if the databases were last opened before a reboot.
+            for name in (SESSIONS_FILE, VECTORS_FILE):
+                with closing(sqlite3.connect(tmp_path / name)) as file, file:
+                    assert file.execute("UPDATE lease_clock SET boot = 'an earlier one'").rowcount == 1
         stores, database = await open_sqlite(tmp_path, chain_items=100), await open_vector_database(tmp_path)
         if held is None:
             await _hold_things(stores, database)
@@ -101,9 +114,8 @@ async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, s
         await opened.aclose()
 
 
-async def test_where_the_system_names_no_start_the_wall_clock_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_clock, "_boot", "")
-    assert abs(lease_clock.lease_now() / 1000 - time.time()) < 60
+def test_where_the_system_names_no_start_the_wall_clock_is_used() -> None:
+    assert abs(lease_clock.lease_now(boot="") / 1000 - time.time()) < 60
 
 
 async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:

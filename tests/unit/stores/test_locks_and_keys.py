@@ -124,13 +124,11 @@ def test_steps_that_fail_leave_no_transaction(tmp_path: Path, monkeypatch: pytes
     assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
     connection.execute("CREATE TABLE lease_clock (boot TEXT)")
     connection.execute("CREATE TABLE t (n)")
-    monkeypatch.setattr(lease_clock, "_boot", "one")
     with pytest.raises(sqlite3.OperationalError):
-        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)", "DELETE FROM none"])
+        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)", "DELETE FROM none"], "one")
     assert not connection.in_transaction and connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
     for boot, ends in (("one", 1), ("one", 1), ("two", 2)):
-        monkeypatch.setattr(lease_clock, "_boot", boot)
-        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)"])
+        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)"], boot)
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (ends,)
         assert connection.execute("SELECT boot FROM lease_clock").fetchall() == [(boot,)]
         assert not connection.in_transaction

@@ -27,16 +27,27 @@ _NOTED = "SELECT boot FROM lease_clock"
 _NOTE = ("DELETE FROM lease_clock", "INSERT INTO lease_clock (boot) VALUES (?)")
 
 
-def lease_now() -> int:
+def _read_boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+BOOT = _read_boot_id()
+"""The id of the machine's current boot. Empty if the machine has none."""
+
+
+def lease_now(boot: str = BOOT) -> int:
     """Return the lease clock's time in milliseconds: since boot if the machine has a boot id, else since the epoch."""
-    return (time.monotonic_ns() if _boot else time.time_ns()) // 1_000_000
+    return (time.monotonic_ns() if boot else time.time_ns()) // 1_000_000
 
 
-def prepare(connection: sqlite3.Connection, end_leases: Sequence[str]) -> None:
+def prepare(connection: sqlite3.Connection, end_leases: Sequence[str], boot: str = BOOT) -> None:
     """Define the SQL function `lease_now()` on this connection. If the machine has rebooted since a process last opened
     the database, run `end_leases`, the statements that expire all leases."""
     connection.create_function("lease_now", 0, lambda: lease_now())
-    noted = [(_boot,)]
+    noted = [(boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return
     with locked(connection):
@@ -45,14 +56,4 @@ def prepare(connection: sqlite3.Connection, end_leases: Sequence[str]) -> None:
             for statement in end_leases:
                 connection.execute(statement)
             connection.execute(_NOTE[0])
-            connection.execute(_NOTE[1], (_boot,))
-
-
-def _read_boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-_boot = _read_boot_id()
+            connection.execute(_NOTE[1], (boot,))
