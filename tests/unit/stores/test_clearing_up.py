@@ -87,7 +87,6 @@ async def test_a_start_that_fails_leaves_nothing(
             raise StoreError("no")
 
         monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
-        monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
     else:
         monkeypatch.setattr(failing, "start", fails)
     with pytest.raises(StoreError, match="no"):
