@@ -345,6 +345,29 @@ def test_vector_stores_are_exported_and_deleted_with_their_owner(
     assert VECTORS_FILE in capsys.readouterr().out
 
 
+def test_an_export_and_a_deletion_are_noted_in_the_audit(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def noted() -> list[tuple[str, str, dict[str, Any]]]:
+        capsys.readouterr()
+        assert main(["admin", "audit", "--data", str(data), "--json"]) == 0
+        rows = _lines(capsys.readouterr().out)
+        assert all(row["actor"].startswith("cli:") and row["at"] > 0 for row in rows)
+        return [(row["action"], row["owner"], row["detail"]) for row in rows]
+
+    of_alice = ["--data", str(data), "--owner", ALICE]
+    # What changes or shows nothing leaves no row.
+    assert main(["admin", "export", "--data", str(data), "--owner", "nobody"]) == 1
+    assert main(["admin", "delete-owner", *of_alice]) == 1
+    assert noted() == []
+    assert main(["admin", "export", *of_alice]) == 0
+    assert noted() == [("export", ALICE, {"files": False})]
+    assert main(["admin", "export", *of_alice, "--files", str(data / "exported")]) == 0
+    assert main(["admin", "delete-owner", *of_alice, "--yes"]) == 0
+    deleted, exported, *_ = noted()
+    assert exported == ("export", ALICE, {"files": True})
+    assert deleted[:2] == ("delete-owner", ALICE)
+    assert (deleted[2]["responses"], deleted[2]["files"], deleted[2]["vector_stores"]) == (2, 1, 1)
+
+
 @pytest.fixture
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("elsewhere")

@@ -76,6 +76,11 @@ async def test_no_key_is_in_the_database_nor_on_the_screen(
     assert status == 0
     status, said = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=())
     assert status == 1
+    # Both changes are in the audit, and no comparison is.
+    assert await asyncio.to_thread(main, ["admin", "audit", "--json"]) == 0
+    audit = capsys.readouterr().out
+    noted = [json.loads(line)["action"] for line in audit.splitlines()]
+    assert noted == ["deployment-keys --accept"] * 2 and "canary" not in audit
 
 
 async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ async def test_an_operator_can_start_anew_knowing_what_is_lost(
     said = capsys.readouterr().out
     assert said.startswith(f"Made new: {tmp_path / OWNER_KEY}.") and "find nothing" not in said
     assert (tmp_path / OWNER_KEY).stat().st_mode & 0o777 == 0o600
+    assert await asyncio.to_thread(main, ["admin", "audit", "--data", str(tmp_path), "--json"]) == 0
+    (noted,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (noted["action"], noted["detail"]) == ("new-keys", {"files": [OWNER_KEY]})
     await (await build(settings(tmp_path), door="http")).aclose()
 
 
