@@ -18,6 +18,7 @@ from antiphon.config.owners import OwnerSettings
 from antiphon.config.settings import Settings
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.state import needs_sqlite
+from tests.support.waiting import until
 
 ASK = {"model": "qwen3", "input": "Hi"}
 
@@ -116,6 +117,10 @@ async def test_the_log_names_the_key_and_the_team_of_each_request(data: Path, ke
             assert await status(app, "a-token-of-nobody-here") == 401
             await becomes(200, app, anna["token"])
             assert await status(app, anna["token"], body=ASK) == 200
+            assert await status(app, anna["token"], body={**ASK, "background": True}) == 200
+            await until(lambda: any(line.get("door") == "background" for line in lines))
+    (later,) = [line for line in lines if line.get("door") == "background"]
+    assert (later["owner"], later["key"], later["team"]) == ("n:anna", anna["id"], "lab")
     named = [(line["event"], line.get("owner"), line["key"], line["team"]) for line in lines if "key" in line]
     assert set(named) == {("request", None, anna["id"], "lab"), ("response", "n:anna", anna["id"], "lab")}
     assert any(line["event"] == "request" and line["status"] == 401 for line in lines)
