@@ -377,7 +377,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
 
 
 def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:
-    """The options that all exchanges of the process share."""
+    """Return the options that all exchanges of the process share."""
     return ExchangeOptions(
         routes=routes,
         open_responses_names=settings.dialect == "openresponses",
@@ -396,7 +396,7 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
 
 
 def model_door(settings: Settings) -> UpstreamTarget:
-    """The address and headers for model calls that the sidecar makes through Envoy."""
+    """Return the address and headers for model calls that the sidecar makes through Envoy."""
     address = settings.place(settings.sidecar.model_door)
     if parse_address(address)[0] == "unix":
         return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))

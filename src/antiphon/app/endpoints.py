@@ -45,7 +45,7 @@ def make_router(
     containers: tuple[Endpoint, ...],
     reserve: Callable[[Caller], Reservation] | None = None,
 ) -> Router:
-    """The router with the endpoints that the settings enable."""
+    """Return the router with the endpoints that the settings enable."""
     models = ModelCatalog(
         CountedUpstream(upstream, metrics, "models"),
         sources={
@@ -89,7 +89,8 @@ def make_router(
 
 
 def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
-    """The endpoint `GET /v1/antiphon/capabilities`. `tools` are the types of the tools that Antiphon itself runs."""
+    """Return the endpoint `GET /v1/antiphon/capabilities`. `tools` are the types of the tools that Antiphon itself
+    runs."""
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
     return Capabilities(

@@ -56,7 +56,7 @@ class Extension:
 
 @lru_cache(maxsize=1)
 def installed() -> tuple[EntryPoint, ...]:
-    """The entry points in Antiphon's groups, not yet loaded. The result is cached, because the search reads the
+    """Return the entry points in Antiphon's groups, not yet loaded. The result is cached, because the search reads the
     metadata of every installed package."""
     everybodys = entry_points()
     return tuple(entry for group in _GROUPS.values() for entry in everybodys.select(group=group))
@@ -64,7 +64,7 @@ def installed() -> tuple[EntryPoint, ...]:
 
 @lru_cache(maxsize=1)
 def extensions() -> tuple[Extension, ...]:
-    """All installed extensions, sorted by kind and name. Raises `ConfigError` if one cannot be used."""
+    """Return all installed extensions, sorted by kind and name. Raises `ConfigError` if one cannot be used."""
     found = [
         one
         for kind, group in _GROUPS.items()
@@ -77,13 +77,13 @@ def extensions() -> tuple[Extension, ...]:
 
 
 def known_profiles() -> Mapping[str, UpstreamProfile]:
-    """Every profile by name. Profiles of other packages come last. Raises `ConfigError`."""
+    """Return every profile by name. Profiles of other packages come last. Raises `ConfigError`."""
     return {**PROFILES, **{one.name: one.value for one in extensions() if one.kind == "profile"}}
 
 
 def with_extension_settings(settings: Settings) -> Settings:
-    """The settings with each section under `extensions` parsed by the settings model of its tool. Therefore Antiphon
-    knows which of these values are secrets. Raises `ConfigError` with all errors in these sections."""
+    """Return the settings with each section under `extensions` parsed by the settings model of its tool. Therefore
+    Antiphon knows which of these values are secrets. Raises `ConfigError` with all errors in these sections."""
     wrong: list[str] = []
     tools = {one.name: one for one in extensions() if one.kind == "tool"}
     for name in settings.extensions.keys() - tools.keys():
@@ -144,8 +144,8 @@ def _loaded(one: Extension, entry: EntryPoint) -> Any:
 
 
 def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseModel | None:
-    """The validated settings of a tool, or None if the tool has no settings model. Invalid settings also give None, and
-    append messages to `wrong`."""
+    """Return the validated settings of a tool, or None if the tool has no settings model. Invalid settings also give
+    None, and append messages to `wrong`."""
     model: type[BaseModel] | None = getattr(one.value, "settings_model", None)
     place: Place = (_SECTION, one.name)
     if model is None:
@@ -192,8 +192,8 @@ def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, Any]) -> str:
-    """A validator's message with `…` in place of texts from the settings. For a secret setting the result is a fixed
-    text, because the message may contain part of the secret."""
+    """Return a validator's message with `…` in place of texts from the settings. For a secret setting the result is a
+    fixed text, because the message may contain part of the secret."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
     if any(map(_holds_secret, of_all)):
         return "the tool refuses it"

@@ -25,7 +25,8 @@ from antiphon.upstream.issuer import read_discovered, read_file, read_url
 
 @asynccontextmanager
 async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
-    """The issuer's tokens. The issuer's keys are read now and again until the context ends. Raises `ConfigError`."""
+    """Yield the check of the issuer's tokens. Until the context ends, a task reads the issuer's keys again at
+    intervals. Raises `ConfigError`."""
     try:
         from antiphon.doors.identities import Identities
         from antiphon.doors.token_check import TokenKeys, TokenRules, read_keys

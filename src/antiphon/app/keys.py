@@ -31,8 +31,8 @@ OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 
 
 def owner_key(settings: Settings) -> bytes:
-    """The key of the owner hash: the configured one, or one created once in the data folder, the same for all workers.
-    Raises `ConfigError`."""
+    """Return the key of the owner hash: the configured one, or one created once in the data folder, the same for all
+    workers. Raises `ConfigError`."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
     if settings.owner.source != "bearer":
@@ -41,21 +41,21 @@ def owner_key(settings: Settings) -> bytes:
 
 
 def make_sealer(settings: Settings) -> Sealer:
-    """The sealer for data that clients store and send back. The sealer uses the configured keys, or a key file in the
-    data folder. Raises `ConfigError`."""
+    """Return the sealer for data that clients store and send back. The sealer uses the configured keys, or a key file
+    in the data folder. Raises `ConfigError`."""
     # A payload is at most the text of one response, encoded as JSON once more.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     return Sealer(_sealing_keys(settings), max_bytes=limit)
 
 
 def stored_bodies(settings: Settings) -> Bodies:
-    """The codec for stored bodies. The codec decrypts bodies, and encrypts new ones if `state.seal` is set. Raises
-    `ConfigError`."""
+    """Return the codec for stored bodies. The codec decrypts bodies, and encrypts new ones if `state.seal` is set.
+    Raises `ConfigError`."""
     return Bodies(_sealing_keys(settings), seals=settings.state.seal)
 
 
 def known_bodies(settings: Settings) -> Bodies:
-    """The codec for reading stored bodies with the existing keys. This function creates no key. Raises
+    """Return the codec for reading stored bodies with the existing keys. This function creates no key. Raises
     `ConfigError`."""
     if not settings.sealing.keys and not (settings.data / SEALING_KEY).exists():
         return Bodies((), seals=False)
@@ -68,8 +68,8 @@ def _sealing_keys(settings: Settings) -> list[bytes]:
 
 
 def deployment_keys(settings: Settings) -> Keys:
-    """Fingerprints of the configured keys. Machines that share a database compare them, because all need the same
-    keys."""
+    """Return fingerprints of the configured keys. Machines that share a database compare these fingerprints, because
+    all machines need the same keys."""
     owner = settings.owner.key if settings.owner.source == "bearer" else None
     return Keys(
         None if owner is None else fingerprint(owner.get_secret_value().encode(), "owner.key"),
@@ -78,10 +78,9 @@ def deployment_keys(settings: Settings) -> Keys:
 
 
 def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
-    """The callers by the SHA-256 of their keys in the settings; None when every token is accepted, or when
-    the issuer's tokens take the place of keys. A key of
-    `owner.api_keys` names no owner: its owner is the hash of the token. The keys that operators create at run time are
-    not among them (`engine/running/key_ring.py`)."""
+    """Return the callers by the SHA-256 of their keys in the settings; None when every token is accepted, or when the
+    issuer's tokens take the place of keys. A key of `owner.api_keys` names no owner: its owner is the hash of the
+    token. The result lacks the keys that operators create at run time (`engine/running/key_ring.py`)."""
     owner = settings.owner
     if not owner.has_client_keys or owner.source == "jwt":
         return None
@@ -94,7 +93,7 @@ def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
 
 
 def lost_keys(settings: Settings) -> dict[str, str]:
-    """The names of missing key files that stored data depends on, each with a description of that data."""
+    """Return the names of missing key files that stored data depends on, each with a description of that data."""
     needs = {}
     if settings.owner.key is None and settings.owner.source == "bearer":
         needs[OWNER_KEY] = _needs_owner_key(settings)
@@ -104,7 +103,7 @@ def lost_keys(settings: Settings) -> dict[str, str]:
 
 
 def key_problems(settings: Settings) -> list[str]:
-    """The messages that a start would print about the keys of the data folder. This function creates no key."""
+    """Return the messages that a start would print about the keys of the data folder. This function creates no key."""
     lost = lost_keys(settings)
     problems = [is_gone(settings.data / name, why) for name, why in lost.items()]
     for name, read in ((OWNER_KEY, owner_key), (SEALING_KEY, make_sealer)):
@@ -151,7 +150,7 @@ def _advice(settings: Settings, setting: str) -> str:
 
 
 def make_adoption(settings: Settings, stores: Stores) -> Adoption | None:
-    """The adoption of data by named owners, or None if no key names an owner or the state is in memory."""
+    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory."""
     owner = settings.owner
     if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
         return None

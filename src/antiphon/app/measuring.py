@@ -174,7 +174,7 @@ def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """The values by database, without those that are None."""
+    """Return the values by database, without those that are None."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 
@@ -196,7 +196,7 @@ def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:
 
 
 def _threads() -> dict[Labels, tuple[int, int]]:
-    """The number of busy threads and the queue length of the thread pools, summed by pool name."""
+    """Return the number of busy threads and the queue length of the thread pools, summed by pool name."""
     found: dict[Labels, tuple[int, int]] = {}
     for pool in all_pools():
         busy, waiting = found.get((pool.name,), (0, 0))

@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 def make_routes(settings: Settings) -> ModelRoutes:
-    """The route of each model. Raises `ConfigError` for an unknown profile."""
+    """Return the route of each model. Raises `ConfigError` for an unknown profile."""
 
     nowhere = ModelRoute(PROFILES["generic"], mode="disabled")
 
@@ -100,7 +100,7 @@ def learn(routes: ModelRoutes, name: str, profile: str) -> None:
 
 
 def several_upstreams(settings: Settings, group: UpstreamGroup, called: Mapping[str, HttpUpstream]) -> SeveralUpstreams:
-    """The client for a group of upstreams, in a process that calls upstreams without Envoy."""
+    """Return the client for a group of upstreams, in a process that calls upstreams without Envoy."""
     passed = (name for name in group.names if settings.every_upstream[name].auth_mode is AuthMode.PASSTHROUGH)
     return SeveralUpstreams({name: called[name] for name in group.names}, group.weights, passthrough=frozenset(passed))
 

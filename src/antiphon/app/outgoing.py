@@ -22,7 +22,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 
 def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
-    """The target of direct calls to this upstream, without Envoy. Raises `ConfigError`."""
+    """Return the target of direct calls to this upstream, without Envoy. Raises `ConfigError`."""
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
@@ -31,7 +31,7 @@ def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
 
 
 def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
-    """The fetcher for URLs from clients and models. Raises `ConfigError`."""
+    """Return the fetcher for URLs from clients and models. Raises `ConfigError`."""
     try:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:

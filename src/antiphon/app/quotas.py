@@ -78,7 +78,7 @@ def make_quotas(
 
 
 def _amounts(limits: QuotaLimits) -> Amounts:
-    """The limits that are set, by measure. Cost is in millionths of the currency."""
+    """Return the limits that are set, by measure. Cost is in millionths of the currency."""
     found: dict[str, int] = {}
     for name in (*MEASURES, *STOCKS):
         value = getattr(limits, name, None)

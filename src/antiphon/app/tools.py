@@ -32,8 +32,8 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 def make_tools(
     settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
-    """The toolbox with the tools that the settings enable, and the `further` tools. All tools share the limits of the
-    process. Raises `ConfigError`."""
+    """Return the toolbox with the tools that the settings enable, and the `further` tools. All tools share the limits
+    of the process. Raises `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
@@ -55,14 +55,14 @@ async def open_rooms(
 
 
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
-    """The tool `code_interpreter`, which runs code in these containers."""
+    """Return the tool `code_interpreter`, which runs code in these containers."""
     from antiphon.tools.code_interpreter import CodeInterpreter
 
     return CodeInterpreter(rooms, settings.code_interpreter)
 
 
 def container_endpoints(settings: Settings, rooms: ContainerRooms) -> tuple[Endpoint, ...]:
-    """The endpoints of `/v1/containers`."""
+    """Return the endpoints of `/v1/containers`."""
     from antiphon.api.containers import ContainerApi
 
     return ContainerApi(rooms, settings.code_interpreter).endpoints()

@@ -17,17 +17,17 @@ from antiphon.errors import ConfigError
 
 
 def section(upstream: str) -> str:
-    """The name of an upstream's section in the settings."""
+    """Return the name of an upstream's section in the settings."""
     return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
 
 
 def upstream_trust(name: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
-    """The TLS context for calls to this upstream, or None if its URL is not https. Raises `ConfigError`."""
+    """Return the TLS context for calls to this upstream, or None if its URL is not https. Raises `ConfigError`."""
     return trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
 
 
 def trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """A TLS context that trusts the certificate authorities in `file`, or the system's if `file` is None. Raises
+    """Return a TLS context that trusts the certificate authorities in `file`, or the system's if `file` is None. Raises
     `ConfigError`, which names `setting`."""
     try:
         return ssl.create_default_context(cafile=str(file) if file else None)

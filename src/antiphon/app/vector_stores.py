@@ -49,15 +49,15 @@ class VectorSearch:
     def endpoints(
         self, upstream: Upstream, routes: ModelRoutes, room: StorageQuota | None = None
     ) -> tuple[Endpoint, ...]:
-        """The endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites queries.
-        `room`: the limits of stored data."""
+        """Return the endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites
+        queries. `room`: the limits of stored data."""
         rewriter = None
         if self.rewrite_model is not None:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite
         return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter, room=room).endpoints()
 
     def tool(self) -> ServerTool:
-        """The tool `file_search`."""
+        """Return the tool `file_search`."""
         return FileSearch(self.searcher)
 
     async def forget_file(self, owner: str, file_id: str) -> None:
@@ -102,8 +102,8 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
 
 
 def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
-    """The embedder and the client of its server, which the caller must close. None without `embeddings.url`. Raises
-    `ConfigError`."""
+    """Return the embedder and the client of its server, which the caller must close. None without `embeddings.url`.
+    Raises `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None

@@ -173,7 +173,7 @@ def _validation(host: str, authorities: str) -> Config:
 
 
 def _host(where: Config) -> str:
-    """The host in an Envoy socket address."""
+    """Return the host in an Envoy socket address."""
     return str(where["socket_address"]["address"])
 
 

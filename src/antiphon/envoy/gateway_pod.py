@@ -120,7 +120,7 @@ def inside(settings: Settings) -> Settings:
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
-    """The keys of the Secret: the variables of the sidecar, and the variables of Envoy's process."""
+    """Return the keys of the Secret: the variables of the sidecar, and the variables of Envoy's process."""
     return sorted({*sidecar.secrets, *_injected_keys(settings)})
 
 
@@ -183,7 +183,7 @@ def _probe(path: str, port: int, *, period: int, failures: int) -> Config:
 
 
 def _probed_for(settings: Settings) -> int:
-    """The seconds after which Kubernetes treats a sidecar that has not started as failed."""
+    """Return the seconds after which Kubernetes treats a sidecar that has not started as failed."""
     return int(settings.state.start_within) + _START_SECONDS
 
 
@@ -271,7 +271,7 @@ def _commented(text: str) -> str:
 
 
 def _injected_keys(settings: Settings) -> list[str]:
-    """The environment variables from which the managed Envoy reads the upstreams' keys."""
+    """Return the environment variables from which the managed Envoy reads the upstreams' keys."""
     return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
 
 

@@ -197,7 +197,7 @@ def _named(entries: Sequence[object], name: str) -> bool:
 
 
 def _plain(value: object) -> bool:
-    """Whether the value is a message without `@type`, so that its fields can be merged with those of another
+    """Return whether the value is a message without `@type`, so that its fields can be merged with those of another
     message."""
     return isinstance(value, dict) and "@type" not in value and "typed_config" not in value
 
@@ -221,7 +221,7 @@ def _message(message: Config, field: str) -> Config:
 
 
 def _list(message: Config, field: str) -> list[Config]:
-    """Return the list in this field. A missing list is created."""
+    """Return the list in this field. If the field is missing, create an empty list in the message."""
     name = _spelled(message, field)
     if message.get(name) is None:
         message[name] = []

@@ -39,7 +39,7 @@ PICKER = "endpoint_picker"
 
 
 def is_picked(settings: Settings, upstream: str = "default") -> bool:
-    """Whether a picker selects the servers of this upstream. Only the default upstream (`upstream`) can have a
+    """Return whether a picker selects the servers of this upstream. Only the default upstream (`upstream`) can have a
     picker."""
     return upstream == "default" and settings.envoy.endpoint_picker.address is not None
 

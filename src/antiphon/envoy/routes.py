@@ -84,17 +84,17 @@ _NO_PREVIOUS_HOSTS: Config = {
 
 
 def key_variable(upstream: str) -> str:
-    """The environment variable of Envoy's process with the API key of this upstream."""
+    """Return the environment variable of Envoy's process with the API key of this upstream."""
     return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
 
 
 def model_cluster(upstream: str) -> str:
-    """The name of this upstream's cluster."""
+    """Return the name of this upstream's cluster."""
     return "model" if upstream == "default" else f"model_{upstream}"
 
 
 def group_cluster(group: UpstreamGroup) -> str:
-    """The name of the cluster for a list of upstreams."""
+    """Return the name of the cluster for a list of upstreams."""
     return f"several_{group.name}"
 
 
@@ -224,7 +224,7 @@ def model_door_routes(settings: Settings) -> list[Config]:
 
 
 def _model_paths(settings: Settings) -> tuple[str, ...]:
-    """The paths of the default upstream that clients and the sidecar may use."""
+    """Return the paths of the default upstream that clients and the sidecar may use."""
     return (*_MODEL_PATHS, *settings.upstream.path_allow) if settings.has_default else ()
 
 

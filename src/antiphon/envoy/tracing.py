@@ -26,7 +26,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def header_variable(name: str) -> str:
-    """The environment variable of Envoy's process with the value of this header of `tracing.headers`."""
+    """Return the environment variable of Envoy's process with the value of this header of `tracing.headers`."""
     return _VARIABLE + re.sub(r"\W", "_", name).upper()
 
 

@@ -90,8 +90,8 @@ for credentials would take most of the search's time."""
 
 
 def _holds_secret(event: Mapping[str, Any]) -> bool:
-    """Whether a text in the event has the shape of a credential. Most texts are too short to be a credential and are
-    not searched."""
+    """Return whether a text in the event has the shape of a credential. Most texts are too short to be a credential and
+    are not searched."""
     for name, value in event.items():
         if type(value) is str and len(value) >= SHORTEST_KEY and name not in _OURS and _is_secret(value):
             return True
@@ -148,7 +148,7 @@ _GOOD: Final = frozenset({"completed", "ok", "incomplete"})
 
 
 def colors_wanted() -> bool:
-    """Whether standard error is a terminal and the variable `NO_COLOR` is not set (no-color.org)."""
+    """Return whether standard error is a terminal and the variable `NO_COLOR` is not set (no-color.org)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 

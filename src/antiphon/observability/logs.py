@@ -83,7 +83,7 @@ def _write(data: bytes, lines: int) -> None:
 
 
 def dropped_lines() -> int:
-    """The number of lines that were dropped because the reader was too slow or the disk was full."""
+    """Return the number of lines that were dropped because the reader was too slow or the disk was full."""
     return _out.lost if _out is not None else 0
 
 

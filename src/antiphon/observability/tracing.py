@@ -34,7 +34,7 @@ def set_current(span: Span | None) -> None:
 
 
 def is_traced() -> bool:
-    """Whether this task has a current span."""
+    """Return whether this task has a current span."""
     return _current.get() is not None
 
 

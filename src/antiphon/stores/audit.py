@@ -61,7 +61,7 @@ class AuditStore:
         self._clock = clock
 
     def statement(self, noted: Noted) -> Statement:
-        """The statement that stores this row, for the transaction of the change."""
+        """Return the statement that stores this row, for the transaction of the change."""
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         return Statement(INSERT, {**named, "id": new_id("audit"), "detail": detail, **self._now}, rows=1)
@@ -71,8 +71,8 @@ class AuditStore:
         await self._tables.run([self.statement(noted)])
 
     async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[Noted]:
-        """The newest rows first, at most `limit`, from the time `since` on. `owner`: the id of an owner, or the name of
-        one; empty: all rows."""
+        """Return at most `limit` rows that are not older than the time `since`, newest first. `owner`: the id or the
+        name of an owner; an empty string selects all rows."""
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
         return [_noted(row) for row in await self._tables.fetch(LIST, named)]
 

@@ -76,8 +76,8 @@ class ClientKeyStore:
     async def create(
         self, key: ClientKey, digest: bytes, lifetime: float | None, *beside: Statement
     ) -> ClientKey | None:
-        """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are
-        already `most` valid ones. `beside`: statements of the same transaction, here and below."""
+        """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are already
+        `most` valid keys. `beside`: further statements that run in the same transaction."""
         named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
         named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}
         named |= {"models": _packed(key.access.models), "tools": _packed(key.access.tools)}
@@ -93,30 +93,30 @@ class ClientKeyStore:
         lifetime: float | None,
         overlap: float,
     ) -> ClientKey | None:
-        """Create a successor with the name, the owner and the access of this key, which expires in `overlap` seconds.
-        Returns the successor, or None when the key is not valid, or when
-        there are already `most` valid keys."""
+        """Create a successor with the name, the owner and the access of this key. The old key expires after at most
+        `overlap` seconds. Returns the successor, or None when the old key is not valid, or when there are already
+        `most` valid keys."""
         named: dict[str, object] = {"id": key_id, "new": new_id, "prefix": prefix, "digest": digest, **self._now}
         named |= {"lifetime": _lifetime(lifetime), "overlap": milliseconds(overlap)}
         unit = (Statement(SUCCEED, named, rows=1), Statement(END, named, rows=1), *beside)
         return await self.get(new_id) if await self._change(*unit) else None
 
     async def revoke(self, key_id: str, *beside: Statement) -> bool:
-        """End a key at once. False when it does not exist or is already revoked."""
+        """Revoke a key immediately. Returns False when the key does not exist or is already revoked."""
         return await self._change(Statement(REVOKE, {"id": key_id, **self._now}, rows=1), *beside)
 
     async def get(self, key_id: str) -> ClientKey | None:
-        """This key, valid or not."""
+        """Return this key, even if it is expired or revoked. Returns None when the key does not exist."""
         rows = await self._tables.fetch(GET, {"id": key_id})
         return _key(rows[0]) if rows else None
 
     async def has(self, digest: bytes) -> bool:
-        """Whether there is a key with this digest, valid or not."""
+        """Return whether a key with this digest exists, even if the key is expired or revoked."""
         return bool(await self._tables.fetch(HAS, {"digest": digest}))
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
-        """The valid keys of this owner (empty: of all owners), by owner and creation time. `all_keys`: also those that
-        are expired or revoked."""
+        """Return the valid keys of this owner (empty: of all owners), by owner and creation time. `all_keys`: also
+        those that are expired or revoked."""
         rows = await self._tables.fetch(LIST, {"owner": owner, "all": int(all_keys), **self._now})
         return [_key(row) for row in rows]
 
@@ -125,8 +125,9 @@ class ClientKeyStore:
         return {"now_ms": milliseconds(self._clock()), "most": self._most}
 
     async def _change(self, *statements: Statement) -> bool:
-        """Run the statements as one change. The row of the number comes first: its lock puts changes in an order, so
-        that two of them cannot exceed `most` together. False when a statement found no row."""
+        """Run the statements in one transaction. Before them, the transaction increments the change counter, which
+        locks the counter's row. This lock serializes all changes, so that two concurrent changes cannot exceed `most`
+        together. Returns False when a statement found no row."""
         try:
             await self._tables.run([Statement(CHANGE, {}), *statements])
         except RowsMissing:
@@ -134,12 +135,12 @@ class ClientKeyStore:
         return True
 
     async def state(self) -> tuple[int, int]:
-        """The number of changes so far, and the database's time in milliseconds."""
+        """Return the number of changes so far, and the database's time in milliseconds."""
         row = (await self._tables.fetch(STATE, self._now, own=True))[0]
         return row[0], row[1]
 
     async def valid(self) -> ValidKeys:
-        """All keys that are valid now."""
+        """Return all keys that are valid now."""
         rows = await self._tables.fetch(VALID, self._now, own=True)
         callers = {
             bytes(row["digest"]): Caller(

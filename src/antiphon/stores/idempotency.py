@@ -200,8 +200,8 @@ class IdempotencyStore:
         raise in_progress()
 
     async def made(self, once: OnceOnly) -> str | None:
-        """Return the id of the object that the same request created earlier with this key. Returns None in all other
-        cases, which `claim` distinguishes."""
+        """Return the id of the object that the same request created earlier with this key. Returns None when the key is
+        free, belongs to a different request, or its request still runs. `claim` handles these three cases."""
         rows = await self._tables.fetch(MADE, self._named(once, ""))
         return str(rows[0][0]) if rows else None
 

@@ -284,7 +284,8 @@ class JobStore:
         await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """Return the status and the last event's number of these responses. The result lacks unknown ids."""
+        """Return the status and the last event's number of these responses. The result has no entry for a response that
+        does not exist."""
         rows = await self._tables.fetch(PROGRESS, {"ids": sorted(response_ids)})
         return {row["id"]: _progress(row) for row in rows}
 

@@ -76,7 +76,7 @@ class UsageStore:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def has_data(self, owner: str) -> bool:
-        """Whether the owner has sums, or other stored data besides vector stores and containers."""
+        """Return whether the owner has sums, or other stored data besides vector stores and containers."""
         return bool((await self._tables.fetch(HAS_DATA, {"owner": owner}, own=True))[0][0])
 
     async def forget(self, before: str) -> int:

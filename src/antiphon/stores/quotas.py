@@ -1,14 +1,14 @@
-"""Stores the counters of quotas and the parts of them that processes lease, for any backend.
+"""Stores the counters of quotas, and the leases of processes on these counters, for any backend.
 
 Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
 process (`engine/running/quotas.py`), the settings (`config/quotas.py`).
 
 A process leases a part of a limit, and serves requests out of its lease without a query. The closer a counter is to its
-limit, the smaller are the leases. So processes that hold unused parts delay few requests of others.
+limit, the smaller are the leases. So the unused leases of one process delay few requests of other processes.
 
 Invariants: `used + leased` of a counter exceeds the limit only by debts, which are usage above a request's estimate.
-The database's clock decides to which period a grant belongs. The leases of a process that gives no sign of life for
-`dead_after` seconds are settled as used. A unit touches counters in the order of their keys, so that units of two
+The database's clock decides to which period a grant belongs. When a process has sent no heartbeat for `dead_after`
+seconds, the store counts its leases as used. A unit touches counters in the order of their keys, so that units of two
 processes never deadlock.
 """
 
@@ -42,7 +42,7 @@ _PERIOD = f"""CASE
 
 
 def _granted(taken: str) -> str:
-    """The SQL of the amount that a counter with `taken` used and leased units grants."""
+    """Return the SQL of the amount that a counter with `taken` used and leased units grants."""
     free = f"(CAST(:limit AS bigint) - ({taken}))"
     need, want = "CAST(:need AS bigint)", "CAST(:want AS bigint)"
     return f"CASE WHEN {free} < {need} THEN 0 ELSE least({want}, greatest({need}, {free} / {_SHRINK})) END"
@@ -111,7 +111,8 @@ class StoredCounter(msgspec.Struct, frozen=True):
 
 
 class QuotaStore:
-    """The shared counters (`QuotaCounters`), in tables that the caller closes. Every method raises `StoreError`."""
+    """Implements `QuotaCounters`, the counters that all processes share. The caller closes the tables. Every method
+    raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the clock of a database that has none (SQLite)."""
@@ -213,8 +214,8 @@ def _period(measure: str) -> str:
 
 
 def _months(at: float) -> dict[str, int]:
-    """The starts of the last, this and the next month in UTC, in milliseconds. The database's clock chooses among them,
-    so a wrong local clock does not begin a period."""
+    """Return the starts of the last, this and the next month in UTC, in milliseconds. The database's clock chooses
+    among them, so a wrong local clock does not begin a period."""
     today = datetime.fromtimestamp(at, UTC)
     number = today.year * 12 + today.month - 1
     return {name: _month(number + step) for name, step in (("last", -1), ("this", 0), ("next", 1))}

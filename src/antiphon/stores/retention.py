@@ -1,17 +1,18 @@
 """Deletes expired responses, conversations and event streams in batches that are small enough not to delay requests.
 
-Lives here: the loop over batches ("pieces"), the row limit of a piece, and the choice of the one process that sweeps.
-Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and vector stores (their rows have
-an expiry). Each backend implements the deletion of a piece (`sqlite/retention.py`, `postgres/retention.py`).
+Lives here: the loop over batches, the row limit of a batch, and the choice of the one process that sweeps. The code
+calls a batch a piece. Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and vector
+stores (their rows have an expiry). Each backend implements the deletion of a batch (`sqlite/retention.py`,
+`postgres/retention.py`).
 
 A sweep deletes a chain of responses as a whole when the latest response is old. So a history never lacks responses in
 its middle. Background responses that run and locked conversations never count as old.
 
-A sweep may need several pieces for one large chain or conversation. The transaction of the first piece makes the object
-unusable for clients. A chain then accepts no more responses and loses its first response. A conversation stays locked
-until the sweep has deleted it.
+A sweep may need several batches for one large chain or conversation. The transaction of the first batch makes this
+chain or conversation unusable for clients. A chain then accepts no more responses and loses its first response. A
+conversation stays locked until the sweep has deleted it.
 
-Invariant: a piece deletes a bounded number of rows, or one response with its items and events. The piece's transaction
+Invariant: a batch deletes a bounded number of rows, or one response with its items and events. The batch's transaction
 checks again that each row is still expired.
 """
 
@@ -26,18 +27,19 @@ from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
 SWEEPER = "retention"
-"""The value of `locked_by` in a conversation that a sweep is deleting. The lock of a sweep never expires."""
+"""The value of `locked_by` in a conversation that a sweep is deleting. A conversation lock with this value never
+expires."""
 TAKE_TURN = """
 INSERT INTO sweeps (what, due_at) VALUES (:what, lease_in(:pause))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()
 """
 
 Piece = tuple[int, int]
-"""The result of one piece: the number of changed rows, and the number of objects that the piece deleted completely."""
+"""The result of one batch: the number of changed rows, and the number of objects that the batch deleted completely."""
 
 
 class Pieces(Protocol):
-    """Deletes one piece of the data that is older than `age` milliseconds. Returns zeros when no data is old enough, or
+    """Deletes one batch of the data that is older than `age` milliseconds. Returns zeros when no data is old enough, or
     other transactions have locked all old data. Every method raises `StoreError`."""
 
     async def chains(self, age: int) -> Piece:

@@ -277,7 +277,7 @@ class VectorStores:
             await self._tables.run([Statement(self._sql.touch, named)], again=True)
 
     async def count_chunks(self, owners: Sequence[str]) -> int:
-        """The number of chunks in all vector stores of these owners."""
+        """Return the number of chunks in all vector stores of these owners."""
         return (await self._tables.fetch(self._sql.count_chunks, {"owners": list(owners)}))[0][0]  # type: ignore[no-any-return]
 
     async def add_files(

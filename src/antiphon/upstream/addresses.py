@@ -53,7 +53,7 @@ _NOT_PUBLIC_6 = tuple(
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address belongs to the public internet."""
+    """Return whether an address belongs to the public internet."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address.scope_id is not None or address not in _PUBLIC_6:
@@ -81,7 +81,7 @@ class AddressRule:
                 self._hosts.add(text.rstrip("."))
 
     def is_named(self, host: str) -> bool:
-        """Whether the operator configured this host as an exception: by name, or as an address in one of the
+        """Return whether the operator configured this host as an exception: by name, or as an address in one of the
         networks."""
         name = host.lower().rstrip(".")
         if name in self._hosts:
@@ -92,7 +92,7 @@ class AddressRule:
             return False
 
     def allows(self, host: str, address: str) -> bool:
-        """Whether Antiphon may connect to this host at this address."""
+        """Return whether Antiphon may connect to this host at this address."""
         if host.lower().rstrip(".") in self._hosts:
             return True
         try:

@@ -43,8 +43,8 @@ class HttpUpstream:
     `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
     includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
     body that is not an event stream. The translation limits the text of event streams. If a reused connection breaks
-    within `stale_seconds`, the client sends the request again. The server closed such a connection before it saw the
-    request.
+    within `stale_seconds`, the client sends the request again. In this case the server closed the idle connection
+    before it received the request.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class EnvoyDoorWatch:
         """Set when the first connection is open or has failed."""
 
     async def gone(self, at: float) -> bool:
-        """Whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time on the
-        event loop's clock."""
+        """Return whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time
+        on the event loop's clock."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while self._gone_at < at - self._grace:
@@ -55,7 +55,7 @@ class EnvoyDoorWatch:
         return self._gone_at >= at - self._grace or not await self._answers()
 
     async def _answers(self) -> bool:
-        """Whether Envoy answers a request."""
+        """Return whether Envoy answers a request."""
         try:
             async with asyncio.timeout(self._answer_seconds):
                 reader, writer = await self._connect()

@@ -268,8 +268,8 @@ def _is_address(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    """Whether the host is a name, or an address in its usual form. Shortened, octal and hexadecimal numbers and IPv6
-    zones are refused."""
+    """Return whether the host is a name, or an address in its usual form. Shortened, octal and hexadecimal numbers and
+    IPv6 zones are refused."""
     if _is_address(host):
         return "%" not in host
     return len(host) <= 253 and bool(_NAMED.fullmatch(host)) and not _NUMERIC_END.search(host)

@@ -63,8 +63,8 @@ class Connections:
     """The connections to one target. Connections are opened when a call needs them and kept for a while. The
     constructor needs a running event loop.
 
-    If a reused connection breaks within `stale_seconds`, `send` sends the request again. The server closed such a
-    connection before it saw the request.
+    If a reused connection breaks within `stale_seconds`, `send` sends the request again. In this case the server closed
+    the idle connection before it received the request.
     """
 
     def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:
@@ -190,8 +190,8 @@ def _connector(target: UpstreamTarget) -> aiohttp.BaseConnector:
 
 
 def server_name(target: UpstreamTarget) -> str | None:
-    """The TLS server name when the Host header differs from the URL's host, else None. The name is used for SNI and for
-    the check of the certificate."""
+    """Return the TLS server name when the Host header differs from the URL's host, else None. The name is used for SNI
+    and for the check of the certificate."""
     url = urlsplit(target.base_url)
     host = next((value for name, value in target.headers if name == "host"), None)
     if url.scheme != "https" or host is None:

@@ -29,7 +29,7 @@ class IssuerUnread(Exception):
 
 
 async def read_file(path: Path) -> bytes:
-    """The key set in a file. Raises `IssuerUnread`."""
+    """Return the key set in a file. Raises `IssuerUnread`."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -43,13 +43,13 @@ async def read_file(path: Path) -> bytes:
 
 
 async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """The key set at this URL. Raises `IssuerUnread`."""
+    """Return the key set at this URL. Raises `IssuerUnread`."""
     async with _session(tls) as session:
         return await _get(session, url)
 
 
 async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """The key set that the issuer's OpenID configuration names. Raises `IssuerUnread`."""
+    """Return the key set that the issuer's OpenID configuration names. Raises `IssuerUnread`."""
     async with _session(tls) as session:
         said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
         try:

@@ -5,7 +5,8 @@ This module has one timer for all waits of a body. `client.py` decides what happ
 aiohttp's own read timer is created and cancelled with every read of every stream. This timer checks the length of the
 current wait when it fires, and then runs again for the remaining time.
 
-Invariant: only the time of waiting for bytes counts. A consumer that reads slowly causes no silence.
+Invariant: the timer measures only the time during which the client waits for bytes. A consumer that reads the body
+slowly never triggers the timer.
 """
 
 from __future__ import annotations

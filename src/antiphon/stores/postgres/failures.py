@@ -139,8 +139,8 @@ def refused(error: BaseException) -> bool:
 
 
 def read_only(error: BaseException) -> bool:
-    """Return whether the server refused a statement because it accepts no writes. A server that accepts no writes is
-    not the primary, or no longer."""
+    """Return whether the server refused a statement because it accepts no writes. Such a server is not the primary, for
+    example because a failover made another server the primary."""
     return code_of(error) == "25006"
 
 

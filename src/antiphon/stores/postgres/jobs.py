@@ -4,8 +4,8 @@ Lives here: the conversion of records to rows and of rows to jobs. Not here: the
 backends share (`../jobs.py`), the workers (`engine/running/`).
 
 Like finished responses, queued responses and new stream events go through a write queue that forms groups
-(`turn_groups.py`). A group has only one queued response, because the limit of jobs per owner must be exact. A group may
-have new events for many streams of this process. Each other operation on a job is one SQL statement.
+(`turn_groups.py`). A group has only one queued response, because the limit of jobs per owner must be exact. A group of
+new events may contain the events of many streams of this process. Each other operation on a job is one SQL statement.
 
 Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """

@@ -14,9 +14,9 @@ Before a process relies on its listening connection, it sends an echo: a note to
 arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in between,
 because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead connection.
 
-Invariants: no caller waits until a note is sent. The waiting changes never exceed the size of one note. Every wait in
-this module has a timeout. The log has one line when listening begins, one line when listening ends, and one line when
-listening cannot begin.
+Invariants: no caller waits until a note is sent. The changes that wait for the next note always fit into one note.
+Every wait in this module has a timeout. The log has one line when listening begins, one line when listening ends, and
+one line when listening cannot begin.
 """
 
 from __future__ import annotations

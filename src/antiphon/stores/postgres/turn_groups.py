@@ -48,7 +48,8 @@ U_contra = TypeVar("U_contra", bound=_Unit, contravariant=True)
 
 
 class Units(Protocol[U_contra]):
-    """Stores one kind of unit. The write queue calls these methods."""
+    """Writes, queries and withdraws units of one type, for example finished responses. The write queue calls these
+    methods."""
 
     async def write(self, group: Sequence[U_contra]) -> Collection[str]:
         """Store the units that can be stored, and return their ids. Raises `StoreError` when no unit is stored. If the

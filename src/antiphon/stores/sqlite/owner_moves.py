@@ -26,8 +26,8 @@ _NUMBERS = ", ".join(NUMBERS)
 
 
 def _bytes(total: str) -> tuple[str, ...]:
-    """The statements that move a number of bytes from the old owner's count to the new owner's. `total`: a query of the
-    number, which has a WHERE clause."""
+    """Return the statements that move a number of bytes from the old owner's count to the new owner's. `total`: a query
+    of the number, which has a WHERE clause."""
     return (
         f"""
 INSERT INTO owner_bytes (owner, bytes) SELECT :new, total FROM ({total}) WHERE total > 0

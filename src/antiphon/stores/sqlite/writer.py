@@ -5,8 +5,8 @@ to the event loop. Not here: running the steps of units (`units.py`), table name
 (`readers.py`).
 
 A *unit* is a list of statements that take effect together or not at all. The writer's thread takes all waiting units,
-runs them in one transaction, and commits once. So the units share one flush to disk, which `synchronous=FULL` requires
-per commit. No transaction is ever open across an `await`.
+runs them in one transaction, and commits once. SQLite flushes to disk at every commit (`synchronous=FULL`), so the
+units of one transaction share one flush. No transaction is ever open across an `await`.
 
 The first run of a group has no savepoints, because units rarely fail and savepoints would cost a third of the
 statements' time. When a unit fails, the thread rolls the transaction back and runs the group again with a savepoint
