@@ -51,8 +51,8 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_leave: set[Callable[[], None]] = set()
-        """Callbacks that `leave` runs once, when the drain begins. A callback stops this process from starting work
-        that another process can do."""
+        """Callbacks that `leave` runs once, when the drain begins. For example, the ext_proc server registers a
+        callback that sets its gRPC health status to NOT_SERVING."""
         self.on_close: set[Callable[[], None]] = set()
         """Callbacks that `close` runs when this process stops admitting requests. A callback may close connections that
         have no request in flight."""

@@ -24,15 +24,16 @@ _CHALLENGE: Final = (("www-authenticate", 'Bearer error="invalid_token"'),)
 
 
 class HeldKeySet(Protocol):
-    """The issuer's keys as this process read them last."""
+    """The issuer's keys from this process's last successful download."""
 
     @property
     def keys(self) -> TokenKeys | None:
-        """The keys; None until they are read. The same object as long as they do not change."""
+        """The keys; None until the first download succeeds. The property returns the same object until the keys
+        change."""
 
     def read_soon(self) -> float:
-        """Ask for another reading, because a token names an unknown key. Returns the seconds until there may be
-        newer keys; 0 when the keys are so new that the key does not exist."""
+        """Request another download of the keys, because a token names an unknown key. Returns the seconds until newer
+        keys may be available. Returns 0 if the current keys are so new that the unknown key cannot exist."""
 
 
 class Identities:

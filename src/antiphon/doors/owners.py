@@ -46,8 +46,9 @@ class ClaimNames:
 
 @dataclass(frozen=True, slots=True)
 class LeftClaims:
-    """Where a filter of Envoy leaves the claims that it checked: the metadata of `namespace`, there under `key` if that
-    is not empty. `header` brings the same claims to the HTTP server, as JSON, because HTTP has no metadata."""
+    """Says where an Envoy filter writes the claims that it checked. The filter writes them to the metadata namespace
+    `namespace`, under `key` if `key` is not empty. The HTTP server reads the same claims as JSON from the header
+    `header`, because HTTP has no metadata."""
 
     names: ClaimNames
     namespace: str
@@ -85,8 +86,9 @@ class OwnerResolver:
     token share one owner. With `header`, the owner is the value of the trusted header `header`. With `single`, all
     requests have the same owner. `client_keys` finds the caller of each accepted token by the token's SHA-256 digest.
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
-    from `source`. With `jwt`, `tokens` finds the caller of the bearer token. With `metadata`, `claims` finds the caller
-    in what a filter of Envoy left. `adopts` learns of the first request with each key of a named owner.
+    from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If `source` is `metadata`,
+    `claims` finds the caller in the metadata that an Envoy filter wrote. `adopts` learns of the first request with each
+    key of a named owner.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]
@@ -103,8 +105,8 @@ class OwnerResolver:
         object.__setattr__(self, "_keyed", hmac.new(self.key, digestmod="sha256"))
 
     def resolve(self, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None) -> Caller:
-        """Return the caller of the request that has these headers. `metadata` is what Envoy's filters left; None if the
-        request came by HTTP.
+        """Return the caller of the request that has these headers. `metadata` holds the values that Envoy's filters
+        wrote. `metadata` is None if the request came to the HTTP server.
 
         Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
         are configured and the request's token is not one of them. With `jwt`, it raises `Unauthorized` when the token

@@ -1,8 +1,9 @@
 """Converts calls of shells, patches and tool searches from chat function arguments into items of the Responses API.
 
 Lives here: converting function arguments into items, and the events between a native call's added and done events.
-Lives here too: converting items of earlier turns back into arguments. Not here: the functions that the model calls for
-native items (`chat/tools.py`), output indices and sequence numbers (`translation/events/builder.py`).
+Lives here too: converting items of earlier turns back into arguments. Not here: the declarations of the functions that
+the model calls for native items (`chat/tools.py`), the output indices and sequence numbers of events
+(`translation/events/builder.py`).
 
 Antiphon emits a native call only when its arguments are complete, so each text has one delta. As in OpenAI's streams,
 the item in the added event is empty. The events of a shell call stream its commands one by one. A patch streams its

@@ -23,7 +23,7 @@ from antiphon.errors import AntiphonError
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 GATHERED: Final = 64 * 1024
-"""The maximum bytes of an upstream's body that one step joins. After each step other streams get CPU time."""
+"""The size in bytes at which one step stops joining chunks of an upstream's body. Then other streams get CPU time."""
 
 
 class PeerLeft(AntiphonError):

@@ -22,8 +22,8 @@ Rules, verified against Envoy 1.40.0:
 - If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the
   ext_proc stream.
 
-Invariant: no function of this module waits. `outgoing` holds the messages to send, in order, and `rest` yields the
-messages after them.
+Invariant: no function of this module waits. `outgoing` holds the next messages for Envoy, in order. `rest` yields the
+messages that follow `outgoing`.
 """
 
 from __future__ import annotations

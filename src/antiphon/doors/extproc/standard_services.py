@@ -122,9 +122,9 @@ def _decoded(kind: type[_Request], message: bytes) -> _Request:
 def _descriptors(reflection: FileDescriptor) -> DescriptorPool:
     """Return the descriptors that reflection shows. The pool contains no other descriptors of the process.
 
-    The generated protobuf classes belong to a package with a name of Antiphon's. So a library with Envoy's messages can
-    be loaded in the same process. A reflection client needs the names that Envoy uses on the wire, so this pool uses
-    Envoy's package name.
+    The generated protobuf classes belong to a protobuf package that Antiphon named. So the same process can also load a
+    library that registers Envoy's messages under Envoy's package name. A reflection client needs the names that Envoy
+    uses on the wire, so this pool uses Envoy's package name.
     """
     pool = DescriptorPool()
     imported = (any_pb2.DESCRIPTOR, struct_pb2.DESCRIPTOR, wrappers_pb2.DESCRIPTOR)

@@ -145,7 +145,7 @@ def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
 
 
 def _answers(item: InputItem) -> str | None:
-    """The id of the call that an output answers."""
+    """The id of the call that the output item `item` answers. None if the item names no call."""
     return item.call_id or item.approval_request_id or item.id
 
 

@@ -33,7 +33,8 @@ _MAX_COUNT: Final = 1 << 53
 class TokenCounter:
     """The API by which one kind of server counts a chat request's tokens, without running the model.
 
-    - `path` is appended to the base URL. With `above`, the path replaces the URL's last `/v1`.
+    - `path` is appended to the base URL. If `above` is True, `path` replaces a `/v1` at the end of the URL,
+      because vLLM serves `/tokenize` outside `/v1`.
     - `answer` is the response member that holds the number.
     - `added` are request members that the chat request does not have.
     """

@@ -7,7 +7,8 @@ A tool's result shows each source with its mark, `【3】`, and the model repeat
 Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks like
 a mark stays.
 
-Invariant: no text is lost. Text that was held back follows with the next fragment, or at the end.
+Invariant: no text is lost. The parser holds back text that may begin a mark, and emits it with a later fragment or at
+the end.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Citations:
 
     def __init__(self, known: int = 0) -> None:
         """Start with the numbers after `known`, the highest citation number of the conversation's earlier responses.
-        Marks with lower numbers get no annotation."""
+        A mark whose number is at most `known` gets no annotation, because this object has no source for it."""
         self._known = known
         self._sources: list[Source] = []
         self._held = ""

@@ -23,7 +23,7 @@ from antiphon.types.tools import ToolDeclaration
 _AUTO: Final = Raw(b'"auto"')
 _NO_METADATA: Final = Raw(b"{}")
 _FALLBACK: Final = "antiphon_upstream"
-"""The metadata key for the name of the upstream that answered in place of the first one."""
+"""The metadata key for the name of the fallback upstream, if a fallback answered instead of the first upstream."""
 _IGNORED: Final = "antiphon_ignored"
 """The metadata key for the names of the tools that the model did not see."""
 _LONGEST_VALUE: Final = 512
@@ -79,7 +79,7 @@ def echo_configuration(response: Response, request: CreateResponse) -> None:
 
 
 def with_fallback(metadata: Raw, upstream: str) -> Raw:
-    """The metadata, with the name of the upstream that answered in place of the first one."""
+    """The metadata with the name of the fallback upstream that answered instead of the first upstream."""
     return _with_pair(metadata, _FALLBACK, upstream)
 
 

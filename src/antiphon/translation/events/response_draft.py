@@ -148,9 +148,9 @@ class ResponseDraft:
             self.number = number + 1
 
     def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[bytes, int]:
-        """Add the texts of the chunks at the beginning of `data`, with a delta event for each. A chunk is `before`, a
-        text and `behind` (`splice.cut`). Returns the added text and the chunks' size in bytes. If the text would exceed
-        the limit, adds nothing and returns an empty text and 0."""
+        """Add the texts of the chunks at the beginning of `data`, with a delta event for each. Each chunk consists of
+        `before`, a text and `behind`, as in `splice.cut`. Returns the added text and the chunks' size in bytes. If the
+        text would exceed the limit, adds nothing and returns an empty text and 0."""
         template = self.template
         if template is None or isinstance(template, PaddedTemplate):
             return self._add_cut(template, *cut(data, before, behind, refused))
