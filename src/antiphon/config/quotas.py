@@ -20,18 +20,18 @@ class QuotaLimits(Section):
     `each_owner`, `each_key` or `each_team`. `null` means no limit."""
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of requests of the owner, key, team or model that begin in one minute of the clock."""
+    """Maximum number of requests that begin within one minute, for example from 12:00:00 to 12:00:59."""
     tokens_per_minute: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of input and output tokens of the requests of the owner, key, team or model that begin in one
-    minute of the clock."""
+    """Maximum number of input and output tokens of all requests that begin within one minute, for example from 12:00:00
+    to 12:00:59."""
     tokens_per_month: int | None = Field(default=None, ge=0, le=_MOST)
-    """Maximum number of input and output tokens of the owner, key, team or model in one calendar month (UTC)."""
+    """Maximum number of input and output tokens in one calendar month (UTC)."""
     cost_per_month: float | None = Field(default=None, ge=0, le=1e9)
-    """Maximum cost of the model calls of the owner, key, team or model in one calendar month (UTC), in the currency of
-    `prices`. Models without a price cost nothing."""
+    """Maximum cost of the model calls in one calendar month (UTC), in the currency of `prices`. Models without a price
+    cost nothing."""
     parallel_requests: int | None = Field(default=None, ge=0, le=1_000_000)
-    """Maximum number of requests of the owner, key, team or model that are in flight at one time, in all processes
-    together. Background responses do not count toward this limit."""
+    """Maximum number of requests that are in flight at one time, in all processes together. Background responses do not
+    count toward this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
         """These limits, with the limits of `each` for those that are not set here."""

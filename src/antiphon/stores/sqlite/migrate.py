@@ -181,6 +181,8 @@ def _is_later(entry: _Entry, prefix: str) -> bool:
 
 def _compare(found: set[_Entry], made: set[_Entry]) -> None:
     for kind, name, _, _ in sorted(found - made, key=lambda entry: entry[:3]):
-        raise StoreError(f"it has the {kind} {name[:_SHOWN]!r}, which differs from the one that this Antiphon creates")
+        raise StoreError(
+            f"its schema has the {kind} {name[:_SHOWN]!r}, which differs from the one that this Antiphon creates"
+        )
     for kind, name, _, _ in sorted(made - found, key=lambda entry: entry[:3]):
-        raise StoreError(f"it lacks the {kind} {name!r}")
+        raise StoreError(f"its schema lacks the {kind} {name!r}")
