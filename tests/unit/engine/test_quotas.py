@@ -245,6 +245,23 @@ async def test_a_failing_database_serves_and_counts_later(counters: _Counters) -
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (60, 0)}
 
 
+async def test_a_period_that_a_report_finds_ends(stores: SqliteStores) -> None:
+    clock = [1_790_000_039.9]
+    counters = _Counters(stores.tables, lambda: clock[0])
+    quotas = _quotas(counters, each_owner={"tokens_per_minute": 1000})
+    counters.fault = StoreError("gone")
+    (await _take(quotas)).close(900, 10, 0)
+    counters.fault = None
+    # A tenth of a second before the minute's end, the first report finds the period.
+    assert await quotas.flush()
+    clock[0] += 1
+    async with asyncio.timeout(30):
+        while (await _take(quotas, size=3600)).headers[1][1] != "0":
+            await asyncio.sleep(0.01)
+    # The new minute counts from zero, so 1000 tokens fit.
+    assert (await _used(counters))["owner:n:anna", "tokens_per_minute"][1] == 1000
+
+
 async def test_a_failing_database_refuses_if_the_settings_say_so(counters: _Counters) -> None:
     quotas = _quotas(counters, when_unavailable="refuse", each_owner={"tokens_per_month": 1000})
     counters.fault = StoreError("gone")

@@ -202,8 +202,8 @@ def test_it_goes_with_the_snippet_alone(folder: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("form", "flag", "said"),
     [
-        ("snippet", "--into-listener", "name it by --into"),
-        ("snippet", "--into-virtual-host", "name it by --into"),
+        ("snippet", "--into-listener", "need --into FILE"),
+        ("snippet", "--into-virtual-host", "need --into FILE"),
         ("snippet", "--listener", "--for envoy-gateway"),
         ("bootstrap", "--gateway", "--for envoy-gateway"),
         ("bootstrap", "--gateway-port", "--for envoy-gateway"),

@@ -273,6 +273,8 @@ class Quotas:
         grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
         for lease, grant in zip(leases, grants or (), strict=False):
             lease.add(grant, monotonic())
+        # The plans do not know yet when these periods end.
+        self._plans.clear()
         self._dirty.set()
 
     async def _join(self, *, keep: bool = False) -> None:
