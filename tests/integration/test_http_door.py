@@ -18,6 +18,7 @@ import structlog
 
 from antiphon.doors.http.path import split_target
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import Caller
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.loading import Ports
 from antiphon.engine.running.runner import Runner
@@ -551,7 +552,7 @@ class _SlowRoom:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def check(self, owner: str) -> None:
+    async def check(self, owner: str, caller: Caller) -> None:
         self.asked.set()
         await asyncio.Event().wait()
 
