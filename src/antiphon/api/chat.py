@@ -132,9 +132,9 @@ class PassedOn:
         unheard = () if HEADER in allowed or request.header(HEADER) is None else (("antiphon-ignored", HEADER),)
         called = "embeddings" if upstream is not None else route.upstream
         quota = _Quota(self._reserve(request.caller) if self._reserve is not None else None)
-        await quota.take(request.body, writes=path != "/embeddings")
         stack = AsyncExitStack()
         try:
+            await quota.take(request.body, writes=path != "/embeddings")
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
             quota.close(b"", 0)
@@ -213,6 +213,8 @@ class _Quota:
         if self._reservation is not None:
             limits = try_decode(_REQUEST, body) or _Request()
             output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
+            if writes and output is not None and output < 1:
+                output = None
             if not self._reservation.take_now(read_model(body) or "", size=len(body), output=output):
                 await self._reservation.take()
 
@@ -224,8 +226,9 @@ class _Quota:
         if not 200 <= status < 300:
             self._reservation.close(0, 0, 0)
             return
-        usage = None
-        for line in reversed(answer.split(b"\n")):
+        whole = try_decode(_ANSWER, answer)
+        usage = whole.usage if whole is not None else None
+        for line in reversed(answer.split(b"\n")) if usage is None else ():
             found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE in line else None
             if found is not None and found.usage is not None:
                 usage = found.usage

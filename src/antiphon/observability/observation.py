@@ -101,6 +101,7 @@ class Observation:
         self._caller = caller
         self.reservation = telemetry.reserve(caller) if telemetry.reserve is not None else None
         self.started = time.perf_counter()
+        self._queued_at = 0.0
         self._calls = 0
         self._upstream = ""
         self._operation = ""
@@ -122,6 +123,7 @@ class Observation:
     def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
         """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
         self.request_id = job.request_id
+        self._queued_at = job.created_at
         name, team, key_id = job.caller
         self._caller = Caller(self._caller.owner, name, team, key_id)
         if self.reservation is not None:
@@ -310,7 +312,8 @@ class Observation:
             cost += self._telemetry.cost(ended.model, usage)
         if self.door == _AGAIN:
             size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
-            reservation.close_job(known.model, size=size, output=limit, tokens=tokens, cost=cost, ended=over)
+            spent = {"tokens": tokens, "cost": cost}
+            reservation.close_job(known.model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
         else:
             if self._calls and not self._used and ended.failure is None and ended.outcome != "queued":
                 # The upstream's answer passed unread, or reported no usage.

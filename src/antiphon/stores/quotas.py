@@ -73,7 +73,7 @@ ON CONFLICT (holder, subject, measure) DO UPDATE SET
 """
 SETTLE = f"""
 UPDATE quota_counters SET
-  used = least(used + CAST(:spent AS bigint) + CAST(:debt AS bigint), {_MOST}),
+  used = greatest(least(used + CAST(:spent AS bigint) + CAST(:debt AS bigint), {_MOST}), 0),
   leased = greatest(leased - (CAST(:spent AS bigint) + CAST(:back AS bigint)), 0)
 WHERE subject = :subject AND measure = :measure AND starts = :starts
 """

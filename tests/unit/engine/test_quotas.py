@@ -22,6 +22,7 @@ from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 
 ANNA = Caller("n:anna", "anna", "research", "key_1")
 BO = Caller("n:bo", "bo", "research", "key_2")
+NOW = 1_790_000_041.0
 FAR = 1e9
 """Seconds between reports in tests that report by closing."""
 
@@ -57,7 +58,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 @pytest.fixture
 def counters(stores: SqliteStores) -> _Counters:
     # The first second of a minute: no test sees the next one.
-    return _Counters(stores.tables, lambda: 1_790_000_041.0)
+    return _Counters(stores.tables, lambda: NOW)
 
 
 class Ids:
@@ -128,7 +129,7 @@ async def test_a_refused_request_takes_nothing_of_its_other_limits(counters: _Co
     assert refused.value.code == "insufficient_quota" and dict(refused.value.headers)["x-should-retry"] == "false"
     assert "Send a smaller request" in refused.value.message
     await quotas.aclose()
-    assert set((await _used(counters)).values()) == {(0, 0)}
+    assert set((await _used(counters)).values()) <= {(0, 0)}
 
 
 async def test_usage_replaces_the_estimate(counters: _Counters) -> None:
@@ -301,10 +302,49 @@ async def test_a_background_response_is_charged_its_estimate_and_then_its_usage(
         await queued.take()
     queued.close(0, 0, 0, queued=True)
     # An attempt that another worker continues, and the last one.
-    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=30, cost=0, ended=False)
-    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=50, cost=0, ended=True)
+    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=30, cost=0, queued_at=NOW, ended=False)
+    quotas.open(ANNA).close_job("qwen3", size=400, output=None, tokens=50, cost=0, queued_at=NOW, ended=True)
     await quotas.aclose()
     assert await _used(counters) == {("owner:n:anna", "tokens_per_month"): (80, 0)}
+
+
+async def test_a_job_that_ends_in_a_later_period_refunds_nothing(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_minute": 10_000, "tokens_per_month": 10_000})
+    quotas.open(ANNA).close_job("m", size=400, output=900, tokens=5, cost=0, queued_at=NOW - 3600, ended=True)
+    quotas.open(BO).close_job("m", size=400, output=900, tokens=1200, cost=0, queued_at=NOW - 3600, ended=True)
+    assert await quotas.flush() and await quotas.flush()
+    used = {key: used for key, (used, _) in (await _used(counters)).items() if used}
+    # The same month, and a later minute. The counter of the month never falls below zero.
+    assert used == {("owner:n:bo", "tokens_per_minute"): 200, ("owner:n:bo", "tokens_per_month"): 200}
+
+
+async def test_a_request_that_never_fits_is_refused_without_a_query(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_team={"tokens_per_month": 1000})
+    for output in (10**19, 5000):
+        with pytest.raises(QuotaExceeded, match="Send a smaller request"):
+            await _take(quotas, output=output)
+    assert counters.grants == 0
+    # Nor does it hold up the requests of others.
+    await _take(quotas, BO)
+    await _take(quotas, output=-(10**6))
+
+
+async def test_a_refused_request_does_not_hold_up_a_smaller_one(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_team={"tokens_per_month": 1000})
+    (await _take(quotas, output=500)).close(600, 0, 0)
+    with pytest.raises(QuotaExceeded):
+        await _take(quotas, output=800)
+    await _take(quotas, BO, output=200)
+
+
+async def test_debts_stay_when_the_leases_were_settled(counters: _Counters) -> None:
+    quotas = _quotas(counters, each_owner={"tokens_per_month": 10_000})
+    (await _take(quotas)).close(150, 0, 0)
+    await counters.sweep(-60.0)
+    (await _take(quotas, size=40, output=0)).close(5000, 0, 0)
+    assert await quotas.flush()
+    await quotas.aclose()
+    assert (await _used(counters))["owner:n:anna", "tokens_per_month"][0] >= 5000
 
 
 async def test_the_estimate_follows_the_answers_of_the_model(counters: _Counters) -> None:

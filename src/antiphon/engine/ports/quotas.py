@@ -260,9 +260,12 @@ class Reservation(Protocol):
     def close_as_estimated(self) -> None:
         """Settle a forwarded request with its estimate, because the answer reports no usage."""
 
-    def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
+    def close_job(
+        self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool
+    ) -> None:
         """Settle an attempt of a background response, whose estimate was settled when it was queued. The parameters are
-        those of `take_now` and `close`. `ended`: the response is over, so its usage replaces the estimate."""
+        those of `take_now` and `close`. `queued_at`: the time of the estimate in seconds since the epoch. `ended`: the
+        response is over, so its usage replaces the estimate."""
 
 
 class QuotaCounters(Protocol):

@@ -37,7 +37,20 @@ class Lease:
     """
 
     __slots__ = (
-        *("asked_again_at", "counts", "debt", "ends", "idle", "known", "left", "limit", "parallel", "reserved"),
+        *(
+            "asked_again_at",
+            "refused_need",
+            "later",
+            "counts",
+            "debt",
+            "ends",
+            "idle",
+            "known",
+            "left",
+            "limit",
+            "parallel",
+            "reserved",
+        ),
         *("shown", "shown_limit", "spent", "starts", "users"),
     )
 
@@ -53,14 +66,27 @@ class Lease:
         self.known = self.users = 0
         self.idle = True
         self.asked_again_at = 0.0
+        self.refused_need = 0
+        self.later: list[tuple[float, int]] = []
 
     def add(self, grant: Grant, now: float) -> None:
         """Add a grant of the same period."""
         self.starts = grant.starts
+        for queued_at, more in self.later:
+            self.correct(queued_at, more)
+        self.later.clear()
         self.left += grant.amount
         self.known = grant.used + grant.leased
         if grant.ends:
             self.ends = now + (grant.ends - grant.now) / 1000
+
+    def correct(self, queued_at: float, more: int) -> None:
+        """Settle the difference between the usage and the estimate of a job that was queued at this time. A refund
+        applies only in the period in which the estimate was settled."""
+        if self.starts == -1:
+            self.later.append((queued_at, more))
+        elif more > 0 or queued_at * 1000 >= self.starts:
+            self.debt += more
 
     @property
     def remaining(self) -> int:
@@ -70,7 +96,7 @@ class Lease:
     @property
     def empty(self) -> bool:
         """Whether the lease has nothing to report, and no request needs it."""
-        return not (self.left or self.users or self.spent or self.debt)
+        return not (self.left or self.users or self.spent or self.debt or self.later)
 
 
 Amounts = tuple[int, int, int]
@@ -127,8 +153,10 @@ class QuotaReservation:
         self._model, self._background = model, background
         self.refresh()
         if self.leases:
+            # A client may send any number.
+            output = None if output is None else min(max(output, 0), _MOST)
             tokens, cost = self._quotas.estimate(model, size, output, steady=background)
-            self.amounts = (1, tokens, cost)
+            self.amounts = (1, tokens, min(max(cost, 0), _MOST))
 
     def refresh(self) -> None:
         """Look up the leases again, because the period of a limit may have ended."""
@@ -197,7 +225,9 @@ class QuotaReservation:
         """See `Reservation.close_as_estimated`."""
         self.close(self.amounts[_TOKENS], 0, self.amounts[_COST])
 
-    def close_job(self, model: str, *, size: int, output: int | None, tokens: int, cost: int, ended: bool) -> None:
+    def close_job(
+        self, model: str, *, size: int, output: int | None, tokens: int, cost: int, queued_at: float, ended: bool
+    ) -> None:
         """See `Reservation.close_job`."""
         if self._closed:
             return
@@ -207,7 +237,7 @@ class QuotaReservation:
         used = (0, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
         for lease in self.leases:
             if lease.counts != _REQUEST:
-                lease.debt += used[lease.counts] - settled[lease.counts]
+                lease.correct(queued_at, used[lease.counts] - settled[lease.counts])
         self._quotas.changed()
 
     @property

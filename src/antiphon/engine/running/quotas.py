@@ -46,6 +46,8 @@ HEARTBEAT: Final = 10.0
 DEAD_AFTER: Final = 30.0
 """Seconds without a heartbeat after which the leases of a process are settled as used."""
 _TRY_AGAIN: Final = 1.0
+_LAST_REPORTS: Final = 3
+"""Reports at the end: one may find the current period of a debt, and the next one settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_TRIES: Final = 4
@@ -98,7 +100,7 @@ class Quotas:
         self._lock = asyncio.Lock()
         self._dirty, self._soon = asyncio.Event(), asyncio.Event()
         self._failed_until = 0.0
-        self._failing = False
+        self._failing = self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._grants: set[asyncio.Task[None]] = set()
         self._outage = Outage(_log, "quotas_not_counted", "quotas_counted_again")
@@ -109,13 +111,21 @@ class Quotas:
 
     async def aclose(self) -> None:
         """Report the remaining usage, and return all leases."""
+        self._closing = True
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # A report that runs is not cut off, because its outcome would be unknown.
+            self._dirty.set()
+            self._soon.set()
+            await self._task
         for lease in self._leases.values():
             lease.idle = True
-        if await self.flush() and self._holder:
+        reported = True
+        for _ in range(_LAST_REPORTS):
+            self._dirty.clear()
+            reported = await self.flush()
+            if not reported or not self._dirty.is_set():
+                break
+        if reported and self._holder:
             with suppress(StoreError):
                 await self._counters.leave(self._holder)
 
@@ -144,6 +154,17 @@ class Quotas:
             # The amounts of the old lease belong to a period that is over. The next grant resets them to zero.
             found = self._leases[key] = Lease(limit)
         return found
+
+    def _begin_again(self, taken: Sequence[tuple[Lease, Report]]) -> None:
+        """Begin with empty leases, after another process has settled those of this process. Debts stay, because no
+        lease covers them."""
+        debts = [(lease.limit, report.debt) for lease, report in taken]
+        debts += [(lease.limit, lease.debt) for lease in self._leases.values()]
+        self._forget()
+        for limit, debt in debts:
+            if debt:
+                self._lease(limit).debt += debt
+                self._dirty.set()
 
     def _forget(self) -> None:
         """Drop all leases of this process, and the cached lists of leases."""
@@ -220,7 +241,7 @@ class Quotas:
                 if not lacking:
                     break
                 now = monotonic()
-                refused = [(lease.limit, None) for lease in lacking if now < lease.asked_again_at]
+                refused = [(lease.limit, None) for lease in lacking if _is_refused(lease, reservation, now)]
                 if refused:
                     break
                 if now < self._failed_until:
@@ -263,7 +284,7 @@ class Quotas:
             if grant.warn:
                 _log.warning("quota_warning", **_said(one.limit), used=grant.used + grant.leased)
             if not grant.amount:
-                lease.asked_again_at = now + _ASK_AGAIN
+                lease.asked_again_at, lease.refused_need = now + _ASK_AGAIN, one.need
                 refused.append((one.limit, grant))
         reservation.refresh()
         return refused
@@ -333,7 +354,7 @@ class Quotas:
     # Reports
 
     async def _report_on(self) -> None:
-        while True:
+        while not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):
                     await self._dirty.wait()
@@ -344,12 +365,12 @@ class Quotas:
             self._dirty.clear()
             self._soon.clear()
             try:
-                if not await self.flush():
-                    await asyncio.sleep(self._seconds)
+                if not await self.flush() and not self._closing:
+                    await asyncio.sleep(min(self._seconds, _TRY_AGAIN))
                     self._dirty.set()
             except Exception:
                 _log.error("quotas_failed", exc_info=True)
-                await asyncio.sleep(self._seconds)
+                await asyncio.sleep(min(self._seconds, _TRY_AGAIN))
 
     async def flush(self) -> bool:
         """Report the used amounts of all leases, and return the idle leases. Returns False when the database fails. A
@@ -367,7 +388,7 @@ class Quotas:
             if lease.left:
                 # If no request uses this lease until the next report, that report returns its free amount.
                 self._dirty.set()
-            if lease.starts == -1 and lease.debt:
+            if lease.starts == -1 and (lease.debt or lease.later):
                 unknown.append(lease)
             if lease.starts == -1 or not (lease.spent or lease.debt or back):
                 continue
@@ -381,7 +402,7 @@ class Quotas:
                 await self._join(keep=True)
             if not await self._counters.report(self._holder, [report for _, report in taken]):
                 self._holder = ""
-                self._forget()
+                self._begin_again(taken)
                 return True
             if unknown:
                 await self._learn_periods(unknown)
@@ -415,3 +436,9 @@ def _said(limit: Limit) -> dict[str, str | int]:
 def _look_at(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool:
+    """Whether a request cannot get its part of a limit, so that asking the counters is useless."""
+    need = reservation.amounts[lease.counts]
+    return need > lease.limit.amount or (now < lease.asked_again_at and need - lease.left >= lease.refused_need)
