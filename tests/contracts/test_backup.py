@@ -304,7 +304,7 @@ async def test_a_database_that_holds_anything_else_is_not_restored(tmp_path: Pat
     with closing(sqlite3.connect(data / name)) as connection:
         connection.execute(FOREIGN[said].format(table=table))
     make_archive(data, archive, KEYS, with_keys=True)
-    with pytest.raises(StoreError, match=f"{name} of the backup cannot be used: it .*{said.format(table=table)}"):
+    with pytest.raises(StoreError, match=f"{name} of the backup cannot be used: its .*{said.format(table=table)}"):
         open_archive(archive, again, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "data"]
 

@@ -64,11 +64,11 @@ class Identities:
             return known[0]
         try:
             found = check_token(token, keys, self._rules, now)
-        except UnknownKey as refused:
+        except UnknownKey as unknown:
             seconds = self._held.read_soon()
             if seconds > 0:
                 raise _cannot_tell(seconds) from None
-            raise _refusal(refused) from None
+            raise _refusal(unknown) from None
         except TokenRefused as refused:
             self._checked.pop(digest, None)
             raise _refusal(refused) from None
