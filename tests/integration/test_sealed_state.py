@@ -134,7 +134,8 @@ async def test_keys_are_rotated(many: Processes) -> None:
         # Such a process does not start: the keys that machines share are compared.
         return
     new = await many.start(sealing_keys=(SECOND,), seal=True)
-    for name, status in ((after[0], 200), (after[2], 200), (before[0], 500), (before[2], 500)):
+    # The third response ran in the background, perhaps in the process that still seals with the old key.
+    for name, status in ((after[0], 200), (after[1], 200), (before[0], 500), (before[2], 500)):
         assert (await send(new, f"/responses/{name}", None, "GET"))[0] == status
 
 
