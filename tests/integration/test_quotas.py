@@ -13,6 +13,7 @@ import pytest
 
 from antiphon.config.upstreams import PriceSettings
 from tests.support.background_app import BackgroundApp, Processes, processes
+from tests.support.chat_server import Wait, answer, text_stream
 
 KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
 KEYS |= {f"ben{number}": {"keys": [f"key-of-ben-number-{number}"]} for number in range(3)}
@@ -105,6 +106,23 @@ async def test_every_kind_of_request_is_settled_by_its_usage(made: Processes) ->
         while (await _used(app))["owner:n:anna tokens_per_month"] != 4 * one:
             await asyncio.sleep(0.01)
     assert (await _used(app))["owner:n:anna cost_per_month"] == 4 * cost
+
+
+async def test_a_client_that_leaves_its_background_stream_does_not_lower_its_use(made: Processes) -> None:
+    gate = asyncio.Event()
+    made.chat.script(answer(parts=[Wait(gate), *text_stream("hi")]))
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 100_000}})
+    headers = {"authorization": "Bearer anna-first-key-of-all"}
+    body = {**ASK, "background": True, "stream": True}
+    async with app.session.post(f"{app.url}/responses", json=body, headers=headers) as got:
+        assert b"response.queued" in await got.content.readany()
+        # The client leaves before the response begins.
+    # Its estimate counts as used until the response ends.
+    assert (await _used(app))["owner:n:anna tokens_per_month"] > 500
+    gate.set()
+    async with asyncio.timeout(20):
+        while (await _used(app))["owner:n:anna tokens_per_month"] != 5:
+            await asyncio.sleep(0.01)
 
 
 async def test_processes_share_the_limits(made: Processes) -> None:

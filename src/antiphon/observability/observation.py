@@ -314,11 +314,11 @@ class Observation:
             size, limit, over = exchange.request_bytes, known.output_limit, ended.outcome in _OVER
             spent = {"tokens": tokens, "cost": cost}
             reservation.close_job(known.model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
+        elif self._calls and not self._used and ended.failure is None:
+            # The upstream's answer passed unread, or reported no usage.
+            reservation.close_as_estimated()
         else:
-            if self._calls and not self._used and ended.failure is None and ended.outcome != "queued":
-                # The upstream's answer passed unread, or reported no usage.
-                reservation.close_as_estimated()
-            reservation.close(tokens, output, cost, queued=ended.outcome == "queued")
+            reservation.close(tokens, output, cost, queued=known.queued)
 
     def _spend(self, model: str) -> int:
         telemetry, total = self._telemetry, 0

@@ -79,6 +79,8 @@ class Known:
         that needs exactly one."""
         self.replayed = False
         """Whether the client gets the stored response of an earlier request with the same idempotency key."""
+        self.queued = False
+        """Whether this request has stored a job. A worker runs the job, even if the client leaves."""
         self.output_limit: int | None = None
         """The maximum of output tokens that the request sets."""
         self.manner = Manner()

@@ -97,6 +97,7 @@ class QueuedRequest(Phase):
         core = self.core
         if isinstance(error, StoreError):
             error = store_refusal(error, "The response could not be stored")
+        core.known.queued = error is None
         if error is not None:
             core.refuse(error)
         elif core.cancelled:
