@@ -59,11 +59,17 @@ async def model(pause: float) -> AsyncIterator[Model]:
 
     app = make_app(pause=pause)
     app.middlewares.append(noted)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    async with serving(app, handler_cancellation=True) as made.url:
+        yield made
+
+
+@asynccontextmanager
+async def serving(app: web.Application, *, handler_cancellation: bool = False) -> AsyncIterator[str]:
+    """Serve the application in this process. Yields its base URL, which ends with `/v1`."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=handler_cancellation)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        yield made
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
         await runner.cleanup()

@@ -28,6 +28,7 @@ from antiphon.config.state import StateSettings
 from antiphon.stores import open_stores
 from antiphon.stores.quotas import StoredCounter
 from lab.scale.chaos import chaos
+from lab.scale.model import serving
 from lab.scale.replicas import OWNER_KEY, Replicas
 from lab.scale.report import Report, milliseconds
 from lab.scale.states import State
@@ -100,14 +101,8 @@ async def oracle(chance: random.Random) -> AsyncIterator[Ledger]:
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        ledger.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    async with serving(app) as ledger.url:
         yield ledger
-    finally:
-        await runner.cleanup()
 
 
 @dataclass

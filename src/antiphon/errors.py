@@ -220,9 +220,6 @@ class HistoryTooLarge(RequestTooLarge):
         )
 
 
-_RESPONSES = "responses and conversations; Delete some, or send 'store': false"
-
-
 class OwnerFull(ApiError):
     """An owner or a team has reached a limit of stored data. The status is 429, as for any quota, and a header tells
     SDKs not to retry."""
@@ -230,9 +227,15 @@ class OwnerFull(ApiError):
     status = 429
     type = "insufficient_quota"
 
-    def __init__(self, limit: int, setting: str = "limits.owner_bytes", what: str = _RESPONSES) -> None:
-        """`limit` is the value of `setting`. `what`: the stored data, and the advice to the client."""
-        data, advice = what.split("; ")
+    def __init__(
+        self,
+        limit: int,
+        setting: str = "limits.owner_bytes",
+        data: str = "responses and conversations",
+        advice: str = "Delete some, or send 'store': false",
+    ) -> None:
+        """`limit` is the value of `setting`. `data` is what the limit counts, and `advice` tells the client what to
+        do."""
         super().__init__(
             f"The stored {data} have reached the limit of this server ({limit}, '{setting}'). {advice}.",
             code="storage_limit_exceeded",

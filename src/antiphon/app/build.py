@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -53,6 +53,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.engine.running.workers import Workers
+from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import new_id, now
 from antiphon.local_keys import prepare_data
@@ -450,11 +451,8 @@ class Sweeper:
 
     async def aclose(self) -> None:
         """Stop the sweeps. A running sweep is cancelled."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await stop(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         while True:

@@ -12,7 +12,7 @@ from antiphon.config.quotas import QuotaLimits, QuotaSettings
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.ports.callers import NAMED
-from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, QuotaCounters, QuotaRules
+from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, Measure, QuotaCounters, QuotaRules, Stock
 from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
@@ -79,9 +79,9 @@ def make_quotas(
 
 def _amounts(limits: QuotaLimits) -> Amounts:
     """Return the limits that are set, by measure. Cost is in millionths of the currency."""
-    found: dict[str, int] = {}
+    found: dict[Measure | Stock, int] = {}
     for name in (*MEASURES, *STOCKS):
         value = getattr(limits, name, None)
         if value is not None:
             found[name] = round(value * 1_000_000) if name == "cost_per_month" else value
-    return {name: found[name] for name in (*MEASURES, *STOCKS) if name in found}
+    return found

@@ -24,6 +24,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -124,6 +125,14 @@ def all_pools() -> tuple[Pool, ...]:
 async def apart(work: Callable[[], T]) -> T:
     """Run the work in a thread and return its result. A cancelled caller also waits until the work ends."""
     return await to_the_end(_TRANSLATION.run(work))
+
+
+async def stop(task: asyncio.Task[Any] | None) -> None:
+    """Cancel a task that runs until it is cancelled, and wait for its end. None: no task was started."""
+    if task is not None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def to_the_end(work: Awaitable[T]) -> T:

@@ -44,7 +44,6 @@ STORED = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE 
 FILES = f"""
 SELECT CAST(coalesce(sum(greatest(size, {LEAST_ROOM})), 0) AS bigint) FROM files WHERE owner IN (:owners...)
 """
-OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner = :owner"
 
 
 class UsageStore:
@@ -101,7 +100,7 @@ class OwnerQuota:
     async def check(self, owner: str) -> None:
         """Raise `OwnerFull` when the owner has stored `limit` bytes or more. Raises `StoreError` when the database
         fails."""
-        if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
+        if (await self._tables.fetch(STORED, {"owners": [owner]}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)
 
 
@@ -148,11 +147,12 @@ class StorageQuota:
             sql = STORED if stock == "stored_bytes" else FILES
             used = (await self._tables.fetch(sql, {"owners": list(owners)}))[0][0]
         if used >= limit:
-            raise OwnerFull(limit, setting, _ADVICE[stock])
+            raise OwnerFull(limit, setting, *_WORDS.get(stock, ()))
 
 
-_ADVICE: dict[Stock, str] = {
-    "stored_bytes": "responses and conversations; Delete some, or send 'store': false",
-    "file_bytes": "files; Delete some",
-    "vector_chunks": "chunks in vector stores; Remove files from vector stores",
+_WORDS: dict[Stock, tuple[str, str]] = {
+    "file_bytes": ("files", "Delete some"),
+    "vector_chunks": ("chunks in vector stores", "Remove files from vector stores"),
 }
+"""What a limit counts, and the advice to a client that has reached the limit. `OwnerFull` has those of
+`stored_bytes`."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final
 
 import structlog
 
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
 
 MOST: Final = 10_000
@@ -66,10 +66,7 @@ class Adoption:
 
     async def aclose(self) -> None:
         """Stop the task. An interrupted move continues when a process next gets a request with the token."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def _run(self) -> None:
         while True:

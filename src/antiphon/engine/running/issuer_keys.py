@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from antiphon.engine.waiting import stop
 from antiphon.observability.outages import Outage
 from antiphon.upstream.issuer import IssuerUnread
 
@@ -72,10 +73,7 @@ class IssuerKeys(Generic[Keys]):
 
     async def aclose(self) -> None:
         """Stop the task that downloads the keys."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def _try(self) -> None:
         self._wanted.clear()

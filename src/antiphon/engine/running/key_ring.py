@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
+from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError, Unavailable
 from antiphon.observability.outages import Outage
 
@@ -73,10 +73,7 @@ class KeyRing:
 
     async def aclose(self) -> None:
         """Stop the polling task."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def refresh(self) -> None:
         """Read the stored keys if a key changed or expired since the last call. Raises `StoreError`."""

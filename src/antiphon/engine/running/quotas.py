@@ -34,6 +34,7 @@ from antiphon.engine.ports.quotas import (
     Wanted,
 )
 from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, Lease, QuotaReservation
+from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
 from antiphon.observability.outages import Outage
@@ -87,7 +88,7 @@ class Quotas:
         self._new_id = new_id
         self.cost = cost
         self._expected = expected_output
-        self.shadow = shadow
+        self._shadow = shadow
         self._refuses = refuses
         self._warn_share = warn_share
         self._refused = refused
@@ -221,13 +222,13 @@ class Quotas:
                 await asyncio.shield(task)
         except TimeoutError:
             reservation.abandoned = True
-            task.add_done_callback(_look_at)
+            task.add_done_callback(look_at)
             self._fail("the database does not answer")
             self._without(reservation)
             reservation.reserve()
         except asyncio.CancelledError:
             reservation.abandoned = True
-            task.add_done_callback(_look_at)
+            task.add_done_callback(look_at)
             raise
 
     async def _fill(self, reservation: QuotaReservation) -> None:
@@ -318,9 +319,9 @@ class Quotas:
         own = lease.left + lease.reserved + lease.spent
         # The request would fit if no other process held a lease of the limit.
         early = grant is not None and grant.used + own + need <= limit.amount
-        if self.shadow:
+        if self._shadow:
             self._refused(limit.kind, limit.measure, "shadow")
-            _log.info("quota_would_refuse", **_said(limit), owner=limit.name)
+            _log.info("quota_would_refuse", **_said(limit))
             return
         self._refused(limit.kind, limit.measure, "early" if early else "refused")
         raise QuotaExceeded(
@@ -334,7 +335,7 @@ class Quotas:
 
     def _without(self, reservation: QuotaReservation) -> None:
         """Raise `Unavailable` for a request whose limits cannot be checked, unless the settings allow to serve it."""
-        if self._refuses and not self.shadow:
+        if self._refuses and not self._shadow:
             limit = reservation.leases[0].limit
             self._refused(limit.kind, limit.measure, "unavailable")
             raise Unavailable(
@@ -383,7 +384,7 @@ class Quotas:
                     del self._leases[key]
                     self._plans.clear()
                 continue
-            back = lease.left if lease.idle or lease.limit.measure == "parallel_requests" else 0
+            back = lease.left if lease.idle or lease.parallel else 0
             lease.idle = True
             if lease.left:
                 # If no request uses this lease until the next report, that report returns its free amount.
@@ -431,11 +432,6 @@ def _wanted(limit: Limit, need: int, warn_share: float) -> Wanted:
 
 def _said(limit: Limit) -> dict[str, str | int]:
     return {"subject": limit.subject, "name": limit.name, "measure": limit.measure, "limit": limit.amount}
-
-
-def _look_at(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool:

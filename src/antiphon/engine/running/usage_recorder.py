@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
+from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 from antiphon.stores.owner_usage import UsageStore
@@ -67,10 +67,7 @@ class UsageRecorder:
 
     async def aclose(self) -> None:
         """Stop the task and write the remaining sums."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
         await self.write()
         if self._waiting:
             _log.error("usage_not_written", sums=len(self._waiting))
