@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.problems import lines_of, raise_wrong
@@ -113,6 +114,7 @@ class Settings(Section):
     tracing: TracingSettings = TracingSettings()
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
+    console: ConsoleSettings = ConsoleSettings()
     extensions: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Settings of tools from other packages, by the tool's type. Each package documents its settings. The environment
     variable for the setting `sides` of the tool `dice` is `ANTIPHON_EXTENSIONS__DICE__SIDES`."""

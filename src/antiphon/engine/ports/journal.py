@@ -1,0 +1,162 @@
+"""Defines the journal: one entry per finished request, and the recorded contents of a request.
+
+Lives here: the values, and the ports that the servers and the console use. Not here: when entries are written
+(`engine/running/journal.py`), their tables (`stores/journal.py`), the pages (`console/`).
+
+Invariant: an entry holds no content of a request. Only a `Recording` holds contents, and only where the settings of the
+console ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event_head", "event", "finish"]
+
+
+class Span(Struct, frozen=True, omit_defaults=True):
+    """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start."""
+
+    kind: str
+    """`queue`, `load`, `compaction`, `call`, `first_token`, `tool` or `save`."""
+    name: str
+    start: float
+    end: float
+    facts: Mapping[str, Any] = {}
+
+
+class Detail(Struct, frozen=True, omit_defaults=True):
+    """The facts of a request that only its own page shows."""
+
+    spans: tuple[Span, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """The fields and tools of the request that Antiphon ignored."""
+    message: str = ""
+    """The message of the error that the client got."""
+    cause: str = ""
+    advice: str = ""
+    upstream_status: int = 0
+    request_bytes: int = 0
+    output_bytes: int = 0
+    events: int = 0
+    fallback: str = ""
+    trace_id: str = ""
+
+
+class Entry(Struct, frozen=True):
+    """One finished request.
+
+    `id` is the request id. `ended_at` is the time of the end in seconds since the epoch by the database's clock, and 0
+    until the entry is stored. `age` is the time since the end in seconds when the entry is handed to the store. `cost`
+    is in millionths of the prices' currency. `first` is the time to the first byte of the upstream's answer.
+    """
+
+    id: str
+    owner: str
+    key_id: str
+    key_name: str
+    team: str
+    door: str
+    model: str
+    upstream: str
+    response_id: str
+    previous_id: str
+    conversation_id: str
+    outcome: str
+    fault: str
+    code: str
+    status: int
+    stored: bool
+    recorded: bool
+    seconds: float
+    first: float | None
+    calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    estimated: bool
+    cost: int
+    detail: Detail = Detail()
+    ended_at: float = 0.0
+    age: float = 0.0
+
+
+class Part(Struct, frozen=True):
+    """One recorded input or output of a request. `at` is in seconds after the request's start. `facts` has the values
+    that belong to the part's kind, such as a status, headers without secrets, or a tool's name."""
+
+    at: float
+    kind: PART
+    data: bytes = b""
+    facts: Mapping[str, Any] = {}
+
+
+class Recording(Struct, frozen=True):
+    """The recorded contents of one request, in order. `cut` tells that parts are missing because of
+    `console.record_request_bytes`."""
+
+    parts: tuple[Part, ...] = ()
+    cut: bool = False
+
+
+class EntryFilter(Struct, frozen=True, omit_defaults=True):
+    """Selects entries. An empty field selects all entries. `owner` is the exact id of an owner. `outcome`, `code`,
+    `model`, `upstream` and `door` are exact values. `failed` selects entries with a fault. `thread` is the id of a
+    response or of a conversation: entries that created, continue or use it. `since` and `until` are in seconds since
+    the epoch."""
+
+    owner: str = ""
+    outcome: str = ""
+    fault: str = ""
+    code: str = ""
+    model: str = ""
+    upstream: str = ""
+    door: str = ""
+    team: str = ""
+    key_id: str = ""
+    thread: str = ""
+    failed: bool = False
+    since: float = 0.0
+    until: float = 0.0
+
+
+class EntryPage(Struct, frozen=True):
+    """A page of entries, newest first. `total` counts all entries that the filter selects, at most `MOST_COUNTED`.
+    `after` is the cursor of the next page, empty on the last page."""
+
+    entries: tuple[Entry, ...]
+    total: int
+    after: str
+
+
+MOST_COUNTED = 100_000
+
+
+class LiveRequest(Struct, frozen=True):
+    """One request in flight, as its process reports it. `age` is in seconds. `tokens` counts output tokens so far."""
+
+    id: str
+    owner: str
+    key_name: str
+    door: str
+    model: str
+    upstream: str
+    response_id: str
+    state: str
+    age: float
+    tokens: int
+    first: float | None
+    calls: int
+    stored: bool
+    process: str = ""
+
+
+class Journal(Protocol):
+    """Takes the entries of finished requests. `note` never waits and never raises."""
+
+    def note(self, entry: Entry, recording: Recording | None) -> None:
+        """Take the entry, and the request's contents if they are recorded."""
