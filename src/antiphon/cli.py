@@ -22,11 +22,13 @@ from antiphon.commands.command_line import make_parser
 from antiphon.config.problems import without_keys
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
 
+_MODULES = {"admin": "admin.command", "doctor": "doctor.command", "try": "try_request"}
+"""The modules of the commands whose module has another name than the command."""
+
 
 def import_command(name: str) -> Any:
-    """Import and return the module of a command. `admin` and `doctor` are packages; the other commands are modules."""
-    module = name.replace("-", "_")
-    return import_module(f"antiphon.commands.{module}{'.command' if name in ('admin', 'doctor') else ''}")
+    """Import and return the module of a command."""
+    return import_module(f"antiphon.commands.{_MODULES.get(name, name.replace('-', '_'))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

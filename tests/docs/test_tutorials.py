@@ -36,6 +36,12 @@ async def _python(gateway: Gateway, page: str, name: str, *arguments: str) -> li
 
 async def test_first_steps(gateway: Gateway) -> None:
     page = f"{_TUTORIALS}/first-steps.md"
+    tried = await gateway.shell(block(page, "first-steps-try"))
+    assert tried[0] == "You said: Name a river." and tried[1].startswith("resp_")
+    assert "response.completed" in tried[-2]
+    listen = gateway.url.removeprefix("http://").removesuffix("/v1")
+    words = ["bash", "-euo", "pipefail", "-c", block("README.md", "readme-try")]
+    assert (await gateway.run(words, {"ANTIPHON_LISTEN": listen}))[0] == tried[0]
     answer = "\n".join(await gateway.shell(block(page, "first-steps-curl")))
     assert '"object":"response"' in answer.replace('": ', '":') and "You said: Name a river." in answer
     lines = await _python(gateway, page, "first-steps-sdk")

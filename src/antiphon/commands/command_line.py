@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
+from antiphon.commands.client_flags import TRY_ARGUMENTS, TRY_EXAMPLES
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.config.problems import advice, without_keys
 
@@ -57,6 +58,7 @@ Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with on
   antiphon up --upstream http://127.0.0.1:11434/v1       start the gateway in front of your model server
   antiphon doctor --upstream http://127.0.0.1:11434/v1   check the installation and the model server
   antiphon demo-upstream                                 start a scripted model server to try things out
+  antiphon try "Name a river."                           send a request to the running gateway
   antiphon --help                                        list all commands
 """
 """The text that `antiphon` prints if no command is given."""
@@ -337,6 +339,8 @@ def make_parser() -> argparse.ArgumentParser:
         _add_arguments(command, _OF_COMMANDS.get(name, {}))
         add_flags(command.settings_group("settings"), *groups)
     _add_demo(commands)
+    text = "send one request to a running gateway, and print the answer as it arrives"
+    _add_arguments(commands.add_parser("try", help=text, **_help(text, TRY_EXAMPLES)), TRY_ARGUMENTS)
     _add_actions(
         commands,
         "admin",
@@ -406,7 +410,7 @@ def _add_actions(
 
 def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:
     for flag, options in arguments.items():
-        command.add_argument(flag, **options)
+        command.add_argument(*flag.split(", "), **options)
 
 
 class _Group:
