@@ -21,7 +21,9 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.doors.console_pages import ConsolePages
 from antiphon.doors.context import Admission, DoorContext
+from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
@@ -81,6 +83,8 @@ class HttpSetup:
     sealer: Sealer = SEALER
     tools: ToolRunner | None = None
     runner: Callable[[Ports], Runner] = Runner
+    console: ConsolePages | None = None
+    console_at: ConsoleAt = ConsoleAt.NOWHERE
 
 
 @dataclass
@@ -182,6 +186,8 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             telemetry=Telemetry(metrics),
             secret=setup.secret,
             cors_origins=setup.cors_origins,
+            console=setup.console,
+            upload_bytes=setup.file_bytes,
             websocket=setup.websocket,
             bodies=Budget(
                 setup.bytes_in_flight,
@@ -191,7 +197,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                 refused=refusals.note,
             ),
         )
-        door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges)
+        door = HttpDoor(context, private=setup.private, drive_exchanges=setup.drive_exchanges, console=setup.console_at)
         address = await door.start(setup.address)
         try:
             yield OpenHttpDoor(door, context, setup.store, chat, address, setup.conversations)

@@ -316,6 +316,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         secret=settings.sidecar_secret(),
         websocket=settings.websocket,
         cors_origins=settings.cors.origins,
+        upload_bytes=settings.files.max_bytes,
         bodies=bodies,
     )
     workers = Workers(

@@ -17,17 +17,16 @@ from typing import Any, NoReturn
 from antiphon import __version__, compiled
 from antiphon.commands import health
 from antiphon.commands.client_flags import TRY_ARGUMENTS, TRY_EXAMPLES
-from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
+from antiphon.commands.flags import DATA, OF_ALL, OF_EXTPROC, OF_SERVE, OF_UP, UP_FLAGS, FlagGroup, add_flags
 from antiphon.config.problems import advice, without_keys
 
-_ALL_FLAGS = (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)
-_COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
-    "up": ("start the gateway: sidecar processes and Envoy, or the HTTP server", (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS)),
-    "doctor": ("check this machine, Envoy and the upstreams, and print what to change", _ALL_FLAGS),
-    "config": ("print the effective settings, with secrets redacted", _ALL_FLAGS),
-    "envoy-config": ("print a configuration of Envoy, or the parts that an existing Envoy needs", _ALL_FLAGS),
-    "extproc": ("start one sidecar: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
-    "serve": ("start one process of the HTTP server", (COMMON_FLAGS,)),
+_COMMANDS: dict[str, tuple[str, tuple[FlagGroup, ...]]] = {
+    "up": ("start the gateway: sidecar processes and Envoy, or the HTTP server", OF_UP),
+    "doctor": ("check this machine, Envoy and the upstreams, and print what to change", OF_ALL),
+    "config": ("print the effective settings, with secrets redacted", OF_ALL),
+    "envoy-config": ("print a configuration of Envoy, or the parts that an existing Envoy needs", OF_ALL),
+    "extproc": ("start one sidecar: ext_proc over gRPC, and its HTTP port", OF_EXTPROC),
+    "serve": ("start one process of the HTTP server", OF_SERVE),
 }
 _EXAMPLES = {
     "up": ("antiphon up --upstream http://127.0.0.1:11434/v1", "antiphon up --door http --config settings.yaml"),
@@ -107,7 +106,12 @@ _SET = "store_true"
 _CHILD: _Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": _SET, **_HIDDEN}}
 _OF_COMMANDS: dict[str, _Arguments] = {
     "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
-    "serve": {**_CHILD, "--sockets": {"default": "", **_HIDDEN}, "--private-port": _HIDDEN},
+    "serve": {
+        **_CHILD,
+        "--sockets": {"default": "", **_HIDDEN},
+        "--console-sockets": {"default": "", **_HIDDEN},
+        "--private-port": _HIDDEN,
+    },
     "doctor": {
         "--model": {"help": "the model to probe; default: the first in the server's list"},
         "--key-env": {

@@ -10,8 +10,10 @@ from functools import partial
 import structlog
 
 from antiphon.commands.serving_process import ServingProcess, run_serving
-from antiphon.commands.start_checks import sidecar_tls, warn_of_contents_here
+from antiphon.commands.start_checks import check_console, sidecar_tls, warn_of_contents_here
+from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
+from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
 from antiphon.supervisor import early_ends
@@ -24,14 +26,19 @@ fail."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return run_serving(arguments, "envoy", warn_of_contents_here, _serve)
+    return run_serving(arguments, "envoy", _check, _serve)
+
+
+def _check(settings: Settings) -> None:
+    check_console(settings)
+    warn_of_contents_here(settings)
 
 
 async def _serve(process: ServingProcess) -> int:
     settings, signals, app, worker = process.settings, process.signals, process.app, process.arguments.worker
     place, tls = endpoint(settings, worker), sidecar_tls(settings)
     processor = ExtProcDoor(app.context, mode=settings.mode, transport=settings.sidecar.transport, tls=tls)
-    http = HttpDoor(app.context, private=True, drive_exchanges=False)
+    http = HttpDoor(app.context, private=True, drive_exchanges=False, console=ConsoleAt.GATEWAY)
 
     async def drain() -> bool:
         # The process serves new requests until Envoy's health checks have noticed the drain.

@@ -55,6 +55,12 @@ UP_FLAGS = {
     "--door": Flag("door", "server for clients: Envoy with sidecars, or Antiphon's HTTP server without Envoy"),
     "--envoy": Flag("envoy.binary", "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
+CONSOLE_FLAGS = {
+    "--console": Flag(
+        "console.enabled", "serve the console, a web page about requests and stored data, at console.listen"
+    ),
+    "--console-act": Flag("console.act", "let operators in the console run, cancel and delete for every owner"),
+}
 ENVOY_FLAGS = {
     "--endpoint-picker": Flag(
         "envoy.endpoint_picker.address", "inference scheduler that chooses the chat server of each call", "HOST:PORT"
@@ -65,6 +71,12 @@ SIDECAR_FLAGS = {
     "--http": Flag("sidecar.http", "address of the sidecar's HTTP port: unix:PATH or HOST:PORT", "ADDRESS"),
     "--model-door": Flag("sidecar.model_door", "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
+FlagGroup = Mapping[str, Flag]
+OF_UP: tuple[FlagGroup, ...] = (COMMON_FLAGS, UP_FLAGS, CONSOLE_FLAGS, ENVOY_FLAGS)
+OF_SERVE: tuple[FlagGroup, ...] = (COMMON_FLAGS, CONSOLE_FLAGS)
+OF_EXTPROC: tuple[FlagGroup, ...] = (COMMON_FLAGS, SIDECAR_FLAGS)
+OF_ALL: tuple[FlagGroup, ...] = (*OF_UP, SIDECAR_FLAGS)
+"""The flags of each command. `OF_ALL` is for commands that show or check every setting."""
 _KEY_VARIABLE = "api_key_env"
 
 
@@ -75,12 +87,16 @@ class TakesArguments(Protocol):
         """See `argparse.ArgumentParser.add_argument`."""
 
 
-def add_flags(command: TakesArguments, *groups: Mapping[str, Flag]) -> None:
+def add_flags(command: TakesArguments, *groups: FlagGroup) -> None:
     """Add the flags of these groups and `--config` to a parser. Choices and defaults come from the settings."""
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     for group in groups:
         for name, flag in group.items():
             kind, default = _setting(flag.setting)
+            if kind is bool:
+                # A flag that is absent leaves the setting as the file or the environment sets it.
+                command.add_argument(name, dest=flag.setting, help=flag.help, action="store_const", const=True)
+                continue
             said = f"{flag.help}; default: {default}" if default not in (None, "") and flag is not DATA else flag.help
             command.add_argument(
                 name,
@@ -131,7 +147,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings that flags of a parsed command line set, as a nested mapping. Raises `ConfigError`."""
-    known = {flag.setting for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
+    known = {flag.setting for group in OF_ALL for flag in group.values()}
     flags: dict[str, object] = {}
     for name, value in vars(arguments).items():
         if name in known and value is not None:

@@ -8,8 +8,9 @@ import socket
 import structlog
 
 from antiphon.commands.serving_process import ServingProcess, run_serving
-from antiphon.commands.start_checks import warn
+from antiphon.commands.start_checks import check_console, log_console, warn
 from antiphon.config.settings import Settings
+from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.served_ids import take_lost
 from antiphon.supervisor.listen_address import refuse_own_upstream
@@ -27,8 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(settings: Settings) -> None:
+    check_console(settings)
     refuse_own_upstream(settings)
     warn(settings)
+
+
+def _inherited(numbers: str) -> list[socket.socket]:
+    """The sockets that the parent has bound, from their descriptors."""
+    return [socket.socket(fileno=int(one)) for one in numbers.split(",") if one]
 
 
 def _tell_of_lost(settings: Settings) -> None:
@@ -42,10 +49,12 @@ def _tell_of_lost(settings: Settings) -> None:
 
 async def _serve(process: ServingProcess) -> int:
     settings, signals, app, arguments = process.settings, process.signals, process.app, process.arguments
-    sockets = [socket.socket(fileno=int(one)) for one in arguments.sockets.split(",") if one]
+    sockets = _inherited(arguments.sockets)
     _tell_of_lost(settings)
     app.served.open(settings.data)
-    door = HttpDoor(app.context, private=False)
+    too = settings.console.enabled and settings.console.on_client_listener
+    door = HttpDoor(app.context, private=False, console=ConsoleAt.CLIENTS if too else ConsoleAt.NOWHERE)
+    console = HttpDoor(app.context, console=ConsoleAt.SEPARATE)
     # Workers share the port for clients, so the parent uses a private port to reach a certain worker.
     private = HttpDoor(app.context, private=True, drive_exchanges=False)
 
@@ -56,11 +65,19 @@ async def _serve(process: ServingProcess) -> int:
             notice, quiet = 0.0, QUIET_SECONDS
         return await app.drain(door.drain(seconds, notice=notice, quiet=quiet), seconds)
 
-    async with process.closing(door, private):
+    def give_way() -> None:
+        door.refuse()
+        console.refuse()
+
+    async with process.closing(door, private, console):
         if arguments.private_port is not None:
             await private.start(arguments.private_port)
         bound = await door.start(settings.listen, sockets=sockets)
+        if settings.console.enabled:
+            at = await console.start(settings.console.listen, sockets=_inherited(arguments.console_sockets))
+            if not process.is_worker:
+                log_console(at)
         # After a reload, open connections may still send requests, but new connections go to the new workers.
-        async with process.hearing(settings.metrics.listen, give_way=door.refuse, orders={}):
+        async with process.hearing(settings.metrics.listen, give_way=give_way, orders={}):
             print(f"ready: http://{bound}/v1", flush=True)
             return await process.until_stopped(drain)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import suppress
+from importlib.util import find_spec
 
 import structlog
 
@@ -24,13 +25,17 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.doors.listening import max_requests
 from antiphon.doors.tls import TlsFiles, check_readable
+from antiphon.extras import extra_missing
 from antiphon.local_keys import exposed
+from antiphon.types.transport import CONSOLE_PATH
 
 CONTENTS_ADVICE = (
     "only the machine that received an uploaded file can read it, and others answer 503 content_elsewhere: set "
     "blobs.url to a bucket that all machines share"
 )
 """The advice to print if `contents_are_here_alone` returns true."""
+
+_CONSOLE_PACKAGES = ("jinja2", "markdown_it", "nh3")
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +56,22 @@ def check_sidecar_files(settings: Settings) -> None:
     for name in ("ca", "envoy_cert", "envoy_key"):
         if (file := getattr(settings.sidecar.tls, name)) is not None:
             check_readable(f"sidecar.tls.{name}", file)
+
+
+def check_console(settings: Settings) -> None:
+    """Check that the console has its packages, if it is enabled. Raises `ConfigError`."""
+    if settings.console.enabled and not all(map(find_spec, _CONSOLE_PACKAGES)):
+        raise extra_missing("console.enabled", "console")
+
+
+def console_url(where: str) -> str:
+    """The URL of the console. `where` is the address of its listener."""
+    return f"http://{where}{CONSOLE_PATH}"
+
+
+def log_console(where: str) -> None:
+    """Log the URL of the console, whose listener has the address `where`."""
+    _log.info("console", url=console_url(where))
 
 
 def sidecar_tls(settings: Settings) -> TlsFiles | None:

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import structlog
 
 from antiphon.commands.flags import settings_file, settings_of
-from antiphon.commands.start_checks import check_named_files, log_data_folder, warn
+from antiphon.commands.start_checks import (
+    check_console,
+    check_named_files,
+    console_url,
+    log_console,
+    log_data_folder,
+    warn,
+)
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.local_keys import prepare_data
@@ -31,7 +38,7 @@ from antiphon.supervisor.changed_settings import ReloadCounts, SettingsFile, che
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import forget
 from antiphon.supervisor.generation import Generation, Surroundings
-from antiphon.supervisor.listen_address import HeldPort, free_address, refuse_own_upstream
+from antiphon.supervisor.listen_address import HeldPorts, at_addresses, free_address, refuse_own_upstream
 from antiphon.supervisor.process import end_at_the_latest, hears_hangup, on_terminal
 from antiphon.supervisor.run_folder import run_folder
 from antiphon.supervisor.service_manager import tell
@@ -56,13 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     file = SettingsFile.of(settings_file(arguments))
     settings = _read(arguments)
     configure(settings.log.level, settings.log.format)
+    check_console(settings)
     check_named_files(settings)
     refuse_own_upstream(settings)
     where = free_address(settings.listen)
+    console = free_address(settings.console.listen, "console.listen") if settings.console.enabled else None
     warn(settings)
 
     async def serve() -> int:
-        return await _Up(arguments, settings, file, where).run()
+        return await _Up(arguments, settings, file, where, console).run()
 
     # Not uvloop, because its subprocesses inherit file descriptors that they should not have.
     try:
@@ -93,6 +102,8 @@ def _announce(settings: Settings) -> None:
     log_data_folder(settings)
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
+    if settings.console.enabled:
+        log_console(settings.console.listen)
     if sys.stderr.isatty():
         door = "Envoy" if settings.door == "envoy" else "the HTTP server"
         lines = (
@@ -102,6 +113,7 @@ def _announce(settings: Settings) -> None:
                 + ("" if name == "default" else f", for the models of {name}")
                 for name, one in settings.every_upstream.items()
             ),
+            *((f"  console    {console_url(settings.console.listen)}",) if settings.console.enabled else ()),
             f"  data       {settings.data}",
             "  Ctrl-C     finishes what is in flight and stops; again stops at once",
         )
@@ -109,15 +121,22 @@ def _announce(settings: Settings) -> None:
 
 
 class _Up:
-    """One run of `antiphon up`. `where` is `settings.listen` with the actual port."""
+    """One run of `antiphon up`. `where` is `settings.listen` with a numeric host, and `console` is `console.listen`.
+    `console` is None if the console is not enabled."""
 
     def __init__(
-        self, arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None, where: str
+        self,
+        arguments: argparse.Namespace,
+        settings: Settings,
+        file: SettingsFile | None,
+        where: str,
+        console: str | None,
     ) -> None:
         self._arguments = arguments
         self._settings = settings
         self._file = file if settings.reload.watch else None
         self._where = where
+        self._console = console
         self._hangup = asyncio.Event()
         self._counts = ReloadCounts()
         self._now: Generation | None = None
@@ -152,7 +171,7 @@ class _Up:
         prepare_data(self._settings.data)
         with run_folder(self._settings.data, forget) as folder:
             async with self._showing_metrics() as metrics:
-                port = HeldPort(self._where)
+                port = HeldPorts(self._where, self._console)
                 around = Surroundings(folder, ParentPipe(), port, metrics)
                 try:
                     return await self._serve(around, stop, cut)
@@ -162,7 +181,7 @@ class _Up:
                     port.close()
 
     async def _serve(self, around: Surroundings, stop: asyncio.Event, cut: asyncio.Event) -> int:
-        settings = self._settings.model_copy(update={"listen": self._where})
+        settings = at_addresses(self._settings, self._where, self._console)
         if await self._until(stop, self._start(Generation(settings, around))) is None:
             return 0
         assert self._now is not None
@@ -252,7 +271,7 @@ class _Up:
         assert self._now is not None
         settings = await asyncio.to_thread(_read, self._arguments)
         changed = check_change(self._settings, settings)
-        there = settings.model_copy(update={"listen": self._now.settings.listen})
+        there = at_addresses(settings, self._now.settings.listen, self._now.settings.console.listen)
         refuse_own_upstream(there)
         await asyncio.to_thread(check_named_files, settings)
         try:

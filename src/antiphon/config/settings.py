@@ -123,6 +123,7 @@ class Settings(Section):
     def _check_section(self) -> Self:
         wrong = [
             *self._wrong_rules(),
+            *self._wrong_console(),
             *self._wrong_picker(),
             *self._wrong_state(),
             *self._wrong_keys(),
@@ -145,6 +146,14 @@ class Settings(Section):
                 continue
             if host != "unix" and self.sidecar.secret is None:
                 yield f"sidecar.{name} listens on TCP ({address}): set sidecar.secret, or use unix:PATH"
+
+    def _wrong_console(self) -> Iterator[str]:
+        port = parse_address(self.console.listen)[1]
+        if self.console.enabled and port and self.console.listen == self.listen:
+            yield (
+                f"console.listen is the address of listen ({self.listen}): choose another port "
+                "(console.on_client_listener also serves the console on the listener for clients)"
+            )
 
     def _wrong_picker(self) -> Iterator[str]:
         if self.envoy.endpoint_picker.address is None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from antiphon.api.router import Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.doors.console_pages import ConsolePages
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.response_exchange import ResponseExchange
@@ -188,3 +189,7 @@ class DoorContext:
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
     """The budget of memory for all requests in flight together. The budget covers the request bodies and the stored
     data that the requests load."""
+    console: ConsolePages | None = None
+    """The pages of the console. None if the console is not enabled."""
+    upload_bytes: int = 512 << 20
+    """The maximum size of a file that a form of the console uploads."""

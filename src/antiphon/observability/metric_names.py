@@ -129,7 +129,8 @@ OWNER_COST = _counter(
 REQUESTS = _counter(
     "antiphon_requests_total",
     "Requests that do not create a response, and requests that were refused before a response existed.",
-    operation="the method and the path's template, `GET /v1/files/{}`; `unknown`: there is no such path",
+    operation="the method and the path's template, `GET /v1/files/{}`; `console`: a page of the console; `unknown`: "
+    "there is no such path",
     status="the HTTP status",
     fault=_FAULT,
 )

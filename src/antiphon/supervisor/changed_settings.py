@@ -32,6 +32,8 @@ FIXED = {
     "listen": "clients know it",
     "door": "the HTTP server and Envoy cannot hand their port to each other",
     "data": "the running processes use what is in the folder",
+    "console.enabled": "its listener is opened at the start",
+    "console.listen": "browsers know it",
     "metrics.listen": "the parent of the workers listens there",
     "reload.watch": "it is decided at the start",
 }

@@ -12,7 +12,9 @@ import asyncio
 import json
 from typing import Any
 
+from antiphon.config.section import parse_address
 from antiphon.supervisor.http_probe import NO_ANSWER, Connection
+from antiphon.supervisor.listen_address import join_address
 
 _SECONDS = 5.0
 
@@ -45,6 +47,11 @@ class EnvoyAdmin:
                 port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
                 return int(port) if port else None
         return None
+
+    async def bound_address(self, listener: str, address: str) -> str:
+        """Return the TCP address of a listener, with the port that Envoy chose for port 0."""
+        host, port = parse_address(address)
+        return join_address(host, port or await self.bound_port(listener) or 0)
 
     async def say_leaving(self, seconds: float) -> None:
         """Begin Envoy's notice to clients. `/ready` fails, responses have `connection: close`, and HTTP/2 connections

@@ -9,7 +9,7 @@ Invariants: a failing `start` leaves the former generation unchanged. A request 
 began. A child that dies or hangs is replaced, also Envoy, and the other children continue.
 
 Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
-sockets of the former workers (`HeldPort`). Envoy's hot restart passes its listeners to the next Envoy.
+sockets of the former workers (`HeldPorts`). Envoy's hot restart passes its listeners to the next Envoy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import math
 import shutil
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -31,7 +30,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.sidecars import endpoints
 from antiphon.errors import AntiphonError
@@ -42,7 +40,7 @@ from antiphon.supervisor.early_ends import pass_on
 from antiphon.supervisor.envoy_admin import EnvoyAdmin
 from antiphon.supervisor.envoy_process import RELEASE_SECONDS, EnvoyProcess
 from antiphon.supervisor.http_probe import ask, own_tls
-from antiphon.supervisor.listen_address import HeldPort, answers, join_address
+from antiphon.supervisor.listen_address import HeldPorts, SocketFlags, answers, at_addresses, inherited
 from antiphon.supervisor.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
 from antiphon.supervisor.run_folder import write_private
 from antiphon.supervisor.supervision import RestartPolicy, Supervised, tell_first
@@ -68,11 +66,11 @@ _MEASURE_SECONDS = COUNTS_SECONDS / 2
 @dataclass(frozen=True)
 class Surroundings:
     """The objects that all generations of one `antiphon up` share. `folder` is the run's folder, `pipe` signals the
-    parent's end, `port` is the HTTP server's port, and `numbers` counts the generations."""
+    parent's end, `port` holds the HTTP server's ports, and `numbers` counts the generations."""
 
     folder: Path
     pipe: ParentPipe
-    port: HeldPort
+    port: HeldPorts
     metrics: MergedMetrics | None
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -177,8 +175,9 @@ class Generation:
             return await admin.healthy_endpoints("sidecar_grpc", "sidecar_http") == all_healthy
 
         await poll(healthy, "the sidecar processes, as Envoy sees them,")
-        host, port = parse_address(settings.listen)
-        await self._answers(join_address(host, port or await admin.bound_port("public") or 0))
+        at = settings.console.listen if settings.console.enabled else None
+        console = await admin.bound_address("console", at) if at is not None else None
+        await self._answers(await admin.bound_address("public", settings.listen), console)
         # A restarted Envoy must listen on the same port, which may have been chosen at the first start.
         binary.write(self.settings)
 
@@ -189,11 +188,12 @@ class Generation:
             name = f"http door {number}"
             self._add_worker(name, private, "serve", "--private-port", private, sockets=(number, workers))
         await poll(self._all_serving, "the HTTP server", _worker_start(self.settings))
-        await self._answers(self._around.port.address)
+        console = self._around.port.console
+        await self._answers(self._around.port.clients.address, console.address if console else None)
 
-    async def _answers(self, where: str) -> None:
-        """Wait until this generation answers a request at this address."""
-        self.settings = self.settings.model_copy(update={"listen": where})
+    async def _answers(self, where: str, console: str | None) -> None:
+        """Wait until this generation answers a request at the address `where`. `console` is the console's address."""
+        self.settings = at_addresses(self.settings, where, console)
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
 
     def _add_worker(self, name: str, private: str, *command: str, sockets: tuple[int, int] | None = None) -> None:
@@ -214,7 +214,7 @@ class Generation:
             if sockets is not None and process.life:
                 # The sockets are renewed, because connections in the dead worker's queue would wait for the new worker.
                 self._around.port.renew(*sockets)
-            given = self._around.port.sockets(*sockets) if sockets is not None else ()
+            given = self._around.port.of_worker(*sockets) if sockets is not None else {}
             child = await self._start_worker(name, [*command, *asking], given)
             asking.clear()
             return child
@@ -233,14 +233,13 @@ class Generation:
         process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
         self.workers.append(process)
 
-    async def _start_worker(self, name: str, command: Sequence[str], sockets: Sequence[socket.socket]) -> Child:
+    async def _start_worker(self, name: str, command: Sequence[str], sockets: SocketFlags) -> Child:
         """Start a worker. The worker's settings without secrets are in a file that only this user can read. The secrets
         are in the worker's environment."""
         file = self._folder / "settings.json"
         write_private(file, json.dumps(file_values(self.settings)))
-        files = [one.fileno() for one in sockets]
-        words = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
-        words += ["--sockets", ",".join(map(str, files))] if files else []
+        words = [sys.executable, "-m", "antiphon", *command, "--config", str(file), *inherited(sockets)]
+        files = [one.fileno() for some in sockets.values() for one in some]
         environ, write_line = worker_environment(self.settings), self._output.take
         return await Child.start(name, words, environ, pipe=self._around.pipe, write_line=write_line, files=files)
 

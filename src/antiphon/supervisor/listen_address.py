@@ -7,8 +7,8 @@ and the package `config` parses addresses.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -20,22 +20,24 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _WILDCARDS = ("0.0.0.0", "::")
 
 
-def free_address(listen: str) -> str:
-    """Return the address in numeric form, if a process can listen on it. Raises `ConfigError`.
+def free_address(listen: str, setting: str = "listen") -> str:
+    """Return the address in numeric form, if a process can listen on it. Raises `ConfigError`, which names the setting.
 
     The parent checks the address itself, because Envoy silently shares a port with another listener and cannot resolve
     names.
     """
     host, port = parse_address(listen)
     if host == "unix":
-        raise ConfigError(f"listen: {listen} is not HOST:PORT")
+        raise ConfigError(f"{setting}: {listen} is not HOST:PORT")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
-        raise ConfigError(f"listen: cannot listen on {listen}: {why_not(error)}") from None
+        reason = why_not(error)
+        reason = reason if setting == "listen" else reason.replace("--listen", setting)
+        raise ConfigError(f"{setting}: cannot listen on {listen}: {reason}") from None
     return join_address(str(where[0]), port)
 
 
@@ -121,6 +123,53 @@ class HeldPort:
             raise
         self._port = int(bound.getsockname()[1])
         return bound
+
+
+SocketFlags = Mapping[str, list[socket.socket]]
+"""The sockets that a worker inherits, by the flag that passes them."""
+
+
+def inherited(sockets: SocketFlags) -> list[str]:
+    """Return the words of the command line that pass these sockets to a worker."""
+    return [word for flag, some in sockets.items() for word in (flag, ",".join(str(one.fileno()) for one in some))]
+
+
+class HeldPorts:
+    """Holds the ports of the HTTP server: the one for clients, and the one of the console if it is enabled."""
+
+    def __init__(self, listen: str, console: str | None) -> None:
+        self.clients = HeldPort(listen)
+        self.console = HeldPort(console) if console is not None else None
+        self._all = {"--sockets": self.clients, **({"--console-sockets": self.console} if self.console else {})}
+
+    def of_worker(self, number: int, workers: int) -> SocketFlags:
+        """Return the sockets of worker `number` of `workers`, by the flag that passes them."""
+        return {flag: port.sockets(number, workers) for flag, port in self._all.items()}
+
+    def renew(self, number: int, workers: int) -> None:
+        """See `HeldPort.renew`."""
+        for port in self._all.values():
+            port.renew(number, workers)
+
+    @contextmanager
+    def for_two_generations(self) -> Iterator[None]:
+        """See `HeldPort.for_two_generations`."""
+        with ExitStack() as held:
+            for port in self._all.values():
+                held.enter_context(port.for_two_generations())
+            yield
+
+    def close(self) -> None:
+        """See `HeldPort.close`."""
+        for port in self._all.values():
+            port.close()
+
+
+def at_addresses(settings: Settings, listen: str, console: str | None) -> Settings:
+    """Return the settings with these addresses of the listeners for clients and for the console, which replace host
+    names and port 0."""
+    at = settings.console if console is None else settings.console.model_copy(update={"listen": console})
+    return settings.model_copy(update={"listen": listen, "console": at})
 
 
 def join_address(host: str, port: int) -> str:

@@ -32,6 +32,13 @@ SECRET_HEADER: Final = "x-antiphon-secret"
 """The header with the secret that the sidecar shares with the gateway in front. The sidecar's ports accept only callers
 with this secret."""
 
+CONSOLE_PATH: Final = "/console"
+"""The path of the console. Every other path of the console is below it."""
+
+CONSOLE_HEADER: Final = "x-antiphon-console"
+"""The header by which Envoy marks a request that came to a listener with the console. Clients cannot set this
+header."""
+
 BACKEND_HEADER: Final = "x-antiphon-backend"
 """The name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients cannot set this
 header."""

@@ -19,8 +19,11 @@ _UNRESERVED: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _MAX_FIELDS: Final = 200
 
+Query = tuple[tuple[str, str], ...]
+"""The decoded name-value pairs of a query, in order."""
 
-def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+
+def split_target(target: str) -> tuple[str, Query]:
     """Return the normalized path and the decoded query of a request target. Raises `InvalidRequest` (400)."""
     rest = _ABSOLUTE.sub("", target, count=1) if target[:4].lower() == "http" else target
     rest = rest.partition("#")[0]

@@ -14,24 +14,31 @@ import asyncio
 import hmac
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import structlog
 from aiohttp import web
-from aiohttp.web_exceptions import HTTPException
 
-from antiphon.api.http import AnswerCut, ApiRequest, error_response
+from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse, error_response
 from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.http.connection import DoorServer, HttpConnection
+from antiphon.doors.http.console import (
+    OPERATION,
+    OWNER,
+    TO_CONSOLE,
+    ConsoleAccess,
+    ConsoleAt,
+    without_session,
+)
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
+from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, body_pieces, read_whole
 from antiphon.doors.http.listener import Listener
-from antiphon.doors.http.path import split_target
+from antiphon.doors.http.path import Query, split_target
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
-from antiphon.doors.request_body import WholeBody, content_codings, decoded, too_slow
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
@@ -57,9 +64,6 @@ WebSockets are idle."""
 _QUIET = frozenset({"/health", "/ready", "/metrics", GATEWAY_LEAVES_PATH})
 _CLIENT_GONE = 499
 _UNAVAILABLE = 503
-_UPLOAD_BYTES = 256 << 10
-"""The maximum bytes of an upload in memory: the bytes read ahead, and the chunk in use."""
-_CLOSE: Headers = (("connection", "close"),)
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +87,8 @@ class _RequestRecord:
     outcome: str = ""
     added: Headers = ()
     """Headers that the server adds to every response."""
+    operation: str = ""
+    """The operation in metrics, for a request that the router does not know."""
 
 
 class HttpDoor:
@@ -90,11 +96,19 @@ class HttpDoor:
 
     `private` marks the sidecar's private port, which requires the shared secret on TCP. `drive_exchanges` is True if
     this server handles `POST /v1/responses`. Behind Envoy this flag is False, because these requests arrive through
-    ext_proc.
+    ext_proc. `console` says whether this listener serves the console.
     """
 
-    def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
+    def __init__(
+        self,
+        context: DoorContext,
+        *,
+        private: bool = False,
+        drive_exchanges: bool = True,
+        console: ConsoleAt = ConsoleAt.NOWHERE,
+    ) -> None:
         self._context = context
+        self._console = ConsoleAccess(context, console)
         self._private = private
         self._drive_exchanges = drive_exchanges
         self._listener: Listener | None = None
@@ -129,7 +143,10 @@ class HttpDoor:
             leaving=lambda: self._context.admission.leaving,
         )
         self._server = server
-        self._listener = Listener(server)
+        self._listener = Listener(server, self._console.connections)
+        # An event stream of the console has no end, so it ends when the drain begins, and after the notice.
+        for callbacks in (self._context.admission.on_leave, self._context.admission.on_close):
+            callbacks.add(self._console.end_streams)
         return await self._listener.open(address, mode, sockets=sockets, tls=tls)
 
     async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
@@ -159,7 +176,8 @@ class HttpDoor:
         return drained and await admission.drained(max(0.0, last - clock()))
 
     def refuse(self) -> None:
-        """Stop accepting connections. Open connections stay open."""
+        """Stop accepting connections. Open connections stay open, but event streams of the console end."""
+        self._console.end_streams()
         if self._listener is not None:
             self._listener.refuse()
 
@@ -215,7 +233,7 @@ class HttpDoor:
                 error = failure
                 call.failure = refusal(error)
                 if call.response is None:
-                    operation = context.router.operation_of(call.method, call.path)
+                    operation = call.operation or context.router.operation_of(call.method, call.path)
                     context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
@@ -230,9 +248,14 @@ class HttpDoor:
     async def _answer(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
         call.path = request.raw_path.partition("?")[0]
         call.path, query = split_target(request.raw_path)
-        if (preflight := self._preflight(request, call)) is not None:
+        if self._console.is_here(call.path) or self._console.is_separate:
+            # Pages of other origins must not read the console, so it has no CORS headers.
+            call.added = tuple(pair for pair in call.added if pair[0] == "x-request-id")
+        elif (preflight := self._preflight(request, call)) is not None:
             return preflight
         self._check_peer(request, call)
+        if self._console.takes(call.method, call.path, call.headers, trusted=call.trusted):
+            return await self._serve_console(request, call, query)
         if call.path == RESPONSES_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
         router = self._context.router
@@ -253,37 +276,66 @@ class HttpDoor:
         ):
             if Router.is_exchange(call.method, call.path):
                 return await self._serve_exchange(request, call, caller, hold)
-            body, pieces = b"", None
-            if router.streams_body(call.method, call.path):
-                hold.add(_UPLOAD_BYTES)
-                pieces = _body_pieces(request, call.headers, self._context.timeouts.request)
-            elif router.reads_body(call.method, call.path):
-                body = await self._read_body(request, call, hold)
-            answer = await router.handle(
-                ApiRequest(
-                    call.method,
-                    call.path,
-                    query,
-                    _without_private(call.headers),
-                    body,
-                    owner,
-                    call.id,
-                    pieces,
-                    *(caller.access, caller),
-                )
+            asked = ApiRequest(
+                *(call.method, call.path, query, _without_private(call.headers), b"", owner, call.id, None),
+                *(caller.access, caller),
             )
-            call.failure = answer.failure
-            if call.method == "GET" and not is_open:
-                # Data from the store counts as memory until the client has received it. Only GET responses count,
-                # because a change has already taken effect and its response must be sent.
-                hold.add(len(answer.body))
-            if pieces is not None and not request.content.is_eof():
-                # The connection must close, because the rest of the body would be read as the next request.
-                answer = replace(answer, headers=(*answer.headers, *_CLOSE))
-            if answer.stream is not None:
-                headers = (*answer.headers, *call.added)
-                return await send_stream(request, answer.status, headers, answer.stream)
-        return make_response(answer.status, (*answer.headers, *call.added), answer.body)
+            body: BodyKind = "none"
+            if router.reads_body(call.method, call.path):
+                body = "stream" if router.streams_body(call.method, call.path) else "whole"
+            return await self._ask(request, call, asked, router.handle, hold, body, counts=not is_open)
+
+    async def _serve_console(self, request: web.BaseRequest, call: _RequestRecord, query: Query) -> web.StreamResponse:
+        """Serve a page of the console, or a response that the playground creates."""
+        call.operation = OPERATION
+        console, admission, bodies = self._console, self._context.admission, self._context.bodies
+        asked = ApiRequest(call.method, call.path, query, _without_private(call.headers), request_id=call.id)
+        if console.redirects(call.method, call.path):
+            return make_response(302, (*TO_CONSOLE, *call.added), b"")
+        promised = _is_promised(request)
+        if (caller := console.runs(asked)) is not None:
+            call.caller, call.headers = caller, without_session(call.headers)
+            with admission.admit(caller.owner, "response", promised=promised), bodies.hold(caller.owner) as hold:
+                return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
+        with admission.admit(OWNER, promised=promised), bodies.hold(OWNER) as hold:
+            return await self._ask(
+                request, call, asked, console.handle, hold, console.body_of(asked), console.form_bytes
+            )
+
+    async def _ask(
+        self,
+        request: web.BaseRequest,
+        call: _RequestRecord,
+        asked: ApiRequest,
+        handle: Callable[[ApiRequest], Awaitable[ApiResponse]],
+        hold: Hold,
+        kind: BodyKind,
+        limit: int | None = None,
+        *,
+        counts: bool = True,
+    ) -> web.StreamResponse:
+        """Read the body, and write the answer of a handler. `limit` is the maximum size of a streamed body. `counts`
+        says whether the answer counts as memory of the caller."""
+        pieces = None
+        if kind == "stream":
+            hold.add(UPLOAD_BYTES)
+            pieces = body_pieces(request, call.headers, self._context.timeouts.request, limit)
+            asked = replace(asked, body_stream=pieces)
+        elif kind == "whole":
+            asked = replace(asked, body=await self._read_body(request, call, hold))
+        answer = await handle(asked)
+        call.failure = answer.failure
+        if call.method == "GET" and counts:
+            # Data from the store counts as memory until the client has received it. Only GET responses count, because a
+            # change has already taken effect and its response must be sent.
+            hold.add(len(answer.body))
+        if pieces is not None and not request.content.is_eof():
+            # The connection must close, because the rest of the body would be read as the next request.
+            answer = replace(answer, headers=(*answer.headers, *CLOSE))
+        headers = (*answer.headers, *call.added)
+        if answer.stream is not None:
+            return await send_stream(request, answer.status, headers, answer.stream)
+        return make_response(answer.status, headers, answer.body)
 
     def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
         """Return the response to a browser's CORS preflight request, which has no credentials. Returns None for other
@@ -320,8 +372,9 @@ class HttpDoor:
                 raise InvalidRequest(f"The header {name} occurs more than once. Send it once.", code="duplicate_header")
 
     async def _serve_exchange(
-        self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold
+        self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold, path: str = ""
     ) -> web.StreamResponse:
+        """Serve a request that creates a response. `path` is the path of the API, if the request has another one."""
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         exchange = self._context.new_exchange()
@@ -333,7 +386,8 @@ class HttpDoor:
         try:
             body = await self._read_body(request, call, hold)
             headers = _without_private(call.headers)
-            head = RequestHead(call.method, call.path, headers, caller.owner, call.id, caller.access, caller)
+            api_path = path or call.path
+            head = RequestHead(call.method, api_path, headers, caller.owner, call.id, caller.access, caller)
             try:
                 await self._context.runner.receive(exchange, head, body)
             except asyncio.CancelledError:
@@ -376,7 +430,8 @@ class HttpDoor:
 
     def send_away(self, address: str | None = None) -> None:
         """Close the WebSockets from this peer address, or all WebSockets if `address` is None. An idle WebSocket closes
-        immediately, and a busy one closes after its turn."""
+        immediately, and a busy one closes after its turn. Event streams of the console end."""
+        self._console.end_streams()
         for connection, came_from in self._sockets.items():
             if address in (came_from, None):
                 connection.send_away()
@@ -389,28 +444,9 @@ class HttpDoor:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
     async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
-        """Read the whole body and decompress it. Raises `ApiError` when the body exceeds the limits of size, memory or
-        time."""
-        seconds = self._context.timeouts.request
-        try:
-            body = WholeBody(call.headers, hold, self._context.limits.request_body_bytes)
-            content = request.content
-            if content.is_eof():
-                # The body arrived together with its head, as small bodies do.
-                await _go_on_reading(request)
-                body.add(content.read_nowait())
-            else:
-                async with asyncio.timeout(seconds):
-                    await _go_on_reading(request)
-                    while part := await content.readany():
-                        body.add(part)
-        except TimeoutError:
-            raise _and_close(too_slow(seconds)) from None
-        except ApiError as error:
-            raise _and_close(error) from None
-        except (web.RequestPayloadError, HTTPException):
-            raise _misframed() from None
-        return await decoded(body)
+        """Read the whole body. Raises `ApiError` when the body exceeds the limits of size, memory or time."""
+        limit, seconds = self._context.limits.request_body_bytes, self._context.timeouts.request
+        return await read_whole(request, call.headers, hold, limit, seconds)
 
     def _write_log(self, call: _RequestRecord) -> None:
         if call.response is not None:
@@ -444,56 +480,5 @@ def _is_promised(request: web.BaseRequest) -> bool:
     return isinstance(connection, HttpConnection) and connection.promised
 
 
-def _and_close(error: ApiError) -> ApiError:
-    """Add `connection: close` to an error that occurs before the body was read. Without this header, aiohttp would read
-    the rest of the body as the next request."""
-    error.headers = (*error.headers, *_CLOSE)
-    return error
-
-
 def _without_private(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if not name.startswith(_PRIVATE_PREFIX))
-
-
-async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: float) -> AsyncIterator[bytes]:
-    """Yield the chunks of an upload. Each chunk may take `seconds` to arrive. Raises `ApiError` (400, 408, 415)."""
-    if content_codings(headers):
-        raise ApiError(
-            "Antiphon stores uploads without decoding them. Send the body without a content-encoding.",
-            status=415,
-            type="invalid_request_error",
-            code="unsupported_content_encoding",
-            headers=(("accept-encoding", "identity"), *_CLOSE),
-        )
-    await _go_on_reading(request)
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                piece = await request.content.readany()
-        except TimeoutError:
-            raise ApiError(
-                f"The client sent no part of the request body for {seconds:g} seconds.",
-                status=408,
-                type="invalid_request_error",
-                code="request_timeout",
-                headers=_CLOSE,
-            ) from None
-        except (web.RequestPayloadError, HTTPException):
-            raise _misframed() from None
-        if not piece:
-            return
-        yield piece
-
-
-def _misframed() -> InvalidRequest:
-    """The error for a body without a recognizable end. The connection closes, because the next request on it cannot be
-    found."""
-    return InvalidRequest("The request body is not framed correctly.", code="invalid_body", headers=_CLOSE)
-
-
-async def _go_on_reading(request: web.BaseRequest) -> None:
-    """Send `100 Continue` to a client that waits for it before it sends the body."""
-    if request.headers.get("expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # The bytes of the interim response must not count as bytes of the final response.
-        request.writer.output_size = 0

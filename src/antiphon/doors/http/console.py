@@ -1,0 +1,158 @@
+"""Serves the console on a listener of the HTTP server: which requests reach it, and how its answers end.
+
+Lives here: whether a listener serves the console, the redirect to it, and the end of its event streams in a drain. Not
+here: the pages (`doors/console_pages.py` has their port), the access control of the listener (`server.py`), Envoy's
+listener for the console (`envoy/console_listener.py`).
+
+Invariants: a listener that does not serve the console answers its paths like unknown paths. The separate listener
+serves no other path. Behind Envoy, only requests that the gateway marked reach the console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Any, cast
+
+from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.router import unknown_url
+from antiphon.doors.console_pages import RUN_PATH, ConsolePages, is_console
+from antiphon.doors.context import DoorContext
+from antiphon.doors.http.incoming_body import BodyKind
+from antiphon.doors.listening import max_connections
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.waiting import look_at
+from antiphon.types.transport import CONSOLE_HEADER, CONSOLE_PATH, Headers, header_value
+
+OPERATION = "console"
+"""The name of the console's requests in metrics."""
+OWNER = "console"
+"""The owner for whom requests to pages count in the budgets. Owners of stored data have other names."""
+_FORM_BYTES = 256 << 10
+"""The bytes of a form in addition to its file."""
+_CONNECTIONS = 256
+"""The maximum number of connections of the separate listener, which clients of the API do not use."""
+TO_CONSOLE: Headers = (("location", CONSOLE_PATH), ("cache-control", "no-store"))
+"""The headers of the redirect from `/` to the console."""
+_NOT_PASSED_ON = frozenset({"authorization", "cookie", "x-csrf-token"})
+
+
+class ConsoleAt(Enum):
+    """Whether a listener serves the console."""
+
+    NOWHERE = auto()
+    SEPARATE = auto()
+    """The console's separate listener, which serves nothing else."""
+    CLIENTS = auto()
+    """The listener for clients (`console.on_client_listener`)."""
+    GATEWAY = auto()
+    """The sidecar's private port, for requests that the gateway marks."""
+
+
+class ConsoleAccess:
+    """Decides which requests of one listener the console answers, and ends its event streams."""
+
+    def __init__(self, context: DoorContext, at: ConsoleAt) -> None:
+        self._context = context
+        self._pages: ConsolePages | None = context.console
+        self._at = at
+        # Each open event stream has an event that ends it.
+        self._streams: set[asyncio.Event] = set()
+
+    @property
+    def connections(self) -> int | None:
+        """The maximum number of connections of the listener. None: as many as the process allows."""
+        return min(_CONNECTIONS, max_connections()) if self.is_separate else None
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether this listener serves only the console."""
+        return self._at is ConsoleAt.SEPARATE
+
+    def is_here(self, path: str) -> bool:
+        """Whether the path belongs to the console and this listener can serve it."""
+        return self._pages is not None and self._at is not ConsoleAt.NOWHERE and is_console(path)
+
+    def takes(self, method: str, path: str, headers: Headers, *, trusted: bool) -> bool:
+        """Whether the console answers this request. `trusted` says whether the gateway sent the request. Raises
+        `NotFound` for a path that this listener does not serve."""
+        if not self.is_here(path):
+            if self.is_separate and not self.redirects(method, path):
+                raise unknown_url(method, path)
+            return self.is_separate
+        if self._at is ConsoleAt.GATEWAY and not (trusted and header_value(headers, CONSOLE_HEADER)):
+            raise unknown_url(method, path)
+        return True
+
+    def redirects(self, method: str, path: str) -> bool:
+        """Whether the answer is a redirect to the console: for `/` of the separate listener."""
+        return self.is_separate and path == "/" and method in ("GET", "HEAD")
+
+    def runs(self, request: ApiRequest) -> Caller | None:
+        """The caller of a request of the playground; None for any other request. Raises `ApiError`."""
+        is_run = self._pages is not None and request.method == "POST" and request.path == RUN_PATH
+        return self._pages.runs(request) if is_run and self._pages is not None else None
+
+    def body_of(self, request: ApiRequest) -> BodyKind:
+        """How the pages get the body of this request. A form that may hold files arrives as a stream."""
+        if self._pages is None or not self._pages.reads_body(request.method, request.path):
+            return "none"
+        kind = (request.header("content-type") or "").partition(";")[0]
+        return "stream" if kind.strip().lower() == "multipart/form-data" else "whole"
+
+    @property
+    def form_bytes(self) -> int:
+        """The maximum bytes of a form with an upload."""
+        return self._context.upload_bytes + _FORM_BYTES
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """Answer a request to a page, and count it. The answer to HEAD has no content."""
+        assert self._pages is not None
+        answer = await self._pages.handle(request)
+        fault = answer.failure.fault if answer.failure is not None else "none"
+        self._context.telemetry.metrics.request_finished(OPERATION, answer.status, fault)
+        if request.method == "HEAD":
+            return replace(answer, body=b"", stream=None)
+        return answer if answer.stream is None else replace(answer, stream=self._until_ended(answer.stream))
+
+    def end_streams(self) -> None:
+        """End the open event streams of the console. A browser then connects again, and reaches another process."""
+        for ended in self._streams:
+            ended.set()
+
+    async def _until_ended(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the parts of a stream until `end_streams`. The stream of the pages is closed in any case."""
+        ended = asyncio.Event()
+        self._streams.add(ended)
+        ending = asyncio.ensure_future(ended.wait())
+        waiting: set[asyncio.Future[Any]] = {ending}
+        async with aclosing(cast(Any, parts)):
+            try:
+                while True:
+                    following = asyncio.ensure_future(anext(parts))
+                    waiting = {ending, following}
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if not following.done():
+                        return
+                    try:
+                        part = following.result()
+                    except StopAsyncIteration:
+                        return
+                    yield part
+            finally:
+                # The generator of the pages can be closed only when no task runs it.
+                self._streams.discard(ended)
+                for one in waiting:
+                    one.cancel()
+                await asyncio.wait(waiting)
+                for one in waiting:
+                    look_at(one)
+
+
+def without_session(headers: Headers) -> Headers:
+    """The headers of a playground's request without the credentials of its session. The server treats the request as
+    the caller's, and must not pass the session on to an upstream."""
+    return tuple((name, value) for name, value in headers if name not in _NOT_PASSED_ON)
