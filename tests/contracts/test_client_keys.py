@@ -9,6 +9,8 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.engine.ports.state import PageQuery
+from antiphon.errors import InvalidRequest
 from antiphon.stores import Stores
 from antiphon.stores.client_keys import ClientKeyStore
 from antiphon.stores.postgres.database import Database
@@ -97,6 +99,26 @@ async def test_a_key_expires_by_the_clock_of_the_database(store: ClientKeyStore)
     assert (await store.state())[1] >= (valid.expires_at or 0)
     assert await store.list() == [] and len(await store.list(all_keys=True)) == 1
     assert await store.rotate("key_1", "key_2", "ant_efgh", _digest(2), lifetime=None, overlap=9.0) is None
+
+
+async def test_a_page_begins_after_its_cursor(store: ClientKeyStore) -> None:
+    for number in range(5):
+        await store.create(_key(number, "n:bo" if number == 2 else "n:anna"), _digest(number), None)
+    order = [(await store.page(PageQuery(limit=100, descending=False))).items, (await store.page(PageQuery())).items]
+    ids = [key.id for key in order[0]]
+    assert sorted(ids) == [f"key_{number}" for number in range(5)] and [key.id for key in order[1]] == ids[::-1]
+    page = await store.page(PageQuery(limit=2, after=ids[0], descending=False))
+    assert [key.id for key in page.items] == ids[1:3] and page.has_more
+    page = await store.page(PageQuery(limit=2, before=ids[2], descending=False))
+    assert [key.id for key in page.items] == ids[:2] and not page.has_more
+    assert [key.id for key in (await store.page(PageQuery(), "n:bo")).items] == ["key_2"]
+    await store.revoke(ids[4])
+    assert len((await store.page(PageQuery())).items) == 4
+    page = await store.page(PageQuery(limit=1, after=ids[3], descending=False), all_keys=True)
+    assert [key.id for key in page.items] == [ids[4]]
+    with pytest.raises(InvalidRequest) as unknown:
+        await store.page(PageQuery(before="key_none"))
+    assert unknown.value.param == "before"
 
 
 async def test_changes_at_the_same_time_are_all_counted(store: ClientKeyStore) -> None:

@@ -6,10 +6,12 @@ The settings are those of the page on keys and owners; only addresses and folder
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ _KEYS = f"{_HOW_TO}/keys-and-owners.md"
 _DIGEST = "1686aa344ede8c4493fd231000790886cb540af84a2c178b60dbadd4c379851e"
 
 
-def _settings(page: str) -> dict[str, Any]:
-    """The first settings of a page."""
-    text = (REPOSITORY / page).read_text().partition("```yaml\n")[2].partition("```")[0]
+def _settings(page: str, after: str = "") -> dict[str, Any]:
+    """The first settings of a page after a heading."""
+    text = (REPOSITORY / page).read_text().partition(after)[2] if after else (REPOSITORY / page).read_text()
+    text = text.partition("```yaml\n")[2].partition("```")[0]
     read: dict[str, Any] = yaml.safe_load(text)
     return read
 
@@ -47,15 +50,16 @@ class Place:
     async def run(self, page: str, name: str, *, status: int = 0, **environ: str) -> str:
         """What the block of this name prints. Its first command that fails ends it; `status` is the last one's."""
         text = block(f"{_HOW_TO}/{page}", name).replace("http://127.0.0.1:8080/v1", self.url)
+        text = text.replace("/var/lib/antiphon", str(self.folder / "data"))
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         plain = {key: value for key, value in os.environ.items() if not key.startswith("ANTIPHON_")}
         words = ("bash", "-euo", "pipefail", "-c", text.replace("llama3.2", "demo"))
         return await printed(words, self.folder, {**plain, "PATH": path, **environ}, status=status)
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    """The server of the page on keys and owners."""
+@asynccontextmanager
+async def _serving(tmp_path: Path, settings: dict[str, Any]) -> AsyncIterator[Place]:
+    """A server with these settings of a page."""
     async with commands() as processes:
         demo = await run_command(processes, "demo-upstream", "--listen", "127.0.0.1:0")
         own = {
@@ -64,9 +68,26 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
             "data": str(tmp_path / "data"),
             "upstream": {"url": await demo.line("ready: "), "auth": "none"},
         }
-        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**_settings(_KEYS), **own}))
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**settings, **own}))
         server = await run_command(processes, "serve", "--config", str(tmp_path / "settings.yaml"))
         yield Place(tmp_path, await server.line("ready: "), server)
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    """The server of the page on keys and owners."""
+    async with _serving(tmp_path, _settings(_KEYS)) as made:
+        yield made
+
+
+async def test_the_admin_api(tmp_path: Path) -> None:
+    async with _serving(tmp_path, _settings(_KEYS, "### Keys over HTTP")) as place:
+        said = await place.run("keys-and-owners.md", "keys-admin-create")
+        key, end = json.JSONDecoder().raw_decode(said)
+        assert key["token"].startswith("ant_") and json.loads(said[end:])["data"][0]["id"] == key["id"]
+        token = (tmp_path / "data" / "admin.token").read_text()
+        said = await place.run("keys-and-owners.md", "keys-admin-revoke", KEY=key["id"], ADMIN_TOKEN=token)
+        assert '"client_key.deleted"' in said and said.count("ant_") == 2
 
 
 async def test_the_commands(place: Place) -> None:

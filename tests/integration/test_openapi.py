@@ -35,6 +35,7 @@ async def test_it_has_what_the_process_has(tmp_path: Path) -> None:
         "data": str(tmp_path),
         "upstream": {"url": "http://127.0.0.1:9/v1", "api_key": "key-of-upstream", "path_allow": ["/rerank"]},
         "owner": {"api_keys": ["a-key-of-some-client"]},
+        "admin": {"api": True},
     }
     found, text = await served(settings)
     whole = whole_document()
@@ -51,5 +52,5 @@ async def test_areas_that_are_switched_off_are_not_in_it(tmp_path: Path) -> None
         "files": {"enabled": False},
     }
     found, _ = await served(settings)
-    assert not [path for path in found["paths"] if "files" in path or "vector" in path]
+    assert not [path for path in found["paths"] if "files" in path or "vector" in path or "admin" in path]
     assert "File" not in found["components"]["schemas"]

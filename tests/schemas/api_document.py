@@ -137,6 +137,8 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
             names = _variables(operation.handler)
             path = path_of(endpoint.pattern, names)
             made = _operation(schemas, path, names, operation.route, taken)
+            if endpoint.guard is not None:
+                made["security"] = [{"admin": []}]
             paths.setdefault(path, {})[method.lower()] = made
     _complete(schemas)
     _add_links(paths)
@@ -155,7 +157,10 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "components": {
             "schemas": dict(sorted(schemas.named.items())),
             "responses": _refusals(),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "admin": {"type": "http", "scheme": "bearer", "description": "The setting `admin.token`."},
+            },
         },
     }
 

@@ -21,6 +21,7 @@ import aiohttp
 from pydantic import SecretStr
 
 from antiphon.app.build import App, build
+from antiphon.config.admin import AdminSettings
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
 from antiphon.config.quotas import QuotaSettings
@@ -187,6 +188,7 @@ class Processes:
         store_never: tuple[str, ...] = (),
         owner_keys: dict[str, Any] | None = None,
         managed_keys: bool = False,
+        admin: AdminSettings | None = None,
         quotas: dict[str, Any] | None = None,
         prices: tuple[PriceSettings, ...] = (),
         mcp: str = "",
@@ -207,6 +209,7 @@ class Processes:
             limits=LimitSettings(**(limits or {})),
             quotas=QuotaSettings(**(quotas or {})),
             prices=prices,
+            admin=admin or AdminSettings(),
             owner=where.get("owner", OwnerSettings()).model_copy(
                 update={
                     "source": owner,

@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import cache
 from typing import Any, cast
 
+from antiphon.api.admin import Administration
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.containers import ContainerApi
@@ -26,6 +27,10 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.translation.profiles import PROFILES
 
 _NOTHING = cast(Any, None)
+
+
+def _guarded(_headers: object) -> None:
+    """Stands for the check of the admin token."""
 
 
 @cache
@@ -52,6 +57,7 @@ def router(*, without: Collection[type] = (), extra: Sequence[str] = ()) -> Rout
             *(ContainerApi(_NOTHING, _NOTHING).endpoints() if ContainerApi not in without else ()),
             *PassedOn(_NOTHING, routes, extra).endpoints(),
             *Capabilities(routes, {}).endpoints(),
+            *(Administration(_guarded, *[_NOTHING] * 5).endpoints() if Administration not in without else ()),
         ),
     )
 

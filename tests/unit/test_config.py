@@ -45,6 +45,7 @@ _SAMPLES = {
     "url": "http://x/v1",
     "state.url": "sqlite:/somewhere",
     "state.direct_url": "postgresql://x/antiphon",
+    "admin.token": "0123456789abcdef0123456789abcdef",
     "endpoint": "http://x",
     "traces_endpoint": "http://x/traces",
     "listen": ":0",

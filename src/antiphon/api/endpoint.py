@@ -26,6 +26,10 @@ from antiphon.api.described import Parameter
 from antiphon.api.http import PAGE, ApiRequest, ApiResponse
 from antiphon.engine.exchange.options import EXCHANGE_PATHS
 from antiphon.types.json import encode
+from antiphon.types.transport import Headers
+
+Guard = Callable[[Headers], None]
+"""Checks the credentials in a request's headers. Raises `Unauthorized` or `ApiError`."""
 
 Handler = Callable[..., Awaitable[ApiResponse]]
 """A function that answers a request. The arguments are the request and the path variables in the pattern's order."""
@@ -138,6 +142,8 @@ class Endpoint:
     keyed: bool = False
     """Whether an `Idempotency-Key` has an effect: the operation creates its object only once per key, or forwards the
     key to the upstream."""
+    guard: Guard | None = None
+    """The check that this path has in place of a client's credentials. Such a path serves operators, not owners."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """The path variables, or None if the path does not match the pattern."""

@@ -8,6 +8,7 @@ Invariants:
 - `handle` never raises, except for cancellation.
 - Every error answer has an OpenAI error object.
 - The header `antiphon-ignored` names an `Idempotency-Key` that has no effect.
+- A path with a guard is served only to `ADMIN`, or after the guard has accepted the request's headers.
 - `/health` calls no other system. `/ready` reveals only whether Antiphon is ready, and a short reason if it is not.
 """
 
@@ -20,13 +21,14 @@ from dataclasses import replace
 import structlog
 
 from antiphon.api.described import AnyObject, Unwell, Well
-from antiphon.api.endpoint import Endpoint, Route, document, rows_of
+from antiphon.api.endpoint import Endpoint, Guard, Route, document, rows_of
 from antiphon.api.http import ApiRequest, ApiResponse, error_response, json_response, nested_too_deeply, raw_response
 from antiphon.api.models import ModelCatalog
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.ports.callers import ADMIN
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
@@ -108,6 +110,7 @@ class Router:
             *models.endpoints(),
             *rows_of(self),
         )
+        self._guarded = tuple(one for one in self.endpoints if one.guard is not None)
         self._document: bytes | None = None
         self._paths = frozenset(one.pattern.split("/{", 1)[0] for one in self.endpoints if one.pattern != METRICS_PATH)
 
@@ -136,6 +139,10 @@ class Router:
         """Whether clients may call the path without credentials, such as `/health` and `/metrics`."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.open
+
+    def guard_of(self, path: str) -> Guard | None:
+        """The check of a path that serves operators. None for every other path, also for an unknown one."""
+        return next((one.guard for one in self._guarded if one.match(path) is not None), None)
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
         """The endpoint whose pattern matches the path, and the path variables. None if no pattern matches."""
@@ -183,6 +190,8 @@ class Router:
     async def _answer(self, request: ApiRequest, endpoint: Endpoint | None, variables: tuple[str, ...]) -> ApiResponse:
         if endpoint is None:
             raise unknown_url(request.method, request.path, self._paths)
+        if endpoint.guard is not None and request.caller is not ADMIN:
+            endpoint.guard(request.headers)
         handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is not None:
             response = await handler(request, *variables)

@@ -22,7 +22,15 @@ from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.identities import left_claims, open_identities
-from antiphon.app.keys import client_keys, deployment_keys, make_adoption, make_sealer, owner_key, stored_bodies
+from antiphon.app.keys import (
+    client_keys,
+    deployment_keys,
+    make_adoption,
+    make_sealer,
+    owner_key,
+    stored_bodies,
+    with_admin_token,
+)
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
@@ -39,7 +47,7 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.queued_request import able_to
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
-from antiphon.engine.ports.callers import KnownKeys, KnownTokens
+from antiphon.engine.ports.callers import AdminToken, KnownKeys, KnownTokens
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
@@ -155,7 +163,7 @@ async def build(settings: Settings, *, door: Door) -> App:
 async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     prepare_data(settings.data)
     times, limits = settings.timeouts, settings.limits
-    settings = with_extension_settings(settings)
+    settings = with_admin_token(with_extension_settings(settings))
     installed = tuple(make_extension_tools(settings))
     # Keys come first: if stored rows depend on a lost key, the start must fail before it opens a database.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
@@ -185,6 +193,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     opened.push_async_callback(stores.aclose)
     # The keys are compared with those of other machines before this process stores any row.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
+    admin = settings.admin.token
+    admin_token = AdminToken(admin.get_secret_value()) if admin is not None else None
     accepted: KnownKeys | None = client_keys(settings)
     if settings.owner.managed_keys:
         ring = KeyRing(stores.client_keys, client_keys(settings) or {}, stale=settings.owner.managed_keys_stale)
@@ -294,6 +304,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         vector_search=vector_search,
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
         reserve=reserve,
+        admin=admin_token,
     )
     telemetry = Telemetry(
         *(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve),
@@ -308,6 +319,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         owners=OwnerResolver(
             *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
             adopts=adoption,
+            admin=admin_token,
         ),
         admission=admission,
         limits=limits,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from antiphon.api.admin import Administration
+from antiphon.api.admin_guard import AdminGuard
 from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
@@ -17,14 +19,16 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.responses import NativeResponses
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.standalone_search import StandaloneSearch
+from antiphon.app.quotas import quota_rules
 from antiphon.app.vector_stores import VectorSearch
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import AdminToken, Caller
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.counted_calls import CountedUpstream
+from antiphon.engine.running.key_manager import KeyManager
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.tools.box import Toolbox
@@ -44,8 +48,9 @@ def make_router(
     vector_search: VectorSearch | None,
     containers: tuple[Endpoint, ...],
     reserve: Callable[[Caller], Reservation] | None = None,
+    admin: AdminToken | None = None,
 ) -> Router:
-    """Return the router with the endpoints that the settings enable."""
+    """Return the router with the endpoints that the settings enable. `admin` is the token of the admin API."""
     models = ModelCatalog(
         CountedUpstream(upstream, metrics, "models"),
         sources={
@@ -84,6 +89,7 @@ def make_router(
             *StandaloneSearch(toolbox).endpoints(),
             *_passed_on(settings, metrics, upstream, routes, vector_search, reserve).endpoints(),
             *_capabilities(settings, routes, toolbox.types).endpoints(),
+            *(_admin(settings, stores, admin).endpoints() if settings.admin.api and admin is not None else ()),
         ),
     )
 
@@ -95,6 +101,19 @@ def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]
     limits = {name: int(getattr(settings.limits, name)) for name in names}
     return Capabilities(
         routes, limits, settings.fetch.enabled, settings.files.enabled, tools, settings.tools.unavailable == "refuse"
+    )
+
+
+def _admin(settings: Settings, stores: Stores, token: AdminToken) -> Administration:
+    """Return the admin API."""
+    return Administration(
+        AdminGuard(token).check,
+        KeyManager(stores.client_keys, stores.audit, "admin-api"),
+        stores.quotas,
+        quota_rules(settings.quotas),
+        stores.usage,
+        stores.audit,
+        accepts_keys=settings.owner.managed_keys,
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds the owner key and the sealing keys, in the settings or else in the data folder.
+"""Finds the owner key, the sealing keys and the admin token, in the settings or else in the data folder.
 
 Lives here: the purpose of each key, and the data that depends on it. Not here: the files (`local_keys.py`), the use of
 a key (`doors/owners.py`, `sealing.py`).
@@ -13,6 +13,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from antiphon.config.admin import check_admin_token
 from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, Caller
@@ -27,7 +30,7 @@ from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, fingerprint
 
-OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
+OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
 
 
 def owner_key(settings: Settings) -> bytes:
@@ -38,6 +41,21 @@ def owner_key(settings: Settings) -> bytes:
     if settings.owner.source != "bearer":
         return b""  # no owner id is a hash
     return local_key(settings.data, OWNER_KEY, lambda: _needs_owner_key(settings))
+
+
+def with_admin_token(settings: Settings) -> Settings:
+    """Return the settings with the admin token, if the gateway serves operators. Without a token in the settings, the
+    token is in a file of the data folder, which this function creates. Raises `ConfigError`."""
+    if not settings.serves_admin or settings.admin.token is not None:
+        return settings
+    # No stored data depends on this token, so a new one may replace a lost one.
+    token = local_key(settings.data, ADMIN_TOKEN).decode("ascii", "replace")
+    try:
+        check_admin_token(token)
+    except ValueError as error:
+        raise ConfigError(f"data: the file {settings.data / ADMIN_TOKEN} holds no admin token: {error}") from None
+    admin = settings.admin.model_copy(update={"token": SecretStr(token)})
+    return settings.model_copy(update={"admin": admin})
 
 
 def make_sealer(settings: Settings) -> Sealer:

@@ -17,9 +17,10 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
+from antiphon.config.admin import AdminSettings
 from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
-from antiphon.config.owners import OwnerSettings, SealingSettings
+from antiphon.config.owners import OwnerSettings, SealingSettings, key_digest
 from antiphon.config.problems import lines_of, raise_wrong
 from antiphon.config.processes import (
     EnvoySettings,
@@ -89,6 +90,7 @@ class Settings(Section):
     currency. `antiphon admin usage` shows the costs."""
     state: StateSettings = StateSettings()
     owner: OwnerSettings = OwnerSettings()
+    admin: AdminSettings = AdminSettings()
     sealing: SealingSettings = SealingSettings()
     limits: LimitSettings = LimitSettings()
     quotas: QuotaSettings = QuotaSettings()
@@ -190,8 +192,16 @@ class Settings(Section):
                     "sealing.keys are not set: machines that share a database need the same ones (for a data folder "
                     "that is moved there: the content of its file sealing.key)"
                 )
+            if self.serves_admin and self.admin.token is None:
+                yield (
+                    "admin.token is not set: machines that share a database need the same one; 'openssl rand -hex 32' "
+                    "generates a token"
+                )
 
     def _wrong_keys(self) -> Iterator[str]:
+        clients = [*self.owner.api_keys, *(key for one in (self.owner.keys or {}).values() for key in one.keys)]
+        if self.admin.token is not None and key_digest(self.admin.token) in map(key_digest, clients):
+            yield "admin.token is also a client's key in 'owner': each needs a separate token"
         given = {"api_keys": self.owner.api_keys, "managed_keys": self.owner.managed_keys}
         setting, what = (
             next((name for name, value in given.items() if value), "keys"),
@@ -258,10 +268,22 @@ class Settings(Section):
     @property
     def decides_chat(self) -> bool:
         """Whether the sidecar, not Envoy, routes Chat Completions requests. The sidecar must if the model's name
-        decides the upstream, if clients need a key, or if quotas apply."""
+        decides the upstream, if clients need a key, if quotas apply, or if there is an admin token."""
         return bool(
-            self.models or self.upstreams or self.upstream.models or self.owner.has_client_keys or self.quotas.in_force
+            self.models
+            or self.upstreams
+            or self.upstream.models
+            or self.owner.has_client_keys
+            or self.quotas.in_force
+            # The sidecar refuses the admin token, which Envoy would pass on to the upstream.
+            or self.serves_admin
+            or self.admin.token is not None
         )
+
+    @property
+    def serves_admin(self) -> bool:
+        """Whether the gateway needs an admin token, because it serves operators."""
+        return self.admin.api or self.console.enabled
 
     @property
     def decides_embeddings(self) -> bool:

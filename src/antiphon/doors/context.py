@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,9 +24,11 @@ from antiphon.doors.console_pages import ConsolePages
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.callers import ADMIN, Caller
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
+from antiphon.types.transport import Headers
 
 Kind = Literal["response", "websocket", "background", "request"]
 """The kind of a request in flight. `response` is a client's response request, `websocket` is one turn on a WebSocket,
@@ -193,3 +195,14 @@ class DoorContext:
     """The pages of the console. None if the console is not enabled."""
     upload_bytes: int = 512 << 20
     """The maximum size of a file that a form of the console uploads."""
+
+    def caller_of(
+        self, path: str, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None
+    ) -> Caller:
+        """Return the caller of a path that is not open: the owner of `OwnerResolver.resolve`, or `ADMIN` for a path
+        with a guard. Raises `Unauthorized`, and `ApiError` after too many attempts with a guard."""
+        guard = self.router.guard_of(path)
+        if guard is None:
+            return self.owners.resolve(headers, metadata)
+        guard(headers)
+        return ADMIN

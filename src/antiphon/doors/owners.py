@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from antiphon.engine.ports.callers import CLAIMED, Caller, KnownKeys, KnownTokens
+from antiphon.engine.ports.callers import CLAIMED, AdminToken, Caller, KnownKeys, KnownTokens
 from antiphon.errors import Unauthorized
-from antiphon.types.transport import Headers, header_value
+from antiphon.types.transport import Headers, bearer_token, header_value
 
 _ANONYMOUS: Final = "anonymous"
 _SINGLE: Final = "single"
@@ -88,7 +88,7 @@ class OwnerResolver:
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
     from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If `source` is `metadata`,
     `claims` finds the caller in the metadata that an Envoy filter wrote. `adopts` learns of the first request with each
-    key of a named owner.
+    key of a named owner. The token `admin` is refused, because an upstream or an owner's data must never get it.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]
@@ -98,6 +98,7 @@ class OwnerResolver:
     tokens: KnownTokens | None = None
     claims: LeftClaims | None = None
     adopts: Adopts | None = None
+    admin: AdminToken | None = None
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,8 +111,11 @@ class OwnerResolver:
 
         Raises `Unauthorized` when the trusted header is absent. `resolve` also raises `Unauthorized` when client keys
         are configured and the request's token is not one of them. With `jwt`, it raises `Unauthorized` when the token
-        is absent or not valid, and with `metadata` when the claims are absent or name no owner.
+        is absent or not valid, and with `metadata` when the claims are absent or name no owner. The admin token raises
+        `Unauthorized` with every source.
         """
+        if self.admin is not None and self.admin.is_in(headers):
+            raise _unknown_key()
         if self.tokens is not None:
             return self.tokens.caller_of(_needed(headers))
         caller = self._presented(headers, self.client_keys) if self.client_keys is not None else None
@@ -131,7 +135,7 @@ class OwnerResolver:
                 raise _no_identity()
             # Databases accept only valid text, so bytes that are not UTF-8 are written as escapes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        token = _bearer(headers)
+        token = bearer_token(headers)
         if not token:
             return _ANONYMOUS
         digest = self._keyed.copy()
@@ -146,8 +150,12 @@ class OwnerResolver:
         # digest.
         found = keys.get(hashlib.sha256(token).digest())
         if found is None:
-            raise Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
+            raise _unknown_key()
         return found
+
+
+def _unknown_key() -> Unauthorized:
+    return Unauthorized("Incorrect API key provided.", code="invalid_api_key", headers=_CHALLENGE)
 
 
 def _no_identity() -> Unauthorized:
@@ -171,7 +179,7 @@ def _text(claims: Mapping[str, object], name: str | None, longest: int) -> str:
 
 def _needed(headers: Headers) -> bytes:
     """The bearer token of the request. Raises `Unauthorized` when the request has none."""
-    token = _bearer(headers)
+    token = bearer_token(headers)
     if not token:
         raise Unauthorized(
             "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.",
@@ -179,9 +187,3 @@ def _needed(headers: Headers) -> bytes:
             headers=_CHALLENGE,
         )
     return token
-
-
-def _bearer(headers: Headers) -> bytes:
-    """The bearer token of the request; empty when the request has none."""
-    scheme, _, token = (header_value(headers, "authorization") or "").partition(" ")
-    return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""

@@ -74,6 +74,7 @@ _OWN_PATHS: dict[str, Config] = {
     "ready": {"path": "/ready"},
 }
 """The route matches of the paths that a sidecar handles itself, by route name."""
+_ADMIN_PATHS: dict[str, Config] = {"admin": {"safe_regex": {"regex": "/v1/antiphon/admin/.*"}}}
 _PROBES = ("health", "ready")
 
 
@@ -131,7 +132,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 **_told_to_sidecar(settings),
                 **(untraced(settings) if name in _PROBES else {}),
             }
-            for name, match in _OWN_PATHS.items()
+            for name, match in (_OWN_PATHS | (_ADMIN_PATHS if settings.serves_admin else {})).items()
             for reads, retried in (({"headers": [_method("GET")]}, SEEN_TOO), ({}, UNSEEN))
         ),
         *_passed_on(settings),

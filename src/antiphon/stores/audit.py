@@ -1,7 +1,8 @@
 """Stores the audit: one row for each change that an operator makes to keys and to stored data, for any backend.
 
-Lives here: the SQL, the limits of the audit, and the conversion of rows. Not here: which actions are noted, and by whom
-(`commands/admin/audit.py`), the schedule of the sweep (`app/build.py`).
+Lives here: the SQL, the limits of the audit, the conversion of rows, and the log event of a row. Not here: which
+actions are noted, and by whom (`commands/admin/audit.py`, `engine/running/key_manager.py`), the schedule of the sweep
+(`app/build.py`).
 
 Invariants: no row holds a token or stored data. A row that belongs to a change of the same database is written in the
 transaction of the change. The sweep keeps at most `MOST_ROWS` rows, the newest. The database's clock dates the rows.
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import structlog
 
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, new_id, now
@@ -22,6 +24,7 @@ from antiphon.stores.tables import Statement, Tables, milliseconds
 MOST_ROWS = 100_000
 """The maximum of rows that a sweep keeps."""
 _PIECE = 1000
+_log = structlog.get_logger(__name__)
 INSERT = """
 INSERT INTO audit (id, at, actor, action, object, owner, detail)
 VALUES (:id, now_ms(), :actor, :action, :object, :owner, :detail)
@@ -50,6 +53,11 @@ class Noted(msgspec.Struct, frozen=True):
     owner: str = ""
     detail: Mapping[str, Any] = {}
     at: float = 0.0
+
+
+def log_noted(noted: Noted) -> None:
+    """Write the log event of a stored row."""
+    _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
 
 
 class AuditStore:

@@ -1,6 +1,6 @@
 """Stores the client keys that an operator creates at run time, for any backend.
 
-Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`commands/admin/client_keys.py`), the keys
+Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`engine/running/key_manager.py`), the keys
 in the memory of a process (`engine/running/key_ring.py`), the keys of the settings (`app/keys.py`).
 
 Invariants: a row holds the SHA-256 of a token, never the token. Every change of a key increments one number in the same
@@ -12,10 +12,11 @@ from __future__ import annotations
 import msgspec
 
 from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds
+from antiphon.stores.pages import Row, check_cursors
+from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, milliseconds
 
 MOST_KEYS = 10_000
 """The maximum of keys that are neither revoked nor expired. Every process holds all of them in memory."""
@@ -47,6 +48,14 @@ LIST = f"""
 SELECT {_COLUMNS} FROM client_keys
 WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owner, created_at, id
 """
+PAGE = both_ways(f"""
+SELECT {_COLUMNS} FROM client_keys
+WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID}))
+  AND (CAST(:cursor AS text) IS NULL OR (created_at, id) {{after}} (
+    SELECT created_at, id FROM client_keys WHERE id = :cursor
+  ))
+ORDER BY created_at {{order}}, id {{order}} LIMIT :limit
+""")
 GET = f"SELECT {_COLUMNS} FROM client_keys WHERE id = :id"
 
 HAS = "SELECT 1 FROM client_keys WHERE digest = :digest"
@@ -119,6 +128,15 @@ class ClientKeyStore:
         those that are expired or revoked."""
         rows = await self._tables.fetch(LIST, {"owner": owner, "all": int(all_keys), **self._now})
         return [_key(row) for row in rows]
+
+    async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:
+        """Return a page of the keys that `list` returns, by creation time. Cursors are ids of keys. If the request has
+        both cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
+        await check_cursors(page, self.get, "There is no client key with this id")
+        cursor = page.cursors[0][1] if page.cursors else None
+        named = {"owner": owner, "all": int(all_keys), "cursor": cursor, **self._now, "limit": page.limit + 1}
+        rows = await self._tables.fetch(PAGE[page.backward], named)
+        return Page(page.shown([_key(row) for row in rows]), has_more=len(rows) > page.limit)
 
     @property
     def _now(self) -> dict[str, object]:

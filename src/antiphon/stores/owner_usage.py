@@ -23,6 +23,8 @@ from antiphon.stores.tables import Statement, Tables
 
 MOST = 10**15
 """The maximum of every stored number."""
+MOST_SUMS = 1_000_000
+"""The maximum of sums in one list."""
 _COLUMNS = (*KEY, *NUMBERS)
 ADD = f"""
 INSERT INTO usage_days AS u ({", ".join(_COLUMNS)}) VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
@@ -60,17 +62,21 @@ class UsageStore:
         ]
         await self._tables.run([Statement(ADD, rows, many=True)])
 
-    async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
+    async def sums(
+        self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "", most: int = MOST_SUMS
+    ) -> list[UsageSum]:
         """Return the sums of the days from `since` to `until` (`YYYY-MM-DD`, both included; empty: no limit). The
-        result is grouped and sorted by the fields in `by`. Key fields outside `by` are empty in the result."""
+        result is grouped and sorted by the fields in `by`, and has at most `most` sums. Key fields outside `by` are
+        empty in the result."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
         SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
         FROM usage_days
         WHERE (:since = '' OR day >= :since) AND (:until = '' OR day <= :until) AND (:owner = '' OR owner = :owner)
         {f"GROUP BY {told_apart} ORDER BY {told_apart}" if by else "HAVING count(*) > 0"}
+        LIMIT :most
         """
-        rows = await self._tables.fetch(sql, {"since": since, "until": until, "owner": owner})
+        rows = await self._tables.fetch(sql, {"since": since, "until": until, "owner": owner, "most": most})
         names = (*dict.fromkeys(by), *NUMBERS)
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 

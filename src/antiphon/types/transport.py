@@ -58,6 +58,12 @@ def header_value(headers: Headers, name: str) -> str | None:
     return None
 
 
+def bearer_token(headers: Headers) -> bytes:
+    """The bearer token of a request; empty when the request has none."""
+    scheme, _, token = (header_value(headers, "authorization") or "").partition(" ")
+    return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
+
+
 class UpstreamFault(Enum):
     """The reason why an upstream call did not end properly. `HELD`: no data came before the timeout, but the client may
     be the cause. When a client stops reading, the hops in between stop reading from the upstream."""

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import pytest
 
+from antiphon.api.admin_guard import AdminGuard
+from antiphon.api.endpoint import Guard
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, caller_of, is_refused_before, read_opening
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import AdminToken
 from antiphon.errors import NotFound, Unauthorized
 
 _DUPLEX = "FULL_DUPLEX_STREAMED"
@@ -23,10 +26,15 @@ class _Router:
     def is_open(self, path: str) -> bool:
         return path in ("/health", "/v1/open")
 
+    def guard_of(self, path: str) -> Guard | None:
+        return AdminGuard(AdminToken("right")).check if path == "/v1/admin" else None
 
-_CONTEXT = cast(
-    DoorContext, SimpleNamespace(router=_Router(), owners=OwnerResolver("header", header="x-owner", key=b"k"))
-)
+
+class _Context(SimpleNamespace):
+    caller_of = DoorContext.caller_of
+
+
+_CONTEXT = cast(DoorContext, _Context(router=_Router(), owners=OwnerResolver("header", header="x-owner", key=b"k")))
 
 
 def _opening(*headers: tuple[str, str], **changed: Any) -> Received:
@@ -92,6 +100,8 @@ def test_a_request_without_an_id_gets_one_that_goes_on() -> None:
         ("GET", "/v1/open", (), ""),
         ("GET", "/health", (), ""),
         ("GET", "/ready", (("x-owner", "me"),), "h:me"),
+        ("GET", "/v1/admin", (("authorization", "Bearer right"),), "admin"),
+        ("GET", "/v1/admin", (("authorization", "Bearer wrong"), ("x-owner", "me")), Unauthorized),
         ("POST", "/v1/responses", (), Unauthorized),
         ("GET", "/v1/files", (), Unauthorized),
         ("GET", "/metrics", (("x-owner", "me"),), NotFound),

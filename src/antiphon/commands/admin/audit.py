@@ -1,6 +1,6 @@
 """Implements `antiphon admin audit`, and notes the changes that the other actions of `antiphon admin` make.
 
-Lives here: who acts, the log event of a change, and the output. Not here: the rows (`stores/audit.py`), the changes
+Lives here: who acts, and the output. Not here: the rows and their log event (`stores/audit.py`), the changes
 (`client_keys.py`, `whole_state.py`, `command.py`).
 
 Invariant: the log event of a change is written after the change is stored.
@@ -12,34 +12,36 @@ import argparse
 import json
 import os
 import pwd
-import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
-import structlog
 
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
+from antiphon.engine.ports.usage_sums import day_start
 from antiphon.errors import ConfigError
 from antiphon.observability.logs import configure
-from antiphon.stores.audit import AuditStore, Noted
+from antiphon.stores.audit import AuditStore, Noted, log_noted
 
-_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _MOST = 10_000
-_log = structlog.get_logger(__name__)
 
 
 def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> Noted:
     """The row of an action by the user who runs this command."""
-    return Noted(f"cli:{_user()}", action, object, owner, detail)
+    return Noted(actor(), action, object, owner, detail)
+
+
+def actor() -> str:
+    """The user who runs this command, as the audit names the user."""
+    return f"cli:{_user()}"
 
 
 def log_action(settings: Settings, noted: Noted) -> None:
     """Write the log event of a stored row to standard error."""
     configure(settings.log.level, settings.log.format)
-    _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
+    log_noted(noted)
 
 
 async def note_action(settings: Settings, store: AuditStore, noted: Noted) -> None:
@@ -70,12 +72,9 @@ async def show_audit(store: AuditStore, arguments: argparse.Namespace) -> int:
 def _since(text: str) -> float:
     if not text:
         return 0.0
-    try:
-        if _DAY.fullmatch(text):
-            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        pass
-    raise ConfigError(f"--since {printable(text[:20])}: write the day as YYYY-MM-DD")
+    if (start := day_start(text)) is None:
+        raise ConfigError(f"--since {printable(text[:20])}: write the day as YYYY-MM-DD")
+    return start
 
 
 def _user() -> str:

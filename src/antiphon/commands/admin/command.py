@@ -20,7 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO
 
 import msgspec
 
@@ -33,6 +33,7 @@ from antiphon.commands.admin.whole_state import backup, move_state, restore, sho
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
+from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
@@ -296,11 +297,10 @@ async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool) -> 
 
 def read_by(text: str) -> tuple[By, ...]:
     """The fields of `--by`, by which sums are grouped. Raises `ConfigError`."""
-    named = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in named:
-        if name not in KEY:
-            raise ConfigError(f"--by {name}: there is {', '.join(KEY)}")
-    return cast("tuple[By, ...]", named)
+    try:
+        return usage_sums.read_by(text)
+    except ValueError as unknown:
+        raise ConfigError(f"--by {unknown}: there is {', '.join(KEY)}") from None
 
 
 def read_day(flag: str, text: str) -> str:
@@ -324,9 +324,7 @@ async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: st
     sums = await store.sums(by, since=since, until=until, owner=owner)
     if arguments.json:
         for one in sums:
-            told = msgspec.structs.asdict(one)
-            named = {name: value for name, value in told.items() if name in by or name not in KEY}
-            out.write(msgspec.json.encode({**named, "cost": one.cost / 1e6}).decode() + "\n")
+            out.write(msgspec.json.encode(one.shown(by)).decode() + "\n")
     else:
         _usage_table(sums, by, out)
     return 0

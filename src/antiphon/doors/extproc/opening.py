@@ -86,7 +86,7 @@ def caller_of(context: DoorContext, request: ClientRequest) -> Caller:
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
         # The router also has private paths (metrics), but requests through Envoy may reach only public paths.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
-    return NO_CALLER if context.router.is_open(path) else context.owners.resolve(request.headers, metadata)
+    return NO_CALLER if context.router.is_open(path) else context.caller_of(path, request.headers, metadata)
 
 
 def _check_modes(opening: Received) -> None:

@@ -266,7 +266,7 @@ class HttpDoor:
             # A client that is not the trusted gateway must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        caller = call.caller = NO_CALLER if is_open else self._context.owners.resolve(call.headers)
+        caller = call.caller = NO_CALLER if is_open else self._context.caller_of(call.path, call.headers)
         owner = caller.owner
         # Health checks and metrics need no admission, so the server answers them during a drain and at its limit.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"

@@ -1,8 +1,8 @@
 """Defines who sends a request, and what the client key allows.
 
-Lives here: callers and client keys as values, the checks of a key's permissions, and the port that finds a key. Not
-here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the stored
-keys (`stores/client_keys.py`, `engine/running/key_ring.py`).
+Lives here: callers, client keys and the admin token as values, the permissions of a key, and the port that finds a key.
+Not here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the
+stored keys (`stores/client_keys.py`, `engine/running/key_ring.py`).
 
 Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source
 has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header), `j:` (claim of a token) and `n:`
@@ -11,6 +11,9 @@ has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted head
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final, Protocol
@@ -18,7 +21,9 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from antiphon.errors import InvalidRequest
+from antiphon.types.transport import Headers
 
+_BETWEEN: Final = re.compile(r"[\s,]+")
 NAMED: Final = "n:"
 """The prefix of an owner id that is the owner name of a client key."""
 CLAIMED: Final = "j:"
@@ -74,6 +79,29 @@ class Caller(Struct, frozen=True):
 
 NO_CALLER: Final = Caller("")
 """The caller of a request to a public path, such as `/health`. Such a request has no owner."""
+
+
+ADMIN: Final = Caller("admin", "admin")
+"""The operator who sent the admin token. No client is this caller, because the owner id of a client has a prefix or
+comes from `owner.source`."""
+
+
+class AdminToken:
+    """The admin token of the gateway, as its SHA-256. The time of a comparison depends on neither token."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = hashlib.sha256(token.encode()).digest()
+
+    def equals(self, token: bytes) -> bool:
+        """Whether `token` is the admin token."""
+        return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
+
+    def is_in(self, headers: Headers) -> bool:
+        """Whether a header `authorization` has the admin token, after any scheme. Envoy joins repeated headers with
+        commas."""
+        values = (value for name, value in headers if name == "authorization")
+        words = (word for value in values for word in _BETWEEN.split(value))
+        return any(self.equals(word.encode(errors="surrogateescape")) for word in words)
 
 
 class ClientKey(Struct, frozen=True):

@@ -96,6 +96,18 @@ class QuotaRules(Struct, frozen=True):
         section = f"quotas.{kind}s.{name}" if name and amount != each.get(stock) else f"quotas.each_{kind}"
         return amount, f"{section}.{stock}"
 
+    def limit_of(self, subject: str, measure: str) -> int | None:
+        """Return the limit of the counter of this subject, such as `owner:n:anna`. None: the settings have no such
+        limit. A named owner whose entry uses another name than the subject has the limit of all owners."""
+        kind, _, name = subject.partition(":")
+        for known in KINDS:
+            if known == kind:
+                named = self.named.get(known, {})
+                plain = name.partition(":")[2] if known == "owner" else name
+                amounts = named.get(plain) or named.get(name) or self.each.get(known, {})
+                return {str(one): amount for one, amount in amounts.items()}.get(measure)
+        return None
+
     def _limits(self, kind: Kind, subject: str, names: Sequence[str]) -> list[Limit]:
         if not subject:
             return []

@@ -1,18 +1,23 @@
 """Defines token usage and cost of model calls as values, and the port that records them.
 
-Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when the sidecar writes sums
-(`engine/running/usage_recorder.py`), their storage (`stores/owner_usage.py`).
+Lives here: the values and the port, and the reading of an operator's question. Not here: prices
+(`config/upstreams.py`), when the sidecar writes sums (`engine/running/usage_recorder.py`), their storage
+(`stores/owner_usage.py`).
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal, Protocol, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from antiphon.engine.ports.actions import Usage
 
 By = Literal["day", "owner", "model", "upstream"]
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
 """The fields that identify a `UsageSum`."""
 
@@ -65,6 +70,12 @@ class UsageSum(Struct):
         self.output_tokens += usage.output_tokens
         self.reasoning_tokens += usage.reasoning_tokens
 
+    def shown(self, by: Sequence[By]) -> dict[str, str | float]:
+        """The sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency."""
+        told = structs.asdict(self)
+        named = {name: value for name, value in told.items() if name in by or name not in KEY}
+        return {**named, "cost": self.cost / 1e6}
+
     def join(self, other: UsageSum) -> None:
         """Add another sum that has the same `KEY` fields."""
         for name in NUMBERS:
@@ -73,6 +84,25 @@ class UsageSum(Struct):
 
 NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
 """The numeric fields of a sum, which `join` and the stores add up."""
+
+
+def read_by(text: str) -> tuple[By, ...]:
+    """The key fields in a list with commas, by which sums are grouped. Raises `ValueError` with the first unknown
+    name."""
+    named = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in named:
+        if name not in KEY:
+            raise ValueError(name)
+    return cast("tuple[By, ...]", named)
+
+
+def day_start(text: str) -> float | None:
+    """The time at which the day `YYYY-MM-DD` begins in UTC, in seconds since the epoch. None for another text."""
+    try:
+        # `fromisoformat` accepts other forms too, which sort wrong among stored days.
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if _DAY.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 class UsageLedger(Protocol):

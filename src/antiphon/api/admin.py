@@ -1,0 +1,341 @@
+"""The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit.
+
+Lives here: the JSON shapes, and the reading of fields and query parameters. Not here: the checks of a change
+(`engine/running/key_manager.py`), the check of the admin token (`admin_guard.py`), the command line
+(`commands/admin/`).
+
+Invariants: every endpoint has the guard. An answer has the token of a key only when it reports the creation of this
+key. Every list is limited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
+
+from antiphon.api.described import Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Area, Endpoint, Guard, Route, listing, rows_of
+from antiphon.api.http import (
+    ApiRequest,
+    ApiResponse,
+    json_response,
+    limit_parameter,
+    list_response,
+    query_flag,
+    query_number,
+    query_value,
+    read_known,
+    read_page,
+)
+from antiphon.engine.ports.callers import NAMED, ClientKey
+from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.engine.ports.usage_sums import KEY, day_start, read_by
+from antiphon.engine.running.key_manager import KeyManager, WantedKey
+from antiphon.engine.running.quota_use import quota_use
+from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
+from antiphon.stores.audit import AuditStore
+from antiphon.stores.owner_usage import UsageStore
+from antiphon.stores.quotas import QuotaStore
+from antiphon.types.json import encode
+
+_KEYS = "/v1/antiphon/admin/keys"
+_NO_STORE = (("cache-control", "no-store"),)
+_LONGEST_LIST, _USUAL_LIST = 10_000, 1_000
+_MOST_AUDIT, _USUAL_AUDIT = 1_000, 100
+_LONGEST_TEXT = 300
+_DAY_SECONDS = 86_400
+_MOST_SECONDS = 3_650 * _DAY_SECONDS
+
+_Body = TypeVar("_Body", bound=Struct)
+_Globs = Annotated[list[str], Meta(extra_json_schema={"maxItems": 100})]
+_Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
+
+
+class CreateClientKey(Struct):
+    """A new client key. `owner` is the name to whom the data of the key belongs. `models` and `tools` are globs that
+    limit the key; without them the key may use everything. The key expires after `expires_in` seconds."""
+
+    owner: Annotated[str, Meta(extra_json_schema={"maxLength": 64})]
+    name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
+    team: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
+    models: _Globs | None = None
+    tools: _Globs | None = None
+    expires_in: _Seconds | None = None
+
+
+class RotateClientKey(Struct):
+    """The successor expires after `expires_in` seconds (without it: never). The old key stays valid for `overlap`
+    seconds (without it: a day)."""
+
+    expires_in: _Seconds | None = None
+    overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
+
+
+class ClientKeyObject(Struct, kw_only=True):
+    """A client key. `prefix` is the first characters of its token. Only the answer to its creation has `token`."""
+
+    id: str
+    object: Literal["client_key"] = "client_key"
+    owner: str
+    name: str
+    team: str
+    models: list[str]
+    tools: list[str]
+    prefix: str
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    token: str | UnsetType = UNSET
+
+
+class QuotaUseObject(Struct, kw_only=True):
+    """The use of one limit in its current period. `held` is the amount that processes hold for requests. `maximum` is
+    null without such a limit in the settings."""
+
+    object: Literal["quota_use"] = "quota_use"
+    subject: str
+    limit: str
+    period: str | None
+    used: float
+    held: float
+    maximum: float | None
+
+
+class UsageSumObject(Struct, kw_only=True):
+    """The usage of model calls. Of `day`, `owner`, `model` and `upstream` the object has those of the parameter `by`.
+    `cost` is in the currency of the prices."""
+
+    object: Literal["usage_sum"] = "usage_sum"
+    day: str | UnsetType = UNSET
+    owner: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    upstream: str | UnsetType = UNSET
+    calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    estimated_calls: int
+    estimated_input_tokens: int
+    estimated_output_tokens: int
+    cost: float
+
+
+class AuditEntryObject(Struct, kw_only=True):
+    """One change that an operator made. `target` is what the action changed, such as the id of a key."""
+
+    object: Literal["audit_entry"] = "audit_entry"
+    at: float
+    actor: str
+    action: str
+    target: str
+    owner: str
+    detail: dict[str, Any]
+
+
+class AdminList(Struct, kw_only=True):
+    """A list without cursors. `has_more` is true if the limit has cut the list."""
+
+    object: Literal["list"] = "list"
+    data: list[Any]
+    has_more: bool
+
+
+class QuotaUseList(AdminList):
+    data: list[QuotaUseObject]
+
+
+class UsageSumList(AdminList):
+    data: list[UsageSumObject]
+
+
+class AuditList(AdminList):
+    data: list[AuditEntryObject]
+
+
+_OWNER = Parameter("owner", str, "List only the keys of the owner with this name.")
+_ALL = Parameter("all", bool, "Whether to list expired and revoked keys too.")
+_SINCE = Parameter("since", str, "The first day (UTC), as `YYYY-MM-DD`.")
+_UNTIL = Parameter("until", str, "The last day (UTC), as `YYYY-MM-DD`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Administration(Area):
+    """Serves `/v1/antiphon/admin`. `accepts_keys`: whether the process accepts managed keys."""
+
+    guard: Guard
+    keys: KeyManager
+    quotas: QuotaStore
+    rules: QuotaRules
+    usage: UsageStore
+    audit: AuditStore
+    accepts_keys: bool = True
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints of this area, each with the guard."""
+        return tuple(replace(one, guard=self.guard) for one in rows_of(self))
+
+    @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)
+    async def list_keys(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/antiphon/admin/keys`: list the valid keys by creation time, without their tokens."""
+        owner, all_keys = query_value(request, "owner") or "", query_flag(request, "all")
+        found = await self.keys.page(read_page(request), owner, all_keys=all_keys)
+        return list_response(found, lambda one: encode(_shown(one)), headers=_NO_STORE)
+
+    @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
+    async def create_key(self, request: ApiRequest) -> ApiResponse:
+        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. The answer has the token, once."""
+        body = _read(request, CreateClientKey)
+        self._check_accepted()
+        globs = (tuple(body.models or ()), tuple(body.tools or ()))
+        made, token = await self.keys.create(
+            WantedKey(body.owner, body.name or "", body.team or "", *globs, body.expires_in)
+        )
+        return json_response(_shown(made, token), headers=_NO_STORE)
+
+    @Route("POST", f"{_KEYS}/{{}}/rotate", "Rotate a client key", ClientKeyObject, body=RotateClientKey)
+    async def rotate_key(self, request: ApiRequest, key_id: str) -> ApiResponse:
+        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. The answer has its token, once."""
+        body = _read(request, RotateClientKey)
+        self._check_accepted()
+        overlap = _DAY_SECONDS if body.overlap is None else body.overlap
+        made, token = await self.keys.rotate(key_id, lifetime=body.expires_in, overlap=overlap)
+        return json_response(_shown(made, token), headers=_NO_STORE)
+
+    @Route("DELETE", f"{_KEYS}/{{}}", "Revoke a client key", Deleted[Literal["client_key.deleted"]], errors=(400,))
+    async def revoke_key(self, _request: ApiRequest, key_id: str) -> ApiResponse:
+        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists with `all` still contain it."""
+        await self.keys.revoke(key_id)
+        return json_response({"id": key_id, "object": "client_key.deleted", "deleted": True}, headers=_NO_STORE)
+
+    @Route(
+        "GET",
+        "/v1/antiphon/admin/quotas",
+        "List the use of quotas",
+        QuotaUseList,
+        parameters=(
+            Parameter("subject", str, "List only the counters of this subject, such as `owner:n:anna`."),
+            limit_parameter(_LONGEST_LIST, _USUAL_LIST),
+        ),
+        errors=(400,),
+    )
+    async def list_quotas(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/antiphon/admin/quotas`: list the counters of quotas by subject."""
+        limit = query_number(request, "limit", least=1, limit=_LONGEST_LIST, default=_USUAL_LIST)
+        found = await quota_use(self.quotas, self.rules, _text(request, "subject"), most=limit + 1)
+        return _listed([QuotaUseObject(**structs.asdict(one)) for one in found], limit)
+
+    @Route(
+        "GET",
+        "/v1/antiphon/admin/usage",
+        "List usage sums",
+        UsageSumList,
+        parameters=(
+            Parameter(
+                "by",
+                str,
+                "Fields by which sums are grouped, with commas: day, owner, model, upstream. The default is `model`.",
+            ),
+            _SINCE,
+            _UNTIL,
+            Parameter("owner", str, "Only the usage of the owner with this id, such as `n:anna`."),
+            limit_parameter(_LONGEST_LIST, _USUAL_LIST),
+        ),
+        errors=(400,),
+    )
+    async def list_usage(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/antiphon/admin/usage`: list the tokens and the cost of model calls."""
+        limit = query_number(request, "limit", least=1, limit=_LONGEST_LIST, default=_USUAL_LIST)
+        try:
+            by = read_by(_text(request, "by") or "model")
+        except ValueError:
+            raise invalid_value("by", f"use {', '.join(KEY)}, or several of them with commas") from None
+        days = {name: _day(request, name) for name in ("since", "until")}
+        sums = await self.usage.sums(by, **days, owner=_text(request, "owner"), most=limit + 1)
+        return _listed([UsageSumObject(**one.shown(by)) for one in sums], limit)  # type: ignore[arg-type]
+
+    @Route(
+        "GET",
+        "/v1/antiphon/admin/audit",
+        "List the audit",
+        AuditList,
+        parameters=(
+            _SINCE,
+            Parameter("owner", str, "Only changes that concern the owner with this id or name."),
+            limit_parameter(_MOST_AUDIT, _USUAL_AUDIT),
+        ),
+        errors=(400,),
+    )
+    async def list_audit(self, request: ApiRequest) -> ApiResponse:
+        """`GET /v1/antiphon/admin/audit`: list the changes that operators made, newest first."""
+        limit = query_number(request, "limit", least=1, limit=_MOST_AUDIT, default=_USUAL_AUDIT)
+        since = day_start(_day(request, "since")) or 0.0
+        found = await self.audit.list(since=since, owner=_text(request, "owner"), limit=limit + 1)
+        entries = [
+            AuditEntryObject(
+                at=one.at,
+                actor=one.actor,
+                action=one.action,
+                target=one.object,
+                owner=one.owner,
+                detail=dict(one.detail),
+            )
+            for one in found
+        ]
+        return _listed(entries, limit)
+
+    def _check_accepted(self) -> None:
+        if not self.accepts_keys:
+            raise InvalidRequest(
+                "owner.managed_keys is false, so no process would accept this key. Set owner.managed_keys to true.",
+                code="managed_keys_off",
+            )
+
+
+def _read(request: ApiRequest, kind: type[_Body]) -> _Body:
+    """Decode the body. An unknown field is an error, because a misspelt limit would give the key more access."""
+    body, unknown = read_known(request, kind)
+    if unknown:
+        raise unknown_parameter(unknown[0][:64], f"The fields are {', '.join(kind.__struct_fields__)}.")
+    return body
+
+
+def _shown(key: ClientKey, token: str | UnsetType = UNSET) -> ClientKeyObject:
+    def seconds(at: float | None) -> int | None:
+        return None if at is None else int(at)
+
+    return ClientKeyObject(
+        id=key.id,
+        owner=key.owner.removeprefix(NAMED),
+        name=key.name,
+        team=key.team,
+        models=list(key.access.models),
+        tools=list(key.access.tools),
+        prefix=key.prefix,
+        created_at=int(key.created_at),
+        expires_at=seconds(key.expires_at),
+        revoked_at=seconds(key.revoked_at),
+        token=token,
+    )
+
+
+def _listed(found: list[Any], limit: int) -> ApiResponse:
+    """The answer with the first `limit` objects. `found` has one more if there are more."""
+    return json_response(AdminList(data=found[:limit], has_more=len(found) > limit), headers=_NO_STORE)
+
+
+def _text(request: ApiRequest, name: str) -> str:
+    """A query parameter that a database can compare; empty if it is missing."""
+    text = query_value(request, name) or ""
+    if len(text) > _LONGEST_TEXT or not text.isprintable():
+        raise invalid_value(name, f"use at most {_LONGEST_TEXT} printable characters")
+    return text
+
+
+def _day(request: ApiRequest, name: str) -> str:
+    text = query_value(request, name) or ""
+    if text and day_start(text) is None:
+        raise invalid_value(name, "write the day as YYYY-MM-DD")
+    return text

@@ -1,0 +1,184 @@
+"""Creates, lists, rotates and revokes client keys, and notes each change in the audit.
+
+Lives here: new tokens, the checks of a key's owner, name and limits, and the errors. Not here: the stored keys
+(`stores/client_keys.py`), the callers of this module (`commands/admin/client_keys.py`, `api/admin.py`), how processes
+learn of a change (`key_ring.py`).
+
+Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. A change and its
+audit row are stored in one transaction. No error and no log line has a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from antiphon.config.owners import OWNER_NAME
+from antiphon.engine.ports.callers import NAMED, Access, ClientKey
+from antiphon.engine.ports.state import Page, PageQuery
+from antiphon.errors import InvalidRequest, NotFound
+from antiphon.ids import IdFactory, new_id
+from antiphon.stores.audit import AuditStore, Noted, log_noted
+from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
+
+LONGEST: Final = 100
+"""The maximum number of characters of a key's name, its team and each glob."""
+_PREFIX: Final = 8
+_MOST_GLOBS: Final = 100
+
+
+class WantedKey(Struct, frozen=True):
+    """The description of a new key. `lifetime` is in seconds; None: the key never expires."""
+
+    owner: str
+    name: str = ""
+    team: str = ""
+    models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    lifetime: float | None = None
+
+
+class KeyRefused(InvalidRequest):
+    """A key cannot be made as described. `param` is the field, and `problem` the message without the field's name."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"Invalid '{field}': {problem}.", param=field, code="invalid_value")
+        self.problem = problem
+
+
+class TooManyKeys(InvalidRequest):
+    """There are as many valid keys as a process can hold."""
+
+    def __init__(self) -> None:
+        self.problem = f"there are {MOST_KEYS} valid keys already: revoke those that no client uses"
+        super().__init__(f"{self.problem[:1].upper()}{self.problem[1:]}.", code="too_many_keys")
+
+
+class KeyMissing(NotFound):
+    """There is no key with this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"Client key with id '{key_id[:LONGEST]}' not found.")
+
+
+class KeyEnded(InvalidRequest):
+    """The key is revoked or expired, so that it can neither be rotated nor revoked. `problem` tells which."""
+
+    def __init__(self, key: ClientKey) -> None:
+        self.problem = "it is already revoked" if key.revoked_at is not None else "it is expired"
+        super().__init__(f"The client key '{key.id}' cannot be changed: {self.problem}.", code="key_not_valid")
+
+
+class KeyManager:
+    """Changes the stored client keys on behalf of `actor`. Every method raises `StoreError`."""
+
+    def __init__(
+        self,
+        keys: ClientKeyStore,
+        audit: AuditStore,
+        actor: str,
+        *,
+        tell: Callable[[Noted], None] = log_noted,
+        make_id: IdFactory = new_id,
+    ) -> None:
+        """`tell` gets each audit row after it is stored, and writes its log event."""
+        self._keys = keys
+        self._audit = audit
+        self._actor = actor
+        self._tell = tell
+        self._new_id = make_id
+
+    async def create(self, wanted: WantedKey, token: str | None = None) -> tuple[ClientKey, str]:
+        """Create a key with a new token, or with `token`, whose form the caller has checked. Returns the stored key and
+        its token. Raises `KeyRefused` and `TooManyKeys`."""
+        _check(wanted)
+        given = token if token is not None else _new_token()
+        digest = hashlib.sha256(given.encode()).digest()
+        if token is not None and await self._keys.has(digest):
+            raise KeyRefused("token", "a key with this token is already there, maybe revoked")
+        access = Access(wanted.models, wanted.tools)
+        named = (wanted.name, NAMED + wanted.owner, wanted.team)
+        key = ClientKey(self._new_id("key"), *named, given[:_PREFIX], access, 0.0)
+        detail = {"name": key.name, "team": key.team, "models": access.models, "tools": access.tools}
+        noted = Noted(self._actor, "keys create", key.id, key.owner, detail)
+        made = await self._keys.create(key, digest, wanted.lifetime, self._audit.statement(noted))
+        if made is None:
+            raise TooManyKeys()
+        self._tell(noted)
+        return made, given
+
+    async def rotate(self, key_id: str, *, lifetime: float | None, overlap: float) -> tuple[ClientKey, str]:
+        """Create the successor of a key, with the same owner and limits. The successor expires after `lifetime` seconds
+        (None: never), and the old key after at most `overlap` seconds. Returns the successor and its token. Raises
+        `KeyMissing`, `KeyEnded` and `TooManyKeys`."""
+        former = await self._known(key_id)
+        token, new = _new_token(), self._new_id("key")
+        noted = Noted(self._actor, "keys rotate", key_id, former.owner, {"successor": new})
+        digest = hashlib.sha256(token.encode()).digest()
+        beside = self._audit.statement(noted)
+        made = await self._keys.rotate(key_id, new, token[:_PREFIX], digest, beside, lifetime=lifetime, overlap=overlap)
+        if made is None:
+            former = await self._known(key_id)
+            # The store refuses to rotate a valid key only at the maximum.
+            raise TooManyKeys() if former in await self._keys.list(former.owner) else KeyEnded(former)
+        self._tell(noted)
+        return made, token
+
+    async def revoke(self, key_id: str) -> None:
+        """Revoke a key. Within a second every process refuses it. Raises `KeyMissing`, and `KeyEnded` for a revoked
+        key."""
+        noted = Noted(self._actor, "keys revoke", key_id, (await self._known(key_id)).owner)
+        if not await self._keys.revoke(key_id, self._audit.statement(noted)):
+            raise KeyEnded(await self._known(key_id))
+        self._tell(noted)
+
+    async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
+        """Return the valid keys of the owner with this name, or of all owners. `all_keys`: also the others. Raises
+        `KeyRefused`."""
+        return await self._keys.list(_owner_id(owner), all_keys=all_keys)
+
+    async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:
+        """Like `list`, but one page, by creation time. Cursors are ids of keys. Raises `KeyRefused`, and
+        `InvalidRequest` for an unknown cursor."""
+        return await self._keys.page(page, _owner_id(owner), all_keys=all_keys)
+
+    async def _known(self, key_id: str) -> ClientKey:
+        # A database cannot encode every text that a caller may send.
+        found = await self._keys.get(key_id) if key_id.isprintable() and len(key_id) <= LONGEST else None
+        if found is None:
+            raise KeyMissing(key_id)
+        return found
+
+
+def _new_token() -> str:
+    """A token with 256 random bits."""
+    return "ant_" + secrets.token_urlsafe(32)
+
+
+def _owner_id(owner: str) -> str:
+    if not owner:
+        return ""
+    _check_owner(owner)
+    return NAMED + owner
+
+
+def _check_owner(owner: str) -> None:
+    if not OWNER_NAME.fullmatch(owner):
+        raise KeyRefused("owner", "use 1 to 64 letters, digits and . _ @ + -, and begin with a letter or a digit")
+
+
+def _check(wanted: WantedKey) -> None:
+    _check_owner(wanted.owner)
+    for field, text in (("name", wanted.name), ("team", wanted.team)):
+        if len(text) > LONGEST or not text.isprintable():
+            raise KeyRefused(field, f"at most {LONGEST} printable characters")
+    for field, globs in (("models", wanted.models), ("tools", wanted.tools)):
+        if len(globs) > _MOST_GLOBS:
+            raise KeyRefused(field, f"at most {_MOST_GLOBS} globs")
+        for number, glob in enumerate(globs):
+            if not 0 < len(glob) <= LONGEST or not glob.isprintable():
+                raise KeyRefused(f"{field}[{number}]", f"a glob has 1 to {LONGEST} printable characters")
