@@ -17,6 +17,7 @@ from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import queued
 from tests.contracts.states import BODIES, settings_of
 from tests.contracts.store_contract import ALICE, BOB, item, record
+from tests.contracts.test_journal import RECORDING, entry
 
 pytestmark = pytest.mark.usefixtures("seen_by_others")
 
@@ -29,6 +30,7 @@ KINDS = {
     "conversation_items": 1,
     "prompts": 1,
     "prompt_versions": 1,
+    "requests": 1,
     "usage_days": 1,
     "vector_stores": 1,
     "vector_store_files": 1,
@@ -57,6 +59,7 @@ async def data(state: Stores, state_url: str, tmp_path: Path) -> OwnerData:
         await state.conversations.create(owner, f"conv_{name}", b'{"k":"v"}', (item(f"msg_{name}_conv"),), once)
         await state.prompts.create(owner, f"pmpt_{name}", name, b"{}", b'{"instructions":"x"}')
         await state.usage.add([UsageSum("2026-01-01", owner, "m", "u", 1)])
+        await state.journal.put(entry(1, id=f"req_{name}", owner=owner), RECORDING)
         await keep(state.files, fields(name), b"hello", owner=owner)
     await vectors.aclose()
     return await backend_of(settings_of(state_url), tmp_path).open_owner_data(BODIES)
@@ -101,8 +104,9 @@ async def test_an_exported_response_says_how_far_it_is(data: OwnerData, state: S
 
 async def test_what_is_deleted_is_all_of_one_owner_but_files(data: OwnerData, state: Stores) -> None:
     others = await _export(data, BOB)
-    # The deleted objects are a chain, a conversation, its key, a prompt, a day of usage and a vector store.
-    assert await data.delete(ALICE) == 6 and await data.delete(ALICE) == 0
+    # The deleted objects are a chain, a conversation, its key, a prompt, a day of usage, a vector store, a row of the
+    # journal and its contents.
+    assert await data.delete(ALICE) == 8 and await data.delete(ALICE) == 0
     assert await data.owners() == [
         OwnerCounts(ALICE, files=1),
         OwnerCounts(BOB, **COUNTS),

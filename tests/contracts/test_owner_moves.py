@@ -18,6 +18,7 @@ from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import queued
 from tests.contracts.states import BODIES, open_state, settings_of
 from tests.contracts.store_contract import ALICE, BOB, item, record
+from tests.contracts.test_journal import RECORDING, entry
 
 pytestmark = pytest.mark.usefixtures("seen_by_others")
 
@@ -84,6 +85,14 @@ async def test_everything_of_one_owner_moves_and_nothing_of_another(data: OwnerD
     # Processes may index the waiting file at once, for the new owner.
     assert [job.owner for job in await vectors.ingestion.claim(["worker"], LONG)] == [ANNA]
     await vectors.aclose()
+    await data.aclose()
+
+
+async def test_the_journal_moves_with_its_contents(data: OwnerData, state: Stores) -> None:
+    await state.journal.put(entry(1, owner=ALICE), RECORDING)
+    await _moved(data)
+    assert await state.journal.get("req_1", ALICE) is None and await state.journal.record("req_1", ALICE) is None
+    assert await state.journal.get("req_1", ANNA) is not None and await state.journal.record("req_1", ANNA) == RECORDING
     await data.aclose()
 
 

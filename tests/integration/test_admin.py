@@ -304,6 +304,8 @@ def test_everything_with_an_owner_is_exported(data: Path) -> None:
         "audit",
         # Deleting data does not lift a limit.
         *("quota_counters", "quota_holders", "quota_leases"),
+        # Requests in flight are no stored data, and recorded contents repeat data of the export for a short time.
+        *("live_processes", "live_viewers", "live_cancels", "request_records"),
         "chains",
         "jobs",
         "response_events",

@@ -36,6 +36,8 @@ from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
+from antiphon.stores.journal import JournalStore
+from antiphon.stores.live import LiveStore
 from antiphon.stores.owner_usage import OwnerQuota, StorageQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
@@ -237,6 +239,8 @@ class Stores(ABC):
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
         self.quotas = QuotaStore(tables)
+        self.journal = JournalStore(tables, bodies)
+        self.live = LiveStore(tables)
         general = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
         rules, teams = options["storage"]
         limited = general is not None or rules.limits_storage

@@ -84,6 +84,11 @@ def owned(place: str) -> dict[str, str]:
             SELECT v.prompt_id, v.version, v.body FROM prompts p CROSS JOIN prompt_versions v
             WHERE p.owner = :owner AND v.prompt_id = p.id ORDER BY v.prompt_id, v.version
         """,
+        "requests": """
+            SELECT id, ended_at, model, upstream, response_id, previous_id, conversation_id, outcome, code, http_status,
+                   took, calls, input_tokens, cached_tokens, output_tokens, reasoning_tokens, cost, detail
+            FROM requests WHERE owner = :owner ORDER BY ended_at, id
+        """,
         "usage_days": """
             SELECT day, model, upstream, calls, input_tokens, cached_tokens, output_tokens, reasoning_tokens,
                    estimated_calls, estimated_input_tokens, estimated_output_tokens, cost
@@ -132,6 +137,12 @@ DELETE FROM idempotency WHERE owner = :owner AND key IN (
   SELECT key FROM idempotency WHERE owner = :owner ORDER BY key LIMIT :limit FOR UPDATE
 )""",
     "DELETE FROM prompts WHERE id IN (SELECT id FROM prompts WHERE owner = :owner LIMIT :limit)",
+    """
+DELETE FROM request_records WHERE id IN (
+  SELECT id FROM request_records WHERE owner = :owner ORDER BY id LIMIT :limit FOR UPDATE
+)""",
+    """
+DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE owner = :owner ORDER BY id LIMIT :limit FOR UPDATE)""",
     """
 DELETE FROM usage_days WHERE owner = :owner AND (day, model, upstream) IN (
   SELECT day, model, upstream FROM usage_days WHERE owner = :owner LIMIT :limit

@@ -62,6 +62,10 @@ _MOVE_VECTOR_STORES = "UPDATE vector_stores SET owner = :new WHERE owner = :old"
 # Expired rows may have equal keys, and nobody needs them.
 _DROP_EXPIRED_KEYS = f"DELETE FROM idempotency WHERE owner IN (:both...) AND NOT {_LIVE_KEY}"
 _MOVE_KEYS = "UPDATE idempotency SET owner = :new WHERE owner = :old"
+_MOVE_REQUESTS = (
+    "UPDATE requests SET owner = :new WHERE owner = :old",
+    "UPDATE request_records SET owner = :new WHERE owner = :old",
+)
 _LEFT_CHAINS = "SELECT id FROM chains WHERE owner = :old ORDER BY id"
 _LEFT_CONVERSATIONS = "SELECT id FROM conversations WHERE owner = :old ORDER BY id"
 
@@ -140,6 +144,8 @@ class OwnerMoves:
             yield kind
         await self._unit(self._tables, (_MOVE_PROMPTS,))
         yield "prompts"
+        await self._unit(self._tables, _MOVE_REQUESTS)
+        yield "requests"
         await self._unit(self._tables, (_DROP_EXPIRED_KEYS, _MOVE_KEYS))
         yield "idempotency"
         await self._unit(self._tables, self._sql.usage)

@@ -27,6 +27,7 @@ from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.journal import FORGET_RESPONSE
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, response_page, stored_item
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import Statement, Tables, both_ways, page_parameters, within
@@ -283,4 +284,6 @@ def deleting(owner: str, response_id: str) -> list[Statement]:
     statements changed a row."""
     named = {"id": response_id, "owner": owner}
     locks = [Statement(sql, named, into=[]) for sql in (LOCK_JOB, LOCK_CHAIN)]
-    return [*locks, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
+    # The contents of an unfinished response may be older than its row. No foreign key then deletes them.
+    recorded = Statement(FORGET_RESPONSE, named)
+    return [*locks, recorded, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]

@@ -16,6 +16,8 @@ NOT_MOVED = {
     *("file_numbers", "vector_trash"),
     # Processes of the new database read all client keys at their start.
     "client_key_changes",
+    # Requests in flight end before a move.
+    *("live_processes", "live_viewers", "live_cancels"),
 }
 
 

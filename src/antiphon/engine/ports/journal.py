@@ -51,7 +51,9 @@ class Entry(Struct, frozen=True):
 
     `id` is the request id. `ended_at` is the time of the end in seconds since the epoch by the database's clock, and 0
     until the entry is stored. `age` is the time since the end in seconds when the entry is handed to the store. `cost`
-    is in millionths of the prices' currency. `first` is the time to the first byte of the upstream's answer.
+    is in millionths of the prices' currency. `first` is the time to the first byte of the upstream's answer. `stored`
+    tells whether Antiphon stores the response `response_id`. The contents of a stored response that is completed or
+    incomplete are recorded only while the response exists.
     """
 
     id: str
@@ -136,6 +138,46 @@ class EntryPage(Struct, frozen=True):
 MOST_COUNTED = 100_000
 
 
+class Choices(Struct, frozen=True):
+    """The different values of the newest entries, sorted, for the choices of a filter."""
+
+    models: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    doors: tuple[str, ...] = ()
+    teams: tuple[str, ...] = ()
+
+
+class EntrySum(Struct, frozen=True):
+    """The sums of the entries of one model, upstream or owner (`name`). `seconds` and `first` are the median and the
+    95th percentile of the newest entries, None without values. `failed` counts entries with a fault."""
+
+    name: str
+    requests: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost: int
+    seconds: tuple[float, float] | None = None
+    first: tuple[float, float] | None = None
+
+
+class Slot(Struct, frozen=True):
+    """The sums of the entries of a slot of time that begins at `start`, in seconds since the epoch."""
+
+    start: float
+    requests: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost: int
+
+
 class LiveRequest(Struct, frozen=True):
     """One request in flight, as its process reports it. `age` is in seconds. `tokens` counts output tokens so far."""
 
@@ -153,6 +195,25 @@ class LiveRequest(Struct, frozen=True):
     calls: int
     stored: bool
     process: str = ""
+
+
+class Ending(Struct, frozen=True):
+    """A request that ended since the previous snapshot of its process."""
+
+    id: str
+    owner: str
+    outcome: str = ""
+
+
+class LiveSnapshot(Struct, frozen=True):
+    """The requests in flight of one process. `age` is the time in seconds since the process took the snapshot. `more`
+    counts the requests that the snapshot leaves out."""
+
+    process: str
+    requests: tuple[LiveRequest, ...]
+    endings: tuple[Ending, ...]
+    age: float
+    more: int = 0
 
 
 class Journal(Protocol):

@@ -21,8 +21,9 @@ TABLES = frozenset(
         "audit", "chains", "chunk_vectors", "chunks", "client_key_changes", "client_keys", "containers",
         "conversation_items", "conversations", "deployment", "file_attributes", "files", "idempotency", "jobs",
         "owner_bytes", "owner_files", "owner_queue",
+        "live_cancels", "live_processes", "live_viewers",
         "pending_blobs", "prompt_versions", "prompts", "quota_counters", "quota_holders", "quota_leases",
-        "response_events", "response_items", "responses",
+        "request_records", "requests", "response_events", "response_items", "responses",
         "schema_migrations", "sweeps", "usage_days", "vector_batch_files", "vector_batches", "vector_files",
         "vector_schema_migrations", "vector_stores", "vector_trash",
     }

@@ -46,12 +46,12 @@ OWNED = owned("pos::text") | owned_vectors("number", "store_number")
 ELSEWHERE = frozenset(
     {
         *("audit", "chains", "client_keys", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files"),
-        "owner_queue",
+        *("live_cancels", "owner_queue", "request_records"),
     }
 )
 """The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
 idempotency keys, files (which the file store exports) and containers (which the sandbox manages). Client keys and the
-audit belong to the operator."""
+audit belong to the operator. The recorded contents of requests repeat exported data for a short time."""
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"

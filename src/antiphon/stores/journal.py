@@ -1,0 +1,434 @@
+"""Stores the journal: one row for each finished request, and the recorded contents of requests, for any backend.
+
+Lives here: the SQL, filters, pages and sums of rows, and the bounds of recorded contents. Not here: the values
+(`engine/ports/journal.py`), the form of contents (`stores/recordings.py`), the schedule of writes
+(`engine/running/journal.py`) and sweeps (`app/journal.py`), requests in flight (`stores/live.py`).
+
+A page is a part of the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the last row's
+place in this order. So rows that arrive later change no page that follows.
+
+Responses are deleted in many ways, and the database deletes the recorded contents of a stored response with it. A write
+stores no contents of a completed response that is already deleted.
+
+Invariants: the database's clock dates the rows. A write of an entry is idempotent by its id. A unit that stores
+contents also deletes the oldest contents beyond the maximum of bytes. A query with an owner never returns a row of
+another owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from antiphon.engine.ports.journal import (
+    MOST_COUNTED,
+    Choices,
+    Detail,
+    Entry,
+    EntryFilter,
+    EntryPage,
+    EntrySum,
+    Recording,
+    Slot,
+)
+from antiphon.errors import InvalidRequest, StoreError
+from antiphon.ids import Clock, now
+from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.pages import Row
+from antiphon.stores.recordings import pack, unpack
+from antiphon.stores.tables import Statement, Tables, milliseconds
+
+LEAST_SIZE = 4096
+"""The bytes that each recorded request counts at least. So the number of recorded requests has a bound, and one
+statement can always make room for a unit."""
+MOST_WRITTEN = 16 << 20
+"""The maximum bytes of recorded contents in one unit."""
+MOST_SEARCHED = 200
+"""The maximum number of recorded requests that one search reads."""
+_MOST = 10**15
+_PIECE = 1000
+_SAMPLE = 5000
+_GROUPS = 200
+_CHOICES = 100
+_OVERLAP = 3.0
+"""Processes write their entries once a second. So an entry may arrive after entries that ended later."""
+_COMPLETED = frozenset({"completed", "incomplete"})
+
+_TEXTS = {
+    **dict.fromkeys(("id", "response_id", "previous_id", "conversation_id", "key_id"), 128),
+    **dict.fromkeys(("key_name", "team", "model", "upstream"), 200),
+    **dict.fromkeys(("door", "outcome", "fault", "code"), 64),
+}
+"""The maximum bytes of each text. PostgreSQL refuses a row of an index with more than 2700 bytes. An owner's id is
+never cut, because it decides who may read the row."""
+_NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
+_COLUMNS = (
+    *("id", "owner", "key_id", "key_name", "team", "door", "model", "upstream", "response_id", "previous_id"),
+    *("conversation_id", "outcome", "fault", "code", "http_status", "stored", "recorded", "took", "first_at"),
+    *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated", "cost", "detail"),
+)
+_FIELDS = ", ".join(_COLUMNS)
+ADD = f"""
+INSERT INTO requests (ended_at, {_FIELDS})
+VALUES (now_ms() - CAST(:age AS bigint), {", ".join(f":{name}" for name in _COLUMNS)})
+ON CONFLICT (id) DO NOTHING
+"""
+# One process at a time stores contents. So each unit counts the bytes of all others.
+LOCK_RECORDS = """
+INSERT INTO sweeps (what, due_at) VALUES ('request_records', lease_now())
+ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
+"""
+ADD_RECORD = """
+INSERT INTO request_records (id, owner, response_id, saved_id, at, size, body)
+SELECT :id, :owner, :response_id, (SELECT id FROM responses WHERE id = :response_id AND owner = :owner),
+       now_ms() - CAST(:age AS bigint), :size, :body
+WHERE CAST(:stored AS bigint) = 0 OR EXISTS (SELECT 1 FROM responses WHERE id = :response_id AND owner = :owner)
+ON CONFLICT (id) DO NOTHING
+"""
+_TOTAL = "(SELECT coalesce(sum(size), 0) FROM request_records)"
+# Each recorded request counts at least LEAST_SIZE bytes, so the oldest rows of the subquery are larger than a unit.
+MAKE_ROOM = f"""
+DELETE FROM request_records WHERE id IN (
+  SELECT id FROM (
+    SELECT id, sum(size) OVER (ORDER BY at, id ROWS UNBOUNDED PRECEDING) - size AS older
+    FROM (
+      SELECT id, at, size FROM request_records WHERE {_TOTAL} > CAST(:bytes AS bigint)
+      ORDER BY at, id LIMIT {2 * MOST_WRITTEN // LEAST_SIZE}
+    ) AS oldest
+  ) AS counted
+  WHERE older < {_TOTAL} - CAST(:bytes AS bigint)
+)
+"""
+RECORDED = "SELECT body FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
+FORGET_RECORD = "DELETE FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
+FORGET_RESPONSE = "DELETE FROM request_records WHERE response_id = :id AND response_id <> '' AND owner = :owner"
+GET = f"""
+SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
+  SELECT id FROM requests WHERE id = :id
+  UNION ALL SELECT id FROM requests WHERE response_id = :id AND response_id <> ''
+) ORDER BY CASE WHEN id = :id THEN 0 ELSE 1 END, ended_at DESC, id DESC LIMIT 1
+"""
+# CROSS JOIN fixes the join order in SQLite.
+_THREAD = """(
+  SELECT id AS member FROM requests WHERE response_id = :thread AND response_id <> ''
+  UNION SELECT id FROM requests WHERE previous_id = :thread AND previous_id <> ''
+  UNION SELECT id FROM requests WHERE conversation_id = :thread AND conversation_id <> ''
+) AS thread CROSS JOIN requests"""
+_EQUAL = ("owner", "outcome", "fault", "code", "model", "upstream", "door", "team", "key_id")
+OLD_PLACE = "SELECT ended_at, id FROM requests ORDER BY ended_at DESC, id DESC LIMIT 1 OFFSET :most"
+FORGET_OLD = f"""
+DELETE FROM requests WHERE id IN (
+  SELECT id FROM requests WHERE ended_at < now_ms() - CAST(:age AS bigint) ORDER BY ended_at LIMIT {_PIECE}
+)
+"""
+FORGET_MORE = f"""
+DELETE FROM requests WHERE id IN (
+  SELECT id FROM requests WHERE (ended_at, id) <= (CAST(:at AS bigint), :id) ORDER BY ended_at LIMIT {_PIECE}
+)
+"""
+FORGET_OLD_RECORDS = """
+DELETE FROM request_records WHERE id IN (
+  SELECT id FROM request_records WHERE at < now_ms() - CAST(:age AS bigint) ORDER BY at LIMIT 100
+)
+"""
+_SUMS = "count(*) AS requests, count(CASE WHEN fault <> '' THEN 1 END) AS failed, " + ", ".join(
+    f"CAST(coalesce(sum({name}), 0) AS bigint) AS {name}" for name in _NUMBERS if name != "calls"
+)
+
+By = Literal["model", "owner", "upstream"]
+
+
+class JournalStore:
+    """The journal, in tables that the caller closes. Every method raises `StoreError`."""
+
+    def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
+        """`bodies` seals and opens recorded contents. `clock`: the clock of a database that has none (SQLite)."""
+        self._tables = tables
+        self._bodies = bodies
+        self._clock = clock
+
+    async def pack(self, recording: Recording) -> bytes:
+        """Return the stored form of recorded contents: compressed, and sealed if the settings ask for it."""
+        return await pack(recording, self._bodies)
+
+    async def unpack(self, packed: bytes) -> Recording:
+        """Return the recorded contents of their stored form. Raises `StoreError` when they cannot be read."""
+        return await unpack(packed, self._bodies)
+
+    async def add(
+        self, entries: Sequence[Entry], packed: Mapping[str, bytes] = {}, *, most_bytes: int = 1 << 62
+    ) -> None:
+        """Store these entries and the packed contents of some of them (by the id of the entry), in one transaction.
+
+        `packed` has at most `MOST_WRITTEN` bytes. `most_bytes`: the maximum bytes of all recorded contents. An entry
+        whose id is already stored changes nothing, so the caller may repeat this call after an unknown outcome.
+        """
+        if not entries:
+            return
+        unit = [Statement(ADD, [{**_parameters(one), **self._now} for one in entries], many=True)]
+        # Two processes that lock responses in the same order do not deadlock.
+        ordered = sorted(entries, key=lambda one: one.response_id)
+        records = [self._record(one, packed[one.id]) for one in ordered if one.id in packed]
+        if records:
+            unit = [Statement(LOCK_RECORDS, {}), *unit, Statement(ADD_RECORD, records, many=True)]
+            unit.append(Statement(MAKE_ROOM, {"bytes": most_bytes}))
+        await self._tables.run(unit, again=True)
+
+    async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:
+        """Return a page of entries, newest first. `after`: the cursor of the page before this one. Raises
+        `InvalidRequest` for a cursor that is none."""
+        where, named = _selected(chosen)
+        counting = (
+            f"SELECT count(*) FROM (SELECT 1 FROM {_source(chosen)} WHERE {where} LIMIT {MOST_COUNTED}) AS counted"
+        )
+        total = (await self._tables.fetch(counting, named))[0][0]
+        if after:
+            where += " AND (ended_at, id) < (CAST(:at AS bigint), :last)"
+            named["at"], named["last"] = _place(after)
+        rows = await self._tables.fetch(_listing(chosen, where), {**named, "limit": limit + 1})
+        entries = tuple([_entry(row) for row in rows[:limit]])
+        return EntryPage(entries, total, cursor_of(entries[-1]) if len(rows) > limit else "")
+
+    async def newer(self, chosen: EntryFilter, *, than: str, limit: int = 50) -> tuple[Entry, ...]:
+        """Return entries that may be newer than the cursor `than`, newest first. The result repeats the entries of the
+        three seconds before the cursor, because processes write their entries late. The caller drops the entries that
+        it has."""
+        where, named = _selected(chosen)
+        named["at"] = (_place(than)[0] if than else 0) - milliseconds(_OVERLAP)
+        rows = await self._tables.fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
+        return tuple([_entry(row) for row in rows])
+
+    async def get(self, entry_id: str, owner: str = "") -> Entry | None:
+        """Return the entry of a request id, or the newest entry of a response id. `owner`: empty for any owner. An
+        entry of another owner counts as missing."""
+        rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
+        return _entry(rows[0]) if rows else None
+
+    async def choices(self, owner: str = "", *, recent: int = 2000) -> Choices:
+        """Return the different values of the newest entries, for the choices of a filter."""
+        named: dict[str, object] = {"owner": owner, "recent": recent}
+        # The condition is left out for all owners, so that the database reads the rows in the order of an index.
+        sql = f"""
+        SELECT DISTINCT model, upstream, outcome, code, door, team FROM (
+          SELECT model, upstream, outcome, code, door, team FROM requests {"WHERE owner = :owner" if owner else ""}
+          ORDER BY ended_at DESC, id DESC LIMIT :recent
+        ) AS latest
+        """
+        rows = await self._tables.fetch(sql, named)
+        columns = [sorted({row[number] for row in rows} - {""})[:_CHOICES] for number in range(6)]
+        return Choices(*(tuple(column) for column in columns))
+
+    async def sums(self, owner: str = "", *, since: float = 0.0, by: By = "model") -> tuple[EntrySum, ...]:
+        """Return the sums of the entries since this time by model, upstream or owner, those with the most requests
+        first. The quantiles are of the newest entries only."""
+        where, named = _selected(EntryFilter(owner=owner, since=since))
+        group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
+        rows = await self._tables.fetch(
+            f"SELECT {group} AS name, {_SUMS} FROM requests WHERE {where} "
+            f"GROUP BY {group} ORDER BY requests DESC, {group} LIMIT {_GROUPS}",
+            named,
+        )
+        sample = await self._tables.fetch(
+            f"SELECT {group} AS name, took, first_at FROM requests WHERE {where} "
+            f"ORDER BY ended_at DESC, id DESC LIMIT {_SAMPLE}",
+            named,
+        )
+        took: dict[str, list[int]] = {}
+        first: dict[str, list[int]] = {}
+        for row in sample:
+            took.setdefault(row["name"], []).append(row["took"])
+            if row["first_at"] is not None:
+                first.setdefault(row["name"], []).append(row["first_at"])
+        return tuple(
+            EntrySum(
+                **{name: row[name] for name in ("name", "requests", "failed")},
+                **{name: row[name] for name in _NUMBERS if name != "calls"},
+                seconds=_quantiles(took.get(row["name"], [])),
+                first=_quantiles(first.get(row["name"], [])),
+            )
+            for row in rows
+        )
+
+    async def slots(self, owner: str = "", *, since: float, seconds: float) -> tuple[Slot, ...]:
+        """Return the sums of the entries since this time by slots of `seconds`, oldest first, for charts. A slot
+        without entries is missing. The newest 1000 slots are returned."""
+        where, named = _selected(EntryFilter(owner=owner, since=since))
+        named["step"] = max(1, milliseconds(seconds))
+        rows = await self._tables.fetch(
+            f"SELECT ended_at / CAST(:step AS bigint) AS slot, {_SUMS} FROM requests WHERE {where} "
+            f"GROUP BY 1 ORDER BY 1 DESC LIMIT {_PIECE}",
+            named,
+        )
+        names = ("requests", "failed", *(name for name in _NUMBERS if name != "calls"))
+        step = max(1, milliseconds(seconds)) / 1000
+        return tuple(Slot(row["slot"] * step, **{name: row[name] for name in names}) for row in reversed(rows))
+
+    async def put(self, entry: Entry, recording: Recording, *, most_bytes: int = 1 << 62) -> None:
+        """Store the contents of a request whose entry may be stored already."""
+        await self.add([entry], {entry.id: await self.pack(recording)}, most_bytes=most_bytes)
+
+    async def record(self, request_id: str, owner: str = "") -> Recording | None:
+        """Return the recorded contents of a request. Returns None when there are none, when they belong to another
+        owner (empty: any owner), or when their response is deleted."""
+        rows = await self._tables.fetch(RECORDED, {"id": request_id, "owner": owner})
+        return await self.unpack(bytes(rows[0]["body"])) if rows else None
+
+    async def records(self, ids: Sequence[str], owner: str = "") -> AsyncIterator[tuple[str, Recording]]:
+        """Yield the recorded contents of the first `MOST_SEARCHED` of these requests that have some, one at a time."""
+        for request_id in ids[:MOST_SEARCHED]:
+            found = await self.record(request_id, owner)
+            if found is not None:
+                yield request_id, found
+
+    async def delete_record(self, request_id: str, owner: str = "") -> bool:
+        """Delete the recorded contents of a request. Returns whether there were any."""
+        named = {"id": request_id, "owner": owner}
+        return (await self._tables.run([Statement(FORGET_RECORD, named)], again=True))[0] > 0
+
+    async def delete_response(self, owner: str, response_id: str) -> int:
+        """Delete the recorded contents of all requests of a response. Returns their number. The deletion of a stored
+        response has the same effect."""
+        named = {"id": response_id, "owner": owner}
+        return (await self._tables.run([Statement(FORGET_RESPONSE, named)], again=True))[0]
+
+    async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:
+        """Delete entries older than `keep` seconds, and all but the newest `most`. Delete contents older than
+        `record_keep` seconds, and the oldest contents beyond `record_bytes`. Returns the numbers of deleted entries and
+        contents."""
+        gone = await self._repeat(FORGET_OLD, {"age": milliseconds(keep), **self._now})
+        for row in await self._tables.fetch(OLD_PLACE, {"most": most}):
+            gone += await self._repeat(FORGET_MORE, {"at": row["ended_at"], "id": row["id"]})
+        records = await self._repeat(FORGET_OLD_RECORDS, {"age": milliseconds(min(keep, record_keep)), **self._now})
+        return gone, records + await self._repeat(MAKE_ROOM, {"bytes": record_bytes})
+
+    async def _repeat(self, sql: str, named: Mapping[str, object]) -> int:
+        gone = 0
+        while count := (await self._tables.run([Statement(sql, named)], again=True))[0]:
+            gone += count
+        return gone
+
+    def _record(self, entry: Entry, packed: bytes) -> dict[str, object]:
+        named = _parameters(entry)
+        return {
+            **{name: named[name] for name in ("id", "owner", "response_id", "age")},
+            "stored": int(entry.stored and bool(entry.response_id) and entry.outcome in _COMPLETED),
+            "size": max(LEAST_SIZE, len(packed)),
+            "body": packed,
+            **self._now,
+        }
+
+    @property
+    def _now(self) -> dict[str, object]:
+        return {"now_ms": milliseconds(self._clock())}
+
+
+def cursor_of(entry: Entry) -> str:
+    """Return the cursor of the page that follows this stored entry."""
+    return f"{milliseconds(entry.ended_at)}:{entry.id}"
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    at, _, last = cursor.partition(":")
+    if not (at.isascii() and at.isdigit() and len(at) <= 15 and last):
+        raise InvalidRequest(
+            "This cursor is not valid. Use the cursor of the previous page, or start without one.", param="after"
+        )
+    return int(at), last
+
+
+def _selected(chosen: EntryFilter) -> tuple[str, dict[str, object]]:
+    """Return the SQL condition of a filter, and its parameters. Each condition is left out if its field is empty, so
+    that the database can use an index for those that remain."""
+    named: dict[str, object] = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name)}
+    parts = [f"{name} = :{name}" for name in named]
+    if chosen.failed:
+        parts.append("fault <> ''")
+    if chosen.thread:
+        parts.append("id = member")
+        named["thread"] = chosen.thread
+    if chosen.since:
+        parts.append("ended_at >= :since")
+        named["since"] = milliseconds(chosen.since)
+    if chosen.until:
+        parts.append("ended_at < :until")
+        named["until"] = milliseconds(chosen.until)
+    return " AND ".join(parts) or "1 = 1", named
+
+
+def _source(chosen: EntryFilter) -> str:
+    return _THREAD if chosen.thread else "requests"
+
+
+def _listing(chosen: EntryFilter, where: str) -> str:
+    return (
+        f"SELECT ended_at, {_FIELDS} FROM {_source(chosen)} WHERE {where} ORDER BY ended_at DESC, id DESC LIMIT :limit"
+    )
+
+
+def _parameters(entry: Entry) -> dict[str, object]:
+    named: dict[str, object] = {name: _text(getattr(entry, name), most) for name, most in _TEXTS.items()}
+    named |= {name: _number(getattr(entry, name)) for name in _NUMBERS}
+    return named | {
+        "owner": entry.owner,
+        "http_status": _number(entry.status),
+        "stored": int(entry.stored),
+        "recorded": int(entry.recorded),
+        "estimated": int(entry.estimated),
+        "took": _number(entry.seconds * 1_000_000),
+        "first_at": None if entry.first is None else _number(entry.first * 1_000_000),
+        "age": _number(entry.age * 1000),
+        "detail": _detail(entry.detail),
+    }
+
+
+def _text(text: str, most: int) -> str:
+    # A client chooses some of these texts, and no database stores half of a surrogate pair.
+    return text[:most] if text.isascii() else text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+
+
+def _number(value: float) -> int:
+    return max(0, min(round(value), _MOST))
+
+
+def _detail(detail: Detail) -> str:
+    try:
+        return msgspec.json.encode(detail).decode()
+    except (TypeError, ValueError):
+        # One field that JSON cannot hold must not keep a whole unit from being stored.
+        cut = Detail(
+            message=_text(detail.message, 1000), cause=_text(detail.cause, 1000), advice=_text(detail.advice, 1000)
+        )
+        return msgspec.json.encode(cut).decode()
+
+
+def _quantiles(values: Sequence[int]) -> tuple[float, float] | None:
+    """Return the median and the 95th percentile in seconds of values in microseconds."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    median, high = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 for share in (0.5, 0.95))
+    return median, high
+
+
+_DETAIL = msgspec.json.Decoder(Detail)
+
+
+def _entry(row: Row) -> Entry:
+    try:
+        detail = _DETAIL.decode(row["detail"])
+    except msgspec.DecodeError as error:
+        raise StoreError(f"the row {row['id']} of the journal is damaged: {error}") from error
+    named: dict[str, Any] = {name: row[name] for name in (*_TEXTS, *_NUMBERS, "owner")}
+    return Entry(
+        **named,
+        status=row["http_status"],
+        stored=bool(row["stored"]),
+        recorded=bool(row["recorded"]),
+        estimated=bool(row["estimated"]),
+        seconds=row["took"] / 1e6,
+        first=None if row["first_at"] is None else row["first_at"] / 1e6,
+        detail=detail,
+        ended_at=row["ended_at"] / 1000,
+    )

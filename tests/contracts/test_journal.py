@@ -1,0 +1,310 @@
+"""What every `JournalStore` and every `LiveStore` must do, on every state."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from antiphon.config.state import RetentionSettings
+from antiphon.engine.ports.journal import (
+    Detail,
+    Ending,
+    Entry,
+    EntryFilter,
+    LiveRequest,
+    Part,
+    Recording,
+    Span,
+)
+from antiphon.errors import InvalidRequest, StoreError
+from antiphon.stores import Stores
+from antiphon.stores.bodies import PLAIN, is_sealed
+from antiphon.stores.journal import LEAST_SIZE, JournalStore, cursor_of
+from antiphon.stores.live import MOST_LIVE, LiveStore
+from antiphon.stores.recordings import pack
+from tests.contracts.states import open_state
+from tests.contracts.store_contract import ALICE, BOB, record
+
+RECORDING = Recording((Part(0.0, "request", b'{"input":"hi"}'), Part(1.5, "head", b"", {"status": 200})), cut=True)
+ALL = EntryFilter()
+
+
+def entry(number: int = 1, **changed: Any) -> Entry:
+    given: dict[str, Any] = {
+        "id": f"req_{number}",
+        "owner": ALICE,
+        "key_id": "key_1",
+        "key_name": "laptop",
+        "team": "lab",
+        "door": "http",
+        "model": "m",
+        "upstream": "u",
+        "response_id": f"resp_{number}",
+        "previous_id": "",
+        "conversation_id": "",
+        "outcome": "completed",
+        "fault": "",
+        "code": "",
+        "status": 200,
+        "stored": False,
+        "recorded": False,
+        "seconds": 1.25,
+        "first": 0.5,
+        "calls": 1,
+        "input_tokens": 10,
+        "cached_tokens": 4,
+        "output_tokens": 3,
+        "reasoning_tokens": 1,
+        "estimated": False,
+        "cost": 7,
+        "age": float(1000 - number),
+    }
+    return Entry(**{**given, **changed})
+
+
+def ids(found: Any) -> list[str]:
+    return [one.id for one in found]
+
+
+@pytest.fixture
+def store(state: Stores) -> JournalStore:
+    return state.journal
+
+
+@pytest.fixture
+def live(state: Stores) -> LiveStore:
+    return state.live
+
+
+async def test_an_entry_is_read_as_it_was_stored_and_stored_once(store: JournalStore) -> None:
+    detail = Detail((Span("call", "u", 0.1, 0.9, {"status": 200}),), ("seed",), message="ä", request_bytes=5)
+    first = entry(1, detail=detail, first=None, stored=True, estimated=True, conversation_id="conv_ä", fault="upstream")
+    await store.add([first])
+    await store.add([entry(1, model="other"), entry(2)])
+    found = await store.get("req_1")
+    assert found is not None and found.ended_at > 1e9
+    assert found == Entry(
+        **{name: getattr(first, name) for name in Entry.__struct_fields__} | {"ended_at": found.ended_at, "age": 0.0}
+    )
+    # The newest request of a response, and no request of another owner.
+    await store.add([entry(3, response_id="resp_1")])
+    assert ids([await store.get("resp_1")]) == ["req_3"] and await store.get("resp_1", BOB) is None
+    assert await store.get("req_1", ALICE) == found and await store.get("req_1", BOB) is None
+    assert await store.get("") is None
+
+
+async def test_odd_values_do_not_keep_other_entries_from_being_stored(store: JournalStore) -> None:
+    odd = entry(1, model="m" * 5000 + "\ud800", code="\ud83d", cost=10**30, input_tokens=-5, seconds=float(10**30))
+    await store.add([odd, entry(2, detail=Detail(message="\udfff", cause="\0"), key_name="n\0")])
+    found = (await store.list(ALL)).entries
+    assert ids(found) == ["req_2", "req_1"]
+    assert (
+        found[1].input_tokens == 0 and found[1].cost == 10**15 and len(found[1].model) == 200 and found[1].code == "?"
+    )
+    assert found[0].detail.message == "?"
+
+
+async def test_filters_select_and_count(store: JournalStore) -> None:
+    await store.add([entry(number) for number in range(1, 6)])
+    others: dict[str, Any] = {
+        "outcome": "failed",
+        "fault": "upstream",
+        "code": "server_error",
+        "model": "n",
+        "upstream": "v",
+        "door": "envoy",
+        "team": "office",
+        "key_id": "key_2",
+    }
+    await store.add([entry(6 + at, **{name: value}) for at, (name, value) in enumerate(others.items())])
+    await store.add([entry(20, owner=BOB, previous_id="resp_3"), entry(21, conversation_id="conv_1")])
+    for at, (name, value) in enumerate(others.items()):
+        page = await store.list(EntryFilter(**{name: value}))
+        assert (ids(page.entries), page.total, page.after) == ([f"req_{6 + at}"], 1, "")
+        assert (await store.list(EntryFilter(**{name: value}, owner=BOB))).total == 0
+    assert ids((await store.list(EntryFilter(failed=True))).entries) == ["req_7"]
+    assert ids((await store.list(EntryFilter(thread="resp_3"))).entries) == ["req_20", "req_3"]
+    assert ids((await store.list(EntryFilter(thread="resp_3", owner=ALICE))).entries) == ["req_3"]
+    assert ids((await store.list(EntryFilter(thread="conv_1"))).entries) == ["req_21"]
+    everything = await store.list(ALL, limit=3)
+    assert everything.total == 15 and ids(everything.entries) == ["req_21", "req_20", "req_13"]
+    oldest = (await store.list(ALL, limit=100)).entries[-1]
+    assert ids((await store.list(EntryFilter(until=oldest.ended_at + 0.5))).entries) == ["req_1"]
+    assert (await store.list(EntryFilter(since=oldest.ended_at + 0.5))).total == 14
+    with pytest.raises(InvalidRequest, match="cursor"):
+        await store.list(ALL, after="nonsense")
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(ages=st.lists(st.sampled_from([0.0, 1.0, 2.0, 60.0]), max_size=25), limit=st.integers(1, 7), tag=st.uuids())
+async def test_pages_list_every_entry_once(store: JournalStore, ages: list[float], limit: int, tag: Any) -> None:
+    team = str(tag)
+    await store.add([entry(0, id=f"req_{team}_{number}", age=age, team=team) for number, age in enumerate(ages)])
+    seen: list[Entry] = []
+    after = ""
+    while True:
+        page = await store.list(EntryFilter(team=team), limit=limit, after=after)
+        assert page.total == len(ages) and len(page.entries) <= limit
+        seen += page.entries
+        # Entries that arrive meanwhile change no later page.
+        await store.add([entry(0, id=f"req_{team}_late_{len(seen)}", age=-60.0, team=f"{team}_other")])
+        if not page.after:
+            break
+        assert page.after == cursor_of(page.entries[-1])
+        after = page.after
+    assert len(seen) == len(set(ids(seen))) == len(ages)
+    places = [(one.ended_at, one.id) for one in seen]
+    assert places == sorted(places, reverse=True)
+
+
+async def test_newer_entries_include_those_that_arrive_late(store: JournalStore) -> None:
+    await store.add([entry(1, age=100.0), entry(2, age=10.0)])
+    cursor = cursor_of((await store.list(ALL)).entries[0])
+    await store.add([entry(3, age=11.0), entry(4, age=5.0), entry(5, age=50.0), entry(6, age=4.0, owner=BOB)])
+    assert ids(await store.newer(ALL, than=cursor)) == ["req_6", "req_4", "req_2", "req_3"]
+    assert ids(await store.newer(EntryFilter(owner=BOB), than=cursor)) == ["req_6"]
+    assert ids(await store.newer(ALL, than=cursor, limit=1)) == ["req_6"]
+    assert len(await store.newer(ALL, than="")) == 6
+
+
+async def test_choices_sums_and_slots(store: JournalStore) -> None:
+    await store.add([entry(number, seconds=float(number), age=10.0) for number in range(1, 21)])
+    await store.add([entry(30, model="n", upstream="", fault="client", code="bad", owner=BOB, first=None, age=5000.0)])
+    found = await store.choices()
+    assert (found.models, found.upstreams, found.outcomes, found.codes) == (
+        ("m", "n"),
+        ("u",),
+        ("completed",),
+        ("bad",),
+    )
+    assert (await store.choices(ALICE)).models == ("m",) and (await store.choices(recent=20)).models == ("m",)
+    busy, other = await store.sums()
+    assert (busy.name, busy.requests, busy.failed, busy.input_tokens, busy.cached_tokens, busy.cost) == (
+        *("m", 20, 0, 200, 80, 140),
+    )
+    assert busy.seconds == (11.0, 20.0) and busy.first == (0.5, 0.5)
+    assert (other.name, other.requests, other.failed, other.first) == ("n", 1, 1, None)
+    assert [one.name for one in await store.sums(by="owner")] == [ALICE, BOB]
+    assert [one.name for one in await store.sums(ALICE, by="upstream")] == ["u"]
+    newest = (await store.list(ALL, limit=1)).entries[0].ended_at
+    assert [one.name for one in await store.sums(since=newest - 100)] == ["m"]
+    slots = await store.slots(since=newest - 10_000, seconds=1000.0)
+    assert sum(one.requests for one in slots) == 21 and slots[0].failed == 1 and slots[0].start % 1000 == 0
+    assert [one.start for one in slots] == sorted(one.start for one in slots)
+    assert sum(one.requests for one in await store.slots(BOB, since=0.0, seconds=60.0)) == 1
+
+
+async def test_contents_are_read_by_their_owner_and_go_with_their_response(state: Stores, store: JournalStore) -> None:
+    await state.responses.save(record("1"))
+    await store.put(entry(1, stored=True), RECORDING)
+    await store.put(entry(2, response_id=""), RECORDING)
+    assert await store.record("req_1") == await store.record("req_1", ALICE) == RECORDING
+    assert await store.record("req_1", BOB) is None and await store.record("req_9") is None
+    assert [name async for name, _ in store.records(["req_9", "req_2", "req_1"], ALICE)] == ["req_2", "req_1"]
+    # An unfinished response is stored after its request may have been noted.
+    await store.put(entry(3, response_id="resp_3", outcome="failed", fault="client", stored=True), RECORDING)
+    await state.responses.save(record("3"))
+    assert await state.responses.delete(ALICE, "resp_1") and await state.responses.delete(ALICE, "resp_3")
+    assert await store.record("req_1") is None and await store.record("req_3") is None
+    # The row stays. Nothing stores the contents of a deleted response later.
+    assert await store.get("req_1") is not None
+    await store.put(entry(4, response_id="resp_1", stored=True), RECORDING)
+    assert await store.record("req_4") is None and await store.get("req_4") is not None
+    assert not await store.delete_record("req_2", BOB) and await store.delete_record("req_2", ALICE)
+    assert await store.record("req_2") is None
+    await store.put(entry(5), RECORDING)
+    assert await store.delete_response(BOB, "resp_5") == 0 and await store.delete_response(ALICE, "resp_5") == 1
+
+
+async def test_contents_go_with_an_expired_response(state_url: str, tmp_path: Path) -> None:
+    kept = RetentionSettings(responses=86_400.0)
+    async with aclosing(await open_state(state_url, tmp_path, kept=kept)) as opened:
+        await opened.responses.save(record("1"))
+        await opened.responses.save(record("2", prev="1"))
+        await opened.journal.put(entry(1, stored=True), RECORDING)
+        await opened.journal.put(entry(2, stored=True), RECORDING)
+        assert await opened.journal.record("req_2") == RECORDING
+        assert (await opened.retention.sweep())[0] == 1
+        assert await opened.journal.record("req_1") is None and await opened.journal.record("req_2") is None
+        assert not await opened.journal.delete_record("req_2")
+
+
+async def test_contents_are_sealed_as_other_bodies_are(store: JournalStore, kind: str) -> None:
+    packed = await store.pack(RECORDING)
+    assert is_sealed(packed) is kind.startswith("sealed")
+    assert await store.unpack(packed) == RECORDING
+    with pytest.raises(StoreError, match="damaged"):
+        await store.unpack(b"no contents")
+    assert len(await pack(Recording((Part(0.0, "data", b"a" * 100_000),)), PLAIN)) < 1000
+
+
+async def test_the_oldest_contents_make_room_in_the_same_unit(store: JournalStore) -> None:
+    packed = await store.pack(RECORDING)
+    for number in range(1, 6):
+        await store.add([entry(number)], {f"req_{number}": packed}, most_bytes=3 * LEAST_SIZE)
+    held = [number for number in range(1, 6) if await store.record(f"req_{number}") is not None]
+    assert held == [3, 4, 5]
+    await store.add([entry(6), entry(7)], {"req_6": packed, "req_7": packed}, most_bytes=2 * LEAST_SIZE)
+    assert [number for number in range(1, 8) if await store.record(f"req_{number}") is not None] == [6, 7]
+    assert (await store.list(ALL)).total == 7
+
+
+async def test_the_sweep_keeps_the_newest(store: JournalStore) -> None:
+    packed = await store.pack(RECORDING)
+    everything = [entry(number, age=float(100 - number)) for number in range(1, 11)]
+    await store.add(everything, {one.id: packed for one in everything})
+    assert await store.sweep(3600.0, 10, 3600.0, 1 << 30) == (0, 0)
+    assert await store.sweep(3600.0, 8, 95.5, 4 * LEAST_SIZE) == (2, 6)
+    assert ids((await store.list(ALL)).entries) == [f"req_{number}" for number in range(10, 2, -1)]
+    assert [one.id for one in everything if await store.record(one.id) is not None] == [
+        *("req_7", "req_8", "req_9", "req_10")
+    ]
+    assert await store.sweep(-3600.0, 100, 3600.0, 1 << 30) == (8, 4)
+    assert (await store.list(ALL)).total == 0 and await store.record("req_10") is None
+
+
+def request(number: int, owner: str = ALICE, age: float = 1.0) -> LiveRequest:
+    return LiveRequest(
+        *(f"req_{number}", owner, "laptop", "http", "m", "u", f"resp_{number}", "streaming", age, 12, 0.25, 1, True)
+    )
+
+
+async def test_processes_publish_while_a_viewer_watches(live: LiveStore) -> None:
+    assert not await live.is_watched()
+    await live.watch(60.0)
+    await live.watch(1.0)
+    assert await live.is_watched()
+    await live.publish("a", [request(1)])
+    await live.publish("a", [request(2), request(3, BOB)], [Ending("req_1", ALICE, "completed")])
+    await live.publish("b", [request(number, BOB, float(number)) for number in range(MOST_LIVE + 7)])
+    first, second = await live.read()
+    assert first.process == "a" and ids(first.requests) == ["req_2", "req_3"] and first.requests[0].process == "a"
+    assert first.endings == (Ending("req_1", ALICE, "completed"),) and 0 <= first.age < 5
+    # The oldest requests are published.
+    assert len(second.requests) == MOST_LIVE and second.more == 7
+    assert min(one.age for one in second.requests) == 7.0
+    alices, nothing = await live.read(ALICE)
+    assert ids(alices.requests) == ["req_2"] and nothing.requests == () and nothing.endings == () and nothing.more == 0
+    assert (await live.read(BOB))[0].endings == ()
+    await live.leave("b")
+    assert [one.process for one in await live.read()] == ["a"]
+    assert await live.sweep(60.0) == (0,) and await live.sweep(-60.0) == (1,) and await live.read() == ()
+
+
+async def test_a_wish_to_cancel_is_taken_once(live: LiveStore) -> None:
+    assert (
+        await live.ask_cancel("req_1") and await live.ask_cancel("req_1", ALICE) and await live.ask_cancel("req_2", BOB)
+    )
+    assert await live.ask_cancel("req_2", BOB)
+    found = await live.look()
+    assert not found.watched and set(found.cancels) == {("req_1", ""), ("req_1", ALICE), ("req_2", BOB)}
+    assert set(await live.take_cancels(["req_1", "req_7"])) == {("req_1", ""), ("req_1", ALICE)}
+    taken = await asyncio.gather(live.take_cancels(["req_2"]), live.take_cancels(["req_2"]))
+    assert sorted(map(len, taken)) == [0, 1]
+    assert (await live.look()).cancels == () and await live.take_cancels([]) == ()
