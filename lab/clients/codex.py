@@ -12,10 +12,13 @@ import asyncio
 import base64
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import antiphon
 from lab.clients.processes import Installed
+from tests.support.envoy_binary import envoy_environ
 from tests.support.strict_upstream import StrictUpstream
 
 PNG = base64.b64decode(
@@ -71,6 +74,24 @@ class Codex:
         """
         self._configure(model, retries, config, provider)
         self.output = await self._installed.run(*self._command(arguments), home=self.home, work=self.work)
+        self.events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"type"')]
+
+    async def turn_by_antiphon(self, *arguments: str) -> None:
+        """Run one turn with `antiphon run`, which starts a gateway and configures Codex. Afterwards `events` and
+        `output` belong to this turn."""
+        flags = ("--auth", "inject", "--api-key-env", "UPSTREAM_KEY", "--mode", self._installed.mode)
+        command = [sys.executable, "-m", "antiphon", "run", "codex", "--upstream", self._upstream.base_url, *flags]
+        command += ["--listen", "127.0.0.1:0", "--data", str(self.home / "data"), "--model", "strict", "--"]
+        self.output = await self._installed.run(
+            *(*command, *self._command(arguments)[1:]),
+            home=self.home,
+            work=self.work,
+            environ={
+                **envoy_environ(),
+                "UPSTREAM_KEY": self._upstream.key,
+                "PYTHONPATH": str(Path(antiphon.__file__).parents[1]),
+            },
+        )
         self.events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"type"')]
 
     async def leave(self, *arguments: str) -> None:

@@ -140,6 +140,19 @@ async def steps(codex: Codex) -> None:
 
 
 @scenario
+async def by_antiphon_run(codex: Codex) -> None:
+    """`antiphon run` starts a gateway and Codex, and leaves neither the gateway's folder nor Codex's home."""
+    codex.script({"calls": [call("exec_command", {"cmd": "echo by-run > proof.txt"})]}, {"content": "Done."})
+    await codex.turn_by_antiphon("say hi")
+    assert codex.said() == ["Done."], codex.output
+    assert (codex.work / "proof.txt").read_text() == "by-run\n"
+    assert codex.chats[0]["messages"][-1] == {"role": "user", "content": "say hi"}
+    folder = Path(codex.output.partition("its log is ")[2].splitlines()[0]).parent
+    assert folder.name.startswith("antiphon-") and not folder.exists(), folder
+    assert not [*codex.home.glob(".codex/**/*")]
+
+
+@scenario
 async def plan(codex: Codex) -> None:
     steps = [{"step": "Look", "status": "completed"}, {"step": "Write", "status": "in_progress"}]
     codex.script({"calls": [call("update_plan", {"explanation": "so", "plan": steps})]}, {"content": "Planned."})

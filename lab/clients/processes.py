@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ class Installed:
     def node(self) -> str:
         return str(self.folder / "py" / "bin" / "node")
 
-    async def run(self, *command: str, home: Path | None = None, work: Path | None = None) -> str:
+    async def run(
+        self, *command: str, home: Path | None = None, work: Path | None = None, environ: Mapping[str, str] = {}
+    ) -> str:
         """Run a process. Returns its standard output and error. Kills it after two minutes."""
         folder = work or self.folder / "work"
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,7 @@ class Installed:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env={
-                "PATH": f"{self.folder}/py/bin:{os.environ['PATH']}",
+                "PATH": f"{self.folder}/node_modules/.bin:{self.folder}/py/bin:{os.environ['PATH']}",
                 "HOME": str(home or self.folder),
                 "BASE_URL": self.base_url,
                 "UPSTREAM_URL": self.upstream_url,
@@ -54,6 +57,7 @@ class Installed:
                 "CODEX_API_KEY": "k",
                 "OPENAI_AGENTS_DISABLE_TRACING": "1",
                 "LANGSMITH_TRACING": "false",
+                **environ,
             },
             cwd=folder,
             # Some clients are scripts that start other processes, so the whole process group is killed.

@@ -22,7 +22,7 @@ from antiphon.commands.command_line import make_parser
 from antiphon.config.problems import without_keys
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
 
-_MODULES = {"admin": "admin.command", "doctor": "doctor.command", "try": "try_request"}
+_MODULES = {"admin": "admin.command", "doctor": "doctor.command", "run": "run_client", "try": "try_request"}
 """The modules of the commands whose module has another name than the command."""
 
 

@@ -1,7 +1,7 @@
 """The command line: commands, actions, flags and their help, as one argparse parser.
 
 Lives here: the commands in the order of their use, and their help. Not here: running a command (`cli.py`), the setting
-of each flag (`flags.py`), the code of a command (the module of its name).
+of each flag (`flags.py`), the parser's class (`suggesting_parser.py`). The module of each command has its code.
 
 Invariant: the parser imports no command, so that `antiphon --help` is quick.
 """
@@ -9,16 +9,15 @@ Invariant: the parser imports no command, so that `antiphon --help` is quick.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
-from antiphon.commands.client_flags import TRY_ARGUMENTS, TRY_EXAMPLES
-from antiphon.commands.flags import DATA, OF_ALL, OF_EXTPROC, OF_SERVE, OF_UP, UP_FLAGS, FlagGroup, add_flags
-from antiphon.config.problems import advice, without_keys
+from antiphon.commands.client_flags import RUN_ARGUMENTS, RUN_EXAMPLES, RUN_MORE, TRY_ARGUMENTS, TRY_EXAMPLES
+from antiphon.commands.flags import DATA, OF_ALL, OF_EXTPROC, OF_SERVE, OF_UP, FlagGroup, add_flags
+from antiphon.commands.suggesting_parser import Parser
 
 _COMMANDS: dict[str, tuple[str, tuple[FlagGroup, ...]]] = {
     "up": ("start the gateway: sidecar processes and Envoy, or the HTTP server", OF_UP),
@@ -330,12 +329,13 @@ def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="antiphon",
         description="The OpenAI Responses API in front of any Chat Completions server.",
         epilog=f"start with: {_EXAMPLES['up'][0]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.without_words = _BEGIN
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, groups) in _COMMANDS.items():
@@ -345,6 +345,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     text = "send one request to a running gateway, and print the answer as it arrives"
     _add_arguments(commands.add_parser("try", help=text, **_help(text, TRY_EXAMPLES)), TRY_ARGUMENTS)
+    text = "run a client program, such as Codex, on a gateway; start the gateway if none runs"
+    run = commands.add_parser("run", help=text, **_help(text, RUN_EXAMPLES, RUN_MORE))
+    run.passes_on = True
+    _add_arguments(run, RUN_ARGUMENTS)
+    add_flags(run.settings_group("settings"), *OF_UP)
     _add_actions(
         commands,
         "admin",
@@ -365,7 +370,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parsers below `parser`, by name: all commands, or the actions of a command."""
-    below = parser.below if isinstance(parser, _Parser) else None
+    below = parser.below if isinstance(parser, Parser) else None
     return dict(below.choices) if below is not None else {}
 
 
@@ -415,79 +420,3 @@ def _add_actions(
 def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:
     for flag, options in arguments.items():
         command.add_argument(*flag.split(", "), **options)
-
-
-class _Group:
-    """A titled group of flags in the help. The group records its flags, for suggestions after a misspelt flag."""
-
-    def __init__(self, group: Any, flags: list[str]) -> None:
-        self._group = group
-        self._flags = flags
-
-    def add_argument(self, *names: str, **options: Any) -> None:
-        """See `argparse.ArgumentParser.add_argument`."""
-        self._group.add_argument(*names, **options)
-        self._flags += names
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose error for an unknown word suggests the nearest known word."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._flags: list[str] = []
-        self.below: Any = None
-        super().__init__(*args, **options)
-
-    def add_argument(self, *args: Any, **options: Any) -> Any:
-        added = super().add_argument(*args, **options)
-        if added.help != argparse.SUPPRESS:
-            self._flags += added.option_strings
-        return added
-
-    def settings_group(self, title: str) -> _Group:
-        """Add a titled group of flags, which suggestions after a misspelt flag include."""
-        return _Group(self.add_argument_group(title), self._flags)
-
-    def add_subparsers(self, **options: Any) -> Any:
-        self.below = super().add_subparsers(**options)
-        return self.below
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.below is not None:
-            args = sys.argv[1:] if args is None else list(args)
-            if args[:1] == ["help"]:
-                args = [*args[1:], "--help"]
-            self._check_command(args)
-        found, unknown = super().parse_known_args(args, namespace)
-        # A command's parser gets all words after the command, so this parser must report the unknown ones.
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
-        return found, unknown
-
-    def error(self, message: str) -> NoReturn:
-        # The message does not repeat a misplaced key, because errors end up in logs.
-        super().error(without_keys(message))
-
-    def _check_command(self, words: list[str]) -> None:
-        # Flags before a command take no value, so the first word without a dash is the command.
-        word = next((one for one in words if not one.startswith("-")), None)
-        kind = self.below.metavar.lower()
-        if word is None and not words:
-            if kind == "command":
-                self.exit(2, _BEGIN)
-            self.error(f"the {kind} is missing; choose one of {', '.join(self.below.choices)}")
-        wrong = [one for one in words if not any(flag.startswith(one.partition("=")[0]) for flag in self._flags)]
-        if word is None and wrong:
-            self.error(f"unrecognized arguments: {' '.join(wrong)}{self._advice(wrong)}")
-        if word is not None and word not in self.below.choices:
-            near = advice(word, self.below.choices) or f"; choose one of {', '.join(self.below.choices)}"
-            self.error(f"there is no {kind} {word!r}{near}")
-
-    def _advice(self, unknown: list[str]) -> str:
-        flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
-        for flag in flags:
-            if flag in UP_FLAGS:
-                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
-            if near := advice(flag, self._flags):
-                return near
-        return ""

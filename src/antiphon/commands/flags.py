@@ -160,6 +160,17 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
     return flags
 
 
+def given_words(arguments: argparse.Namespace) -> list[str]:
+    """The flags of `antiphon up` that a parsed command line has, as words for another command line."""
+    words = []
+    flags = {name: flag.setting for group in OF_UP for name, flag in group.items()}
+    for name, destination in {"--config": "config", "--api-key-env": _KEY_VARIABLE, **flags}.items():
+        value = getattr(arguments, destination, None)
+        if value is not None:
+            words.append(name if value is True else f"{name}={value}")
+    return words
+
+
 def _check_profiles(settings: Settings) -> None:
     """Check that all profiles exist, so that every command reports an unknown profile before it starts a process."""
     named = [("upstream.profile", settings.upstream.profile)]

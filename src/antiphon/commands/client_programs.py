@@ -1,0 +1,76 @@
+"""The client programs that `antiphon run` can start, with the configuration that makes each use a gateway.
+
+Lives here: one row for each client (`CLIENTS`): its binary, how to install it, and its configuration. Not here: the
+client's process (`run_client.py`).
+
+Invariants: a configuration is in the run's private folder or in the client's environment, so the user's own files do
+not change. A configuration names the variable of the client's key, and never holds the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from antiphon.supervisor.run_folder import write_private
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a client must use: the gateway's base URL, the model, and the environment variable with the key."""
+
+    url: str
+    model: str
+    key_variable: str
+
+
+@dataclass(frozen=True)
+class ClientProgram:
+    """A client. `configure` writes files into the run's folder, and returns the variables that the client needs."""
+
+    binary: str
+    install: str
+    configure: Callable[[Path, Target], Mapping[str, str]]
+
+
+def _codex(folder: Path, target: Target) -> Mapping[str, str]:
+    # JSON strings are strings of TOML too.
+    url, model, key = (_quoted(text) for text in (target.url, target.model, target.key_variable))
+    write_private(
+        folder / "config.toml",
+        f'model = {model}\nmodel_provider = "antiphon"\n\n[model_providers.antiphon]\nname = "Antiphon"\n'
+        f'base_url = {url}\nenv_key = {key}\nwire_api = "responses"\nsupports_websockets = true\n',
+    )
+    return {"CODEX_HOME": str(folder)}
+
+
+def _opencode(folder: Path, target: Target) -> Mapping[str, str]:
+    name = f"antiphon/{target.model}"
+    provider = {
+        # This package speaks the Responses API. The package `@ai-sdk/openai-compatible` speaks Chat Completions.
+        "npm": "@ai-sdk/openai",
+        "name": "Antiphon",
+        "options": {"baseURL": target.url, "apiKey": f"{{env:{target.key_variable}}}"},
+        "models": {target.model: {"name": target.model}},
+    }
+    config = {
+        "$schema": "https://opencode.ai/config.json",
+        "model": name,
+        "small_model": name,
+        "provider": {"antiphon": provider},
+    }
+    # A project's opencode.json overrides the file of OPENCODE_CONFIG, so a run could silently use another provider.
+    return {"OPENCODE_CONFIG_CONTENT": json.dumps(config)}
+
+
+CLIENTS: Mapping[str, ClientProgram] = {
+    "codex": ClientProgram("codex", "npm install -g @openai/codex", _codex),
+    "opencode": ClientProgram("opencode", "npm install -g opencode-ai", _opencode),
+}
+"""The clients by their name on the command line."""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,160 @@
+"""Implements `antiphon run`: runs a client program, such as Codex, on a gateway.
+
+Lives here: the gateway that the client uses, the client's process, signals, and the exit status. Not here: the clients
+and their configuration (`client_programs.py`), starting a gateway (`started_gateway.py`).
+
+Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
+gateway that this command started do not outlive the command. A gateway that ran before continues to run. The client
+gets no `ANTIPHON_…` variables, which may hold the keys of upstreams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+
+from antiphon.commands.client_programs import CLIENTS, ClientProgram, Target
+from antiphon.commands.flags import given_words, settings_of
+from antiphon.commands.running_gateway import NoGateway, client_key, gateway_url, listen_url, reached
+from antiphon.commands.started_gateway import started_gateway
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.errors import AntiphonError, ConfigError
+from antiphon.local_keys import prepare_data
+from antiphon.supervisor.process import hears_hangup
+from antiphon.supervisor.run_folder import run_folder
+
+KEY_VARIABLE = "GATEWAY_KEY"
+"""The variable with the client's key, if `--key-env` names no other."""
+_NO_KEY = "anything"
+_LOG = "gateway.log"
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_OF_KEYBOARD = frozenset({signal.SIGINT, signal.SIGQUIT})
+_ENDING = frozenset(_FORWARDED) - {signal.SIGUSR1, signal.SIGUSR2}
+
+
+class Signals:
+    """Passes each signal of this process to its present target. Without a target, a signal ends this command."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        """The signal that ended this command before the client started."""
+        self.target: Callable[[int], object] | None = None
+
+    def hear(self) -> None:
+        """Handle signals from now on, in the running task."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def receive(number: int) -> None:
+            if self.target is not None:
+                self.target(number)
+            elif number in _ENDING:
+                self.first = self.first or number
+                task.cancel()
+
+        for number in _FORWARDED:
+            if number != signal.SIGHUP or hears_hangup():
+                asyncio.get_running_loop().add_signal_handler(number, receive, number)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the client. Returns its exit status."""
+    program = CLIENTS[arguments.client]
+    binary = shutil.which(program.binary)
+    if binary is None:
+        raise AntiphonError(f"{program.binary} is not on PATH; install it with '{program.install}'")
+    settings = settings_of(arguments)
+    prepare_data(settings.data)
+    signals = Signals()
+    try:
+        return asyncio.run(_run(arguments, settings, program, binary, signals))
+    except asyncio.CancelledError:
+        return 128 + signals.first
+
+
+async def _run(
+    arguments: argparse.Namespace, settings: Settings, program: ClientProgram, binary: str, signals: Signals
+) -> int:
+    signals.hear()
+    key, variable = client_key(arguments.key_env), arguments.key_env or KEY_VARIABLE
+    with run_folder(settings.data) as folder:
+        async with AsyncExitStack() as stack:
+            url, started = await _running(arguments, settings), None
+            if url is None:
+                log = folder / _LOG
+                words = given_words(arguments)
+                started = await stack.enter_async_context(started_gateway(words, log, settings.timeouts.drain))
+                url = started.url
+                told = f"a gateway runs at {url} until {arguments.client} ends; its log is {log}"
+                print(f"antiphon: {told}", file=sys.stderr)
+            async with reached(url, key) as client:
+                model = arguments.model or await client.first_model()
+            if not model.isprintable():
+                raise ConfigError("--model: holds characters that cannot be printed")
+            home = folder / "client"
+            home.mkdir(mode=0o700)
+            environ = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+            environ |= {variable: key or _NO_KEY, **program.configure(home, Target(url, model, variable))}
+            status = await _until_its_end([binary, *arguments.rest], environ, signals)
+            # A signal during the gateway's drain makes the drain shorter.
+            signals.target = lambda _: None if started is None else started.signal()
+            return status
+
+
+async def _running(arguments: argparse.Namespace, settings: Settings) -> str | None:
+    """The base URL of the gateway that already runs, or None if this command must start one. Raises `GatewayError`."""
+    if arguments.url is not None:
+        url = gateway_url(arguments.url, None)
+    elif parse_address(settings.listen)[1] == 0:
+        return None
+    else:
+        url = listen_url(settings.listen)
+    async with reached(url, None) as client:
+        there = await client.is_there()
+    if not there and arguments.url is not None:
+        raise NoGateway(f"no gateway answers at {url}; without --url this command starts one")
+    names = [word.partition("=")[0] for word in given_words(arguments)]
+    unused = [name for name in names if name not in ("--config", "--data", "--listen")]
+    if there and unused:
+        told = f"a gateway already runs at {url}, so these flags have no effect: {', '.join(unused)}"
+        print(f"antiphon: {told}", file=sys.stderr)
+    return url if there else None
+
+
+async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], signals: Signals) -> int:
+    """Run the client in this terminal, and forward signals to it. Returns its exit status."""
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=environ)
+    except OSError as error:
+        raise AntiphonError(f"{command[0]} cannot be started: {error.strerror}") from None
+
+    def forward(number: int) -> None:
+        # The terminal sends the signals of its keys to the client too, and a second one may mean something else.
+        if number not in _OF_KEYBOARD or not _in_foreground():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    signals.target = forward
+    status = await process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _in_foreground() -> bool:
+    """Whether this process and the client get the signals of a terminal's keys."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
