@@ -37,6 +37,7 @@ COMPILED = (
     "antiphon/translation/request/*.py",
     "antiphon/engine/exchange/*.py",
     "antiphon/engine/running/quota_reservation.py",
+    "antiphon/observability/journal_entry.py",
     "antiphon/observability/log_lines.py",
     "antiphon/observability/log_output.py",
     "antiphon/observability/observation.py",

@@ -14,6 +14,7 @@ from typing import Any
 
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import ReadyProbe, Router
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
@@ -33,6 +34,7 @@ from tests.support.chat_server import ChatServer
 from tests.support.exchanges import exchange_options
 from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
+from tests.support.journal import Noted, recording_exchange
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.metrics import value_of
 from tests.support.ports import make_ports
@@ -71,6 +73,7 @@ class DoorSetup:
     tools: ToolRunner | None = None
     exchange_type: type[ResponseExchange] = ResponseExchange
     clock: Clock = fixed_clock
+    journal: Noted | None = None
 
 
 @dataclass
@@ -133,7 +136,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
                 request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),
             timeouts=setup.timeouts.model_copy(update={"request": setup.request_seconds}),
-            telemetry=Telemetry(metrics),
+            telemetry=Telemetry(metrics, journal=setup.journal, console=ConsoleSettings(record="all")),
             secret=setup.secret,
             bodies=Budget(
                 setup.bytes_in_flight,
@@ -166,6 +169,8 @@ def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
     types = setup.tools.types if setup.tools is not None else frozenset[str]()
     options = exchange_options(tool_types=types, **setup.exchange)
     ids = SequentialIds()
+    if setup.journal is not None:
+        return lambda: recording_exchange(ConsoleSettings(record="all"), options, ids, setup.clock)
     return lambda: setup.exchange_type(options, ids, setup.clock)
 
 

@@ -20,6 +20,7 @@ from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import ReadyProbe, Router
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.doors.console_pages import ConsolePages
 from antiphon.doors.context import Admission, DoorContext
@@ -46,6 +47,7 @@ from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
 from tests.support.exchanges import SEALER, exchange_options
+from tests.support.journal import Noted, recording_exchange
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_prompts import MemoryPromptStore
@@ -85,6 +87,8 @@ class HttpSetup:
     runner: Callable[[Ports], Runner] = Runner
     console: ConsolePages | None = None
     console_at: ConsoleAt = ConsoleAt.NOWHERE
+    journal: Noted | None = None
+    records: ConsoleSettings = field(default_factory=ConsoleSettings)
 
 
 @dataclass
@@ -164,7 +168,11 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             await setup.store.ping()
 
         context = DoorContext(
-            new_exchange=lambda: ResponseExchange(options, new_id, now),
+            new_exchange=lambda: (
+                ResponseExchange(options, new_id, now)
+                if setup.journal is None
+                else recording_exchange(setup.records, options, new_id, now)
+            ),
             runner=runner,
             router=Router(
                 store=setup.store,
@@ -183,7 +191,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             # `model_construct` skips validation, because tests use values below the settings' minimum.
             limits=LimitSettings.model_construct(request_body_bytes=setup.request_body_bytes),
             timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
-            telemetry=Telemetry(metrics),
+            telemetry=Telemetry(metrics, journal=setup.journal, console=setup.records),
             secret=setup.secret,
             cors_origins=setup.cors_origins,
             console=setup.console,

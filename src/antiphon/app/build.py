@@ -10,6 +10,7 @@ Invariant: `App.aclose` finishes accepted work, such as saves, before it closes 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.quotas import make_quotas, storage_limits
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.vector_stores import VectorSearch, open_search
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import price_of
@@ -46,6 +48,7 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.queued_request import able_to
+from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.callers import AdminToken, KnownKeys, KnownTokens
 from antiphon.engine.running.background import Background
@@ -309,10 +312,11 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     telemetry = Telemetry(
         *(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve),
         counts_owners=settings.metrics.owners,
+        console=settings.console,
     )
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
-        new_exchange=lambda: ResponseExchange(options, new_id, now),
+        new_exchange=_new_exchange(settings.console, options),
         runner=runner,
         router=router,
         strict=settings.strict,
@@ -407,6 +411,14 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
         strict=settings.strict,
         tool_types=tool_types,
     )
+
+
+def _new_exchange(console: ConsoleSettings, options: ExchangeOptions) -> Callable[[], ResponseExchange]:
+    """Return the function that makes an exchange. Only the console needs exchanges that record."""
+    if not console.enabled:
+        return lambda: ResponseExchange(options, new_id, now)
+    limit = console.record_request_bytes if console.record != "off" else 0
+    return lambda: RecordingExchange(options, new_id, now, time.perf_counter, limit, console.record_unstored)
 
 
 def model_door(settings: Settings) -> UpstreamTarget:

@@ -19,15 +19,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure, ended_early
+from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import JobRequest
+from antiphon.engine.ports.journal import Entry, Journal, LiveRequest
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
+from antiphon.observability.journal_entry import Trail, refused_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import caller_fields, with_cause, write_outcome
@@ -45,6 +50,7 @@ _OWNER_LENGTH: Final = 12
 _AGAIN: Final = "background"
 _OVER: Final = frozenset({"completed", "incomplete", "failed"})
 _ERRORS: Final = 400
+_UNAUTHORIZED: Final = 401
 _UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
 
@@ -60,6 +66,11 @@ class Telemetry:
     served: ServedIds = field(default_factory=ServedIds)
     reserve: Callable[[Caller], Reservation] | None = None
     counts_owners: bool = False
+    journal: Journal | None = None
+    """Takes the entry of each finished request. None without the console."""
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
+    in_flight: set[Observation] = field(default_factory=set)
+    """The observations of the requests in flight. Empty without a journal."""
 
     def cost(self, model: str, usage: Usage) -> int:
         """Return the cost of a model call, in millionths of the currency of the configured prices. Returns 0 for a
@@ -71,6 +82,27 @@ class Telemetry:
         """Begin to observe a response. The server that handles the response may change `door` until the end. `headers`
         is None while the request's headers are unknown (see `begin_job`)."""
         return Observation(self, door, request_id, caller, headers)
+
+    def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
+        """Note a refused request in the journal, if it is a request for a response without an exchange. Refusals for
+        lack of capacity or of a valid key are left out, because a flood of them would displace all other entries."""
+        counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
+        if self.journal is not None and counts:
+            self.journal.note(refused_entry(door, request_id, caller, path, failure, message), None)
+
+    def live(self) -> list[LiveRequest]:
+        """The requests in flight, oldest first. Empty without a journal."""
+        observations = sorted(self.in_flight, key=lambda one: one.started)
+        return [live for one in observations if (live := one.live()) is not None]
+
+    def stop(self, request_id: str, owner: str = "") -> bool:
+        """End the requests in flight with this id, because an operator cancels them. Returns whether there were any.
+
+        `owner` restricts the call to requests of this owner. A background response is not among them: `Background`
+        cancels it by its response id.
+        """
+        named = [one for one in self.in_flight if one.request_id == request_id and one.belongs_to(owner)]
+        return any([one.stop() for one in named])  # noqa: C419 - stops each of them
 
 
 class _Ended(NamedTuple):
@@ -117,13 +149,26 @@ class Observation:
         self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
         self._trace_id = ""
+        self._trail: Trail | None = None
+        self._exchange: ResponseExchange | None = None
+        if telemetry.journal is not None:
+            self._trail = Trail()
+            telemetry.in_flight.add(self)
         if headers is not None:
             self._continue_trace(headers)
+
+    def watch(self, exchange: ResponseExchange) -> None:
+        """Observe this exchange."""
+        exchange.observe(self)
+        if self._trail is not None:
+            self._exchange = exchange
 
     def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
         """Begin a background job, whose request was unknown before. `attempt` is the number of this attempt."""
         self.request_id = job.request_id
         self._queued_at = job.created_at
+        if self._trail is not None:
+            self._trail.begin_job(time.time() - job.created_at - (time.perf_counter() - self.started), attempt)
         name, team, key_id = job.caller
         self._caller = Caller(self._caller.owner, name, team, key_id)
         if self.reservation is not None:
@@ -152,6 +197,8 @@ class Observation:
         self._calls += 1
         self._upstream, self._operation = upstream, operation
         self._called_at, self._status, self._head, self._open = time.perf_counter(), 0, None, True
+        if self._trail is not None:
+            self._trail.call_began(upstream, operation)
         return self._spans.begin_call(upstream, model, body) if self._spans is not None else ()
 
     def head_came(self, upstream: str, status: int) -> None:
@@ -159,6 +206,8 @@ class Observation:
         self._upstream, self._status = upstream, status
         if status:
             self._head = time.perf_counter() - self._called_at
+        if self._trail is not None:
+            self._trail.head_came(upstream, status)
 
     def first_data_came(self) -> None:
         """Implements `Observer.first_data_came`."""
@@ -167,6 +216,8 @@ class Observation:
             self._first = now
         if self._spans is not None:
             self._spans.first_data(now - self._called_at)
+        if self._trail is not None:
+            self._trail.first_data_came()
 
     def call_ended(self, fault: str = "") -> None:
         """Implements `Observer.call_ended`."""
@@ -179,16 +230,22 @@ class Observation:
             self._metrics.upstream_called(self._upstream, self._operation, status, self._head)
             if self._spans is not None:
                 self._spans.call_over(self._upstream, self._status, fault, at)
+            if self._trail is not None:
+                self._trail.call_ended(fault)
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
         """Implements `Observer.call_used`."""
         self._used.append((self._upstream, usage, estimated))
         if self._spans is not None:
             self._spans.call_used(usage)
+        if self._trail is not None:
+            self._trail.call_used(usage, estimated)
 
     def compacted(self) -> None:
         """Implements `Observer.compacted`."""
         self._metrics.compactions.add()
+        if self._trail is not None:
+            self._trail.compacted()
 
     # Methods that the server calls.
 
@@ -203,6 +260,7 @@ class Observation:
                 self.reservation.close(0, 0, 0)
             if self._spans is not None:
                 self._spans.drop()
+            self._leave_flight()
 
     def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
         """Record the end of the response and report it. `known` has further fields for the log line. Later calls do
@@ -213,6 +271,9 @@ class Observation:
         self._metrics.in_flight.add(by=-1)
         self._telemetry.served.end(self._place)
         request = exchange.known
+        if self._trail is not None:
+            self._trail.end(exchange, self._trace_id)
+            self._leave_flight()
         failure = with_cause(failure or request.failure, outcome)
         now = time.perf_counter()
         ended = _Ended(
@@ -253,6 +314,42 @@ class Observation:
         # Failures are reported immediately, so that their log lines follow closely after their causes.
         loud = ended.failure is not None or ended.unknown
         self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
+
+    def _leave_flight(self) -> None:
+        self._telemetry.in_flight.discard(self)
+        # The exchange refers to its observer, and a cycle would keep its memory.
+        self._exchange = None
+
+    def live(self) -> LiveRequest | None:
+        """The request as a request in flight. None if its exchange does not exist yet."""
+        exchange = self._exchange
+        if exchange is None:
+            return None
+        known, used = exchange.known, exchange.estimated_usage
+        return LiveRequest(
+            id=self.request_id,
+            owner=self._caller.owner,
+            key_name=self._caller.name,
+            door=self.door,
+            model=known.model[:NAME_LENGTH],
+            upstream=self._upstream,
+            response_id=known.response_id,
+            state=exchange.state.value,
+            age=time.perf_counter() - self.started,
+            tokens=used.output_tokens if used is not None else 0,
+            first=self._first - self.started if self._first is not None else None,
+            calls=self._calls,
+            stored=known.stored,
+        )
+
+    def belongs_to(self, owner: str) -> bool:
+        """Whether the request is of this owner. True for an empty `owner`."""
+        return not owner or owner == self._caller.owner
+
+    def stop(self) -> bool:
+        """End the request, because an operator cancels it. Returns False if it cannot be stopped here."""
+        exchange = self._exchange
+        return self.door != _AGAIN and isinstance(exchange, RecordingExchange) and exchange.stop()
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
         """Return the seconds to the stream's first part, and the mean seconds between its events. Returns None if no
@@ -302,6 +399,48 @@ class Observation:
             },
             warn=ended.unknown,
         )
+        if self._trail is not None and self._telemetry.journal is not None:
+            self._note(self._telemetry.journal, self._trail, ended, at, cost)
+
+    def _note(self, journal: Journal, trail: Trail, ended: _Ended, at: float, cost: int) -> None:
+        """Pass the request's entry and its recorded contents to the journal."""
+        failure, caller, console = ended.failure, self._caller, self._telemetry.console
+        recording = trail.recording(
+            self.started, console.record, failed=failure is not None, unstored=console.record_unstored
+        )
+        used = self._tokens()
+        response_id, previous_id, conversation_id = trail.ids
+        entry = Entry(
+            id=f"{self.request_id}.{trail.attempt}" if trail.attempt else self.request_id,
+            owner=caller.owner,
+            key_id=caller.key_id,
+            key_name=caller.name,
+            team=caller.team,
+            door=self.door,
+            model=ended.model,
+            upstream=self._upstream,
+            response_id=response_id or str(ended.known.get("response_id", "")),
+            previous_id=previous_id,
+            conversation_id=conversation_id,
+            outcome=ended.outcome,
+            fault=failure.fault if failure is not None else "",
+            code=failure.code if failure is not None else "",
+            status=status_of(failure, ended.known.get("status")),
+            stored=trail.stored,
+            recorded=recording is not None,
+            seconds=ended.seconds,
+            first=self._first - self.started if self._first is not None else None,
+            calls=self._calls,
+            input_tokens=used["input_tokens"],
+            cached_tokens=used["cached_tokens"],
+            output_tokens=used["output_tokens"],
+            reasoning_tokens=used["reasoning_tokens"],
+            estimated=bool(used["estimated"]),
+            cost=cost,
+            detail=trail.detail(self.started, failure, str(ended.known.get("path", ""))),
+            age=max(0.0, time.time() - at),
+        )
+        journal.note(entry, recording)
 
     def _settle(self, reservation: Reservation, ended: _Ended, exchange: ResponseExchange) -> None:
         """Settle the request's quotas by the usage of its model calls."""

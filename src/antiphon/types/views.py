@@ -30,6 +30,13 @@ class Manner(Struct):
     background: bool | None = None
 
 
+class DeclaredTools(Struct):
+    """A request's body, or one of its input items, decoded only for the tools that it declares."""
+
+    tools: list[dict[str, Any]] | None = None
+    input: list[DeclaredTools] | str | None = None
+
+
 class ConversationName(Struct):
     """The field `conversation` of a request, in its form as an object."""
 

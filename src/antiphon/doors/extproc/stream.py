@@ -97,6 +97,7 @@ async def serve_stream(
         refused = refusal(error)
         operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
+        context.telemetry.refused("extproc", request.request_id, caller, request.path, refused, error.message)
         _write_line(request, caller, refused, 0.0)
         await peer.send(refusal_message(error, request.request_id))
     except (ProtocolError, PeerLeft, StreamCut):
@@ -214,7 +215,7 @@ async def _serve_exchange(
 ) -> None:
     exchange = context.new_exchange()
     exchange.hold = hold
-    exchange.observe(observed)
+    observed.watch(exchange)
     answer: Drive | Relay | None = None
     try:
         asked = (request.method, request.path, request.headers, caller.owner, request.request_id)

@@ -235,6 +235,7 @@ class HttpDoor:
                 if call.response is None:
                     operation = call.operation or context.router.operation_of(call.method, call.path)
                     context.telemetry.metrics.request_finished(operation, error.status, call.failure.fault)
+                    context.telemetry.refused("http", call.id, call.caller, call.path, call.failure, error.message)
             else:
                 _log.error("request_failed", request_id=call.id, error=type(failure).__name__, exc_info=True)
                 error = InternalError("The server had an error while processing your request.")
@@ -381,7 +382,7 @@ class HttpDoor:
         exchange.hold = hold
         observed = self._context.telemetry.observe("http", call.id, caller, call.headers)
         observed.started = call.started
-        exchange.observe(observed)
+        observed.watch(exchange)
         call.response, call.outcome = (observed, exchange), "cancelled"
         try:
             body = await self._read_body(request, call, hold)

@@ -301,13 +301,15 @@ class WebSocketConnection:
                 await self._send(frame.frame)
                 return
         except ApiError as error:
+            told = (new_id("req"), self._caller, self._head.path, refusal(error), error.message)
+            context.telemetry.refused("websocket", *told)
             await self._send(error_frame(error, self._head.request_id))
             return
         turn = _Turn(frame, context.new_exchange(), replace(self._head, request_id=new_id("req")), self._max_bytes)
         runner = context.runner.over(self._memory)
         failure: Failure | None = None
         observed = context.telemetry.observe("websocket", turn.head.request_id, self._caller, self._head.headers)
-        turn.exchange.observe(observed)
+        observed.watch(turn.exchange)
         self.busy = True
         try:
             owner = self._head.owner

@@ -170,6 +170,7 @@ class LoadedRequest:
         core.route = parsed.route
         known = core.known
         known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
+        known.previous_id, known.conversation_id = request.previous_response_id or "", request.conversation or ""
         known.stored = known.quoted = request.store
         known.manner = Manner(request.stream, request.background)
         known.tolerance, known.builder = request.unknown, self.builder

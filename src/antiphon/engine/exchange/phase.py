@@ -65,6 +65,12 @@ class Known:
         self.model = ""
         """The model that the request names."""
         self.response_id = ""
+        self.previous_id = ""
+        """The `previous_response_id` of the request, or empty."""
+        self.conversation_id = ""
+        """The id of the conversation that the request names, or empty."""
+        self.message = ""
+        """The message of the HTTP error that the client gets, or empty."""
         self.streaming = False
         """Whether the client requested an event stream that the sidecar generates. False for a native upstream's
         stream."""
@@ -217,6 +223,7 @@ class ExchangeCore:
     def refuse(self, error: ApiError) -> None:
         """Answer with an HTTP error."""
         self.note_failure(self.failure_of(error))
+        self.known.message = error.message
         self.release()
         self.answer.refuse(error, self.head.request_id)
         self.finish("error")

@@ -75,9 +75,7 @@ from antiphon.types.views import Manner
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
 _FLOOD: Final = 256 * 1024
-# The states in which the exchange waits for another party. A state may have a limit in addition to the whole response's
-# limit. Other modules limit loading, saving and following.
-_TIMED: Final[dict[State, Late | None]] = {
+TIMED: Final[dict[State, Late | None]] = {
     State.CALLING: None,
     State.RUNNING: None,
     State.STREAMING: Late.OUTPUT,
@@ -85,6 +83,8 @@ _TIMED: Final[dict[State, Late | None]] = {
     State.REFUSED: Late.ERROR_BODY,
     State.PASSING: None,
 }
+"""The states in which the exchange waits for another party. A state may have a limit in addition to that of the
+response. Other modules limit loading, saving and following."""
 # The states in which this exchange has not begun the response. In `FOLLOWING`, a worker generates the response.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
@@ -330,8 +330,8 @@ class ResponseExchange:
         Returns the next deadline: the latest time for the next call.
         """
         watch, machine = self._watch, self._machine
-        while (state := machine.state) in _TIMED:
-            late = watch.look(at, state, _TIMED[state], self._core.call.reader.output)
+        while (state := machine.state) in TIMED:
+            late = watch.look(at, state, TIMED[state], self._core.call.reader.output)
             if late is None:
                 return watch.next
             machine.receive(Input.LIMIT)
@@ -348,7 +348,7 @@ class ResponseExchange:
         another party.
         """
         self._machine.receive(Input.LIMIT)
-        if self.state in _TIMED:
+        if self.state in TIMED:
             self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:

@@ -18,7 +18,12 @@ PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event
 
 
 class Span(Struct, frozen=True, omit_defaults=True):
-    """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start."""
+    """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
+    of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
+
+    The facts of a `call` are `operation`, `status`, `fault`, `head` and `first` (seconds after the call's start),
+    `input_tokens`, `output_tokens` and `estimated`. The facts of other steps have an `error` if the step failed.
+    """
 
     kind: str
     """`queue`, `load`, `compaction`, `call`, `first_token`, `tool` or `save`."""
@@ -44,16 +49,22 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     events: int = 0
     fallback: str = ""
     trace_id: str = ""
+    path: str = ""
+    """The path of the request, without its query."""
+    operation: str = ""
+    """The step that failed, such as `call_upstream`."""
+    stream: bool = False
 
 
 class Entry(Struct, frozen=True):
     """One finished request.
 
-    `id` is the request id. `ended_at` is the time of the end in seconds since the epoch by the database's clock, and 0
-    until the entry is stored. `age` is the time since the end in seconds when the entry is handed to the store. `cost`
-    is in millionths of the prices' currency. `first` is the time to the first byte of the upstream's answer. `stored`
-    tells whether Antiphon stores the response `response_id`. The contents of a stored response that is completed or
-    incomplete are recorded only while the response exists.
+    `id` is the request id. Each attempt to run a background response has a separate entry, whose id is the request id
+    with `.` and the number of the attempt. `fault` is empty if the request succeeded. `ended_at` is the time of the end
+    in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time since the end
+    in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency. `first` is the
+    time to the first byte of the upstream's answer. `stored` tells whether Antiphon stores the response `response_id`.
+    The contents of a stored response that is completed or incomplete are recorded only while the response exists.
     """
 
     id: str

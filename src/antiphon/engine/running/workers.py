@@ -308,7 +308,7 @@ class Workers:
         environment, job = self._environment, run.job
         exchange = environment.new_exchange()
         observed = environment.telemetry.observe("background", "", Caller(job.owner), None)
-        exchange.observe(observed)
+        observed.watch(exchange)
         self._metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
         try:

@@ -1,0 +1,231 @@
+"""Builds the journal's entry of one request from the facts that its observation collects.
+
+Lives here: the steps of a request as spans, and the values of its entry. Not here: when the request begins and ends
+(`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
+(`engine/exchange/recording_exchange.py`).
+
+Invariant: an entry has no content of a request. It has error messages, as the log line has them. An observation has a
+trail only if the process has a journal.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.recording_exchange import RecordingExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import Usage
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.journal import Detail, Entry, Recording, Span
+from antiphon.observability.outcome import advice_for
+
+_MOST_CALLS: Final = 200
+_TEXT_LENGTH: Final = 2000
+_ID_LENGTH: Final = 256
+_CLIENT_GONE: Final = 499
+
+
+class _Call:
+    """One model call. Times are on the process's monotonic clock, and `head` and `first` are seconds after `began`."""
+
+    __slots__ = ("began", "ended", "estimated", "fault", "first", "head", "operation", "status", "upstream", "usage")
+
+    def __init__(self, upstream: str, operation: str) -> None:
+        self.began = time.perf_counter()
+        self.ended: float | None = None
+        self.upstream = upstream
+        self.operation = operation
+        self.status = 0
+        self.fault = ""
+        self.head: float | None = None
+        self.first: float | None = None
+        self.usage: Usage | None = None
+        self.estimated = False
+
+
+class Trail:
+    """Collects the steps of one request. The methods of its model calls are those of the exchange's `Observer`."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._compactions: list[tuple[_Call, float]] = []
+        self._queued = 0.0
+        self.attempt = 0
+        """The number of the attempt of a background job, or 0."""
+        # The facts of the exchange at the end of the request.
+        self._detail = Detail()
+        self._ids = ("", "", "")
+        self._quoted = True
+        self._stored = False
+        self._exchange: RecordingExchange | None = None
+
+    def begin_job(self, queued: float, attempt: int) -> None:
+        """Record the seconds that a background job waited in the queue, and the number of its attempt."""
+        self._queued, self.attempt = max(0.0, queued), attempt
+
+    def call_began(self, upstream: str, operation: str) -> None:
+        if len(self._calls) < _MOST_CALLS:
+            self._calls.append(_Call(upstream, operation))
+
+    def head_came(self, upstream: str, status: int) -> None:
+        if self._calls:
+            call = self._calls[-1]
+            call.upstream, call.status = upstream, status
+            call.head = time.perf_counter() - call.began
+
+    def first_data_came(self) -> None:
+        if self._calls:
+            self._calls[-1].first = time.perf_counter() - self._calls[-1].began
+
+    def call_ended(self, fault: str) -> None:
+        if self._calls and self._calls[-1].ended is None:
+            self._calls[-1].ended, self._calls[-1].fault = time.perf_counter(), fault
+
+    def call_used(self, usage: Usage, estimated: bool) -> None:
+        if self._calls:
+            self._calls[-1].usage, self._calls[-1].estimated = usage, estimated
+
+    def compacted(self) -> None:
+        if self._calls:
+            self._compactions.append((self._calls[-1], time.perf_counter()))
+
+    def end(self, exchange: ResponseExchange, trace_id: str) -> None:
+        """Take the facts of the exchange, because the request has ended."""
+        known = exchange.known
+        self._exchange = exchange if isinstance(exchange, RecordingExchange) else None
+        self._ids = (known.response_id, known.previous_id[:_ID_LENGTH], known.conversation_id[:_ID_LENGTH])
+        self._quoted, self._stored = known.quoted, known.stored
+        error = known.builder.response.error if known.builder is not None else None
+        self._detail = Detail(
+            ignored=tuple(known.left_out),
+            message=known.message or (error.message if error is not None else ""),
+            request_bytes=exchange.request_bytes,
+            output_bytes=known.output_bytes,
+            events=known.events,
+            fallback=known.fallback,
+            trace_id=trace_id,
+            path=exchange.path if isinstance(exchange, RecordingExchange) else "",
+            stream=known.streaming,
+        )
+
+    def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
+        """The facts that only the request's own page shows. `started` is the time of the request's start. `path` is the
+        path of a request whose body could not be read."""
+        known = self._detail
+        message = known.message
+        if not message and failure is not None and failure.fault == "client":
+            # The server refused the request before the exchange existed, with the cause as its message.
+            message = failure.cause
+        if failure is not None and failure.upstream_status and not self._quoted:
+            # The upstream's message may quote a request that the client asked not to store.
+            message = ""
+        return Detail(
+            spans=self._spans(started),
+            ignored=known.ignored,
+            message=message[:_TEXT_LENGTH] if failure is not None else "",
+            cause=failure.cause[:_TEXT_LENGTH] if failure is not None else "",
+            advice=advice_for(failure) if failure is not None else "",
+            upstream_status=failure.upstream_status if failure is not None else 0,
+            request_bytes=known.request_bytes,
+            output_bytes=known.output_bytes,
+            events=known.events,
+            fallback=known.fallback,
+            trace_id=known.trace_id,
+            path=known.path or path,
+            operation=failure.operation if failure is not None else "",
+            stream=known.stream,
+        )
+
+    def _spans(self, started: float) -> tuple[Span, ...]:
+        spans = []
+        if self._queued:
+            spans.append(Span("queue", "", -self._queued, 0.0))
+        for call in self._calls:
+            begin = call.began - started
+            end = (call.ended if call.ended is not None else call.began) - started
+            facts: dict[str, Any] = {"operation": call.operation, "status": call.status, "fault": call.fault}
+            facts |= {"head": call.head, "first": call.first}
+            if call.usage is not None:
+                facts |= {"input_tokens": call.usage.input_tokens, "output_tokens": call.usage.output_tokens}
+                facts["estimated"] = call.estimated
+            facts = {name: value for name, value in facts.items() if value not in ("", None)}
+            spans.append(Span("call", call.upstream, begin, end, facts))
+            if call.first is not None:
+                spans.append(Span("first_token", call.upstream, begin, begin + call.first))
+        for call, at in self._compactions:
+            spans.append(Span("compaction", "", call.began - started, at - started))
+        for step in self._exchange.steps if self._exchange is not None else ():
+            failed = {"error": step.error} if step.error else {}
+            spans.append(Span(step.kind, step.name, step.began - started, step.ended - started, failed))
+        # A longer step comes before the steps that begin with it.
+        spans.sort(key=lambda span: (span.start, -span.end))
+        return tuple(spans)
+
+    def recording(self, started: float, mode: str, *, failed: bool, unstored: bool) -> Recording | None:
+        """The request's recorded contents, or None if the settings do not record this request. `mode` is
+        `console.record`, and `unstored` is `console.record_unstored`."""
+        exchange = self._exchange
+        wanted = mode == "all" or (mode == "failures" and failed)
+        if exchange is None or exchange.parts is None or not wanted or not (self._stored or unstored):
+            return None
+        return exchange.parts.whole(started)
+
+    @property
+    def ids(self) -> tuple[str, str, str]:
+        """The ids of the response, of the previous response, and of the conversation."""
+        return self._ids
+
+    @property
+    def stored(self) -> bool:
+        """Whether the request stores its response."""
+        return self._stored
+
+
+def status_of(failure: Failure | None, given: object) -> int:
+    """The status of the answer to the client. `given` is the server's status, if the server knows it."""
+    if isinstance(given, int):
+        return given
+    if failure is None:
+        return 200
+    return failure.status or (_CLIENT_GONE if failure.fault == "cancelled" else 0)
+
+
+def refused_entry(door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> Entry:
+    """The entry of a request that was refused before its exchange existed."""
+    return Entry(
+        id=request_id,
+        owner=caller.owner,
+        key_id=caller.key_id,
+        key_name=caller.name,
+        team=caller.team,
+        door=door,
+        model="",
+        upstream=failure.upstream,
+        response_id="",
+        previous_id="",
+        conversation_id="",
+        outcome="error",
+        fault=failure.fault,
+        code=failure.code,
+        status=failure.status,
+        stored=False,
+        recorded=False,
+        seconds=0.0,
+        first=None,
+        calls=0,
+        input_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        reasoning_tokens=0,
+        estimated=False,
+        cost=0,
+        detail=Detail(
+            message=message[:_TEXT_LENGTH],
+            cause=failure.cause[:_TEXT_LENGTH],
+            advice=advice_for(failure),
+            path=path[:_ID_LENGTH],
+            operation=failure.operation,
+        ),
+    )
