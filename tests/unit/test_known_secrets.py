@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.config.settings import load_settings
-from antiphon.redaction import bearer_token, bytes_without, without
+from antiphon.redaction import SecretSearch, bearer_token, bytes_without, without
 
 _PLAIN = "hunter2plainkey"
 _LONG = "Zq3/mV9+kT2xW8bN5cR7yH4jL6pD1sFgA0eU"
@@ -38,6 +38,7 @@ _LONG = "Zq3/mV9+kT2xW8bN5cR7yH4jL6pD1sFgA0eU"
 def test_it_goes_however_it_is_written(secret: str, written: object) -> None:
     text = f"the key {written(secret)} is wrong for model gpt-4o"  # type: ignore[operator]
     clean = without(text, ("another-secret-of-ours", secret))
+    assert SecretSearch(("another-secret-of-ours", secret)).clean(text.encode()) == clean.encode()
     assert "[redacted]" in clean
     assert clean.startswith("the key ") and clean.endswith(" is wrong for model gpt-4o")
     squeezed = "".join(letter for letter in clean.lower() if letter.isalnum())
@@ -82,3 +83,12 @@ def test_the_settings_secrets_are_all_known() -> None:
         }
     )
     assert set(settings.secrets()) == {"key-of-one", "key-of-two", "key-of-search", "s" * 32, "k" * 40}
+
+
+def test_the_search_of_many_texts_finds_parts_of_long_keys_and_short_keys() -> None:
+    search = SecretSearch((_LONG, "abc1", ""))
+    for start in range(len(_LONG) - 16):
+        assert b"[redacted]" in search.clean(f"it is {_LONG[start : start + 16]} here".encode())
+    assert search.clean(b"the word abc1 alone") == b"the word [redacted] alone"
+    plain = b"nothing of xabc1x here \xff"
+    assert search.clean(plain) == plain and SecretSearch(()).clean(plain) is plain

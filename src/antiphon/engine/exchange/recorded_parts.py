@@ -7,8 +7,8 @@ recording (`observability/observation.py`).
 Chunks of the upstream's answer become one part for each time step of `STEP` seconds, and so do events for the client.
 Secrets are removed once, at the end of the request.
 
-Invariants: the joined `data` parts of a call are the upstream's bytes, and the joined `event` parts are the client's
-bytes, without secrets and up to the limit. The parts take at most the limit in bytes, and there are at most `MOST`.
+Invariants: up to the limit and without secrets, the joined `data` parts are the upstream's bytes, and the joined
+`event` parts the client's. The parts take at most the limit in bytes, and there are at most `MOST`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An exchange that the console can watch, record and stop.
 
-Lives here: the steps of a request that are not model calls, the inputs and outputs that become recorded parts, and the
-end of a request by an operator. Not here: the parts and their limit (`recorded_parts.py`), the journal's entry of a
+Lives here: the steps of a request that are not model calls, and its end by an operator. Also: which inputs and outputs
+become recorded parts. Not here: the parts and their limit (`recorded_parts.py`), the journal's entry of a
 request (`observability/journal_entry.py`).
 
 A process without the console uses the plain exchange, so the other exchanges pay nothing for this module.
