@@ -242,9 +242,9 @@ def test_a_background_job_has_an_entry_for_each_attempt() -> None:
     job = JobRequest(Raw(b'{"model":"m","input":"x","background":true}'), [], 5.0, "req_9", "", ("team-a", "", "k"))
     observed.begin_job(job, (), 2)
     exchange.receive_job(job, "n:team-a", "resp_7", -1)
-    (live,) = (live for live in one.telemetry.live() if live.id == "req_9")
+    (live,) = (live for live in one.telemetry.live() if live.id == "req_9.2")
     assert (live.door, live.response_id, live.state) == ("background", "resp_7", "calling")
-    assert not one.telemetry.stop("req_9"), "the store cancels a background response"
+    assert not one.telemetry.stop("req_9.2"), "the store cancels a background response"
     observed.end(exchange, "completed", response_id="resp_7", attempt=2)
     entry = one.journal.last
     assert (entry.id, entry.response_id, entry.key_id) == ("req_9.2", "resp_7", "k")

@@ -101,7 +101,7 @@ class Telemetry:
         `owner` restricts the call to requests of this owner. A background response is not among them: `Background`
         cancels it by its response id.
         """
-        named = [one for one in self.in_flight if one.request_id == request_id and one.belongs_to(owner)]
+        named = [one for one in self.in_flight if one.entry_id == request_id and one.belongs_to(owner)]
         return any([one.stop() for one in named])  # noqa: C419 - stops each of them
 
 
@@ -327,7 +327,7 @@ class Observation:
             return None
         known, used = exchange.known, exchange.estimated_usage
         return LiveRequest(
-            id=self.request_id,
+            id=self.entry_id,
             owner=self._caller.owner,
             key_name=self._caller.name,
             door=self.door,
@@ -341,6 +341,12 @@ class Observation:
             calls=self._calls,
             stored=known.stored,
         )
+
+    @property
+    def entry_id(self) -> str:
+        """The id of the request's entry in the journal."""
+        attempt = self._trail.attempt if self._trail is not None else 0
+        return f"{self.request_id}.{attempt}" if attempt else self.request_id
 
     def belongs_to(self, owner: str) -> bool:
         """Whether the request is of this owner. True for an empty `owner`."""
@@ -411,7 +417,7 @@ class Observation:
         used = self._tokens()
         response_id, previous_id, conversation_id = trail.ids
         entry = Entry(
-            id=f"{self.request_id}.{trail.attempt}" if trail.attempt else self.request_id,
+            id=self.entry_id,
             owner=caller.owner,
             key_id=caller.key_id,
             key_name=caller.name,
