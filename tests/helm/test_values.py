@@ -105,6 +105,24 @@ def test_owners_with_names_come_from_a_secret() -> None:
         assert _env(container)["ANTIPHON_OWNER__KEYS"] == {"secretKeyRef": {"name": "owners", "key": "owner.keys"}}
 
 
+@pytest.mark.parametrize("section", [{"admin": {"api": True}}, {"console": {"enabled": True}}])
+def test_replicas_share_the_admin_token(section: dict[str, Any]) -> None:
+    values = postgresql()
+    values["settings"] = {**values["settings"], **section}
+    with pytest.raises(Refused, match=r"secrets\.adminToken\.name"):
+        render(values)
+    values["secrets"] = {**values["secrets"], "adminToken": {"name": "antiphon"}}
+    # Every process that opens the database reads the settings for it: also the migration.
+    for objects in (render(values), render({**values, "state": {"kind": "postgresql", "migrate": "init"}})):
+        for _, spec in pods(objects):
+            for env in (_env({"env": [], **each}) for each in containers(spec)):
+                assert ("ANTIPHON_ADMIN__TOKEN" in env) is ("ANTIPHON_OWNER__KEY" in env)
+        found = [_env({"env": [], **each}).get("ANTIPHON_ADMIN__TOKEN") for each in containers(_spec(objects))]
+        assert {"secretKeyRef": {"name": "antiphon", "key": "admin.token"}} in found
+    alone = render({"settings": {**UPSTREAM, **section}})
+    assert "ANTIPHON_ADMIN__TOKEN" not in _env(containers(_spec(alone))[1])
+
+
 def _valid(settings: Mapping[str, Any]) -> bool:
     return bool(jsonschema_rs.validator_for(settings_schema()).is_valid(settings))
 

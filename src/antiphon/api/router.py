@@ -142,6 +142,8 @@ class Router:
 
     def guard_of(self, path: str) -> Guard | None:
         """The check of a path that serves operators. None for every other path, also for an unknown one."""
+        if not self._guarded:
+            return None
         return next((one.guard for one in self._guarded if one.match(path) is not None), None)
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import AdminToken, Caller
 from antiphon.errors import Unauthorized
 
 _BEARER = OwnerResolver("bearer", key=b"key")
@@ -95,3 +95,39 @@ def test_claims_that_name_no_owner_are_refused(claims: object) -> None:
     for text in (json.dumps(claims), "", "{", "[" * 100_000):
         with pytest.raises(Unauthorized):
             _LEFT.resolve((("x-owner", text),))
+
+
+class _EveryToken:
+    """An issuer who signed every token."""
+
+    def caller_of(self, token: bytes, /) -> Caller:
+        return Caller("j:" + token.decode())
+
+
+_ADMIN = AdminToken("the-token-of-operators")
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        OwnerResolver("bearer", key=b"key", admin=_ADMIN),
+        OwnerResolver("single", admin=_ADMIN),
+        OwnerResolver("header", header="x-owner", admin=_ADMIN),
+        OwnerResolver("jwt", tokens=_EveryToken(), admin=_ADMIN),
+        OwnerResolver("metadata", claims=_LEFT.claims, admin=_ADMIN),
+        OwnerResolver(
+            "bearer",
+            client_keys={hashlib.sha256(b"the-token-of-operators").digest(): Caller("n:anna")},
+            admin=_ADMIN,
+        ),
+    ],
+    ids=lambda owners: owners.source,
+)
+def test_the_admin_token_is_no_client_whatever_names_the_owner(owners: OwnerResolver) -> None:
+    given = (("x-owner", json.dumps({"sub": "anna"})),)
+    for value in ("Bearer the-token-of-operators", "the-token-of-operators", "Bearer x, Bearer the-token-of-operators"):
+        with pytest.raises(Unauthorized) as refused:
+            owners.resolve((*given, ("authorization", value)))
+        assert refused.value.code == "invalid_api_key"
+    if owners.client_keys is None:
+        assert owners.resolve((*given, ("authorization", "Bearer another"))).owner

@@ -37,6 +37,9 @@
 {{- if not (and $v.secrets.ownerKey.name $v.secrets.sealingKeys.name) -}}
 {{- fail "state.kind: postgresql needs keys that all replicas share. Make them (openssl rand -hex 32, once for each), put them into a Secret and name it in secrets.ownerKey.name and secrets.sealingKeys.name." -}}
 {{- end -}}
+{{- if and (or (dig "admin" "api" false $settings) (dig "console" "enabled" false $settings)) (not $v.secrets.adminToken.name) -}}
+{{- fail "With state.kind: postgresql the admin API and the console need an admin token that all replicas share. Make one (openssl rand -hex 32), put it into a Secret and name it in secrets.adminToken.name." -}}
+{{- end -}}
 {{- if not (or (dig "blobs" "url" "" $settings) (eq (dig "files" "enabled" true $settings) false)) -}}
 {{- fail "Pods keep the contents of files on their own disk, and lose them, unless they have a bucket. Set settings.blobs.url, or settings.files.enabled: false." -}}
 {{- end -}}
@@ -66,7 +69,7 @@
 {{- fail (printf "settings.%s is set by the chart. Remove it and set %s instead." $path $instead) -}}
 {{- end -}}
 {{- end -}}
-{{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "owner.keys" "secrets.ownerKeys" "owner.keys.*.keys" "secrets.ownerKeys" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
+{{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "owner.keys" "secrets.ownerKeys" "owner.keys.*.keys" "secrets.ownerKeys" "sealing.keys" "secrets.sealingKeys" "admin.token" "secrets.adminToken" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
 {{/* An owner may be a list of keys, which has no field of its own in the list of secrets. */}}
 {{- range $path := append (compact (.Files.Lines "files/secrets.txt")) "owner.keys" -}}
 {{- with include "antiphon.found" (list $settings (splitList "." $path) list) -}}

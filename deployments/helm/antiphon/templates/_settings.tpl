@@ -51,7 +51,7 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 
 {{/* Variables for the storage: the database, the bucket and the keys that all replicas share. */}}
 {{- define "antiphon.stateEnv" -}}
-{{- range $variable, $secret := dict "ANTIPHON_OWNER__KEY" .Values.secrets.ownerKey "ANTIPHON_SEALING__KEYS" .Values.secrets.sealingKeys "ANTIPHON_STATE__URL" .Values.secrets.stateUrl "ANTIPHON_STATE__DIRECT_URL" .Values.secrets.stateDirectUrl "ANTIPHON_BLOBS__KEY_ID" .Values.secrets.blobsKeyId "ANTIPHON_BLOBS__SECRET" .Values.secrets.blobsSecret }}
+{{- range $variable, $secret := dict "ANTIPHON_OWNER__KEY" .Values.secrets.ownerKey "ANTIPHON_SEALING__KEYS" .Values.secrets.sealingKeys "ANTIPHON_ADMIN__TOKEN" .Values.secrets.adminToken "ANTIPHON_STATE__URL" .Values.secrets.stateUrl "ANTIPHON_STATE__DIRECT_URL" .Values.secrets.stateDirectUrl "ANTIPHON_BLOBS__KEY_ID" .Values.secrets.blobsKeyId "ANTIPHON_BLOBS__SECRET" .Values.secrets.blobsSecret }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- end }}
 {{- with .Values.state.database }}
