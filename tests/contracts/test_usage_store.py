@@ -52,6 +52,8 @@ class UsageStoreContract:
             ("p", "m", 1, ""),
             ("p", "n", 1, ""),
         ]
+        first = await store.sums(("owner", "model"), most=2)
+        assert [(one.owner, one.model) for one in first] == [("o", "m"), ("o", "n")]
         assert [one.calls for one in await store.sums((), since="2026-01-02", owner="p")] == [4]
         assert [one.calls for one in await store.sums((), until="2026-01-01")] == [4]
 
