@@ -1,8 +1,8 @@
 """`scripts/record URL --provider NAME`: records real answers of a chat server for the tests.
 
 Lives here: the requests, reading an answer, the features of an answer (`features_of`), the files and their rows in
-`INDEX.tsv`. Not here: the use of recordings in tests (`tests/support/recordings.py`, `lab/golden.py`). The format:
-docs/contributing/recordings.md.
+`INDEX.tsv`. Not here: the format of a recording (`src/antiphon/recordings/format.py`), the use of recordings in tests
+(`tests/support/recordings.py`, `lab/golden.py`). The format: docs/contributing/recordings.md.
 
 Invariants: The program writes no header but the content type. No file contains the key. The program redacts the plain
 key. The program refuses an answer that shows the key in another form (escaped, or split over the chunks of a stream).
@@ -17,8 +17,9 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from antiphon.redaction import bytes_without, without
+from antiphon.recordings import format
+from antiphon.recordings.format import Chunks, document_of, make_entry
+from antiphon.recordings.scrubbing import event_data, shows, streamed
+from antiphon.redaction import without
 
 Object = dict[str, Any]
 
@@ -46,7 +50,6 @@ _COLUMNS = (
     "status",
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_ESCAPED = re.compile(r"\\+u([0-9a-fA-F]{4})")
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _WEATHER: Object = {
     "type": "function",
@@ -131,17 +134,17 @@ class CannotRecord(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as received. `reads` has the lengths of the network reads."""
+    """One answer as received. `chunks` has the network reads, each with the seconds since the request."""
 
     status: int
     content_type: str
     body: bytes
-    reads: tuple[int, ...] = ()
+    chunks: Chunks = ()
 
     @property
     def streamed(self) -> bool:
         """Whether the answer is a stream of server-sent events."""
-        return self.content_type.partition(";")[0].strip() == "text/event-stream"
+        return streamed(self.content_type)
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,7 @@ class Source:
 
 def data_of(answer: Answer) -> list[str]:
     """For a stream, the data of each event except `[DONE]`. For any other answer, the whole body."""
-    text = answer.body.decode("utf-8", "replace")
-    if not answer.streamed:
-        return [text]
-    lines = (line[5:].strip() for line in text.splitlines() if line.startswith("data:"))
-    return [line for line in lines if line != "[DONE]"]
+    return event_data(answer.content_type, answer.body)
 
 
 def features_of(request: Object, answer: Answer) -> list[str]:
@@ -234,36 +233,6 @@ def _decoded(text: str) -> object:
         return None
 
 
-def shows(answer: Answer, secrets: tuple[str, ...]) -> bool:
-    """Whether the answer contains one of these secrets, also with escaped characters or split over the chunks of a
-    stream."""
-    fields: dict[str, list[str]] = {}
-    for value in map(_decoded, data_of(answer)):
-        for name, text in _texts(value):
-            fields.setdefault(name, []).append(text)
-    texts = (answer.content_type, answer.body.decode("utf-8", "replace"), *("".join(each) for each in fields.values()))
-    return any(without(plain, secrets) != plain for text in texts for plain in (text, _unescaped(text)))
-
-
-def _unescaped(text: str) -> str:
-    r"""The text with `\uXXXX` escapes decoded, also in JSON within JSON and in broken JSON."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
-
-
-def _texts(value: object) -> Iterator[tuple[str, str]]:
-    """All strings in a decoded value, keys included, each with the name of its field."""
-    waiting = [("", value)]
-    while waiting:
-        name, one = waiting.pop()
-        if isinstance(one, str):
-            yield name, one
-        elif isinstance(one, list):
-            waiting += [(name, each) for each in reversed(one)]
-        elif isinstance(one, dict):
-            yield from (("", each) for each in one)
-            waiting += reversed(one.items())
-
-
 # Files.
 
 
@@ -275,33 +244,33 @@ def file_name(source: Source, kind: str) -> str:
 
 def recording_of(source: Source, kind: str, request: Object, answer: Answer) -> Object:
     """The content of a recording's file. Raises `CannotRecord` if the answer is not text, or shows the key."""
-    body = bytes_without(answer.body, source.secrets)
-    if shows(replace(answer, body=body), source.secrets):
-        raise CannotRecord(f"The answer to {kind} shows the key in a form that cannot be removed. It is not recorded.")
-    reads = answer.reads if body == answer.body else ()
+    chunks = answer.chunks if answer.streamed and answer.chunks else ((0.0, answer.body),)
+    headers = [("content-type", answer.content_type)]
+    if shows(answer.content_type, b"", source.secrets):
+        raise CannotRecord(f"The content type of the answer to {kind} shows a key. It is not recorded.")
     try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise CannotRecord(f"The answer to {kind} is not UTF-8; a recording holds text only.") from None
-    return {
-        "provider": source.provider,
-        "model": source.model,
-        "source": {
-            "repo": "antiphon",
-            "path": "scripts/record",
-            "interaction": list(REQUESTS).index(kind),
-            "commit": source.day,
-            "licence": source.licence,
+        entry = make_entry(json.dumps(request).encode(), answer.status, headers, chunks, secrets=source.secrets)
+    except format.CannotRecord as error:
+        raise CannotRecord(f"The answer to {kind} is not recorded. {error}") from None
+    document = document_of(
+        entry,
+        {
+            "provider": source.provider,
+            "model": source.model,
+            "source": {
+                "repo": "antiphon",
+                "path": "scripts/record",
+                "interaction": list(REQUESTS).index(kind),
+                "commit": source.day,
+                "licence": source.licence,
+            },
+            "provenance": "recording",
+            "features": features_of(request, answer),
         },
-        "provenance": "recording",
-        "request": request,
-        "status": answer.status,
-        "content_type": answer.content_type,
-        "stream": answer.streamed,
-        **({"net_chunks": list(reads)} if answer.streamed and reads else {}),
-        "body": text,
-        "features": features_of(request, answer),
-    }
+    )
+    if "body" not in document:
+        raise CannotRecord(f"The answer to {kind} is not UTF-8; a recording for the tests holds text only.")
+    return document
 
 
 def row_of(name: str, recording: Object, chunks: int) -> str:
@@ -375,26 +344,27 @@ async def record(url: str, source: Source, kinds: list[str]) -> dict[str, tuple[
 
 async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answer:
     """Send one request. Raises `CannotRecord` if the server cannot be reached or breaks off."""
+    started = time.monotonic()
     try:
         # If the server compressed its answer, the recording would have the decompressed bytes with other read lengths.
         async with session.post(
             f"{url}/chat/completions", json=request, headers={"accept-encoding": "identity"}
         ) as got:
-            parts = await _parts(got, url)
-            return Answer(got.status, got.headers.get("content-type", ""), b"".join(parts), tuple(map(len, parts)))
+            parts = await _parts(got, url, started)
+            return Answer(got.status, got.headers.get("content-type", ""), b"".join(data for _, data in parts), parts)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise CannotRecord(f"The server at {url} gave no whole answer: {type(error).__name__}.") from None
 
 
-async def _parts(got: aiohttp.ClientResponse, url: str) -> list[bytes]:
+async def _parts(got: aiohttp.ClientResponse, url: str, started: float = 0.0) -> Chunks:
     """The body in the network reads in which it arrived. Raises `CannotRecord` if the body is too large."""
-    parts, size = list[bytes](), 0
+    parts, size = list[tuple[float, bytes]](), 0
     async for part in got.content.iter_any():
         size += len(part)
         if size > _MOST_BYTES:
             raise CannotRecord(f"The server at {url} sent more than {_MOST_BYTES >> 20} MiB for one answer.")
-        parts.append(part)
-    return parts
+        parts.append((round(time.monotonic() - started, 6), part))
+    return tuple(parts)
 
 
 async def first_model(url: str, secrets: tuple[str, ...]) -> str:
@@ -402,7 +372,7 @@ async def first_model(url: str, secrets: tuple[str, ...]) -> str:
     headers = {"authorization": f"Bearer {secrets[0]}"} if secrets else {}
     try:
         async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{url}/models") as got:
-            return str(json.loads(b"".join(await _parts(got, url)))["data"][0]["id"])
+            return str(json.loads(b"".join(data for _, data in await _parts(got, url)))["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise CannotRecord(f"The server at {url} lists no models: name one with --model.") from None
 

@@ -31,6 +31,7 @@ _GONE: Final = "[redacted]"
 _SHORT = 8
 _LONG = 24
 _PIECE = 12
+_BLOCK = _PIECE // 2
 _LOWER: Final = bytes(range(256)).lower()
 _OTHERS: Final = bytes(byte for byte in range(256) if not chr(byte).isalnum() or byte > 127)
 
@@ -84,8 +85,8 @@ class SecretSearch:
             plain = _squeezed(secret)[0].encode()
             if len(plain) >= _LONG:
                 # Each part of `_PIECE` letters contains one of these blocks.
-                blocks = [plain[at : at + _PIECE // 2] for at in range(0, len(plain), _PIECE // 2)]
-                needles += [block for block in blocks if len(block) == _PIECE // 2]
+                blocks = [plain[at : at + _BLOCK] for at in range(0, len(plain), _BLOCK)]
+                needles += [block for block in blocks if len(block) == _BLOCK]
         self._needles = tuple(dict.fromkeys(needles))
         self._short = tuple(
             [
@@ -129,6 +130,9 @@ def _forms(secret: str) -> list[str]:
 def _found(form: str, plain: str) -> list[tuple[int, int]]:
     if len(form) < _LONG:
         return [match.span() for match in re.finditer(re.escape(form), plain)]
+    # Each piece contains one of these blocks. Most texts contain none, and `in` is far faster than the loop below.
+    if not any(form[at : at + _BLOCK] in plain for at in range(0, len(form) - _BLOCK + 1, _BLOCK)):
+        return []
     pieces = {form[at : at + _PIECE] for at in range(len(form) - _PIECE + 1)}
     return [(at, at + _PIECE) for at in range(len(plain) - _PIECE + 1) if plain[at : at + _PIECE] in pieces]
 

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from antiphon.recordings.format import entry_of
+
 _ROOT = Path(__file__).parent.parent / "recordings"
 
 
@@ -40,13 +42,14 @@ def recordings_in(folder: Path) -> tuple[Recording, ...]:
     found = []
     for path in sorted((folder / "chat").rglob("*.json")):
         data = json.loads(path.read_text())
+        entry = entry_of(data)
         found.append(
             Recording(
                 name=str(path.relative_to(folder / "chat"))[:-5],
-                status=data["status"],
+                status=entry.status,
                 content_type=data.get("content_type") or "",
                 stream=bool(data.get("stream")),
-                body=data["body"].encode(),
+                body=entry.body,
                 request=data.get("request") or {},
                 model=data.get("model") or "m",
                 provider=data["provider"],

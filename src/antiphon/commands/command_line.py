@@ -15,6 +15,7 @@ from typing import Any
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
+from antiphon.commands.chat_server_arguments import CHAT_SERVERS
 from antiphon.commands.client_flags import RUN_ARGUMENTS, RUN_EXAMPLES, RUN_MORE, TRY_ARGUMENTS, TRY_EXAMPLES
 from antiphon.commands.flags import DATA, OF_ALL, OF_EXTPROC, OF_SERVE, OF_UP, FlagGroup, add_flags
 from antiphon.commands.suggesting_parser import Parser
@@ -37,7 +38,6 @@ _EXAMPLES = {
     ),
     "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
     "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
-    "demo-upstream": ("antiphon demo-upstream", "antiphon up --door http --upstream http://127.0.0.1:8081/v1"),
     "health": ("antiphon health",),
     "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
     "admin": (
@@ -303,19 +303,6 @@ def _version() -> str:
     return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
 
 
-_DEMO = """\
-The models are demo and demo-reasoner. The first row that matches the last message applies:
-  "fail" or "error 429"                  the server answers with an error, or with the status 429
-  "break"                                the server cuts the connection
-  a word of a tool's name                the model calls the tool (Plot 3, 5 and 8 with the code interpreter.)
-  a question, if the request has 1 tool  the model calls the tool
-  "count to 20"                          the model counts
-  "instructions"                         the model repeats the instructions
-  "before"                               the model repeats your earlier messages
-  any other text                         the model repeats the message
-If the message contains "think", the model sends reasoning first."""
-
-
 def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
     """The keyword arguments for a command's parser: its description, examples and further text."""
     title = "example" if len(examples) == 1 else "examples"
@@ -342,7 +329,9 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, **_help(text, _EXAMPLES[name], _MORE))
         _add_arguments(command, _OF_COMMANDS.get(name, {}))
         add_flags(command.settings_group("settings"), *groups)
-    _add_demo(commands)
+    for name, server in CHAT_SERVERS.items():
+        command = commands.add_parser(name, help=server.text, **_help(server.text, server.examples, server.more))
+        _add_arguments(command, server.arguments)
     text = "send one request to a running gateway, and print the answer as it arrives"
     _add_arguments(commands.add_parser("try", help=text, **_help(text, TRY_EXAMPLES)), TRY_ARGUMENTS)
     text = "run a client program, such as Codex, on a gateway; start the gateway if none runs"
@@ -372,17 +361,6 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     """The parsers below `parser`, by name: all commands, or the actions of a command."""
     below = parser.below if isinstance(parser, Parser) else None
     return dict(below.choices) if below is not None else {}
-
-
-def _add_demo(commands: Any) -> None:
-    text = "start a small scripted model server, to try things out"
-    demo = commands.add_parser("demo-upstream", help=text, **_help(text, _EXAMPLES["demo-upstream"], _DEMO))
-    demo.add_argument(
-        "--listen",
-        default="127.0.0.1:8081",
-        metavar="HOST:PORT",
-        help="address to listen on (port 0: any free port); default: %(default)s",
-    )
 
 
 def _add_actions(

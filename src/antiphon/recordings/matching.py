@@ -1,0 +1,170 @@
+"""Chooses the recorded answer for a request, and explains why there is none.
+
+Lives here: the comparison of requests, the order of repeated answers, the nearest entry and the first difference to it.
+Not here: HTTP (`replayer.py`), reading entries (`format.py`).
+
+Two requests match if method, path and body are equal. Two JSON bodies are equal if their values are equal, in any order
+of keys. The numbers 1 and 1.0 are equal.
+
+Invariants: the same requests in the same order get the same answers. A search compares a request with at most
+`_COMPARED` entries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from antiphon.recordings.format import Entry, decoded, is_json
+
+Numbered = tuple[int, Entry]
+
+_COMPARED: Final = 200
+_COUNTED: Final = 50
+_SHOWN: Final = 60
+_MISSING: Final = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first difference between a recorded request and a request. `path` is like `messages[2].content`. `recorded`
+    and `requested` are short texts of the two values, or `nothing`."""
+
+    path: str
+    recorded: str
+    requested: str
+
+    def __str__(self) -> str:
+        return f"'{self.path}' differs: recorded {self.recorded}, requested {self.requested}"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The entry that is nearest to a request without an answer, and the first difference to it."""
+
+    number: int
+    entry: Entry
+    difference: Difference
+
+
+class Playlist:
+    """The answers of a cassette, in their recorded order."""
+
+    def __init__(self, entries: Sequence[Entry], *, loop: bool = False) -> None:
+        """With `loop`, the first answer follows after the last one. Otherwise, the last answer repeats."""
+        self.entries: tuple[Numbered, ...] = tuple(enumerate(entries, 1))
+        self._loop = loop
+        self._answers: dict[tuple[str, str, bytes], list[Numbered]] = {}
+        self._next: dict[tuple[str, str, bytes], int] = {}
+        for number, entry in self.entries:
+            self._answers.setdefault(_key(entry.method, entry.path, entry.request), []).append((number, entry))
+
+    def take(self, method: str, path: str, request: bytes) -> Numbered | None:
+        """The next recorded answer for a request and its number. None if the cassette has none."""
+        key = _key(method, path, request)
+        answers = self._answers.get(key)
+        if answers is None:
+            return None
+        at = self._next.get(key, 0)
+        self._next[key] = (at + 1) % len(answers) if self._loop else min(at + 1, len(answers) - 1)
+        return answers[at]
+
+    def nearest(self, method: str, path: str, request: bytes) -> Mismatch | None:
+        """The entry of the same method and path that differs least. None if there is no such entry."""
+        value = _value(request)
+        same = ((number, one) for number, one in self.entries if (one.method, one.path) == (method, path))
+        found: tuple[int, Mismatch] | None = None
+        for number, entry in islice(same, _COMPARED):
+            all_of_them = list(islice(differences(_value(entry.request), value), _COUNTED))
+            if all_of_them and (found is None or len(all_of_them) < found[0]):
+                found = len(all_of_them), Mismatch(number, entry, all_of_them[0])
+        return found[1] if found else None
+
+    def models(self) -> list[str]:
+        """The models that the recorded requests name."""
+        return list(dict.fromkeys(entry.model for _, entry in self.entries if entry.model))
+
+
+def differences(recorded: Any, requested: Any, path: str = "") -> Iterator[Difference]:
+    """The differences between two JSON values, from the first to the last."""
+    waiting = [(path, recorded, requested)]
+    while waiting:
+        at, one, other = waiting.pop()
+        if isinstance(one, dict) and isinstance(other, dict):
+            names = dict.fromkeys((*one, *other))
+            pairs = [
+                (f"{at}.{name}" if at else name, one.get(name, _MISSING), other.get(name, _MISSING)) for name in names
+            ]
+            waiting += reversed(pairs)
+        elif isinstance(one, list) and isinstance(other, list):
+            longer = range(max(len(one), len(other)))
+            waiting += [(f"{at}[{index}]", _item(one, index), _item(other, index)) for index in reversed(longer)]
+        elif not _same(one, other):
+            yield Difference(at or "the body", *_short(one, other))
+
+
+def summary(entry: Entry) -> str:
+    """The entry in a few words: method, path, model, and the beginning of its last message."""
+    value = decoded(entry.request)
+    messages = value.get("messages") if isinstance(value, dict) else None
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else None
+    text = f" {_text(content)}" if content else ""
+    return f"{entry.method} {entry.path}{f' {entry.model}' if entry.model else ''}{text}"
+
+
+def _item(values: list[Any], index: int) -> Any:
+    return values[index] if index < len(values) else _MISSING
+
+
+def _key(method: str, path: str, request: bytes) -> tuple[str, str, bytes]:
+    value = decoded(request)
+    text = b"text" + request
+    if is_json(value):
+        with contextlib.suppress(RecursionError):
+            text = b"json" + json.dumps(_whole_numbers(value), sort_keys=True).encode()
+    return method, path, hashlib.sha256(text).digest()
+
+
+def _value(request: bytes) -> Any:
+    """The JSON value of a body, or its text if it is not JSON."""
+    value = decoded(request)
+    return value if is_json(value) else request.decode("utf-8", "replace")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal that are not both objects or both lists. `true` and 1 differ."""
+    if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
+        return one is other
+    return bool(one == other)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """The value with whole floats as integers, because clients write 1 and 1.0 for the same number."""
+    if isinstance(value, dict):
+        return {name: _whole_numbers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _short(one: Any, other: Any) -> tuple[str, str]:
+    """Two values as short texts. Long texts begin shortly before their first difference."""
+    if isinstance(one, str) and isinstance(other, str):
+        same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        if same > _SHOWN // 2:
+            start = same - _SHOWN // 3
+            return f"…{_text(one[start:])}", f"…{_text(other[start:])}"
+    return _text(one), _text(other)
+
+
+def _text(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    text = json.dumps(value[: _SHOWN + 1] if isinstance(value, str) else value, ensure_ascii=True)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

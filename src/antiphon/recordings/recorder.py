@@ -1,0 +1,274 @@
+"""An HTTP reverse proxy that records the exchanges with a chat server.
+
+Lives here: forwarding a request, streaming the answer, and appending the entry. Not here: the format of an entry
+(`format.py`), the file (`file.py`), the command (`commands/record.py`).
+
+The client sends to `/v1/…` of the proxy, which is the upstream's base URL. A path outside `/v1` belongs to the
+upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in compressed bytes.
+A compressed request goes to the upstream without its compression.
+
+Invariants: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client that has read
+the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers ended. An
+answer whose upstream broke off is cut for the client too, and its entry has `cut`. An exchange whose client left is not
+recorded. The proxy stores at most `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.recordings.file import CassetteFile
+from antiphon.recordings.format import ANSWER_BYTES, REQUEST_BYTES, CannotRecord, Entry, entry_line, make_entry
+from antiphon.recordings.scrubbing import Secrets, header_secrets
+from antiphon.recordings.serving import SEND_SECONDS, cut_off, openai_errors
+
+_BYTES_IN_FLIGHT: Final = 256 << 20
+_CONNECT_SECONDS: Final = 10.0
+_SILENT_SECONDS: Final = 600.0
+_HOP_BY_HOP: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"),
+        *("proxy-authenticate", "proxy-authorization"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one exchange, for the line that the command prints. `number` is the entry's number, or 0 if the
+    exchange is not recorded. `note` gives the reason, or is empty. `failed` means that the file cannot be written."""
+
+    method: str
+    path: str
+    status: int = 0
+    number: int = 0
+    model: str = ""
+    chunks: int = 0
+    seconds: float = 0.0
+    cut: bool = False
+    note: str = ""
+    failed: bool = False
+
+
+@dataclass
+class _Exchange:
+    """One exchange in progress. `chunks` is None if the answer is too large to be recorded."""
+
+    request: web.Request
+    body: bytes
+    started: float = field(default_factory=time.monotonic)
+    status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    chunks: list[tuple[float, bytes]] | None = field(default_factory=list)
+    bytes: int = 0
+    cut: bool = False
+    ended: bool = False
+
+    @property
+    def path(self) -> str:
+        return self.request.rel_url.raw_path
+
+    def outcome(self, note: str) -> Outcome:
+        seconds, chunks = time.monotonic() - self.started, len(self.chunks or ())
+        return Outcome(self.request.method, self.path, self.status, chunks=chunks, seconds=seconds, note=note)
+
+
+class _NoStatus(Exception):
+    """The upstream closed the connection before it sent a status."""
+
+
+class Recorder:
+    """The proxy as an aiohttp application, `app`."""
+
+    def __init__(
+        self,
+        upstream: str,
+        file: CassetteFile,
+        *,
+        key: str = "",
+        secrets: Secrets = (),
+        report: Callable[[Outcome], None] = lambda _: None,
+    ) -> None:
+        """`upstream` is a base URL with its prefix (`/v1`). With a `key`, the proxy sends this key instead of the
+        client's. No entry contains `secrets`, `key` or a credential of the request. `report` gets each outcome."""
+        self._base = upstream.rstrip("/")
+        self._file = file
+        self._key = key
+        self._secrets = (*secrets, *((key,) if key else ()))
+        self._report = report
+        self._writing = asyncio.Lock()
+        self._in_flight = 0
+        self._sessions: list[aiohttp.ClientSession] = []
+        self.app = web.Application(client_max_size=REQUEST_BYTES, middlewares=[openai_errors])
+        self.app.router.add_route("*", "/{path:.*}", self._handle)
+        self.app.cleanup_ctx.append(self._open)
+
+    async def _open(self, _: web.Application) -> AsyncIterator[None]:
+        # A kept connection may be closed by the upstream at any moment, and this would look like a cut answer.
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("accept", "content-type", "user-agent"),
+        ) as session:
+            self._sessions.append(session)
+            yield
+        async with self._writing:
+            self._file.close()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        exchange = _Exchange(request, await request.read())
+        try:
+            return await self._exchange(exchange)
+        except (asyncio.CancelledError, ConnectionError, TimeoutError):
+            if not exchange.ended:
+                self._report(exchange.outcome("not recorded: the client left, or the recorder stopped"))
+            raise
+        except ApiError as error:
+            self._report(exchange.outcome(f"not recorded: {error.message}"))
+            raise
+        finally:
+            self._in_flight -= exchange.bytes
+
+    async def _exchange(self, exchange: _Exchange) -> web.StreamResponse:
+        request, response = exchange.request, web.StreamResponse()
+        try:
+            async with self._call(exchange) as answer:
+                exchange.status, exchange.headers = answer.status, tuple(answer.headers.items())
+                response = web.StreamResponse(
+                    status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers)
+                )
+                await response.prepare(request)
+                await self._stream(exchange, answer, response)
+        except _NoStatus:
+            exchange.cut = True
+        exchange.ended = True
+        await asyncio.shield(self._record(exchange))
+        if exchange.cut:
+            return cut_off(request, response)
+        await response.write_eof()
+        return response
+
+    @asynccontextmanager
+    async def _call(self, exchange: _Exchange) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send the request to the upstream. Raises `_NoStatus` if the upstream breaks off before its status."""
+        try:
+            answer = await self._sessions[0].request(
+                exchange.request.method,
+                URL(self._target(exchange.request), encoded=True),
+                headers=self._headers(exchange.request),
+                data=exchange.body or None,
+                allow_redirects=False,
+            )
+        except TimeoutError:
+            raise UpstreamTimedOut("The upstream did not answer in time.") from None
+        except aiohttp.ClientError as error:
+            cannot_connect = isinstance(error, aiohttp.ClientConnectorError)
+            if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError) and not cannot_connect:
+                raise _NoStatus from None
+            raise UpstreamFailed(
+                f"The recorder gets no answer from its upstream ({type(error).__name__}). Check --upstream."
+            ) from None
+        async with answer:
+            yield answer
+
+    async def _stream(self, exchange: _Exchange, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+        """Pass on the body in the chunks of the upstream."""
+        parts = answer.content.iter_chunks()
+        while True:
+            try:
+                data, _ = await anext(parts)
+            except StopAsyncIteration:
+                return
+            except (aiohttp.ClientError, OSError):
+                exchange.cut = True
+                return
+            if data:
+                self._keep(exchange, data)
+                async with asyncio.timeout(SEND_SECONDS):
+                    await response.write(data)
+
+    def _keep(self, exchange: _Exchange, data: bytes) -> None:
+        if exchange.chunks is None:
+            return
+        exchange.bytes += len(data)
+        self._in_flight += len(data)
+        if exchange.bytes > ANSWER_BYTES or self._in_flight > _BYTES_IN_FLIGHT:
+            self._in_flight -= exchange.bytes
+            exchange.chunks, exchange.bytes = None, 0
+            return
+        exchange.chunks.append((round(time.monotonic() - exchange.started, 6), data))
+
+    async def _record(self, exchange: _Exchange) -> None:
+        """Append the entry, and report it. No other await comes first, so entries are in the order of their ends."""
+        async with self._writing:
+            outcome = exchange.outcome("")
+            try:
+                entry, line = await asyncio.to_thread(self._entry, exchange)
+                number = await asyncio.to_thread(self._file.append, line)
+                outcome = replace(outcome, number=number, model=entry.model, cut=entry.cut)
+            except CannotRecord as error:
+                outcome = replace(outcome, note=f"not recorded: {error}")
+            except OSError as error:
+                outcome = replace(outcome, note=f"not recorded: cannot write: {error.strerror}", failed=True)
+        self._report(outcome)
+
+    def _entry(self, exchange: _Exchange) -> tuple[Entry, bytes]:
+        request = exchange.request
+        if exchange.chunks is None:
+            raise CannotRecord(
+                f"The answer has more than {ANSWER_BYTES >> 20} MiB, or all open answers together have more than "
+                f"{_BYTES_IN_FLIGHT >> 20} MiB."
+            )
+        if any(name.lower() == "content-encoding" and value.lower() != "identity" for name, value in exchange.headers):
+            raise CannotRecord("The answer is compressed, and could hide a key.")
+        entry = make_entry(
+            exchange.body,
+            exchange.status,
+            exchange.headers,
+            exchange.chunks,
+            method=request.method,
+            path=exchange.path,
+            cut=exchange.cut,
+            secrets=(*self._secrets, *header_secrets((*request.headers.items(), *exchange.headers))),
+        )
+        source = {
+            "repo": "antiphon",
+            "path": "antiphon record",
+            "interaction": self._file.entries,
+            "commit": datetime.now(UTC).date().isoformat(),
+        }
+        return entry, entry_line(entry, {"provider": "recorded", "source": source, "provenance": "recording"})
+
+    def _target(self, request: web.Request) -> str:
+        path = request.rel_url.raw_path_qs
+        if path.startswith("/v1/"):
+            return self._base + path.removeprefix("/v1")
+        return self._base.removesuffix("/v1") + path
+
+    def _headers(self, request: web.Request) -> CIMultiDict[str]:
+        headers = _end_to_end(request.headers, but=("host", "content-length", "content-encoding"))
+        headers["accept-encoding"] = "identity"
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        return headers
+
+
+def _end_to_end(headers: Mapping[str, str], but: tuple[str, ...] = ()) -> CIMultiDict[str]:
+    """The headers that a proxy passes on, without those in `but`."""
+    own = {one.strip().lower() for one in headers.get("connection", "").split(",")}
+    left_out = {*_HOP_BY_HOP, *own, *but}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out)

@@ -1,0 +1,112 @@
+"""Removes known secrets from recorded exchanges, and detects those that cannot be removed.
+
+Lives here: which headers and variables hold secrets, the secrets of a request, `scrubbed`, `shows`, and the data of
+server-sent events. Not here: the search for a secret in a text (`redaction.py`), the format of an entry (`format.py`).
+
+Invariant: `shows` is true for each text in which `without` finds a secret. It also finds a secret that is escaped, or
+split over the chunks of a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from antiphon.redaction import bytes_without, without
+
+Secrets = tuple[str, ...]
+
+# Local servers accept any key, so clients send words such as "none" or "ollama". Removing such a word would change
+# other text.
+_SHORTEST: Final = 8
+_SHORTEST_VARIABLE: Final = 16
+_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
+_VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_ESCAPED: Final = re.compile(r"\\+u([0-9a-fA-F]{4})")
+_MOST_SECRETS: Final = 64
+
+
+def header_secrets(headers: Iterable[tuple[str, str]]) -> Secrets:
+    """The credentials in the headers of a request or a response: tokens, API keys and cookie values."""
+    found = dict[str, None]()
+    for name, value in headers:
+        if _HEADER.search(name):
+            cookie = "cookie" in name.lower()
+            words = (one.partition("=")[2] for one in value.split(";")) if cookie else value.split()
+            found.update(dict.fromkeys(word.strip() for word in words))
+    return tuple(one for one in found if len(one) >= _SHORTEST)[:_MOST_SECRETS]
+
+
+def environment_secrets(environ: Mapping[str, str]) -> Secrets:
+    """The values of variables whose name ends in KEY, TOKEN, SECRET or PASSWORD. Short values and paths are left out,
+    because they may be ordinary words."""
+    values = (value for name, value in environ.items() if _VARIABLE.search(name))
+    long = (value for value in values if len(value) >= _SHORTEST_VARIABLE and not value.startswith(("/", "~", ".")))
+    return tuple(dict.fromkeys(long))[:_MOST_SECRETS]
+
+
+def scrubbed(chunks: tuple[tuple[float, bytes], ...], secrets: Secrets) -> tuple[tuple[float, bytes], ...]:
+    """The chunks of a body without the secrets. If a secret lies across two chunks, the result is a single chunk."""
+    body = b"".join(data for _, data in chunks)
+    clean = bytes_without(body, secrets)
+    if clean == body:
+        return chunks
+    each = tuple((seconds, bytes_without(data, secrets)) for seconds, data in chunks)
+    if b"".join(data for _, data in each) == clean:
+        return each
+    return ((chunks[-1][0], clean),)
+
+
+def shows(content_type: str, body: bytes, secrets: Secrets) -> bool:
+    """Whether the body or its type contains a secret, also with escaped characters or split over the chunks of a
+    stream."""
+    if not secrets:
+        return False
+    fields: dict[str, list[str]] = {}
+    for value in map(_decoded, event_data(content_type, body)):
+        for name, text in _texts(value):
+            fields.setdefault(name, []).append(text)
+    texts = (content_type, body.decode("utf-8", "replace"), *("".join(each) for each in fields.values()))
+    return any(without(plain, secrets) != plain for text in texts for plain in {text, _unescaped(text)})
+
+
+def streamed(content_type: str) -> bool:
+    """Whether this is the content type of server-sent events."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def event_data(content_type: str, body: bytes) -> list[str]:
+    """For a stream, the data of each event except `[DONE]`. For any other body, the whole text."""
+    text = body.decode("utf-8", "replace")
+    if not streamed(content_type):
+        return [text]
+    lines = (line[5:].strip() for line in text.splitlines() if line.startswith("data:"))
+    return [line for line in lines if line != "[DONE]"]
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unescaped(text: str) -> str:
+    r"""The text with `\uXXXX` escapes decoded, also in JSON within JSON and in broken JSON."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+
+
+def _texts(value: object) -> Iterator[tuple[str, str]]:
+    """All strings in a decoded value, keys included, each with the name of its field."""
+    waiting = [("", value)]
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, str):
+            yield name, one
+        elif isinstance(one, list):
+            waiting += [(name, each) for each in reversed(one)]
+        elif isinstance(one, dict):
+            yield from (("", each) for each in one)
+            waiting += reversed(one.items())

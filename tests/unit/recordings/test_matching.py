@@ -1,0 +1,126 @@
+"""Which recorded answer a request gets, and what is said of a request without one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from antiphon.recordings.format import CHAT_PATH, Entry, make_entry
+from antiphon.recordings.matching import Playlist, differences, summary
+
+JSON = [("content-type", "application/json")]
+
+
+def _asked(text: Any = "hi", **fields: Any) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}],
+    } | (fields)
+
+
+def _entry(request: Any, answer: str = "", **values: Any) -> Entry:
+    return make_entry(_bytes(request), 200, JSON, [(0.0, answer.encode())], **values)
+
+
+def _bytes(request: Any) -> bytes:
+    return request if isinstance(request, bytes) else json.dumps(request).encode()
+
+
+def _taken(playlist: Playlist, request: Any, method: str = "POST", path: str = CHAT_PATH) -> tuple[int, str] | None:
+    found = playlist.take(method, path, _bytes(request))
+    return (found[0], found[1].body.decode()) if found else None
+
+
+def test_the_order_of_keys_and_white_space_do_not_matter() -> None:
+    playlist = Playlist([_entry(_asked(temperature=1, tools=[{"a": 1, "b": 2}]), "yes")])
+    turned = {"tools": [{"b": 2, "a": 1}], "temperature": 1.0, **_asked()}
+    assert _taken(playlist, json.dumps(turned, indent=4).encode()) == (1, "yes")
+
+
+@pytest.mark.parametrize(
+    "request_value",
+    [
+        _asked("ho"),
+        _asked(temperature=True),
+        _asked(temperature="1"),
+        _asked(temperature=None),
+        _asked(temperature=1, seed=None),
+        b"{",
+        b"",
+    ],
+)
+def test_another_request_has_no_answer(request_value: Any) -> None:
+    playlist = Playlist([_entry(_asked(temperature=1), "yes")])
+    assert _taken(playlist, request_value) is None
+    assert _taken(playlist, _asked(temperature=1), "GET") is None
+    assert _taken(playlist, _asked(temperature=1), path="/v1/completions") is None
+
+
+def test_repeated_answers_come_in_order_and_the_last_one_stays() -> None:
+    entries = [_entry(_asked(), "1"), _entry(_asked("x"), "x"), _entry(_asked(), "2"), _entry(_asked(), "3")]
+    playlist = Playlist(entries)
+    assert [_taken(playlist, _asked()) for _ in range(5)] == [(1, "1"), (3, "2"), (4, "3"), (4, "3"), (4, "3")]
+    assert [_taken(playlist, _asked("x")) for _ in range(2)] == [(2, "x")] * 2
+
+
+def test_with_loop_the_first_answer_follows_the_last_one() -> None:
+    playlist = Playlist([_entry(_asked(), "1"), _entry(_asked(), "2")], loop=True)
+    assert [_taken(playlist, _asked()) for _ in range(5)] == [(1, "1"), (2, "2"), (1, "1"), (2, "2"), (1, "1")]
+
+
+def test_bodies_that_are_not_json_are_compared_as_bytes() -> None:
+    deep = b"[" * 100_000
+    playlist = Playlist([_entry(b"a=1", "form"), _entry(b"", "none", method="GET"), _entry(deep, "deep")])
+    assert _taken(playlist, b"a=1") == (1, "form") and _taken(playlist, b"", "GET") == (2, "none")
+    assert _taken(playlist, b"a=2") is None and _taken(playlist, b'"a=1"') is None
+    assert _taken(playlist, deep) == (3, "deep")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "requested", "path", "said"),
+    [
+        (_asked("hi"), _asked("ho"), "messages[1].content", 'recorded "hi", requested "ho"'),
+        (_asked(), _asked(model="n"), "model", 'recorded "m", requested "n"'),
+        (_asked(), _asked(stream=True), "stream", "recorded nothing, requested true"),
+        (_asked(n=1), _asked(), "n", "recorded 1, requested nothing"),
+        (_asked(n=1), _asked(n=True), "n", "recorded 1, requested true"),
+        (_asked([{"type": "text"}]), _asked("x"), "messages[1].content", 'recorded [{"type": "text"}], requested "x"'),
+        (_asked([{"text": "a"}]), _asked([{"text": "b"}]), "messages[1].content[0].text", 'recorded "a"'),
+        ({"messages": []}, {"messages": [1]}, "messages[0]", "recorded nothing, requested 1"),
+        ({"messages": [1]}, {"messages": []}, "messages[0]", "recorded 1, requested nothing"),
+        (b"a", {}, "the body", 'recorded "a", requested {}'),
+        (_asked("x" * 99 + "one"), _asked("x" * 99 + "two"), "messages[1].content", 'xone", requested …"xxx'),
+    ],
+)
+def test_the_first_difference_has_a_path(recorded: Any, requested: Any, path: str, said: str) -> None:
+    playlist = Playlist([_entry(recorded)])
+    near = playlist.nearest("POST", CHAT_PATH, _bytes(requested))
+    assert near is not None and near.number == 1 and near.difference.path == path
+    assert said in str(near.difference) and len(str(near.difference)) < 250
+
+
+def test_the_nearest_entry_has_the_fewest_differences() -> None:
+    entries = [_entry(_asked("a", n=1, seed=1)), _entry(_asked("b", n=2)), _entry(_asked("c", n=2), path="/v1/other")]
+    near = Playlist(entries).nearest("POST", CHAT_PATH, _bytes(_asked("c", n=2)))
+    assert near is not None and near.number == 2 and near.entry == entries[1]
+    assert Playlist(entries).nearest("GET", CHAT_PATH, b"") is None
+
+
+def test_equal_values_have_no_difference() -> None:
+    assert list(differences(_asked(n=1.0), _asked(n=1))) == []
+    nested: Any = "x"
+    for _ in range(5000):
+        nested = [nested]
+    assert list(differences(nested, nested)) == []
+
+
+def test_models_and_summaries() -> None:
+    entries = [_entry(_asked()), _entry(_asked(model="n")), _entry(b"", method="GET", path="/v1/models"), _entry([1])]
+    assert Playlist(entries).models() == ["m", "n"]
+    assert [summary(entry) for entry in entries[:3]] == [
+        f'POST {CHAT_PATH} m "hi"',
+        f'POST {CHAT_PATH} n "hi"',
+        "GET /v1/models",
+    ]
