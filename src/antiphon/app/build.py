@@ -23,6 +23,7 @@ from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.identities import left_claims, open_identities
+from antiphon.app.journal import SWEEP_SECONDS, JournalParts, open_journal
 from antiphon.app.keys import (
     client_keys,
     deployment_keys,
@@ -106,6 +107,7 @@ class App:
     ready: ReadyProbe
     vector_search: VectorSearch | None
     rooms: ContainerRooms | None
+    journal: JournalParts | None
     opened: AsyncExitStack
     """The callbacks that close all resources, in the reverse order of opening."""
 
@@ -214,6 +216,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
     opened.push_async_callback(usage_recorder.aclose)
+    journal = open_journal(settings, stores, opened)
     quotas = make_quotas(settings.quotas, stores.quotas, price_of(settings.prices), metrics)
     if quotas is not None:
         quotas.start()
@@ -366,6 +369,11 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
             else ()
         ),
         *((Sweeper("quotas", partial(stores.quotas.sweep, DEAD_AFTER), DEAD_AFTER),) if quotas is not None else ()),
+        *(
+            (Sweeper("journal", journal.sweep, SWEEP_SECONDS, stores.retention.take_turn),)
+            if journal is not None
+            else ()
+        ),
         *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
     )
     for sweeper in sweepers:
@@ -391,7 +399,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     if vector_search is not None:
         vector_search.start()
     closing = opened.pop_all()
-    return App(context, stores, toolbox, workers, endings, served, ready, vector_search, rooms, closing)
+    return App(context, stores, toolbox, workers, endings, served, ready, vector_search, rooms, journal, closing)
 
 
 def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:

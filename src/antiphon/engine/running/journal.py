@@ -1,0 +1,265 @@
+"""Collects the entries of finished requests in memory, and writes them to the journal once a second.
+
+Lives here: the queue of a process, its bounds, and the contents of unstored requests, which stay in memory. Not here:
+the tables (`stores/journal.py`), what a request records (`observability/`), requests in flight
+(`engine/running/live.py`).
+
+A write for each request would double the cost of an unstored response. So the recorder writes many entries as one unit.
+A process that is killed loses the entries of its last second.
+
+Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
+contents. The recorder counts what does not fit, and logs the loss once until a write succeeds. It may write an entry
+twice, because the store ignores the second write. No store gets the contents of a request with `store: false`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
+
+import structlog
+from msgspec.structs import replace
+
+from antiphon.config.console import ConsoleSettings
+from antiphon.engine.ports.journal import Entry, Recording
+from antiphon.engine.waiting import stop
+from antiphon.errors import StoreError, Unavailable
+from antiphon.observability.outages import Outage
+from antiphon.stores.journal import MOST_WRITTEN, JournalStore
+
+_log = structlog.get_logger(__name__)
+
+HELD_SECONDS = 900.0
+"""The seconds for which a process holds the contents of requests with `store: false`."""
+_UNIT = 500
+_LOOK_SECONDS = 60.0
+_PART_BYTES = 200
+"""The bytes that each part of a recording counts besides its data."""
+
+
+class _Noted(NamedTuple):
+    at: float
+    entry: Entry
+    recording: Recording | None
+    size: int
+
+
+class JournalRecorder:
+    """Implements `Journal` for one process, and writes the entries every `seconds`."""
+
+    def __init__(
+        self,
+        store: JournalStore,
+        settings: ConsoleSettings,
+        *,
+        never_stored: frozenset[str] = frozenset(),
+        seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = 10_000,
+        most_bytes: int | None = None,
+        held_bytes: int = 32 << 20,
+    ) -> None:
+        """`never_stored`: the owners whose contents are recorded nowhere (`*`: all owners). `most_bytes`: the
+        maximum bytes of queued contents. `held_bytes`: the maximum bytes of the contents of requests with `store:
+        false`."""
+        self._store = store
+        self._settings = settings
+        self._never = never_stored
+        self._seconds = seconds
+        self._clock = clock
+        self._most = most
+        # The contents of any single request fit.
+        self._most_bytes = max(32 << 20, 2 * settings.record_request_bytes) if most_bytes is None else most_bytes
+        self._held_most = min(held_bytes, settings.record_bytes)
+        self._waiting: deque[_Noted] = deque()
+        self._bytes = 0
+        self._writing = False
+        self._held: OrderedDict[str, _Noted] = OrderedDict()
+        self._held_bytes = 0
+        self._lost = self._lost_contents = 0
+        self._lost_at = float("-inf")
+        self._noted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "journal_not_written", "journal_written_again")
+
+    @property
+    def waiting(self) -> int:
+        """The number of entries that are not written yet."""
+        return len(self._waiting)
+
+    @property
+    def writing(self) -> bool:
+        """Whether a write is in progress."""
+        return self._writing
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of the contents of requests with `store: false` in memory."""
+        return self._held_bytes
+
+    def start(self) -> None:
+        """Start the task that writes the entries."""
+        self._task = asyncio.get_running_loop().create_task(self._write_on())
+
+    def records(self, owner: str) -> bool:
+        """Return whether the contents of this owner's requests may be recorded. A server need not collect contents
+        that `note` drops."""
+        return self._settings.record != "off" and self._never.isdisjoint((owner, "*"))
+
+    def note(self, entry: Entry, recording: Recording | None) -> None:
+        """See `Journal.note`. Drops contents that the settings do not record, and sets `Entry.recorded`."""
+        now = self._clock()
+        if recording is not None and not self._is_wanted(entry):
+            recording = None
+        size = _size_of(recording)
+        if recording is not None and not entry.stored:
+            kept = self._hold(_Noted(now, entry, recording, size))
+            recording, size = None, 0
+        else:
+            kept = recording is not None and self._bytes + size <= self._most_bytes
+            if recording is not None and not kept:
+                self._lose(contents=1)
+                recording, size = None, 0
+        if self.waiting >= self._most:
+            self._lose(entries=1)
+            return
+        self._waiting.append(_Noted(now, replace(entry, recorded=kept), recording, size))
+        self._bytes += size
+        self._noted.set()
+
+    def held(self, request_id: str, owner: str = "") -> Recording | None:
+        """Return the contents of a request with `store: false` that this process served. `owner`: empty for any
+        owner. The contents of another owner count as missing."""
+        self._forget_held()
+        found = self._held.get(request_id)
+        return found.recording if found is not None and owner in ("", found.entry.owner) else None
+
+    def forget(self, owner: str) -> None:
+        """Drop all contents of this owner's requests with `store: false`."""
+        for request_id in [name for name, one in self._held.items() if one.entry.owner == owner]:
+            self._drop(request_id)
+
+    async def aclose(self) -> None:
+        """Stop the task, write the remaining entries, and drop the contents in memory."""
+        await stop(self._task)
+        await self.write()
+        self._held.clear()
+        self._held_bytes = 0
+        if self._waiting:
+            _log.error("journal_not_written", entries=len(self._waiting))
+        self._log_lost()
+
+    async def write(self) -> bool:
+        """Write all waiting entries, in units. Returns False if a write failed. Its entries stay in the queue."""
+        while self._waiting:
+            unit = self._take()
+            try:
+                await self._write_unit(unit)
+            except (StoreError, Unavailable) as error:
+                self._outage.failed(cause=str(error), entries=self.waiting)
+                return False
+            except Exception:
+                # Such a unit would fail for ever and block all others.
+                self._put_down(unit)
+                self._lose(entries=len(unit))
+                _log.error("journal_failed", exc_info=True)
+                continue
+            self._put_down(unit)
+        self._outage.recovered()
+        return True
+
+    async def _write_on(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS if self._held else None):
+                    await self._noted.wait()
+            self._forget_held()
+            if not self._noted.is_set():
+                continue
+            await asyncio.sleep(self._seconds)
+            self._noted.clear()
+            if not await self.write():
+                self._noted.set()
+
+    def _take(self) -> list[_Noted]:
+        """Return the oldest entries that fit into one unit. They stay in the queue until `_put_down`."""
+        unit: list[_Noted] = []
+        size = 0
+        for one in islice(self._waiting, _UNIT):
+            size += one.size
+            if unit and size > MOST_WRITTEN:
+                break
+            unit.append(one)
+        return unit
+
+    def _put_down(self, unit: list[_Noted]) -> None:
+        """Remove the oldest entries from the queue."""
+        for one in unit:
+            self._waiting.popleft()
+            self._bytes -= one.size
+
+    async def _write_unit(self, unit: list[_Noted]) -> None:
+        packed = {one.entry.id: await self._store.pack(one.recording) for one in unit if one.recording is not None}
+        now = self._clock()
+        entries = [replace(one.entry, age=one.entry.age + now - one.at) for one in unit]
+        self._writing = True
+        try:
+            await self._store.add(entries, packed, most_bytes=self._settings.record_bytes)
+        finally:
+            self._writing = False
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        settings = self._settings
+        if not self.records(entry.owner) or (settings.record == "failures" and not entry.fault):
+            return False
+        return entry.stored or settings.record_unstored
+
+    def _hold(self, noted: _Noted) -> bool:
+        """Hold the contents of an unstored request in memory, and drop the oldest beyond the maximum. Returns False if
+        they exceed the maximum alone."""
+        self._forget_held()
+        self._drop(noted.entry.id)
+        if noted.size > self._held_most:
+            self._lose(contents=1)
+            return False
+        self._held[noted.entry.id] = noted
+        self._held_bytes += noted.size
+        while self._held_bytes > self._held_most:
+            self._drop(next(iter(self._held)))
+        return True
+
+    def _forget_held(self) -> None:
+        oldest = self._clock() - HELD_SECONDS
+        while self._held:
+            request_id, first = next(iter(self._held.items()))
+            if first.at > oldest:
+                return
+            self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
+        gone = self._held.pop(request_id, None)
+        if gone is not None:
+            self._held_bytes -= gone.size
+
+    def _lose(self, *, entries: int = 0, contents: int = 0) -> None:
+        """Count what is lost, and log the counts at most once a minute."""
+        self._lost += entries
+        self._lost_contents += contents
+        now = self._clock()
+        if now - self._lost_at >= _LOOK_SECONDS:
+            self._lost_at = now
+            self._log_lost()
+
+    def _log_lost(self) -> None:
+        if self._lost or self._lost_contents:
+            _log.error("journal_full", entries=self._lost, contents=self._lost_contents)
+            self._lost = self._lost_contents = 0
+
+
+def _size_of(recording: Recording | None) -> int:
+    return sum(_PART_BYTES + len(part.data) for part in recording.parts) if recording is not None else 0

@@ -1,0 +1,120 @@
+"""Publishes the requests in flight of a process while a viewer of the console watches, and cancels requests for it.
+
+Lives here: the loop with one short query a second, and the check that a cancelled request belongs to the viewer. Not
+here: the tables (`stores/live.py`), the list of requests in flight, how a request is cancelled.
+
+Invariants: without a viewer, a process runs one short query per interval and writes nothing. A failing or slow database
+delays no request. The reporter cancels a request only for its owner, or for a viewer who may act for all owners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from antiphon.engine.ports.journal import Ending, LiveRequest
+from antiphon.engine.waiting import stop
+from antiphon.errors import StoreError
+from antiphon.observability.outages import Outage
+from antiphon.stores.live import MOST_LIVE, LiveStore
+
+_log = structlog.get_logger(__name__)
+
+_SECONDS = 1.0
+_ROUND_SECONDS = 10.0
+
+
+class LiveReporter:
+    """Reports the requests in flight of one process every `seconds`."""
+
+    def __init__(
+        self,
+        store: LiveStore,
+        process: str,
+        *,
+        snapshot: Callable[[], Sequence[LiveRequest]] = tuple,
+        cancel: Callable[[str], object] = lambda _: None,
+        seconds: float = _SECONDS,
+        round_seconds: float = _ROUND_SECONDS,
+    ) -> None:
+        """`process`: the unique name of this process. `snapshot` returns the requests in flight. `cancel` begins to
+        cancel one of them by its request id. `round_seconds`: the time limit of one round of queries."""
+        self._store = store
+        self.process = process
+        self.snapshot = snapshot
+        self.cancel = cancel
+        self._seconds = seconds
+        self._round_seconds = round_seconds
+        self._watched = False
+        self._published = False
+        self._endings: deque[Ending] = deque(maxlen=MOST_LIVE)
+        self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "live_requests_not_reported", "live_requests_reported_again")
+
+    @property
+    def watched(self) -> bool:
+        """Whether a viewer watched at the last query."""
+        return self._watched
+
+    def start(self) -> None:
+        """Start the task that reports."""
+        self._task = asyncio.get_running_loop().create_task(self._report_on())
+
+    def ended(self, ending: Ending) -> None:
+        """Tell viewers with the next snapshot that a request ended. Without viewers this does nothing."""
+        if self._watched:
+            self._endings.append(ending)
+
+    async def aclose(self) -> None:
+        """Stop the task, and delete this process's snapshot."""
+        await stop(self._task)
+        if self._published:
+            try:
+                async with asyncio.timeout(self._round_seconds):
+                    await self._store.leave(self.process)
+            except (StoreError, TimeoutError):
+                # Viewers ignore the snapshot a few seconds later.
+                return
+
+    async def report(self) -> None:
+        """Run one round: read what to do, cancel requests, and publish a snapshot if a viewer watches. Raises
+        `StoreError`."""
+        look = await self._store.look()
+        self._watched = look.watched
+        if not look.watched:
+            self._endings.clear()
+        if not look.watched and not look.cancels:
+            return
+        requests = self.snapshot()
+        if look.cancels:
+            await self._cancel(requests, look.cancels)
+        if look.watched:
+            told = tuple(self._endings)
+            self._endings.clear()
+            self._published = True
+            await self._store.publish(self.process, requests, told)
+
+    async def _cancel(self, requests: Iterable[LiveRequest], wishes: Iterable[tuple[str, str]]) -> None:
+        owners = {one.id: one.owner for one in requests}
+        ids = sorted({request_id for request_id, _ in wishes if request_id in owners})
+        if not ids:
+            return
+        taken = await self._store.take_cancels(ids)
+        for request_id in dict.fromkeys(one for one, owner in taken if owner in ("", owners[one])):
+            _log.info("live_request_cancelled", request_id=request_id)
+            self.cancel(request_id)
+
+    async def _report_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                async with asyncio.timeout(self._round_seconds):
+                    await self.report()
+                self._outage.recovered()
+            except (StoreError, TimeoutError) as error:
+                self._outage.failed(cause=str(error) or "the database does not answer")
+            except Exception:
+                _log.error("live_requests_failed", exc_info=True)
