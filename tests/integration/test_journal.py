@@ -1,47 +1,131 @@
-"""The journal of a whole process: built only with the console, and written until the end."""
+"""The journal of a whole process: built only with the console, written until the end, and its requests in flight."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from antiphon.app.build import App, build
 from antiphon.config.settings import load_settings
-from antiphon.engine.ports.journal import Ending, EntryFilter, LiveRequest
+from antiphon.doors.http.server import HttpDoor
+from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.stores.sqlite.opening import open_sqlite
-from tests.contracts.test_journal import RECORDING, entry
+from tests.support.chat_server import ChatServer, WaitGone, answer, event, text_stream
 from tests.support.waiting import until
 
+_ASKED = {"model": "m", "input": "hello"}
 
-async def _app(folder: Path, **console: Any) -> App:
-    upstream = {"url": "http://127.0.0.1:9", "auth": "none"}
-    return await build(load_settings({"data": folder, "upstream": upstream, "console": console}), door="http")
+
+@dataclass
+class Process:
+    """A process with the HTTP server, and its model server."""
+
+    app: App
+    chat: ChatServer
+    url: str
+    session: aiohttp.ClientSession
+
+    async def post(self, **changed: Any) -> tuple[int, bytes]:
+        async with self.session.post(f"{self.url}/v1/responses", json={**_ASKED, **changed}) as got:
+            return got.status, await got.read()
+
+    async def entry(self, **chosen: Any) -> Entry:
+        """The newest entry of this filter, as soon as there is one."""
+        async with asyncio.timeout(60):
+            while not (found := (await self.app.stores.journal.list(EntryFilter(**chosen))).entries):
+                await asyncio.sleep(0.01)
+        return found[0]
+
+
+@asynccontextmanager
+async def process(folder: Path, **console: Any) -> AsyncIterator[Process]:
+    async with ChatServer() as chat, aiohttp.ClientSession() as session:
+        upstream = {"url": chat.base_url, "auth": "none", "profile": "generic"}
+        app = await build(load_settings({"data": folder, "upstream": upstream, "console": console}), door="http")
+        door = HttpDoor(app.context)
+        try:
+            yield Process(app, chat, f"http://{await door.start('127.0.0.1:0')}", session)
+        finally:
+            await door.aclose()
+            await app.aclose()
 
 
 async def test_without_the_console_there_is_no_journal(tmp_path: Path) -> None:
-    async with aclosing(await _app(tmp_path)) as app:
-        assert app.journal is None
-
-
-async def test_a_process_writes_its_entries_and_reports_its_requests(tmp_path: Path) -> None:
-    cancelled: list[str] = []
-    live = LiveRequest("req_1", "n:anna", "", "http", "m", "u", "", "streaming", 1.0, 0, None, 1, stored=False)
-    async with aclosing(await _app(tmp_path, enabled=True, record="all")) as app:
-        assert app.journal is not None
-        app.journal.live.snapshot = lambda: [live]
-        app.journal.live.cancel = cancelled.append
-        await app.stores.live.watch(60.0)
-        await app.stores.live.ask_cancel("req_1", "n:anna")
-        app.journal.live.ended(Ending("req_0", "n:anna"))
-        await until(lambda: cancelled == ["req_1"])
-        await app.journal.live.report()
-        (snapshot,) = await app.stores.live.read("n:anna")
-        assert [one.id for one in snapshot.requests] == ["req_1"] and snapshot.process == app.journal.live.process
-        app.journal.recorder.note(entry(1, owner="n:anna", response_id="", stored=True), RECORDING)
-        assert await app.journal.sweep() == (0, 0, 0)
+    async with process(tmp_path) as made:
+        assert made.app.journal is None
+        assert (await made.post())[0] == 200
     async with aclosing(await open_sqlite(tmp_path, chain_items=1)) as stores:
-        (found,) = (await stores.journal.list(EntryFilter())).entries
-        assert found.id == "req_1" and found.recorded and await stores.journal.record("req_1", "n:anna") == RECORDING
+        assert (await stores.journal.list(EntryFilter())).total == 0
+
+
+async def test_a_process_writes_the_entries_and_contents_of_its_requests(tmp_path: Path) -> None:
+    async with process(tmp_path, enabled=True, record="all") as made:
+        assert made.app.journal is not None
+        made.chat.script(answer(parts=text_stream("one")))
+        assert (await made.post(stream=True))[0] == 200
+        entry = await made.entry(outcome="completed")
+        assert entry.stored and entry.recorded and entry.response_id
+        recording = await made.app.stores.journal.record(entry.id, entry.owner)
+        assert recording is not None and {"request", "data", "event"} <= {part.kind for part in recording.parts}
+        async with made.session.delete(f"{made.url}/v1/responses/{entry.response_id}") as got:
+            assert got.status == 200
+        assert await made.app.stores.journal.record(entry.id) is None
+        assert await made.app.journal.sweep() == (0, 0, 0)
+        # What is noted last is written at the end.
+        made.chat.script(answer(parts=text_stream("two")))
+        assert (await made.post(stream=True, store=False))[0] == 200
+    async with aclosing(await open_sqlite(tmp_path, chain_items=1)) as stores:
+        last, first = (await stores.journal.list(EntryFilter())).entries
+        assert first.id == entry.id and not last.stored and not last.recorded
         # A process that ended is no longer there.
         assert await stores.live.read() == ()
+
+
+async def test_contents_of_an_unstored_request_stay_in_the_memory_of_the_process(tmp_path: Path) -> None:
+    async with process(tmp_path, enabled=True, record="all", record_unstored=True) as made:
+        assert made.app.journal is not None
+        assert (await made.post(store=False))[0] == 200
+        entry = await made.entry()
+        assert entry.recorded and await made.app.stores.journal.record(entry.id) is None
+        assert made.app.journal.recorder.held(entry.id, entry.owner) is not None
+
+
+async def test_a_viewer_sees_and_cancels_requests_in_flight(tmp_path: Path) -> None:
+    async with process(tmp_path, enabled=True) as made:
+        assert made.app.journal is not None
+        live, stores = made.app.journal.live, made.app.stores
+        await stores.live.watch(60.0)
+        made.chat.script(answer(parts=[event("a"), WaitGone()]))
+        asked = asyncio.create_task(made.post(stream=True))
+        await until(lambda: any(one.state == "streaming" for one in live.snapshot()))
+        await live.report()
+        (snapshot,) = await stores.live.read()
+        (seen,) = snapshot.requests
+        await stores.live.ask_cancel(seen.id, "n:another")
+        await live.report()
+        assert len(live.snapshot()) == 1
+        await stores.live.ask_cancel(seen.id, seen.owner)
+        status, body = await asked
+        assert status == 200 and b"cancelled_by_operator" in body
+        assert (await made.entry(code="cancelled_by_operator")).id == seen.id
+
+
+async def test_a_viewer_cancels_a_background_response(tmp_path: Path) -> None:
+    async with process(tmp_path, enabled=True) as made:
+        assert made.app.journal is not None
+        live, stores = made.app.journal.live, made.app.stores
+        made.chat.script(answer(parts=[event("a"), WaitGone()]))
+        assert (await made.post(background=True))[0] == 200
+        await until(lambda: any(one.state == "streaming" for one in live.snapshot()))
+        (seen,) = live.snapshot()
+        assert seen.door == "background"
+        await stores.live.ask_cancel(seen.id)
+        await until(lambda: live.snapshot() == [])
+        found = await stores.responses.get(seen.owner, seen.response_id)
+        assert found is not None and found.status == "cancelled"

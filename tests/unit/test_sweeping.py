@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from antiphon.app.build import Sweeper
+from antiphon.app.sweeping import Sweeper
 from antiphon.errors import StoreError
 
 

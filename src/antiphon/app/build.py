@@ -1,8 +1,7 @@
 """Builds one serving process from the settings (the composition root).
 
-Lives here: building the components of a process and its background tasks; the schedule of sweeps, and their failures;
-draining and closing. Not here: any decision about a request, the larger components (the other modules of this folder),
-the servers.
+Lives here: building the components of a process and its background tasks; draining and closing. Not here: any decision
+about a request, the larger components (the other modules of this folder), the servers.
 
 Invariant: `App.aclose` finishes accepted work, such as saves, before it closes the resources that the work needs.
 """
@@ -23,7 +22,7 @@ from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.identities import left_claims, open_identities
-from antiphon.app.journal import SWEEP_SECONDS, JournalParts, open_journal
+from antiphon.app.journal import JournalParts, open_journal
 from antiphon.app.keys import (
     client_keys,
     deployment_keys,
@@ -37,6 +36,7 @@ from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.quotas import make_quotas, storage_limits
+from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.console import ConsoleSettings
@@ -65,8 +65,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.engine.running.workers import Workers
-from antiphon.engine.waiting import stop
-from antiphon.errors import StoreError, Unavailable
+from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.local_keys import prepare_data
 from antiphon.observability.endings import Endings
@@ -316,7 +315,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         *(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served, reserve),
         counts_owners=settings.metrics.owners,
         console=settings.console,
+        journal=journal.recorder if journal is not None else None,
     )
+    if journal is not None:
+        journal.attach(telemetry, background)
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
         new_exchange=_new_exchange(settings.console, options),
@@ -369,11 +371,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
             else ()
         ),
         *((Sweeper("quotas", partial(stores.quotas.sweep, DEAD_AFTER), DEAD_AFTER),) if quotas is not None else ()),
-        *(
-            (Sweeper("journal", journal.sweep, SWEEP_SECONDS, stores.retention.take_turn),)
-            if journal is not None
-            else ()
-        ),
+        *((journal.sweeper(),) if journal is not None else ()),
         *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
     )
     for sweeper in sweepers:
@@ -456,47 +454,3 @@ def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
     called = {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
     several = {name: several_upstreams(settings, group, called) for name, group in settings.groups.items()}
     return UpstreamPool(called, several)
-
-
-class Sweeper:
-    """Calls `sweep` immediately and then every `seconds`. Sweeps never overlap, and none starts after `aclose`. `sweep`
-    deletes expired objects, and returns the number of deleted objects of each kind.
-
-    `take_turn` returns whether this process runs the next sweep. If so, no other process runs one for `seconds`.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        sweep: Callable[[], Awaitable[tuple[int, ...]]],
-        seconds: float,
-        take_turn: Callable[[str, float], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._what = what
-        self._take_turn = take_turn
-        self._sweep = sweep
-        self._seconds = seconds
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the sweeps as a task of the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def aclose(self) -> None:
-        """Stop the sweeps. A running sweep is cancelled."""
-        await stop(self._task)
-        self._task = None
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                mine = self._take_turn is None or await self._take_turn(self._what, self._seconds)
-                gone = await self._sweep() if mine else ()
-            except StoreError as error:
-                _log.warning("sweep_failed", what=self._what, error=str(error))
-            except Exception:
-                _log.warning("sweep_failed", what=self._what, exc_info=True)
-            else:
-                if any(gone):
-                    _log.info("swept", what=self._what, gone=gone)
-            await asyncio.sleep(self._seconds)
