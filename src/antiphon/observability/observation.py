@@ -190,6 +190,10 @@ class Observation:
         """Implements `Observer.compacted`."""
         self._metrics.compactions.add()
 
+    def prompts_compared(self, result: str, reason: str) -> None:
+        """Implements `Observer.prompts_compared`."""
+        self._metrics.prompt_comparisons.add(result, reason)
+
     # Methods that the server calls.
 
     def drop(self) -> None:
