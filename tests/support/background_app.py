@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from antiphon.app.build import App, build
 from antiphon.config.admin import AdminSettings
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
 from antiphon.config.quotas import QuotaSettings
@@ -189,6 +190,7 @@ class Processes:
         owner_keys: dict[str, Any] | None = None,
         managed_keys: bool = False,
         admin: AdminSettings | None = None,
+        console: ConsoleSettings | None = None,
         quotas: dict[str, Any] | None = None,
         prices: tuple[PriceSettings, ...] = (),
         mcp: str = "",
@@ -210,6 +212,7 @@ class Processes:
             quotas=QuotaSettings(**(quotas or {})),
             prices=prices,
             admin=admin or AdminSettings(),
+            console=console or ConsoleSettings(),
             owner=where.get("owner", OwnerSettings()).model_copy(
                 update={
                     "source": owner,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from antiphon.api.router import ReadyProbe
+from antiphon.app.console import make_console
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.identities import left_claims, open_identities
@@ -321,16 +322,17 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     if journal is not None:
         journal.attach(telemetry, background)
     options = _exchange_options(settings, routes, toolbox.types)
+    owners = OwnerResolver(
+        *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
+        adopts=adoption,
+        admin=admin_token,
+    )
     context = DoorContext(
         new_exchange=_new_exchange(settings.console, options),
         runner=runner,
         router=router,
         strict=settings.strict,
-        owners=OwnerResolver(
-            *(settings.owner.source, settings.owner.header, key, accepted, tokens, left_claims(settings.owner)),
-            adopts=adoption,
-            admin=admin_token,
-        ),
+        owners=owners,
         admission=admission,
         limits=limits,
         timeouts=times,
@@ -340,6 +342,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
         bodies=bodies,
+        console=make_console(settings, stores, owners, router.handle, journal),
     )
     workers = Workers(
         new_id("worker"),

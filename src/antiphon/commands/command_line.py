@@ -27,6 +27,8 @@ _COMMANDS: dict[str, tuple[str, tuple[FlagGroup, ...]]] = {
     "envoy-config": ("print a configuration of Envoy, or the parts that an existing Envoy needs", OF_ALL),
     "extproc": ("start one sidecar: ext_proc over gRPC, and its HTTP port", OF_EXTPROC),
     "serve": ("start one process of the HTTP server", OF_SERVE),
+    "tail": ("print each request when it ends, from the journal of the console", ({"--data": DATA},)),
+    "show": ("print one request: its failure, its steps and both sides of the translation", ({"--data": DATA},)),
 }
 _EXAMPLES = {
     "up": ("antiphon up --upstream http://127.0.0.1:11434/v1", "antiphon up --door http --config settings.yaml"),
@@ -38,6 +40,8 @@ _EXAMPLES = {
     ),
     "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
     "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
+    "tail": ("antiphon tail", "antiphon tail --failed --owner anna --json"),
+    "show": ("antiphon show resp_0123456789", "antiphon show resp_0123456789 -v"),
     "health": ("antiphon health",),
     "version": ("antiphon version --json",),
     "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
@@ -58,6 +62,7 @@ Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with on
   antiphon doctor --upstream http://127.0.0.1:11434/v1   check the installation and the model server
   antiphon demo-upstream                                 start a scripted model server to try things out
   antiphon try "Name a river."                           send a request to the running gateway
+  antiphon tail                                          watch the requests (with up --console)
   antiphon --help                                        list all commands
 """
 """The text that `antiphon` prints if no command is given."""
@@ -120,6 +125,20 @@ _OF_COMMANDS: dict[str, _Arguments] = {
         },
         "--images": {"action": _SET, "help": "also check whether the model accepts images"},
         "--json": {"action": _SET, "help": "print the findings as JSON"},
+    },
+    "tail": {
+        "--lines": {"type": int, "default": 10, "metavar": "N", "help": "first print the newest N; default: 10"},
+        "--no-follow": {"action": _SET, "help": "end after the newest requests"},
+        "--failed": {"action": _SET, "help": "only requests with an error"},
+        "--model": {"help": "only requests for this model"},
+        "--owner": {"help": "only requests of this owner: a name of owner.keys, or an owner id"},
+        "--code": {"help": "only requests that failed with this code"},
+        "--json": {"action": _SET, "help": "print each request as one line of JSON"},
+    },
+    "show": {
+        "id": {"metavar": "ID", "help": "id of a response or of a request"},
+        "-v, --verbose": {"action": _SET, "help": "also print the recorded contents of both sides"},
+        "--json": {"action": _SET, "help": "print the request and its recorded contents as JSON"},
     },
     "config": {
         "--sources": {"action": _SET, "help": "list each setting with its value and its source"},

@@ -3,6 +3,8 @@
 A terminal line shows the time, the level unless it is `info`, and the event. For a response the line shows the model,
 the outcome, the tokens, the seconds and the id. `logs.py` sets up structlog, and `log_output.py` writes the lines.
 
+The module remembers the newest warnings, so that the console can show them.
+
 Invariants: no line contains the value of a key that holds credentials, or a text with the shape of a credential. Text
 from a client or an upstream reaches a terminal without control characters.
 """
@@ -14,6 +16,7 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -26,6 +29,9 @@ from antiphon.redaction import KEYS, SHORTEST_KEY
 
 _SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
 _SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
+
+_LOUD: Final = frozenset({"warning", "error", "critical", "exception"})
+_recent: deque[Mapping[str, object]] = deque(maxlen=200)
 
 
 def _redact(event: MutableMapping[str, object]) -> None:
@@ -56,7 +62,14 @@ def _complete(level: str, event: MutableMapping[str, object]) -> MutableMapping[
     event["level"] = level
     stamp(event)
     event["message"] = message
+    if level in _LOUD:
+        _recent.append(dict(event))
     return event
+
+
+def recent_warnings() -> list[Mapping[str, object]]:
+    """The fields of the newest lines of this process at `warning` or above, redacted, newest first. At most 200."""
+    return list(reversed(_recent))
 
 
 def stamp(event: MutableMapping[str, object]) -> None:

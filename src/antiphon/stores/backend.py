@@ -38,6 +38,7 @@ from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
+from antiphon.stores.overviews import Overviews
 from antiphon.stores.owner_usage import OwnerQuota, StorageQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
@@ -238,6 +239,7 @@ class Stores(ABC):
         self.usage = UsageStore(tables)
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
+        self.overviews = Overviews(tables)
         self.quotas = QuotaStore(tables)
         self.journal = JournalStore(tables, bodies)
         self.live = LiveStore(tables)

@@ -31,6 +31,7 @@ from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, 
 from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
+from antiphon.commands.opened_stores import opened_stores
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports import usage_sums
@@ -38,7 +39,7 @@ from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
 from antiphon.errors import ConfigError
-from antiphon.stores import Stores, backend_of, open_stores
+from antiphon.stores import Stores, backend_of
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
@@ -79,17 +80,17 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "deployment-keys":
         status = await show_keys(settings, accept=arguments.accept, as_json=arguments.json)
         if arguments.accept:
-            async with aclosing(await _stores(settings)) as stores:
+            async with aclosing(await opened_stores(settings)) as stores:
                 await note_action(settings, stores.audit, acted("deployment-keys --accept"))
         return status
     elif action == "keys":
-        async with aclosing(await _stores(settings)) as stores:
+        async with aclosing(await opened_stores(settings)) as stores:
             return await client_key_action(settings, arguments, stores)
     elif action == "audit":
-        async with aclosing(await _stores(settings)) as stores:
+        async with aclosing(await opened_stores(settings)) as stores:
             return await show_audit(stores.audit, arguments)
     elif action == "quotas":
-        async with aclosing(await _stores(settings)) as stores:
+        async with aclosing(await opened_stores(settings)) as stores:
             return await show_quotas(settings, stores.quotas, as_json=arguments.json)
     elif action == "usage":
         return await _usage(settings, arguments)
@@ -123,7 +124,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
 async def _make_keys(settings: Settings) -> list[str]:
     """Replace the lost keys. Returns the paths of the new ones."""
     made = new_keys(settings)
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
     return [str(path) for path in made]
 
@@ -140,7 +141,7 @@ async def _owners(settings: Settings) -> dict[str, list[int]]:
             one.owner: [one.responses, one.conversations, one.prompts, one.files, one.vector_stores]
             for one in await data.owners()
         }
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         containers = await OwnersContainers(settings.data, stores.containers).count()
     return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
@@ -164,28 +165,15 @@ async def _vacuum(settings: Settings, *, as_json: bool) -> None:
             print(f"{one.name}: {one.before} bytes before, {one.after} after")
 
 
-async def _stores(settings: Settings) -> Stores:
-    """Open the stores. The caller must close them."""
-    # An operator waits for the result, so an unreachable database is an error without retries.
-    return await open_stores(
-        settings.state.model_copy(update={"start_within": 0.0}),
-        settings.data,
-        blobs=settings.blobs,
-        chain_items=settings.limits.chain_items,
-        upload_lease=settings.files.lease,
-        kept=settings.retention,
-    )
-
-
 async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     owner = selected_owner(arguments, settings) if asked else ""
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         return await show_usage(stores.usage, arguments, owner)
 
 
 async def _purge(settings: Settings, *, as_json: bool) -> str:
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         chains, conversations, streams = await stores.retention.sweep()
         vectors = await stores.open_vectors() if stores.has_vectors() else None
         try:
@@ -217,12 +205,12 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     if folder is not None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     # An interrupted export has already shown data, so the row comes first.
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
     async with aclosing(await _owner_data(settings)) as rows:
         async for row in rows.export(owner):
             _write(row.kind, row.id, row.of, row.data)
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         for kind, row_id, of, data in await containers.export(owner):
             _write(kind, row_id, of, data)
@@ -284,7 +272,7 @@ async def _delete(settings: Settings, owner: str, *, sure: bool, as_json: bool) 
     if not sure:
         print(told if as_json else f"Would delete {counted}. Say --yes to do it.")
         return 1
-    async with aclosing(await _stores(settings)) as stores:
+    async with aclosing(await opened_stores(settings)) as stores:
         # An interrupted deletion has already deleted data, so the row comes first.
         await note_action(settings, stores.audit, acted("delete-owner", owner=owner, detail=_named(found)))
         await OwnersContainers(settings.data, stores.containers).delete(owner)
@@ -307,7 +295,7 @@ def _counted(found: Sequence[int]) -> str:
 async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_json: bool) -> int:
     # An owner without objects may still have sums of usage and keys of requests.
     found = (await _owners(settings)).get(old, [0] * len(_KINDS))
-    async with aclosing(await _owner_data(settings)) as data, aclosing(await _stores(settings)) as stores:
+    async with aclosing(await _owner_data(settings)) as data, aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         if sure and not await data.obstacles(old, new):
             # An interrupted move has already moved data, so the row comes first.

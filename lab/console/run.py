@@ -1,0 +1,409 @@
+"""`scripts/lab console`: drives every view of the console in a real browser, in front of a real gateway with data.
+
+Lives here: the gateway, the course of the check, and its report. Not here: the traffic (`traffic.py`), the browser
+(`browser.py`).
+
+The check opens every view by its URL, in light and dark and on a phone. It goes through them with the keyboard alone,
+and opens them as another owner, who must see nothing. It tries what an attacker would: forged forms, old cookies,
+hostile texts. It measures the list. With `--screenshots` it writes the pictures of the documentation.
+
+Invariant: a run ends by itself. Every problem is a line of its report and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from lab.console import traffic
+from lab.console.browser import CHROMIUM, Scheme, Visitor, chromium, visitor
+from lab.console.traffic import Client, Made
+from tests.support.gateway import Gateway, start_gateway
+
+ADMIN = "the-token-of-the-operators-0123456789"
+KEYS = {"anna": "ant_key-of-anna-0123456789", "bo": "ant_key-of-bo-0123456789"}
+_PICTURES = ("requests", "request", "live", "threads", "playground", "prompt-cache", "system", "keys")
+_SLOWEST = 0.2
+_LONGEST_FRAME = """() => new Promise((done) => {
+  let worst = 0, last = performance.now();
+  const ends = last + 3000;
+  function tick(now) {
+    worst = Math.max(worst, now - last);
+    last = now;
+    if (now < ends) requestAnimationFrame(tick); else done(worst);
+  }
+  requestAnimationFrame(tick);
+})"""
+
+
+@dataclass
+class Report:
+    """The results of a run, printed as they arrive."""
+
+    wrong: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
+
+    def check(self, what: str, problems: Sequence[str] = ()) -> None:
+        """Note the result of one check."""
+        self.say(f"{'wrong' if problems else 'good '}  {what}")
+        for one in problems:
+            self.wrong.append(f"{what}: {one}")
+            print(f"           {one}", flush=True)
+
+
+@dataclass
+class Place:
+    """A running gateway with a console and data of two owners."""
+
+    gateway: Gateway
+    origin: str
+    anna: Made
+    bo: Made
+    session: aiohttp.ClientSession
+
+    def client(self, made: Made) -> Client:
+        return Client(self.session, self.gateway.base_url, made.key)
+
+
+@asynccontextmanager
+async def place(folder: Path, upstream: str, state: str, door: str) -> AsyncIterator[Place]:
+    """Start the gateway, and send the traffic of both owners."""
+    environ = {
+        "ANTIPHON_ADMIN__TOKEN": ADMIN,
+        "ANTIPHON_CONSOLE__RECORD": "all",
+        "ANTIPHON_CONSOLE__RECORD_UNSTORED": "true",
+        "ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0",
+        "ANTIPHON_OWNER__MANAGED_KEYS": "true",
+        **(
+            {"ANTIPHON_STATE__URL": state, "ANTIPHON_OWNER__KEY": "o" * 32, "ANTIPHON_SEALING__KEYS": '["s"]'}
+            if state
+            else {}
+        ),
+    }
+    config = folder / "antiphon.yaml"
+    named = "".join(f"    {name}: {{keys: [{key}], team: lab}}\n" for name, key in KEYS.items())
+    config.write_text(
+        "upstream: {auth: none}\nquotas: {each_owner: {requests_per_minute: 100000}}\nowner:\n  keys:\n" + named
+    )
+    gateway = await start_gateway(
+        *(upstream, folder / "data", "--console", "--console-act", "--door", door),
+        *("--config", str(config), "--workers", "2"),
+        environ=environ,
+    )
+    line = await gateway.log_line("/console")
+    origin = "http://" + line.partition("http://")[2].partition("/")[0]
+    try:
+        async with aiohttp.ClientSession() as session:
+            made = [
+                await traffic.make(Client(session, gateway.base_url, key), name, key, f"MARK-{name.upper()}")
+                for name, key in KEYS.items()
+            ]
+            yield Place(gateway, origin, made[0], made[1], session)
+    finally:
+        await gateway.stop()
+
+
+def views_of(made: Made) -> dict[str, str]:
+    """The paths of every view of one owner, by name."""
+    return {
+        "live": "/live",
+        "requests": "/requests",
+        "failed": "/requests?failed=1",
+        "search": f"/requests?text={made.mark}",
+        "request": f"/requests/{made.responses[0]}",
+        "streamed": f"/requests/{made.responses[3]}",
+        "threads": "/threads",
+        "chain": f"/threads/{made.responses[1]}",
+        "conversation": f"/threads/{made.conversation}",
+        "playground": "/playground",
+        "again": f"/playground?request={made.responses[3]}",
+        "background": "/background",
+        "prompt-cache": "/prompt-cache",
+        "files": "/files",
+        "vector-stores": "/vector-stores",
+        "store": f"/vector-stores/{made.store}",
+        "prompts": "/prompts",
+        "prompt": f"/prompts/{made.prompt}",
+        "models": "/models",
+        "system": "/system",
+    }
+
+
+async def run(arguments: argparse.Namespace, report: Report) -> None:
+    axe = Path(arguments.axe).read_text()
+    with tempfile.TemporaryDirectory(prefix="antiphon-console-") as scratch:
+        async with (
+            upstream() as url,
+            place(Path(scratch), url, arguments.state, arguments.door) as there,
+            chromium() as browser,
+        ):
+            report.say(f"the console is at {there.origin}")
+            await journal_is_written(there)
+            async with visitor(browser, there.origin, axe) as operator:
+                await operator.sign_in(ADMIN)
+                await every_view(report, operator, there.anna, "operator")
+                if arguments.screenshots:
+                    await pictures(operator, there.anna, Path(arguments.screenshots))
+                await keyboard(report, operator)
+                await playground(report, operator)
+                await live(report, operator, there)
+                await list_speed(report, operator)
+            variants: tuple[tuple[bool, Scheme], ...] = ((True, "light"), (True, "dark"), (False, "dark"))
+            for phone, scheme in variants:
+                async with visitor(browser, there.origin, axe, phone=phone, scheme=scheme) as other:
+                    await other.sign_in(there.anna.key)
+                    await every_view(report, other, there.anna, f"{'phone' if phone else 'desktop'} {scheme}")
+            async with visitor(browser, there.origin, axe) as bo:
+                await bo.sign_in(there.bo.key)
+                await strangers(report, bo, there.anna)
+            await attacks(report, there)
+
+
+async def journal_is_written(there: Place) -> None:
+    """Wait until the journal has the requests of both owners, which the gateway writes once a second."""
+    await asyncio.sleep(2.5)
+
+
+async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> None:
+    """Open each view by its URL."""
+    for name, path in views_of(made).items():
+        query = ("&" if "?" in path else "?") + f"owner=n:{made.owner}" if as_whom == "operator" else ""
+        status = await who.open(path + query)
+        problems = [f"status {status}"] if status != 200 else []
+        problems += await who.judge()
+        report.check(f"{as_whom}: {name}", problems)
+    if as_whom == "operator":
+        status = await who.open("/keys")
+        report.check("operator: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
+
+
+async def pictures(who: Visitor, made: Made, folder: Path) -> None:
+    """Write the pictures of the documentation."""
+    views = views_of(made) | {
+        "keys": "/keys",
+        "threads": f"/threads/{made.responses[1]}",
+        "request": f"/requests/{made.responses[3]}",
+    }
+    for name in _PICTURES:
+        await who.open(views[name])
+        await who.page.wait_for_timeout(1200)
+        await who.shoot(folder / f"console-{name}.png")
+
+
+async def keyboard(report: Report, who: Visitor) -> None:
+    """Find a failed request and its cause without a mouse."""
+    page, wrong = who.page, []
+    await who.open("/requests?failed=1")
+    await page.keyboard.press("j")
+    await page.keyboard.press("j")
+    marked = await page.locator("tr.here").count()
+    if marked != 1:
+        wrong.append(f"{marked} rows are marked after j j")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(re.compile("/console/requests/"))
+    await page.wait_for_load_state()
+    if "Why it failed" not in await who.text():
+        wrong.append("the page of a failed request does not say why")
+    await page.keyboard.press("j")
+    await page.wait_for_timeout(500)
+    await page.wait_for_load_state()
+    await page.keyboard.press("Escape")
+    await page.wait_for_url(re.compile(r"/console/requests\?failed=1$"))
+    await page.wait_for_load_state()
+    await page.keyboard.press("/")
+    if not await page.evaluate("document.activeElement.matches('[data-filter]')"):
+        wrong.append("/ does not reach the filter")
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("g")
+    await page.keyboard.press("l")
+    await page.wait_for_url("**/console/live**")
+    await page.wait_for_load_state()
+    await page.keyboard.press("?")
+    if not await page.locator("dialog[open]").count():
+        wrong.append("? opens no help")
+    report.check("keyboard alone", wrong)
+
+
+async def playground(report: Report, who: Visitor) -> None:
+    """Run a request, and continue it."""
+    page, wrong = who.page, []
+    await who.open("/playground?owner=n:anna")
+    await page.fill("#model", "demo")
+    await page.fill("#input", "count to 20")
+    await page.click("button[type=submit].primary")
+    await page.wait_for_selector("[data-footer] a")
+    if "20" not in await page.inner_text("[data-answer]"):
+        wrong.append(f"the answer is {await page.inner_text('[data-answer]')!r}")
+    if not await page.locator("[data-events] .type").count():
+        wrong.append("no events are listed")
+    await page.click("[data-footer] button")
+    if not (await page.input_value("#previous")).startswith("resp_"):
+        wrong.append("the thread is not continued")
+    report.check("playground", [*wrong, *await who.judge()])
+
+
+async def live(report: Report, who: Visitor, there: Place) -> None:
+    """Watch streams in flight, and cancel one."""
+    stop = asyncio.Event()
+    streams = asyncio.create_task(traffic.keep_streaming(there.client(there.anna), "MARK-ANNA", 3, stop))
+    wrong = []
+    try:
+        await who.open("/live")
+        await who.page.wait_for_selector("#live form button", timeout=15_000)
+        long_frames = await who.page.evaluate(_LONGEST_FRAME)
+        report.say(f"the longest frame of the live view lasts {long_frames:.0f} ms")
+        await who.page.click("#live form button")
+        await who.page.wait_for_url("**/console/live**")
+        async with asyncio.timeout(30):
+            while "cancelled_by_operator" not in await who.text():
+                await asyncio.sleep(0.3)
+    except TimeoutError:
+        wrong.append("a cancelled request did not end")
+    finally:
+        stop.set()
+        await asyncio.wait({streams}, timeout=60)
+        streams.cancel()
+    report.check("live view and cancel", [*wrong, *await who.judge()])
+
+
+async def list_speed(report: Report, who: Visitor) -> None:
+    """The time of the list's answer."""
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        answer = await who.context.request.get(f"{who.origin}/console/requests")
+        await answer.body()
+        seconds.append(time.perf_counter() - began)
+    middle = statistics.median(seconds)
+    report.check(f"the list answers in {middle * 1000:.0f} ms", [] if middle < _SLOWEST else ["slower than 200 ms"])
+
+
+async def strangers(report: Report, bo: Visitor, anna: Made) -> None:
+    """No view of another owner's data shows anything of it, and every one answers as for an id that never was."""
+    wrong = []
+    for name, path in views_of(anna).items():
+        for query in ("", "owner=n:anna"):
+            status = await bo.open(path + (("&" if "?" in path else "?") + query if query else ""))
+            if anna.mark in await bo.text() and name != "search":
+                wrong.append(f"{name}: shows {anna.mark}")
+            if any(one in path for one in (anna.responses[0], anna.conversation, anna.store)) and status == 200:
+                wrong.append(f"{name}: status 200")
+    for path in ("/keys", "/requests/req_none"):
+        if await bo.open(path) != 404:
+            wrong.append(f"{path} is not 404")
+    report.check("another owner sees nothing", wrong)
+
+
+async def attacks(report: Report, there: Place) -> None:
+    """Forged forms, fixed sessions, frames and caches."""
+    wrong: list[str] = []
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        base = f"{there.origin}/console"
+
+        async def post(path: str, form: dict[str, str], **headers: str) -> int:
+            async with session.post(base + path, data=form, headers=headers, allow_redirects=False) as got:
+                return got.status
+
+        async with session.get(base + "/requests", allow_redirects=False) as got:
+            if got.status != 303:
+                wrong.append(f"without a session /requests answers {got.status}")
+        for name in ("htmx.min.js", "console.js", "../console.py", "..%2f..%2fpyproject.toml"):
+            async with session.get(f"{base}/static/{name}", allow_redirects=False) as got:
+                if got.status not in (303, 400, 404):
+                    wrong.append(f"static/{name} answers {got.status} without a session")
+        fixed = {"cookie": "antiphon_console=fixed"}
+        form = {"token": ADMIN, "to": "//evil.example"}
+        async with session.post(f"{base}/sign-in", data=form, headers=fixed, allow_redirects=False) as got:
+            if got.status != 303 or got.headers["location"] != "/console":
+                wrong.append(f"sign-in answers {got.status} and leads to {got.headers.get('location')}")
+            if "=fixed" in got.headers.get("set-cookie", "=fixed"):
+                wrong.append("the session of before the sign-in stays")
+        async with (
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as other,
+            other.get(base + "/requests", headers=fixed, allow_redirects=False) as got,
+        ):
+            if got.status != 303:
+                wrong.append("a made-up session is accepted")
+        for form, headers in (
+            ({}, {}),
+            ({"csrf": "0" * 64}, {}),
+            ({}, {"origin": "https://evil.example"}),
+            ({}, {"sec-fetch-site": "cross-site"}),
+        ):
+            status = await post("/keys", {"owner": "mallory", **form}, **headers)
+            if status != 403:
+                wrong.append(f"a forged form ({form or headers}) answers {status}")
+        async with session.get(base + "/requests") as got:
+            for name, value in (
+                ("x-frame-options", "DENY"),
+                ("cache-control", "no-store"),
+                ("x-content-type-options", "nosniff"),
+                ("referrer-policy", "no-referrer"),
+            ):
+                if got.headers.get(name) != value:
+                    wrong.append(f"{name} is {got.headers.get(name)}")
+            if "frame-ancestors 'none'" not in got.headers.get("content-security-policy", ""):
+                wrong.append("frames are not forbidden")
+        for token in ("x" * 1_000_000, "\x00", "a, b"):
+            status = await post("/sign-in", {"token": token})
+            if status not in (400, 401, 413, 429):
+                wrong.append(f"a token of {len(token)} characters answers {status}")
+        for _ in range(15):
+            status = await post("/sign-in", {"token": "wrong"})
+        if status != 429:
+            wrong.append(f"the fifteenth wrong token answers {status}")
+    if any(secret in line for line in there.gateway.log for secret in (ADMIN, *KEYS.values())):
+        wrong.append("the log holds a token")
+    report.check("attacks", wrong)
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[str]:
+    """The scripted model server."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "antiphon", "demo-upstream", "--listen", "127.0.0.1:0"),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ},
+    )
+    assert process.stdout is not None
+    try:
+        line = (await process.stdout.readline()).decode()
+        yield "http://" + line.split("http://")[1].split()[0]
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/lab console", description=__doc__.partition("\n")[0])
+    parser.add_argument("--axe", required=True, help="axe.min.js of axe-core")
+    parser.add_argument("--state", default="", help="state.url of the gateway, for example a PostgreSQL database")
+    parser.add_argument("--door", choices=("envoy", "http"), default="envoy", help="the server for clients")
+    parser.add_argument("--screenshots", help="folder for the pictures of the documentation")
+    given = parser.parse_args(arguments)
+    if not Path(CHROMIUM).exists():
+        print(f"console: {CHROMIUM} is missing (Debian: apt install chromium)", file=sys.stderr)
+        return 2
+    report = Report()
+    asyncio.run(run(given, report))
+    print(f"{len(report.wrong)} problems")
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

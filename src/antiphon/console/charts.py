@@ -1,0 +1,73 @@
+"""Computes the geometry of the console's SVG drawings: waterfalls, stacked bars and small line charts.
+
+Lives here: numbers only. Not here: SVG elements, which templates write with presentation attributes, because the pages
+forbid inline styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from antiphon.engine.ports.journal import Span
+
+_COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_token": 2, "tool": 4}
+
+
+class Bar(NamedTuple):
+    """One row of a waterfall, in units of the drawing. `at` and `seconds` are for the label."""
+
+    x: float
+    width: float
+    color: int
+    label: str
+    at: float
+    seconds: float
+    span: Span
+
+
+class Slice(NamedTuple):
+    """One part of a stacked bar. `share` is of 1."""
+
+    label: str
+    amount: float
+    share: float
+    x: float
+    width: float
+    color: int
+
+
+def waterfall(spans: Sequence[Span], seconds: float, *, width: float = 1000.0) -> list[Bar]:
+    """The bars of a request's steps, in order of their start, scaled so that `seconds` is `width` wide."""
+    whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
+    bars = []
+    for span in sorted(spans, key=lambda each: (each.start, each.end)):
+        start, end = max(0.0, span.start), max(span.start, span.end, 0.0)
+        wide = max(2.0, (end - start) / whole * width)
+        x = min(start / whole * width, width - wide)
+        label = f"{span.kind.replace('_', ' ')} {span.name}".strip()
+        bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span))
+    return bars
+
+
+def stacked(parts: Iterable[tuple[str, float]], *, whole: float | None = None, width: float = 1000.0) -> list[Slice]:
+    """The slices of a stacked bar. `whole`: the amount that fills the bar; the sum of the parts if it is None."""
+    kept = [(label, amount) for label, amount in parts if amount > 0]
+    total = max(whole or 0.0, sum(amount for _, amount in kept), 1e-9)
+    slices: list[Slice] = []
+    x = 0.0
+    for number, (label, amount) in enumerate(kept):
+        wide = amount / total * width
+        slices.append(Slice(label, amount, amount / total, round(x, 2), round(wide, 2), number % 6 + 1))
+        x += wide
+    return slices
+
+
+def line(values: Sequence[float], *, width: float = 300.0, height: float = 60.0) -> str:
+    """The path of a line chart through these values, at equal distances. Empty without two values."""
+    if len(values) < 2:
+        return ""
+    top = max(*values, 1e-9)
+    step = width / (len(values) - 1)
+    points = (f"{n * step:.1f},{height - value / top * height:.1f}" for n, value in enumerate(values))
+    return "M" + " L".join(points)

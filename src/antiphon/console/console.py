@@ -1,0 +1,234 @@
+"""Answers every request below `/console`.
+
+Lives here: the dispatch to pages, sign-in and sign-out, static files, and the checks that precede every page. Not here:
+the pages (`views/`), the sessions (`sessions.py`), the listeners (`doors/http/`).
+
+Invariants: without a session, only the sign-in page, its style and its script are served. A change needs the session's
+CSRF token, the same origin, and the right to act. `handle` never raises, except for cancellation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import structlog
+
+from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.router import unknown_url
+from antiphon.console.pages import every_view
+from antiphon.console.reading import Reading
+from antiphon.console.sessions import Session, Sessions
+from antiphon.console.site import (
+    ROOT,
+    SECURITY,
+    Bound,
+    Call,
+    asset,
+    html,
+    pages_of,
+    read_form,
+    redirect,
+    refused,
+    render,
+)
+from antiphon.console.views.keys import KeySources
+from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.ports.callers import NO_CALLER, Caller
+from antiphon.errors import ApiError, InternalError, MethodNotAllowed, StoreError, Unauthorized, store_refusal
+
+__all__ = ["Console"]
+
+_log = structlog.get_logger(__name__)
+_KINDS = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "txt": "text/plain",
+}
+_OPEN_ASSETS = frozenset({"console.css", "icon.svg"})
+_SAFE = frozenset({"GET", "HEAD"})
+RUN_PATH = f"{ROOT}/run"
+
+
+class Console:
+    """The console of one process. `acts`: operators may change the data of owners."""
+
+    def __init__(self, reading: Reading, keys: KeySources, sessions: Sessions, *, acts: bool) -> None:
+        self._sessions = sessions
+        self._acts = acts
+        views = every_view(reading, keys)
+        self._pages: tuple[Bound, ...] = tuple(page for view in views for page in pages_of(view))
+        self._nav = tuple(one for view in views for one in view.nav)
+        hidden = {bound.page.pattern for bound in self._pages if bound.page.operators}
+        self._owner_nav = tuple(one for one in self._nav if one[1] not in hidden)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The patterns of all pages, with `{}` for each variable."""
+        return tuple(dict.fromkeys(ROOT + bound.page.pattern for bound in self._pages))
+
+    def reads_body(self, method: str, path: str) -> bool:
+        """Whether the server must read the body of this request."""
+        return method == "POST"
+
+    def runs(self, request: ApiRequest) -> Caller:
+        """The caller in whose name the playground runs a request. Raises `ApiError`."""
+        session = self._sessions.find(request.headers)
+        if session is None:
+            raise Unauthorized("Your session has ended. Sign in again.", code="signed_out")
+        self._check_change(request, session, request.header("x-csrf-token") or "")
+        if not session.is_operator:
+            return self._sessions.caller(session, request.headers)
+        owner = next((value for name, value in request.query if name == "owner"), "")
+        return Caller(owner or "console", "operator")
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """Answer one request."""
+        call: Call | None = None
+        try:
+            if request.path.startswith(f"{ROOT}/static/"):
+                return self._static(request)
+            session = self._sessions.find(request.headers)
+            if request.path == f"{ROOT}/sign-in":
+                return self._sign_in(request, session)
+            if session is None:
+                return self._without_session(request)
+            if request.path == f"{ROOT}/sign-out" and request.method == "POST":
+                self._check_change(request, session, read_form(request).get("csrf", ""), acts=True)
+                return redirect(f"{ROOT}/sign-in", (self._sessions.no_cookie(secure=_is_secure(request)),))
+            may_act = self._acts or not session.is_operator
+            nav = self._nav if session.is_operator else self._owner_nav
+            user = NO_CALLER if session.is_operator else self._sessions.caller(session, request.headers)
+            call = Call(request, session, self._sessions.csrf(session), may_act, nav, read_form(request), user)
+            response = await self._page(call)
+        except ApiError as error:
+            response = refused(call, error)
+            if error.status >= 500:
+                response = _failed(response, error)
+        except StoreError as error:
+            told = store_refusal(error, "The stored data could not be read or changed")
+            response = _failed(refused(call, told), told)
+        except Exception as error:
+            _log.error("console_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
+            bug = InternalError("The console had an error. The log has its cause, under this request id.")
+            bug.cause = type(error).__name__
+            response = _failed(refused(call, bug), bug)
+        if request.method == "HEAD":
+            return ApiResponse(response.status, response.headers, b"", None, response.failure)
+        return response
+
+    async def _page(self, call: Call) -> ApiResponse:
+        request = call.request
+        path = request.path.rstrip("/") or ROOT
+        if path == ROOT:
+            return redirect(call.link("/requests"))
+        methods: list[str] = []
+        for bound in self._pages:
+            variables = bound.match(path)
+            if variables is None:
+                continue
+            if bound.page.method != ("GET" if request.method == "HEAD" else request.method):
+                methods.append(bound.page.method)
+                continue
+            if bound.page.operators and not call.session.is_operator:
+                break
+            if request.method not in _SAFE:
+                token = request.header("x-csrf-token") or call.form.get("csrf", "")
+                self._check_change(request, call.session, token, acts=not bound.page.changes)
+            return await bound.handler(call, *variables)
+        if methods:
+            raise MethodNotAllowed(f"This page allows only {', '.join(methods)}.", code="method_not_allowed")
+        raise unknown_url(request.method, request.path)
+
+    def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
+        """Raise `ApiError` unless the request comes from a page of this session, whose user may act. `acts`: the
+        request changes no data of an owner."""
+        origin = request.header("origin")
+        host = request.header("host") or request.header(":authority") or ""
+        if request.header("sec-fetch-site") not in (None, "same-origin", "none") or (
+            origin is not None and origin != "null" and urlsplit(origin).netloc.lower() != host.lower()
+        ):
+            raise ApiError(
+                "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
+            )
+        self._sessions.check_csrf(session, token)
+        if session.is_operator and not self._acts and not acts:
+            raise ApiError(
+                "Operators may only look. Set 'console.act' to true, or start with --console-act, to allow changes.",
+                status=403,
+                type="invalid_request_error",
+                code="console_read_only",
+            )
+
+    def _without_session(self, request: ApiRequest) -> ApiResponse:
+        made = self._sessions.of_gateway(request.headers)
+        if made is not None and request.method in _SAFE:
+            return redirect(_target(request), (self._sessions.cookie(made, secure=_is_secure(request)),))
+        if request.header("hx-request") == "true" or request.header("accept") == "text/event-stream":
+            away = ApiError("Your session has ended. Sign in again.", status=401, code="signed_out")
+            return refused(None, away)
+        if request.method not in _SAFE:
+            return redirect(f"{ROOT}/sign-in")
+        target = _target(request)
+        more = f"?to={quote(target, safe='')}" if target != ROOT else ""
+        return redirect(f"{ROOT}/sign-in{more}")
+
+    def _sign_in(self, request: ApiRequest, session: Session | None) -> ApiResponse:
+        target = next((value for name, value in request.query if name == "to"), "")
+        if request.method in _SAFE:
+            return self._sign_in_page(target) if session is None else redirect(_local(target))
+        if request.method != "POST":
+            raise MethodNotAllowed("This page allows only GET and POST.", code="method_not_allowed")
+        form = read_form(request)
+        target = form.get("to", "")
+        origin, host = request.header("origin"), request.header("host") or ""
+        if origin not in (None, "null") and urlsplit(origin or "").netloc.lower() != host.lower():
+            return self._sign_in_page(target, "The form comes from another site. Load this page again.", 403)
+        try:
+            made = self._sessions.sign_in(form.get("token", ""))
+        except ApiError as error:
+            _log.warning("console_sign_in_refused", code=error.code, request_id=request.request_id)
+            return self._sign_in_page(target, error.message, error.status, error.headers)
+        _log.info("console_signed_in", kind=made.kind, owner=made.owner[:12], name=made.name)
+        return redirect(_local(target), (self._sessions.cookie(made, secure=_is_secure(request)),))
+
+    def _sign_in_page(
+        self, target: str, problem: str = "", status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> ApiResponse:
+        values: dict[str, Any] = {"keys": self._sessions.takes_keys, "gateway": self._sessions.by_gateway}
+        page = render("sign_in.html", call=None, problem=problem, target=_local(target), **values)
+        return html(page, status, tuple(headers))
+
+    def _static(self, request: ApiRequest) -> ApiResponse:
+        name = request.path.removeprefix(f"{ROOT}/static/")
+        body = asset(name)
+        if body is None or request.method not in _SAFE:
+            raise unknown_url(request.method, request.path)
+        if name not in _OPEN_ASSETS and self._sessions.find(request.headers) is None:
+            raise unknown_url(request.method, request.path)
+        kind = _KINDS.get(name.rsplit(".", 1)[-1], "application/octet-stream")
+        length = ("content-length", str(len(body)))
+        cached = ("cache-control", "private, max-age=300")
+        return ApiResponse(200, (("content-type", kind), length, cached, *SECURITY), body)
+
+
+def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
+    error.operation = error.operation or "console"
+    return ApiResponse(response.status, response.headers, response.body, response.stream, refusal(error))
+
+
+def _target(request: ApiRequest) -> str:
+    query = "&".join(f"{quote(name)}={quote(value)}" for name, value in request.query)
+    return request.path + (f"?{query}" if query else "")
+
+
+def _local(target: str) -> str:
+    """The target if it is a page of the console, else the first page. So a link cannot lead to another site."""
+    inside = target == ROOT or target.startswith((f"{ROOT}/", f"{ROOT}?"))
+    return target if inside and target.isprintable() and "\\" not in target else ROOT
+
+
+def _is_secure(request: ApiRequest) -> bool:
+    return request.header("x-forwarded-proto") == "https" or request.header(":scheme") == "https"

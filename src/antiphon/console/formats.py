@@ -1,0 +1,118 @@
+"""Formats values for people: times, durations, sizes, counts, costs.
+
+Lives here: the filters of the templates. Not here: HTML.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+NONE: Final = "\N{EN DASH}"
+"""Stands for a value that does not exist."""
+_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "m"))
+
+
+def duration(seconds: float | None) -> str:
+    """A short duration: `420 ms`, `3.1 s`, `2 m 5 s`, `3 h 2 m`."""
+    if seconds is None:
+        return NONE
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts, left = [], int(seconds)
+    for size, unit in (*_UNITS, (1, "s")):
+        if left >= size:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2])
+
+
+def age(at: float | None, now: float | None = None) -> str:
+    """The time since `at`, in one unit: `12 s ago`."""
+    if not at:
+        return NONE
+    seconds = max(0.0, (time.time() if now is None else now) - at)
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def moment(at: float | None) -> str:
+    """A date and time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) if at else NONE
+
+
+def clock(at: float | None) -> str:
+    """A time of the day in UTC."""
+    return time.strftime("%H:%M:%S", time.gmtime(at)) if at else NONE
+
+
+def iso(at: float | None) -> str:
+    """A machine-readable time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) if at else ""
+
+
+def size(count: float | None) -> str:
+    """A size in bytes: `512 B`, `12 KB`, `3.4 MB`."""
+    if count is None:
+        return NONE
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def count(number: float | None) -> str:
+    """A whole number with separators: `12,345`."""
+    return NONE if number is None else f"{number:,.0f}"
+
+
+def short(number: float | None) -> str:
+    """A count in few characters: `950`, `12.3k`, `4.5M`."""
+    if number is None:
+        return NONE
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as a percentage."""
+    return NONE if share is None else f"{share * 100:.0f} %"
+
+
+def cost(millionths: float | None) -> str:
+    """A cost in the currency of the prices."""
+    return NONE if not millionths else f"{millionths / 1e6:.4f}"
+
+
+def owner_name(owner: str) -> str:
+    """The readable part of an owner id, without its prefix."""
+    return owner[2:] if owner[1:2] == ":" else owner
+
+
+def short_id(text: str) -> str:
+    """The beginning of a long id."""
+    return text if len(text) <= 18 else text[:16] + "…"
+
+
+FILTERS: Final[dict[str, Callable[..., Any]]] = {
+    "age": age,
+    "clock": clock,
+    "cost": cost,
+    "count": count,
+    "duration": duration,
+    "iso": iso,
+    "moment": moment,
+    "owner_name": owner_name,
+    "percent": percent,
+    "short": short,
+    "short_id": short_id,
+    "size": size,
+}

@@ -1,0 +1,174 @@
+"""Reads what several views need: entries, recordings, and objects of the API in the name of an owner.
+
+Lives here: the access to the API's own handlers, and the texts of a request for search. Not here: SQL, HTML.
+
+Invariant: every read names one owner, or is an operator's. An owner gets the same error for a missing object as for
+another owner's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.journal import Entry, Recording
+from antiphon.errors import ApiError, NotFound
+from antiphon.stores.journal import JournalStore
+from antiphon.stores.live import LiveStore
+from antiphon.stores.overviews import Overviews
+from antiphon.types.transport import Headers
+
+Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
+_MOST_TEXT: Final = 2_000_000
+
+
+class Warned(msgspec.Struct, frozen=True):
+    """A log line of level warning or above. `at` is the line's timestamp. `fields` are without the event."""
+
+    at: str
+    event: str
+    fields: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the views read.
+
+    `handle` answers requests of the API. `unstored` has the recordings that only this process holds. `settings` are the
+    effective settings without secrets, as YAML. `facts` describe the deployment, by their labels. `models` are the
+    models of the settings. `warnings` are the newest warnings of this process, newest first.
+    """
+
+    journal: JournalStore
+    live: LiveStore
+    overviews: Overviews
+    handle: Handle
+    unstored: Callable[[str], Recording | None] = lambda _: None
+    settings: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    warnings: Callable[[], Sequence[Warned]] = lambda: ()
+
+    async def entry(self, request_id: str, owner: str) -> Entry:
+        """The entry of a request, by its id or by its response's id. Raises `NotFound`."""
+        found = await self.journal.get(request_id, owner)
+        if found is None:
+            raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
+        return found
+
+    async def recording(self, entry: Entry) -> Recording | None:
+        """The recorded contents of a request, or None."""
+        return self.unstored(entry.id) or await self.journal.record(entry.id, entry.owner)
+
+    async def text_of(self, entry: Entry) -> str:
+        """The recorded or stored contents of a request as one text, for search."""
+        recording = await self.recording(entry) if entry.recorded else None
+        if recording is not None:
+            return b"\n".join(part.data for part in recording.parts)[:_MOST_TEXT].decode(errors="replace")
+        if not (entry.stored and entry.response_id):
+            return ""
+        try:
+            texts = [
+                await self.raw("GET", f"/v1/responses/{quote(entry.response_id)}{rest}", entry.owner)
+                for rest in ("", "/input_items")
+            ]
+        except ApiError:
+            return ""
+        return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
+
+    async def json(
+        self,
+        method: str,
+        path: str,
+        owner: str | Caller,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        headers: Headers = (),
+        pieces: AsyncIterator[bytes] | None = None,
+    ) -> Any:
+        """Call an endpoint of the API in the name of an owner, or of a caller with what its key allows. Raises
+        `ApiError` with the endpoint's own message."""
+        found = await self.raw(method, path, owner, query=query, body=body, headers=headers, pieces=pieces)
+        return msgspec.json.decode(found)
+
+    async def every(
+        self, path: str, owner: str | Caller, *, query: Mapping[str, str] | None = None, most: int = 1000
+    ) -> tuple[list[Any], bool]:
+        """The objects of a list of the API, in the order of its pages. Also whether the list has more than `most`."""
+        found: list[Any] = []
+        after: dict[str, str] = {}
+        while len(found) < most:
+            page = await self.json("GET", path, owner, query={"limit": "100", **(query or {}), **after})
+            found += page["data"]
+            if not page["has_more"] or not page["data"]:
+                return found, False
+            after = {"after": page["last_id"]}
+        return found, True
+
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        owner: str | Caller,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        headers: Headers = (),
+        pieces: AsyncIterator[bytes] | None = None,
+    ) -> bytes:
+        """Call an endpoint of the API, and return the body of its answer. Raises `ApiError`."""
+        answer = await self.answer(method, path, owner, query=query, body=body, headers=headers, pieces=pieces)
+        return await _whole(answer)
+
+    async def answer(
+        self,
+        method: str,
+        path: str,
+        owner: str | Caller,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        headers: Headers = (),
+        pieces: AsyncIterator[bytes] | None = None,
+    ) -> ApiResponse:
+        """Call an endpoint of the API, and return its answer, whose stream the caller reads or closes. Raises
+        `ApiError`."""
+        sent = b"" if body is None else msgspec.json.encode(body)
+        kind: Headers = (("content-type", "application/json"),) if body is not None else ()
+        caller = Caller(owner) if isinstance(owner, str) else owner
+        request = ApiRequest(
+            method,
+            path,
+            tuple((query or {}).items()),
+            (*kind, *headers),
+            sent,
+            caller.owner,
+            body_stream=pieces,
+            access=caller.access,
+            caller=caller,
+        )
+        answer = await self.handle(request)
+        if answer.status >= 400:
+            raise _error(await _whole(answer), answer.status)
+        return answer
+
+
+async def _whole(answer: ApiResponse) -> bytes:
+    if answer.stream is None:
+        return answer.body
+    return b"".join([part async for part in answer.stream])
+
+
+def _error(body: bytes, status: int) -> ApiError:
+    try:
+        told = msgspec.json.decode(body)["error"]
+        return ApiError(str(told["message"]), status=status, code=told.get("code"), param=told.get("param"))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return ApiError("The request failed.", status=status)

@@ -1,0 +1,230 @@
+"""Signs users of the console in, and recognises their sessions.
+
+Lives here: the session cookie, the CSRF token, the check of a presented key, and the limit on failed attempts. Not
+here: the sign-in page (`console.py`), the keys themselves (`app/keys.py`, `engine/running/key_ring.py`).
+
+A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
+
+Invariants: the cookie never holds a token. A session of a client key ends when the key is revoked or expires. Every
+sign-in creates a new session id. Tokens are compared in constant time, by their SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.ports.callers import Caller
+from antiphon.errors import ApiError, InvalidRequest, Unauthorized
+from antiphon.sealing import Sealer
+from antiphon.types.transport import Headers, header_value
+
+COOKIE: Final = "antiphon_console"
+_SEALED_FOR: Final = ("console", "session")
+_TOKEN_SESSION: Final = 3600.0
+"""The longest session, in seconds, of a user who signed in with a token of an issuer, whose expiry is unknown here."""
+_LONGEST_TOKEN: Final = 16_384
+_ATTEMPTS: Final = 10
+_WINDOW: Final = 60.0
+
+Kind = Literal["operator", "key", "token", "gateway"]
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A signed-in user. `owner` is empty for an operator, who sees all owners. `digest` is the SHA-256 of the client
+    key. `ends` is in seconds since the epoch."""
+
+    id: str
+    kind: Kind
+    ends: float
+    owner: str = ""
+    name: str = ""
+    team: str = ""
+    digest: str = ""
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the user sees the data of every owner."""
+        return self.kind == "operator"
+
+
+class Attempts:
+    """Limits failed attempts to sign in: at most `most` within `seconds`, in this process."""
+
+    def __init__(self, clock: Callable[[], float], *, most: int = _ATTEMPTS, seconds: float = _WINDOW) -> None:
+        self._clock = clock
+        self._most = most
+        self._seconds = seconds
+        self._failed: list[float] = []
+
+    def check(self) -> None:
+        """Raise `ApiError` (429) while too many attempts have failed."""
+        now = self._clock()
+        self._failed = [at for at in self._failed if now - at < self._seconds]
+        if len(self._failed) >= self._most:
+            wait = max(1, round(self._seconds - (now - self._failed[0])))
+            raise ApiError(
+                f"Too many failed attempts to sign in. Try again in {wait} seconds.",
+                status=429,
+                type="rate_limit_error",
+                code="too_many_attempts",
+                headers=(("retry-after", str(wait)),),
+            )
+
+    def failed(self) -> None:
+        """Count one failed attempt."""
+        self._failed.append(self._clock())
+
+
+class Sessions:
+    """The sessions of one console.
+
+    `admin_token` is the operators' token. `clock` gives seconds since the epoch.
+    """
+
+    def __init__(
+        self, admin_token: str, owners: OwnerResolver, *, seconds: float, clock: Callable[[], float], attempts: Attempts
+    ) -> None:
+        self._admin = hashlib.sha256(admin_token.encode()).digest()
+        secret = hmac.digest(admin_token.encode(), b"antiphon console sessions", "sha256")
+        self._sealer = Sealer([secret], max_bytes=4096)
+        self._csrf_key = hmac.digest(admin_token.encode(), b"antiphon console csrf", "sha256")
+        self._owners = owners
+        self._seconds = seconds
+        self._clock = clock
+        self._attempts = attempts
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether an owner signs in with a client key or a token of the issuer. Without these, only operators sign in
+        with a token."""
+        return self._owners.client_keys is not None or self._owners.tokens is not None
+
+    @property
+    def by_gateway(self) -> bool:
+        """Whether a gateway in front authenticates owners, by a trusted header or by metadata."""
+        return self._owners.source == "header" or self._owners.claims is not None
+
+    def sign_in(self, token: str) -> Session:
+        """Return the new session of the user who presents this token. Raises `Unauthorized`, and `ApiError` (429)
+        after too many failures."""
+        self._attempts.check()
+        token = token.strip()
+        if not token or len(token) > _LONGEST_TOKEN:
+            raise InvalidRequest("Enter the operators' token or a client key.", code="missing_token")
+        digest = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+        if hmac.compare_digest(digest, self._admin):
+            return self._new("operator", Caller(""), "", self._seconds)
+        try:
+            found, kind = self._caller(token, digest)
+        except Unauthorized:
+            self._attempts.failed()
+            raise Unauthorized(
+                "This is neither the operators' token nor a valid client key.", code="wrong_token"
+            ) from None
+        seconds = min(self._seconds, _TOKEN_SESSION) if kind == "token" else self._seconds
+        return self._new(kind, found, digest.hex() if kind == "key" else "", seconds)
+
+    def of_gateway(self, headers: Headers) -> Session | None:
+        """Return the new session of the owner whom the gateway's headers name. None without such headers."""
+        if not self.by_gateway:
+            return None
+        try:
+            found = self._owners.resolve(headers)
+        except Unauthorized:
+            return None
+        return self._new("gateway", found, "", self._seconds)
+
+    def find(self, headers: Headers) -> Session | None:
+        """Return the session of a request. None without a valid session. Raises `Unavailable` while the keys cannot be
+        read."""
+        text = read_cookie(headers, COOKIE)
+        if text is None:
+            return None
+        try:
+            session = msgspec.json.decode(self._sealer.open(*_SEALED_FOR, text), type=Session)
+        except (ApiError, msgspec.DecodeError):
+            return None
+        if session.ends <= self._clock():
+            return None
+        if session.kind == "key":
+            return session if self._is_valid(session) else None
+        if session.kind == "gateway":
+            # The gateway decides on every request who the user is.
+            now = self.of_gateway(headers)
+            return session if now is not None and now.owner == session.owner else None
+        return session
+
+    def caller(self, session: Session, headers: Headers) -> Caller:
+        """Return the caller in whose name an owner's session acts, with what the key allows. Raises `Unauthorized`."""
+        if session.kind == "key":
+            keys = self._owners.client_keys
+            found = keys.get(bytes.fromhex(session.digest)) if keys is not None else None
+            if found is None:
+                raise Unauthorized("Your client key is no longer valid. Sign in again.", code="signed_out")
+            return found if found.owner else Caller(session.owner, found.name, found.team, found.key_id, found.access)
+        return Caller(session.owner, session.name, session.team)
+
+    def cookie(self, session: Session, *, secure: bool) -> tuple[str, str]:
+        """The header that stores the session in the browser."""
+        text = self._sealer.seal(*_SEALED_FOR, msgspec.json.encode(session))
+        seconds = max(0, round(session.ends - self._clock()))
+        return "set-cookie", f"{COOKIE}={text}; {_attributes(secure)}; Max-Age={seconds}"
+
+    @staticmethod
+    def no_cookie(*, secure: bool) -> tuple[str, str]:
+        """The header that removes the session from the browser."""
+        return "set-cookie", f"{COOKIE}=; {_attributes(secure)}; Max-Age=0"
+
+    def csrf(self, session: Session) -> str:
+        """The token that each change of this session must carry."""
+        return hmac.new(self._csrf_key, session.id.encode(), "sha256").hexdigest()
+
+    def check_csrf(self, session: Session, token: str) -> None:
+        """Raise `ApiError` (403) unless the token belongs to the session."""
+        if not hmac.compare_digest(self.csrf(session).encode(), token.encode(errors="surrogateescape")):
+            raise ApiError(
+                "The form is out of date. Load the page again, then repeat the change.",
+                status=403,
+                type="invalid_request_error",
+                code="wrong_csrf_token",
+            )
+
+    def _caller(self, token: str, digest: bytes) -> tuple[Caller, Kind]:
+        owners = self._owners
+        bearer: Headers = (("authorization", f"Bearer {token}"),)
+        if owners.tokens is not None:
+            return owners.resolve(bearer), "token"
+        if owners.client_keys is None:
+            raise Unauthorized("No client keys are in force.", code="wrong_token")
+        found = owners.client_keys.get(digest)
+        if found is None:
+            raise Unauthorized("Unknown key.", code="wrong_token")
+        return (found if found.owner else owners.resolve(bearer)), "key"
+
+    def _is_valid(self, session: Session) -> bool:
+        keys = self._owners.client_keys
+        return keys is not None and keys.get(bytes.fromhex(session.digest)) is not None
+
+    def _new(self, kind: Kind, caller: Caller, digest: str, seconds: float) -> Session:
+        ends = self._clock() + seconds
+        return Session(secrets.token_hex(16), kind, ends, caller.owner, caller.name, caller.team, digest)
+
+
+def read_cookie(headers: Headers, name: str) -> str | None:
+    """The value of the cookie with this name, or None."""
+    for part in (header_value(headers, "cookie") or "").split(";"):
+        key, _, value = part.strip().partition("=")
+        if key == name:
+            return value
+    return None
+
+
+def _attributes(secure: bool) -> str:
+    return "Path=/console; HttpOnly; SameSite=Strict" + ("; Secure" if secure else "")

@@ -1,0 +1,83 @@
+// Keyboard, copying, and small behaviours that pages need. No page needs this script to show its content.
+const rows = () => [...document.querySelectorAll("[data-row]")];
+let here = -1;
+let waitsForView = 0;
+
+function mark(number) {
+  const all = rows();
+  if (!all.length) return;
+  here = Math.max(0, Math.min(number, all.length - 1));
+  all.forEach((row, each) => row.classList.toggle("here", each === here));
+  const link = all[here].querySelector("a.cover");
+  (link || all[here]).focus({ preventScroll: true });
+  all[here].scrollIntoView({ block: "nearest" });
+}
+
+function current() {
+  const all = rows();
+  const focused = all.findIndex((row) => row.contains(document.activeElement));
+  return focused >= 0 ? focused : here;
+}
+
+function goesTo(letter) {
+  const links = [...document.querySelectorAll(".bar nav a")];
+  const found = links.find((link) => link.textContent.trim().toLowerCase().startsWith(letter));
+  if (found) found.click();
+}
+
+document.querySelector(".bar nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const writes = event.target.closest("input, textarea, select, [contenteditable]");
+  if (event.key === "Escape") {
+    if (document.querySelector("dialog[open]")) return;
+    if (writes) return void event.target.blur();
+    const back = document.querySelector("[data-back]");
+    if (back) back.click();
+    return;
+  }
+  if (writes) return;
+  if (waitsForView && Date.now() - waitsForView < 1500 && /^[a-z]$/.test(event.key)) {
+    waitsForView = 0;
+    event.preventDefault();
+    return goesTo(event.key);
+  }
+  waitsForView = 0;
+  const neighbour = { j: "[data-next]", k: "[data-previous]" }[event.key];
+  if (event.key === "j" || event.key === "k") {
+    event.preventDefault();
+    const link = document.querySelector(neighbour);
+    if (link && !rows().length) return link.click();
+    return mark(current() + (event.key === "j" ? 1 : -1));
+  }
+  if (event.key === "Enter" && !event.target.closest("a, button, summary")) {
+    const link = rows()[current()]?.querySelector("a.cover");
+    if (link) link.click();
+  } else if (event.key === "/") {
+    const filter = document.querySelector("[data-filter]");
+    if (filter) { event.preventDefault(); filter.focus(); }
+  } else if (event.key === "g") {
+    waitsForView = Date.now();
+  } else if (event.key === "?") {
+    document.getElementById("keys")?.showModal();
+  }
+});
+
+document.addEventListener("click", async (event) => {
+  const copies = event.target.closest("[data-copy]");
+  if (copies) {
+    const from = document.getElementById(copies.dataset.copy);
+    await navigator.clipboard.writeText(from.value ?? from.textContent);
+    const label = copies.textContent;
+    copies.textContent = "Copied";
+    setTimeout(() => { copies.textContent = label; }, 1500);
+  }
+  const asks = event.target.closest("button[data-confirm]");
+  if (asks && !window.confirm(asks.dataset.confirm)) event.preventDefault();
+});
+
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form[data-auto]");
+  if (form && event.target.matches("select, input[type=checkbox]")) form.requestSubmit();
+});

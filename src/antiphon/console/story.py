@@ -1,0 +1,139 @@
+"""Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
+
+Lives here: pairing calls with their answers, and splitting event streams into events. Not here: recording
+(`engine/exchange/recording_exchange.py`), HTML.
+
+Invariant: bytes that are no valid events stay visible as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from antiphon.engine.ports.journal import Part, Recording
+
+_MOST_EVENTS = 2000
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event of a stream. `at` is in seconds after the request's start. `type` is empty for data without a type."""
+
+    at: float
+    type: str
+    data: str
+
+
+class ModelCall(msgspec.Struct):
+    """One chat request and its answer. `events` are the chunks of a streamed answer, `answer` is any other body."""
+
+    at: float
+    body: bytes
+    facts: Mapping[str, Any]
+    status: int = 0
+    head_at: float | None = None
+    headers: list[tuple[str, str]] = []
+    answer: bytes = b""
+    events: list[Event] = []
+    more: int = 0
+    ended: Mapping[str, Any] = {}
+    ended_at: float | None = None
+
+
+class ToolResult(msgspec.Struct, frozen=True):
+    """The result of one hosted tool call."""
+
+    at: float
+    name: str
+    output: str
+    facts: Mapping[str, Any]
+
+
+class Story(msgspec.Struct):
+    """Both sides of one request. `answer` is the body that the client got, if it is no event stream. `more` and
+    `ModelCall.more` count events beyond the 2,000 that are listed."""
+
+    request: bytes = b""
+    request_facts: Mapping[str, Any] = {}
+    calls: list[ModelCall] = []
+    tools: list[ToolResult] = []
+    events: list[Event] = []
+    more: int = 0
+    answer: bytes = b""
+    answer_status: int = 0
+    cut: bool = False
+
+
+def tell(recording: Recording) -> Story:
+    """Order the parts of a recording."""
+    story = Story(cut=recording.cut)
+    calls: list[tuple[ModelCall, list[Part]]] = []
+    sent: list[Part] = []
+    for part in recording.parts:
+        match part.kind:
+            case "request":
+                story.request, story.request_facts = part.data, part.facts
+            case "call":
+                calls.append((ModelCall(part.at, part.data, part.facts), []))
+            case "head" if calls:
+                call = calls[-1][0]
+                call.status, call.head_at = int(part.facts.get("status", 0)), part.at
+                call.headers = [(str(name), str(value)) for name, value in part.facts.get("headers", ())]
+            case "data" if calls:
+                calls[-1][1].append(part)
+            case "end" if calls:
+                calls[-1][0].ended, calls[-1][0].ended_at = part.facts, part.at
+            case "tool":
+                output = part.data.decode(errors="replace")
+                story.tools.append(ToolResult(part.at, str(part.facts.get("name", "")), output, part.facts))
+            case "event_head":
+                story.answer_status = int(part.facts.get("status", 0))
+            case "event":
+                sent.append(part)
+            case _:
+                pass
+    for call, parts in calls:
+        call.events, call.more, call.answer = _read(parts)
+    story.calls = [call for call, _ in calls]
+    story.events, story.more, story.answer = _read(sent)
+    return story
+
+
+def _read(parts: list[Part]) -> tuple[list[Event], int, bytes]:
+    """The events of a stream and the number of further events, or else the whole body."""
+    body = b"".join(part.data for part in parts)
+    start = body.lstrip()[:6]
+    if not start.startswith((b"data:", b"event:", b":", b"id:")):
+        return [], 0, body
+    events = list(_events(parts))
+    return events[:_MOST_EVENTS], max(0, len(events) - _MOST_EVENTS), b""
+
+
+def _events(parts: Iterable[Part]) -> Iterable[Event]:
+    """Split server-sent events. An event has the time of the part that ends it."""
+    left = b""
+    at = 0.0
+    for part in parts:
+        at = part.at
+        *whole, left = (left + part.data).replace(b"\r\n", b"\n").split(b"\n\n")
+        for block in whole:
+            if block.strip():
+                yield _event(at, block)
+    if left.strip():
+        yield _event(at, left)
+
+
+def _event(at: float, block: bytes) -> Event:
+    kind, data = "", []
+    for line in block.decode(errors="replace").split("\n"):
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            data.append(value)
+        elif not name:
+            data.append(f": {value}")
+    return Event(at, kind, "\n".join(data))

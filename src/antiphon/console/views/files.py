@@ -1,0 +1,135 @@
+"""Shows the uploaded files of an owner: the list, the upload, the download, and the vector stores that use a file.
+
+Lives here: the pages of files. Not here: storing files and parsing the form (`api/files.py`), vector stores
+(`vector_stores.py`).
+
+Invariant: a browser never renders the contents of a file. Every download is an attachment of unknown type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import quote
+
+from antiphon.api.files import PURPOSES
+from antiphon.api.http import ApiResponse
+from antiphon.console.lists import needs, part_of
+from antiphon.console.owners import check_owner, choose_owner
+from antiphon.console.reading import Reading
+from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
+from antiphon.errors import ApiError
+
+_LISTED = 10_000
+_MOST_STORES = 500
+_AT_ONCE = 8
+
+
+class Files:
+    """The list of files, and the page of one file."""
+
+    nav = (("Files", "/files"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/files")
+    async def show_all(self, call: Call) -> ApiResponse:
+        """A page of the files, newest first."""
+        if not call.owner:
+            return await choose_owner(call, self._reading, "Files")
+        return await self._listed(call)
+
+    @Page("POST", "/files", changes=True)
+    async def upload(self, call: Call) -> ApiResponse:
+        """Upload a file. The body is the form of the browser, which goes to the API as it arrives."""
+        check_owner(call)
+        names = ("content-type", "content-length")
+        headers = tuple((name, value) for name, value in call.request.headers if name in names)
+        try:
+            with needs("files.enabled", "files"):
+                made = await self._reading.json(
+                    "POST", "/v1/files", call.caller, headers=headers, pieces=call.request.pieces()
+                )
+        except ApiError as error:
+            if not call.fragment or error.status >= 500:
+                raise
+            return await self._listed(call, problem=error.message)
+        return await self._listed(call, made=made) if call.fragment else redirect(call.link("/files"))
+
+    @Page("GET", "/files/{}")
+    async def show(self, call: Call, file_id: str) -> ApiResponse:
+        """The facts of a file, and the vector stores that use it."""
+        if not call.owner:
+            return await choose_owner(call, self._reading, "Files")
+        with needs("files.enabled", "files"):
+            file = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
+        stores, more = await self._stores(call)
+        return call.show(
+            "file.html", file=file, uses=await self._uses(call, file["id"], stores), searched=len(stores), more=more
+        )
+
+    @Page("GET", "/files/{}/content")
+    async def content(self, call: Call, file_id: str) -> ApiResponse:
+        """The contents of a file, as a download."""
+        if not call.owner:
+            return await choose_owner(call, self._reading, "Files")
+        method = "HEAD" if call.request.method == "HEAD" else "GET"
+        found = await self._reading.answer(method, f"/v1/files/{_part(file_id)}/content", call.caller)
+        kept = tuple(pair for pair in found.headers if pair[0] in ("content-disposition", "content-length"))
+        headers = (("content-type", "application/octet-stream"), *kept, *SECURITY, *NOT_CACHED)
+        return ApiResponse(200, headers, found.body, found.stream)
+
+    @Page("POST", "/files/{}/delete", changes=True)
+    async def delete(self, call: Call, file_id: str) -> ApiResponse:
+        """Delete a file. The API also removes it from all vector stores."""
+        check_owner(call)
+        await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
+        return redirect(call.link("/files"))
+
+    async def _listed(self, call: Call, **told: Any) -> ApiResponse:
+        purpose, name = call.query("purpose"), call.query("name").strip()[:200]
+        query = {"limit": str(_LISTED)} | ({"purpose": purpose} if purpose else {})
+        with needs("files.enabled", "files"):
+            files, more = await self._reading.every("/v1/files", call.caller, query=query, most=_LISTED)
+        sought = name.casefold()
+        files = [one for one in files if sought in one["filename"].casefold() or name == one["id"]]
+        values = {
+            "part": part_of(call, files, more=more),
+            "purposes": PURPOSES,
+            "name": name,
+            "filtered": bool(purpose or name),
+            "bytes": sum(one["bytes"] for one in files),
+            "problem": "",
+            "made": None,
+        } | told
+        return call.show("files_rows.html" if call.fragment else "files.html", **values)
+
+    async def _stores(self, call: Call) -> tuple[list[Any], bool]:
+        try:
+            return await self._reading.every("/v1/vector_stores", call.caller, most=_MOST_STORES)
+        except ApiError as error:
+            if error.code == "unknown_url":
+                return [], False
+            raise
+
+    async def _uses(self, call: Call, file_id: str, stores: list[Any]) -> list[tuple[Any, Any]]:
+        """The stores that have the file, each with the file's state there."""
+
+        async def use_in(store: Any) -> tuple[Any, Any] | None:
+            path = f"/v1/vector_stores/{_part(store['id'])}/files/{_part(file_id)}"
+            try:
+                return store, await self._reading.json("GET", path, call.caller)
+            except ApiError as error:
+                if error.status == 404:
+                    return None
+                raise
+
+        found = []
+        for start in range(0, len(stores), _AT_ONCE):
+            found += await asyncio.gather(*map(use_in, stores[start : start + _AT_ONCE]))
+        return [each for each in found if each is not None]
+
+
+def _part(object_id: str) -> str:
+    return quote(object_id, safe="")

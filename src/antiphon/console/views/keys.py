@@ -1,0 +1,107 @@
+"""Shows client keys, the use of quotas, and the audit, and lets operators create, rotate and revoke keys.
+
+Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/key_manager.py`),
+the admin API (`api/admin.py`).
+
+Invariant: only operators reach these pages. A page shows a new token once, in the answer to its creation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.site import Call, Page, redirect
+from antiphon.engine.ports.callers import NAMED, ClientKey
+from antiphon.engine.running.key_manager import KeyManager, WantedKey
+from antiphon.engine.running.quota_use import QuotaUse
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.stores.audit import AuditStore
+
+_DAY = 86_400.0
+_MOST_AUDIT = 200
+_MOST_KEYS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class KeySources:
+    """What the pages about keys read. `in_force`: processes accept the keys that are created here."""
+
+    manager: KeyManager
+    audit: AuditStore
+    quotas: Callable[[], Awaitable[Sequence[QuotaUse]]]
+    in_force: bool
+
+
+class Keys:
+    """Client keys, quotas and the audit."""
+
+    nav = (("Keys", "/keys"),)
+
+    def __init__(self, sources: KeySources) -> None:
+        self._sources = sources
+
+    @Page("GET", "/keys", operators=True)
+    async def show(self, call: Call) -> ApiResponse:
+        """All valid keys, the use of quotas, and the newest changes."""
+        return await self._page(call)
+
+    @Page("POST", "/keys", operators=True)
+    async def create(self, call: Call) -> ApiResponse:
+        """Create a key, and show its token once."""
+        try:
+            wanted = WantedKey(
+                call.form.get("owner", "").strip(),
+                call.form.get("name", "").strip(),
+                call.form.get("team", "").strip(),
+                tuple(call.form.get("models", "").split()),
+                tuple(call.form.get("tools", "").split()),
+                _lifetime(call.form.get("days", "")),
+            )
+            key, token = await self._sources.manager.create(wanted)
+        except ApiError as error:
+            return await self._page(call, problem=error)
+        return await self._page(call, key=key, token=token)
+
+    @Page("POST", "/keys/{}/rotate", operators=True)
+    async def rotate(self, call: Call, key_id: str) -> ApiResponse:
+        """Create the successor of a key. The old key stays valid for a day."""
+        key, token = await self._sources.manager.rotate(key_id, lifetime=None, overlap=_DAY)
+        return await self._page(call, key=key, token=token)
+
+    @Page("POST", "/keys/{}/revoke", operators=True)
+    async def revoke(self, call: Call, key_id: str) -> ApiResponse:
+        """Revoke a key. Every process refuses it within a second."""
+        await self._sources.manager.revoke(key_id)
+        return redirect(call.link("/keys"))
+
+    async def _page(
+        self, call: Call, *, key: ClientKey | None = None, token: str = "", problem: ApiError | None = None
+    ) -> ApiResponse:
+        owner = call.owner if call.owner.startswith(NAMED) else ""
+        everything = call.query("all") == "1"
+        keys = await self._sources.manager.list(owner.removeprefix(NAMED), all_keys=everything)
+        return call.show(
+            "keys.html",
+            status=problem.status if problem is not None else 200,
+            keys=keys[:_MOST_KEYS],
+            total=len(keys),
+            everything=everything,
+            made=key,
+            token=token,
+            problem=problem,
+            form=call.form if problem is not None else {},
+            quotas=await self._sources.quotas(),
+            audit=await self._sources.audit.list(owner=owner, limit=_MOST_AUDIT),
+            in_force=self._sources.in_force,
+        )
+
+
+def _lifetime(text: str) -> float | None:
+    """The seconds of a number of days; None if the field is empty."""
+    if not text.strip():
+        return None
+    if not (text.strip().isascii() and text.strip().isdecimal() and 0 < int(text) <= 3650):
+        raise InvalidRequest("A key expires after 1 to 3650 days, or never if the field is empty.", param="days")
+    return int(text) * _DAY

@@ -1,0 +1,71 @@
+"""Shows the requests in flight in every process, and cancels them.
+
+Lives here: the list in flight and the last endings. Not here: how processes publish their requests
+(`engine/running/live.py`), finished requests (`requests.py`).
+
+The browser asks for the list every second. Each question also tells all processes to publish for some more seconds, so
+without a viewer they publish nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page, redirect
+from antiphon.engine.ports.journal import EntryFilter, LiveRequest
+from antiphon.errors import NotFound
+
+_WATCH_SECONDS = 6.0
+_ENDINGS = 100
+_MOST_SHOWN = 300
+
+
+class Live:
+    """The requests in flight."""
+
+    nav = (("Live", "/live"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/live")
+    async def show(self, call: Call) -> ApiResponse:
+        """The requests in flight, oldest first, and the last hundred endings."""
+        live = self._reading.live
+        await live.watch(_WATCH_SECONDS)
+        snapshots = await live.read(call.owner)
+        running = sorted((one for each in snapshots for one in each.requests), key=lambda one: -one.age)
+        endings = await self._reading.journal.list(EntryFilter(owner=call.owner), limit=_ENDINGS)
+        values: dict[str, Any] = {
+            "running": running[:_MOST_SHOWN],
+            "more": max(0, len(running) - _MOST_SHOWN) + sum(each.more for each in snapshots),
+            "total": len(running),
+            "processes": snapshots,
+            "entries": endings.entries,
+            "rate": _rate,
+        }
+        return call.show("live_rows.html" if call.fragment else "live.html", **values)
+
+    @Page("POST", "/live/{}/cancel", changes=True)
+    async def cancel(self, call: Call, request_id: str) -> ApiResponse:
+        """Cancel a request in flight. Its process ends it at the next part of the model's answer."""
+        snapshots = await self._reading.live.read(call.owner)
+        found = next((one for each in snapshots for one in each.requests if one.id == request_id), None)
+        if found is None:
+            raise NotFound("This request is not in flight any more.", code="not_found")
+        if found.door == "background" and found.response_id:
+            await self._reading.raw("POST", f"/v1/responses/{quote(found.response_id)}/cancel", found.owner)
+        else:
+            await self._reading.live.ask_cancel(found.id, found.owner)
+        return redirect(call.link("/live"))
+
+
+def _rate(one: LiveRequest) -> float | None:
+    """Output tokens per second since the first token."""
+    if one.first is None or not one.tokens:
+        return None
+    seconds = one.age - one.first
+    return one.tokens / seconds if seconds > 0.2 else None

@@ -1,0 +1,201 @@
+"""Shows what models, tools and containers this server has, and how it treats each part of a request.
+
+Lives here: the page of models and tools, and the grouping of models that are treated alike. Not here: the table of
+support (`translation/request/field_support.py`), running tools (`tools/`).
+
+Invariant: addresses of MCP servers appear only for operators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from antiphon.api.http import ApiResponse
+from antiphon.config.problems import NotYaml
+from antiphon.config.yaml_text import read_yaml
+from antiphon.console.lists import part_of
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.translation.request.field_support import HOSTED_SUPPORT
+
+_SECONDS: Final = 8.0
+_MOST_MODELS: Final = 1000
+_MOST_COLUMNS: Final = 12
+_PER_PAGE: Final = 50
+GROUPS: Final = {
+    "fields": "Fields",
+    "parameters": "Sampling, templates, guided decoding",
+    "include": "Values of include",
+    "tools": "Tools",
+    "tool_choice": "Forms of tool_choice",
+    "items": "Items of input",
+    "content": "Content parts",
+}
+SIGNS: Final = {"sent": ("✓", "good"), "handled": ("✓", "info"), "ignored": ("○", "warn"), "rejected": ("✕", "bad")}
+_HOSTED: Final = {
+    "file_search": "vector_stores.enabled",
+    "web_search": "web_search.provider",
+    "code_interpreter": "code_interpreter.sandbox",
+    "mcp": "mcp.enabled",
+    "tool_search": "",
+    "image_generation": "",
+    "computer": "",
+}
+"""The hosted tools of OpenAI's API, each with the setting that enables it here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Models that the server treats alike, with their capabilities."""
+
+    models: Sequence[str]
+    shown: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A hosted tool: whether the server runs it, and what it does otherwise."""
+
+    name: str
+    runs: bool
+    support: str
+    note: str
+    setting: str
+
+
+class Models:
+    """The page of models and tools."""
+
+    nav = (("Models and tools", "/models"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/models")
+    async def show(self, call: Call) -> ApiResponse:
+        """Models with their capabilities, hosted tools, MCP servers and containers."""
+        models, problem = await self._models(call)
+        name = call.query("model").strip()[:200]
+        chosen = [one for one in models if name.casefold() in one.casefold()]
+        described = await self._described(call, chosen[:_MOST_MODELS])
+        columns = alike(described)
+        rest = await self._capabilities(call, None)
+        column_of = {model: number for number, column in enumerate(columns, 1) for model in column.models}
+        first = rest or (columns[0].shown if columns else None)
+        shown = columns if columns or rest is None else [Column(("any other model",), rest)]
+        containers, no_containers = await self._containers(call)
+        return call.show(
+            "models.html",
+            part=part_of(call, [one for one, _ in described], more=len(chosen) > _MOST_MODELS, per_page=_PER_PAGE),
+            capabilities=dict(described),
+            column_of=column_of,
+            columns=shown[:_MOST_COLUMNS],
+            more_columns=max(0, len(shown) - _MOST_COLUMNS),
+            rows={key: rows_of(key, shown[:_MOST_COLUMNS]) for key in GROUPS},
+            groups=GROUPS,
+            signs=SIGNS,
+            name=name,
+            problem=problem,
+            tools=hosted_tools(first["tools"]) if first is not None else [],
+            native=first is not None and first["mode"] == "native",
+            servers=mcp_servers(self._reading.settings),
+            containers=containers,
+            no_containers=no_containers,
+        )
+
+    async def _models(self, call: Call) -> tuple[list[str], str]:
+        """The names of the models, and why the upstreams did not list them."""
+        try:
+            async with asyncio.timeout(_SECONDS):
+                found = await self._reading.json("GET", "/v1/models", call.caller)
+            return [one["id"] for one in found["data"]], ""
+        except TimeoutError:
+            problem = f"The upstream did not list its models within {_SECONDS:g} seconds."
+        except ApiError as error:
+            problem = error.message
+        return list(self._reading.models), problem
+
+    async def _described(self, call: Call, models: Iterable[str]) -> list[tuple[str, Any]]:
+        found = []
+        for model in models:
+            shown = await self._capabilities(call, model)
+            if shown is not None:
+                found.append((model, shown))
+        return found
+
+    async def _capabilities(self, call: Call, model: str | None) -> Any:
+        query = {} if model is None else {"model": model}
+        try:
+            return await self._reading.json("GET", "/v1/antiphon/capabilities", call.caller, query=query)
+        except ApiError as error:
+            if error.status >= 500:
+                raise
+            return None
+
+    async def _containers(self, call: Call) -> tuple[Any, str]:
+        """A page of the owner's containers, and why there is none."""
+        if not call.owner:
+            return None, "Choose an owner to see containers."
+        query = {"limit": "50"} | ({"after": call.query("after")} if call.query("after") else {})
+        try:
+            return await self._reading.json("GET", "/v1/containers", call.caller, query=query), ""
+        except ApiError as error:
+            if error.code == "unknown_url":
+                return None, "This server runs no code. An operator can enable it with 'code_interpreter.sandbox'."
+            if error.status >= 500:
+                raise
+            raise InvalidRequest(error.message, code=error.code) from None
+
+
+def alike(described: Iterable[tuple[str, Any]]) -> list[Column]:
+    """The models that have equal capabilities share a column. The first column has the most models."""
+    groups: dict[bytes, tuple[list[str], Any]] = {}
+    for model, shown in described:
+        key = msgspec.json.encode({name: value for name, value in shown.items() if name != "model"})
+        groups.setdefault(key, ([], shown))[0].append(model)
+    columns = [Column(tuple(models), shown) for models, shown in groups.values()]
+    return sorted(columns, key=lambda one: -len(one.models))
+
+
+def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[Any]]]:
+    """The rows of a group of the matrix: a name, and its support in each column; None where a column lacks it."""
+    names = dict.fromkeys(name for column in columns for name in column.shown[group])
+    return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
+
+
+def hosted_tools(tools: Mapping[str, Any]) -> list[Tool]:
+    """The hosted tools, with the tools of extensions."""
+    hosted = {name.removeprefix("tools."): one for name, one in tools.items() if name.count(".") == 1}
+    names = [*_HOSTED, *(name for name, one in hosted.items() if name not in _HOSTED and _runs(one))]
+    return [
+        Tool(name, _runs(hosted[name]), hosted[name]["support"], hosted[name]["note"] or "", _HOSTED.get(name, ""))
+        for name in names
+        if name in hosted
+    ]
+
+
+def mcp_servers(settings: str) -> dict[str, Any]:
+    """The section `mcp` of the effective settings: whether it is on, the allowed servers, and the connectors."""
+    try:
+        whole = read_yaml(settings)
+    except NotYaml:
+        whole = None
+    section = whole.get("mcp") if isinstance(whole, dict) else None
+    given = section if isinstance(section, dict) else {}
+    connectors = given.get("connectors") or {}
+    return {
+        "known": bool(given),
+        "enabled": bool(given.get("enabled")),
+        "allow": [str(one) for one in given.get("allow") or ()],
+        "connectors": {str(name): str(one.get("url", "")) for name, one in connectors.items() if isinstance(one, dict)},
+    }
+
+
+def _runs(shown: Mapping[str, Any]) -> bool:
+    return (shown["support"], shown["note"]) == (HOSTED_SUPPORT.kind, HOSTED_SUPPORT.note)

@@ -1,0 +1,88 @@
+"""Lets a user compose a request, run it, and watch the answer next to its events.
+
+Lives here: the page and its first values. Not here: running the request, which the server does as for any client (`POST
+/console/run`), and reading its stream (`static/playground.js`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page
+from antiphon.console.story import tell
+from antiphon.errors import ApiError
+
+_STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
+
+
+class Playground:
+    """The page that runs a request."""
+
+    nav = (("Playground", "/playground"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/playground")
+    async def show(self, call: Call) -> ApiResponse:
+        """The form. Parameters: `request` (a request to run again), `previous`, `conversation`, `prompt`."""
+        body: dict[str, Any] = {"model": call.query("model"), "input": "", "stream": True}
+        note, owner = "", call.owner
+        if request_id := call.query("request"):
+            entry = await self._reading.entry(request_id, call.owner)
+            owner = entry.owner
+            found, note = await self._body_of(request_id, owner)
+            body |= found
+        for name, field in (("previous", "previous_response_id"), ("conversation", "conversation")):
+            if call.query(name):
+                body[field] = call.query(name)
+        if call.query("prompt"):
+            version = {"version": call.query("version")} if call.query("version") else {}
+            body = {"prompt": {"id": call.query("prompt"), **version}, "input": "", "stream": True}
+        body["stream"] = True
+        models = await self._models(owner)
+        if not body.get("model") and "prompt" not in body:
+            body["model"] = models[0] if models else ""
+        return call.show(
+            "playground.html",
+            models=models,
+            body=body,
+            text=json.dumps(body, indent=2, ensure_ascii=False),
+            simple=isinstance(body.get("input"), str),
+            note=note,
+            runs_as=owner,
+        )
+
+    async def _body_of(self, request_id: str, owner: str) -> tuple[dict[str, Any], str]:
+        """The body of an earlier request, and a note where it is not exactly what the client sent."""
+        entry = await self._reading.entry(request_id, owner)
+        recording = await self._reading.recording(entry)
+        if recording is not None:
+            try:
+                found = json.loads(tell(recording).request)
+            except ValueError:
+                found = None
+            if isinstance(found, dict):
+                return found, "This is the recorded request."
+        if not (entry.stored and entry.response_id):
+            return {"model": entry.model}, "The contents of this request are not recorded, so only its model is known."
+        path = f"/v1/responses/{quote(entry.response_id)}"
+        try:
+            stored = await self._reading.json("GET", path, owner)
+            query = {"limit": "100", "order": "asc"}
+            items = await self._reading.json("GET", f"{path}/input_items", owner, query=query)
+        except ApiError:
+            return {"model": entry.model}, "The response of this request is deleted, so only its model is known."
+        kept = {name: stored[name] for name in _STORED if stored.get(name)}
+        return kept | {"input": items["data"]}, "This request is put together from the stored response."
+
+    async def _models(self, owner: str) -> list[str]:
+        try:
+            found = await self._reading.json("GET", "/v1/models", owner)
+            return [str(one["id"]) for one in found["data"]][:500]
+        except (ApiError, KeyError, TypeError):
+            return list(self._reading.models)

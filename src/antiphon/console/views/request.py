@@ -1,0 +1,163 @@
+"""Shows one request: both sides of the translation, its steps over time, its failure, and what a user can do with it.
+
+Lives here: the page, its code snippets, the deletion, and the export as a recording. Not here: the list
+(`requests.py`), the order of a recording's parts (`story.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.charts import waterfall
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page, redirect
+from antiphon.console.story import Story, tell
+from antiphon.console.views.requests import read_filter
+from antiphon.engine.ports.journal import Entry
+from antiphon.errors import ApiError, NotFound
+from antiphon.stores.journal import cursor_of
+
+_FAULTS = {
+    "client": "the client",
+    "upstream": "the upstream",
+    "ours": "Antiphon or its store",
+    "none": "no fault",
+}
+
+_CURL = """\
+curl "$OPENAI_BASE_URL/responses" \\
+  -H "Authorization: Bearer $OPENAI_API_KEY" \\
+  -H 'Content-Type: application/json' \\
+  -d 'BODY'"""
+_PYTHON = """\
+from openai import OpenAI
+
+client = OpenAI()
+response = client.responses.create(
+ARGUMENTS)
+print(response.output_text)"""
+_JAVASCRIPT = """\
+import OpenAI from "openai";
+
+const client = new OpenAI();
+const response = await client.responses.create(BODY);
+console.log(response.output_text);"""
+
+
+class Request:
+    """The page of one request."""
+
+    nav = ()
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/requests/{}")
+    async def show(self, call: Call, request_id: str) -> ApiResponse:
+        """Everything that is known about the request."""
+        reading = self._reading
+        entry = await reading.entry(request_id, call.owner)
+        recording = await reading.recording(entry)
+        story = tell(recording) if recording is not None else None
+        stored, items = (None, []) if story is not None else await self._stored(entry)
+        newer, older = await self._neighbours(call, entry)
+        return call.show(
+            "request.html",
+            entry=entry,
+            story=story,
+            stored=stored,
+            stored_input=items,
+            bars=waterfall(entry.detail.spans, entry.seconds),
+            whole=max([entry.seconds, *(span.end for span in entry.detail.spans)]),
+            rate=_rate(entry),
+            faults=_FAULTS,
+            no_record=_no_record(entry),
+            snippets=_snippets(story, stored, items),
+            previous=newer,
+            next=older,
+        )
+
+    @Page("POST", "/requests/{}/delete", changes=True)
+    async def delete(self, call: Call, request_id: str) -> ApiResponse:
+        """Delete the stored response and its recorded contents. The row of facts stays."""
+        entry = await self._reading.entry(request_id, call.owner)
+        if not entry.response_id:
+            raise NotFound("This request stored no response.", code="not_found")
+        await self._reading.raw("DELETE", f"/v1/responses/{quote(entry.response_id)}", entry.owner)
+        return redirect(call.link(f"/requests/{entry.id}"))
+
+    async def _stored(self, entry: Entry) -> tuple[Any, list[Any]]:
+        """The stored response and its input items; None if the response is not stored."""
+        if not (entry.stored and entry.response_id):
+            return None, []
+        path = f"/v1/responses/{quote(entry.response_id)}"
+        try:
+            found = await self._reading.json("GET", path, entry.owner)
+            query = {"limit": "100", "order": "asc"}
+            items = await self._reading.json("GET", f"{path}/input_items", entry.owner, query=query)
+        except ApiError:
+            return None, []
+        return found, items["data"]
+
+    async def _neighbours(self, call: Call, entry: Entry) -> tuple[str, str]:
+        """The ids of the next newer and the next older request, empty at an end."""
+        journal, wanted = self._reading.journal, read_filter(call)
+        older = await journal.list(wanted, limit=1, after=cursor_of(entry))
+        newer = await journal.newer(wanted, than=cursor_of(entry), limit=200)
+        after = [one for one in newer if (one.ended_at, one.id) > (entry.ended_at, entry.id)]
+        return (after[-1].id if after else ""), (older.entries[0].id if older.entries else "")
+
+
+def _rate(entry: Entry) -> float | None:
+    """Output tokens per second after the first token."""
+    if entry.first is None or not entry.output_tokens or entry.calls != 1:
+        return None
+    seconds = entry.seconds - entry.first
+    return entry.output_tokens / seconds if seconds > 0.01 else None
+
+
+def _no_record(entry: Entry) -> str:
+    if entry.recorded:
+        return (
+            "The contents of this request were recorded, but are deleted by now, or another process holds them in its "
+            "memory."
+        )
+    if not entry.stored:
+        return (
+            "The contents are not recorded. The request set store: false, so Antiphon keeps only these facts. To "
+            "record such requests in memory for 15 minutes, set console.record and console.record_unstored."
+        )
+    return (
+        "The chat side of this request is not recorded. Set console.record to 'failures' or 'all' to see it for later "
+        "requests."
+    )
+
+
+def _snippets(story: Story | None, stored: Any, items: list[Any]) -> list[tuple[str, str]]:
+    """The request as code, from its recorded body or else from the stored response."""
+    if story is not None and story.request:
+        try:
+            body = json.loads(story.request)
+        except ValueError:
+            return []
+    elif stored is not None:
+        names = ("model", "instructions", "tools", "previous_response_id", "temperature", "text")
+        body = {name: stored[name] for name in names if stored.get(name)} | {"input": items}
+    else:
+        return []
+    if not isinstance(body, dict):
+        return []
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    return [
+        ("curl", _CURL.replace("BODY", text.replace("'", "'\\''"))),
+        ("Python", _PYTHON.replace("ARGUMENTS", _arguments(body))),
+        ("JavaScript", _JAVASCRIPT.replace("BODY", text)),
+    ]
+
+
+def _arguments(body: dict[str, Any]) -> str:
+    known = {name: value for name, value in body.items() if name.isidentifier()}
+    return "".join(f"    {name}={value!r},\n" for name, value in known.items())

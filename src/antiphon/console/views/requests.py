@@ -1,0 +1,112 @@
+"""Shows finished requests: the list with its filters, which the browser refreshes when requests end.
+
+Lives here: the list and its text search. Not here: the page of one request (`request.py`), requests in flight
+(`live.py`), the entries (`stores/journal.py`).
+
+Invariant: a list says how many requests its filter selects and which part it shows.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import SECURITY, Call, Page
+from antiphon.engine.ports.journal import MOST_COUNTED, Entry, EntryFilter
+from antiphon.errors import InvalidRequest
+from antiphon.stores.journal import cursor_of
+
+PER_PAGE = 50
+_SEARCHED = 400
+"""The newest requests of a filter in whose contents a text is searched."""
+_FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
+_TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
+
+
+class Requests:
+    """The list of requests."""
+
+    nav = (("Requests", "/requests"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/requests")
+    async def show(self, call: Call) -> ApiResponse:
+        """A page of requests, newest first."""
+        wanted, text = read_filter(call), call.query("text").strip()
+        than, searched = call.query("than"), None
+        if than and call.fragment and not await self._has_news(wanted, than):
+            return ApiResponse(204, SECURITY, b"")
+        if text:
+            entries, searched = await self._search(wanted, text[:200])
+            total, after = len(entries), ""
+        else:
+            page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=call.query("after"))
+            entries, total, after = list(page.entries), page.total, page.after
+        first = call.number("from", 1, least=1, most=10_000_000)
+        values: dict[str, Any] = {
+            "entries": entries,
+            "total": total,
+            "capped": total >= MOST_COUNTED,
+            "first": first,
+            "after": after,
+            "searched": searched,
+            "text": text,
+            "filtered": text or any(call.query(name) for name in (*_FIELDS, "since", "failed")),
+        }
+        values["live_url"] = "" if text or first > 1 else call.same(than=cursor_of(entries[0]) if entries else "0:0")
+        if call.fragment:
+            return call.show("requests_rows.html", **values)
+        choices = await self._reading.journal.choices(wanted.owner)
+        return call.show("requests.html", choices=choices, times=_TIMES, **values)
+
+    async def _has_news(self, wanted: EntryFilter, than: str) -> bool:
+        """Whether a request ended after the newest row of the page that polls."""
+        newer = await self._reading.journal.newer(wanted, than=than, limit=1)
+        return bool(newer) and cursor_of(newer[0]) != than
+
+    async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
+        """The entries whose contents hold the text, and the number of entries that were searched."""
+        found, looked, after = [], 0, ""
+        sought = text.casefold()
+        while looked < _SEARCHED:
+            page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=after)
+            for entry in page.entries:
+                looked += 1
+                if _in_facts(entry, sought) or sought in (await self._reading.text_of(entry)).casefold():
+                    found.append(entry)
+            after = page.after
+            if not after:
+                break
+        return found, looked
+
+
+def read_filter(call: Call) -> EntryFilter:
+    """The filter in the query of a list, or of a page that was opened from a list. Raises `InvalidRequest`."""
+    fields: dict[str, Any] = {name: call.query(name).strip()[:200] for name in _FIELDS}
+    return EntryFilter(
+        owner=call.owner, failed=call.query("failed") == "1", since=_since(call.query("since")), **fields
+    )
+
+
+def _in_facts(entry: Entry, sought: str) -> bool:
+    facts = (entry.id, entry.response_id, entry.model, entry.code, entry.key_name, entry.detail.message)
+    return any(sought in fact.casefold() for fact in facts)
+
+
+def _since(text: str) -> float:
+    """The time from which requests are listed: a name such as `1h`, or a date and time in UTC."""
+    if not text:
+        return 0.0
+    if text in _TIMES:
+        return datetime.now(UTC).timestamp() - _TIMES[text]
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"'since' must be one of {', '.join(_TIMES)}, or a time such as 2026-01-31T09:00.", param="since"
+        ) from None
+    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,70 @@
+"""Shows the deployment: key figures over time, models and owners, processes, and the effective settings.
+
+Not here: the sums (`stores/journal.py`), Prometheus metrics (`observability/metrics.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.charts import line
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page
+from antiphon.engine.ports.journal import LiveSnapshot, Slot
+
+_SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
+_WATCH_SECONDS = 6.0
+
+
+class System:
+    """Key figures and settings."""
+
+    nav = (("System", "/system"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/system")
+    async def show(self, call: Call) -> ApiResponse:
+        """Figures of the chosen time. Operators also see processes and settings."""
+        reading, journal = self._reading, self._reading.journal
+        chosen = call.query("span") if call.query("span") in _SPANS else "24h"
+        seconds, step = _SPANS[chosen]
+        since = time.time() - seconds
+        slots = _filled(await journal.slots(call.owner, since=since, seconds=step), since, step)
+        processes: tuple[LiveSnapshot, ...] = ()
+        if call.session.is_operator:
+            await reading.live.watch(_WATCH_SECONDS)
+            processes = await reading.live.read()
+        return call.show(
+            "system.html",
+            spans=_SPANS,
+            chosen=chosen,
+            charts=_charts(slots),
+            models=await journal.sums(call.owner, since=since),
+            owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
+            processes=processes,
+            facts=reading.facts if call.session.is_operator else {},
+            settings=reading.settings if call.session.is_operator else "",
+            warnings=reading.warnings() if call.session.is_operator else (),
+        )
+
+
+def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
+    """The slots with an empty one for each time without requests."""
+    known = {round(slot.start / step): slot for slot in slots}
+    first, last = round(since // step), round(time.time() // step)
+    return [known.get(number) or Slot(number * step, 0, 0, 0, 0, 0, 0, 0) for number in range(first, last + 1)]
+
+
+def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float]]:
+    """The charts: label, path, the sum, and the greatest value."""
+    series = {
+        "requests": [slot.requests for slot in slots],
+        "failed": [slot.failed for slot in slots],
+        "input tokens": [slot.input_tokens for slot in slots],
+        "output tokens": [slot.output_tokens for slot in slots],
+    }
+    return [(label, line(values), sum(values), max(values, default=0)) for label, values in series.items()]

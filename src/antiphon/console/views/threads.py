@@ -1,0 +1,148 @@
+"""Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
+
+Lives here: the tree of a chain, the messages along one branch, and what fills the context window. Not here: the
+readable form of an item (`messages.py`), one request (`request.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from antiphon.api.http import ApiResponse
+from antiphon.console.charts import stacked
+from antiphon.console.messages import Message, read_items, weigh
+from antiphon.console.owners import choose_owner
+from antiphon.console.reading import Reading
+from antiphon.console.site import Call, Page, redirect
+from antiphon.engine.ports.journal import EntryFilter
+from antiphon.errors import ApiError, NotFound
+from antiphon.stores.overviews import ChainedResponse
+
+_MOST_TURNS = 40
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One response of a branch with the messages that it added."""
+
+    response: ChainedResponse
+    messages: list[Message]
+
+
+class Node(msgspec.Struct):
+    """A response in the tree of a chain. `here`: the branch that the page shows leads through it."""
+
+    response: ChainedResponse
+    children: list[Node] = []
+    here: bool = False
+
+
+class Threads:
+    """Chains of responses, and conversations."""
+
+    nav = (("Threads", "/threads"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @Page("GET", "/threads")
+    async def show_list(self, call: Call) -> ApiResponse:
+        """The stored conversations of an owner, newest first, and a form that opens a thread by its id."""
+        if wanted := call.query("id").strip():
+            return redirect(call.link(f"/threads/{quote(wanted, safe='')}"))
+        if not call.owner:
+            return await choose_owner(call, self._reading, "Threads")
+        query = {"limit": "50"} | ({"after": call.query("after")} if call.query("after") else {})
+        page = await self._reading.json("GET", "/v1/conversations", call.owner, query=query)
+        return call.show("threads.html", conversations=page["data"], more=page["has_more"], last=page.get("last_id"))
+
+    @Page("GET", "/threads/{}")
+    async def show(self, call: Call, thread: str) -> ApiResponse:
+        """One thread as chat."""
+        owner = call.owner or await self._owner_of(thread)
+        if thread.startswith("resp_"):
+            return await self._chain(call, owner, thread)
+        return await self._conversation(call, owner, thread)
+
+    async def _chain(self, call: Call, owner: str, response_id: str) -> ApiResponse:
+        chain = await self._reading.overviews.chain(owner, response_id)
+        known = {one.id: one for one in chain}
+        if response_id not in known:
+            raise NotFound(f"There is no stored response '{response_id[:80]}'.", code="not_found")
+        path = _path(known, response_id)
+        turns = [Turn(one, await self._added(owner, one.id)) for one in path[-_MOST_TURNS:]]
+        last = await self._reading.json("GET", f"/v1/responses/{quote(response_id)}", owner)
+        messages = [message for turn in turns for message in turn.messages]
+        return call.show(
+            "thread.html",
+            title=response_id,
+            turns=turns,
+            hidden=max(0, len(path) - _MOST_TURNS),
+            tree=_tree(chain, {one.id for one in path}) if len(chain) > len(path) else [],
+            slices=stacked(weigh(messages, last)),
+            counted=path[-1].input_tokens,
+            model=path[-1].model,
+            owner=owner,
+        )
+
+    async def _conversation(self, call: Call, owner: str, conversation_id: str) -> ApiResponse:
+        path = f"/v1/conversations/{quote(conversation_id)}"
+        await self._reading.json("GET", path, owner)
+        query = {"limit": "100", "order": "desc"} | ({"after": call.query("after")} if call.query("after") else {})
+        page = await self._reading.json("GET", f"{path}/items", owner, query=query)
+        messages = read_items(reversed(page["data"]))
+        uses = await self._reading.journal.list(EntryFilter(owner=owner, thread=conversation_id), limit=20)
+        return call.show(
+            "conversation.html",
+            title=conversation_id,
+            messages=messages,
+            more=page["has_more"],
+            oldest=page.get("last_id"),
+            slices=stacked(weigh(messages, {})),
+            uses=uses,
+            owner=owner,
+        )
+
+    async def _added(self, owner: str, response_id: str) -> list[Message]:
+        """The messages that a response added: its input and its output."""
+        path = f"/v1/responses/{quote(response_id)}"
+        try:
+            given = await self._reading.json(
+                "GET", f"{path}/input_items", owner, query={"limit": "100", "order": "asc"}
+            )
+            made: dict[str, Any] = await self._reading.json("GET", path, owner)
+        except ApiError:
+            return []
+        return read_items([*given["data"], *made.get("output", [])])
+
+    async def _owner_of(self, thread: str) -> str:
+        """The owner of a thread that an operator opens without naming the owner."""
+        page = await self._reading.journal.list(EntryFilter(thread=thread), limit=1)
+        if not page.entries:
+            raise NotFound(
+                f"The console's records name no owner of '{thread[:80]}'. Choose the owner first.", code="not_found"
+            )
+        return page.entries[0].owner
+
+
+def _path(known: dict[str, ChainedResponse], last: str) -> list[ChainedResponse]:
+    """The responses from the beginning of the chain to `last`."""
+    path: list[ChainedResponse] = []
+    found = known.get(last)
+    while found is not None and len(path) <= len(known):
+        path.append(found)
+        found = known.get(found.previous_id)
+    return path[::-1]
+
+
+def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Node]:
+    """The roots of the chain's tree. Responses whose predecessor is missing are roots."""
+    nodes = {one.id: Node(one, [], one.id in here) for one in chain}
+    roots: list[Node] = []
+    for node in nodes.values():
+        above = nodes.get(node.response.previous_id)
+        (above.children if above is not None else roots).append(node)
+    return roots

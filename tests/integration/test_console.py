@@ -1,0 +1,269 @@
+"""The console's pages over a real gateway: who sees what, which changes are refused, and what hostile texts do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from antiphon.config.admin import AdminSettings
+from antiphon.config.console import ConsoleSettings
+from antiphon.console.console import Console
+from antiphon.engine.ports.journal import EntryFilter
+from tests.support.background_app import BackgroundApp, processes
+from tests.support.console_browser import HOST, ConsoleBrowser, header, links
+
+TOKEN = "the-token-of-the-operators-0123456789"
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+ANNA, BO = "ant_key-of-anna-0123456789", "ant_key-of-bo-0123456789"
+
+
+@dataclass
+class Place:
+    app: BackgroundApp
+    console: Console
+
+    def browser(self, **headers: str) -> ConsoleBrowser:
+        return ConsoleBrowser(self.console, headers)
+
+    async def user(self, token: str) -> ConsoleBrowser:
+        made = self.browser()
+        await made.sign_in(token)
+        return made
+
+    async def create(self, token: str, **body: Any) -> dict[str, Any]:
+        """Create a response, and wait until the journal has its entry."""
+        sent = {"model": "demo-model", "input": "hi", **body}
+        headers = {"authorization": f"Bearer {token}"}
+        before = (await self.app.app.stores.journal.list(EntryFilter(), limit=1)).total
+        async with self.app.session.post(f"{self.app.url}/responses", json=sent, headers=headers) as got:
+            made: dict[str, Any] = await got.json(content_type=None)
+        async with asyncio.timeout(30):
+            while (await self.app.app.stores.journal.list(EntryFilter(), limit=1)).total == before:
+                await asyncio.sleep(0.02)
+        return made
+
+
+@asynccontextmanager
+async def place(data: Path, *, act: bool = False, record: Any = "all", **changes: Any) -> AsyncIterator[Place]:
+    async with processes(data) as made:
+        app = await made.start(
+            owner_keys={"anna": {"keys": [ANNA], "team": "lab"}, "bo": {"keys": [BO]}},
+            managed_keys=True,
+            admin=AdminSettings(token=SecretStr(TOKEN)),
+            console=ConsoleSettings(enabled=True, act=act, record=record),
+            **changes,
+        )
+        console = app.app.context.console
+        assert isinstance(console, Console)
+        yield Place(app, console)
+
+
+async def test_without_a_session_only_the_sign_in_page_is_served(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        stranger = there.browser()
+        for path in there.console.paths:
+            answer = await stranger.send("GET", path.replace("{}", "x"))
+            assert (answer.status, header(answer, "location").partition("?")[0]) == (303, "/console/sign-in"), path
+            assert (await stranger.send("POST", path.replace("{}", "x"), {})).status in (303, 405), path
+        assert (await stranger.send("GET", "/console/static/console.js")).status == 404
+        assert (await stranger.send("GET", "/console/static/console.css")).status == 200
+        assert (await stranger.send("GET", "/console/static/..%2fconsole.py")).status == 404
+        answer = await stranger.send("GET", "/console/requests", hx_request="true")
+        assert answer.status == 401
+
+
+async def test_a_request_shows_both_sides(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA, input=f"both sides {HOSTILE}", instructions="be brief")
+        anna = await there.user(ANNA)
+        status, listed = await anna.get("/console/requests")
+        assert status == 200 and "1\N{EN DASH}1 of 1" in listed
+        status, page = await anna.get(f"/console/requests/{made['id']}")
+        assert status == 200
+        for part in ("Client ⇄ Antiphon", "Antiphon ⇄ model server", "both sides", "&#34;messages&#34;", "be brief"):
+            assert part in page, part
+        assert HOSTILE not in page and "<script>alert" not in page and "<img src=x" not in page
+
+
+async def test_a_failure_shows_its_cause_and_advice(tmp_path: Path) -> None:
+    async with place(tmp_path, record="failures") as there:
+        made = await there.create(ANNA, model="no model", temperature=9)
+        assert "error" in made
+        operator = await there.user(TOKEN)
+        _, listed = await operator.get("/console/requests?failed=1")
+        (link,) = [one for one in links(listed) if one.startswith("/console/requests/")]
+        _, page = await operator.get(link)
+        assert "Why it failed" in page and "temperature" in page and "the client" in page
+
+
+async def test_owners_never_see_each_other(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        made = await there.create(ANNA, input="only for anna")
+        bo, anna = await there.user(BO), await there.user(ANNA)
+        mine = (await anna.get(f"/console/requests/{made['id']}"))[1]
+        assert "only for anna" in mine
+        for path in there.console.paths:
+            for filled in {path.replace("{}", made["id"]), path.replace("{}", "resp_" + "0" * 48)}:
+                for query in ("", "?owner=anonymous", "?text=only+for+anna", f"?thread={made['id']}"):
+                    status, page = await bo.get(filled + query)
+                    assert "only for anna" not in page.replace('value="only for anna"', ""), filled
+                    if made["id"] in filled:
+                        missing = await bo.get(filled.replace(made["id"], "resp_" + "0" * 48) + query)
+                        assert (status, page.replace(made["id"], "resp_" + "0" * 48)) == missing, filled
+        answer = await bo.post(f"/console/requests/{made['id']}/delete")
+        assert answer.status == 404
+        assert (await there.app.ask(f"/{made['id']}", token=ANNA))[0] == 200
+
+
+async def test_operators_only_look_until_told_otherwise(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA)
+        operator = await there.user(TOKEN)
+        answer = await operator.post(f"/console/requests/{made['id']}/delete")
+        assert answer.status == 403 and b"console.act" in answer.body
+        assert (await there.app.ask(f"/{made['id']}", token=ANNA))[0] == 200
+        anna = await there.user(ANNA)
+        assert (await anna.post(f"/console/requests/{made['id']}/delete")).status == 303
+        assert (await there.app.ask(f"/{made['id']}", token=ANNA))[0] == 404
+
+
+async def test_a_change_needs_the_sessions_token_and_origin(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        operator, other = await there.user(TOKEN), await there.user(TOKEN)
+        csrf, foreign = await operator.csrf(), await other.csrf()
+        for form, headers in (
+            ({}, {}),
+            ({"csrf": foreign}, {}),
+            ({"csrf": csrf}, {"origin": "https://evil.example"}),
+            ({"csrf": csrf}, {"sec_fetch_site": "cross-site"}),
+        ):
+            answer = await operator.send("POST", "/console/keys", {"owner": "mallory", **form}, **headers)
+            assert answer.status == 403, (form, headers)
+        answer = await operator.send("POST", "/console/keys", {"owner": "carla", "csrf": csrf}, origin=f"http://{HOST}")
+        assert answer.status == 200 and b"ant_" in answer.body
+
+
+async def test_operators_make_rotate_and_revoke_keys(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        operator = await there.user(TOKEN)
+        page = (
+            await operator.post("/console/keys", owner="carla", name="laptop", models="demo*", days="30")
+        ).body.decode()
+        token = page.partition('<code id="token">')[2].partition("<")[0]
+        assert token.startswith("ant_")
+        assert token not in (await operator.get("/console/keys"))[1]
+        refused = await operator.post("/console/keys", owner="not a name")
+        assert refused.status == 400 and b"owner" in refused.body
+        (key,) = await there.app.app.stores.client_keys.list()
+        page = (await operator.post(f"/console/keys/{key.id}/rotate")).body.decode()
+        assert '<code id="token">ant_' in page
+        assert (await operator.post(f"/console/keys/{key.id}/revoke")).status == 303
+        audit = (await operator.get("/console/keys"))[1]
+        assert "keys revoke" in audit and "console" in audit
+        assert (await (await there.user(ANNA)).get("/console/keys"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    "target", ["//evil.example", "https://evil.example", "/v1/models", "/console\\..", "/consolex"]
+)
+async def test_sign_in_leads_only_to_the_console(tmp_path: Path, target: str) -> None:
+    async with place(tmp_path) as there:
+        answer = await there.browser().send("POST", "/console/sign-in", {"token": TOKEN, "to": target})
+        assert header(answer, "location") == "/console"
+
+
+async def test_a_session_ends_with_sign_out_and_with_its_key(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        operator = await there.user(TOKEN)
+        page = (await operator.post("/console/keys", owner="carla")).body.decode()
+        token = page.partition('<code id="token">')[2].partition("<")[0]
+        carla = there.browser()
+        async with asyncio.timeout(30):
+            while (await carla.send("POST", "/console/sign-in", {"token": token})).status != 303:
+                await asyncio.sleep(0.05)
+        assert (await carla.get("/console/requests"))[0] == 200
+        (key,) = await there.app.app.stores.client_keys.list()
+        await operator.post(f"/console/keys/{key.id}/revoke")
+        async with asyncio.timeout(30):
+            while (await carla.send("GET", "/console/requests")).status == 200:
+                await asyncio.sleep(0.05)
+        await operator.post("/console/sign-out")
+        assert (await operator.send("GET", "/console/requests")).status == 303
+
+
+async def test_every_answer_forbids_scripts_frames_and_caches(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        operator = await there.user(TOKEN)
+        for path in ("/console/requests", "/console/sign-in", "/console/nowhere", "/console/live"):
+            answer = await operator.send("GET", path)
+            policy = header(answer, "content-security-policy")
+            assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy and header(answer, "x-frame-options") == "DENY"
+            assert header(answer, "cache-control") == "no-store" or answer.status == 303
+        assert (await operator.send("HEAD", "/console/requests")).body == b""
+        assert (await operator.send("PUT", "/console/requests")).status == 405
+
+
+async def test_no_page_has_an_inline_script_or_style(tmp_path: Path) -> None:
+    async with place(tmp_path, act=True) as there:
+        made = await there.create(ANNA)
+        operator = await there.user(TOKEN)
+        for path in there.console.paths:
+            _, page = await operator.get(path.replace("{}", made["id"]))
+            assert "<script>" not in page and " style=" not in page and "<style" not in page, path
+            assert " onclick=" not in page and "javascript:" not in page, path
+
+
+async def test_text_is_searched_in_contents(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA, input="the needle is here")
+        await there.create(ANNA, input="only hay")
+        anna = await there.user(ANNA)
+        _, page = await anna.get("/console/requests?text=NEEDLE")
+        assert "1\N{EN DASH}1 of 1" in page and "Searched the newest 2 requests" in page
+        _, page = await anna.get("/console/requests?text=nothing+of+this")
+        assert "No request matches" in page
+
+
+async def test_the_settings_on_the_page_hold_no_secret(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        _, page = await (await there.user(TOKEN)).get("/console/system")
+        assert "Effective settings" in page
+        assert not any(secret in page for secret in (TOKEN, ANNA, BO))
+        _, page = await (await there.user(ANNA)).get("/console/system")
+        assert "Effective settings" not in page
+
+
+async def test_a_thread_shows_its_branches(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        first = await there.create(ANNA, input="the root")
+        second = await there.create(ANNA, input="one branch", previous_response_id=first["id"])
+        third = await there.create(ANNA, input="other branch", previous_response_id=first["id"])
+        anna = await there.user(ANNA)
+        _, page = await anna.get(f"/console/threads/{second['id']}")
+        assert "the root" in page and "one branch" in page and "other branch" not in page
+        assert f"/console/threads/{third['id']}" in page and "What fills the context" in page
+
+
+async def test_the_playground_takes_a_recorded_request(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA, input=f"again {HOSTILE}", instructions="be brief")
+        anna = await there.user(ANNA)
+        _, page = await anna.get(f"/console/playground?request={made['id']}")
+        assert "again" in page and "be brief" in page and "This is the recorded request." in page
+        assert HOSTILE not in page
+
+
+async def test_numbers_and_times_of_the_query_are_checked(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        operator = await there.user(TOKEN)
+        for query in ("from=x", "since=yesterday", "after=x"):
+            status, page = await operator.get(f"/console/requests?{query}")
+            assert status == 400 and "Traceback" not in page, query

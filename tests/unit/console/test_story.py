@@ -1,0 +1,76 @@
+"""The order of a recording: each answer belongs to its call, and streams are split into events wherever parts end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antiphon.console.story import tell
+from antiphon.engine.ports.journal import Part, Recording
+
+CHUNK = b'data: {"choices": []}\n\n'
+EVENT = b'event: response.created\ndata: {"type": "response.created"}\n\n'
+
+
+def test_each_answer_belongs_to_its_call() -> None:
+    story = tell(
+        Recording(
+            (
+                Part(0.0, "request", b"{}", {"path": "/v1/responses"}),
+                Part(0.1, "call", b'{"n": 1}', {"upstream": "default"}),
+                Part(0.2, "head", b"", {"status": 200, "headers": [["content-type", "text/event-stream"]]}),
+                Part(0.3, "data", CHUNK),
+                Part(0.4, "end", b"", {}),
+                Part(0.5, "tool", b"42", {"name": "web_search"}),
+                Part(0.6, "call", b'{"n": 2}', {"upstream": "default"}),
+                Part(0.7, "head", b"", {"status": 503, "headers": []}),
+                Part(0.8, "data", b"busy"),
+                Part(0.9, "end", b"", {"fault": "cut"}),
+                Part(1.0, "event_head", b"", {"status": 200}),
+                Part(1.0, "event", EVENT),
+                Part(1.1, "finish", b"", {}),
+            ),
+            cut=True,
+        )
+    )
+    first, second = story.calls
+    assert (first.body, first.status, first.head_at, len(first.events)) == (b'{"n": 1}', 200, 0.2, 1)
+    assert (second.body, second.status, second.answer, second.ended) == (b'{"n": 2}', 503, b"busy", {"fault": "cut"})
+    assert [tool.output for tool in story.tools] == ["42"]
+    assert [event.type for event in story.events] == ["response.created"]
+    assert story.cut and story.answer_status == 200 and story.request == b"{}"
+
+
+def test_an_answer_without_events_stays_whole() -> None:
+    body = b'{"id": "resp_1"}'
+    story = tell(Recording((Part(0.0, "event_head", b"", {"status": 200}), Part(0.1, "event", body))))
+    assert (story.answer, story.events) == (body, [])
+
+
+def test_answers_without_a_call_are_left_out() -> None:
+    story = tell(Recording((Part(0.0, "head", b"", {"status": 200}), Part(0.1, "data", b"x"), Part(0.2, "end"))))
+    assert story.calls == []
+
+
+def test_a_long_stream_names_the_events_that_it_leaves_out() -> None:
+    story = tell(Recording((Part(0.0, "event", EVENT * 2005),)))
+    assert (len(story.events), story.more) == (2000, 5)
+
+
+@given(cuts=st.lists(st.integers(0, len(EVENT) * 3), max_size=6))
+def test_events_are_the_same_wherever_the_parts_end(cuts: list[int]) -> None:
+    stream = EVENT * 3
+    edges = sorted({0, *cuts, len(stream)})
+    parts = tuple(Part(float(n), "event", stream[start:end]) for n, (start, end) in enumerate(pairwise(edges)))
+    story = tell(Recording(parts))
+    assert [(event.type, event.data) for event in story.events] == [
+        ("response.created", '{"type": "response.created"}')
+    ] * 3
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_any_bytes_are_told(pieces: list[bytes]) -> None:
+    story = tell(Recording(tuple(Part(0.0, "event", piece) for piece in pieces)))
+    assert story.events or story.answer or not b"".join(pieces).strip() or story.more == 0
