@@ -331,6 +331,22 @@ async def test_models_and_tools(console: ConsoleApp) -> None:
     assert page.status == 200 and "wiki.internal" in page.words and "Choose an owner to see containers" in page.words
 
 
+async def test_the_pages_of_an_owner_allow_what_its_key_allows(tmp_path: Path) -> None:
+    limits = {"teams": {"lab": {"file_bytes": 10}}}
+    async with ChatServer() as chat:
+        settings = {"upstream": {"url": chat.base_url, "auth": "none"}, "quotas": limits}
+        anna = {"models": ["demo-*"], "tools": ["web_search"], "team": "lab"}
+        async with open_console_app(tmp_path, anna=anna, settings=settings) as console:
+            page = await console.get("/models")
+            assert page.status == 200 and "demo-model" in page.words and "other/model:7b" not in page.words
+            made = await ask(console, "POST", "/v1/vector_stores", {})
+            page = await console.get(f"/vector-stores/{made['id']}/search?query=x")
+            assert "does not allow tools of type 'file_search'" in page.words
+            await file_of(console, "small.txt", "more than ten bytes")
+            page = await console.upload("more.txt", b"x")
+            assert page.status == 200 and "Uploaded" not in page.words and "Delete some" in page.words
+
+
 async def test_models_of_an_upstream_that_is_away(tmp_path: Path) -> None:
     async with open_console_app(tmp_path) as console:
         page = await console.get("/models")

@@ -66,8 +66,8 @@ class ConsoleApp:
 
     async def get(self, path: str, user: User = "anna", *, method: str = "GET", fragment: bool = False) -> ShownPage:
         """Open a page. `fragment`: as htmx does."""
-        headers = {"hx_request": "true"} if fragment else {}
-        return await _read(await (await self._browser(user)).send(method, f"/console{path}", **headers))
+        browser = await self._browser(user)
+        return await _read(await browser.send(method, f"/console{path}", hx_request=_flag(fragment)))
 
     async def post(self, path: str, user: User = "anna", **fields: str) -> ShownPage:
         """Send a form of a page."""
@@ -92,18 +92,22 @@ class ConsoleApp:
             "content-type: application/octet-stream\r\n\r\n"
         ).encode() + content
         body += f'\r\n--xx\r\ncontent-disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n--xx--\r\n'.encode()
-        headers = {
-            "content_type": "multipart/form-data; boundary=xx",
-            "x_csrf_token": csrf or await browser.csrf(),
-            "origin": _ORIGIN,
-            **({"hx_request": "true"} if htmx else {}),
-        }
 
         async def pieces() -> AsyncIterator[bytes]:
             for start in range(0, len(body), 7):
                 yield body[start : start + 7]
 
-        return await _read(await browser.send("POST", f"/console{path}", None, pieces(), **headers))
+        answer = await browser.send(
+            "POST",
+            f"/console{path}",
+            None,
+            pieces(),
+            content_type="multipart/form-data; boundary=xx",
+            x_csrf_token=csrf or await browser.csrf(),
+            origin=_ORIGIN,
+            hx_request=_flag(htmx),
+        )
+        return await _read(answer)
 
     async def _browser(self, user: User) -> ConsoleBrowser:
         if user not in self._browsers:
@@ -112,6 +116,10 @@ class ConsoleApp:
             self._browsers[user] = ConsoleBrowser(console)
             await self._browsers[user].sign_in(_TOKENS[user])
         return self._browsers[user]
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 async def _read(answer: ApiResponse) -> ShownPage:
@@ -123,15 +131,19 @@ async def _read(answer: ApiResponse) -> ShownPage:
 
 @asynccontextmanager
 async def open_console_app(
-    folder: Path, *, acts: bool = True, settings: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    acts: bool = True,
+    anna: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[ConsoleApp]:
-    """Build a process with these settings. `acts`: operators may change data."""
+    """Build a process with these settings. `acts`: operators may change data. `anna`: what Anna's key allows."""
     own = {
         "data": folder,
         "admin": {"token": _TOKENS["operator"]},
         "console": {"enabled": True, "act": acts},
         "upstream": {"url": "http://127.0.0.1:9/v1", "auth": "none"},
-        "owner": {"keys": {"anna": {"keys": [_TOKENS["anna"]]}, "bo": {"keys": [_TOKENS["bo"]]}}},
+        "owner": {"keys": {"anna": {"keys": [_TOKENS["anna"]], **(anna or {})}, "bo": {"keys": [_TOKENS["bo"]]}}},
     }
     app = await build(load_settings({**own, **(settings or {})}), door="http")
     try:

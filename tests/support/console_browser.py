@@ -9,6 +9,7 @@ import html
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from antiphon.api.http import ApiRequest, ApiResponse
@@ -52,7 +53,7 @@ class ConsoleBrowser:
                 self.cookie = value.partition(";")[0]
         return answer
 
-    async def get(self, target: str, **headers: str) -> tuple[int, str]:
+    async def get(self, target: str, **headers: Any) -> tuple[int, str]:
         """The status and the text of a page, after redirects."""
         for _ in range(3):
             answer = await self.send("GET", target, **headers)

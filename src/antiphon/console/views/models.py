@@ -25,7 +25,6 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
 _SECONDS: Final = 8.0
-_MOST_MODELS: Final = 1000
 _MOST_COLUMNS: Final = 12
 _PER_PAGE: Final = 50
 GROUPS: Final = {
@@ -72,7 +71,7 @@ class Tool:
 class Models:
     """The page of models and tools."""
 
-    nav = (("Models and tools", "/models"),)
+    nav = (("Models", "/models"),)
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -83,7 +82,8 @@ class Models:
         models, problem = await self._models(call)
         name = call.query("model").strip()[:200]
         chosen = [one for one in models if name.casefold() in one.casefold()]
-        described = await self._described(call, chosen[:_MOST_MODELS])
+        part = part_of(call, chosen, per_page=_PER_PAGE)
+        described = await self._described(call, part.items)
         columns = alike(described)
         rest = await self._capabilities(call, None)
         column_of = {model: number for number, column in enumerate(columns, 1) for model in column.models}
@@ -92,7 +92,7 @@ class Models:
         containers, no_containers = await self._containers(call)
         return call.show(
             "models.html",
-            part=part_of(call, [one for one, _ in described], more=len(chosen) > _MOST_MODELS, per_page=_PER_PAGE),
+            part=part,
             capabilities=dict(described),
             column_of=column_of,
             columns=shown[:_MOST_COLUMNS],

@@ -6,6 +6,7 @@ comparison of lines (`line_diff.py`), running a prompt (the playground).
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, Final
 from urllib.parse import quote
@@ -63,7 +64,8 @@ class Prompts:
             if one not in by_number:
                 raise NotFound(f"This prompt has no version {one[:20]!r}.", code="not_found")
         before, after = template_lines(by_number[old]), template_lines(by_number[new])
-        rows = compare(before, after)
+        # In another thread, because the comparison of long texts would delay other requests.
+        rows = await asyncio.to_thread(compare, before, after)
         return call.show(
             "prompt.html",
             prompt=by_number[new],
