@@ -237,6 +237,25 @@ class ResponseStoreContract:
         assert await peer.load_chain(ALICE, "resp_a") is not None
         assert await peer.load_chain(BOB, "resp_b") is None
 
+    async def test_a_compared_response_has_its_prompt_and_its_output(
+        self, store: ResponseStore, peer: ResponseStore
+    ) -> None:
+        await store.save(record("a"))
+        shown = replace(item("ws_out", kind="web_search_call"), shown=b'{"marks":2}')
+        saved = record("b", prev="a", outputs=(shown,))
+        await store.save(saved)
+        found = await peer.load_compared(ALICE, "resp_b")
+        chain = await peer.load_chain(ALICE, "resp_b")
+        assert found is not None and chain is not None and found.body == saved.body
+        assert (*found.prompt_items, *found.output_items) == chain.items and found.output_items == (shown,)
+        await store.save(record("c", inputs=1, outputs=0))
+        found = await peer.load_compared(ALICE, "resp_c")
+        assert found is not None and ids(found.prompt_items) == ["msg_c_in0"] and found.output_items == ()
+        assert await peer.load_compared(BOB, "resp_b") is await peer.load_compared(ALICE, "resp_none") is None
+        await store.delete(ALICE, "resp_a")
+        with pytest.raises(ChainBroken):
+            await peer.load_compared(ALICE, "resp_b")
+
     # Items by id.
 
     async def test_items_of_any_response_are_found_by_id(self, store: ResponseStore, peer: ResponseStore) -> None:

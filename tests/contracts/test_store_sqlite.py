@@ -25,6 +25,7 @@ async def test_closed_stores_refuse_and_may_be_closed_again(tmp_path: Path) -> N
         store.save(record("b")),
         store.get(ALICE, "resp_a"),
         store.load_chain(ALICE, "resp_a"),
+        store.load_compared(ALICE, "resp_a"),
         store.load_items(ALICE, ("msg_a_in0",)),
         store.input_items(ALICE, "resp_a", PageQuery()),
         store.delete(ALICE, "resp_a"),

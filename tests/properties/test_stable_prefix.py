@@ -225,6 +225,8 @@ def test_what_was_sent_stays(
     talks = {way: _talk(way, profile, turns, instructions | more) for way in WAYS}
     chain, conversation, replay = (talks[way] for way in WAYS)
     assert chain.calls == conversation.calls
+    # Where nothing was changed, the comparison of two stored prompts finds no difference either.
+    assert chain.missed == conversation.missed <= {"reasoning_effort_changed"}
     if not chain.tools.calls:
         assert _read(replay.calls) == _read(chain.calls)
 
@@ -334,6 +336,24 @@ def test_what_changes_the_system_message_changes_nothing_else(
 ) -> None:
     one, two = _two(way, profile, dict(first), dict(second))
     assert _without_system(two)[: len(_without_system(one))] == _without_system(one) and two[: len(one)] != one
+
+
+@pytest.mark.parametrize(
+    ("profile", "fields", "reason"),
+    [
+        ("generic", {"before": [{"role": "developer", "content": "mind"}]}, "input_changed"),
+        ("generic", {"instructions": "b"}, "input_changed"),
+        ("deepseek", {"text": {"format": {"type": "json_object"}}}, "text_format_changed"),
+        ("generic", {"tools": TOOLS[5:6]}, "tools_changed"),
+    ],
+)
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_the_comparison_finds_what_changed(way: Any, profile: str, fields: dict[str, Any], reason: str) -> None:
+    talk, items = Talk(way, profile, checked=False), [{"role": "user", "content": "hi"}]
+    talk.respond(items, [model_turn("So.", stream=False)])
+    named = {name: value for name, value in fields.items() if name != "before"}
+    talk.respond([*fields.get("before", ()), *items], [model_turn("So.", stream=False)], **named)
+    assert talk.missed == {reason}
 
 
 def _without_system(messages: list[bytes]) -> list[bytes]:

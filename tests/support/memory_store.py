@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
@@ -75,6 +75,14 @@ class MemoryResponseStore(ResponseStore):
         for items in ([r.input_items for r in own], [r.output_items for r in own]):
             found.update({item.id: item for group in items for item in group})
         return {item_id: found[item_id] for item_id in item_ids if item_id in found}
+
+    async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        record = self._own(owner, response_id)
+        chain = await self.load_chain(owner, response_id)
+        if record is None or chain is None:
+            return None
+        end = len(chain.items) - len(record.output_items)
+        return ComparedResponse(record.body, chain.items[:end], chain.items[end:])
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
         record = self._own(owner, response_id)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import Chain, Context, RequestHead, StoredItem
+from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, RequestHead, StoredItem
 from antiphon.ids import IdFactory
 from antiphon.sealing import Sealer
 from tests.support.exchanges import JSON, SSE, Outcome, exchange_options, pump
@@ -57,6 +58,9 @@ class Talk:
         self._stored: tuple[StoredItem, ...] = ()
         self._previous: str | None = None
         self._sent: list[Any] = []
+        self.missed: set[str] = set()
+        """Why prompts differ from those of the previous responses, as stored responses report it."""
+        self._compared: ComparedResponse | None = None
 
     def respond(
         self,
@@ -80,6 +84,9 @@ class Talk:
         elif self._previous is not None:
             request["previous_response_id"] = self._previous
             context = Context(chain=Chain(self._stored))
+        if self._compared is not None:
+            request["prompt_cache_options"] = {"comparison_response_id": self._previous}
+            context = replace(context, compared=self._compared)
         exchange = ResponseExchange(self._options, self._ids, fixed_clock)
         outcome, ran = Outcome(), len(self.tools.calls)
         exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
@@ -121,7 +128,13 @@ class Talk:
         assert outcome.records, outcome.body
         (record,) = outcome.records
         self._previous = record.id
-        self._stored += (*record.input_items, *record.output_items)
+        prompt = (*self._stored, *record.input_items)
+        if self._compared is not None:
+            told = json.loads(record.body)["prompt_cache_diagnostics"]
+            if told["type"] != "cache_hit":
+                self.missed.add(told.get("reason", told["type"]))
+        self._compared = ComparedResponse(record.body, prompt, record.output_items)
+        self._stored = (*prompt, *record.output_items)
         self.output = [json.loads(item.body) for item in record.output_items]
 
 

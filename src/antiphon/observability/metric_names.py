@@ -71,9 +71,9 @@ _STATUS = (
     "`too_large`, `cancelled`"
 )
 _OPERATIONS = (
-    "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `use_approvals`, `claim_calls`, `get`, "
-    "`list`, `input_items`, `delete`, `cancel`, `claim`, `append`, `finish`, `end`, `release`, `renew`, `save_file`, "
-    "`get_file`, `open_file`, `list_files`, `delete_file`"
+    "`save`, `enqueue`, `load_chain`, `load_compared`, `load_conversation`, `load_prompt`, `use_approvals`, "
+    "`claim_calls`, `get`, `list`, `input_items`, `delete`, `cancel`, `claim`, `append`, `finish`, `end`, `release`, "
+    "`renew`, `save_file`, `get_file`, `open_file`, `list_files`, `delete_file`"
 )
 _BOUNDS = (
     "`limits.concurrent_requests`, `limits.bytes_in_flight`, and of one owner `limits.owner_requests`, "
@@ -190,6 +190,12 @@ CUT = _counter(
     kind="`response`, `websocket`, `background`, `request`: any other request",
 )
 COMPACTIONS = _counter("antiphon_compactions_total", "Compactions of conversations.")
+PROMPT_COMPARISONS = _counter(
+    "antiphon_prompt_comparisons_total",
+    "Comparisons of prompts that clients requested with `prompt_cache_options.comparison_response_id`.",
+    type="`cache_hit`, `cache_miss`, `comparison_response_not_found`, `unavailable`",
+    reason="why the prompt missed the cache: a reason of `prompt_cache_diagnostics`, or empty without a miss",
+)
 CONFLICTS = _counter(
     "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."
 )

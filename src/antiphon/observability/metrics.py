@@ -76,6 +76,8 @@ class Metrics:
             self.cut.add(kind, by=0)
         self.compactions = self._keep(LabelledCounter(names.COMPACTIONS))
         """The number of compactions of conversations."""
+        self.prompt_comparisons = self._keep(LabelledCounter(names.PROMPT_COMPARISONS))
+        """The number of comparisons of prompts, by result and reason."""
         self._refused_for = {
             "conversation_locked": self._keep(LabelledCounter(names.CONFLICTS)),
             "invalid_encrypted_content": self._keep(LabelledCounter(names.SEALS_REFUSED)),

@@ -247,6 +247,10 @@ class Observation:
         if self._trail is not None:
             self._trail.compacted()
 
+    def prompts_compared(self, result: str, reason: str) -> None:
+        """Implements `Observer.prompts_compared`."""
+        self._metrics.prompt_comparisons.add(result, reason)
+
     # Methods that the server calls.
 
     def drop(self) -> None:

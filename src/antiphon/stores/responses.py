@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
@@ -231,6 +231,16 @@ class ResponseStore:
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
         found = named_items(item_ids, await self._tables.fetch(self._find_items, named), self._history_bytes)
         return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
+
+    async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        """Return the response with the items of its prompt, or None. See `History.load_compared`."""
+        found = await self.get(owner, response_id)
+        chain = await self.load_chain(owner, response_id) if found is not None else None
+        if found is None or chain is None:
+            return None
+        # Only the items of the chain have the text that the model saw.
+        end = len(chain.items) - len(found.output_items)
+        return ComparedResponse(found.body, chain.items[:end], chain.items[end:])
 
     async def ping(self) -> None:
         """Raise `StoreError` when this process should get no requests, for `/ready`. A local database counts as failed

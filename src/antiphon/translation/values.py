@@ -15,6 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from antiphon.errors import ApiError
 from antiphon.translation.tool_map import ToolMap
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.types.response import MissReason
 from antiphon.types.tolerance import Tolerance
 
 Seal = Callable[[bytes], str]
@@ -125,6 +126,40 @@ class PromptTemplate(Struct, frozen=True):
 
     version: int
     body: bytes
+
+
+class Prompt(Struct, frozen=True):
+    """The parts of a model call, as the server gets them, that decide whether the server can reuse an earlier prompt.
+
+    A part that the server does not get has its default value. `tools` holds the tools in order, each as canonical JSON.
+    `tool_choice` is set only if the choice hides tools from the model. `compactions` are the compactions whose
+    summaries the prompt has. `messages` are the chat messages in order, as JSON. `service_tier` is `auto` if the tier
+    is unknown. `tokens` is the estimated size of the whole prompt.
+    """
+
+    model: str
+    messages: tuple[bytes, ...]
+    tokens: int
+    prompt_cache_key: str | None = None
+    tools: tuple[bytes, ...] = ()
+    tool_choice: bytes = b""
+    text_format: bytes = b""
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    compactions: tuple[str, ...] = ()
+    service_tier: str = "auto"
+
+
+class PromptDifference(Struct, frozen=True):
+    """The first difference between two prompts. `reason` is a reason of `CacheMiss`.
+
+    `place` is the path of the difference, for example `tools[2]` or `messages[3]`. `missed` is the estimated number of
+    tokens of the later prompt that come after the difference.
+    """
+
+    reason: MissReason
+    place: str
+    missed: int
 
 
 class ServerSentEvent(Struct, frozen=True, gc=False):

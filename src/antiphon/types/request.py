@@ -51,6 +51,7 @@ class StreamOptions(Struct):
 
 class PromptCacheOptions(Struct):
     prewarm: bool | None = None
+    comparison_response_id: str | None = None
 
 
 class CreateResponse(Struct):
@@ -62,6 +63,7 @@ class CreateResponse(Struct):
     - `compact_threshold`: Antiphon compacts a conversation with at least this many tokens before it answers. 0 means
       that Antiphon compacts when the model's context is nearly full.
     - `prewarm`: Antiphon does everything except the model call.
+    - `comparison_response_id` names the response whose prompt Antiphon compares with the prompt of this request.
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
     - `parameters` are fields that chat servers know and the Responses API does not.
     - `others` are fields that neither chat servers nor the Responses API know.
@@ -95,6 +97,7 @@ class CreateResponse(Struct):
     encrypted_reasoning: bool = False
     obfuscation: bool = False
     prewarm: bool = False
+    comparison_response_id: str | None = None
     include: frozenset[str] = frozenset()
     compact: bool = False
     compact_threshold: int | None = None

@@ -48,9 +48,52 @@ class ConversationReference(Struct):
     id: str
 
 
+MissReason = Literal[
+    "model_changed",
+    "prompt_cache_key_changed",
+    "tools_changed",
+    "text_format_changed",
+    "reasoning_effort_changed",
+    "verbosity_changed",
+    "context_compacted",
+    "input_changed",
+    "service_tier_changed",
+]
+"""Why a model server cannot reuse the whole compared prompt. These are all reasons that OpenAI's type has."""
+
+
+class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
+    """The request's prompt differs from the beginning of the compared prompt. `reason` names the first difference.
+
+    `cache_missed_tokens` are the input tokens behind the difference. `comparison_reusable_tokens` are the input tokens
+    before it.
+    """
+
+    cache_missed_tokens: int
+    reason: MissReason
+    comparison_reusable_tokens: int | None = None
+
+
+class CacheHit(Struct, tag_field="type", tag="cache_hit"):
+    """The request's prompt begins with the compared prompt, or is the beginning of the compared prompt."""
+
+
+class ComparisonNotFound(Struct, tag_field="type", tag="comparison_response_not_found"):
+    """The owner has no response with the id that the request names."""
+
+
+class ComparisonUnavailable(Struct, tag_field="type", tag="unavailable"):
+    """Antiphon cannot compare the prompts, for example because the compared prompt is not stored."""
+
+
+PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonUnavailable
+"""The result of comparing a request's prompt with the prompt of an earlier response."""
+
+
 class Response(Struct, kw_only=True):
     """One response. `output` is left out of the stored body (`UNSET`). `conversation` and `prompt` are present when the
-    request named them. Every other key is always present."""
+    request named them. `prompt_cache_diagnostics` is present in the finished response when the request named a response
+    to compare. Every other key is always present."""
 
     id: str
     object: Literal["response"] = "response"
@@ -65,6 +108,7 @@ class Response(Struct, kw_only=True):
     output: list[OutputItem] | UnsetType = UNSET
     previous_response_id: str | None = None
     prompt: JsonObject | UnsetType = UNSET
+    prompt_cache_diagnostics: PromptCacheDiagnostics | UnsetType = UNSET
     reasoning: JsonObject
     service_tier: str = "auto"
     text: JsonObject

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT
-from antiphon.types.request import TextFormat
+from antiphon.types.request import ReasoningOptions, TextFormat
 
 
 class OnlyModel(Struct):
@@ -225,6 +225,34 @@ class PatchOperation(Struct, omit_defaults=True):
     type: str
     diff: str | None = None
     path: str = ""
+
+
+class StoredText(Struct):
+    """The field `text` of a stored response."""
+
+    format: Raw
+    verbosity: str | None = None
+
+
+class StoredSettings(Struct):
+    """A stored response, decoded for the fields that its prompt depends on."""
+
+    model: str
+    text: StoredText
+    reasoning: ReasoningOptions
+    instructions: Raw = ABSENT
+    max_output_tokens: int | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str = "auto"
+    tool_choice: Raw = ABSENT
+    tools: list[Raw] = []
+    truncation: str = "disabled"
+
+
+class ChatMessages(Struct):
+    """A chat request, decoded for its messages."""
+
+    messages: list[Raw] = []
 
 
 class PassedResponse(Struct):

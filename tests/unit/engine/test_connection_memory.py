@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.actions import ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
 from tests.support.memory_store import MemoryResponseStore
 
@@ -47,6 +47,15 @@ async def test_chains_of_what_is_remembered(store: MemoryResponseStore) -> None:
     assert store.records == {} and "a" in memory and None not in memory
     memory.shed()
     assert await _chain(memory, "a") is None
+
+
+async def test_what_is_only_remembered_has_no_prompt_to_compare(store: MemoryResponseStore) -> None:
+    memory = ConnectionMemory(store, max_bytes=1000)
+    await memory.save(saved := _record("a"))
+    memory.keep(_record("b", "a"))
+    assert await memory.load_compared("me", "a") == ComparedResponse(b"{}", saved.input_items, saved.output_items)
+    assert await memory.load_compared("me", "b") == ComparedResponse()
+    assert await memory.load_compared("me", "c") is await memory.load_compared("you", "a") is None
 
 
 async def test_chains_that_rest_on_the_store(store: MemoryResponseStore) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.engine.ports.actions import Chain, Context, LoadContext, StoredItem, StoredPrompt
+from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, LoadContext, StoredItem, StoredPrompt
 from antiphon.engine.running.loading import Loader, size_of
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
@@ -19,6 +19,7 @@ from tests.support.ports import make_ports
 
 _ITEMS = {name: StoredItem(name, "message", b"x" * size) for name, size in (("a", 1), ("b", 20), ("c", 300))}
 
+_COMPARED = ComparedResponse(b"{}", (_ITEMS["a"], _ITEMS["b"]), (_ITEMS["c"],))
 _PROMPT = cast(StoredPrompt, "the prompt")
 
 
@@ -37,6 +38,10 @@ class _Stores:
     async def load_chain(self, owner: str, response_id: str) -> Chain:
         self._note("chain", owner, response_id)
         return Chain((_ITEMS["b"],))
+
+    async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        self._note("compared", owner, response_id)
+        return _COMPARED if response_id == "r" else None
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         self._note("items", owner, item_ids)
@@ -135,6 +140,37 @@ async def test_a_store_that_fails_is_a_500_with_its_operation(named: dict[str, A
     setup = Setup(refused := NotFound("not here", code="x"))
     assert await setup.loader.load(_action(**named)) is refused
     assert setup.counted() == [f'operation="{operation}",result="ok"}} 1.0']
+
+
+async def test_a_response_to_compare_is_loaded_behind_the_rest() -> None:
+    setup = Setup()
+    assert await setup.loader.load(_action(compared="r")) == Context(compared=_COMPARED)
+    assert setup.counted() == ['operation="load_compared",result="ok"} 1.0']
+    for named, asked in (
+        ({"previous_response_id": "p"}, "chain"),
+        ({"conversation": "v"}, "conversation"),
+        ({"item_ids": ("a",)}, "items"),
+    ):
+        setup = Setup()
+        context = await setup.loader.load(_action(compared="r", **named))
+        assert isinstance(context, Context) and context.compared == _COMPARED
+        assert [one[0] for one in setup.stores.asked] == [asked, "compared"]
+    setup = Setup()
+    assert await setup.loader.load(_action(compared="s")) == Context()
+    # What cannot be an id is not looked for.
+    assert await setup.loader.load(_action(compared="r\0")) == Context()
+    assert len(setup.stores.asked) == 1
+
+
+async def test_what_cannot_be_compared_fails_nothing() -> None:
+    for failure, result in ((StoreError("locked"), "error"), (NotFound("not here"), "ok")):
+        setup = Setup(failure)
+        assert await setup.loader.load(_action(compared="r")) == Context(compared=ComparedResponse())
+        assert setup.counted() == [f'operation="load_compared",result="{result}"}} 1.0']
+    # What the request needs comes first, and fails it.
+    setup = Setup(refused := NotFound("not here"))
+    assert await setup.loader.load(_action(compared="r", previous_response_id="p")) is refused
+    assert [one[0] for one in setup.stores.asked] == ["chain"]
 
 
 async def test_files_are_fetched_and_read_and_nothing_else_is() -> None:

@@ -64,6 +64,9 @@ class Told:
     def compacted(self) -> None:
         self.lines.append(("compacted",))
 
+    def prompts_compared(self, result: str, reason: str) -> None:
+        self.lines.append(("compared", result, reason))
+
 
 def _asked(told: Told | Observation, headers: Headers = ()) -> tuple[ResponseExchange, CallUpstream]:
     exchange = make_exchange()
@@ -335,6 +338,9 @@ def test_a_call_counts_once_by_its_status_or_why_it_has_none() -> None:
     assert value_of(text, "antiphon_upstream_head_seconds_count") == 2
     observed.compacted()
     assert value_of(metrics.render().decode(), "antiphon_compactions_total") == 1
+    observed.prompts_compared("cache_miss", "input_changed")
+    told = {"type": "cache_miss", "reason": "input_changed"}
+    assert value_of(metrics.render().decode(), "antiphon_prompt_comparisons_total", **told) == 1
 
 
 @pytest.mark.parametrize(("upstream_status", "refused"), [(0, 1), (409, 0)])

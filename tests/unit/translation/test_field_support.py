@@ -204,7 +204,9 @@ SAMPLES: dict[str, Sample] = {
         seen="Write a summary",
     ),
     "prompt_cache_options.comparison_response_id": Sample(
-        {"prompt_cache_options": {"comparison_response_id": "resp_0"}}
+        {"prompt_cache_options": {"comparison_response_id": "resp_0"}},
+        seen='"comparison_response_not_found"',
+        answered=True,
     ),
     "moderation": Sample({"moderation": {"model": "m"}}),
     "access_programs": Sample({"access_programs": {"cyber": "standard"}}),

@@ -99,3 +99,14 @@ def test_every_kind_of_item(name: str) -> None:
     events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
     assert events[-1]["response"] == response and fold(events) == [ITEMS[name]]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def test_what_was_found_out_at_the_end_is_in_the_last_event_alone() -> None:
+    some = next(response for recording in all_recordings() if (response := _response(recording)))
+    response = some | {"prompt_cache_diagnostics": {"type": "cache_hit"}}
+    events = parse_sse(replayed(json.dumps(response).encode()) + DONE)
+    assert check_stream(events) == response
+    assert ["prompt_cache_diagnostics" in event["response"] for event in events if "response" in event] == [
+        *(False, False),
+        True,
+    ]

@@ -32,7 +32,7 @@ from antiphon.engine.exchange.stored_items import (
     resolve_references,
     stored_input,
 )
-from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
+from antiphon.engine.ports.actions import ComparedResponse, Context, LoadContext, RequestHead, StoredItem
 from antiphon.engine.ports.callers import EVERYTHING
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
@@ -134,11 +134,18 @@ class LoadedRequest:
     `LoadContext` action to `receive_context`.
 
     After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
-    run in this request, or in the background job that this request creates.
+    run in this request, or in the background job that this request creates. `compares`: whether to load the response
+    whose prompt the request asks to compare.
     """
 
     def __init__(
-        self, core: ExchangeCore, parsed: ParsedRequest, proceed: Callable[[], None], *, answers_approvals: bool = False
+        self,
+        core: ExchangeCore,
+        parsed: ParsedRequest,
+        proceed: Callable[[], None],
+        *,
+        answers_approvals: bool = False,
+        compares: bool = False,
     ) -> None:
         request = parsed.request
         self.core = core
@@ -163,6 +170,9 @@ class LoadedRequest:
         self._files: dict[str, FetchedFile | ApiError] | None = None
         self._proceed = proceed
         self._answers_approvals = answers_approvals
+        self._comparison_id = request.comparison_response_id if compares else None
+        self.compared: ComparedResponse | None = None
+        """The earlier response whose prompt the request asks to compare. None: the owner has no such response."""
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
         """The ids of approval requests that another response has already acted on. This response does not run their
@@ -174,6 +184,11 @@ class LoadedRequest:
         known.stored = known.quoted = request.store
         known.manner = Manner(request.stream, request.background)
         known.tolerance, known.builder = request.unknown, self.builder
+
+    @property
+    def compares(self) -> bool:
+        """Whether the response reports how its prompt differs from an earlier prompt."""
+        return self._comparison_id is not None
 
     @property
     def needs_compaction(self) -> bool:
@@ -198,7 +213,7 @@ class LoadedRequest:
         request, core = self.request, self.core
         # An unstored response only reads its conversation and adds nothing, so the response needs no lock.
         locked = request.conversation is not None and request.store
-        wanted = _wanted_context(request, core.head, core.known.response_id if locked else "")
+        wanted = _wanted_context(request, core.head, core.known.response_id if locked else "", self._comparison_id)
         if wanted is None:
             self._begin_with(())
             return
@@ -209,6 +224,7 @@ class LoadedRequest:
         """Take the loaded objects, and continue with the next step. Raises `ApiError`, for example for a missing
         object."""
         if self._history is None:
+            self.compared = context.compared
             self._begin_with(_history_of(self.request, context))
             return
         answers, self._answers = self._answers, None
@@ -259,28 +275,37 @@ class LoadedRequest:
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
         """Translate the request with `items` into a chat request. If Antiphon must fetch files first, the method
         requests the files and returns None. Raises `ApiError`."""
-        options, route, prepared = self.core.options, self.core.route, self.prepared or ()
-        hosted: dict[int, tuple[HostedFunction, ...]] = {
-            tool.index: () for tool in hosted_tools(request, options.tool_types)
-        }
-        hosted |= {one.tool.index: one.functions for one in prepared if one.tool.index in hosted}
         try:
-            return translate_request(
-                request,
-                _without_lists(items, prepared),
-                self.profile,
-                model=route.model,
-                context_tokens=route.context_tokens,
-                sources=ItemSources(self.unseal, self._files or {}, request.unknown),
-                max_tools=options.limits.tools,
-                hosted=hosted,
-                extra=route.extra,
-            )
+            return self.translated(request, items, ItemSources(self.unseal, self.files, request.unknown))
         except FileNotFetched:
             if self._files is not None:
                 raise
             self.core.load(_files_wanted(self.request, self._history or (), self.core.head))
             return None
+
+    @property
+    def files(self) -> dict[str, FetchedFile | ApiError]:
+        """The loaded files, by URL and by id."""
+        return self._files or {}
+
+    def translated(self, request: CreateResponse, items: list[Named], sources: ItemSources) -> ChatTranslation:
+        """Translate the request with `items` and the content of `sources` into a chat request. Raises `ApiError`."""
+        options, route, prepared = self.core.options, self.core.route, self.prepared or ()
+        hosted: dict[int, tuple[HostedFunction, ...]] = {
+            tool.index: () for tool in hosted_tools(request, options.tool_types)
+        }
+        hosted |= {one.tool.index: one.functions for one in prepared if one.tool.index in hosted}
+        return translate_request(
+            request,
+            _without_lists(items, prepared),
+            self.profile,
+            model=route.model,
+            context_tokens=route.context_tokens,
+            sources=sources,
+            max_tools=options.limits.tools,
+            hosted=hosted,
+            extra=route.extra,
+        )
 
     def name_ignored(self, chat: ChatTranslation) -> None:
         """Set the names of the ignored request fields, which the response header `antiphon-ignored` lists for the
@@ -340,14 +365,15 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
     return [(name, item) for name, item in items if item.type != "mcp_list_tools" or label_of(item) not in declared]
 
 
-def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
+def _wanted_context(
+    request: CreateResponse, head: RequestHead, lock_for: str, compared: str | None
+) -> LoadContext | None:
     """The objects that Antiphon must load before the model call. None if the request refers to no stored object."""
     items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
-    if request.previous_response_id is None and request.conversation is None and not items:
+    previous, conversation = request.previous_response_id, request.conversation
+    if previous is None and conversation is None and not items and compared is None:
         return None
-    return LoadContext(
-        head.owner, request.previous_response_id, items, conversation=request.conversation, lock_for=lock_for
-    )
+    return LoadContext(head.owner, previous, items, conversation=conversation, lock_for=lock_for, compared=compared)
 
 
 def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, ...]:

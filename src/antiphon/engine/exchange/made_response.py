@@ -52,6 +52,7 @@ class AnswerTurn(ModelTurn):
     def begin(self, chat: ChatTranslation) -> None:
         """Call the model with the translated request."""
         loaded = self.loaded
+        self.response_end.compare(chat)
         citations = citations_of(self.response_end.turns, loaded.items)
         self.ask(chat, chat.tools, logprobs=loaded.request.logprobs, citations=citations)
 
@@ -67,7 +68,9 @@ class MadeResponse(Phase):
         super().__init__(core)
         request, known = parsed.request, core.known
         compacts = parsed.path == COMPACT_PATH
-        self._loaded = loaded = LoadedRequest(core, parsed, self._proceed, answers_approvals=not compacts)
+        self._loaded = loaded = LoadedRequest(
+            core, parsed, self._proceed, answers_approvals=not compacts, compares=not compacts
+        )
         self._end = ResponseEnd(loaded)
         self._tools = RunningTools(self._end, prepared=self._proceed, ran=self._go_on)
         self._answer = AnswerTurn(self._end, self._tools)
@@ -103,6 +106,7 @@ class MadeResponse(Phase):
         else:
             # The client requests no output. The response ends without output, and later requests can continue the
             # response.
+            self._end.compare(chat)
             loaded.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
             self._end.conclude(Ending("completed"))
 

@@ -17,6 +17,7 @@ from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.loaded_request import LoadedRequest
 from antiphon.engine.exchange.phase import Phase
+from antiphon.engine.exchange.prompt_comparison import PromptComparison
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import ToolTurns
@@ -25,7 +26,7 @@ from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.chat.compaction import latest_users
 from antiphon.translation.events.encode import DONE
 from antiphon.translation.token_usage import add_usage, usage_object
-from antiphon.translation.values import Ending
+from antiphon.translation.values import ChatTranslation, Ending
 from antiphon.types.json import encode
 
 _LARGE: Final = 1 << 20
@@ -39,9 +40,15 @@ class ResponseEnd(Phase):
         self.loaded = loaded
         self.builder = loaded.builder
         self.turns: ToolTurns | None = None
+        self._comparison = PromptComparison(loaded) if loaded.compares else None
         self._ending: Ending | None = None
         self._at = 0.0
         self._unsaved: ApiError | None = None
+
+    def compare(self, chat: ChatTranslation) -> None:
+        """Compare the prompt of the next model call with an earlier prompt, if the request asks for it."""
+        if self._comparison is not None:
+            self._comparison.compare(chat)
 
     def conclude(self, ending: Ending) -> None:
         """End the response: send the client the events so far, then save the response."""
@@ -55,6 +62,8 @@ class ResponseEnd(Phase):
             self.turns.stop()
         builder.emit_all_later()
         spent, core.known.spent = core.known.spent, None
+        if self._comparison is not None:
+            self._comparison.report(builder.response.usage if spent is None else None)
         if spent is not None:
             builder.response.usage = add_usage(spent, builder.response.usage)
         if core.known.streaming and not core.cancelled and (core.answer.head_sent or not failed):

@@ -91,6 +91,24 @@ class StoredPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedResponse:
+    """An earlier response whose prompt a request asks to compare. `body` is its JSON object without `output`.
+
+    `prompt_items` are the items of its history and its input. `output_items` are the items that it produced. `body` is
+    empty if the store has the response but not its whole prompt.
+    """
+
+    body: bytes = b""
+    prompt_items: tuple[StoredItem, ...] = ()
+    output_items: tuple[StoredItem, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The size in bytes of the items of the prompt."""
+        return sum([item.size for item in self.prompt_items])
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """The answer to `LoadContext`.
 
@@ -99,7 +117,7 @@ class Context:
     or prompt. `items` maps the ids of the referenced items to the items that were found. `files` maps each requested
     URL and file id to the file or to an error. This error has no `param`, because only the exchange knows which
     parameter named the file. `keyless` is whether the upstream accepts calls without an API key. `keyless` is None when
-    the sidecar could not find out.
+    the sidecar could not find out. `compared` is None when this owner has no response with the id to compare.
     """
 
     chain: Chain | None = None
@@ -108,6 +126,7 @@ class Context:
     items: dict[str, StoredItem] = field(default_factory=dict)
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
     keyless: bool | None = None
+    compared: ComparedResponse | None = None
     answered: dict[str, str] = field(default_factory=dict)
     """Maps the id of each approval request that another response has already used to the id of that response."""
 
@@ -246,6 +265,8 @@ class LoadContext:
     file_ids: tuple[str, ...] = ()
     keyless: str | None = None
     approvals: tuple[str, ...] = ()
+    compared: str | None = None
+    """The id of the response whose prompt the request asks to compare."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class Observer(Protocol):
     def compacted(self) -> None:
         """Record that the sidecar has compacted the conversation into a summary."""
 
+    def prompts_compared(self, result: str, reason: str) -> None:
+        """Record the result of a comparison of prompts. `reason` is empty unless the result is `cache_miss`."""
+
 
 class Unobserved:
     """An observer that records nothing."""
@@ -76,6 +79,9 @@ class Unobserved:
         pass
 
     def compacted(self) -> None:
+        pass
+
+    def prompts_compared(self, result: str, reason: str) -> None:
         pass
 
 

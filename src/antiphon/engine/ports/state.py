@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import (
     Chain,
+    ComparedResponse,
     ResponseRecord,
     StoredItem,
     UpstreamRequest,
@@ -117,6 +118,12 @@ class History(Protocol):
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         """Return the owner's input and output items with these ids. The result omits missing items."""
+
+    async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        """Return a response with the items of its prompt, or None when the owner has no such response.
+
+        Raises the errors of `load_chain` when the prompt is incomplete, unfinished or too large.
+        """
 
 
 @dataclass(frozen=True, slots=True)

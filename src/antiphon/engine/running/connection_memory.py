@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import History
 
 _MAX_RESPONSES = 16
@@ -135,6 +135,10 @@ class ConnectionMemory:
         here = {item.id: item for known in self._known.values() for item in known.items if item.id in item_ids}
         elsewhere = tuple(item_id for item_id in item_ids if item_id not in here)
         return {**(await self._store.load_items(owner, elsewhere) if elsewhere else {}), **here}
+
+    async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        # A remembered response has only its items, so its prompt cannot be compared.
+        return ComparedResponse() if response_id in self else await self._store.load_compared(owner, response_id)
 
     async def save(self, record: ResponseRecord) -> None:
         await self._store.save(record)

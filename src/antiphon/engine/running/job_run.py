@@ -102,6 +102,7 @@ class DeferredHistory:
     def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
         self.load_chain = beneath.load_chain
         self.load_items = beneath.load_items
+        self.load_compared = beneath.load_compared
         self._on_save = on_save
         self.record: ResponseRecord | None = None
 

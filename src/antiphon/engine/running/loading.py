@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
+from antiphon.engine.ports.actions import ComparedResponse, Context, LoadContext, StoredItem
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import FileFetcher, History, Upstream
 from antiphon.engine.running.background import Background
@@ -78,6 +78,26 @@ class Loader:
             return await self._load_files(action)
         if action.keyless is not None:
             return Context(keyless=await self._ports.keyless.ask(action.keyless))
+        if action.compared is None:
+            return await self._load_named(action)
+        alone = action.previous_response_id is None and action.conversation is None and not action.item_ids
+        context = Context() if alone else await self._load_named(action)
+        if isinstance(context, ApiError):
+            return context
+        return replace(context, compared=await self._load_compared(action.owner, action.compared))
+
+    async def _load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
+        """Load the response whose prompt the request asks to compare. Without it the request still gets its answer, so
+        a failure only makes the comparison unavailable."""
+        if not is_name(response_id):
+            return None
+        try:
+            with self._ports.metrics.storage("load_compared"):
+                return await self._ports.history.load_compared(owner, response_id)
+        except (ApiError, StoreError):
+            return ComparedResponse()
+
+    async def _load_named(self, action: LoadContext) -> Context | ApiError:
         operation = "load_chain"
         if action.approvals:
             operation = "use_approvals"
@@ -149,6 +169,7 @@ def size_of(context: Context | ApiError, action: LoadContext) -> int:
     history = context.conversation or (context.chain.items if context.chain is not None else ())
     size = sum(item.size for item in history)
     size += sum(context.items[item_id].size for item_id in action.item_ids if item_id in context.items)
+    size += context.compared.size if context.compared is not None else 0
     return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))
 
 

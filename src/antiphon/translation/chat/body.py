@@ -183,17 +183,22 @@ _PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "defaul
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
-    """The effort that the server knows and that is nearest to the requested effort."""
+    """The effort that the server knows and that is nearest to the requested effort. UNSET: Antiphon sends none."""
     if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
         # The request's reader has already listed an unknown effort as ignored.
         return UNSET
     if not profile.reasoning_effort:
         ignored.append("reasoning.effort")
         return UNSET
+    return nearest_effort(reasoning.effort, profile)
+
+
+def nearest_effort(effort: str, profile: UpstreamProfile) -> str:
+    """The value of `effort` (one of `EFFORTS`) that the server gets."""
     known = profile.effort_values
-    if known is None or reasoning.effort in known:
-        return reasoning.effort
-    place = _PLACES[reasoning.effort]
+    if known is None or effort in known:
+        return effort
+    place = _PLACES[effort]
     if place:
         # A request for some reasoning must not become a request without reasoning.
         known = tuple(value for value in known if value != "none") or known

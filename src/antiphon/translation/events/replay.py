@@ -32,6 +32,7 @@ def replayed(response: bytes) -> bytes:
     """All events of the response, without the sentinel `[DONE]`."""
     whole: dict[str, Any] = decode_any(response)
     begun = whole | {name: value for name, value in _AT_THE_BEGINNING.items() if name in whole}
+    begun.pop("prompt_cache_diagnostics", None)
     events: list[Made] = [("response.created", {"response": begun}), ("response.in_progress", {"response": begun})]
     for index, item in enumerate(whole.get("output") or []):
         events += _item(item, index)

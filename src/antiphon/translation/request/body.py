@@ -194,6 +194,7 @@ def read_request(
         encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
         prewarm=bool(cache is not None and cache.prewarm),
+        comparison_response_id=(cache.comparison_response_id or None) if cache is not None else None,
         include=frozenset(include),
         compact=compact,
         compact_threshold=read_threshold(values.get("context_management", []), tolerance),

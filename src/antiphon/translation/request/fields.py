@@ -261,7 +261,9 @@ _ROWS: Final = (
             "prewarm": handled("Antiphon returns an empty response immediately, without a model call"),
             "mode": IGNORED,
             "ttl": IGNORED,
-            "comparison_response_id": IGNORED,
+            "comparison_response_id": handled(
+                "Antiphon compares the two prompts, and reports the result in `prompt_cache_diagnostics`"
+            ),
         },
     ),
     Field("user", str, forward=_if_passed, echo=None),
