@@ -1,4 +1,4 @@
-"""The Python examples of the pages about tools run as written, against a gateway with a scripted model."""
+"""The Python examples of the pages about tools and caches run as written, against a gateway with a scripted model."""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ async def test_code_interpreter(tmp_path: Path) -> None:
         chat.script(*_turn("code_interpreter", {"code": code}, words))
         lines = await _printed(block("docs/how-to/code-interpreter.md", "code-interpreter-sdk"), url, tmp_path)
         assert [line for line in lines if line] == [code, "338350", words]
+
+
+async def test_prompt_cache(tmp_path: Path) -> None:
+    async with ChatServer() as chat, _gateway(tmp_path, chat) as url:
+        chat.script(*[json_answer(completion("The Rhine."))] * 2)
+        lines = await _printed(block("docs/how-to/prompt-cache.md", "prompt-cache-sdk"), url, tmp_path)
+        assert lines == ["cache_miss input_changed"]
