@@ -29,6 +29,11 @@ CASES: dict[str, dict[str, Any]] = {
         "owner": {"key": f" {S}, and: 'more' # of it "},
         "sealing": {"keys": [f"{S},{S}", f" {S} ", f"[{S}]", f'"{S}', f"{S}\\n\u2028#: {S}", f"\u00e4\U0001f511{S}"]},
     },
+    "named owners": {
+        "upstream": {"auth": "none"},
+        "owner": {"keys": {"anna": {"keys": [S], "team": "lab"}, "bo": [S + "2", S + "3"]}, "managed_keys": True},
+        "quotas": {"each_owner": {"tokens_per_minute": 5}, "owners": {"anna": {"tokens_per_minute": None}}},
+    },
     "one list of one": {"upstream": {"auth": "none"}, "sealing": {"keys": [f"[{S}"]}},
     "upstreams": {
         "upstreams": {"a": {"url": "http://a.example/v1", "api_key": S}, "b": {"url": "http://b.example/v1"}},

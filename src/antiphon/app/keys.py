@@ -104,7 +104,7 @@ def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
         return None
     found = dict.fromkeys(map(key_digest, owner.api_keys), Caller(""))
     for name, one in (owner.keys or {}).items():
-        access = Access(one.models, one.tools)
+        access = Access(one.models or (), one.tools or ())
         for number, digest in enumerate(map(key_digest, one.keys), 1):
             found[digest] = Caller(NAMED + name, name, one.team, f"{name}/{number}", access)
     return found

@@ -99,10 +99,10 @@ class NamedOwner(Section):
     key, add the new one, and remove the old one when no client uses it any more."""
     team: str = Field(default="", max_length=64)
     """The team of the owner. Quotas of teams apply to it, and log lines name it."""
-    models: tuple[str, ...] = Field(default=(), min_length=1)
+    models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The models that these keys may use, as names or globs (`qwen*`). A request for another model gets a 404. Unset:
     all models."""
-    tools: tuple[str, ...] = Field(default=(), min_length=1)
+    tools: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The types of tools that these keys may declare (`function`, `web_search`, `mcp`, `code_interpreter`), as names or
     globs. Unset: all types."""
 
