@@ -195,7 +195,7 @@ class Settings(Section):
             if self.serves_admin and self.admin.token is None:
                 yield (
                     "admin.token is not set: machines that share a database need the same one; 'openssl rand -hex 32' "
-                    "generates a token"
+                    "generates a token (for a data folder that is moved there: the content of its file admin.token)"
                 )
 
     def _wrong_keys(self) -> Iterator[str]:
