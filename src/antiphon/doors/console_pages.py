@@ -1,7 +1,7 @@
 """Defines how the servers reach the console: the port that the console's pages implement, and the paths of the console.
 
 Not here: the pages, sessions and sign-in of the console (the package `console`), and the listeners that serve it
-(`doors/http/console.py`, `envoy/console_listener.py`).
+(`doors/http/console.py`, `envoy/bootstrap.py`).
 
 Invariant: every path of the console is `CONSOLE_PATH` or below it.
 """

@@ -1,7 +1,7 @@
 """Shows the prompts of an owner: the list, and the versions of one prompt, two of them side by side.
 
 Lives here: the pages of prompts, and a version as lines of text. Not here: storing prompts (`api/prompts.py`), the
-comparison of lines (`line_diff.py`), running a prompt (the playground).
+comparison of lines (`console/line_diff.py`), running a prompt (the playground).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shows one request: both sides of the translation, its steps over time, its failure, and what a user can do with it.
 
 Lives here: the page, its code snippets, the deletion, and the export as a recording. Not here: the list
-(`requests.py`), the order of a recording's parts (`story.py`).
+(`requests.py`), the order of a recording's parts (`console/story.py`).
 """
 
 from __future__ import annotations

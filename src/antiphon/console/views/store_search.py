@@ -1,7 +1,7 @@
 """Tests searches in one vector store: ranked by words, by meaning and by both, side by side.
 
 Lives here: the search tester. Not here: the search (`search/searcher.py`), the reasons of filters
-(`filter_reasons.py`), the pages of stores (`vector_stores.py`).
+(`console/filter_reasons.py`), the pages of stores (`vector_stores.py`).
 
 The tester runs the API's own search three times, each time with other weights. With a filter, a fourth search without
 the filter finds the files that the filter leaves out.

@@ -1,7 +1,7 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
 Lives here: the tree of a chain, the messages along one branch, and what fills the context window. Not here: the
-readable form of an item (`messages.py`), one request (`request.py`).
+readable form of an item (`console/messages.py`), one request (`request.py`).
 """
 
 from __future__ import annotations

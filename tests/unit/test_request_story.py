@@ -1,0 +1,83 @@
+"""What `antiphon tail` and `antiphon show` print of a request, and what a terminal must not interpret."""
+
+from __future__ import annotations
+
+import json
+
+from antiphon.commands.request_story import as_json, contents, facts, row
+from antiphon.console.story import tell
+from antiphon.engine.ports.journal import Detail, Entry, Part, Recording, Span
+
+ESCAPE = "\x1b[31mred\x07"
+
+
+def entry(**changes: object) -> Entry:
+    values = {
+        **dict.fromkeys(
+            ("key_id", "key_name", "team", "previous_id", "conversation_id", "fault", "code", "response_id"), ""
+        ),
+        **dict.fromkeys(("cached_tokens", "reasoning_tokens", "cost"), 0),
+        "id": "req_1", "owner": "n:anna", "door": "relay", "model": "qwen3", "upstream": "default",
+        "outcome": "completed", "status": 200, "stored": True, "recorded": True, "seconds": 2.0, "first": 0.5,
+        "calls": 1, "input_tokens": 1200, "output_tokens": 34, "estimated": False, "ended_at": 1_800_000_000.0,
+    }
+    return Entry(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_row_names_what_matters() -> None:
+    line = row(entry(outcome="failed", fault="upstream", code="upstream_cut", response_id="resp_1"), colors=False)
+    for part in ("2027-01-15 08:00:00", "failed", "qwen3", "anna", "1,200", "2.0 s", "upstream_cut", "resp_1"):
+        assert part in line
+    assert "\x1b" not in line
+
+
+def test_colours_are_only_where_they_are_wanted() -> None:
+    assert "\x1b[32m" in row(entry(), colors=True)
+    assert "\x1b[31m" in row(entry(fault="upstream", outcome="failed"), colors=True)
+
+
+def test_no_text_of_a_client_reaches_the_terminal() -> None:
+    hostile = entry(model=ESCAPE, code=ESCAPE, detail=Detail(message=ESCAPE, spans=(Span("call", ESCAPE, 0.0, 1.0),)))
+    story = tell(Recording((Part(0.0, "request", ESCAPE.encode()), Part(0.1, "event", f"data: {ESCAPE}\n\n".encode()))))
+    shown = "\n".join([*facts(hostile, colors=False), *contents(story, colors=False)])
+    assert "\x1b" not in shown and "\x07" not in shown and "red" in shown
+
+
+def test_the_failure_and_the_steps_are_told() -> None:
+    detail = Detail(
+        message="The upstream failed.", cause="status 500", advice="look at its log", ignored=("user",),
+        spans=(Span("call", "default", 0.5, 2.0), Span("load", "", 0.0, 0.5)),
+    )  # fmt: skip
+    lines = list(facts(entry(fault="upstream", detail=detail), colors=False))
+    assert any("cause" in line and "status 500" in line for line in lines)
+    assert any("advice" in line and "look at its log" in line for line in lines)
+    steps = [line for line in lines if "█" in line]
+    assert [line.split()[0] for line in steps] == ["load", "call"]
+
+
+def test_both_sides_are_printed_in_order() -> None:
+    story = tell(
+        Recording(
+            (
+                Part(0.0, "request", b'{"input": "hi"}'),
+                Part(0.1, "call", b'{"messages": []}', {"upstream": "default"}),
+                Part(0.2, "head", b"", {"status": 503, "headers": []}),
+                Part(0.3, "data", b"busy"),
+                Part(0.4, "tool", b"42", {"name": "web_search"}),
+                Part(0.5, "event_head", b"", {"status": 502}),
+                Part(0.5, "event", b'{"error": {}}'),
+            ),
+            cut=True,
+        )
+    )
+    shown = "\n".join(contents(story, colors=False))
+    places = [shown.index(part) for part in ('"input"', '"messages"', "busy", "42", '"error"', "record is cut")]
+    assert places == sorted(places)
+
+
+def test_json_holds_the_bodies_as_values() -> None:
+    story = tell(Recording((Part(0.0, "request", b'{"input": "hi"}'), Part(0.1, "call", b"no json", {}))))
+    told = json.loads(as_json(entry(), story))
+    assert told["entry"]["id"] == "req_1"
+    assert told["story"]["request"] == {"input": "hi"} and told["story"]["calls"][0]["body"] == "no json"
+    assert "story" not in json.loads(as_json(entry(), None))
