@@ -29,7 +29,7 @@ sum() {
   echo "$total"
 }
 
-# Tell every Antiphon that this Envoy drains. Each closes the WebSockets that came from this pod's address.
+# Tell every Antiphon that this Envoy drains. Each ends the WebSockets and event streams that came from this pod's address.
 tell() {
   local line
   while read -r line; do
@@ -51,9 +51,9 @@ ask 'POST /drain_listeners?inboundonly' >/dev/null
 quiet=0 told=-1
 # Wait for a second without requests: a client may send another on its connection, and the last bytes are still in transit.
 until ((quiet == 5)) || over; do
-  requests=$(sum '^http\.antiphon\.downstream_rq_active$')
-  # Envoy counts an open WebSocket as an active request.
-  sockets=$(sum '^http\.antiphon\.downstream_cx_upgrades_active$')
+  requests=$(sum '^http\.(antiphon|console)\.downstream_rq_active$')
+  # Envoy counts an open WebSocket as an active request. Event streams of the console have no end either.
+  sockets=$(sum '^http\.(antiphon\.downstream_cx_upgrades_active|console\.downstream_rq_active)$')
   if [[ -n $file && ! -e $file ]] && ((requests <= sockets)); then
     : >"$file"
   fi

@@ -173,6 +173,29 @@ async def test_a_stream_ends_whole_when_the_process_leaves(how: str) -> None:
         await until(lambda: pages.open_streams == 0 and door.context.admission.active == 0)
 
 
+async def test_only_the_streams_of_a_gateway_that_leaves_end() -> None:
+    pages = FakeConsole()
+    async with open_http_door(console=pages, console_at=ConsoleAt.SEPARATE) as door, door.client() as client:
+        await client.send(post_bytes(method="GET", path="/console/events"))
+        await client.head()
+        assert await client.part() == b"data: first\n\n"
+        door.door.send_away("192.0.2.1")
+        assert (await _get(door, "/console")).status == 200 and pages.open_streams == 1
+        door.door.send_away("127.0.0.1")
+        assert await client.part() == b""
+
+
+async def test_a_download_does_not_end_with_the_process() -> None:
+    pages = FakeConsole()
+    async with open_http_door(console=pages, console_at=ConsoleAt.SEPARATE) as door, door.client() as client:
+        await client.send(post_bytes(method="GET", path="/console/download"))
+        await client.head()
+        assert await client.part() == b"first"
+        door.door.refuse()
+        pages.goes_on.set()
+        assert await client.part() == b"last" and await client.part() == b""
+
+
 async def test_pages_count_among_the_requests_in_flight() -> None:
     async with open_http_door(console=FakeConsole(), console_at=ConsoleAt.SEPARATE, concurrent=1) as door:
         async with door.client() as client:

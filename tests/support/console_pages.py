@@ -14,18 +14,22 @@ from antiphon.errors import Unauthorized
 
 
 class FakeConsole:
-    """Answers every path with what arrived. `/console/events` is an endless event stream."""
+    """Answers every path with what arrived. `/console/events` is an endless event stream, and `/console/download` a
+    download that ends after `goes_on`."""
 
     def __init__(self, runs_for: Caller | None = None) -> None:
         self.runs_for = runs_for
         self.requests: list[ApiRequest] = []
         self.open_streams = 0
+        self.goes_on = asyncio.Event()
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """Answer with the method, the path and the number of bytes of the body."""
         self.requests.append(request)
         if request.path == "/console/events":
             return ApiResponse(200, (("content-type", "text/event-stream"),), b"", self._events())
+        if request.path == "/console/download":
+            return ApiResponse(200, (("content-type", "text/csv"),), b"", self._download())
         size = 0
         async for piece in request.pieces():
             size += len(piece)
@@ -42,6 +46,11 @@ class FakeConsole:
         if self.runs_for is not None and request.header("x-csrf-token") != "right":
             raise Unauthorized("Sign in again.", code="no_session")
         return self.runs_for
+
+    async def _download(self) -> AsyncIterator[bytes]:
+        yield b"first"
+        await self.goes_on.wait()
+        yield b"last"
 
     async def _events(self) -> AsyncIterator[bytes]:
         self.open_streams += 1

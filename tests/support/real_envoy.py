@@ -118,7 +118,7 @@ async def real_envoy(
     """Start an ext_proc server, and Envoy in front of it with these settings. `change` may alter the bootstrap. Without
     `serves`, Envoy need not be able to serve."""
     async with ChatServer() as chat, open_door(folder, **door) as opened:
-        port = _free_port()
+        port = free_port()
         given = {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
         config = bootstrap(
             Settings.model_validate({**given, **(settings or {})}),
@@ -145,7 +145,7 @@ async def real_envoy(
                 await process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

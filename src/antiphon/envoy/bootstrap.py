@@ -1,8 +1,8 @@
 """Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
-This module generates listeners, filters (also CORS), the limits of the process, and the listener for Envoy's own
-metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters, and `local_replies.py` Envoy's
-own responses. The package `commands` starts Envoy.
+This module generates listeners, filters (also CORS), the limits of the process, and the listeners for the console and
+for Envoy's own metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters, and
+`local_replies.py` Envoy's own responses. The package `commands` starts Envoy.
 
 A comment gives the reason for every setting that differs from Envoy's default. All settings were tried with Envoy
 1.40.0. A last step removes fields that an older Envoy does not know (`versions.py`).
@@ -41,10 +41,12 @@ from antiphon.envoy.messages import (
 from antiphon.envoy.picker import is_picked, stripped
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import (
+    CORS,
     EXTPROC,
     SECRET_PLACEHOLDER,
     SECRET_VARIABLE,
     SEEN_TOO,
+    console_routes,
     model_door_routes,
     public_routes,
     to_another_sidecar,
@@ -72,6 +74,7 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
                     "traffic_direction": "INBOUND",
                     **client_limits(settings),
                 },
+                *console_listener(settings),
                 model_door(settings),
                 *upstream_listeners(settings),
                 *picker_listeners(settings),
@@ -128,26 +131,49 @@ def connection_manager(settings: Settings) -> Config:
         name="public",
         filters=[*cors_filters(settings), _readiness(), extproc_filter(settings)],
         host=virtual_host(settings),
-        # With the default, Envoy ends a stream after 5 minutes of silence, also before the first byte. The sidecar
-        # sends keep-alive comments every 15 s only once a stream has begun.
-        stream_idle_timeout="3600s",
-        request_timeout="0s",
-        # The sidecar applies timeouts to request bodies, but only Envoy can apply a timeout to request heads.
-        request_headers_timeout=_seconds(settings.timeouts.request),
-        common_http_protocol_options={"idle_timeout": _seconds(settings.timeouts.client_idle)},
-        # With Envoy's default, an HTTP/1 client sees a cut stream 1 s late.
-        delayed_close_timeout="0.25s",
-        # Envoy normalizes every path before it matches a route.
-        normalize_path=True,
-        merge_slashes=True,
-        path_with_escaped_slashes_action="REJECT_REQUEST",
-        early_header_mutation_extensions=[_strip_trust(settings)],
-        upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
-        local_reply_config=local_replies(),
+        **_client_options(settings),
     )
     manager.update(tracing(settings, begins=True))
-    manager["access_log"] = [failure_lines(), early_ends(), *([_access_log()] if settings.envoy.access_log else [])]
+    manager["access_log"] = [
+        failure_lines(),
+        early_ends(),
+        *([_access_log(settings)] if settings.envoy.access_log else []),
+    ]
     return manager
+
+
+def console_listener(settings: Settings) -> list[Config]:
+    """Return the listener that serves only the console. The list is empty unless the console is enabled."""
+    if not settings.console.enabled:
+        return []
+    # The sidecar logs the console's requests. Envoy's access log would show their queries.
+    manager = http_manager(
+        "console", console_routes(settings), host={"response_headers_to_add": [REQUEST_ID]}, **_client_options(settings)
+    )
+    made = listener("console", settings.console.listen, manager)
+    return [{**made, "traffic_direction": "INBOUND", **client_limits(settings)}]
+
+
+def _client_options(settings: Settings) -> Config:
+    """Return the options of a connection manager for untrusted clients."""
+    return {
+        # With the default, Envoy ends a stream after 5 minutes of silence, also before the first byte. The sidecar
+        # sends keep-alive comments every 15 s only once a stream has begun.
+        "stream_idle_timeout": "3600s",
+        "request_timeout": "0s",
+        # The sidecar applies timeouts to request bodies, but only Envoy can apply a timeout to request heads.
+        "request_headers_timeout": _seconds(settings.timeouts.request),
+        "common_http_protocol_options": {"idle_timeout": _seconds(settings.timeouts.client_idle)},
+        # With Envoy's default, an HTTP/1 client sees a cut stream 1 s late.
+        "delayed_close_timeout": "0.25s",
+        # Envoy normalizes every path before it matches a route.
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "early_header_mutation_extensions": [_strip_trust(settings)],
+        "upgrade_configs": [{"upgrade_type": "websocket", "enabled": False}],
+        "local_reply_config": local_replies(),
+    }
 
 
 def virtual_host(settings: Settings) -> Config:
@@ -307,7 +333,9 @@ def _strip_trust(settings: Settings) -> Config:
     return early_headers("strip_trust", mutations)
 
 
-def _access_log() -> Config:
+def _access_log(settings: Settings) -> Config:
+    # The sidecar logs the console's requests without their queries.
+    others = "!request.path.startsWith('/console')" if settings.console.on_client_listener else None
     parts = {
         "method": "%REQ(:METHOD)%",
         "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
@@ -321,7 +349,7 @@ def _access_log() -> Config:
         "input_tokens": "%DYNAMIC_METADATA(antiphon:input_tokens)%",
         "output_tokens": "%DYNAMIC_METADATA(antiphon:output_tokens)%",
     }
-    return log_lines("stdout", parts)
+    return log_lines("stdout", parts, others)
 
 
 def _seconds(seconds: float) -> str:
@@ -356,9 +384,6 @@ def metrics_cluster(settings: Settings) -> list[Config]:
     return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]
 
 
-_CORS_FILTER = "envoy.filters.http.cors"
-
-
 def cors_filters(settings: Settings) -> list[Config]:
     """Return the CORS entries of `http_filters`, which come before all other filters that can respond. The list is
     empty unless `cors.origins` is set."""
@@ -373,7 +398,7 @@ def cors_filters(settings: Settings) -> list[Config]:
     )
     return [
         http_filter("envoy.filters.http.header_mutation", varies),
-        http_filter(_CORS_FILTER, typed("filters.http.cors.v3.Cors")),
+        http_filter(CORS, typed("filters.http.cors.v3.Cors")),
     ]
 
 
@@ -389,7 +414,7 @@ def cors_policy(settings: Settings) -> Config:
         expose_headers=cors.EXPOSE_HEADERS,
         max_age=cors.MAX_AGE,
     )
-    return {"typed_per_filter_config": {_CORS_FILTER: policy}}
+    return {"typed_per_filter_config": {CORS: policy}}
 
 
 def _origin_matcher(origin: str) -> Config:

@@ -18,9 +18,17 @@ from antiphon.envoy.picker import asked_again, is_picked
 from antiphon.envoy.tracing import untraced
 from antiphon.translation.chat.token_count import COUNTERS, TokenCounter
 from antiphon.types import request_ids
-from antiphon.types.transport import BACKEND_HEADER, LOCAL_REPLY, SECRET_HEADER, TRIED_HEADER
+from antiphon.types.transport import (
+    BACKEND_HEADER,
+    CONSOLE_HEADER,
+    CONSOLE_PATH,
+    LOCAL_REPLY,
+    SECRET_HEADER,
+    TRIED_HEADER,
+)
 
 EXTPROC = "envoy.filters.http.ext_proc"
+CORS = "envoy.filters.http.cors"
 KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
 """The environment variable of Envoy's process with the upstream's API key, for `upstream.auth: inject`."""
 SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
@@ -136,8 +144,40 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
             for reads, retried in (({"headers": [_method("GET")]}, SEEN_TOO), ({}, UNSEEN))
         ),
         *_passed_on(settings),
+        *([_console(settings)] if settings.console.enabled and settings.console.on_client_listener else []),
         _nothing(to_nowhere),
     ]
+
+
+def console_routes(settings: Settings) -> list[Config]:
+    """Return the routes of the console's separate listener, which serves nothing else."""
+    reads = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
+    said = error_body(f"This listener serves only the console: {CONSOLE_PATH}", "invalid_request_error", "unknown_url")
+    return [
+        _console(settings),
+        {
+            "name": "to_console",
+            "match": {"path": "/", "headers": [reads]},
+            "redirect": {"path_redirect": CONSOLE_PATH, "response_code": "FOUND", "strip_query": True},
+        },
+        direct_response("no_page", {"prefix": "/"}, 404, said),
+    ]
+
+
+def _console(settings: Settings) -> Config:
+    """Build the route to the console. The sidecar serves the console only to requests with the header that this route
+    adds. Pages of other origins must not read the console, so the CORS filter ignores the route."""
+    fields = _told_to_sidecar(settings)
+    fields.setdefault("request_headers_to_add", []).append(overwritten(CONSOLE_HEADER, "1"))
+    no_cors = typed("filters.http.cors.v3.CorsPolicy", filter_enabled={"default_value": {"numerator": 0}})
+    return {
+        "name": "console",
+        "match": {"safe_regex": {"regex": f"{CONSOLE_PATH}(/.*)?"}},
+        "route": _sidecar_action(),
+        **fields,
+        **untraced(settings),
+        **({"typed_per_filter_config": {CORS: no_cors}} if settings.cors.origins else {}),
+    }
 
 
 def _dead_end(to_nowhere: bool) -> Config:

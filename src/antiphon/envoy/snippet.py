@@ -15,6 +15,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import (
     client_limits,
     connection_manager,
+    console_listener,
     cors_filters,
     extproc_filter,
     model_door,
@@ -80,7 +81,8 @@ endpoints. `model` is your upstream, and `model_NAME` a further one. If you have
 routes instead.""",
     "listener": """\
 One more listener: the model door. The sidecar makes its model calls through it. No other process may reach it. (The
-listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.)""",
+listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.) With console.enabled, the
+listener `console` serves the console at console.listen, and nothing else.""",
     "bootstrap_extensions": """\
 Needed for listeners inside Envoy. Put it next to static_resources.""",
 }
@@ -101,7 +103,12 @@ def parts(
         # The dead ends are routes to a cluster, because filters such as cors need a route to run on.
         "routes": public_routes(settings, to_nowhere=True),
         "clusters": clusters(settings, sidecars, nowhere=True),
-        "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],
+        "listener": [
+            *console_listener(settings),
+            model_door(settings),
+            *upstream_listeners(settings),
+            *picker_listeners(settings),
+        ],
         **({"bootstrap_extensions": extensions} if extensions else {}),
     }
     return fitted(found, version)

@@ -69,8 +69,9 @@ class EnvoyAdmin:
         return stopped is None or stopped > 0
 
     async def requests_in_flight(self, seconds: float) -> int:
-        """Return the number of incomplete requests on the public listener. Returns 0 when Envoy does not answer."""
-        return await self._stat("^http\\.antiphon\\.downstream_rq_active$", seconds) or 0
+        """Return the number of incomplete requests on the listeners for clients and for the console. Returns 0 when
+        Envoy does not answer."""
+        return await self._stat("^http\\.(antiphon|console)\\.downstream_rq_active$", seconds) or 0
 
     def close(self) -> None:
         """Close the connection to the admin port."""
@@ -80,8 +81,8 @@ class EnvoyAdmin:
         body = await self._ask("GET", f"/stats?filter={pattern}", seconds)
         if body is None:
             return None
-        number = body.decode().rpartition(":")[2].strip()
-        return int(number) if number.isdigit() else 0
+        numbers = (line.rpartition(":")[2].strip() for line in body.decode().splitlines())
+        return sum(int(number) for number in numbers if number.isdigit())
 
     async def _json(self, path: str) -> dict[str, Any]:
         body = await self._ask("GET", path)

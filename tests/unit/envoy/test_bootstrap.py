@@ -38,6 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
     "owner": {"owner": {"source": "header", "header": "X-User"}},
     "metrics of its own": {"envoy": {"metrics": "0.0.0.0:9902", "admin": "127.0.0.1:9901"}},
     "pages": {"cors": {"origins": ["https://app.example", "*"]}},
+    "console": {"console": {"enabled": True}, "sidecar": _TCP},
+    "console for clients too": {
+        "console": {"enabled": True, "on_client_listener": True},
+        "cors": {"origins": ["*"]},
+        "envoy": {"access_log": True},
+        "tracing": {"endpoint": "https://collector.example/otlp"},
+    },
     "upstreams": {
         "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},
         "upstreams": {

@@ -2,7 +2,7 @@
 
 Lives here: whether a listener serves the console, the redirect to it, and the end of its event streams in a drain. Not
 here: the pages (`doors/console_pages.py` has their port), the access control of the listener (`server.py`), Envoy's
-listener for the console (`envoy/console_listener.py`).
+listener for the console (`envoy/bootstrap.py`).
 
 Invariants: a listener that does not serve the console answers its paths like unknown paths. The separate listener
 serves no other path. Behind Envoy, only requests that the gateway marked reach the console.
@@ -59,8 +59,9 @@ class ConsoleAccess:
         self._context = context
         self._pages: ConsolePages | None = context.console
         self._at = at
-        # Each open event stream has an event that ends it.
-        self._streams: set[asyncio.Event] = set()
+        # Each open event stream has an event that ends it, and the address of its peer.
+        self._streams: dict[asyncio.Event, str] = {}
+        self._leaving = False
 
     @property
     def connections(self) -> int | None:
@@ -108,25 +109,33 @@ class ConsoleAccess:
         """The maximum bytes of a form with an upload."""
         return self._context.upload_bytes + _FORM_BYTES
 
-    async def handle(self, request: ApiRequest) -> ApiResponse:
-        """Answer a request to a page, and count it. The answer to HEAD has no content."""
+    async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:
+        """Answer a request to a page, and count it. `peer` is the address of the client or the gateway. The answer to
+        HEAD has no content."""
         assert self._pages is not None
         answer = await self._pages.handle(request)
         fault = answer.failure.fault if answer.failure is not None else "none"
         self._context.telemetry.metrics.request_finished(OPERATION, answer.status, fault)
         if request.method == "HEAD":
             return replace(answer, body=b"", stream=None)
-        return answer if answer.stream is None else replace(answer, stream=self._until_ended(answer.stream))
+        if answer.stream is None or not _is_events(answer.headers):
+            return answer
+        return replace(answer, stream=self._until_ended(answer.stream, peer))
 
-    def end_streams(self) -> None:
-        """End the open event streams of the console. A browser then connects again, and reaches another process."""
-        for ended in self._streams:
-            ended.set()
+    def end_streams(self, peer: str | None = None) -> None:
+        """End the open event streams of this peer. Without a peer, end all event streams, also those that begin later.
+        A browser then connects again, and reaches another process. Downloads continue."""
+        self._leaving = self._leaving or peer is None
+        for ended, came_from in self._streams.items():
+            if peer in (came_from, None):
+                ended.set()
 
-    async def _until_ended(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _until_ended(self, parts: AsyncIterator[bytes], peer: str) -> AsyncIterator[bytes]:
         """Yield the parts of a stream until `end_streams`. The stream of the pages is closed in any case."""
         ended = asyncio.Event()
-        self._streams.add(ended)
+        if self._leaving:
+            ended.set()
+        self._streams[ended] = peer
         ending = asyncio.ensure_future(ended.wait())
         waiting: set[asyncio.Future[Any]] = {ending}
         async with aclosing(cast(Any, parts)):
@@ -142,14 +151,20 @@ class ConsoleAccess:
                     except StopAsyncIteration:
                         return
                     yield part
+                    if ended.is_set():
+                        return
             finally:
                 # The generator of the pages can be closed only when no task runs it.
-                self._streams.discard(ended)
+                del self._streams[ended]
                 for one in waiting:
                     one.cancel()
                 await asyncio.wait(waiting)
                 for one in waiting:
                     look_at(one)
+
+
+def _is_events(headers: Headers) -> bool:
+    return (header_value(headers, "content-type") or "").startswith("text/event-stream")
 
 
 def without_session(headers: Headers) -> Headers:

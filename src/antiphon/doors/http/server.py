@@ -299,9 +299,8 @@ class HttpDoor:
             with admission.admit(caller.owner, "response", promised=promised), bodies.hold(caller.owner) as hold:
                 return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
         with admission.admit(OWNER, promised=promised), bodies.hold(OWNER) as hold:
-            return await self._ask(
-                request, call, asked, console.handle, hold, console.body_of(asked), console.form_bytes
-            )
+            handle = partial(console.handle, _peer_address(request))
+            return await self._ask(request, call, asked, handle, hold, console.body_of(asked), console.form_bytes)
 
     async def _ask(
         self,
@@ -432,7 +431,7 @@ class HttpDoor:
     def send_away(self, address: str | None = None) -> None:
         """Close the WebSockets from this peer address, or all WebSockets if `address` is None. An idle WebSocket closes
         immediately, and a busy one closes after its turn. Event streams of the console end."""
-        self._console.end_streams()
+        self._console.end_streams(address)
         for connection, came_from in self._sockets.items():
             if address in (came_from, None):
                 connection.send_away()
