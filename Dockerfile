@@ -25,7 +25,7 @@ RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
     && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes --no-deps -r /build.txt \
     && HATCH_BUILD_HOOK_ENABLE_CUSTOM=$on /opt/tools/bin/python -m hatchling build --target wheel --directory /wheel
 # Which parts of pyproject.toml's optional dependencies the image has: --build-arg EXTRAS=fast,postgres,s3
-ARG EXTRAS=fast,jwt,mcp,otel,postgres,s3
+ARG EXTRAS=console,fast,jwt,mcp,otel,postgres,s3
 # Left out is what no process of ours reads: the installer, tests of libraries, and in libraries the names for debuggers.
 # (Folders *.libs are left alone: their files were rewritten after linking, and strip damages such files.) Compiled
 # bytecode stays: the file system is read-only, and without it every start and every health check compiles anew.

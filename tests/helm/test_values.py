@@ -411,3 +411,37 @@ def test_helm_test_passes_the_network_policy() -> None:
         labels = one(objects, "Pod", "antiphon-test")["metadata"]["labels"]
         assert public["from"][-1]["podSelector"]["matchLabels"].items() <= labels.items()
         assert any({"port": 9902} in each["ports"] for each in one(objects, "NetworkPolicy", name)["spec"]["ingress"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "policy", "deployment", "container"),
+    [
+        ("console", "sidecar", "antiphon", "antiphon", "envoy"),
+        ("console", "http", "antiphon", "antiphon", "antiphon"),
+        ("gateway with a console", "gateway", "antiphon-envoy", "antiphon-envoy", "envoy"),
+    ],
+)
+def test_the_console_has_a_service_and_a_port(
+    name: str, shape: str, policy: str, deployment: str, container: str
+) -> None:
+    objects = render({**TAKEN[name], "shape": shape})
+    service = one(objects, "Service", "antiphon-console")["spec"]
+    assert service["ports"] == [{"name": "console", "port": 8091, "targetPort": "console"}]
+    assert "type" not in service
+    made = one(objects, "Deployment", deployment)
+    assert service["selector"].items() <= made["spec"]["template"]["metadata"]["labels"].items()
+    with_port = [
+        each["name"]
+        for _, spec in pods(objects)
+        for each in containers(spec)
+        if {"name": "console", "containerPort": 8091} in each.get("ports", [])
+    ]
+    assert with_port == [container]
+    rules = one(objects, "NetworkPolicy", policy)["spec"]["ingress"]
+    (rule,) = [each for each in rules if each["ports"] == [{"port": 8091}]]
+    assert rule.get("from") == TAKEN[name]["networkPolicy"].get("console")
+
+
+def test_without_a_console_nothing_of_it_is_there() -> None:
+    for name in ("sidecar", "http", "gateway with TLS"):
+        assert "8091" not in str(render(TAKEN[name])), name

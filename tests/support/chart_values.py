@@ -57,6 +57,16 @@ TAKEN: dict[str, Values] = {
         "secrets": {"sidecarSecret": {"name": "s", "key": "k"}},
         "persistence": {"existingClaim": "mine"},
     },
+    "console": {
+        "settings": {**UPSTREAM, "console": {"enabled": True, "act": True}},
+        "networkPolicy": {"enabled": True, "console": [{"podSelector": {"matchLabels": {"app": "proxy"}}}]},
+    },
+    "gateway with a console": {
+        **GATEWAY,
+        "settings": {**GATEWAY["settings"], "console": {"enabled": True, "on_client_listener": True}},
+        "secrets": {**GATEWAY["secrets"], "adminToken": {"name": "antiphon"}},
+        "networkPolicy": {"enabled": True},
+    },
     "sidecar on postgresql": postgresql(),
     "migrated as pods start": postgresql(state={"kind": "postgresql", "migrate": "init"}),
     "migrated by the servers": postgresql(shape="http", state={"kind": "postgresql", "migrate": "auto"}),
@@ -252,6 +262,14 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "notice longer than drain": (
         {"settings": UPSTREAM, "drain": {"notice": 5, "seconds": 5}},
         "drain.notice (5) must be less than drain.seconds (5)",
+    ),
+    "console on postgresql without a token": (
+        postgresql(settings={**UPSTREAM, "files": {"enabled": False}, "console": {"enabled": True}}),
+        "name it in secrets.adminToken.name",
+    ),
+    "address of the console": (
+        {"settings": {**UPSTREAM, "console": {"enabled": True, "listen": "127.0.0.1:1"}}},
+        "settings.console.listen is set by the chart",
     ),
     "gateway without a secret": (postgresql(shape="gateway"), "name it in secrets.sidecarSecret.name"),
     "TLS inside a pod": ({"settings": UPSTREAM, "sidecarTls": {"secretName": "s"}}, "sidecarTls is for shape: gateway"),

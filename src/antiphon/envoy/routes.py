@@ -158,7 +158,9 @@ def console_routes(settings: Settings) -> list[Config]:
         {
             "name": "to_console",
             "match": {"path": "/", "headers": [reads]},
-            "redirect": {"path_redirect": CONSOLE_PATH, "response_code": "FOUND", "strip_query": True},
+            # A redirect of Envoy would have an absolute URL, with a wrong scheme behind a proxy with TLS.
+            "direct_response": {"status": 302},
+            "response_headers_to_add": [overwritten("location", CONSOLE_PATH)],
         },
         direct_response("no_page", {"prefix": "/"}, 404, said),
     ]

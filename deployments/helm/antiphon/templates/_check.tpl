@@ -64,7 +64,7 @@
 {{- if not (or (dig "upstream" "url" "" $settings) (dig "upstreams" "" $settings)) -}}
 {{- fail "No chat server is named. Set settings.upstream.url, for example http://vllm.models:8000/v1." -}}
 {{- end -}}
-{{- range $path, $instead := dict "listen" "service.port" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing (the drain needs it)" "envoy.metrics" "nothing (the probe needs it)" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" -}}
+{{- range $path, $instead := dict "listen" "service.port" "console.listen" "nothing (the Service has the port)" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing (the drain needs it)" "envoy.metrics" "nothing (the probe needs it)" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" -}}
 {{- if include "antiphon.found" (list $settings (splitList "." $path) list) -}}
 {{- fail (printf "settings.%s is set by the chart. Remove it and set %s instead." $path $instead) -}}
 {{- end -}}

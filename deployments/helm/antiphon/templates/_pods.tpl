@@ -207,6 +207,7 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
     - {name: metrics, containerPort: 9090}
     {{- if eq .Values.shape "http" }}
     - {name: http, containerPort: 8080}
+    {{- include "antiphon.consolePort" . | nindent 4 }}
     {{- else if eq .Values.shape "gateway" }}
     - {name: extproc, containerPort: 9000}
     - {name: http, containerPort: 9001}
@@ -246,6 +247,7 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
   ports:
     - {name: http, containerPort: 8080}
     - {name: envoy-metrics, containerPort: 9902}
+    {{- include "antiphon.consolePort" . | nindent 4 }}
     {{- if eq .Values.shape "gateway" }}
     - {name: model-door, containerPort: 8090}
     {{- end }}
@@ -266,4 +268,11 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
     {{- with .Values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+{{- end -}}
+
+{{/* The port of the console, in the container to which clients connect. */}}
+{{- define "antiphon.consolePort" -}}
+{{- if dig "console" "enabled" false .Values.settings -}}
+- {name: console, containerPort: 8091}
+{{- end -}}
 {{- end -}}

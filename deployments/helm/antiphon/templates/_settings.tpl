@@ -29,6 +29,9 @@ checksum of their contents, which replaces the pods when one changes. */}}
 {{- if ne .Values.shape "http" -}}
 {{- $_ := set $chart "envoy" (dict "admin" "127.0.0.1:9901" "metrics" "0.0.0.0:9902") -}}
 {{- end -}}
+{{- if dig "console" "enabled" false .Values.settings -}}
+{{- $_ := set $chart "console" (dict "listen" "0.0.0.0:8091") -}}
+{{- end -}}
 {{/* All pods share one database. If unready pods followed its outage, the Service would have none for requests that need no database. */}}
 {{- $defaults := eq .Values.state.kind "postgresql" | ternary (dict "state" (dict "unready_after" 0)) dict -}}
 {{- $given := deepCopy .Values.settings -}}
