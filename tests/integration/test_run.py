@@ -33,6 +33,12 @@ from tests.support.postgres import free_port
 # `tell` prints what the client got, `ask` asks the gateway for its models, `wait` tells each signal; SIGTERM ends it.
 _CLIENT = f"""#!{sys.executable}
 import json, os, signal, sys, urllib.request
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+if "wait" in sys.argv:
+    # No signal is lost, whenever it arrives.
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    # A failed test leaves no process behind for longer than this.
+    signal.alarm(120)
 home = os.environ.get("CODEX_HOME")
 config = open(home + "/config.toml").read() if home else os.environ["OPENCODE_CONFIG_CONTENT"]
 if "tell" in sys.argv:
@@ -42,19 +48,12 @@ if "ask" in sys.argv:
     url = config.partition('base_url = "')[2].partition('"')[0]
     print(url, json.load(urllib.request.urlopen(url + "/models"))["data"][0]["id"], flush=True)
 if "wait" in sys.argv:
-    got = []
-    def receive(number, _):
-        got.append(signal.Signals(number).name)
-        print(" ".join(got), flush=True)
-        if number == signal.SIGTERM:
-            os._exit(7)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, receive)
-    # A failed test leaves no process behind for longer than this.
-    signal.alarm(120)
     print("waiting", os.getpid(), flush=True)
-    while True:
-        signal.pause()
+    got = []
+    while "SIGTERM" not in got:
+        got.append(signal.Signals(signal.sigwait(numbers)).name)
+        print(" ".join(got), flush=True)
+    sys.exit(7)
 """
 
 
