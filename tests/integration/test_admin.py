@@ -370,6 +370,43 @@ def test_an_export_and_a_deletion_are_noted_in_the_audit(data: Path, capsys: pyt
     assert (deleted[2]["responses"], deleted[2]["files"], deleted[2]["vector_stores"]) == (2, 1, 1)
 
 
+def test_results_as_json(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str, status: int = 0) -> list[dict[str, Any]]:
+        assert main(["admin", *words, "--data", str(data), "--json"]) == status
+        return _lines(capsys.readouterr().out)
+
+    counts = {"responses": 2, "conversations": 1, "prompts": 0, "files": 1, "vector_stores": 1, "containers": 1}
+    assert told("owners")[0] == {"owner": ALICE, **counts}
+    moved = {"from": BOB, "to": "n:anna", **counts, "obstacles": []}
+    assert told("move-owner", "--from", BOB, "--to", "anna", status=1) == [{**moved, "moved": False}]
+    assert told("move-owner", "--from", BOB, "--to", "anna", "--yes") == [{**moved, "moved": True}]
+    assert told("delete-owner", "--owner", ALICE, status=1) == [{"owner": ALICE, "deleted": False, **counts}]
+    assert told("delete-owner", "--owner", ALICE, "--yes") == [{"owner": ALICE, "deleted": True, **counts}]
+    assert told("delete-owner", "--owner", ALICE, "--yes", status=1)[0]["deleted"] is False
+    assert told("purge") == [{"deleted": {"chains": 0, "conversations": 0, "streams": 0, "files": 0}}]
+    assert [row["before"] >= row["after"] for row in told("vacuum")] == [True, True]
+    assert told("usage", "--forget-before", "2020-01-01", status=1) == [{"before": "2020-01-01", "deleted": None}]
+    assert told("usage", "--forget-before", "2020-01-01", "--yes") == [{"before": "2020-01-01", "deleted": 0}]
+    (lost,) = told("new-keys", status=1)
+    assert ([Path(one["file"]).name for one in lost["missing"]], lost["made"]) == (["sealing.key"], [])
+    assert told("new-keys", "--yes") == [{**lost, "made": [str(data / "sealing.key")]}]
+    (key,) = told("keys", "create", "--owner", "anna")
+    assert told("keys", "revoke", key["id"]) == [{"id": key["id"], "revoked": True}]
+    assert told("deployment-keys", status=2) == []
+
+
+def test_a_backup_and_a_restore_as_json(data: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive, again = elsewhere / "backup.tar", elsewhere / "again"
+    (data / "sealing.key").write_text("k" * 64)
+    shutil.rmtree(data / "containers")  # these are in no backup
+    assert main(["admin", "backup", "--data", str(data), "--to", str(archive), "--json"]) == 0
+    (made,) = _lines(capsys.readouterr().out)
+    assert (made["file"], made["bytes"], made["contents"]) == (str(archive), archive.stat().st_size, 2)
+    assert (made["keys"], made["missing_keys"]) == (["owner.key", "sealing.key"], [])
+    assert main(["admin", "restore", "--from", str(archive), "--data", str(again), "--json"]) == 0
+    assert _lines(capsys.readouterr().out) == [{"folder": str(again), "bytes": made["bytes"], "contents": 2}]
+
+
 @pytest.fixture
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("elsewhere")

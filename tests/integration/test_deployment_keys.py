@@ -72,6 +72,10 @@ async def test_no_key_is_in_the_database_nor_on_the_screen(
     await connection.close()
     for text in (said, shown, refused, kept):
         assert "canary" not in text
+    status, told = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=("--json",))
+    found = json.loads(told)
+    assert status == 1 and found["problem"] and "canary" not in told
+    assert len(found["keys"]) > 1 and set(found["keys"][0]) == {"key", "fingerprint", "database", "settings"}
     status, said = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=("--accept",))
     assert status == 0
     status, said = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=())

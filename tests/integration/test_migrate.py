@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -71,6 +72,22 @@ async def test_up_applies_what_status_says_is_missing(
     assert status == 0 and "missing" not in said and "on can serve" in said
     status, said = await run(capsys, "up")
     assert status == 0 and "nothing was missing" in said
+
+
+async def test_results_as_json(state: StateSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def told(*words: str, status: int = 0) -> list[dict[str, Any]]:
+        found, said = await run(capsys, *words, "--json")
+        assert found == status, said
+        return [json.loads(line) for line in said.splitlines()]
+
+    before = await told("status", status=1)
+    assert all(one["missing"] == len(one["steps"]) == one["known_schema"] for one in before)
+    applied = await told("up")
+    assert [one["database"] for one in applied] == [one["database"] for one in before]
+    assert applied[0]["applied"] == [step["step"] for step in before[0]["steps"]]
+    after = await told("status")
+    assert {step["state"] for one in after for step in one["steps"]} == {"applied"}
+    assert [(one["missing"], one["problem"]) for one in after] == [(0, None)] * len(after)
 
 
 async def test_a_start_that_only_checks_refuses_until_somebody_applied(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import yaml
 
 from antiphon import __version__, compiled
 from antiphon.cli import import_command, main
-from antiphon.commands.command_line import make_parser
+from antiphon.commands.command_line import make_parser, subcommands
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
@@ -76,6 +78,39 @@ def test_every_action_of_admin_has_help_of_its_own(action: str, capsys: pytest.C
     assert ("--yes" in shown) is (action in ("delete-owner", "move-owner", "new-keys", "usage")) and (
         "--owner" in shown
     ) is (action in ("export", "delete-owner", "usage", "audit"))
+
+
+# These commands serve, run another program, or print a file or a script.
+_NO_RESULT = {"up", "extproc", "serve", "demo-upstream", "run", "envoy-config", "completion", "admin export"}
+
+
+def _leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    below = subcommands(parser)
+    if not below:
+        yield " ".join(words), parser.format_help()
+    for name, one in below.items():
+        yield from _leaves(one, (*words, name))
+
+
+def test_every_command_with_a_result_prints_it_as_json_too() -> None:
+    leaves = dict(_leaves(make_parser()))
+    assert {"health", "doctor", "config", "version", "admin keys create", "migrate status"} <= set(leaves)
+    assert {words for words, shown in leaves.items() if "--json" not in shown} == _NO_RESULT
+
+
+def test_versions_and_settings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == __version__
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith(f"antiphon {__version__}")
+    key = ["--upstream", "http://127.0.0.1:1/v1"]
+    assert main(["config", "--json", *key]) == 0
+    assert json.loads(capsys.readouterr().out)["upstream"]["url"] == key[1]
+    assert main(["config", "--json", "--changed", *key]) == 0
+    assert json.loads(capsys.readouterr().out)["upstream"] == {"url": key[1]}
+    assert main(["config", "--json", "--sources", *key]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"setting": "upstream.url", "value": key[1], "source": "flag"} in rows
 
 
 @pytest.mark.parametrize("command", ["up", "admin owners"])

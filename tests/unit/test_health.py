@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -125,3 +126,15 @@ def test_it_imports_next_to_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ, timeout=60)
     imported = ["antiphon", "antiphon.commands", "antiphon.commands.health", "antiphon.data_folder", "antiphon.entry"]
     assert done.stdout.strip() == str(imported)
+
+
+def test_the_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with _answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as place:
+        assert health.main([place, "--json"]) == 0
+    address = {"address": place, "problem": None}
+    assert json.loads(capsys.readouterr().out) == {"healthy": True, "checked": [address]}
+    assert health.main([place, "--json"]) == 1
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["healthy"] is False and "does not answer" in told["checked"][0]["problem"]
+    assert captured.err == ""

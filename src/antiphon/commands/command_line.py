@@ -39,6 +39,7 @@ _EXAMPLES = {
     "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
     "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
     "health": ("antiphon health",),
+    "version": ("antiphon version --json",),
     "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
     "admin": (
         "antiphon admin owners",
@@ -123,6 +124,7 @@ _OF_COMMANDS: dict[str, _Arguments] = {
     "config": {
         "--sources": {"action": _SET, "help": "list each setting with its value and its source"},
         "--changed": {"action": _SET, "help": "list only settings that differ from their defaults"},
+        "--json": {"action": _SET, "help": "print JSON instead of YAML or a table"},
         "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead of the settings"},
     },
     "envoy-config": {
@@ -260,9 +262,6 @@ _OF_ADMIN: dict[str, _Arguments] = {
         "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of days before this day"},
         **_YES,
     },
-    "quotas": {
-        "--json": {"action": _SET, "help": "print one JSON object per line"},
-    },
     "audit": {
         "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
         "--owner": {"default": "", "metavar": "NAME", "help": "list only the changes that concern this owner"},
@@ -351,6 +350,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     text = "exit with status 0 if a running instance answers (for container health checks)"
     health.add_arguments(commands.add_parser("health", help=text, **_help(text, _EXAMPLES["health"])))
+    text = "print the version of Antiphon, Python and the platform"
+    version = commands.add_parser("version", help=text, **_help(text, _EXAMPLES["version"]))
+    version.add_argument("--json", action="store_true", help="print one JSON object")
     text = "print a completion script for a shell"
     completion = commands.add_parser("completion", help=text, **_help(text, _EXAMPLES["completion"]))
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
@@ -387,6 +389,9 @@ def _add_actions(
                 verbs[word].add_parser(verb, help=said, **described) if verb else below.add_parser(word, **described)
             )
             of_action = dict(arguments.get(action, {}))
+            if action != "export":
+                # An export is JSON anyway.
+                of_action.setdefault("--json", {"action": _SET, "help": "print the result as JSON"})
             if "--token-env" in of_action:
                 owner = parser.add_mutually_exclusive_group(required=action != "usage")
                 for flag in ("--from" if action == "move-owner" else "--owner", "--token-env"):

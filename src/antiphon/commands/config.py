@@ -2,7 +2,7 @@
 
 By default, the output is YAML that can serve as a settings file. `--changed` leaves out settings with their default
 value. `--sources` prints a table instead, with the source of each value (flag, environment, file, default). `--schema`
-prints the JSON Schema of settings files.
+prints the JSON Schema of settings files. `--json` prints JSON in place of YAML or the table.
 
 Not here: reading settings (`config/`), flags (`flags.py`). Invariant: the output contains no secret.
 """
@@ -34,16 +34,25 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(settings_schema(), indent=2))
         return 0
     values = settings_of(arguments).redacted()
+    write = _write_json if arguments.json else _write_yaml
     if arguments.sources:
         _write_sources(arguments, values)
     elif arguments.changed:
         changed: dict[str, Any] = {}
         for path, value in _changed(values):
             put(changed, path, value)
-        yaml.safe_dump(changed, sys.stdout, sort_keys=False)
+        write(changed)
     else:
-        yaml.safe_dump(values, sys.stdout, sort_keys=False)
+        write(values)
     return 0
+
+
+def _write_yaml(values: object) -> None:
+    yaml.safe_dump(values, sys.stdout, sort_keys=False)
+
+
+def _write_json(values: object) -> None:
+    print(json.dumps(values, indent=2))
 
 
 def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
@@ -55,14 +64,18 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> 
         (f"file {file}", read_file(file) if file is not None else {}),
     ]
     changed = {path for path, _ in _changed(values)}
-    rows = [["setting", "value", "source"]]
+    rows = []
     for path in _paths():
         if path in changed or not arguments.changed:
             found = next((name for name, given in sources if _at(given, path) is not _NOT_GIVEN), "default")
             # A value without a source that differs from its default was derived from other settings or the environment.
             source = "derived" if found == "default" and path in changed else found
-            rows.append([".".join(path), _cut(json.dumps(_at(values, path), ensure_ascii=False)), source])
-    write_table(rows, sys.stdout)
+            rows.append((".".join(path), _at(values, path), source))
+    if arguments.json:
+        _write_json([{"setting": name, "value": value, "source": source} for name, value, source in rows])
+        return
+    shown = [[name, _cut(json.dumps(value, ensure_ascii=False)), source] for name, value, source in rows]
+    write_table([["setting", "value", "source"], *shown], sys.stdout)
 
 
 def _cut(text: str) -> str:

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, str | None] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--json", action="store_true", help="print the addresses and their problems as JSON")
     parser.add_argument("url", nargs="?", help="http://HOST:PORT or unix:PATH; default: the addresses in the settings")
 
 
@@ -62,14 +63,20 @@ def run(arguments: argparse.Namespace) -> int:
         sidecar = str(settings["sidecar.http"]).replace("{data}", data)
         tls = settings if settings["sidecar.tls.cert"] and not sidecar.startswith("unix:") else None
         asked = [(sidecar, tls), (str(settings["listen"]), None)]
-    problems = []
+    found: list[tuple[str, str | None]] = []
     for place, files in asked:
-        problem = _problem(place, files)
-        if problem is None:
-            return 0
-        problems.append(f"{_shown(place)} {problem}")
-    print(f"antiphon: {'; '.join(problems)}", file=sys.stderr)
-    return 1
+        found.append((_shown(place), _problem(place, files)))
+        if found[-1][1] is None:
+            break
+    healthy = found[-1][1] is None
+    if arguments.json:
+        import json
+
+        checked = [{"address": address, "problem": problem} for address, problem in found]
+        print(json.dumps({"healthy": healthy, "checked": checked}))
+    elif not healthy:
+        print(f"antiphon: {'; '.join(f'{address} {problem}' for address, problem in found)}", file=sys.stderr)
+    return 0 if healthy else 1
 
 
 def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any]:

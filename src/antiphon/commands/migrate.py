@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import write_table
@@ -32,20 +34,25 @@ async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     seconds = getattr(arguments, "seconds", None) or 10.0
     state = settings.state
     async with backend_of(state, settings.data).open_schemas(seconds=seconds, within=state.start_within) as schemas:
+        as_json: bool = arguments.json
         if arguments.action == "up":
-            return await _up(schemas)
+            return await _up(schemas, as_json=as_json)
         if arguments.action == "status":
-            return await _status(schemas)
+            return await _status(schemas, as_json=as_json)
         schema = _chosen(schemas, arguments.database)
         if arguments.action == "create":
-            print(create_step(schema, arguments.name))
+            path = create_step(schema, arguments.name)
+            print(json.dumps({"file": str(path)}) if as_json else path)
             return 0
-        return await _down(schema, sure=arguments.yes)
+        return await _down(schema, sure=arguments.yes, as_json=as_json)
 
 
-async def _up(schemas: Sequence[Schema]) -> int:
+async def _up(schemas: Sequence[Schema], *, as_json: bool) -> int:
     for schema in schemas:
         done = await schema.up()
+        if as_json:
+            print(json.dumps({"database": schema.name, "applied": [step.name for step in done]}))
+            continue
         for step in done:
             print(f"{schema.name}: applied {step.name}")
         if not done:
@@ -53,21 +60,37 @@ async def _up(schemas: Sequence[Schema]) -> int:
     return 0
 
 
-async def _status(schemas: Sequence[Schema]) -> int:
+async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
     rows, said, status = [["database", "step", "state", "serves builds from schema"]], [], 0
+    told: list[dict[str, Any]] = []
     for schema in schemas:
         applied = await schema.applied()
-        rows += [[schema.name, *row] for row in _rows(schema, applied)]
+        steps = _rows(schema, applied)
+        rows += [[schema.name, *row] for row in steps]
+        told.append(
+            {
+                "database": schema.name,
+                "known_schema": len(schema.steps),
+                "steps": [{"step": name, "state": state, "serves": int(serves)} for name, state, serves in steps],
+                "missing": 0,
+                "problem": None,
+            }
+        )
         oldest = f"builds from schema {oldest_schema(applied)} on can serve" if applied else "there is nothing yet"
         try:
             missing = missing_steps(applied, schema.steps)
         except StoreError as error:
             said.append(f"{schema.name}: {error}")
+            told[-1]["problem"] = str(error)
             status = 1
             continue
         status = 1 if missing else status
+        told[-1]["missing"] = len(missing)
         todo = f"; {len(missing)} steps are missing: run 'antiphon migrate up'" if missing else ""
         said.append(f"{schema.name}: {oldest}; this one knows schema {len(schema.steps)}{todo}")
+    if as_json:
+        print(*map(json.dumps, told), sep="\n")
+        return status
     write_table(rows, sys.stdout)
     print(*said, sep="\n")
     return status
@@ -85,7 +108,11 @@ def _rows(schema: Schema, applied: Sequence[Applied]) -> list[list[str]]:
     return rows + [[step.name, "missing", str(step.serves)] for step in schema.steps[len(applied) :]]
 
 
-async def _down(schema: Schema, *, sure: bool) -> int:
+async def _down(schema: Schema, *, sure: bool, as_json: bool) -> int:
+    if as_json:
+        step = await schema.undo() if sure else step_to_undo(await schema.applied(), schema.steps)
+        print(json.dumps({"database": schema.name, "step": step.name, "undone": sure}))
+        return 0 if sure else 1
     if not sure:
         step = step_to_undo(await schema.applied(), schema.steps)
         print(

@@ -66,6 +66,9 @@ async def client_key_action(settings: Settings, arguments: argparse.Namespace, s
         why = missing if isinstance(error, KeyMissing) else error.problem
         print(f"antiphon: {printable(key_id[:LONGEST])}: {why}", file=sys.stderr)
         return 1
+    if arguments.json:
+        print(json.dumps({"id": key_id, "revoked": True}))
+        return 0
     print(f"Revoked {printable(key_id)}. Every process refuses it within a second.")
     return 0
 

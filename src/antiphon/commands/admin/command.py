@@ -27,7 +27,7 @@ import msgspec
 from antiphon.app.keys import known_bodies, lost_keys, new_keys
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
-from antiphon.commands.admin.owners import move_owner, move_sides, selected_owner
+from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner
 from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
@@ -54,30 +54,30 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     action = arguments.action
     if action == "restore":
-        print(restore(settings, arguments.source))
+        print(restore(settings, arguments.source, as_json=arguments.json))
         return 0
     if action == "move":
-        return asyncio.run(move_state(settings, arguments.source, arguments.target))
+        return asyncio.run(move_state(settings, arguments.source, arguments.target, as_json=arguments.json))
     if action != "keys":
         # A key may be created before the first process starts.
         backend_of(settings.state, settings.data).check_there()
     if action == "new-keys":
-        return asyncio.run(_new_keys(settings, sure=arguments.yes))
+        return asyncio.run(_new_keys(settings, sure=arguments.yes, as_json=arguments.json))
     if action == "backup":
-        print(backup(settings, arguments.target, with_keys=not arguments.without_keys))
+        print(backup(settings, arguments.target, with_keys=not arguments.without_keys, as_json=arguments.json))
         return 0
     return asyncio.run(_run(action, settings, arguments))
 
 
 async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -> int:
     if action == "owners":
-        _print_owners(await _owners(settings))
+        _print_owners(await _owners(settings), as_json=arguments.json)
     elif action == "vacuum":
-        await _vacuum(settings)
+        await _vacuum(settings, as_json=arguments.json)
     elif action == "purge":
-        print(await _purge(settings))
+        print(await _purge(settings, as_json=arguments.json))
     elif action == "deployment-keys":
-        status = await show_keys(settings, accept=arguments.accept)
+        status = await show_keys(settings, accept=arguments.accept, as_json=arguments.json)
         if arguments.accept:
             async with aclosing(await _stores(settings)) as stores:
                 await note_action(settings, stores.audit, acted("deployment-keys --accept"))
@@ -96,25 +96,36 @@ async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -
     elif action == "export":
         return await _export(settings, selected_owner(arguments, settings), arguments.files)
     elif action == "move-owner":
-        return await _move_owner(settings, *move_sides(arguments, settings), sure=arguments.yes)
+        sides = move_sides(arguments, settings)
+        return await _move_owner(settings, *sides, sure=arguments.yes, as_json=arguments.json)
     else:
-        return await _delete(settings, selected_owner(arguments, settings), sure=arguments.yes)
+        owner = selected_owner(arguments, settings)
+        return await _delete(settings, owner, sure=arguments.yes, as_json=arguments.json)
     return 0
 
 
-async def _new_keys(settings: Settings, *, sure: bool) -> int:
+async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
     lost = lost_keys(settings)
-    if not lost:
+    if as_json:
+        missing = [{"file": str(settings.data / name), "effect": why} for name, why in lost.items()]
+        made = await _make_keys(settings) if sure and lost else []
+        print(json.dumps({"missing": missing, "made": made}))
+    elif not lost:
         print("No key is missing that anything depends on.")
     elif sure:
-        made = new_keys(settings)
-        async with aclosing(await _stores(settings)) as stores:
-            await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
-        print(f"Made new: {', '.join(map(str, made))}. What the old ones opened stays closed.")
+        print(f"Made new: {', '.join(await _make_keys(settings))}. What the old ones opened stays closed.")
     else:
         for name, why in lost.items():
             print(f"{settings.data / name} is gone, and {why}")
     return 0 if sure or not lost else 1
+
+
+async def _make_keys(settings: Settings) -> list[str]:
+    """Replace the lost keys. Returns the paths of the new ones."""
+    made = new_keys(settings)
+    async with aclosing(await _stores(settings)) as stores:
+        await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
+    return [str(path) for path in made]
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
@@ -134,15 +145,22 @@ async def _owners(settings: Settings) -> dict[str, list[int]]:
     return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
 
-def _print_owners(owners: dict[str, list[int]]) -> None:
+def _print_owners(owners: dict[str, list[int]], *, as_json: bool) -> None:
+    if as_json:
+        for owner, counts in sorted(owners.items()):
+            print(json.dumps({"owner": owner, **_named(counts)}))
+        return
     rows = [["owner", *_KINDS]]
     rows += [[printable(owner), *map(str, counts)] for owner, counts in sorted(owners.items())]
     write_table(rows, sys.stdout)
 
 
-async def _vacuum(settings: Settings) -> None:
+async def _vacuum(settings: Settings, *, as_json: bool) -> None:
     async with aclosing(await _owner_data(settings)) as data:
         for one in await data.vacuum():
+            if as_json:
+                print(json.dumps({"database": one.name, "before": one.before, "after": one.after}))
+                continue
             print(f"{one.name}: {one.before} bytes before, {one.after} after")
 
 
@@ -166,7 +184,7 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
         return await show_usage(stores.usage, arguments, owner)
 
 
-async def _purge(settings: Settings) -> str:
+async def _purge(settings: Settings, *, as_json: bool) -> str:
     async with aclosing(await _stores(settings)) as stores:
         chains, conversations, streams = await stores.retention.sweep()
         vectors = await stores.open_vectors() if stores.has_vectors() else None
@@ -181,6 +199,8 @@ async def _purge(settings: Settings) -> str:
                 await vectors.aclose()
         counted = {"chains": chains, "conversations": conversations, "streams": streams, "files": expired}
         await note_action(settings, stores.audit, acted("purge", detail=counted))
+    if as_json:
+        return json.dumps({"deleted": counted})
     return (
         f"deleted: {chains} groups of linked responses, {conversations} conversations, {streams} streams of "
         f"background responses, {expired} files"
@@ -253,43 +273,48 @@ async def _copy(stores: Stores, owner: str, file: StoredFile, folder: Path) -> N
                 at += len(part)
 
 
-async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
+async def _delete(settings: Settings, owner: str, *, sure: bool, as_json: bool) -> int:
     found = (await _owners(settings)).get(owner)
     if found is None:
-        print(f"There is nothing of the owner {owner}.")
+        nothing = json.dumps({"owner": owner, "deleted": False, **_named([0] * len(_KINDS))})
+        print(nothing if as_json else f"There is nothing of the owner {owner}.")
         return 1
     counted = f"{_counted(found)} of {owner}"
+    told = json.dumps({"owner": owner, "deleted": sure, **_named(found)})
     if not sure:
-        print(f"Would delete {counted}. Say --yes to do it.")
+        print(told if as_json else f"Would delete {counted}. Say --yes to do it.")
         return 1
     async with aclosing(await _stores(settings)) as stores:
         # An interrupted deletion has already deleted data, so the row comes first.
-        await note_action(
-            settings, stores.audit, acted("delete-owner", owner=owner, detail=dict(zip(_KINDS, found, strict=True)))
-        )
+        await note_action(settings, stores.audit, acted("delete-owner", owner=owner, detail=_named(found)))
         await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
     async with aclosing(await _owner_data(settings)) as data:
         await data.delete(owner)
-    print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
+    print(told if as_json else f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
     return 0
+
+
+def _named(counts: Sequence[int]) -> dict[str, int]:
+    return dict(zip(_KINDS, counts, strict=True))
 
 
 def _counted(found: Sequence[int]) -> str:
     return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in zip(_KINDS, found, strict=True))
 
 
-async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool) -> int:
+async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_json: bool) -> int:
     # An owner without objects may still have sums of usage and keys of requests.
     found = (await _owners(settings)).get(old, [0] * len(_KINDS))
     async with aclosing(await _owner_data(settings)) as data, aclosing(await _stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         if sure and not await data.obstacles(old, new):
             # An interrupted move has already moved data, so the row comes first.
-            detail = {"to": new, **dict(zip(_KINDS, found, strict=True))}
+            detail = {"to": new, **_named(found)}
             await note_action(settings, stores.audit, acted("move-owner", owner=old, detail=detail))
-        return await move_owner(data, containers, old, new, _counted(found), sure=sure)
+        counted = MovedCounts(_counted(found), _named(found))
+        return await move_owner(data, containers, old, new, counted, sure=sure, as_json=as_json)
 
 
 # The usage and the cost of model calls
@@ -315,9 +340,12 @@ async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: st
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
-            out.write(f"Would delete the sums of all days before {before}. Say --yes to do it.\n")
+            would = f"Would delete the sums of all days before {before}. Say --yes to do it."
+            out.write(f"{json.dumps({'before': before, 'deleted': None}) if arguments.json else would}\n")
             return 1
-        out.write(f"deleted: {await store.forget(before)} daily sums\n")
+        forgotten = await store.forget(before)
+        done = json.dumps({"before": before, "deleted": forgotten})
+        out.write(f"{done if arguments.json else f'deleted: {forgotten} daily sums'}\n")
         return 0
     by = read_by(arguments.by)
     since, until = read_day("--since", arguments.since), read_day("--until", arguments.until)

@@ -9,10 +9,12 @@ Invariant: without `--yes` no data moves.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from antiphon.app.keys import client_keys, owner_key
 from antiphon.commands.tables import printable
@@ -74,14 +76,34 @@ def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, 
     return old, new
 
 
+@dataclass(frozen=True)
+class MovedCounts:
+    """The numbers of an owner's objects: as words, and by kind."""
+
+    words: str
+    by_kind: Mapping[str, int]
+
+
 async def move_owner(
-    data: OwnerData, containers: OwnersContainers, old: str, new: str, counted: str, *, sure: bool
+    data: OwnerData,
+    containers: OwnersContainers,
+    old: str,
+    new: str,
+    counted: MovedCounts,
+    *,
+    sure: bool,
+    as_json: bool = False,
 ) -> int:
     """Print what would move, or move it. Returns the exit status. Raises `StoreError`."""
+
+    def told(moved: bool, problems: Sequence[str] = ()) -> str:
+        return json.dumps({"from": old, "to": new, "moved": moved, **counted.by_kind, "obstacles": problems})
+
     sides = f"from {printable(old)} to {printable(new)}"
     problems = await data.obstacles(old, new)
     if not sure or problems:
-        print(f"Would move {counted} {sides}." + ("" if problems else " Say --yes to do it."))
+        would = f"Would move {counted.words} {sides}." + ("" if problems else " Say --yes to do it.")
+        print(told(False, problems) if as_json else would)
         for problem in problems:
             print(f"antiphon: {printable(problem)}", file=sys.stderr)
         return 1
@@ -95,7 +117,7 @@ async def move_owner(
     if left := await containers.move(old, new):
         print(f"antiphon: containers are in use: {', '.join(left)}. Run the move again.", file=sys.stderr)
         return 1
-    print(f"Moved {counted} {sides}.")
+    print(told(True) if as_json else f"Moved {counted.words} {sides}.")
     return 0
 
 

@@ -9,6 +9,7 @@ only the beginning of a fingerprint.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,9 @@ from antiphon.stores.moving import CONTENTS, move
 _SHOWN = 8
 
 
-def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
-    """Write the archive. Returns the message for the operator. Raises `StoreError`, and `ConfigError` when a key is
-    already lost: such an archive would be useless."""
+def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool = False) -> str:
+    """Write the archive. Returns the message for the operator, or the result as JSON. Raises `StoreError`, and
+    `ConfigError` when a key is already lost: such an archive would be useless."""
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
@@ -37,6 +38,10 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
     done = backend_of(settings.state, settings.data).make_archive(
         target, in_force, with_keys=with_keys, with_contents=here
     )
+    missing = [name for name, keys in in_force.items() if keys and name not in done.keys]
+    if as_json:
+        more = {"vanished": done.vanished, "with_contents": here, "keys": done.keys, "missing_keys": missing}
+        return json.dumps({"file": str(target), **_facts(done), **more})
     told = [f"{target}: {_counted(done)}"]
     if done.vanished:
         told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
@@ -46,16 +51,23 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
         told.append(
             f"it holds {' and '.join(done.keys)}: keep it secret, because its reader can decrypt all stored data"
         )
-    if missing := [name for name, keys in in_force.items() if keys and name not in done.keys]:
+    if missing:
         what = " and ".join(missing)
         told.append(f"it does not hold {what}, without which it cannot be restored: keep them elsewhere")
     return "\n".join(told)
 
 
-def restore(settings: Settings, source: Path) -> str:
-    """Restore the data folder from the archive. Returns the message for the operator. Raises `StoreError`."""
+def restore(settings: Settings, source: Path, *, as_json: bool = False) -> str:
+    """Restore the data folder from the archive. Returns the message for the operator, or the result as JSON. Raises
+    `StoreError`."""
     done = backend_of(settings.state, settings.data).open_archive(source, _configured(settings))
+    if as_json:
+        return json.dumps({"folder": str(settings.data), **_facts(done)})
     return f"{settings.data}: {_counted(done)}"
+
+
+def _facts(done: Archived) -> dict[str, object]:
+    return {"bytes": done.size, "contents": done.contents}
 
 
 def _counted(done: Archived) -> str:
@@ -74,7 +86,7 @@ def _made(path: Path) -> tuple[bytes, ...]:
     return (path.read_bytes().strip(),) if path.exists() else ()
 
 
-async def move_state(settings: Settings, source: str | None, target: str | None) -> int:
+async def move_state(settings: Settings, source: str | None, target: str | None, *, as_json: bool = False) -> int:
     """Move the state, and print the counts. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     url = target or (settings.state.url.get_secret_value() if settings.state.url is not None else "")
     try:
@@ -92,6 +104,18 @@ async def move_state(settings: Settings, source: str | None, target: str | None)
         blobs=settings.blobs,
         said=lambda text: print(f"… {text}", file=sys.stderr),
     )
+    if as_json:
+        kinds = [
+            {
+                "kind": one.kind,
+                "number": one.target.rows,
+                "bytes": one.target.content_bytes if one.kind == CONTENTS else None,
+                "checksum": f"{one.target.checksum:016x}",
+            }
+            for one in moved
+        ]
+        print(json.dumps({"target": goal.shown, "moved": kinds, "advice": hints}))
+        return 0
     rows = [["kind", "number", "bytes", "checksum"]]
     for one in moved:
         size = str(one.target.content_bytes) if one.kind == CONTENTS else ""
@@ -124,7 +148,7 @@ def _keys(settings: Settings) -> Iterator[str]:
         yield f"The contents of files stay in {settings.data}, where one machine has them: see blobs.url."
 
 
-async def show_keys(settings: Settings, *, accept: bool) -> int:
+async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) -> int:
     """Print the keys that the database records. With `accept`, first replace the recorded keys by those in the
     settings. Returns the exit status."""
     backend, keys = backend_of(settings.state, settings.data), deployment_keys(settings)
@@ -142,11 +166,18 @@ async def show_keys(settings: Settings, *, accept: bool) -> int:
             uses = [rows.get(name, "") for rows in (recorded, own)]
             said = ["known" if use == value else "" for use in uses] if name == OWNER else uses
             rows.append([kind, (mark or value)[:_SHOWN], *said])
-    write_table(rows, sys.stdout)
+    problem = ""
     try:
         to_note(recorded, keys)
     except ConfigError as error:
-        print(error)
+        problem = str(error)
+    if as_json:
+        named = [dict(zip(("key", "fingerprint", "database", "settings"), row, strict=True)) for row in rows[1:]]
+        print(json.dumps({"keys": named, "problem": problem or None}))
+        return 1 if problem else 0
+    write_table(rows, sys.stdout)
+    if problem:
+        print(problem)
         return 1
     print("The database goes with these keys." if recorded else "No process has started on this database yet.")
     return 0
