@@ -2,7 +2,8 @@
 run without telemetry.
 
 Lives here: the variants (no telemetry; metrics and log lines, the default; in addition traces of 1 % and of all
-requests), and the targets. Not here: the paths and the messages (`gate_path.py`).
+requests, and the console's journal), and the targets. The journal discards its entries, so its ratio leaves out the
+writes to the store. Not here: the paths and the messages (`gate_path.py`).
 
 All variants run in turn in one process without sockets. The divisor is only the processor's own work, so a real process
 has smaller ratios. A reader consumes the log lines from a pipe, and a server accepts the spans. The CPU time of the
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,11 +34,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
 from antiphon.app.quotas import make_quotas
+from antiphon.config.console import ConsoleSettings
 from antiphon.config.processes import TracingSettings
 from antiphon.config.quotas import QuotaSettings, StorageLimits
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.running.quotas import Quotas
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
@@ -52,6 +55,7 @@ _ROUNDS = 150
 _STREAMS, _REQUESTS = 1, 25
 _PLAIN, _LEFT_OUT = "metrics and logs", "left out"
 _QUOTAS = "with quotas"
+_JOURNAL, _RECORDED = "with the journal", "with recordings"
 _FEW, _ALL = "with traces of 1 %", "with traces of all"
 _QUOTA_AIM = 1.03
 """The maximum ratio of the variant with quotas to the variant with metrics and log lines."""
@@ -78,6 +82,13 @@ class _Off(Telemetry):
 
     def observe(self, door: str, request_id: str, caller: Caller, headers: Headers | None = ()) -> Observation:
         return Nobody(request_id)
+
+
+class _Discarding:
+    """A journal that discards its entries."""
+
+    def note(self, entry: Entry, recording: Recording | None) -> None:
+        pass
 
 
 class _Variant:
@@ -112,7 +123,20 @@ def _quotas(app: App) -> Quotas:
     return quotas
 
 
-def _variants(app: App, collector: str, quotas: Quotas) -> dict[str, _Variant]:
+async def _journaled(opened: AsyncExitStack, context: DoorContext, folder: Path, record: str) -> DoorContext:
+    """`context` with a journal, and with the exchanges of a process that has the console. Of requests, the journal
+    takes the contents that `record` names."""
+    console = {"enabled": True, "record": record, "record_unstored": True}
+    app = await build(load_settings({"data": str(folder / record), "console": console}), door="envoy")
+    opened.push_async_callback(app.aclose)
+    journal = {"journal": _Discarding(), "console": ConsoleSettings.model_validate(console), "in_flight": set()}
+    telemetry = replace(context.telemetry, **journal)  # type: ignore[arg-type]
+    return replace(context, new_exchange=app.context.new_exchange, telemetry=telemetry)
+
+
+def _variants(
+    app: App, collector: str, quotas: Quotas, journal: DoorContext, recorded: DoorContext
+) -> dict[str, _Variant]:
     context = app.context
 
     def traced(share: float) -> _Variant:
@@ -124,18 +148,22 @@ def _variants(app: App, collector: str, quotas: Quotas) -> dict[str, _Variant]:
         "nothing": _Variant(replace(context, telemetry=_Off(context.telemetry.metrics))),
         _PLAIN: _Variant(context),
         _QUOTAS: _Variant(replace(context, telemetry=replace(context.telemetry, reserve=quotas.open))),
+        _JOURNAL: _Variant(journal),
+        _RECORDED: _Variant(recorded),
         _LEFT_OUT: traced(0.0),
         _ALL: traced(1.0),
     }
 
 
 async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
-    with TemporaryDirectory(prefix="antiphon-bench-") as folder:
-        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
+    async with AsyncExitStack() as opened:
+        folder = Path(opened.enter_context(TemporaryDirectory(prefix="antiphon-bench-")))
+        app = await build(load_settings({"data": str(folder / "data")}), door="envoy")
         quotas = _quotas(app)
         quotas.start()
         try:
-            variants = _variants(app, collector, quotas)
+            journals = [await _journaled(opened, app.context, folder, record) for record in ("off", "all")]
+            variants = _variants(app, collector, quotas, *journals)
             keep_what_there_is()
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             samples: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in variants} for kind in _AIMS}
@@ -193,7 +221,8 @@ def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
                 plain = by_name[_PLAIN]
                 met &= _tell(f"{name}, of {_PLAIN}", spent, spent / plain, _QUOTA_AIM)
             elif name != "nothing":
-                met &= _tell(name, spent, spent / nothing, _AIMS[kind] if name != _ALL else None)
+                aim = None if name in (_ALL, _JOURNAL, _RECORDED) else _AIMS[kind]
+                met &= _tell(name, spent, spent / nothing, aim)
     return met
 
 

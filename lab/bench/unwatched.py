@@ -23,6 +23,9 @@ class Nobody(Unobserved, Observation):
         self.door = ""
         self.request_id = request_id
 
+    def watch(self, exchange: ResponseExchange) -> None:
+        exchange.observe(self)
+
     def begin_job(self, job: JobRequest, headers: Headers, attempt: int) -> None:
         pass
 

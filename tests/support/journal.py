@@ -10,6 +10,7 @@ from antiphon.engine.exchange.options import ExchangeOptions
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.ids import Clock, IdFactory
+from antiphon.redaction import SecretSearch
 
 
 class Noted:
@@ -45,7 +46,8 @@ def recording_exchange(
 ) -> RecordingExchange:
     """An exchange that records as these settings of the console ask."""
     limit = console.record_request_bytes if console.record != "off" else 0
-    return RecordingExchange(options, new_id, clock, ticks, limit, console.record_unstored)
+    search = SecretSearch(options.secrets)
+    return RecordingExchange(options, new_id, clock, ticks, search, limit, console.record_unstored)
 
 
 def joined(recording: Recording, kind: str) -> bytes:

@@ -74,6 +74,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.observability.served_ids import ServedIds
+from antiphon.redaction import SecretSearch
 from antiphon.stores import Stores, check_deployment, open_stores
 from antiphon.stores.leases import Leases
 from antiphon.tools.box import Places, Toolbox
@@ -424,7 +425,8 @@ def _new_exchange(console: ConsoleSettings, options: ExchangeOptions) -> Callabl
     if not console.enabled:
         return lambda: ResponseExchange(options, new_id, now)
     limit = console.record_request_bytes if console.record != "off" else 0
-    return lambda: RecordingExchange(options, new_id, now, time.perf_counter, limit, console.record_unstored)
+    search, unstored = SecretSearch(options.secrets), console.record_unstored
+    return lambda: RecordingExchange(options, new_id, now, time.perf_counter, search, limit, unstored)
 
 
 def model_door(settings: Settings) -> UpstreamTarget:

@@ -18,6 +18,7 @@ from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.journal import Recording
 from antiphon.errors import InvalidRequest, StoreError
+from antiphon.redaction import SecretSearch
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, exchange_options, pump
 from tests.support.fixed import SequentialIds, fixed_clock
@@ -190,7 +191,7 @@ def test_a_recording_is_cut_at_its_limit() -> None:
 
 
 def test_a_recording_has_a_maximum_of_parts() -> None:
-    parts = RecordedParts(1 << 30, Ticks(), ())
+    parts = RecordedParts(1 << 30, Ticks(), SecretSearch(()), ())
     for _ in range(MOST + 1):
         parts.add("tool", b"x")
     assert len(parts.whole(0).parts) == MOST and parts.whole(0).cut

@@ -54,11 +54,15 @@ class _Flow:
 
 
 class RecordedParts:
-    """The parts of one request. `ticks` is a monotonic clock, and `limit` is the maximum of recorded bytes. `secrets`
-    are the texts that no part may contain."""
+    """The parts of one request. `ticks` is a monotonic clock, and `limit` is the maximum of recorded bytes.
 
-    def __init__(self, limit: int, ticks: Callable[[], float], secrets: KnownSecrets) -> None:
+    No part contains one of the request's `secrets`, or a secret for which `search` looks. A process makes one such
+    search for the secrets of its settings.
+    """
+
+    def __init__(self, limit: int, ticks: Callable[[], float], search: SecretSearch, secrets: KnownSecrets) -> None:
         self._ticks = ticks
+        self._search = search
         self._secrets = secrets
         self._room = limit
         self._cut = False
@@ -88,16 +92,14 @@ class RecordedParts:
     def whole(self, started: float) -> Recording:
         """The recording. `started` is the time at which the request began, on the same clock."""
         self._flush()
-        search = SecretSearch(self._secrets)
-        return Recording(
-            tuple(
-                [
-                    Part(max(0.0, part.at - started), part.kind, search.clean(part.data), _clean(part.facts, search))
-                    for part in self._parts
-                ]
-            ),
-            self._cut,
-        )
+        searches = (self._search, SecretSearch(self._secrets))
+        parts = [
+            Part(
+                max(0.0, part.at - started), part.kind, _clean(part.data, searches), _clean_facts(part.facts, searches)
+            )
+            for part in self._parts
+        ]
+        return Recording(tuple(parts), self._cut)
 
     def _flush(self) -> None:
         """Turn the chunks of the current time step into parts. The first flow began first."""
@@ -154,17 +156,23 @@ def secrets_of_tools(body: bytes) -> KnownSecrets | None:
     return tuple(dict.fromkeys(found))
 
 
-def _clean(facts: Mapping[str, Any], search: SecretSearch) -> Mapping[str, Any]:
+def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:
+    for search in searches:
+        data = search.clean(data)
+    return data
+
+
+def _clean_facts(facts: Mapping[str, Any], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, Any]:
     """The facts of a part, without secrets in their texts and headers."""
     clean: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, str):
-            value = _clean_text(value, search)
+            value = _clean_text(value, searches)
         elif isinstance(value, list):
-            value = [[header, _clean_text(text, search)] for header, text in value]
+            value = [[header, _clean_text(text, searches)] for header, text in value]
         clean[name] = value
     return clean
 
 
-def _clean_text(text: str, search: SecretSearch) -> str:
-    return search.clean(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+def _clean_text(text: str, searches: tuple[SecretSearch, SecretSearch]) -> str:
+    return _clean(text.encode("utf-8", "surrogateescape"), searches).decode("utf-8", "surrogateescape")

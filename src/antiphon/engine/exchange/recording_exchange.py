@@ -36,7 +36,7 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.redaction import bearer_token
+from antiphon.redaction import SecretSearch, bearer_token
 from antiphon.types.transport import Headers, UpstreamError
 
 LOOK: Final = 1.0
@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
 
 class RecordingExchange(ResponseExchange):
-    """A `ResponseExchange` that records. `ticks` is a monotonic clock.
+    """A `ResponseExchange` that records. `ticks` is a monotonic clock. `search` looks for the secrets of the settings.
 
     `limit` is the maximum of recorded bytes, and 0 if nothing is recorded. `unstored` tells whether requests with
     `store: false` are recorded too.
@@ -71,11 +71,13 @@ class RecordingExchange(ResponseExchange):
         new_id: IdFactory,
         clock: Clock,
         ticks: Callable[[], float],
+        search: SecretSearch,
         limit: int,
         unstored: bool,
     ) -> None:
         super().__init__(options, new_id, clock)
         self._ticks = ticks
+        self._search = search
         self._record_limit = limit
         self._unstored = unstored
         self._begun: dict[str, tuple[str, str, float]] = {}
@@ -101,8 +103,8 @@ class RecordingExchange(ResponseExchange):
         self.path = head.path.partition("?")[0]
         if self._record_limit and self._options.stores(head.owner):
             declared = secrets_of_tools(body)
-            secrets = (*self._options.secrets, *bearer_token(head.header("authorization")), *(declared or ()))
-            self.parts = RecordedParts(self._record_limit, self._ticks, secrets)
+            secrets = (*bearer_token(head.header("authorization")), *(declared or ()))
+            self.parts = RecordedParts(self._record_limit, self._ticks, self._search, secrets)
             facts = {"method": head.method, "path": self.path, "headers": shown_headers(head.headers)}
             self.parts.add("request", body if declared is not None else b"", facts)
         super().receive_request(head, body)
