@@ -31,6 +31,7 @@ _GONE: Final = "[redacted]"
 _SHORT = 8
 _LONG = 24
 _PIECE = 12
+_BLOCK = _PIECE // 2
 _LOWER: Final = bytes(range(256)).lower()
 _OTHERS: Final = bytes(byte for byte in range(256) if not chr(byte).isalnum() or byte > 127)
 
