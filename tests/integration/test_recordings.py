@@ -238,7 +238,7 @@ async def test_no_credential_is_in_the_file(tmp_path: Path) -> None:
         entries = await tape.entries(1)
         text = tape.path.read_text()
     assert not [one for one in (KEY, other, cookie, "api-key-value-99", "api-version", "127.0.0.1") if one in text]
-        assert tape.outcomes[0].note == "a secret was removed"
+    assert tape.outcomes[0].note == "a secret was removed"
     assert text.count("[redacted]") == 6 and entries[0].path == CHAT
     # The same client gets the answer, because its key is removed from its request too.
     async with replaying(entries, secrets=(other,)) as (origin, _):

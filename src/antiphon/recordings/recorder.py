@@ -56,7 +56,8 @@ _HOP_BY_HOP: Final = frozenset(
 @dataclass(frozen=True)
 class Outcome:
     """The result of one exchange, for the line that the command prints. `number` is the entry's number, or 0 if the
-    exchange is not recorded. `note` gives the reason, or another hint. `failed` means that the file cannot be written."""
+    exchange is not recorded. `note` gives the reason, or another hint. `failed` means that the file cannot be
+    written."""
 
     method: str
     path: str
