@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.prompt_comparison import stored_prompt
 from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, RequestHead, ResponseRecord, StoredItem
 from antiphon.errors import ApiError, NotFound
 from antiphon.translation.profiles import PROFILES, with_flags
+from antiphon.translation.prompt_cache import first_difference
+from antiphon.translation.values import Prompt
 from antiphon.types.file_kinds import FetchedFile
-from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
+from tests.support.exchanges import JSON, SEALER, SSE, Outcome, make_exchange, pump, run
 from tests.support.judge import check_response, check_stream, parse_sse
 
 LONG = "word " * 400
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
 SEE = {**LOOK, "name": "see"}
 FORMAT = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
+WAITING = StoredItem("fc_1", "function_call", b'{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}')
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 5, "total_tokens": 1005}
 
 
@@ -96,8 +100,7 @@ def test_a_prompt_that_cannot_be_compared_is_unavailable() -> None:
     assert outcome.json["prompt_cache_diagnostics"] == {"type": "unavailable"}
     record = _first({"input": "hi"})
     # A call without its output, and a body that is none.
-    waiting = StoredItem("fc_1", "function_call", b'{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}')
-    for compared in (ComparedResponse(record.body, (waiting,)), ComparedResponse(b"{}", record.input_items)):
+    for compared in (ComparedResponse(record.body, (WAITING,)), ComparedResponse(b"{}", record.input_items)):
         outcome = _ask({"input": "hi"}, Context(compared=compared))
         assert outcome.json["prompt_cache_diagnostics"] == {"type": "unavailable"}
         assert outcome.json["status"] == "completed"
@@ -347,6 +350,35 @@ def test_the_tier_is_the_one_that_answered() -> None:
     assert told["reason"] == "service_tier_changed" and told["cache_missed_tokens"] == 1000
     # This server gets no tier.
     assert _told({"input": "hi"}, record, _answer(tier="default")) == {"type": "cache_hit"}
+
+
+def _unseal(text: str, param: str) -> bytes:
+    return SEALER.open("owner", "reasoning", text, param=param)
+
+
+def test_two_stored_prompts_are_compared_without_a_request() -> None:
+    file = {"type": "input_file", "file_url": "https://f.example/a.txt"}
+    files: dict[str, FetchedFile | ApiError] = {"https://f.example/a.txt": FetchedFile("a.txt", "text/plain", b"A")}
+    asked = {"role": "user", "content": [file, {"type": "input_text", "text": "What is it?"}]}
+    long = [asked, _message("assistant", LONG), _message("user", "And?")]
+    profile = PROFILES["generic"]
+
+    def prompt(request: dict[str, Any], **options: Any) -> Prompt:
+        outcome = run({"model": "m", **request}, [_answer()], headers=JSON, context=Context(files=files), **options)
+        return stored_prompt(_compared(outcome.records[0]), profile, _unseal)
+
+    first = prompt({"input": long[:1], "instructions": "Be kind.", "tools": [LOOK]})
+    assert first_difference(first, prompt({"input": long, "instructions": "Be kind.", "tools": [LOOK]})) is None
+    found = first_difference(first, prompt({"input": long, "tools": [LOOK, SEE]}))
+    assert found is not None and (found.reason, found.place) == ("tools_changed", "tools[1]")
+    found = first_difference(first, prompt({"input": TALK, "instructions": "Be kind.", "tools": [LOOK]}))
+    assert found is not None and (found.reason, found.place) == ("input_changed", "messages[1]")
+    # No turn is missing, whatever the request dropped.
+    routes = ModelRoutes(ModelRoute(profile, context_tokens=100))
+    whole = prompt({"input": long, "truncation": "auto"}, routes=routes)
+    assert len(whole.messages) == 3
+    with pytest.raises(ApiError):
+        stored_prompt(ComparedResponse(_first({"input": "hi"}).body, (WAITING,)), profile, _unseal)
 
 
 def test_tokens_are_the_servers_or_an_estimate() -> None:
