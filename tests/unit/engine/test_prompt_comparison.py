@@ -12,13 +12,16 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, Model
 from antiphon.engine.exchange.prompt_comparison import stored_prompt
 from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, RequestHead, ResponseRecord, StoredItem
+from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ApiError, NotFound
 from antiphon.translation.profiles import PROFILES, with_flags
 from antiphon.translation.prompt_cache import first_difference
 from antiphon.translation.values import Prompt
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SEALER, SSE, Outcome, make_exchange, pump, run
+from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
+from tests.support.model_turns import model_turn
 
 LONG = "word " * 400
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
@@ -271,6 +274,10 @@ def test_tools_in_the_input_are_tools() -> None:
     assert _reason({"input": [brought, *TALK], "tools": [LOOK]}, record) == "tools_changed"
     record = _first({"input": [brought, *TALK], "tools": [LOOK]})
     assert _reason({"input": [*TALK, brought], "tools": [LOOK]}, record) is None
+    # A choice that names a tool which the earlier prompt did not have.
+    record = _first({"input": TALK})
+    asked = {"input": [{**brought, "tools": [LOOK]}, *TALK], "tool_choice": {"type": "function", "name": "look"}}
+    assert _reason(asked, record, CALLED) == "tools_changed"
 
 
 def test_dropped_turns_change_the_prompt() -> None:
@@ -280,6 +287,13 @@ def test_dropped_turns_change_the_prompt() -> None:
     more = [*talk, _message("assistant", "four"), _message("user", "five " * 400)]
     assert _reason({"input": more, "truncation": "auto"}, record, routes=routes) == "input_changed"
     assert _reason({"input": more}, record, routes=routes) is None
+    # Each prompt is cut by its own settings.
+    whole, cut = ({"input": more, "truncation": truncation} for truncation in ("disabled", "auto"))
+    assert _reason(cut, _first(whole, routes=routes), routes=routes) == "input_changed"
+    assert _reason(cut, _first(cut, routes=routes), routes=routes) is None
+    short: dict[str, Any] = {"input": talk, "truncation": "auto"}
+    cut = {**short, "max_output_tokens": 500}
+    assert _reason(short, _first(cut, routes=routes), routes=routes) == "input_changed"
 
 
 def test_a_stored_prompt_is_part_of_the_comparison() -> None:
@@ -350,6 +364,35 @@ def test_the_tier_is_the_one_that_answered() -> None:
     assert told["reason"] == "service_tier_changed" and told["cache_missed_tokens"] == 1000
     # This server gets no tier.
     assert _told({"input": "hi"}, record, _answer(tier="default")) == {"type": "cache_hit"}
+    # What was asked for is not what answered.
+    record = _first(asked, _answer(tier="default"), profile="openai")
+    assert _told(asked, record, _answer(tier="default"), profile="openai") == {"type": "cache_hit"}
+
+
+def test_of_several_model_calls_the_first_is_compared() -> None:
+    search = {"tools": [{"type": "web_search"}]}
+    tools = ScriptedTools(lambda call: ToolResult(call.call_id, LONG, {}))
+    record = _first({"input": "hi", **search}, tools=tools)
+    asked = {"input": "ho", **search, "prompt_cache_options": {"comparison_response_id": "resp_1"}}
+    told = []
+    for turns in ([("So.", ())], [("", (("web_search", "{}"),)), ("So.", ())]):
+        exchange, outcome = make_exchange(tool_types=tools.types), Outcome()
+        exchange.receive_request(
+            RequestHead("POST", "/v1/responses", (), "owner"), json.dumps({"model": "m", **asked}).encode()
+        )
+        pump(exchange, outcome, Context(compared=_compared(record)), tools)
+        for text, calls in turns:
+            body = json.loads(model_turn(text, *calls, stream=False))
+            if len(turns) == 1:
+                # Without usage the counts are estimates. The usage of two calls is no usage of one prompt.
+                del body["usage"]
+            exchange.receive_upstream_head(200, JSON)
+            pump(exchange, outcome, tools=tools)
+            exchange.receive_upstream_data(json.dumps(body).encode())
+            exchange.receive_upstream_end()
+            pump(exchange, outcome, tools=tools)
+        told.append(outcome.json["prompt_cache_diagnostics"])
+    assert told[0] == told[1] and told[0]["reason"] == "input_changed" and told[0]["cache_missed_tokens"] < 20
 
 
 def _unseal(text: str, param: str) -> bytes:
