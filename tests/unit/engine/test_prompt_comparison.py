@@ -288,7 +288,8 @@ def test_dropped_turns_change_the_prompt() -> None:
     assert _reason({"input": more, "truncation": "auto"}, record, routes=routes) == "input_changed"
     assert _reason({"input": more}, record, routes=routes) is None
     # Each prompt is cut by its own settings.
-    whole, cut = ({"input": more, "truncation": truncation} for truncation in ("disabled", "auto"))
+    whole: dict[str, Any] = {"input": more, "truncation": "disabled"}
+    cut: dict[str, Any] = {"input": more, "truncation": "auto"}
     assert _reason(cut, _first(whole, routes=routes), routes=routes) == "input_changed"
     assert _reason(cut, _first(cut, routes=routes), routes=routes) is None
     short: dict[str, Any] = {"input": talk, "truncation": "auto"}
