@@ -1,9 +1,9 @@
 """Implements `scripts/bench telemetry`: measures the cost of telemetry per chunk and per small request, as ratios to a
 run without telemetry.
 
-Lives here: the variants, and the targets. The variants are: no telemetry; metrics and log lines, the default; traces of
-1 % and of all requests; the console's journal. The journal discards its entries, so its ratio leaves out the
-writes to the store. Not here: the paths and the messages (`gate_path.py`).
+Lives here: the variants (no telemetry; metrics and log lines, the default; in addition traces of 1 % and of all
+requests), and the targets. Also: variants with the console's journal. The journal discards its entries, so its ratio
+leaves out the writes to the store. Not here: the paths and the messages (`gate_path.py`).
 
 All variants run in turn in one process without sockets. The divisor is only the processor's own work, so a real process
 has smaller ratios. A reader consumes the log lines from a pipe, and a server accepts the spans. The CPU time of the

@@ -45,10 +45,16 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 def without(text: str, secrets: Iterable[str]) -> str:
     """The text with `[redacted]` in place of each of these secrets."""
     gone: list[tuple[int, int]] = []
-    plain, places = _squeezed(text)
+    # Bytes are quick to search, but have no places. Most texts need no places, because no form is in them.
+    quick = text.encode("utf-8", "surrogatepass").translate(_LOWER, _OTHERS)
+    plain = ""
+    places: list[int] = []
     for secret in secrets:
         for form in _forms(secret):
-            gone += ((places[at], places[end - 1] + 1) for at, end in _found(form, plain))
+            if _may_have(quick, form):
+                if not plain:
+                    plain, places = _squeezed(text)
+                gone += ((places[at], places[end - 1] + 1) for at, end in _found(form, plain))
         if len(secret) >= 4 and len(_squeezed(secret)[0]) < _SHORT:
             alone = rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
             gone += (match.span() for match in re.finditer(alone, text))
@@ -84,9 +90,7 @@ class SecretSearch:
             needles += [form.encode() for form in _forms(secret)]
             plain = _squeezed(secret)[0].encode()
             if len(plain) >= _LONG:
-                # Each part of `_PIECE` letters contains one of these blocks.
-                blocks = [plain[at : at + _BLOCK] for at in range(0, len(plain), _BLOCK)]
-                needles += [block for block in blocks if len(block) == _BLOCK]
+                needles += [plain[at : at + _PIECE] for at in range(0, len(plain) - _PIECE + 1, _PIECE)]
         self._needles = tuple(dict.fromkeys(needles))
         short = [secret for secret in self._secrets if len(secret) >= 4 and len(_squeezed(secret)[0]) < _SHORT]
         self._short = [secret.encode("utf-8", "surrogateescape") for secret in short]
@@ -127,12 +131,18 @@ def _forms(secret: str) -> list[str]:
     return [form for form in forms if len(form) >= _SHORT]
 
 
+def _may_have(plain: bytes, form: str) -> bool:
+    """Whether a text that is reduced to lower-case letters and digits may contain the form, or a piece of a long
+    form."""
+    if len(form) < _LONG:
+        return form.encode() in plain
+    # Each piece contains one of these blocks.
+    return any(form[at : at + _BLOCK].encode() in plain for at in range(0, len(form) - _BLOCK + 1, _BLOCK))
+
+
 def _found(form: str, plain: str) -> list[tuple[int, int]]:
     if len(form) < _LONG:
         return [match.span() for match in re.finditer(re.escape(form), plain)]
-    # Each piece contains one of these blocks. Most texts contain none, and `in` is far faster than the loop below.
-    if not any(form[at : at + _BLOCK] in plain for at in range(0, len(form) - _BLOCK + 1, _BLOCK)):
-        return []
     pieces = {form[at : at + _PIECE] for at in range(len(form) - _PIECE + 1)}
     return [(at, at + _PIECE) for at in range(len(plain) - _PIECE + 1) if plain[at : at + _PIECE] in pieces]
 

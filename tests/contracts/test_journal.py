@@ -152,6 +152,7 @@ async def test_pages_list_every_entry_once(store: JournalStore, ages: list[float
         page = await store.list(EntryFilter(team=team), limit=limit, after=after)
         assert page.total == len(ages) and len(page.entries) <= limit
         seen += page.entries
+        assert len(seen) <= len(ages)
         # Entries that arrive meanwhile change no later page.
         await store.add([entry(0, id=f"req_{team}_late_{len(seen)}", age=-60.0, team=f"{team}_other")])
         if not page.after:

@@ -339,3 +339,14 @@ async def test_a_conversation_that_is_compacted_in_the_background(many: Processe
         final = check_stream(parse_sse(await followed.whole()))
     assert [item["type"] for item in final["output"]] == ["compaction", "message"]
     assert await one.get(final["id"]) == final and len(many.chat.requests) == 2
+
+
+async def test_a_job_compares_its_prompt_as_it_runs(one: BackgroundApp) -> None:
+    first = await one.ended((await one.create())["id"])
+    for asked, told in (("hi", "cache_hit"), ("ho", "cache_miss")):
+        options = {"comparison_response_id": first["id"]}
+        queued = await one.create(input=asked, prompt_cache_options=options)
+        assert "prompt_cache_diagnostics" not in queued
+        done = await one.ended(queued["id"])
+        check_response(done)
+        assert done["prompt_cache_diagnostics"]["type"] == told

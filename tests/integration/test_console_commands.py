@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -63,6 +64,17 @@ async def test_up_opens_a_second_listener(door: str, server: ChatServer, tmp_pat
     assert (await _get(origin + "/v1/models"))[0] == 404
     assert (await _get(gateway.origin + "/console"))[0] == 404
     assert (await post(gateway.base_url + "/responses", {"model": "demo-model", "input": "hi"})).status == 200
+    assert await gateway.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["http", ENVOY])
+async def test_a_reload_keeps_the_listener(door: str, server: ChatServer, tmp_path: Path) -> None:
+    gateway = await start_gateway(server.base_url, tmp_path, "--door", door, "--console", environ=CONSOLE)
+    origin = (await _console(gateway)).removesuffix("/console")
+    gateway.process.send_signal(signal.SIGHUP)
+    await gateway.log_line('"message":"settings_reloaded"')
+    assert await _get(origin + "/") == (302, "/console")
     assert await gateway.stop() == 0
 
 

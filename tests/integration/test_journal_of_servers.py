@@ -9,7 +9,17 @@ from pathlib import Path
 import aiohttp
 
 from antiphon.config.console import ConsoleSettings
-from tests.support.chat_server import DEADLINE, Wait, WaitGone, answer, completion, event, text_stream
+from tests.support.chat_server import (
+    DEADLINE,
+    Reset,
+    Wait,
+    WaitGone,
+    answer,
+    completion,
+    event,
+    json_answer,
+    text_stream,
+)
 from tests.support.extproc_door import JSON, SSE, open_door, request_body
 from tests.support.http_door import HttpSetup, open_http_door, post_bytes
 from tests.support.journal import Noted, joined
@@ -120,3 +130,26 @@ async def test_a_request_for_a_slow_upstream_is_in_flight_before_its_first_byte(
         assert (live.door, live.first, live.tokens) == ("http", None, 0)
         go_on.set()
         await asyncio.wait_for(asked, DEADLINE)
+
+
+async def test_a_forwarded_request_has_an_entry_however_it_ends() -> None:
+    journal = Noted()
+    async with open_http_door(journal=journal) as door:
+        chat = "/v1/chat/completions"
+        body = {"model": "demo-model", "messages": []}
+        door.chat.script(json_answer(completion("Hello")))
+        await door.ask(post_bytes(body, path=chat))
+        entry = journal.last
+        assert (entry.door, entry.model, entry.upstream) == ("pass_through", "demo-model", "default")
+        assert (entry.outcome, entry.status, entry.calls, entry.output_tokens) == ("completed", 200, 1, 2)
+        assert entry.detail.path == chat and [span.kind for span in entry.detail.spans] == ["call", "first_token"]
+        door.chat.script(answer(parts=text_stream("one")))
+        await door.ask(post_bytes({**body, "stream": True}, path=chat))
+        assert journal.last.detail.stream and journal.last.input_tokens > 0 and journal.last.fault == ""
+        door.chat.script(json_answer({"error": {"message": "boom"}}, status=500))
+        await door.ask(post_bytes(body, path=chat))
+        assert (journal.last.outcome, journal.last.fault, journal.last.status) == ("error", "upstream", 500)
+        door.chat.script(answer(parts=[event("a"), Reset()]))
+        await door.ask(post_bytes({**body, "stream": True}, path=chat))
+        assert (journal.last.fault, journal.last.code) == ("upstream", "upstream_cut")
+        assert len(journal.entries) == 4 and len({one.id for one in journal.entries}) == 4

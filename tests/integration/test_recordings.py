@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -140,6 +141,7 @@ async def test_a_stream_is_the_same_in_the_original_while_recorded_and_replayed(
         assert entry.headers == (("content-type", "text/event-stream"), ("retry-after", "7"))
         (outcome,) = tape.outcomes
         assert (outcome.number, outcome.model, outcome.status, outcome.chunks) == (1, "m", 200, len(pieces))
+        assert outcome.note == ""
     async with replaying([entry]) as (origin, played):
         again = await ask(origin, dict(reversed(ASKED.items())))
     assert (again.status, again.chunks, again.cut) == (200, pieces, False)
@@ -153,6 +155,8 @@ async def test_json_answers_and_errors(tmp_path: Path) -> None:
         first, second = await ask(tape.origin), await ask(tape.origin, {**ASKED, "n": 1})
         entries = await tape.entries(2)
         assert [one.number for one in tape.outcomes] == [1, 2]
+        # An upstream may close a kept connection at any moment, and the recorder would take this for a cut answer.
+        assert [call.connection for call in tape.chat.requests] == [0, 1]
     async with replaying(entries) as (origin, _):
         assert (await ask(origin, {**ASKED, "n": 1.0})).body == second.body
         again = await ask(origin)
@@ -234,6 +238,7 @@ async def test_no_credential_is_in_the_file(tmp_path: Path) -> None:
         entries = await tape.entries(1)
         text = tape.path.read_text()
     assert not [one for one in (KEY, other, cookie, "api-key-value-99", "api-version", "127.0.0.1") if one in text]
+    assert tape.outcomes[0].note == "a secret was removed"
     assert text.count("[redacted]") == 6 and entries[0].path == CHAT
     # The same client gets the answer, because its key is removed from its request too.
     async with replaying(entries, secrets=(other,)) as (origin, _):
@@ -384,6 +389,23 @@ def test_a_file_that_exists_is_only_extended_on_request(tmp_path: Path) -> None:
     assert file.entries == 1 and file.append(entry_line(_entry(ASKED, "2"))) == 2
     file.close()
     assert [one.body[6:7] for one in read_file(path)] == [b"1", b"2"]
+
+
+def test_a_failed_write_leaves_whole_entries(tmp_path: Path) -> None:
+    path = tmp_path / "cassette.jsonl"
+    line = entry_line(_entry(ASKED, "1"))
+    file = CassetteFile(path)
+    file.append(line)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.append(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == line and file.append(line) == 2
+    file.close()
+    assert len(read_file(path)) == 2
 
 
 def test_files_that_are_no_cassette_are_refused(tmp_path: Path) -> None:

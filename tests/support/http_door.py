@@ -183,7 +183,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
                     *Conversations(setup.conversations, setup.store).endpoints(),
                     *Prompts(setup.prompts).endpoints(),
                     *Files(setup.files, max_bytes=setup.file_bytes, metrics=metrics).endpoints(),
-                    *PassedOn(counted, ModelRoutes(ModelRoute(PROFILES["generic"]))).endpoints(),
+                    *PassedOn(counted, ModelRoutes(ModelRoute(PROFILES["generic"])), journal=setup.journal).endpoints(),
                 ),
             ),
             owners=setup.owners,

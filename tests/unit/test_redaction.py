@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.redaction import redacted
+from antiphon.redaction import redacted, without
 
 SECRETS = [
     "sk-abcdefghijklmnop",
@@ -196,3 +196,15 @@ def test_any_text_is_shown_on_one_line_within_the_limit(text: str) -> None:
     shown = redacted(text, 50)
     assert len(shown) <= 50 and not any(ord(char) < 32 for char in shown)
     assert redacted(shown, 50) == shown or "…" in shown or "[" in shown
+
+
+_KNOWN = "kq7w-Zr4t-9XvB-2mLd-Yp8s-Hc6n"
+
+
+@pytest.mark.parametrize("size", [11, 12, 13, 23])
+def test_every_piece_of_twelve_letters_of_a_long_secret_is_found(size: int) -> None:
+    letters = _KNOWN.replace("-", "")
+    assert len(letters) == 24
+    for at in range(len(letters) - size + 1):
+        text = f"ünd <{letters[at : at + size]}> \ud800 {'.' * at}"
+        assert (without(text, (_KNOWN,)) == text) is (size < 12), at

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -26,14 +26,16 @@ from msgspec import Raw
 from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
+from antiphon.api.passed_entry import USAGE, PassedEntry, usage_in
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
-from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
+from antiphon.engine.exchange.failure import Failure, cancelled, operation_in, refusal, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.actions import CancelReason, UpstreamRequest
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
+from antiphon.engine.ports.journal import Journal
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
@@ -71,8 +73,10 @@ class PassedOn:
         secrets: KnownSecrets = (),
         several_owners: bool = True,
         reserve: Callable[[Caller], Reservation] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._secrets = secrets
+        self._journal = journal
         self._reserve = reserve
         self._several_owners = several_owners
         self._upstream = upstream
@@ -87,26 +91,40 @@ class PassedOn:
         return rows((_passed(path), handler) for path, handler in handlers.items())
 
     def _by_model(self, path: str) -> Handler:
-        async def post(request: ApiRequest) -> ApiResponse:
+        async def post(request: ApiRequest, note: PassedEntry) -> ApiResponse:
             check_body(request.access, request.body)
             model = read_model(request.body)
+            note.asks(model or "")
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
-                return await self._pass(request, own, path, request.body, self._embeddings[1])
+                return await self._pass(request, own, path, request.body, note, self._embeddings[1])
             route = self._routes.serving(
                 model, "The body names no model, by which its upstream is chosen.", request.access
             )
             body = request.body if route.model is None else _renamed(request.body, route.model)
-            return await self._pass(request, route, path, body)
+            return await self._pass(request, route, path, body, note)
 
-        return post
+        return self._noted(post)
 
     def _to_default(self, path: str) -> Handler:
-        async def post(request: ApiRequest) -> ApiResponse:
+        async def post(request: ApiRequest, note: PassedEntry) -> ApiResponse:
             check_body(request.access, request.body, named=True)
-            return await self._pass(request, self._routes.default, path, request.body)
+            return await self._pass(request, self._routes.default, path, request.body, note)
 
-        return post
+        return self._noted(post)
+
+    def _noted(self, post: Callable[[ApiRequest, PassedEntry], Awaitable[ApiResponse]]) -> Handler:
+        """The handler that also notes its requests in the journal."""
+
+        async def noted(request: ApiRequest) -> ApiResponse:
+            note = PassedEntry(self._journal, request)
+            try:
+                return await post(request, note)
+            except ApiError as error:
+                note.refuse(error)
+                raise
+
+        return noted
 
     def _is_own(self, model: str | None) -> bool:
         """Whether the embeddings server serves this model: no entry of `models` has exactly this name."""
@@ -114,7 +132,13 @@ class PassedOn:
         return self._embeddings is not None and model == self._embeddings[0] and not named
 
     async def _pass(
-        self, request: ApiRequest, route: ModelRoute, path: str, body: bytes, upstream: Upstream | None = None
+        self,
+        request: ApiRequest,
+        route: ModelRoute,
+        path: str,
+        body: bytes,
+        note: PassedEntry,
+        upstream: Upstream | None = None,
     ) -> ApiResponse:
         allowed = _SENT | route.headers | (_OF_THE_ACCOUNT if route.passthrough else frozenset())
         headers = tuple((name, value) for name, value in request.headers if name in allowed)
@@ -135,6 +159,7 @@ class PassedOn:
         stack = AsyncExitStack()
         try:
             await quota.take(request.body, writes=path != "/embeddings")
+            note.call(called)
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
             quota.close(b"", 0)
@@ -145,12 +170,15 @@ class PassedOn:
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
         called = name or called
+        note.answered_by(called)
         kept = of_nobody(answer.headers) if shared else _kept(answer.headers)
         if name is not None:
             kept = (*(pair for pair in kept if pair[0] not in (UPSTREAM_HEADER, TRIED_HEADER)), (UPSTREAM_HEADER, name))
         if "text/event-stream" in (header_value(kept, "content-type") or "").lower():
             why = self._why(answer, b"", called)
-            return ApiResponse(answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota), why)
+            return ApiResponse(
+                answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota, note, why), why
+            )
         whole = b""
         try:
             async with stack:
@@ -160,6 +188,8 @@ class PassedOn:
         finally:
             quota.close(whole, answer.status)
         why = self._why(answer, whole, called)
+        note.came()
+        note.end(answer.status, why, whole, len(whole))
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
@@ -182,24 +212,12 @@ def _passed(path: str) -> Route:
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
 class _Request(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
 
 
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-_USAGE = b'"usage"'
 _REQUEST = msgspec.json.Decoder(_Request)
-_ANSWER = msgspec.json.Decoder(_Answer)
 
 
 class _Quota:
@@ -226,13 +244,7 @@ class _Quota:
         if not 200 <= status < 300:
             self._reservation.close(0, 0, 0)
             return
-        whole = try_decode(_ANSWER, answer)
-        usage = whole.usage if whole is not None else None
-        for line in reversed(answer.split(b"\n")) if usage is None else ():
-            found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE in line else None
-            if found is not None and found.usage is not None:
-                usage = found.usage
-                break
+        usage = usage_in(answer)
         if usage is None:
             self._reservation.close_as_estimated()
         else:
@@ -244,8 +256,20 @@ class _Stream:
     """Yields the chunks of an upstream's answer as they arrive. `aclose` ends the upstream call, even before the first
     chunk."""
 
-    def __init__(self, answer: UpstreamAnswer, stack: AsyncExitStack, upstream: str, quota: _Quota) -> None:
+    def __init__(
+        self,
+        answer: UpstreamAnswer,
+        stack: AsyncExitStack,
+        upstream: str,
+        quota: _Quota,
+        note: PassedEntry,
+        failure: Failure | None,
+    ) -> None:
         self._answer = answer
+        self._note = note
+        self._failure = failure
+        self._size = 0
+        self._whole = False
         self._quota = quota
         # The end of the stream, which has the usage if the client asked for it.
         self._last = b""
@@ -259,9 +283,14 @@ class _Stream:
     async def __anext__(self) -> bytes:
         try:
             part = await anext(self._parts)
-            if _USAGE in part:
+            self._note.came()
+            self._size += len(part)
+            if USAGE in part:
                 self._last = part
             return part
+        except StopAsyncIteration:
+            self._whole = True
+            raise
         except UpstreamCallFailed as failure:
             with suppress(UpstreamCallFailed):
                 async with self._stack:
@@ -269,10 +298,14 @@ class _Stream:
             # The client has already received part of the upstream's answer, so no error object can follow.
             status = self._answer.status
             cut = refusal(_unanswered(failure.error, self._upstream), State.PASSING, self._upstream, status)
-            raise AnswerCut(replace(cut, status=status)) from None
+            self._failure = replace(cut, status=status)
+            raise AnswerCut(self._failure) from None
 
     async def aclose(self) -> None:
         self._quota.close(self._last, self._answer.status)
+        if not self._whole and self._failure is None:
+            self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
+        self._note.end(self._answer.status, self._failure, self._last, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
 

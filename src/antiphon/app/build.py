@@ -311,6 +311,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         vector_search=vector_search,
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
         reserve=reserve,
+        journal=journal.recorder if journal is not None else None,
         admin=admin_token,
     )
     telemetry = Telemetry(

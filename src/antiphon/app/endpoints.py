@@ -25,6 +25,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.ports.callers import AdminToken, Caller
+from antiphon.engine.ports.journal import Journal
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.counted_calls import CountedUpstream
@@ -48,6 +49,7 @@ def make_router(
     vector_search: VectorSearch | None,
     containers: tuple[Endpoint, ...],
     reserve: Callable[[Caller], Reservation] | None = None,
+    journal: Journal | None = None,
     admin: AdminToken | None = None,
 ) -> Router:
     """Return the router with the endpoints that the settings enable. `admin` is the token of the admin API."""
@@ -87,7 +89,7 @@ def make_router(
             *(vector_search.endpoints(upstream, routes, stores.owner_room) if vector_search is not None else ()),
             *containers,
             *StandaloneSearch(toolbox).endpoints(),
-            *_passed_on(settings, metrics, upstream, routes, vector_search, reserve).endpoints(),
+            *_passed_on(settings, metrics, upstream, routes, vector_search, reserve, journal).endpoints(),
             *_capabilities(settings, routes, toolbox.types).endpoints(),
             *(_admin(settings, stores, admin).endpoints() if settings.admin.api and admin is not None else ()),
         ),
@@ -141,6 +143,7 @@ def _passed_on(
     routes: ModelRoutes,
     vector_search: VectorSearch | None,
     reserve: Callable[[Caller], Reservation] | None,
+    journal: Journal | None,
 ) -> PassedOn:
     embeddings = None
     if vector_search is not None and vector_search.embeddings is not None:
@@ -154,4 +157,5 @@ def _passed_on(
         several_owners=settings.owner.several,
         embeddings=embeddings,
         reserve=reserve,
+        journal=journal,
     )

@@ -192,8 +192,10 @@ def status_of(failure: Failure | None, given: object) -> int:
     return failure.status or (_CLIENT_GONE if failure.fault == "cancelled" else 0)
 
 
-def refused_entry(door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> Entry:
-    """The entry of a request that was refused before its exchange existed."""
+def plain_entry(
+    door: str, request_id: str, caller: Caller, path: str, failure: Failure | None, message: str = ""
+) -> Entry:
+    """The entry of a request without an exchange: of a refused request, or of a request that Antiphon forwards."""
     return Entry(
         id=request_id,
         owner=caller.owner,
@@ -202,14 +204,14 @@ def refused_entry(door: str, request_id: str, caller: Caller, path: str, failure
         team=caller.team,
         door=door,
         model="",
-        upstream=failure.upstream,
+        upstream=failure.upstream if failure is not None else "",
         response_id="",
         previous_id="",
         conversation_id="",
-        outcome="error",
-        fault=failure.fault,
-        code=failure.code,
-        status=failure.status,
+        outcome="error" if failure is not None else "completed",
+        fault=failure.fault if failure is not None else "",
+        code=failure.code if failure is not None else "",
+        status=failure.status if failure is not None else 200,
         stored=False,
         recorded=False,
         seconds=0.0,
@@ -223,9 +225,10 @@ def refused_entry(door: str, request_id: str, caller: Caller, path: str, failure
         cost=0,
         detail=Detail(
             message=message[:_TEXT_LENGTH],
-            cause=failure.cause[:_TEXT_LENGTH],
-            advice=advice_for(failure),
+            cause=failure.cause[:_TEXT_LENGTH] if failure is not None else "",
+            advice=advice_for(failure) if failure is not None else "",
+            upstream_status=failure.upstream_status if failure is not None else 0,
             path=path[:_ID_LENGTH],
-            operation=failure.operation,
+            operation=failure.operation if failure is not None else "",
         ),
     )

@@ -32,7 +32,7 @@ from antiphon.engine.ports.journal import Entry, Journal, LiveRequest
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
-from antiphon.observability.journal_entry import Trail, refused_entry, status_of
+from antiphon.observability.journal_entry import Trail, plain_entry, status_of
 from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import caller_fields, with_cause, write_outcome
@@ -88,7 +88,7 @@ class Telemetry:
         lack of capacity or of a valid key are left out, because a flood of them would displace all other entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
-            self.journal.note(refused_entry(door, request_id, caller, path, failure, message), None)
+            self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
 
     def live(self) -> list[LiveRequest]:
         """The requests in flight, oldest first. Empty without a journal."""

@@ -30,7 +30,15 @@ from yarl import URL
 
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.recordings.file import CassetteFile
-from antiphon.recordings.format import ANSWER_BYTES, REQUEST_BYTES, CannotRecord, Entry, entry_line, make_entry
+from antiphon.recordings.format import (
+    ANSWER_BYTES,
+    REQUEST_BYTES,
+    CannotRecord,
+    Entry,
+    entry_line,
+    make_entry,
+    normal_request,
+)
 from antiphon.recordings.scrubbing import Secrets, header_secrets
 from antiphon.recordings.serving import SEND_SECONDS, cut_off, openai_errors
 
@@ -48,7 +56,8 @@ _HOP_BY_HOP: Final = frozenset(
 @dataclass(frozen=True)
 class Outcome:
     """The result of one exchange, for the line that the command prints. `number` is the entry's number, or 0 if the
-    exchange is not recorded. `note` gives the reason, or is empty. `failed` means that the file cannot be written."""
+    exchange is not recorded. `note` gives the reason, or another hint. `failed` means that the file cannot be
+    written."""
 
     method: str
     path: str
@@ -109,6 +118,7 @@ class Recorder:
         self._secrets = (*secrets, *((key,) if key else ()))
         self._report = report
         self._writing = asyncio.Lock()
+        self._recorded: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._sessions: list[aiohttp.ClientSession] = []
         self.app = web.Application(client_max_size=REQUEST_BYTES, middlewares=[openai_errors])
@@ -126,8 +136,9 @@ class Recorder:
         ) as session:
             self._sessions.append(session)
             yield
-        async with self._writing:
-            self._file.close()
+        if self._recorded:
+            await asyncio.wait(self._recorded)
+        self._file.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         exchange = _Exchange(request, await request.read())
@@ -156,7 +167,11 @@ class Recorder:
         except _NoStatus:
             exchange.cut = True
         exchange.ended = True
-        await asyncio.shield(self._record(exchange))
+        recorded = asyncio.create_task(self._record(exchange))
+        self._recorded.add(recorded)
+        recorded.add_done_callback(self._recorded.discard)
+        # A client that has read all bytes may leave now, and its exchange is complete.
+        await asyncio.shield(recorded)
         if exchange.cut:
             return cut_off(request, response)
         await response.write_eof()
@@ -217,16 +232,17 @@ class Recorder:
         async with self._writing:
             outcome = exchange.outcome("")
             try:
-                entry, line = await asyncio.to_thread(self._entry, exchange)
+                entry, line, note = await asyncio.to_thread(self._entry, exchange)
                 number = await asyncio.to_thread(self._file.append, line)
-                outcome = replace(outcome, number=number, model=entry.model, cut=entry.cut)
+                outcome = replace(outcome, number=number, model=entry.model, cut=entry.cut, note=note)
             except CannotRecord as error:
                 outcome = replace(outcome, note=f"not recorded: {error}")
             except OSError as error:
                 outcome = replace(outcome, note=f"not recorded: cannot write: {error.strerror}", failed=True)
         self._report(outcome)
 
-    def _entry(self, exchange: _Exchange) -> tuple[Entry, bytes]:
+    def _entry(self, exchange: _Exchange) -> tuple[Entry, bytes, str]:
+        """The entry, its line, and a note for the user."""
         request = exchange.request
         if exchange.chunks is None:
             raise CannotRecord(
@@ -251,7 +267,9 @@ class Recorder:
             "interaction": self._file.entries,
             "commit": datetime.now(UTC).date().isoformat(),
         }
-        return entry, entry_line(entry, {"provider": "recorded", "source": source, "provenance": "recording"})
+        line = entry_line(entry, {"provider": "recorded", "source": source, "provenance": "recording"})
+        same = entry.chunks == tuple(exchange.chunks) and entry.request == normal_request(exchange.body, ())
+        return entry, line, "" if same else "a secret was removed"
 
     def _target(self, request: web.Request) -> str:
         path = request.rel_url.raw_path_qs

@@ -22,6 +22,25 @@ Secrets = tuple[str, ...]
 # other text.
 _SHORTEST: Final = 8
 _SHORTEST_VARIABLE: Final = 16
+# Longer words that clients send to local servers. The search for a secret ignores what is between letters, so it would
+# find "not-needed" in the sentence "This is not needed".
+_PLACEHOLDERS: Final = frozenset(
+    {
+        *(
+            "anything",
+            "apikey",
+            "dummyapikey",
+            "dummykey",
+            "fakeapikey",
+            "fakekey",
+            "localkey",
+            "localhost",
+            "lmstudio",
+        ),
+        *("nokeyneeded", "nokeyrequired", "notneeded", "notrequired", "notused", "placeholder", "sknokeyrequired"),
+        *("skplaceholder", "testapikey", "yourapikey", "yourkey", "yourapikeyhere"),
+    }
+)
 _HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
 _VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 _ESCAPED: Final = re.compile(r"\\+u([0-9a-fA-F]{4})")
@@ -29,14 +48,19 @@ _MOST_SECRETS: Final = 64
 
 
 def header_secrets(headers: Iterable[tuple[str, str]]) -> Secrets:
-    """The credentials in the headers of a request or a response: tokens, API keys and cookie values."""
+    """The credentials in the headers of a request or a response: tokens, API keys and cookie values. Short words and
+    common placeholders are left out."""
     found = dict[str, None]()
     for name, value in headers:
         if _HEADER.search(name):
             cookie = "cookie" in name.lower()
             words = (one.partition("=")[2] for one in value.split(";")) if cookie else value.split()
             found.update(dict.fromkeys(word.strip() for word in words))
-    return tuple(one for one in found if len(one) >= _SHORTEST)[:_MOST_SECRETS]
+    return tuple(one for one in found if len(one) >= _SHORTEST and not _is_placeholder(one))[:_MOST_SECRETS]
+
+
+def _is_placeholder(word: str) -> bool:
+    return "".join(letter for letter in word.lower() if letter.isalnum()) in _PLACEHOLDERS
 
 
 def environment_secrets(environ: Mapping[str, str]) -> Secrets:

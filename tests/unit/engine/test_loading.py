@@ -217,6 +217,7 @@ def test_the_size_of_what_was_loaded() -> None:
         (Context(items={name: _ITEMS[name] for name in "abc"}), 21),
         (Context(files={"u": file, "v": NotFound("no", code="x"), "w": file}), 10),
         (Context(chain=Chain((_ITEMS["c"],)), items={"a": _ITEMS["a"]}, files={"u": file}), 306),
+        (Context(compared=_COMPARED), 21),
         (NotFound("no", code="x"), 0),
     ]
     assert [size_of(context, action) for context, _ in cases] == [size for _, size in cases]

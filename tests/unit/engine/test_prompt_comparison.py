@@ -9,18 +9,25 @@ from typing import Any
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.prompt_comparison import stored_prompt
 from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, RequestHead, ResponseRecord, StoredItem
+from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ApiError, NotFound
 from antiphon.translation.profiles import PROFILES, with_flags
+from antiphon.translation.prompt_cache import first_difference
+from antiphon.translation.values import Prompt
 from antiphon.types.file_kinds import FetchedFile
-from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump, run
+from tests.support.exchanges import JSON, SEALER, SSE, Outcome, make_exchange, pump, run
+from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
+from tests.support.model_turns import model_turn
 
 LONG = "word " * 400
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
 SEE = {**LOOK, "name": "see"}
 FORMAT = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
+WAITING = StoredItem("fc_1", "function_call", b'{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}')
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 5, "total_tokens": 1005}
 
 
@@ -96,8 +103,7 @@ def test_a_prompt_that_cannot_be_compared_is_unavailable() -> None:
     assert outcome.json["prompt_cache_diagnostics"] == {"type": "unavailable"}
     record = _first({"input": "hi"})
     # A call without its output, and a body that is none.
-    waiting = StoredItem("fc_1", "function_call", b'{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}')
-    for compared in (ComparedResponse(record.body, (waiting,)), ComparedResponse(b"{}", record.input_items)):
+    for compared in (ComparedResponse(record.body, (WAITING,)), ComparedResponse(b"{}", record.input_items)):
         outcome = _ask({"input": "hi"}, Context(compared=compared))
         assert outcome.json["prompt_cache_diagnostics"] == {"type": "unavailable"}
         assert outcome.json["status"] == "completed"
@@ -268,6 +274,10 @@ def test_tools_in_the_input_are_tools() -> None:
     assert _reason({"input": [brought, *TALK], "tools": [LOOK]}, record) == "tools_changed"
     record = _first({"input": [brought, *TALK], "tools": [LOOK]})
     assert _reason({"input": [*TALK, brought], "tools": [LOOK]}, record) is None
+    # A choice that names a tool which the earlier prompt did not have.
+    record = _first({"input": TALK})
+    asked = {"input": [{**brought, "tools": [LOOK]}, *TALK], "tool_choice": {"type": "function", "name": "look"}}
+    assert _reason(asked, record, CALLED) == "tools_changed"
 
 
 def test_dropped_turns_change_the_prompt() -> None:
@@ -277,6 +287,14 @@ def test_dropped_turns_change_the_prompt() -> None:
     more = [*talk, _message("assistant", "four"), _message("user", "five " * 400)]
     assert _reason({"input": more, "truncation": "auto"}, record, routes=routes) == "input_changed"
     assert _reason({"input": more}, record, routes=routes) is None
+    # Each prompt is cut by its own settings.
+    whole: dict[str, Any] = {"input": more, "truncation": "disabled"}
+    cut: dict[str, Any] = {"input": more, "truncation": "auto"}
+    assert _reason(cut, _first(whole, routes=routes), routes=routes) == "input_changed"
+    assert _reason(cut, _first(cut, routes=routes), routes=routes) is None
+    short: dict[str, Any] = {"input": talk, "truncation": "auto"}
+    cut = {**short, "max_output_tokens": 500}
+    assert _reason(short, _first(cut, routes=routes), routes=routes) == "input_changed"
 
 
 def test_a_stored_prompt_is_part_of_the_comparison() -> None:
@@ -347,6 +365,64 @@ def test_the_tier_is_the_one_that_answered() -> None:
     assert told["reason"] == "service_tier_changed" and told["cache_missed_tokens"] == 1000
     # This server gets no tier.
     assert _told({"input": "hi"}, record, _answer(tier="default")) == {"type": "cache_hit"}
+    # What was asked for is not what answered.
+    record = _first(asked, _answer(tier="default"), profile="openai")
+    assert _told(asked, record, _answer(tier="default"), profile="openai") == {"type": "cache_hit"}
+
+
+def test_of_several_model_calls_the_first_is_compared() -> None:
+    search = {"tools": [{"type": "web_search"}]}
+    tools = ScriptedTools(lambda call: ToolResult(call.call_id, LONG, {}))
+    record = _first({"input": "hi", **search}, tools=tools)
+    asked = {"input": "ho", **search, "prompt_cache_options": {"comparison_response_id": "resp_1"}}
+    told = []
+    for turns in ([("So.", ())], [("", (("web_search", "{}"),)), ("So.", ())]):
+        exchange, outcome = make_exchange(tool_types=tools.types), Outcome()
+        exchange.receive_request(
+            RequestHead("POST", "/v1/responses", (), "owner"), json.dumps({"model": "m", **asked}).encode()
+        )
+        pump(exchange, outcome, Context(compared=_compared(record)), tools)
+        for text, calls in turns:
+            body = json.loads(model_turn(text, *calls, stream=False))
+            if len(turns) == 1:
+                # Without usage the counts are estimates. The usage of two calls is no usage of one prompt.
+                del body["usage"]
+            exchange.receive_upstream_head(200, JSON)
+            pump(exchange, outcome, tools=tools)
+            exchange.receive_upstream_data(json.dumps(body).encode())
+            exchange.receive_upstream_end()
+            pump(exchange, outcome, tools=tools)
+        told.append(outcome.json["prompt_cache_diagnostics"])
+    assert told[0] == told[1] and told[0]["reason"] == "input_changed" and told[0]["cache_missed_tokens"] < 20
+
+
+def _unseal(text: str, param: str) -> bytes:
+    return SEALER.open("owner", "reasoning", text, param=param)
+
+
+def test_two_stored_prompts_are_compared_without_a_request() -> None:
+    file = {"type": "input_file", "file_url": "https://f.example/a.txt"}
+    files: dict[str, FetchedFile | ApiError] = {"https://f.example/a.txt": FetchedFile("a.txt", "text/plain", b"A")}
+    asked = {"role": "user", "content": [file, {"type": "input_text", "text": "What is it?"}]}
+    long = [asked, _message("assistant", LONG), _message("user", "And?")]
+    profile = PROFILES["generic"]
+
+    def prompt(request: dict[str, Any], **options: Any) -> Prompt:
+        outcome = run({"model": "m", **request}, [_answer()], headers=JSON, context=Context(files=files), **options)
+        return stored_prompt(_compared(outcome.records[0]), profile, _unseal)
+
+    first = prompt({"input": long[:1], "instructions": "Be kind.", "tools": [LOOK]})
+    assert first_difference(first, prompt({"input": long, "instructions": "Be kind.", "tools": [LOOK]})) is None
+    found = first_difference(first, prompt({"input": long, "tools": [LOOK, SEE]}))
+    assert found is not None and (found.reason, found.place) == ("tools_changed", "tools[1]")
+    found = first_difference(first, prompt({"input": TALK, "instructions": "Be kind.", "tools": [LOOK]}))
+    assert found is not None and (found.reason, found.place) == ("input_changed", "messages[1]")
+    # No turn is missing, whatever the request dropped.
+    routes = ModelRoutes(ModelRoute(profile, context_tokens=100))
+    whole = prompt({"input": long, "truncation": "auto"}, routes=routes)
+    assert len(whole.messages) == 3
+    with pytest.raises(ApiError):
+        stored_prompt(ComparedResponse(_first({"input": "hi"}).body, (WAITING,)), profile, _unseal)
 
 
 def test_tokens_are_the_servers_or_an_estimate() -> None:

@@ -288,6 +288,7 @@ def test_a_background_job_is_recorded_too() -> None:
     followed.receive_saved()
     followed.actions()
     assert [part.kind for part in _whole(followed).parts] == ["request", "saved", "event_head"]
+    assert not followed.stop(), "a worker makes the response"
 
 
 def test_an_operator_stops_a_stream() -> None:

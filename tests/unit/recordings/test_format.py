@@ -271,6 +271,7 @@ def test_the_secrets_of_headers() -> None:
             ("x-api-key", "0123456789"),
             ("cookie", "session=abcdefghij; theme=dark"),
             ("x-goog-api-key", "none"),
+            ("authorization", "Bearer not-needed"),
             ("content-type", "application/json"),
         ]
     )

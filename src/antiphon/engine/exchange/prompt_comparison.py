@@ -1,6 +1,7 @@
 """Compares the prompt of a request with the prompt of the earlier response that the request names.
 
-Lives here: the translation of the earlier prompt, the time of the comparison, and the result in the response. Not here:
+Lives here: the translation of the earlier prompt, the time of the comparison, and the result in the response. Lives
+here too: the prompt of a stored response, to compare two of them without a request. Not here:
 the comparison itself (`translation/prompt_cache.py`), and loading the earlier response (`engine/running/loading.py`).
 
 Antiphon translates the earlier prompt by the rules for this request's server. So the comparison sees the messages as
@@ -11,6 +12,7 @@ Invariants: a comparison never fails its request. A request that names no respon
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Final
 
@@ -21,13 +23,17 @@ from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.engine.exchange.stored_items import read_history
 from antiphon.engine.ports.actions import ComparedResponse
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.translation.chat.compaction import expand_compactions
+from antiphon.translation.chat.body import translate_request
+from antiphon.translation.chat.compaction import Unseal, expand_compactions
 from antiphon.translation.chat.content import file_ids, file_urls, forgive_history
 from antiphon.translation.chat.truncation import Named
+from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.prompt_cache import cache_miss, changed_tier, first_difference, make_prompt, read_settings
 from antiphon.translation.values import ChatTranslation, ItemSources, Prompt, PromptDifference
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, first
+from antiphon.types.request import CreateResponse
 from antiphon.types.response import (
     CacheHit,
     CacheMiss,
@@ -95,25 +101,47 @@ class PromptComparison:
 
     def _earlier(self, compared: ComparedResponse) -> Prompt:
         """The earlier prompt. Raises `ApiError` if it cannot be translated."""
-        loaded = self._loaded
-        core, request = loaded.core, loaded.request
-        settings = read_settings(compared.body)
-        items = expand_compactions(_prompt_items(settings, compared), loaded.unseal)
-        bare = [item for _, item in items]
-        named = dict.fromkeys((*file_urls(bare), *file_ids(bare)), _NOT_LOADED)
-        files = forgive_history({**named, **loaded.files}, ())
-        instructions = settings.instructions if first(settings.instructions) == b'"' else None
-        # The names and the format of tools belong to the prompts' settings, so the messages are those of this request.
-        again = msgspec.structs.replace(
-            request,
-            instructions=instructions,
-            truncation=settings.truncation,
-            max_output_tokens=settings.max_output_tokens,
-            tool_choice=None,
-        )
-        chat = loaded.translated(again, items, ItemSources(loaded.unseal, files))
-        model = _called(core.options.routes.choose(settings.model), settings.model)
-        return make_prompt(settings, chat.body, bare, loaded.profile, model=model)
+        loaded, settings = self._loaded, read_settings(compared.body)
+        items = _prompt_items(settings, compared, loaded.unseal)
+        # Other tools and another format make a difference before the messages do. So the messages of both prompts are
+        # translated with the tools and the format of this request.
+        request = _with_settings(loaded.request, settings)
+        chat = loaded.translated(request, items, ItemSources(loaded.unseal, _files_for(items, loaded.files)))
+        model = _called(loaded.core.options.routes.choose(settings.model), settings.model)
+        return make_prompt(settings, chat.body, [item for _, item in items], loaded.profile, model=model)
+
+
+def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: Unseal) -> Prompt:
+    """The prompt of a stored response, for `first_difference` between two stored prompts.
+
+    `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains no
+    files, and all turns of the conversation. Raises `ApiError` if the prompt cannot be translated.
+    """
+    settings = read_settings(compared.body)
+    items = _prompt_items(settings, compared, unseal)
+    request = _with_settings(CreateResponse(model=settings.model, input=[]), settings)
+    request.truncation = "disabled"
+    chat = translate_request(request, items, profile, sources=ItemSources(unseal, _files_for(items, {})))
+    return make_prompt(settings, chat.body, [item for _, item in items], profile)
+
+
+def _with_settings(request: CreateResponse, settings: StoredSettings) -> CreateResponse:
+    """The request with the settings of a stored response that decide about its messages."""
+    return msgspec.structs.replace(
+        request,
+        instructions=settings.instructions if first(settings.instructions) == b'"' else None,
+        truncation=settings.truncation,
+        max_output_tokens=settings.max_output_tokens,
+        tool_choice=None,
+    )
+
+
+def _files_for(
+    items: Sequence[Named], loaded: Mapping[str, FetchedFile | ApiError]
+) -> dict[str, FetchedFile | ApiError]:
+    """The files that these items name: the loaded ones, and a note in place of each other file."""
+    bare = [item for _, item in items]
+    return forgive_history({**dict.fromkeys((*file_urls(bare), *file_ids(bare)), _NOT_LOADED), **loaded}, ())
 
 
 def _called(route: ModelRoute, model: str) -> str:
@@ -121,7 +149,7 @@ def _called(route: ModelRoute, model: str) -> str:
     return f"{route.upstream}/{route.model or model}"
 
 
-def _prompt_items(settings: StoredSettings, compared: ComparedResponse) -> list[Named]:
+def _prompt_items(settings: StoredSettings, compared: ComparedResponse, unseal: Unseal) -> list[Named]:
     """The items of the first model call of the earlier response. These include what the response did before that call:
     a compaction, and the tool calls that the client had approved. A response that is only a compaction called the model
     for the summary."""
@@ -132,7 +160,7 @@ def _prompt_items(settings: StoredSettings, compared: ComparedResponse) -> list[
     items += read_history(compared.prompt_items)
     if [item.type for item in compared.output_items] != ["compaction"]:
         items += takewhile(_precedes_the_call, read_history(compared.output_items))
-    return [(_WHERE, item) for item in items]
+    return expand_compactions([(_WHERE, item) for item in items], unseal)
 
 
 def _precedes_the_call(item: InputItem) -> bool:

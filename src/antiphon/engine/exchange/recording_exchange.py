@@ -19,6 +19,7 @@ from antiphon.engine.exchange.failure import Failure, operation_in
 from antiphon.engine.exchange.options import ExchangeOptions
 from antiphon.engine.exchange.recorded_parts import RecordedParts, secrets_of_tools, shown_headers
 from antiphon.engine.exchange.response_exchange import TIMED, ResponseExchange
+from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import (
     Action,
     CallUpstream,
@@ -90,12 +91,15 @@ class RecordingExchange(ResponseExchange):
         """The path of the request, without its query."""
 
     def stop(self) -> bool:
-        """End the request with an error, because an operator cancels it. Returns False if the request is over.
+        """End the request with an error, because an operator cancels it. Returns False if the request is over, or if
+        it follows a background response, which a worker makes.
 
         The request ends when its driver next passes in the time, or as soon as it waits for another party.
         """
-        self._asks_end = self._asks_end or not self.done
-        return self._asks_end
+        if self.done or self.state is State.FOLLOWING:
+            return False
+        self._asks_end = True
+        return True
 
     # Inputs
 
