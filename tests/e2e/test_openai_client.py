@@ -224,3 +224,22 @@ async def test_models(client: openai.AsyncOpenAI) -> None:
     assert (await client.models.retrieve("demo-model")).id == "demo-model"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("nope")
+
+
+async def test_why_a_prompt_missed_the_cache(client: openai.AsyncOpenAI) -> None:
+    first = await client.responses.create(model="demo-model", input="hi", instructions="be brief")
+    again = await client.responses.create(
+        model="demo-model", input="hi", prompt_cache_options={"comparison_response_id": first.id}
+    )
+    told = again.prompt_cache_diagnostics
+    assert told is not None and told.type == "cache_miss" and told.reason == "input_changed"
+    async with client.responses.stream(
+        model="demo-model",
+        input="ho",
+        previous_response_id=again.id,
+        prompt_cache_options={"comparison_response_id": again.id},
+    ) as stream:
+        final = await stream.get_final_response()
+    assert final.prompt_cache_diagnostics is not None and final.prompt_cache_diagnostics.type == "cache_hit"
+    kept = await client.responses.retrieve(final.id)
+    assert kept.prompt_cache_diagnostics == final.prompt_cache_diagnostics

@@ -10,7 +10,7 @@ Invariant: this module imports no backend. Other packages use an opened backend 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,14 @@ class StateNeeds:
     keys: Keys
     connections: int
     vectors: bool
+
+
+Report = Callable[[int, int | None], None]
+"""Receives the progress of a long operation: the number of further rows or bytes, and the total if it is known."""
+
+
+def unreported(done: int, total: int | None) -> None:
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,12 +338,20 @@ class Backend(ABC):
         """Yield findings about the state for `antiphon doctor`. `shared`: the findings about the schema and the keys,
         which every backend yields as well."""
 
-    def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:
+    def make_archive(
+        self,
+        target: Path,
+        keys: KeyFiles,
+        *,
+        with_keys: bool,
+        with_contents: bool,
+        report: Report = unreported,
+    ) -> Archived:
         """Write an archive of the data folder to `target`. `keys`: all keys in use. `with_keys`: whether the archive
         includes the keys. `with_contents`: whether the data folder holds the contents of files."""
         raise _no_archives(self.state)
 
-    def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
+    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
         """Restore the data folder from an archive. `keys`: the keys in the settings, which must include every key that
         the archive lacks."""
         raise _no_archives(self.state)

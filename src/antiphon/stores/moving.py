@@ -29,6 +29,7 @@ from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
 from antiphon.engine.ports.files import BlobReader, BlobStore
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.backend import Report, unreported
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.choice import export_of, import_into
@@ -62,6 +63,7 @@ async def move(
     data: Path,
     blobs: BlobSettings,
     said: Callable[[str], None] = lambda _: None,
+    report: Report = unreported,
     importing: Callable[[str, str], DatabaseImport] = import_into,
     bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
     rows: int = _ROWS,
@@ -69,8 +71,9 @@ async def move(
     """Move all rows of the databases in `folder` to the database at `url`. If `blobs` names a bucket, also move the
     file contents from the data folder `data` to that bucket.
 
-    Returns the counts of both sides for each kind. The function calls `said` with each progress message. `rows`: the
-    number of rows per batch. Raises `ConfigError` and `StoreError`.
+    Returns the counts of both sides for each kind. The function calls `said` with each progress message, and
+    `report` with the number of copied rows. `rows`: the number of rows per batch. Raises `ConfigError` and
+    `StoreError`.
     """
     place = read_state_url(url)
     if place.kind != "postgresql":
@@ -84,7 +87,7 @@ async def move(
             opened.push_async_callback(contents.aclose)
         source = opened.enter_context(closing(export_of(folder)))
         mark = await _begin(folder, source, target)
-        moved = await _move(source, target, contents, said, rows)
+        moved = await _move(source, target, contents, said, report, rows)
         write_mark(folder, replace(mark, whole=True))
         await target.end()
         return moved
@@ -107,7 +110,12 @@ async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> 
 
 
 async def _move(
-    source: FolderExport, target: DatabaseImport, contents: _Contents | None, said: Callable[[str], None], together: int
+    source: FolderExport,
+    target: DatabaseImport,
+    contents: _Contents | None,
+    said: Callable[[str], None],
+    report: Report,
+    together: int,
 ) -> list[Moved]:
     kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
@@ -115,6 +123,7 @@ async def _move(
         said(f"{kind}: {f'goes on behind {there} rows' if there else 'begins'}")
         async for rows, position in _batches(source, kind, after, together):
             await target.add(kind, rows, position)
+            report(len(rows), None)
     await target.finish(source.numbers())
     if contents is not None:
         said("contents of files: begin")

@@ -32,6 +32,7 @@ from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
+from antiphon.commands.progress import progress
 from antiphon.commands.tables import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports import usage_sums
@@ -39,7 +40,7 @@ from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
 from antiphon.errors import ConfigError
-from antiphon.stores import Stores, backend_of
+from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
@@ -169,7 +170,7 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     owner = selected_owner(arguments, settings) if asked else ""
     async with aclosing(await opened_stores(settings)) as stores:
-        return await show_usage(stores.usage, arguments, owner)
+        return await show_usage(stores.usage, arguments, owner, sys.stdout)
 
 
 async def _purge(settings: Settings, *, as_json: bool) -> str:
@@ -207,19 +208,24 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     # An interrupted export has already shown data, so the row comes first.
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
-    async with aclosing(await _owner_data(settings)) as rows:
-        async for row in rows.export(owner):
-            _write(row.kind, row.id, row.of, row.data)
-    async with aclosing(await opened_stores(settings)) as stores:
-        containers = OwnersContainers(settings.data, stores.containers)
-        for kind, row_id, of, data in await containers.export(owner):
-            _write(kind, row_id, of, data)
-        if folder is not None:
-            await _copy_containers(containers, owner, folder)
-        async for file in _files(stores, owner):
-            _write("files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
+    # The lines of the export are the progress if a terminal shows them.
+    with progress("export", quiet=sys.stdout.isatty()) as shown:
+        async with aclosing(await _owner_data(settings)) as rows:
+            async for row in rows.export(owner):
+                _write(row.kind, row.id, row.of, row.data)
+                shown.report(1, None)
+        async with aclosing(await opened_stores(settings)) as stores:
+            containers = OwnersContainers(settings.data, stores.containers)
+            for kind, row_id, of, data in await containers.export(owner):
+                _write(kind, row_id, of, data)
+                shown.report(1, None)
             if folder is not None:
-                await _copy(stores, owner, file, folder)
+                await _copy_containers(containers, owner, folder)
+            async for file in _files(stores, owner):
+                _write("files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
+                if folder is not None:
+                    await _copy(stores, owner, file, folder)
+                shown.report(1, None)
     return 0
 
 
@@ -323,7 +329,7 @@ def read_day(flag: str, text: str) -> str:
     return text
 
 
-async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO = sys.stdout) -> int:
+async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO) -> int:
     """Print the requested sums, or delete old ones. Raises `ConfigError` and `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)

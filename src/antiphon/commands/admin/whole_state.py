@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
+from antiphon.commands.progress import progress
 from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.config.state_url import read_state_url
@@ -35,9 +36,9 @@ def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool =
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
     here = settings.blobs.url is None
-    done = backend_of(settings.state, settings.data).make_archive(
-        target, in_force, with_keys=with_keys, with_contents=here
-    )
+    backend = backend_of(settings.state, settings.data)
+    with progress("backup", unit="bytes", quiet=as_json) as shown:
+        done = backend.make_archive(target, in_force, with_keys=with_keys, with_contents=here, report=shown.report)
     missing = [name for name, keys in in_force.items() if keys and name not in done.keys]
     if as_json:
         more = {"vanished": done.vanished, "with_contents": here, "keys": done.keys, "missing_keys": missing}
@@ -60,7 +61,9 @@ def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool =
 def restore(settings: Settings, source: Path, *, as_json: bool = False) -> str:
     """Restore the data folder from the archive. Returns the message for the operator, or the result as JSON. Raises
     `StoreError`."""
-    done = backend_of(settings.state, settings.data).open_archive(source, _configured(settings))
+    backend = backend_of(settings.state, settings.data)
+    with progress("restore", unit="bytes", quiet=as_json) as shown:
+        done = backend.open_archive(source, _configured(settings), report=shown.report)
     if as_json:
         return json.dumps({"folder": str(settings.data), **_facts(done)})
     return f"{settings.data}: {_counted(done)}"
@@ -97,13 +100,8 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
         raise ConfigError("a move needs --from sqlite:/FOLDER and --to postgresql://… (default: state.url)")
     hints = list(_keys(settings))
     folder = place.folder or settings.data
-    moved = await move(
-        folder,
-        url,
-        data=settings.data,
-        blobs=settings.blobs,
-        said=lambda text: print(f"… {text}", file=sys.stderr),
-    )
+    with progress("move", quiet=as_json) as shown:
+        moved = await move(folder, url, data=settings.data, blobs=settings.blobs, said=shown.say, report=shown.report)
     if as_json:
         kinds = [
             {

@@ -23,7 +23,17 @@ from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
-from antiphon.stores.backend import Archived, Backend, KeyFiles, StateFinding, StateNeeds, StoreOptions, Stores
+from antiphon.stores.backend import (
+    Archived,
+    Backend,
+    KeyFiles,
+    Report,
+    StateFinding,
+    StateNeeds,
+    StoreOptions,
+    Stores,
+    unreported,
+)
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved import check_not_moved
@@ -81,15 +91,23 @@ class SqliteBackend(Backend):
         async for said in examine_schemas(self._folder):
             yield said
 
-    def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:
+    def make_archive(
+        self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool, report: Report = unreported
+    ) -> Archived:
         """See `Backend`."""
         from antiphon.stores.sqlite.backup import make_archive
 
         return make_archive(
-            self.data, target, keys, with_keys=with_keys, with_contents=with_contents, databases=self._folder
+            self.data,
+            target,
+            keys,
+            with_keys=with_keys,
+            with_contents=with_contents,
+            databases=self._folder,
+            report=report,
         )
 
-    def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
+    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
         """See `Backend`."""
         from antiphon.stores.sqlite.backup import open_archive
 
@@ -98,7 +116,7 @@ class SqliteBackend(Backend):
                 "state.url: an archive is restored into one folder; leave 'state.url' out, and move the databases "
                 "after it"
             )
-        return open_archive(source, self.data, keys)
+        return open_archive(source, self.data, keys, report=report)
 
 
 class MemoryBackend(Backend):

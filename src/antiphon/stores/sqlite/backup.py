@@ -35,7 +35,7 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
-from antiphon.stores.backend import Archived, KeyFiles, KeyName
+from antiphon.stores.backend import Archived, KeyFiles, KeyName, Report, unreported
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
 from antiphon.stores.sqlite.database import opened, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
@@ -79,31 +79,34 @@ def make_archive(
     with_keys: bool,
     with_contents: bool = True,
     databases: Path | None = None,
+    report: Report = unreported,
 ) -> Archived:
     """Write the archive to `target`. `keys`: all keys in use, by their file name in the data folder. `databases`: the
     folder of the database files, or None if it is `data`.
 
     The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
     fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (the contents are in
-    S3), the archive includes only the file rows. Raises `StoreError`, for example when `target` exists or another
-    backup is running.
+    S3), the archive includes only the file rows. `report` receives the archived bytes.
+
+    Raises `StoreError`, for example when `target` exists or another backup is running.
     """
     if target.exists():
         raise StoreError(f"The file {target} exists already. Give the backup another name.")
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
-            packed = _Packed(archive)
+            packed = _Packed(archive, report)
             if with_contents:
                 _link_contents(data, work)
             vanished = _copy_databases(data, databases or data, work, with_contents)
-            packed.add(SESSIONS_FILE, work / SESSIONS_FILE)
-            if (work / VECTORS_FILE).exists():
-                packed.add(VECTORS_FILE, work / VECTORS_FILE)
+            contents = sorted((work / FILES_FOLDER).iterdir())
+            copies = [work / name for name in (SESSIONS_FILE, VECTORS_FILE) if (work / name).exists()]
+            packed.total = sum(path.stat().st_size for path in (*copies, *contents))
+            for path in copies:
+                packed.add(path.name, path)
             included = [name for name in keys if with_keys and (data / name).exists()]
             for name in included:
                 packed.add(name, data / name)
-            contents = sorted((work / FILES_FOLDER).iterdir())
             for path in contents:
                 packed.add(f"{FILES_FOLDER}/{path.name}", path)
             prints = {name: [fingerprint(key) for key in values] for name, values in keys.items()}
@@ -117,9 +120,9 @@ def make_archive(
     return Archived(len(contents), target.stat().st_size, tuple(included), vanished)
 
 
-def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
+def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
     """Restore the data folder from an archive. `keys`: the keys from the settings, by their file name in the data
-    folder.
+    folder. `report` receives the restored bytes.
 
     Raises `StoreError`. A failed restore removes every file that it wrote.
     """
@@ -128,7 +131,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
     draft = data.with_name(f".{data.name}.{os.getpid()}.restoring")
     try:
         draft.mkdir(mode=0o700, parents=True)
-        manifest = _unpack(source, draft)
+        manifest = _unpack(source, draft, report)
         _check_keys(manifest.keys, draft, keys)
         for name in (SESSIONS_FILE, VECTORS_FILE):
             if (draft / name).exists():
@@ -158,14 +161,16 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
 class _Packed:
     """Writes members to the archive and records the size and SHA-256 of each for the manifest."""
 
-    def __init__(self, archive: tarfile.TarFile) -> None:
+    def __init__(self, archive: tarfile.TarFile, report: Report) -> None:
         self._archive = archive
+        self._report = report
+        self.total: int | None = None
         self._members: dict[str, _ArchiveMember] = {}
 
     def add(self, name: str, path: Path) -> None:
         with path.open("rb") as content:
             size = os.fstat(content.fileno()).st_size
-            hashed = _Hashed(content)
+            hashed = _Hashed(content, lambda done: self._report(done, self.total))
             self._archive.addfile(_member(name, size), hashed)
         self._members[name] = _ArchiveMember(size, hashed.sha256.hexdigest())
 
@@ -175,13 +180,15 @@ class _Packed:
 
 
 class _Hashed(io.RawIOBase):
-    def __init__(self, content: IO[bytes]) -> None:
+    def __init__(self, content: IO[bytes], read: Callable[[int], None]) -> None:
         self._content = content
+        self._read = read
         self.sha256 = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         part = self._content.read(size)
         self.sha256.update(part)
+        self._read(len(part))
         return part
 
 
@@ -288,10 +295,11 @@ def _copy_database(path: Path, to: Path) -> None:
 # Restoring
 
 
-def _unpack(source: Path, draft: Path) -> _Manifest:
+def _unpack(source: Path, draft: Path, report: Report) -> _Manifest:
     """Extract the archive's members into `draft`, and compare their sizes and hashes with the manifest."""
     found: dict[str, _ArchiveMember] = {}
     manifest: _Manifest | None = None
+    total = source.stat().st_size
     with tarfile.open(source, mode="r|") as archive:
         for member in archive:
             content = archive.extractfile(member) if member.isreg() else None
@@ -305,7 +313,7 @@ def _unpack(source: Path, draft: Path) -> _Manifest:
                 raise StoreError(f"{source} holds {member.name!r}, which no backup holds.")
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _private(path) as out:
-                hashed = _Hashed(content)
+                hashed = _Hashed(content, lambda done: report(done, total))
                 shutil.copyfileobj(hashed, out, 1 << 20)
             found[member.name] = _ArchiveMember(member.size, hashed.sha256.hexdigest())
     if manifest is None:
