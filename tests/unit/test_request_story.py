@@ -17,9 +17,22 @@ def entry(**changes: object) -> Entry:
             ("key_id", "key_name", "team", "previous_id", "conversation_id", "fault", "code", "response_id"), ""
         ),
         **dict.fromkeys(("cached_tokens", "reasoning_tokens", "cost"), 0),
-        "id": "req_1", "owner": "n:anna", "door": "relay", "model": "qwen3", "upstream": "default",
-        "outcome": "completed", "status": 200, "stored": True, "recorded": True, "seconds": 2.0, "first": 0.5,
-        "calls": 1, "input_tokens": 1200, "output_tokens": 34, "estimated": False, "ended_at": 1_800_000_000.0,
+        "id": "req_1",
+        "owner": "n:anna",
+        "door": "relay",
+        "model": "qwen3",
+        "upstream": "default",
+        "outcome": "completed",
+        "status": 200,
+        "stored": True,
+        "recorded": True,
+        "seconds": 2.0,
+        "first": 0.5,
+        "calls": 1,
+        "input_tokens": 1200,
+        "output_tokens": 34,
+        "estimated": False,
+        "ended_at": 1_800_000_000.0,
     }
     return Entry(**{**values, **changes})  # type: ignore[arg-type]
 

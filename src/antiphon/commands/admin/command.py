@@ -40,7 +40,7 @@ from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
 from antiphon.errors import ConfigError
-from antiphon.stores import Stores, backend_of, open_stores
+from antiphon.stores import Stores, backend_of
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
