@@ -45,7 +45,7 @@ class Visitor:
 
     async def text(self) -> str:
         """The visible text of the page."""
-        return await self.page.inner_text("body")
+        return str(await self.page.inner_text("body"))
 
     async def judge(self) -> list[str]:
         """What is wrong with the page: scripts that failed or ran from data, overflow, and serious faults of

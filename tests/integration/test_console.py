@@ -16,6 +16,7 @@ from antiphon.config.admin import AdminSettings
 from antiphon.config.console import ConsoleSettings
 from antiphon.console.console import Console
 from antiphon.engine.ports.journal import EntryFilter
+from antiphon.recordings.format import read_entries
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.console_browser import HOST, ConsoleBrowser, header, links
 
@@ -267,3 +268,22 @@ async def test_numbers_and_times_of_the_query_are_checked(tmp_path: Path) -> Non
         for query in ("from=x", "since=yesterday", "after=x"):
             status, page = await operator.get(f"/console/requests?{query}")
             assert status == 400 and "Traceback" not in page, query
+
+
+async def test_the_model_calls_are_exported_as_a_cassette(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        made = await there.create(ANNA, input="for a bug report")
+        anna, bo = await there.user(ANNA), await there.user(BO)
+        answer = await anna.send("GET", f"/console/requests/{made['id']}/cassette")
+        (entry,) = read_entries(answer.body)
+        assert answer.status == 200 and b"for a bug report" in entry.request and entry.status == 200
+        assert header(answer, "content-disposition") == f'attachment; filename="{made["id"]}.jsonl"'
+        assert (await bo.send("GET", f"/console/requests/{made['id']}/cassette")).status == 404
+
+
+async def test_the_prompt_cache_page_says_why_a_thread_missed(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        first = await there.create(ANNA, input="one", instructions="be brief")
+        await there.create(ANNA, input="two", instructions="be long", previous_response_id=first["id"])
+        _, page = await (await there.user(ANNA)).get("/console/prompt-cache")
+        assert "input changed at messages[0]" in page

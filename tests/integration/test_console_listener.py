@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.doors.http.console import ConsoleAt
+from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import Access, Caller
 from tests.support.chat_server import DEADLINE
 from tests.support.console_pages import FakeConsole
@@ -87,6 +88,20 @@ async def test_the_private_port_serves_what_the_gateway_marked(tmp_path: Path) -
         assert (await _get(door, "/console")).status == 404
         assert (await _get(door, "/console", MARK)).status == 200
     assert not [name for one in pages.requests for name, _ in one.headers if name.startswith("x-antiphon-")]
+
+
+async def test_the_pages_learn_whom_the_gateway_names_and_no_client_can_say_so() -> None:
+    pages = FakeConsole()
+    owners = OwnerResolver("header", "x-antiphon-owner")
+    named = {"x-antiphon-owner": "anna"}
+    gateway: dict[str, Any] = {"private": True, "console_at": ConsoleAt.GATEWAY, "secret": "s3cret"}
+    async with open_http_door(console=pages, owners=owners, **gateway) as door:
+        await _get(door, "/console", {**named, **MARK, "x-antiphon-secret": "s3cret"})
+        await _get(door, "/console", {**MARK, "x-antiphon-secret": "s3cret"})
+    for at in (ConsoleAt.SEPARATE, ConsoleAt.CLIENTS):
+        async with open_http_door(console=pages, owners=owners, console_at=at) as door:
+            assert (await _get(door, "/console", {**named, **MARK})).status == 200
+    assert [one.caller.owner for one in pages.requests] == ["h:anna", "", "", ""]
 
 
 async def test_the_playground_runs_a_request_in_the_name_of_its_caller() -> None:

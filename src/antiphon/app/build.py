@@ -343,7 +343,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         cors_origins=settings.cors.origins,
         upload_bytes=settings.files.max_bytes,
         bodies=bodies,
-        console=make_console(settings, stores, owners, router.handle, journal),
+        console=make_console(settings, stores, owners, router.handle, journal, routes),
     )
     workers = Workers(
         new_id("worker"),

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from antiphon import __version__
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.app.journal import JournalParts
+from antiphon.app.keys import make_sealer
 from antiphon.app.quotas import quota_rules
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.exchange.loaded_request import open_sealed
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.exchange.prompt_comparison import stored_prompt
 from antiphon.engine.running.key_manager import KeyManager
 from antiphon.engine.running.quota_use import QuotaUse, quota_use
+from antiphon.errors import NotFound
 from antiphon.observability.log_lines import recent_warnings
 from antiphon.stores import Stores
+from antiphon.translation.prompt_cache import first_difference, read_settings
+from antiphon.translation.values import PromptDifference
 
 if TYPE_CHECKING:
     from antiphon.console.console import Console
@@ -34,9 +42,10 @@ def make_console(
     owners: OwnerResolver,
     handle: Callable[[ApiRequest], Awaitable[ApiResponse]],
     journal: JournalParts | None,
+    routes: ModelRoutes,
 ) -> Console | None:
-    """Return the console, or None if the settings do not enable it. `handle` answers requests of the API, and
-    `journal` has the recorded contents that only this process holds."""
+    """Return the console, or None if the settings do not enable it. `handle` answers requests of the API, `journal` has
+    the recorded contents that only this process holds, and `routes` finds the upstream of a model."""
     if journal is None:
         return None
     # Imported only here, because most gateways have no console and need none of its packages.
@@ -52,6 +61,17 @@ def make_console(
     async def quotas() -> Sequence[QuotaUse]:
         return await quota_use(stores.quotas, rules, most=500)
 
+    sealer = make_sealer(settings)
+
+    async def difference(owner: str, earlier: str, later: str) -> PromptDifference | None:
+        stored = stores.responses
+        one, other = await stored.load_compared(owner, earlier), await stored.load_compared(owner, later)
+        if one is None or other is None:
+            raise NotFound("One of the two prompts is not stored.")
+        unseal = partial(open_sealed, sealer, owner)
+        profile = routes.choose(read_settings(other.body).model).profile
+        return first_difference(stored_prompt(one, profile, unseal), stored_prompt(other, profile, unseal))
+
     reading = Reading(
         stores.journal,
         stores.live,
@@ -62,6 +82,8 @@ def make_console(
         facts=_facts(settings),
         models=tuple(model.match for model in settings.models if "*" not in model.match),
         warnings=_warnings,
+        difference=difference,
+        window=lambda model: routes.choose(model).context_tokens,
     )
     keys = KeySources(
         KeyManager(stores.client_keys, stores.audit, "console"), stores.audit, quotas, settings.owner.managed_keys

@@ -75,12 +75,12 @@ class Console:
 
     def runs(self, request: ApiRequest) -> Caller:
         """The caller in whose name the playground runs a request. Raises `ApiError`."""
-        session = self._sessions.find(request.headers)
+        session = self._sessions.find(request)
         if session is None:
             raise Unauthorized("Your session has ended. Sign in again.", code="signed_out")
         self._check_change(request, session, request.header("x-csrf-token") or "")
         if not session.is_operator:
-            return self._sessions.caller(session, request.headers)
+            return self._sessions.caller(session)
         owner = next((value for name, value in request.query if name == "owner"), "")
         return Caller(owner or "console", "operator")
 
@@ -90,7 +90,7 @@ class Console:
         try:
             if request.path.startswith(f"{ROOT}/static/"):
                 return self._static(request)
-            session = self._sessions.find(request.headers)
+            session = self._sessions.find(request)
             if request.path == f"{ROOT}/sign-in":
                 return self._sign_in(request, session)
             if session is None:
@@ -100,7 +100,7 @@ class Console:
                 return redirect(f"{ROOT}/sign-in", (self._sessions.no_cookie(secure=_is_secure(request)),))
             may_act = self._acts or not session.is_operator
             nav = self._nav if session.is_operator else self._owner_nav
-            user = NO_CALLER if session.is_operator else self._sessions.caller(session, request.headers)
+            user = NO_CALLER if session.is_operator else self._sessions.caller(session)
             call = Call(request, session, self._sessions.csrf(session), may_act, nav, read_form(request), user)
             response = await self._page(call)
         except ApiError as error:
@@ -163,7 +163,7 @@ class Console:
             )
 
     def _without_session(self, request: ApiRequest) -> ApiResponse:
-        made = self._sessions.of_gateway(request.headers)
+        made = self._sessions.of_gateway(request.caller)
         if made is not None and request.method in _SAFE:
             return redirect(_target(request), (self._sessions.cookie(made, secure=_is_secure(request)),))
         if request.header("hx-request") == "true" or request.header("accept") == "text/event-stream":
@@ -206,7 +206,7 @@ class Console:
         body = asset(name)
         if body is None or request.method not in _SAFE:
             raise unknown_url(request.method, request.path)
-        if name not in _OPEN_ASSETS and self._sessions.find(request.headers) is None:
+        if name not in _OPEN_ASSETS and self._sessions.find(request) is None:
             raise unknown_url(request.method, request.path)
         kind = _KINDS.get(name.rsplit(".", 1)[-1], "application/octet-stream")
         length = ("content-length", str(len(body)))

@@ -22,8 +22,12 @@ from antiphon.errors import ApiError, NotFound
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
 from antiphon.stores.overviews import Overviews
+from antiphon.translation.values import PromptDifference
 from antiphon.types.transport import Headers
 
+Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
+"""The first difference between the prompts of an owner's earlier and later response, by their ids. Raises `ApiError`
+if one of them cannot be compared."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 _MOST_TEXT: Final = 2_000_000
 
@@ -42,7 +46,8 @@ class Reading:
 
     `handle` answers requests of the API. `unstored` has the recordings that only this process holds. `settings` are the
     effective settings without secrets, as YAML. `facts` describe the deployment, by their labels. `models` are the
-    models of the settings. `warnings` are the newest warnings of this process, newest first.
+    models of the settings. `window` gives the context size of a model in tokens, or None. `warnings` are the newest
+    warnings of this process, newest first.
     """
 
     journal: JournalStore
@@ -54,6 +59,8 @@ class Reading:
     facts: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     warnings: Callable[[], Sequence[Warned]] = lambda: ()
+    difference: Difference | None = None
+    window: Callable[[str], int | None] = lambda _: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
         """The entry of a request, by its id or by its response's id. Raises `NotFound`."""

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from antiphon.api.http import ApiRequest
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import Caller
 from antiphon.errors import ApiError, InvalidRequest, Unauthorized
@@ -109,7 +110,7 @@ class Sessions:
     @property
     def by_gateway(self) -> bool:
         """Whether a gateway in front authenticates owners, by a trusted header or by metadata."""
-        return self._owners.source == "header" or self._owners.claims is not None
+        return self._owners.by_gateway
 
     def sign_in(self, token: str) -> Session:
         """Return the new session of the user who presents this token. Raises `Unauthorized`, and `ApiError` (429)
@@ -131,20 +132,14 @@ class Sessions:
         seconds = min(self._seconds, _TOKEN_SESSION) if kind == "token" else self._seconds
         return self._new(kind, found, digest.hex() if kind == "key" else "", seconds)
 
-    def of_gateway(self, headers: Headers) -> Session | None:
-        """Return the new session of the owner whom the gateway's headers name. None without such headers."""
-        if not self.by_gateway:
-            return None
-        try:
-            found = self._owners.resolve(headers)
-        except Unauthorized:
-            return None
-        return self._new("gateway", found, "", self._seconds)
+    def of_gateway(self, named: Caller) -> Session | None:
+        """Return the new session of the owner whom the gateway names. None if the gateway names none."""
+        return self._new("gateway", named, "", self._seconds) if named.owner and self.by_gateway else None
 
-    def find(self, headers: Headers) -> Session | None:
+    def find(self, request: ApiRequest) -> Session | None:
         """Return the session of a request. None without a valid session. Raises `Unavailable` while the keys cannot be
         read."""
-        text = read_cookie(headers, COOKIE)
+        text = read_cookie(request.headers, COOKIE)
         if text is None:
             return None
         try:
@@ -157,11 +152,10 @@ class Sessions:
             return session if self._is_valid(session) else None
         if session.kind == "gateway":
             # The gateway decides on every request who the user is.
-            now = self.of_gateway(headers)
-            return session if now is not None and now.owner == session.owner else None
+            return session if self.by_gateway and request.caller.owner == session.owner else None
         return session
 
-    def caller(self, session: Session, headers: Headers) -> Caller:
+    def caller(self, session: Session) -> Caller:
         """Return the caller in whose name an owner's session acts, with what the key allows. Raises `Unauthorized`."""
         if session.kind == "key":
             keys = self._owners.client_keys

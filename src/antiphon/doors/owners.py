@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from antiphon.engine.ports.callers import CLAIMED, AdminToken, Caller, KnownKeys, KnownTokens
+from antiphon.engine.ports.callers import CLAIMED, NO_CALLER, AdminToken, Caller, KnownKeys, KnownTokens
 from antiphon.errors import Unauthorized
 from antiphon.types.transport import Headers, bearer_token, header_value
 
@@ -124,6 +124,21 @@ class OwnerResolver:
                 self.adopts.presented(caller, self._owner(headers))
             return caller
         return self.claims.caller(headers, metadata) if self.claims is not None else Caller(self._owner(headers))
+
+    @property
+    def by_gateway(self) -> bool:
+        """Whether a gateway in front of Antiphon names the owners, by a trusted header or by metadata."""
+        return self.source == "header" or self.claims is not None
+
+    def named_by_gateway(self, headers: Headers) -> Caller:
+        """Return the caller whom the gateway names in these headers, without a look at client keys. `NO_CALLER` if the
+        gateway names none."""
+        try:
+            if self.claims is not None:
+                return self.claims.caller(headers, None)
+            return Caller(self._owner(headers)) if self.source == "header" else NO_CALLER
+        except Unauthorized:
+            return NO_CALLER
 
     def _owner(self, headers: Headers) -> str:
         """Return the owner that `source` selects. This method ignores client keys."""

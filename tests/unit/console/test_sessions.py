@@ -6,9 +6,10 @@ import hashlib
 
 import pytest
 
+from antiphon.api.http import ApiRequest
 from antiphon.console.sessions import COOKIE, Attempts, Session, Sessions, read_cookie
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
-from antiphon.engine.ports.callers import Access, Caller, KnownKeys
+from antiphon.engine.ports.callers import NO_CALLER, Access, Caller, KnownKeys
 from antiphon.errors import ApiError, InvalidRequest, Unauthorized
 from antiphon.types.transport import Headers
 
@@ -37,10 +38,15 @@ def keys() -> dict[bytes, Caller]:
     return {digest(KEY): Caller("n:anna", "anna", "research", "key_1", Access(("qwen*",)))}
 
 
-def sent(made: tuple[str, str]) -> Headers:
+def sent(made: tuple[str, str], named: Caller = NO_CALLER) -> ApiRequest:
+    """A request with the cookie that an answer set. `named`: the caller whom the gateway names."""
     name, value = made
     assert name == "set-cookie"
-    return (("cookie", value.partition(";")[0]),)
+    return asking((("cookie", value.partition(";")[0]),), named)
+
+
+def asking(headers: Headers, named: Caller = NO_CALLER) -> ApiRequest:
+    return ApiRequest("GET", "/console/requests", (), headers, caller=named)
 
 
 def test_an_operator_signs_in_with_the_admin_token() -> None:
@@ -54,7 +60,7 @@ def test_an_owner_signs_in_with_a_client_key() -> None:
     site = sessions(Clock())
     made = site.sign_in(KEY)
     assert (made.is_operator, made.owner, made.name) == (False, "n:anna", "anna")
-    assert site.caller(made, ()).access == Access(("qwen*",))
+    assert site.caller(made).access == Access(("qwen*",))
 
 
 def test_a_key_without_a_named_owner_signs_in_as_the_hash_of_its_token() -> None:
@@ -130,19 +136,19 @@ def test_a_session_ends_with_its_key() -> None:
     accepted.clear()
     assert site.find(cookie) is None
     with pytest.raises(Unauthorized):
-        site.caller(made, ())
+        site.caller(made)
 
 
 @pytest.mark.parametrize("value", ["", "x", "as1_AAAA", "%00", "a" * 10_000])
 def test_a_made_up_cookie_is_no_session(value: str) -> None:
-    assert sessions(Clock()).find((("cookie", f"{COOKIE}={value}"),)) is None
+    assert sessions(Clock()).find(asking((("cookie", f"{COOKIE}={value}"),))) is None
 
 
 def test_a_changed_cookie_is_no_session() -> None:
     site = sessions(Clock())
-    ((name, value),) = sent(site.cookie(site.sign_in(KEY), secure=False))
+    ((name, value),) = sent(site.cookie(site.sign_in(KEY), secure=False)).headers
     flipped = value[:-1] + ("A" if value[-1] != "A" else "B")
-    assert site.find(((name, flipped),)) is None
+    assert site.find(asking(((name, flipped),))) is None
 
 
 def test_every_sign_in_makes_a_new_session() -> None:
@@ -160,22 +166,30 @@ def test_a_csrf_token_belongs_to_one_session() -> None:
         assert refused.value.status == 403
 
 
-def test_behind_a_gateway_the_session_is_of_the_owner_whom_the_header_names() -> None:
-    site = sessions(Clock(), OwnerResolver("header", "x-user"))
-    assert site.by_gateway and site.of_gateway(()) is None
-    made = site.of_gateway((("x-user", "anna"),))
+def test_behind_a_gateway_the_session_is_of_the_owner_whom_the_gateway_names() -> None:
+    resolver = OwnerResolver("header", "x-user")
+    anna, bo = resolver.named_by_gateway((("x-user", "anna"),)), resolver.named_by_gateway((("x-user", "bo"),))
+    site = sessions(Clock(), resolver)
+    assert site.by_gateway and site.of_gateway(resolver.named_by_gateway(())) is None
+    made = site.of_gateway(anna)
     assert made is not None and made.owner == "h:anna"
-    cookie = sent(site.cookie(made, secure=False))
-    assert site.find((*cookie, ("x-user", "anna"))) == made
-    assert site.find((*cookie, ("x-user", "bo"))) is None
-    assert site.find(cookie) is None
+    cookie = site.cookie(made, secure=False)
+    assert site.find(sent(cookie, anna)) == made
+    assert site.find(sent(cookie, bo)) is None
+    assert site.find(sent(cookie)) is None
 
 
 def test_claims_of_a_gateway_make_a_session() -> None:
-    claims = LeftClaims(ClaimNames(), "namespace", "", "x-claims")
-    site = sessions(Clock(), OwnerResolver("metadata", claims=claims))
-    made = site.of_gateway((("x-claims", '{"sub": "anna"}'),))
+    resolver = OwnerResolver("metadata", claims=LeftClaims(ClaimNames(), "namespace", "", "x-claims"))
+    made = sessions(Clock(), resolver).of_gateway(resolver.named_by_gateway((("x-claims", '{"sub": "anna"}'),)))
     assert made is not None and made.owner == "j:anna"
+
+
+def test_where_clients_have_tokens_no_gateway_names_an_owner() -> None:
+    resolver = OwnerResolver("bearer", key=b"owner key")
+    assert resolver.named_by_gateway((("authorization", "Bearer x"),)) == NO_CALLER
+    assert not sessions(Clock(), resolver).by_gateway
+    assert sessions(Clock(), resolver).of_gateway(Caller("n:anna")) is None
 
 
 class Issuer:

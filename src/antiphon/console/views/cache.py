@@ -11,6 +11,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import Call, Page
 from antiphon.engine.ports.journal import Entry, EntryFilter
+from antiphon.errors import ApiError
 
 _SPANS = {"1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 _MISSES = 25
@@ -43,8 +44,16 @@ class PromptCache:
         )
 
     async def _why(self, entry: Entry) -> str:
-        """The first difference between the prompt of this request and that of the request that it continues."""
-        return "not recorded"
+        """The first difference between the prompt of this request and that of the response that it continues."""
+        if self._reading.difference is None or not (entry.stored and entry.response_id):
+            return "unknown, because the response is not stored"
+        try:
+            found = await self._reading.difference(entry.owner, entry.previous_id, entry.response_id)
+        except (ApiError, ValueError):
+            return "unknown, because one of the prompts cannot be read"
+        if found is None:
+            return "none: the cache lost the prompt, or another server answered"
+        return f"{found.reason.replace('_', ' ')} at {found.place}, about {found.missed:,} tokens"
 
 
 def _share(entry: Entry) -> float:

@@ -7,13 +7,15 @@ Lives here: the page, its code snippets, the deletion, and the export as a recor
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
+from antiphon.console.cassette import exported
 from antiphon.console.charts import waterfall
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
 from antiphon.console.story import Story, tell
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
@@ -89,6 +91,22 @@ class Request:
         await self._reading.raw("DELETE", f"/v1/responses/{quote(entry.response_id)}", entry.owner)
         return redirect(call.link(f"/requests/{entry.id}"))
 
+    @Page("GET", "/requests/{}/cassette")
+    async def cassette(self, call: Call, request_id: str) -> ApiResponse:
+        """The model calls of the request as a recording that `antiphon replay` serves."""
+        entry = await self._reading.entry(request_id, call.owner)
+        recording = await self._reading.recording(entry)
+        lines = exported(recording) if recording is not None else []
+        if not lines:
+            raise NotFound("The model calls of this request are not recorded.", code="not_found")
+        body = b"".join(lines)
+        headers = (
+            ("content-type", "application/octet-stream"),
+            ("content-disposition", f'attachment; filename="{_file_name(entry)}"'),
+            ("content-length", str(len(body))),
+        )
+        return ApiResponse(200, (*headers, *SECURITY, *NOT_CACHED), body)
+
     async def _stored(self, entry: Entry) -> tuple[Any, list[Any]]:
         """The stored response and its input items; None if the response is not stored."""
         if not (entry.stored and entry.response_id):
@@ -109,6 +127,10 @@ class Request:
         newer = await journal.newer(wanted, than=cursor_of(entry), limit=200)
         after = [one for one in newer if (one.ended_at, one.id) > (entry.ended_at, entry.id)]
         return (after[-1].id if after else ""), (older.entries[0].id if older.entries else "")
+
+
+def _file_name(entry: Entry) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", entry.response_id or entry.id)[:80] + ".jsonl"
 
 
 def _rate(entry: Entry) -> float | None:

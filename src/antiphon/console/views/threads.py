@@ -82,7 +82,8 @@ class Threads:
             turns=turns,
             hidden=max(0, len(path) - _MOST_TURNS),
             tree=_tree(chain, {one.id for one in path}) if len(chain) > len(path) else [],
-            slices=stacked(weigh(messages, last)),
+            slices=stacked(weigh(messages, last), whole=self._reading.window(path[-1].model)),
+            window=self._reading.window(path[-1].model),
             counted=path[-1].input_tokens,
             model=path[-1].model,
             owner=owner,
@@ -102,6 +103,7 @@ class Threads:
             more=page["has_more"],
             oldest=page.get("last_id"),
             slices=stacked(weigh(messages, {})),
+            window=None,
             uses=uses,
             owner=owner,
         )

@@ -290,7 +290,10 @@ class HttpDoor:
         """Serve a page of the console, or a response that the playground creates."""
         call.operation = OPERATION
         console, admission, bodies = self._console, self._context.admission, self._context.bodies
-        asked = ApiRequest(call.method, call.path, query, _without_private(call.headers), request_id=call.id)
+        # The trusted header of the owner may be private, so the pages get the owner that it names.
+        named = self._context.owners.named_by_gateway(call.headers)
+        headers = _without_private(call.headers)
+        asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named)
         if console.redirects(call.method, call.path):
             return make_response(302, (*TO_CONSOLE, *call.added), b"")
         promised = _is_promised(request)

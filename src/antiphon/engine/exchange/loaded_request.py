@@ -37,7 +37,7 @@ from antiphon.engine.ports.callers import EVERYTHING
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, unsupported_parameter
-from antiphon.sealing import is_sealed
+from antiphon.sealing import Sealer, is_sealed
 from antiphon.translation.chat.body import translate_request
 from antiphon.translation.chat.compaction import expand_compactions
 from antiphon.translation.chat.content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
@@ -127,6 +127,18 @@ def _store_nothing(request: CreateResponse) -> None:
             "background",
         )
     request.store = False
+
+
+def open_sealed(sealer: Sealer, owner: str, text: str, param: str) -> bytes:
+    """Decrypt an `encrypted_content` that this server made for the owner. Raises `ForeignContent` for another server's
+    text, and `InvalidRequest` for an invalid text. Both errors name `param`."""
+    if not is_sealed(text):
+        raise ForeignContent(
+            "The encrypted content was not made by this server. Leave this item out.",
+            param=param,
+            code="invalid_encrypted_content",
+        )
+    return sealer.open(owner, _SEALED, text, param=param)
 
 
 class LoadedRequest:
@@ -262,15 +274,8 @@ class LoadedRequest:
         return self.core.options.sealer.seal(self.core.head.owner, _SEALED, payload)
 
     def unseal(self, text: str, param: str) -> bytes:
-        """Decrypt a text that `seal` returned. Raises `ForeignContent` for another server's text, and `InvalidRequest`
-        for an invalid text. Both errors name `param`."""
-        if not is_sealed(text):
-            raise ForeignContent(
-                "The encrypted content was not made by this server. Leave this item out.",
-                param=param,
-                code="invalid_encrypted_content",
-            )
-        return self.core.options.sealer.open(self.core.head.owner, _SEALED, text, param=param)
+        """Decrypt a text that `seal` returned. Raises the errors of `open_sealed`."""
+        return open_sealed(self.core.options.sealer, self.core.head.owner, text, param)
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
         """Translate the request with `items` into a chat request. If Antiphon must fetch files first, the method
