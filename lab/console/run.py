@@ -21,21 +21,26 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from pydantic import SecretStr
 
+from antiphon.config.state import StateSettings
+from antiphon.stores import open_stores
 from lab.console import traffic
 from lab.console.browser import CHROMIUM, Scheme, Visitor, chromium, visitor
 from lab.console.traffic import Client, Made
 from tests.support.gateway import Gateway, start_gateway
+from tests.support.postgres import PostgresServer
 
 ADMIN = "the-token-of-the-operators-0123456789"
 KEYS = {"anna": "ant_key-of-anna-0123456789", "bo": "ant_key-of-bo-0123456789"}
 _PICTURES = ("requests", "request", "live", "threads", "playground", "prompt-cache", "system", "keys")
 _SLOWEST = 0.2
+_UNIT = 1000
 _LONGEST_FRAME = """() => new Promise((done) => {
   let worst = 0, last = performance.now();
   const ends = last + 3000;
@@ -81,41 +86,44 @@ class Place:
 
 
 @asynccontextmanager
-async def place(folder: Path, upstream: str, state: str, door: str) -> AsyncIterator[Place]:
-    """Start the gateway, and send the traffic of both owners."""
+async def place(folder: Path, upstream: str, state: str, door: str, replicas: int) -> AsyncIterator[Place]:
+    """Start the gateways on one state, and send the traffic of both owners to the first. The browser reaches the
+    console of the last one."""
     environ = {
         "ANTIPHON_ADMIN__TOKEN": ADMIN,
         "ANTIPHON_CONSOLE__RECORD": "all",
         "ANTIPHON_CONSOLE__RECORD_UNSTORED": "true",
         "ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0",
         "ANTIPHON_OWNER__MANAGED_KEYS": "true",
-        **(
-            {"ANTIPHON_STATE__URL": state, "ANTIPHON_OWNER__KEY": "o" * 32, "ANTIPHON_SEALING__KEYS": '["s"]'}
-            if state
-            else {}
-        ),
     }
+    if state:
+        environ |= {
+            "ANTIPHON_STATE__URL": state,
+            "ANTIPHON_OWNER__KEY": "o" * 32,
+            "ANTIPHON_SEALING__KEYS": '["sealing-key-of-the-check"]',
+        }
     config = folder / "antiphon.yaml"
     named = "".join(f"    {name}: {{keys: [{key}], team: lab}}\n" for name, key in KEYS.items())
     config.write_text(
         "upstream: {auth: none}\nquotas: {each_owner: {requests_per_minute: 100000}}\nowner:\n  keys:\n" + named
     )
-    gateway = await start_gateway(
-        *(upstream, folder / "data", "--console", "--console-act", "--door", door),
-        *("--config", str(config), "--workers", "2"),
-        environ=environ,
-    )
-    line = await gateway.log_line("/console")
-    origin = "http://" + line.partition("http://")[2].partition("/")[0]
+    flags = ("--console", "--console-act", "--door", door, "--config", str(config), "--workers", "2")
+    gateways: list[Gateway] = []
     try:
+        for number in range(replicas):
+            gateways.append(await start_gateway(upstream, folder / f"data{number}", *flags, environ=environ))
+        first, last = gateways[0], gateways[-1]
+        line = await last.log_line("/console")
+        origin = "http://" + line.partition("http://")[2].partition("/")[0]
         async with aiohttp.ClientSession() as session:
             made = [
-                await traffic.make(Client(session, gateway.base_url, key), name, key, f"MARK-{name.upper()}")
+                await traffic.make(Client(session, first.base_url, key), name, key, f"MARK-{name.upper()}")
                 for name, key in KEYS.items()
             ]
-            yield Place(gateway, origin, made[0], made[1], session)
+            yield Place(first, origin, made[0], made[1], session)
     finally:
-        await gateway.stop()
+        for gateway in gateways:
+            await gateway.stop()
 
 
 def views_of(made: Made) -> dict[str, str]:
@@ -149,7 +157,8 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="antiphon-console-") as scratch:
         async with (
             upstream() as url,
-            place(Path(scratch), url, arguments.state, arguments.door) as there,
+            database(arguments.postgresql) as state,
+            place(Path(scratch), url, state, arguments.door, arguments.replicas) as there,
             chromium() as browser,
         ):
             report.say(f"the console is at {there.origin}")
@@ -162,7 +171,9 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
                 await keyboard(report, operator)
                 await playground(report, operator)
                 await live(report, operator, there)
-                await list_speed(report, operator)
+                if arguments.rows:
+                    await fill(there, state, arguments.rows)
+                await list_speed(report, operator, arguments.rows)
             variants: tuple[tuple[bool, Scheme], ...] = ((True, "light"), (True, "dark"), (False, "dark"))
             for phone, scheme in variants:
                 async with visitor(browser, there.origin, axe, phone=phone, scheme=scheme) as other:
@@ -281,16 +292,27 @@ async def live(report: Report, who: Visitor, there: Place) -> None:
     report.check("live view and cancel", [*wrong, *await who.judge()])
 
 
-async def list_speed(report: Report, who: Visitor) -> None:
-    """The time of the list's answer."""
-    seconds = []
-    for _ in range(10):
-        began = time.perf_counter()
-        answer = await who.context.request.get(f"{who.origin}/console/requests")
-        await answer.body()
-        seconds.append(time.perf_counter() - began)
-    middle = statistics.median(seconds)
-    report.check(f"the list answers in {middle * 1000:.0f} ms", [] if middle < _SLOWEST else ["slower than 200 ms"])
+async def list_speed(report: Report, who: Visitor, rows: int) -> None:
+    """The time of the answers of lists."""
+    for path in ("/requests", "/requests?failed=1", "/requests?owner=n:anna", "/requests?model=demo", "/system"):
+        seconds = []
+        for _ in range(10):
+            began = time.perf_counter()
+            answer = await who.context.request.get(f"{who.origin}/console{path}")
+            await answer.body()
+            seconds.append(time.perf_counter() - began)
+        middle = statistics.median(seconds)
+        slow = path.startswith("/requests") and middle >= _SLOWEST
+        what = f"{path} answers in {middle * 1000:.0f} ms, at most {max(seconds) * 1000:.0f} ms, at {rows:,} more rows"
+        report.check(what, ["slower than 200 ms"] if slow else [])
+
+
+async def fill(there: Place, state: str, rows: int) -> None:
+    """Add rows of finished requests to the journal, as the gateway's processes do."""
+    settings = StateSettings(url=SecretStr(state)) if state else StateSettings()
+    async with aclosing(await open_stores(settings, there.gateway.data, chain_items=100)) as stores:
+        for first in range(0, rows, _UNIT):
+            await stores.journal.add([traffic.made_up(number) for number in range(first, min(first + _UNIT, rows))])
 
 
 async def strangers(report: Report, bo: Visitor, anna: Made) -> None:
@@ -363,13 +385,26 @@ async def attacks(report: Report, there: Place) -> None:
             status = await post("/sign-in", {"token": token})
             if status not in (400, 401, 413, 429):
                 wrong.append(f"a token of {len(token)} characters answers {status}")
-        for _ in range(15):
-            status = await post("/sign-in", {"token": "wrong"})
-        if status != 429:
-            wrong.append(f"the fifteenth wrong token answers {status}")
+        # Each of the two processes counts its own failures.
+        statuses = [await post("/sign-in", {"token": "wrong"}) for _ in range(30)]
+        if statuses[-1] != 429:
+            wrong.append(f"the thirtieth wrong token answers {statuses[-1]}")
     if any(secret in line for line in there.gateway.log for secret in (ADMIN, *KEYS.values())):
         wrong.append("the log holds a token")
     report.check("attacks", wrong)
+
+
+@asynccontextmanager
+async def database(wanted: bool) -> AsyncIterator[str]:
+    """The URL of a new database on a PostgreSQL server of its run; empty if SQLite is wanted."""
+    if not wanted:
+        yield ""
+        return
+    server = PostgresServer()
+    try:
+        yield await server.new_database()
+    finally:
+        server.close()
 
 
 @asynccontextmanager
@@ -392,10 +427,14 @@ async def upstream() -> AsyncIterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/lab console", description=__doc__.partition("\n")[0])
     parser.add_argument("--axe", required=True, help="axe.min.js of axe-core")
-    parser.add_argument("--state", default="", help="state.url of the gateway, for example a PostgreSQL database")
+    parser.add_argument("--postgresql", action="store_true", help="keep the state in a new PostgreSQL server")
+    parser.add_argument("--replicas", type=int, default=1, help="gateways on one state, more than 1 with --postgresql")
     parser.add_argument("--door", choices=("envoy", "http"), default="envoy", help="the server for clients")
+    parser.add_argument("--rows", type=int, default=0, help="further rows of the journal before lists are measured")
     parser.add_argument("--screenshots", help="folder for the pictures of the documentation")
     given = parser.parse_args(arguments)
+    if given.replicas > 1 and not given.postgresql:
+        parser.error("--replicas needs --postgresql")
     if not Path(CHROMIUM).exists():
         print(f"console: {CHROMIUM} is missing (Debian: apt install chromium)", file=sys.stderr)
         return 2

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+from antiphon.engine.ports.journal import Entry
 
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 HOSTILE_LINK = "[click](javascript:document.title='hacked') ![x](http://127.0.0.1:9/pixel.png)"
@@ -31,6 +34,40 @@ class Made:
     store: str = ""
     background: str = ""
     failed: dict[str, str] = field(default_factory=dict)
+
+
+def made_up(number: int) -> Entry:
+    """One of many rows of the journal, about a request that was never sent."""
+    failed = number % 9 == 0
+    return Entry(
+        id=f"req_{number:032x}",
+        owner=f"n:owner{number % 40}",
+        key_id="",
+        key_name="",
+        team="lab",
+        door="relay",
+        model=("qwen3", "llama3", "gpt-oss")[number % 3],
+        upstream="default",
+        response_id=f"resp_{number:048x}",
+        previous_id="",
+        conversation_id="",
+        outcome="failed" if failed else "completed",
+        fault="upstream" if failed else "",
+        code="upstream_cut" if failed else "",
+        status=200,
+        stored=False,
+        recorded=False,
+        seconds=1.5,
+        first=0.2,
+        calls=1,
+        input_tokens=1200,
+        cached_tokens=600,
+        output_tokens=80,
+        reasoning_tokens=0,
+        estimated=False,
+        cost=120,
+        age=60.0 + number,
+    )
 
 
 class Client:
@@ -62,10 +99,12 @@ class Client:
         events = []
         url = self._base_url + "/responses"
         sent = {"model": "demo", "stream": True, **body}
-        async with self._session.post(url, json=sent, headers=self._headers) as got:
-            async for line in got.content:
-                if line.startswith(b"data: {"):
-                    events.append(json.loads(line[6:]))
+        # Envoy resets the client's stream when the upstream cuts its answer in relay.
+        with suppress(aiohttp.ClientPayloadError):
+            async with self._session.post(url, json=sent, headers=self._headers) as got:
+                async for line in got.content:
+                    if line.startswith(b"data: {"):
+                        events.append(json.loads(line[6:]))
         return events
 
     async def upload(self, name: str, data: bytes) -> str:
