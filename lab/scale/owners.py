@@ -23,11 +23,11 @@ from tests.support.strangers import (
     IN_BODIES,
     MISSING,
     NOBODYS,
-    VARIABLES,
     Asked,
     attempts,
     belongings,
     filled,
+    kinds_of,
     same_answer,
     usual_spelling,
 )
@@ -73,10 +73,10 @@ async def owners(replicas: Replicas) -> Report:
     report = Report(f"Two owners on {len(replicas)} replicas", ("replicas", str(len(replicas))))
     async with sessions() as session:
         asked = [await _replica(session, replicas.url(number)) for number in range(len(replicas))]
-        unknown = {usual_spelling(one) for one in asked[0].patterns if "{" in one} - VARIABLES.keys() - NOBODYS.keys()
+        unknown = {one for one in asked[0].patterns if one not in NOBODYS and kinds_of(one) is None}
         report.wrong += [f"{pattern}: this run does not know its variables" for pattern in sorted(unknown)]
         alice, bob = await belongings(asked[0], ALICE), await belongings(asked[-1], BOB)
-        report.row("routes with ids", sum(usual_spelling(one) in VARIABLES for one in asked[0].patterns))
+        report.row("routes with ids", sum(bool(kinds_of(one)) for one in asked[0].patterns))
         counted = dict.fromkeys(("ids in paths", "lists", "ids in bodies", "alice's own, read by her"), 0)
         for replica in asked:
             counted["ids in paths"] += await _paths(replica, alice, bob, report)
@@ -149,8 +149,13 @@ async def _lists(replica: _Replica, alice: dict[str, str], report: Report) -> in
 async def _own(replica: _Replica, alice: dict[str, str], report: Report) -> int:
     tried = 0
     for pattern, methods in replica.patterns.items():
-        kinds = VARIABLES.get(usual_spelling(pattern), ())
-        if "GET" not in methods or not kinds or "vector_stores/{}/files/{}/content" in usual_spelling(pattern):
+        kinds = kinds_of(pattern)
+        if (
+            "GET" not in methods
+            or not kinds
+            or pattern in NOBODYS
+            or "vector_stores/{}/files/{}/content" in usual_spelling(pattern)
+        ):
             continue
         asked = await replica.ask(ALICE, "GET", pattern.replace("{}", "%s") % tuple(alice[kind] for kind in kinds))
         if asked.status != 200:

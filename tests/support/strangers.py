@@ -17,32 +17,21 @@ from typing import Any, Protocol
 
 import aiohttp
 
-# The kind of object that each variable of each path names, in order.
-VARIABLES: dict[str, tuple[str, ...]] = {
-    "/v1/responses/{}": ("response",),
-    "/v1/responses/{}/input_items": ("response",),
-    "/v1/responses/{}/cancel": ("response",),
-    "/v1/conversations/{}": ("conversation",),
-    "/v1/conversations/{}/items": ("conversation",),
-    "/v1/conversations/{}/items/{}": ("conversation", "item"),
-    "/v1/prompts/{}": ("prompt",),
-    "/v1/prompts/{}/versions": ("prompt",),
-    "/v1/prompts/{}/versions/{}": ("prompt", "version"),
-    "/v1/prompts/{}/default_version": ("prompt",),
-    "/v1/prompts/{}/set-default-version": ("prompt",),
-    "/v1/files/{}": ("file",),
-    "/v1/files/{}/content": ("file",),
-    "/v1/vector_stores/{}": ("store",),
-    "/v1/vector_stores/{}/search": ("store",),
-    "/v1/vector_stores/{}/files": ("store",),
-    "/v1/vector_stores/{}/files/{}": ("store", "file"),
-    "/v1/vector_stores/{}/files/{}/content": ("store", "file"),
-    "/v1/vector_stores/{}/file_batches": ("store",),
-    "/v1/vector_stores/{}/file_batches/{}": ("store", "batch"),
-    "/v1/vector_stores/{}/file_batches/{}/cancel": ("store", "batch"),
-    "/v1/vector_stores/{}/file_batches/{}/files": ("store", "batch"),
+# The kind of object that a path variable names, by the segment before the variable.
+COLLECTIONS = {
+    "responses": "response",
+    "conversations": "conversation",
+    "items": "item",
+    "prompts": "prompt",
+    "versions": "version",
+    "files": "file",
+    "vector_stores": "store",
+    "file_batches": "batch",
+    "containers": "container",
+    "keys": "key",
 }
 NOBODYS = {"/v1/models/{*}": "models are everybody's", "/v1/models": "", "/v1/antiphon/capabilities": ""}
+ADMIN_PATHS = "/v1/antiphon/admin/"
 
 # Further kinds that a path accepts in place of another: a queued response in place of a stored one.
 KINDS = {"response": ("response", "queued")}
@@ -57,6 +46,9 @@ MISSING = {
     "store": "vs_" + "0" * 48,
     "batch": "vsfb_" + "0" * 48,
     "approval": "mcpr_" + "0" * 48,
+    "container": "cntr_" + "0" * 48,
+    "cfile": "cfile_" + "0" * 48,
+    "key": "key_" + "0" * 48,
 }
 QUERIES = {
     ("GET", "/v1/responses/{}"): ("", "?stream=true", "?stream=true&starting_after=0", "?include[]=x"),
@@ -76,11 +68,12 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/vector_stores/{}/files"): {"file_id": "{file}"},
     ("POST", "/v1/vector_stores/{}/files/{}"): {"attributes": {"a": "b"}},
     ("POST", "/v1/vector_stores/{}/file_batches"): {"file_ids": ["{file}"]},
+    ("POST", "/v1/containers/{}/files"): {"file_id": "{file}"},
 }
 # Requests with ids in their bodies: the path, the body, and the kind of the tested id.
 _ASK = {"model": "m", "input": "hi"}
-_FILE = {"role": "user", "content": [{"type": "input_file", "file_id": "{file}"}]}
-_APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "{approval}", "approve": True}
+FILE = {"role": "user", "content": [{"type": "input_file", "file_id": "{file}"}]}
+APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "{approval}", "approve": True}
 IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/responses", {**_ASK, "previous_response_id": "{response}"}, "response"),
     ("/v1/responses", {**_ASK, "previous_response_id": "{queued}"}, "queued"),
@@ -91,8 +84,8 @@ IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/responses", {**_ASK, "prompt": {"id": "{prompt}", "version": "1"}}, "prompt"),
     ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{item}"}]}, "item"),
     ("/v1/responses", {**_ASK, "input": [{"type": "item_reference", "id": "{output}"}]}, "output"),
-    ("/v1/responses", {**_ASK, "input": [_FILE]}, "file"),
-    ("/v1/responses", {**_ASK, "input": [_APPROVAL]}, "approval"),
+    ("/v1/responses", {**_ASK, "input": [FILE]}, "file"),
+    ("/v1/responses", {**_ASK, "input": [APPROVAL]}, "approval"),
     ("/v1/responses/input_tokens", {**_ASK, "previous_response_id": "{response}"}, "response"),
     ("/v1/responses/input_tokens", {**_ASK, "conversation": "{conversation}"}, "conversation"),
     ("/v1/responses/compact", {**_ASK, "previous_response_id": "{response}"}, "response"),
@@ -101,9 +94,107 @@ IN_BODIES: tuple[tuple[str, Any, str], ...] = (
     ("/v1/vector_stores", {"file_ids": ["{file}"]}, "file"),
     ("/v1/vector_stores/{mine}/files", {"file_id": "{file}"}, "file"),
     ("/v1/vector_stores/{mine}/file_batches", {"file_ids": ["{file}"]}, "file"),
+    ("/v1/responses", {**_ASK, "background": True, "previous_response_id": "{response}"}, "response"),
+    ("/v1/responses", {**_ASK, "stream": True, "previous_response_id": "{response}"}, "response"),
+    ("/v1/responses/input_tokens", {**_ASK, "input": [FILE]}, "file"),
+    ("/v1/responses/input_tokens", {**_ASK, "prompt": {"id": "{prompt}"}}, "prompt"),
+    ("/v1/responses/compact", {**_ASK, "input": [FILE]}, "file"),
     # This request must be the last one: no worker ends it, so the conversation stays locked.
     ("/v1/responses", {**_ASK, "conversation": "{conversation}", "background": True}, "conversation"),
 )
+
+SEARCH = {"type": "file_search", "vector_store_ids": ["{store}"]}
+_SEARCH_ONE = {"type": "file_search", "vector_store_id": "{store}"}
+_TOOLS = {"type": "additional_tools", "role": "developer", "tools": [SEARCH, _SEARCH_ONE]}
+CODE = {"type": "code_interpreter", "container": "{container}"}
+_NEW_CODE = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["{file}"]}}
+_PICTURE = {"role": "user", "content": [{"type": "input_image", "file_id": "{file}"}]}
+_REFERENCE = {"type": "item_reference", "id": "{item}"}
+_COMPARED = {**_ASK, "prompt_cache_options": {"comparison_response_id": "{response}"}}
+# Requests with ids in their bodies that need every area, or that only store an id.
+MORE_BODIES: tuple[tuple[str, Any, str], ...] = (
+    *(
+        request
+        for path in ("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/compact")
+        for request in (
+            (path, {**_ASK, "tools": [SEARCH]}, "store"),
+            (path, {**_ASK, "tools": [_SEARCH_ONE]}, "store"),
+            (path, {**_ASK, "input": [_TOOLS, {"role": "user", "content": "x"}]}, "store"),
+            (path, {**_ASK, "tools": [CODE]}, "container"),
+            (path, {**_ASK, "tools": [_NEW_CODE]}, "file"),
+            (path, {**_ASK, "input": [_PICTURE]}, "file"),
+            (path, {**_ASK, "input": [_REFERENCE]}, "item"),
+            (path, {**_ASK, "input": [APPROVAL]}, "approval"),
+            (path, _COMPARED, "response"),
+            (path, {**_COMPARED, "stream": True}, "response"),
+        )
+    ),
+    ("/v1/responses", {**_ASK, "tools": [CODE], "background": True}, "container"),
+    ("/v1/conversations", {"items": [FILE]}, "file"),
+    ("/v1/conversations", {"items": [APPROVAL]}, "approval"),
+    ("/v1/conversations", {"items": [_TOOLS]}, "store"),
+    ("/v1/conversations/{mine}/items", {"items": [_TOOLS]}, "store"),
+    ("/v1/conversations/{mine}/items", {"items": [FILE]}, "file"),
+    ("/v1/conversations/{mine}/items", {"items": [APPROVAL]}, "approval"),
+    ("/v1/conversations/{mine}/items", {"items": [_REFERENCE]}, "item"),
+    ("/v1/prompts", {"instructions": "x", "tools": [SEARCH, _SEARCH_ONE]}, "store"),
+    ("/v1/prompts", {"instructions": "x", "tools": [CODE]}, "container"),
+    ("/v1/prompts/{mine}", {"instructions": "x", "tools": [SEARCH, _SEARCH_ONE]}, "store"),
+    ("/v1/search", {"query": "x", "vector_store_ids": ["{store}"]}, "store"),
+    ("/v1/search", {"query": "x", "vector_store_id": "{store}"}, "store"),
+    ("/v1/search", {"query": "x", "vector_store_ids": ["{mine}", "{store}"]}, "store"),
+    ("/v1/vector_stores/{mine}/file_batches", {"files": [{"file_id": "{file}"}]}, "file"),
+    ("/v1/containers", {"name": "x", "file_ids": ["{file}"]}, "file"),
+    ("/v1/containers/{mine}/files", {"file_id": "{file}"}, "file"),
+)
+# Fields of bodies whose names look like ids of stored objects, by path. The empty path stands for all paths.
+NO_IDS: dict[str, frozenset[str]] = {
+    "": frozenset(
+        {
+            "call_id",  # connects a call with its output inside the request
+            "connector_id",  # names a setting
+            "tunnel_id",  # refused
+            "stop_token_ids",  # numbers of tokens
+        }
+    ),
+    "/v1/alpha/search": frozenset({"id", "ref_id"}),  # pages of earlier searches, sealed for their owner
+}
+
+
+def ids_in_schema(value: Any, schemas: Mapping[str, Any] | None = None) -> frozenset[str]:
+    """The names of the fields that hold ids: in the properties of a JSON schema, and with `schemas` of those to which
+    it refers, or else in a body."""
+    found: set[str] = set()
+    seen: set[str] = set()
+
+    def walk(one: Any) -> None:
+        if isinstance(one, list):
+            for each in one:
+                walk(each)
+        elif isinstance(one, dict):
+            name = str(one.get("$ref", "")).rpartition("/")[2]
+            if schemas is not None and name and name not in seen:
+                seen.add(name)
+                walk(schemas[name])
+            fields = one.get("properties", {}) if schemas is not None else one
+            found.update(name for name in fields if name == "id" or name.endswith(("_id", "_ids")))
+            for each in one.values():
+                walk(each)
+
+    walk(value)
+    return frozenset(found)
+
+
+def kinds_of(pattern: str) -> tuple[str, ...] | None:
+    """The kinds of objects that the variables of a path name, in order. None if the path has a variable of an unknown
+    kind."""
+    segments = usual_spelling(pattern).split("/")
+    kinds = [COLLECTIONS.get(before) for before, one in itertools.pairwise(segments) if "{" in one]
+    found = tuple(kind for kind in kinds if kind is not None)
+    if len(found) < len(kinds):
+        return None
+    # A file in a container has an id of another kind than an uploaded file.
+    return ("container", "cfile") if found == ("container", "file") else found
 
 
 def usual_spelling(pattern: str) -> str:
@@ -168,6 +259,11 @@ async def belongings(server: Asks, owner: str) -> dict[str, str]:
         batch = {"file_ids": [owned["file"]]}
         owned["store"] = store
         owned["batch"] = (await make(server, owner, "POST", f"/v1/vector_stores/{store}/file_batches", batch))["id"]
+    if "/v1/containers" in server.patterns:
+        wanted = {"name": f"{owner}'s container", "file_ids": [owned["file"]]}
+        owned["container"] = (await make(server, owner, "POST", "/v1/containers", wanted))["id"]
+        inside = await make(server, owner, "GET", f"/v1/containers/{owned['container']}/files")
+        owned["cfile"] = inside["data"][0]["id"]
     return owned
 
 
@@ -202,8 +298,8 @@ class Attempt:
 def attempts(server: Asks, alice: Mapping[str, str], bob: Mapping[str, str]) -> Iterator[Attempt]:
     """Every route with ids, requested by bob with alice's ids."""
     for pattern, methods in server.patterns.items():
-        kinds = VARIABLES.get(usual_spelling(pattern))
-        if kinds is None:
+        kinds = kinds_of(pattern)
+        if not kinds or pattern in NOBODYS or pattern.startswith(ADMIN_PATHS):
             continue
         for method in methods:
             known = (method, usual_spelling(pattern))
