@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from playwright.async_api import Page
 from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
@@ -167,7 +168,7 @@ async def run(arguments: argparse.Namespace, report: Report) -> None:
                 await operator.sign_in(ADMIN)
                 await every_view(report, operator, there.anna, "operator")
                 if arguments.screenshots:
-                    await pictures(operator, there.anna, Path(arguments.screenshots))
+                    await pictures(operator, there, Path(arguments.screenshots))
                 await keyboard(report, operator)
                 await playground(report, operator)
                 await live(report, operator, there)
@@ -203,17 +204,37 @@ async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> 
         report.check("operator: keys", [*([f"status {status}"] if status != 200 else []), *await who.judge()])
 
 
-async def pictures(who: Visitor, made: Made, folder: Path) -> None:
+async def pictures(who: Visitor, there: Place, folder: Path) -> None:
     """Write the pictures of the documentation."""
+    made = there.anna
+    searched, then = await traffic.search_files(there.client(made), made)
+    await journal_is_written(there)
     views = views_of(made) | {
         "keys": "/keys",
-        "threads": f"/threads/{made.responses[1]}",
-        "request": f"/requests/{made.responses[3]}",
+        "threads": f"/threads/{then}",
+        "request": f"/requests/{searched}",
     }
-    for name in _PICTURES:
-        await who.open(views[name])
-        await who.page.wait_for_timeout(1200)
-        await who.shoot(folder / f"console-{name}.png")
+    stop = asyncio.Event()
+    streams = asyncio.create_task(traffic.keep_streaming(there.client(made), made.mark, 3, stop))
+    try:
+        for name in _PICTURES:
+            await who.open(views[name])
+            if name == "playground":
+                await _run_request(who.page)
+            await who.page.wait_for_timeout(1200)
+            await who.shoot(folder / f"console-{name}.png")
+    finally:
+        stop.set()
+        streams.cancel()
+        await asyncio.wait({streams}, timeout=60)
+
+
+async def _run_request(page: Page) -> None:
+    """Run a request in the playground, up to its end."""
+    await page.fill("#model", "demo")
+    await page.fill("#input", "count to 20")
+    await page.click("button[type=submit].primary")
+    await page.wait_for_selector("[data-footer] a")
 
 
 async def keyboard(report: Report, who: Visitor) -> None:
@@ -244,6 +265,11 @@ async def keyboard(report: Report, who: Visitor) -> None:
     await page.keyboard.press("l")
     await page.wait_for_url("**/console/live**")
     await page.wait_for_load_state()
+    for view in ("playground", "prompts", "prompt-cache"):
+        await page.keyboard.press("g")
+        await page.keyboard.press("p")
+        await page.wait_for_url(f"**/console/{view}**")
+        await page.wait_for_load_state()
     await page.keyboard.press("?")
     if not await page.locator("dialog[open]").count():
         wrong.append("? opens no help")
@@ -254,14 +280,14 @@ async def playground(report: Report, who: Visitor) -> None:
     """Run a request, and continue it."""
     page, wrong = who.page, []
     await who.open("/playground?owner=n:anna")
-    await page.fill("#model", "demo")
-    await page.fill("#input", "count to 20")
-    await page.click("button[type=submit].primary")
-    await page.wait_for_selector("[data-footer] a")
+    await _run_request(page)
     if "20" not in await page.inner_text("[data-answer]"):
         wrong.append(f"the answer is {await page.inner_text('[data-answer]')!r}")
     if not await page.locator("[data-events] .type").count():
         wrong.append("no events are listed")
+    await page.locator("[data-events] summary").last.click()
+    if '"response"' not in await page.locator("[data-events] pre").inner_text():
+        wrong.append("an event does not show its data")
     await page.click("[data-footer] button")
     if not (await page.input_value("#previous")).startswith("resp_"):
         wrong.append("the thread is not continued")

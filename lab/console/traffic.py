@@ -158,6 +158,27 @@ async def make(client: Client, owner: str, key: str, mark: str) -> Made:
     return made
 
 
+async def search_files(client: Client, made: Made) -> tuple[str, str]:
+    """Make a thread for the pictures: a streamed response that searches a vector store, and its continuation. Returns
+    the ids of both."""
+    tools = [
+        {"type": "file_search", "vector_store_ids": [made.store]},
+        {"type": "function", "name": "book_berth", "parameters": {"type": "object", "properties": {}}},
+    ]
+    events = await client.stream(
+        {
+            "instructions": "You answer questions about the harbour.",
+            "input": "Search my files: how deep is the harbour of Oslo?",
+            "tools": tools,
+            "service_tier": "auto",
+        }
+    )
+    first = str(events[-1]["response"]["id"])
+    then = await client.create({"input": "Thank you. May two ships enter at once?", "previous_response_id": first})
+    await client.create({"input": "And where do I moor?", "previous_response_id": first})
+    return first, str(then["id"])
+
+
 async def fail(client: Client, made: Made) -> None:
     """Send requests that fail in different ways. `made.failed` names the cause of each by its text."""
     failing = {"upstream error": "fail", "rate limit": "fail with error 429", "cut stream": "break"}

@@ -38,14 +38,15 @@ class Slice(NamedTuple):
 
 
 def waterfall(spans: Sequence[Span], seconds: float, *, width: float = 1000.0) -> list[Bar]:
-    """The bars of a request's steps, in order of their start, scaled so that `seconds` is `width` wide."""
+    """The bars of a request's steps, scaled so that `seconds` is `width` wide. Of steps with one start, the longer one
+    is first."""
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
-    for span in sorted(spans, key=lambda each: (each.start, each.end)):
+    for span in sorted(spans, key=lambda each: (each.start, -each.end)):
         start, end = max(0.0, span.start), max(span.start, span.end, 0.0)
         wide = max(2.0, (end - start) / whole * width)
         x = min(start / whole * width, width - wide)
-        label = f"{span.kind.replace('_', ' ')} {span.name}".strip()
+        label = span.kind.replace("_", " ") + (f" {span.name}" if span.name and span.kind != "first_token" else "")
         bars.append(Bar(round(x, 2), round(wide, 2), _COLORS.get(span.kind, 6), label, start, end - start, span))
     return bars
 

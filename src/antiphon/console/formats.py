@@ -46,9 +46,12 @@ def moment(at: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) if at else NONE
 
 
-def clock(at: float | None) -> str:
-    """A time of the day in UTC."""
-    return time.strftime("%H:%M:%S", time.gmtime(at)) if at else NONE
+def clock(at: float | None, now: float | None = None) -> str:
+    """A time of the day in UTC, with the date if the day is not today's: `05:40:41`, `11-26 05:40:41`."""
+    if not at:
+        return NONE
+    today = time.gmtime(now)[:3] == time.gmtime(at)[:3]
+    return time.strftime("%H:%M:%S" if today else "%m-%d %H:%M:%S", time.gmtime(at))
 
 
 def iso(at: float | None) -> str:
@@ -98,8 +101,8 @@ def owner_name(owner: str) -> str:
 
 
 def short_id(text: str) -> str:
-    """The beginning of a long id."""
-    return text if len(text) <= 18 else text[:16] + "…"
+    """The two ends of a long id. Ids that were made in one second share their beginning."""
+    return text if len(text) <= 18 else f"{text[:9]}…{text[-7:]}"
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {

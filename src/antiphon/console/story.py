@@ -16,6 +16,7 @@ import msgspec
 from antiphon.engine.ports.journal import Part, Recording
 
 _MOST_EVENTS = 2000
+_LONGEST_GIST = 300
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -24,6 +25,23 @@ class Event(msgspec.Struct, frozen=True):
     at: float
     type: str
     data: str
+
+    @property
+    def gist(self) -> str:
+        """What is new in this event, in one short line: the text of a delta, else the data without its envelope."""
+        try:
+            found = msgspec.json.decode(self.data)
+        except msgspec.DecodeError:
+            return self.data[:_LONGEST_GIST]
+        if not isinstance(found, dict):
+            return self.data[:_LONGEST_GIST]
+        match found:
+            case {"delta": str(text)} | {"choices": [{"delta": {"content": str(text)}}]} if text:
+                return text[:_LONGEST_GIST]
+            case {"choices": [choice, *_], **rest}:
+                found = {"choices": [choice]} | ({"usage": rest["usage"]} if rest.get("usage") else {})
+        kept = {name: value for name, value in found.items() if name not in ("type", "sequence_number")}
+        return msgspec.json.encode(kept).decode()[:_LONGEST_GIST]
 
 
 class ModelCall(msgspec.Struct):

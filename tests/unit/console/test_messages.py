@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from antiphon.console.charts import line, stacked, waterfall
-from antiphon.console.formats import NONE, age, cost, count, duration, owner_name, percent, short, short_id, size
+from antiphon.console.formats import NONE, age, clock, cost, count, duration, owner_name, percent, short, short_id, size
 from antiphon.console.messages import KINDS, read_items, weigh
 from antiphon.engine.ports.journal import Span
 
@@ -109,7 +109,10 @@ def test_a_line_needs_two_values() -> None:
         (cost(1234), "0.0012"),
         (owner_name("n:anna"), "anna"),
         (owner_name("single"), "single"),
-        (short_id("resp_12345678901234567890"), "resp_12345678901…"),
+        (short_id("resp_12345678901234567890"), "resp_1234…4567890"),
+        (clock(None), NONE),
+        (clock(86_400.0 + 3661, now=86_400.0 * 2 - 1), "01:01:01"),
+        (clock(86_400.0 + 3661, now=86_400.0 * 2), "01-02 01:01:01"),
     ],
 )
 def test_values_are_short(shown: str, text: str) -> None:

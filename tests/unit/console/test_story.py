@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.console.story import tell
+from antiphon.console.story import Event, tell
 from antiphon.engine.ports.journal import Part, Recording
 
 CHUNK = b'data: {"choices": []}\n\n'
 EVENT = b'event: response.created\ndata: {"type": "response.created"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "gist"),
+    [
+        ('{"type":"response.output_text.delta","sequence_number":3,"delta":"Hi"}', "Hi"),
+        ('{"choices":[{"delta":{"content":"Hi"}}]}', "Hi"),
+        ('{"type":"response.created","sequence_number":0,"response":{"id":"r"}}', '{"response":{"id":"r"}}'),
+        (
+            '{"id":"c","choices":[{"finish_reason":"stop"}],"usage":{"n":1}}',
+            '{"choices":[{"finish_reason":"stop"}],"usage":{"n":1}}',
+        ),
+        ("[DONE]", "[DONE]"),
+        ("[1]", "[1]"),
+        ("x" * 900, "x" * 300),
+        ('{"delta":"' + "y" * 900 + '"}', "y" * 300),
+    ],
+)
+def test_the_gist_of_an_event_is_what_is_new_in_it(data: str, gist: str) -> None:
+    assert Event(0.0, "", data).gist == gist
 
 
 def test_each_answer_belongs_to_its_call() -> None:

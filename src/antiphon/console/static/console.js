@@ -20,9 +20,10 @@ function current() {
 }
 
 function goesTo(letter) {
-  const links = [...document.querySelectorAll(".bar nav a")];
-  const found = links.find((link) => link.textContent.trim().toLowerCase().startsWith(letter));
-  if (found) found.click();
+  // Several views can begin with one letter. The same letter again reaches the next of them.
+  const links = [...document.querySelectorAll(".bar nav a")].filter((link) => link.textContent.trim().toLowerCase().startsWith(letter));
+  const at = links.findIndex((link) => link.hasAttribute("aria-current"));
+  if (links.length) links[(at + 1) % links.length].click();
 }
 
 document.querySelector(".bar nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });

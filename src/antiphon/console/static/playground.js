@@ -9,6 +9,16 @@ function line(text, kind = "div", name = "") {
   return made;
 }
 
+function gist(event) {
+  if (typeof event.delta === "string" && event.delta) return event.delta.slice(0, 300);
+  const { type, sequence_number, ...rest } = event;
+  return JSON.stringify(rest).slice(0, 300);
+}
+
+function indented(text) {
+  try { return JSON.stringify(JSON.parse(text), null, 2); } catch { return text; }
+}
+
 class Playground extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
@@ -129,10 +139,16 @@ class Playground extends HTMLElement {
     const at = (performance.now() - this.started) / 1000;
     this.count += 1;
     if (this.count <= MOST_EVENTS) {
-      const row = line("");
-      row.append(line(at.toFixed(3), "span", "at"), line(found.type || "", "span", "type"), line(data.slice(0, 400), "span", "data"));
+      const follows = this.events.scrollHeight - this.events.scrollTop - this.events.clientHeight < 40;
+      const row = line("", "details");
+      const head = line("", "summary");
+      const type = (found.type || "").replace("response.", "");
+      head.append(line(at.toFixed(3), "span", "at"), line(type, "span", "type"), line(gist(found), "span", "data"));
+      row.append(head);
+      // Most rows stay closed, so the indented data is made only for those that open.
+      row.addEventListener("toggle", () => row.append(line(JSON.stringify(found, null, 2), "pre")), { once: true });
       this.events.append(row);
-      this.events.scrollTop = this.events.scrollHeight;
+      if (follows) this.events.scrollTop = this.events.scrollHeight;
     }
     this.show(found, at);
   }
@@ -140,7 +156,7 @@ class Playground extends HTMLElement {
   part(key, title, kind = "") {
     if (!this.parts.has(key)) {
       const box = line("", "article", `message ${kind}`);
-      const body = line("", "pre");
+      const body = title.endsWith("call") || kind === "call" ? line("", "pre") : line("", "div", "text");
       box.append(line(title, "header"), body);
       this.answer.append(box);
       this.parts.set(key, body);
@@ -155,7 +171,11 @@ class Playground extends HTMLElement {
       const title = type.includes("reasoning") ? "reasoning" : type.includes("arguments") ? "tool call" : type.includes("refusal") ? "refusal" : "assistant";
       this.part(`${event.output_index}/${title}`, title).append(event.delta);
     } else if (type === "response.output_item.added" && (event.item?.type || "").endsWith("_call")) {
-      this.part(`${event.output_index}/tool call`, `${event.item.type} ${event.item.name || ""}`);
+      this.part(`${event.output_index}/tool call`, `${event.item.type.replaceAll("_", " ")} ${event.item.name || ""}`, "call");
+    } else if (type === "response.output_item.done" && (event.item?.type || "").endsWith("_call")) {
+      const { id, type: kind, status, ...rest } = event.item;
+      const body = this.part(`${event.output_index}/tool call`, kind.replaceAll("_", " "), "call");
+      body.textContent = event.item.arguments ? indented(event.item.arguments) : JSON.stringify(rest, null, 2);
     } else if (type === "error") {
       this.problem(event.message || event.error?.message || "The response failed.");
     } else if (["response.completed", "response.incomplete", "response.failed"].includes(type)) {
@@ -168,15 +188,17 @@ class Playground extends HTMLElement {
     if (!this.parts.size) {
       for (const item of response.output || []) {
         const text = (item.content || []).map((each) => each.text || each.refusal || "").join("");
-        this.answer.append(line(text || JSON.stringify(item, null, 2), "pre", "message"));
+        const title = item.role || (item.type || "item").replaceAll("_", " ");
+        this.part(item.id || title, title, text ? "" : "call").textContent = text || JSON.stringify(item, null, 2);
       }
     }
     const used = response.usage;
-    const facts = [response.status, `${at.toFixed(1)} s`];
+    const facts = [`${at.toFixed(1)} s`];
     if (this.first !== null && this.first !== undefined) facts.push(`first token ${this.first.toFixed(2)} s`);
     if (used) facts.push(`${used.input_tokens} → ${used.output_tokens} tokens, ${used.input_tokens_details?.cached_tokens ?? 0} cached`);
     const footer = this.querySelector("[data-footer]");
-    footer.append(`${facts.join(", ")}. `);
+    const kind = { completed: "good", failed: "bad" }[response.status] || "warn";
+    footer.append(line(response.status, "span", `tag ${kind}`), line(facts.join(", "), "span"));
     if (response.id) {
       const [path, query] = this.dataset.requests.split("?");
       const link = line("Both sides", "a");
@@ -190,7 +212,7 @@ class Playground extends HTMLElement {
         this.choose(this.tabs[0]);
         this.form.elements.input.focus();
       });
-      footer.append(link, " ", next);
+      footer.append(link, next);
     }
   }
 }

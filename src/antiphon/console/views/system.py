@@ -42,6 +42,7 @@ class System:
             "system.html",
             spans=_SPANS,
             chosen=chosen,
+            step=step,
             charts=_charts(slots),
             models=await journal.sums(call.owner, since=since),
             owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
