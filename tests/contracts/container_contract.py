@@ -182,6 +182,15 @@ class ContainerRowsContract:
         again = await peer.make(new(), "h", LEASE, limit=2, per_owner=1)
         await peer.put_back(again, "h")
 
+    async def test_containers_of_several_owners_are_counted(
+        self, rows: ContainerRows, peer: ContainerRows, age: Age
+    ) -> None:
+        mine = [await made(rows), await made(rows)]
+        await made(rows, BOB)
+        assert [await peer.count(owners) for owners in ([ALICE], [BOB], [ALICE, BOB], ["b:none"])] == [2, 1, 3, 0]
+        await age(mine[0].id, 2 * IDLE)
+        assert await peer.count([ALICE, BOB]) == 2
+
     async def test_lists_are_oldest_first(self, rows: ContainerRows, peer: ContainerRows) -> None:
         ids = [(await made(rows)).id for _ in range(3)]
         at = {head.id: head.created_at for head in await peer.every()}

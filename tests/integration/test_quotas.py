@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import PriceSettings
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, answer, text_stream
+from tests.support.sandbox_trial import trial
 
 KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
 KEYS |= {f"ben{number}": {"keys": [f"key-of-ben-number-{number}"]} for number in range(3)}
@@ -203,3 +206,47 @@ async def test_chunks_in_vector_stores_are_limited(made: Processes) -> None:
     # A store without files needs no chunks.
     async with app.session.post(url, json={}, headers=headers) as got:
         assert got.status == 200
+
+
+async def test_containers_of_a_team_are_limited(made: Processes) -> None:
+    if (reason := trial().reason) and not os.environ.get("CI"):
+        pytest.skip(f"there is no local sandbox on this machine: {reason}")
+    keys = {
+        "anna": {"keys": ["anna-first-key-of-all"], "team": "research"},
+        "cleo": {"keys": ["cleo-first-key-of-all"], "team": "research"},
+        "dora": {"keys": ["dora-first-key-of-all"]},
+    }
+    quotas = {
+        "each_owner": {"containers": 1},
+        "owners": {"cleo": {"containers": 5}},
+        "teams": {"research": {"containers": 2}},
+    }
+    app = await made.start(owner_keys=keys, quotas=quotas, code_interpreter=CodeInterpreterSettings(sandbox="local"))
+
+    async def create(name: str) -> tuple[int, Any]:
+        headers = {"authorization": f"Bearer {name}-first-key-of-all"}
+        async with app.session.post(f"{app.url}/containers", json={"name": "c"}, headers=headers) as got:
+            return got.status, await got.json()
+
+    async def code(name: str, container: Any, **more: Any) -> tuple[int, Any]:
+        tools = [{"type": "code_interpreter", "container": container}]
+        status, body, _ = await _post(app, token=f"{name}-first-key-of-all", tools=tools, **more)
+        return status, body
+
+    status, container = await create("anna")
+    assert status == 200
+    assert (await code("cleo", {"type": "auto"}))[0] == 200
+    for status, body in (await create("anna"), await code("anna", {"type": "auto"})):
+        assert status == 429 and "'quotas.each_owner.containers'" in body["error"]["message"]
+        assert body["error"]["code"] == "storage_limit_exceeded"
+    # A container that exists may be used.
+    assert (await code("anna", container["id"]))[0] == 200
+    assert (await create("cleo"))[0] == 200
+    for status, body in (await create("cleo"), await code("cleo", {"type": "auto"})):
+        assert status == 429 and "(2, 'quotas.teams.research.containers')" in body["error"]["message"]
+    queued = await app.create(
+        token="cleo-first-key-of-all", tools=[{"type": "code_interpreter", "container": {"type": "auto"}}]
+    )
+    failed = await app.ended(queued["id"], token="cleo-first-key-of-all")
+    assert failed["status"] == "failed" and "'quotas.teams.research.containers'" in failed["error"]["message"]
+    assert (await create("dora"))[0] == 200

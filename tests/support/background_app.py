@@ -28,6 +28,7 @@ from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
 from antiphon.config.quotas import QuotaSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
+from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import AuthMode, PriceSettings, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.opening import SqliteStores
@@ -194,6 +195,7 @@ class Processes:
         quotas: dict[str, Any] | None = None,
         prices: tuple[PriceSettings, ...] = (),
         mcp: str = "",
+        code_interpreter: CodeInterpreterSettings | None = None,
         seal: bool = False,
         sealing_keys: tuple[str, ...] = (),
         **background: Any,
@@ -211,6 +213,7 @@ class Processes:
             limits=LimitSettings(**(limits or {})),
             quotas=QuotaSettings(**(quotas or {})),
             prices=prices,
+            code_interpreter=code_interpreter or CodeInterpreterSettings(),
             admin=admin or AdminSettings(),
             console=console or ConsoleSettings(),
             owner=where.get("owner", OwnerSettings()).model_copy(

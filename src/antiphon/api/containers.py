@@ -58,6 +58,7 @@ from antiphon.errors import (
     unknown_cursor,
     unsupported_parameter,
 )
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.tools.code_interpreter import ContainerRooms
 from antiphon.types.file_kinds import media_type_of, plain_name
 from antiphon.types.json import encode
@@ -141,10 +142,13 @@ class ContainerFileObject(Struct, kw_only=True):
 
 class ContainerApi(Area):
     """Serves `/v1/containers`. `settings` limits the memory of a container, and the time until an unused one
-    expires."""
+    expires. `room` checks the limits of containers of owners and teams."""
 
-    def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
+    def __init__(
+        self, rooms: ContainerRooms, settings: CodeInterpreterSettings, room: StorageQuota | None = None
+    ) -> None:
         self._rooms = rooms
+        self._room = room
         self._settings = settings
 
     @Route("POST", "/v1/containers", "Create a container", ContainerObject, body=CreateContainer)
@@ -171,6 +175,8 @@ class ContainerApi(Area):
             _idle(body.expires_after, self._settings.idle),
             file_ids,
         )
+        if self._room is not None:
+            await self._room.check(request.owner, request.caller, "containers")
         made = await self._rooms.create(request.owner, asked)
         return raw_response(_show(made), headers=ignored_fields(ignored))
 

@@ -242,6 +242,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
             stores.owner_room.count_chunks = vector_search.stores.stores.count_chunks
     kept_files = stores.files if settings.files.enabled else None
     rooms = await open_rooms(settings, kept_files, stores.containers)
+    if stores.owner_room is not None and rooms is not None:
+        stores.owner_room.count_containers = rooms.count
     tools = (
         *((vector_search.tool(),) if vector_search is not None else ()),
         *((code_interpreter(settings, rooms),) if rooms is not None else ()),
@@ -309,7 +311,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         ready=ready,
         background=background,
         vector_search=vector_search,
-        containers=container_endpoints(settings, rooms) if rooms is not None else (),
+        containers=container_endpoints(settings, rooms, stores.owner_room) if rooms is not None else (),
         reserve=reserve,
         journal=journal.recorder if journal is not None else None,
         admin=admin_token,

@@ -19,6 +19,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.containers import ContainerRows
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.files import FileStore
+from antiphon.stores.owner_usage import StorageQuota
 from antiphon.tools.box import LazyTool, Places, ServerTool, Toolbox
 from antiphon.tools.tool_search import ToolSearch
 
@@ -61,11 +62,11 @@ def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
     return CodeInterpreter(rooms, settings.code_interpreter)
 
 
-def container_endpoints(settings: Settings, rooms: ContainerRooms) -> tuple[Endpoint, ...]:
-    """Return the endpoints of `/v1/containers`."""
+def container_endpoints(settings: Settings, rooms: ContainerRooms, room: StorageQuota | None) -> tuple[Endpoint, ...]:
+    """Return the endpoints of `/v1/containers`. `room` checks the limits of owners and teams."""
     from antiphon.api.containers import ContainerApi
 
-    return ContainerApi(rooms, settings.code_interpreter).endpoints()
+    return ContainerApi(rooms, settings.code_interpreter, room).endpoints()
 
 
 def _web_search(settings: Settings) -> WebSearch | None:

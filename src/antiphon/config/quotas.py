@@ -47,6 +47,8 @@ class StorageLimits(QuotaLimits):
     """Maximum number of bytes of the files of the owner or team. Each file counts as at least 4096 bytes."""
     vector_chunks: int | None = Field(default=None, ge=0, le=10**12)
     """Maximum number of chunks in the vector stores of the owner or team."""
+    containers: int | None = Field(default=None, ge=0, le=10**9)
+    """Maximum number of containers of `code_interpreter` that the owner or team has at one time."""
 
 
 class QuotaSettings(Section):

@@ -132,6 +132,8 @@ class StorageQuota:
         self._general = general
         self.count_chunks: Callable[[Sequence[str]], Awaitable[int]] | None = None
         """Returns the number of chunks in the vector stores of these owners. None: there are no vector stores."""
+        self.count_containers: Callable[[Sequence[str]], Awaitable[int]] | None = None
+        """Returns the number of containers of these owners. None: there are no containers."""
 
     async def check(self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes") -> None:
         """Raise `OwnerFull` when the owner, or the caller's team, has reached the limit. Raises `StoreError`."""
@@ -147,8 +149,9 @@ class StorageQuota:
             await self._compare(sorted(owners), stock, *found)
 
     async def _compare(self, owners: Sequence[str], stock: Stock, limit: int, setting: str) -> None:
-        if stock == "vector_chunks":
-            used = await self.count_chunks(owners) if self.count_chunks is not None else 0
+        if stock in ("vector_chunks", "containers"):
+            count = self.count_chunks if stock == "vector_chunks" else self.count_containers
+            used = await count(owners) if count is not None else 0
         else:
             sql = STORED if stock == "stored_bytes" else FILES
             used = (await self._tables.fetch(sql, {"owners": list(owners)}))[0][0]
@@ -158,6 +161,7 @@ class StorageQuota:
 
 _WORDS: dict[Stock, tuple[str, str]] = {
     "file_bytes": ("files", "Delete some"),
+    "containers": ("containers", "Delete some, or wait until unused ones expire"),
     "vector_chunks": ("chunks in vector stores", "Remove files from vector stores"),
 }
 """What a limit counts, and the advice to a client that has reached the limit. `OwnerFull` has those of

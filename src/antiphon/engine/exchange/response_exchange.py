@@ -233,10 +233,8 @@ class ResponseExchange:
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
-        """Take a queued request that a worker runs. Unlike with `receive_request`, the response already exists.
-
-        The response's stream continues after the event number `last_event` (-1: the stream has no events).
-        """
+        """Take a queued request that a worker runs. Unlike with `receive_request`, the response already exists. The
+        response's stream continues after the event number `last_event` (-1: the stream has no events)."""
         self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         try:
             carried = open_headers(self._options.sealer, owner, job.sealed)
@@ -244,8 +242,9 @@ class ResponseExchange:
             self._machine.receive(Input.REQUEST)
             self._core.refuse(error)
             return
-        headers = (*job.headers, *carried)
-        self.receive_request(RequestHead("POST", RESPONSES_PATH, headers, owner, job.request_id), bytes(job.body))
+        headers, sender = (*job.headers, *carried), job.sender(owner)
+        head = RequestHead("POST", RESPONSES_PATH, headers, owner, job.request_id, caller=sender)
+        self.receive_request(head, bytes(job.body))
 
     def claim(self) -> None:
         """Note that the response may hold an idempotency key, so that the exchange requests its release at the end."""

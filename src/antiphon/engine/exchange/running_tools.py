@@ -56,7 +56,7 @@ class RunningTools(Phase):
             return False
         core.phase = self
         core.machine.go(State.PREPARING)
-        core.actions.append(PrepareTools(core.head.owner, core.known.response_id, tools))
+        core.actions.append(PrepareTools(core.head.owner, core.known.response_id, tools, core.head.caller))
         return True
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:

@@ -271,11 +271,13 @@ class LoadContext:
 
 @dataclass(frozen=True, slots=True)
 class PrepareTools:
-    """Get the functions that the model sees for these hosted tools. The runner passes them to `receive_tools`."""
+    """Get the functions that the model sees for these hosted tools. The runner passes them to `receive_tools`.
+    `caller`: whose limits of stored data the runner checks, if a tool creates such data."""
 
     owner: str
     response_id: str
     tools: tuple[HostedTool, ...]
+    caller: Caller = NO_CALLER
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,9 @@ class ContainerRows(Leased, Protocol):
         """Return containers of one or all owners, oldest first. `expired` selects only expired or only unexpired
         containers."""
 
+    async def count(self, owners: Sequence[str]) -> int:
+        """Return the number of unexpired containers of these owners together."""
+
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:

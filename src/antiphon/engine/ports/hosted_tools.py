@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from antiphon.engine.ports.quotas import Stock
 from antiphon.errors import ApiError
 from antiphon.translation.events.citations import Source
 from antiphon.translation.tool_map import CallTarget, HostedFunction
@@ -42,13 +43,15 @@ class PreparedTool:
     """A hosted tool that is ready to run, with the functions that the model sees.
 
     `items` are the first items of the response, for example the list of an MCP server's tools. `fields` are the values
-    that each call item of this tool has from the start, for example a container's id.
+    that each call item of this tool has from the start, for example a container's id. `creates` is the limit of stored
+    data that must have room before the tool runs, because a call may create such data.
     """
 
     tool: HostedTool
     functions: tuple[HostedFunction, ...]
     items: tuple[HostedItem, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
+    creates: Stock | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.engine.ports.actions import StoredItem
+from antiphon.engine.ports.callers import Caller
 from antiphon.errors import ApiError
 
 PATIENCE = 3600.0
@@ -102,6 +103,10 @@ class JobRequest(msgspec.Struct, frozen=True):
     request_id: str = ""
     sealed: str = ""
     caller: tuple[str, str, str] = ("", "", "")
+
+    def sender(self, owner: str) -> Caller:
+        """The caller who sent the request. `owner`: the job's owner, who may have changed since then."""
+        return Caller(owner, *self.caller)
 
 
 @dataclass(frozen=True, slots=True)

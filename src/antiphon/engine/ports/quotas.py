@@ -20,9 +20,9 @@ from antiphon.engine.ports.callers import Caller
 from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
-Stock = Literal["stored_bytes", "file_bytes", "vector_chunks"]
+Stock = Literal["stored_bytes", "file_bytes", "vector_chunks", "containers"]
 """A limit of stored data. Unlike a `Measure`, its use is counted in the stored data itself."""
-STOCKS: Final[tuple[Stock, ...]] = ("stored_bytes", "file_bytes", "vector_chunks")
+STOCKS: Final[tuple[Stock, ...]] = ("stored_bytes", "file_bytes", "vector_chunks", "containers")
 Kind = Literal["owner", "key", "team", "model"]
 KINDS: Final[tuple[Kind, ...]] = ("owner", "key", "team", "model")
 MEASURES: Final[tuple[Measure, ...]] = (

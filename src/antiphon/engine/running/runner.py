@@ -35,6 +35,7 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
+from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, Ports, size_of
 from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
@@ -168,9 +169,25 @@ class Runner:
         elif isinstance(action, ReleaseConversation):
             await self._saver.release(action)
         elif isinstance(action, PrepareTools):
-            exchange.receive_tools(await self.ports.tools.prepare(action.owner, action.response_id, action.tools))
+            exchange.receive_tools(await self._prepare(action))
         else:
             assert_never(action)
+
+    async def _prepare(self, action: PrepareTools) -> tuple[PreparedTool, ...] | ApiError:
+        """Prepare the hosted tools. If the calls of a tool create stored data, the owner and the team need room for
+        it."""
+        prepared = await self.ports.tools.prepare(action.owner, action.response_id, action.tools)
+        if (room := self.ports.owner_room) is None or isinstance(prepared, ApiError):
+            return prepared
+        try:
+            for stock in {one.creates: None for one in prepared}:
+                if stock is not None:
+                    await room.check(action.owner, action.caller, stock)
+        except ApiError as error:
+            return error
+        except StoreError as error:
+            return store_refusal(error, "The stored data could not be read")
+        return prepared
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform all actions, including model calls and tool runs. The generator yields the client-facing actions and

@@ -58,6 +58,7 @@ SELECT {_HEAD} FROM containers
 WHERE (:owner::text IS NULL OR owner = :owner) AND (:expired::boolean IS NULL OR :expired = ({_EXPIRED}))
 ORDER BY created_at, id
 """
+COUNT_OF = f"SELECT count(*) FROM containers WHERE owner IN (:owners...) AND NOT ({_EXPIRED})"
 _WHICH = f"id = :id AND {_OF.format(owner=':owner')} AND (NOT :expired::boolean OR {_EXPIRED})"
 # The holder of the lease may take the lease again.
 TAKE = f"""
@@ -113,6 +114,10 @@ class PostgresContainerRows:
         """See `ContainerRows.every`."""
         rows = await self._tables.fetch(EVERY, {"owner": owner, "expired": expired})
         return [ContainerHead(*row) for row in rows]
+
+    async def count(self, owners: Sequence[str]) -> int:
+        """See `ContainerRows.count`."""
+        return int((await self._tables.fetch(COUNT_OF, {"owners": list(owners)}))[0][0])
 
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False

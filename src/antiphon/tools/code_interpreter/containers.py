@@ -124,6 +124,10 @@ class ContainerRooms:
         """Return all unexpired containers of the owner, oldest first."""
         return await self._rows.every(owner, expired=False)
 
+    async def count(self, owners: Sequence[str]) -> int:
+        """Return the number of unexpired containers of these owners together."""
+        return await self._rows.count(owners)
+
     async def delete(self, owner: str, container_id: str) -> bool:
         """Delete a container: end its interpreter and delete its files. Returns False if the owner has no such
         container. Raises `ContainerFailed`."""

@@ -155,6 +155,10 @@ class RecordedRows:
         heads, at = await RECORDS.run(self._records.every), self._clock()
         return [head for head in heads if owner in (None, head.owner) and expired in (None, head.expired(at))]
 
+    async def count(self, owners: Sequence[str]) -> int:
+        """See `ContainerRows.count`."""
+        return sum(head.owner in owners for head in await self.every(expired=False))
+
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:

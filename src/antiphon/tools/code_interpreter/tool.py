@@ -20,6 +20,7 @@ from msgspec import Raw, Struct
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest, RowFile, read_memory
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
+from antiphon.engine.ports.quotas import Stock
 from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_parameter, unsupported_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
@@ -94,7 +95,8 @@ class CodeInterpreter:
         function = HostedFunction(
             CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS, read_only=True
         )
-        return PreparedTool(tool, (function,), fields={"container_id": choice.container_id})
+        creates: Stock | None = "containers" if choice.make is not None else None
+        return PreparedTool(tool, (function,), fields={"container_id": choice.container_id}, creates=creates)
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run the code of one call in its container. Raises `ToolFailed`."""

@@ -1,0 +1,78 @@
+"""The contract tests of `StorageQuota` for containers, on every state that operators use.
+
+The containers of a data folder are records, and those of several machines are rows of the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from antiphon.engine.ports.callers import Access, Caller, ClientKey
+from antiphon.engine.ports.containers import ContainerRows
+from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.errors import OwnerFull
+from antiphon.stores import Stores
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
+from tests.contracts.container_contract import made
+from tests.contracts.states import open_state
+
+pytestmark = pytest.mark.usefixtures("seen_by_others")
+
+RULES = QuotaRules(
+    {"owner": {"containers": 2}},
+    {"owner": {"cleo": {}}, "team": {"research": {"containers": 3}}},
+)
+TEAMS = {"research": ["n:anna"]}
+ANNA, CLEO = Caller("n:anna", "anna", "research"), Caller("n:cleo", "cleo", "research")
+
+
+@pytest.fixture
+async def limited(state_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
+    async with aclosing(await open_state(state_url, tmp_path, storage=(RULES, TEAMS))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rows(limited: Stores, tmp_path: Path) -> ContainerRows:
+    found = limited.containers or RecordedRows(Records(tmp_path / "records"))
+    assert limited.owner_room is not None
+    limited.owner_room.count_containers = found.count
+    return found
+
+
+async def _refusal(stores: Stores, caller: Caller) -> str:
+    """The message of the refusal of one more container, or an empty text."""
+    assert stores.owner_room is not None
+    try:
+        await stores.owner_room.check(caller.owner, caller, "containers")
+    except OwnerFull as full:
+        return full.message
+    return ""
+
+
+async def test_containers_of_an_owner_and_of_a_team_are_limited(limited: Stores, rows: ContainerRows) -> None:
+    # The settings assign anna to the team, and a managed key assigns cleo.
+    key = ClientKey("key_1", "laptop", CLEO.owner, "research", "ant_abcd", Access(), 0.0)
+    await limited.client_keys.create(key, hashlib.sha256(b"1").digest(), None)
+    assert await _refusal(limited, ANNA) == await _refusal(limited, CLEO) == ""
+    first = [await made(rows, ANNA.owner) for _ in range(2)]
+    assert "'quotas.each_owner.containers'" in await _refusal(limited, ANNA)
+    assert await _refusal(limited, CLEO) == ""
+    await made(rows, CLEO.owner)
+    message = await _refusal(limited, CLEO)
+    assert "containers" in message and "(3, 'quotas.teams.research.containers')" in message
+    # Another owner's containers do not count.
+    assert await _refusal(limited, Caller("n:dora", "dora")) == ""
+    row = await rows.take(first[0].id, "h", 60.0)
+    assert row is not None
+    await rows.delete(row, "h")
+    assert await _refusal(limited, ANNA) == await _refusal(limited, CLEO) == ""
+
+
+async def test_without_containers_no_limit_is_reached(limited: Stores) -> None:
+    assert await _refusal(limited, ANNA) == ""
