@@ -207,7 +207,7 @@ async def every_view(report: Report, who: Visitor, made: Made, as_whom: str) -> 
 async def pictures(who: Visitor, there: Place, folder: Path) -> None:
     """Write the pictures of the documentation."""
     made = there.anna
-    searched, then = await traffic.search_files(there.client(made), made)
+    searched, then = await traffic.search_files(there.client(made))
     await journal_is_written(there)
     views = views_of(made) | {
         "keys": "/keys",

@@ -158,11 +158,18 @@ async def make(client: Client, owner: str, key: str, mark: str) -> Made:
     return made
 
 
-async def search_files(client: Client, made: Made) -> tuple[str, str]:
+async def search_files(client: Client) -> tuple[str, str]:
     """Make a thread for the pictures: a streamed response that searches a vector store, and its continuation. Returns
     the ids of both."""
+    file = await client.upload("harbour.md", b"# Harbour\n\nThe harbour of Oslo is 12 metres deep at the pier.")
+    _, store = await client.ask("POST", "/vector_stores", {"name": "harbour", "file_ids": [file]})
+    for _ in range(50):
+        _, store = await client.ask("GET", f"/vector_stores/{store['id']}")
+        if store["status"] == "completed":
+            break
+        await asyncio.sleep(0.1)
     tools = [
-        {"type": "file_search", "vector_store_ids": [made.store]},
+        {"type": "file_search", "vector_store_ids": [store["id"]]},
         {"type": "function", "name": "book_berth", "parameters": {"type": "object", "properties": {}}},
     ]
     events = await client.stream(
