@@ -66,6 +66,11 @@ class Playground extends HTMLElement {
     shown.hidden = !text;
   }
 
+  // A failed stream has an event of the error and one of the response. The message appears once, below the answer.
+  failed(text) {
+    if (!this.answer.querySelector(".problem")) this.answer.append(line(text, "p", "problem"));
+  }
+
   async run() {
     if (this.running) return;
     let body;
@@ -143,7 +148,7 @@ class Playground extends HTMLElement {
       const row = line("", "details");
       const head = line("", "summary");
       const type = (found.type || "").replace("response.", "");
-      head.append(line(at.toFixed(3), "span", "at"), line(type, "span", "type"), line(gist(found), "span", "data"));
+      head.append(line(at.toFixed(3), "span", "at"), line(type, "span", ["error", "failed"].includes(type) ? "type bad" : "type"), line(gist(found), "span", "data"));
       row.append(head);
       // Most rows stay closed, so the indented data is made only for those that open.
       row.addEventListener("toggle", () => row.append(line(JSON.stringify(found, null, 2), "pre")), { once: true });
@@ -177,14 +182,14 @@ class Playground extends HTMLElement {
       const body = this.part(`${event.output_index}/tool call`, kind.replaceAll("_", " "), "call");
       body.textContent = event.item.arguments ? indented(event.item.arguments) : JSON.stringify(rest, null, 2);
     } else if (type === "error") {
-      this.problem(event.message || event.error?.message || "The response failed.");
+      this.failed(event.message || event.error?.message || "The response failed.");
     } else if (["response.completed", "response.incomplete", "response.failed"].includes(type)) {
       this.finish(event.response, at);
     }
   }
 
   finish(response, at = (performance.now() - this.started) / 1000) {
-    if (response.error) this.problem(response.error.message);
+    if (response.error) this.failed(response.error.message);
     if (!this.parts.size) {
       for (const item of response.output || []) {
         const text = (item.content || []).map((each) => each.text || each.refusal || "").join("");
@@ -212,7 +217,8 @@ class Playground extends HTMLElement {
         this.choose(this.tabs[0]);
         this.form.elements.input.focus();
       });
-      footer.append(link, next);
+      footer.append(link);
+      if (response.status !== "failed") footer.append(next);
     }
   }
 }
