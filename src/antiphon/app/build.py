@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from antiphon.api.router import ReadyProbe
+from antiphon.app.adopting import make_adoption
 from antiphon.app.console import make_console
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
@@ -27,7 +28,6 @@ from antiphon.app.journal import JournalParts, open_journal
 from antiphon.app.keys import (
     client_keys,
     deployment_keys,
-    make_adoption,
     make_sealer,
     owner_key,
     stored_bodies,

@@ -10,7 +10,6 @@ If a key file is missing but the database has rows, the start fails instead of c
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -19,13 +18,9 @@ from antiphon.config.admin import check_admin_token
 from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, Caller
-from antiphon.engine.ports.owner_data import NotMovable
-from antiphon.engine.running.adoption import Adoption
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
-from antiphon.stores import Stores
-from antiphon.stores.audit import Noted
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, fingerprint
@@ -165,29 +160,3 @@ def _advice(settings: Settings, setting: str) -> str:
         f"Restore the file from a backup, or set '{setting}' to its content; to give that up and start with a new one, "
         f"run 'antiphon admin new-keys --yes --data {settings.data}'."
     )
-
-
-def make_adoption(settings: Settings, stores: Stores) -> Adoption | None:
-    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory."""
-    owner = settings.owner
-    if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
-        return None
-
-    async def move(old: str, new: str) -> None:
-        async with aclosing(
-            await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
-        ) as data:
-            if problems := await data.obstacles(old, new):
-                raise NotMovable(" ".join(problems))
-            # An interrupted move has already moved data, so the row comes first.
-            await stores.audit.note(Noted("server", "adopt-owner", old, new))
-            async with aclosing(data.move(old, new)) as moving:
-                async for _ in moving:
-                    pass
-        # Imported only here, because most gateways adopt nothing.
-        from antiphon.tools.code_interpreter import OwnersContainers
-
-        if left := await OwnersContainers(settings.data, stores.containers).move(old, new):
-            raise NotMovable(f"Containers are in use: {', '.join(left)}.")
-
-    return Adoption(stores.usage.has_data, move)
