@@ -38,10 +38,10 @@ class Place:
         await made.sign_in(token)
         return made
 
-    async def create(self, token: str, **body: Any) -> dict[str, Any]:
+    async def create(self, token: str, request_id: str = "", **body: Any) -> dict[str, Any]:
         """Create a response, and wait until the journal has its entry."""
         sent = {"model": "demo-model", "input": "hi", **body}
-        headers = {"authorization": f"Bearer {token}"}
+        headers = {"authorization": f"Bearer {token}"} | ({"x-request-id": request_id} if request_id else {})
         before = (await self.app.app.stores.journal.list(EntryFilter(), limit=1)).total
         async with self.app.session.post(f"{self.app.url}/responses", json=sent, headers=headers) as got:
             made: dict[str, Any] = await got.json(content_type=None)
@@ -58,7 +58,7 @@ async def place(data: Path, *, act: bool = False, record: Any = "all", **changes
             owner_keys={"anna": {"keys": [ANNA], "team": "lab"}, "bo": {"keys": [BO]}},
             managed_keys=True,
             admin=AdminSettings(token=SecretStr(TOKEN)),
-            console=ConsoleSettings(enabled=True, act=act, record=record),
+            console=ConsoleSettings(enabled=True, act=act, record=record, record_unstored=True),
             **changes,
         )
         console = app.app.context.console
@@ -135,6 +135,47 @@ async def test_operators_only_look_until_told_otherwise(tmp_path: Path) -> None:
         assert (await there.app.ask(f"/{made['id']}", token=ANNA))[0] == 404
 
 
+async def test_an_operator_who_may_only_look_makes_no_keys(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        operator = await there.user(TOKEN)
+        assert (await operator.post("/console/keys", owner="mallory")).status == 403
+        assert "Create a key" not in (await operator.get("/console/keys"))[1]
+        assert (await (await there.user(ANNA)).post("/console/keys", owner="mallory")).status == 404
+
+
+@pytest.mark.parametrize("headers", [{"origin": "null"}, {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}])
+async def test_no_other_site_signs_a_user_in(tmp_path: Path, headers: dict[str, str]) -> None:
+    async with place(tmp_path) as there:
+        answer = await there.browser().send("POST", "/console/sign-in", {"token": BO}, **headers)
+        assert answer.status == 403 and not header(answer, "set-cookie")
+
+
+async def test_a_request_id_that_another_owner_chose_shows_nothing_of_the_other(tmp_path: Path) -> None:
+    async with place(tmp_path, record="all") as there:
+        for token, text in ((ANNA, "of anna"), (BO, "of bo")):
+            for store in (True, False):
+                await there.create(token, input=f"{text} {store}", store=store, request_id="job-9")
+        for token, mine, other in ((ANNA, "of anna", "of bo"), (BO, "of bo", "of anna")):
+            user = await there.user(token)
+            _, listed = await user.get("/console/requests")
+            found = [link for link in links(listed) if link.startswith("/console/requests/entry_")]
+            assert len(found) == 2
+            pages = [(await user.get(link))[1] for link in found]
+            assert any(mine in page for page in pages) and not any(other in page for page in pages)
+            assert all("job-9" in page for page in pages)
+
+
+async def test_a_long_chain_with_branches_and_hostile_json_can_be_looked_at(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        last = await there.create(ANNA, input="root")
+        for _ in range(60):
+            last = await there.create(ANNA, input="on", previous_response_id=last["id"])
+        await there.create(ANNA, input="branch", previous_response_id=last["id"])
+        await there.create(ANNA, input="other", previous_response_id=last["id"])
+        anna = await there.user(ANNA)
+        assert (await anna.get(f"/console/threads/{last['id']}"))[0] == 200
+
+
 async def test_a_change_needs_the_sessions_token_and_origin(tmp_path: Path) -> None:
     async with place(tmp_path, act=True) as there:
         operator, other = await there.user(TOKEN), await there.user(TOKEN)
@@ -152,7 +193,7 @@ async def test_a_change_needs_the_sessions_token_and_origin(tmp_path: Path) -> N
 
 
 async def test_operators_make_rotate_and_revoke_keys(tmp_path: Path) -> None:
-    async with place(tmp_path) as there:
+    async with place(tmp_path, act=True) as there:
         operator = await there.user(TOKEN)
         page = (
             await operator.post("/console/keys", owner="carla", name="laptop", models="demo*", days="30")
@@ -181,7 +222,7 @@ async def test_sign_in_leads_only_to_the_console(tmp_path: Path, target: str) ->
 
 
 async def test_a_session_ends_with_sign_out_and_with_its_key(tmp_path: Path) -> None:
-    async with place(tmp_path) as there:
+    async with place(tmp_path, act=True) as there:
         operator = await there.user(TOKEN)
         page = (await operator.post("/console/keys", owner="carla")).body.decode()
         token = page.partition('<code id="token">')[2].partition("<")[0]

@@ -89,7 +89,8 @@ def test_the_entry_of_a_stream() -> None:
     one.ask(stream=True, previous_response_id=None, made_up=5)
     one.answer(_TEXT, _LAST)
     entry = one.end(status=200, path="/v1/responses")
-    assert (entry.id, entry.owner, entry.key_id, entry.key_name, entry.team) == (
+    assert entry.id.startswith("entry_")
+    assert (entry.detail.request_id, entry.owner, entry.key_id, entry.key_name, entry.team) == (
         *("req_1", "n:team-a", "key_1", "team-a", "blue"),
     )
     assert (entry.door, entry.model, entry.upstream, entry.response_id) == ("http", "m", "default", "resp_1")
@@ -186,7 +187,12 @@ def test_a_request_without_an_exchange_is_noted_unless_a_flood_could_displace_th
     telemetry.refused("http", "req_3", _CALLER, "/v1/responses", Failure("client", "no key", 401), "No key.")
     telemetry.refused("http", "req_4", _CALLER, "/v1/responses", Failure("ours", "full", 503, counted=True), "Full.")
     (entry,) = journal.entries
-    assert (entry.id, entry.owner, entry.status, entry.code) == ("req_1", "n:team-a", 400, "duplicate_header")
+    assert (entry.detail.request_id, entry.owner, entry.status, entry.code) == (
+        "req_1",
+        "n:team-a",
+        400,
+        "duplicate_header",
+    )
     assert (entry.detail.message, entry.detail.cause) == ("Send it once.", "The header occurs twice.")
     Telemetry(Metrics()).refused("http", "req_1", _CALLER, "/v1/responses", wrong, "Send it once.")
 
@@ -241,12 +247,13 @@ def test_a_background_job_has_an_entry_for_each_attempt() -> None:
     job = JobRequest(Raw(b'{"model":"m","input":"x","background":true}'), [], 5.0, "req_9", "", ("team-a", "", "k"))
     observed.begin_job(job, (), 2)
     exchange.receive_job(job, "n:team-a", "resp_7", -1)
-    (live,) = (live for live in one.telemetry.live() if live.id == "req_9.2")
+    (live,) = (live for live in one.telemetry.live() if live.door == "background")
     assert (live.door, live.response_id, live.state) == ("background", "resp_7", "calling")
-    assert not one.telemetry.stop("req_9.2"), "the store cancels a background response"
+    assert not one.telemetry.stop(live.id), "the store cancels a background response"
     observed.end(exchange, "completed", response_id="resp_7", attempt=2)
     entry = one.journal.last
-    assert (entry.id, entry.response_id, entry.key_id) == ("req_9.2", "resp_7", "k")
+    assert (entry.id, entry.response_id, entry.key_id) == (live.id, "resp_7", "k")
+    assert (entry.detail.request_id, entry.detail.attempt) == ("req_9", 2)
     assert _span(entry, "queue").end == 0.0 and _span(entry, "queue").start < -1000
     lost = one.telemetry.observe("background", "", Caller("n:team-a"), None)
     lost.watch(one.exchange)
@@ -261,19 +268,17 @@ def test_the_requests_in_flight_and_their_end_by_an_operator() -> None:
     one.exchange.receive_upstream_head(200, SSE)
     one.exchange.receive_upstream_data(_TEXT * 4)
     (live,) = one.telemetry.live()
-    assert (live.id, live.owner, live.key_name, live.model, live.upstream) == (
-        *("req_1", "n:team-a", "team-a", "m", "default"),
-    )
+    assert (live.owner, live.key_name, live.model, live.upstream) == ("n:team-a", "team-a", "m", "default")
     assert (live.response_id, live.state, live.tokens, live.calls, live.stored) == ("resp_1", "streaming", 2, 1, True)
     assert live.age > 0 and live.first is not None
-    assert not one.telemetry.stop("req_1", "n:team-b") and not one.telemetry.stop("req_0")
-    assert one.telemetry.stop("req_1", "n:team-a")
+    assert not one.telemetry.stop(live.id, "n:team-b") and not one.telemetry.stop("req_1")
+    assert one.telemetry.stop(live.id, "n:team-a")
     one.exchange.receive_time(5.0)
     one.pump()
     entry = one.end()
     assert (entry.code, entry.fault, entry.outcome) == (STOPPED, "cancelled", "failed")
     assert "operator" in entry.detail.message and "operator" in entry.detail.cause
-    assert one.telemetry.live() == [] and not one.telemetry.stop("req_1")
+    assert one.telemetry.live() == [] and not one.telemetry.stop(live.id)
     unread.drop()
     assert not one.telemetry.in_flight and len(one.journal.entries) == 1
 

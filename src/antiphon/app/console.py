@@ -83,6 +83,7 @@ def make_console(
         models=tuple(model.match for model in settings.models if "*" not in model.match),
         warnings=_warnings,
         difference=difference,
+        audit=stores.audit,
         window=lambda model: routes.choose(model).context_tokens,
     )
     keys = KeySources(

@@ -51,7 +51,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
     """Everything that the journal knows about the request without its contents."""
     yield row(entry, colors=colors)
     named = {
-        "request id": entry.id,
+        "request id": entry.detail.request_id or entry.id,
         "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
         + (", as the fallback" if entry.detail.fallback else ""),
         "first token": duration(entry.first),
@@ -60,8 +60,10 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
         "continues": entry.previous_id or entry.conversation_id,
         "stored": "" if entry.stored else "no",
         "ignored": ", ".join(entry.detail.ignored),
+        "status": f"{entry.status}, upstream {entry.detail.upstream_status}" if entry.detail.upstream_status else "",
+        "caused by": entry.fault,
         "message": entry.detail.message,
-        "cause": entry.detail.cause,
+        "cause": entry.detail.cause if entry.detail.cause != entry.detail.message else "",
         "advice": entry.detail.advice,
     }
     for name, value in named.items():
@@ -111,8 +113,10 @@ def _steps(entry: Entry) -> Iterator[str]:
     spans = sorted(entry.detail.spans, key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
-        begins = min(int(span.start / whole * _WIDTH), _WIDTH - 1)
-        wide = max(1, min(round((span.end - span.start) / whole * _WIDTH), _WIDTH - begins))
+        # A background response waited before its attempt began, so its queue lies before the start.
+        start, end = max(0.0, span.start), max(0.0, span.end)
+        begins = min(int(start / whole * _WIDTH), _WIDTH - 1)
+        wide = max(1, min(round((end - start) / whole * _WIDTH), _WIDTH - begins))
         bar = " " * begins + "█" * wide
         name = one_line(f"{span.kind.replace('_', ' ')} {span.name}".strip(), 28)
         yield f"  {name:<28}  {bar:<{_WIDTH}}  {duration(span.end - span.start)}"

@@ -19,6 +19,7 @@ from antiphon.commands.request_story import as_json, contents, facts
 from antiphon.commands.terminal import colors_on, one_line
 from antiphon.config.settings import Settings
 from antiphon.console.story import tell
+from antiphon.stores import backend_of
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         entry = await stores.journal.get(arguments.id)
         recording = await stores.journal.record(entry.id) if entry is not None else None

@@ -24,6 +24,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores import backend_of
 from antiphon.stores.journal import JournalStore, cursor_of
 
 _SECONDS = 1.0
@@ -49,6 +50,8 @@ async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         code=arguments.code or "",
         failed=arguments.failed,
     )
+    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    backend_of(settings.state, settings.data).check_there()
     async with aclosing(await opened_stores(settings)) as stores:
         follow = Follow(stores.journal, chosen)
         for entry in await follow.last(arguments.lines):

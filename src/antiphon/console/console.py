@@ -81,8 +81,9 @@ class Console:
         self._check_change(request, session, request.header("x-csrf-token") or "")
         if not session.is_operator:
             return self._sessions.caller(session)
-        owner = next((value for name, value in request.query if name == "owner"), "")
-        return Caller(owner or "console", "operator")
+        owner = next((value for name, value in request.query if name == "owner"), "") or "console"
+        _log.info("console_run", owner=owner, request_id=request.request_id)
+        return Caller(owner, "operator")
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """Answer one request."""
@@ -129,11 +130,11 @@ class Console:
             variables = bound.match(path)
             if variables is None:
                 continue
+            if bound.page.operators and not call.session.is_operator:
+                continue
             if bound.page.method != ("GET" if request.method == "HEAD" else request.method):
                 methods.append(bound.page.method)
                 continue
-            if bound.page.operators and not call.session.is_operator:
-                break
             if request.method not in _SAFE:
                 token = request.header("x-csrf-token") or call.form.get("csrf", "")
                 self._check_change(request, call.session, token, acts=not bound.page.changes)
@@ -145,11 +146,7 @@ class Console:
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
         """Raise `ApiError` unless the request comes from a page of this session, whose user may act. `acts`: the
         request changes no data of an owner."""
-        origin = request.header("origin")
-        host = request.header("host") or request.header(":authority") or ""
-        if request.header("sec-fetch-site") not in (None, "same-origin", "none") or (
-            origin is not None and origin != "null" and urlsplit(origin).netloc.lower() != host.lower()
-        ):
+        if not _same_origin(request):
             raise ApiError(
                 "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
             )
@@ -183,8 +180,7 @@ class Console:
             raise MethodNotAllowed("This page allows only GET and POST.", code="method_not_allowed")
         form = read_form(request)
         target = form.get("to", "")
-        origin, host = request.header("origin"), request.header("host") or ""
-        if origin not in (None, "null") and urlsplit(origin or "").netloc.lower() != host.lower():
+        if not _same_origin(request):
             return self._sign_in_page(target, "The form comes from another site. Load this page again.", 403)
         try:
             made = self._sessions.sign_in(form.get("token", ""))
@@ -217,6 +213,16 @@ class Console:
 def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
     error.operation = error.operation or "console"
     return ApiResponse(response.status, response.headers, response.body, response.stream, refusal(error))
+
+
+def _same_origin(request: ApiRequest) -> bool:
+    """Whether a page of the console sent this form. A browser says so in one of these headers; a program sends
+    neither."""
+    if request.header("sec-fetch-site") not in (None, "same-origin"):
+        return False
+    origin = request.header("origin")
+    host = request.header("host") or request.header(":authority") or ""
+    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
 
 
 def _target(request: ApiRequest) -> str:

@@ -3,7 +3,8 @@
 Lives here: the readable form of each kind of item, and the estimate of tokens by kind. Not here: HTML (templates), the
 counts of the upstream (`Entry.input_tokens`).
 
-Invariant: an item of an unknown kind stays visible as JSON.
+Invariants: an item of an unknown kind stays visible as JSON. The time to render a page has a bound, whatever its items
+hold.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import msgspec
 
 Look = Literal["markdown", "text", "json"]
 _BYTES_PER_TOKEN: Final = 4
+_MARKDOWN: Final = 60_000
+_JSON: Final = 20_000
 KINDS: Final = ("instructions", "tools", "user", "assistant", "reasoning", "tool calls", "tool results", "compaction")
 
 
@@ -38,6 +41,22 @@ class Message(msgspec.Struct, frozen=True):
 def read_items(items: Iterable[Mapping[str, Any]]) -> list[Message]:
     """The messages of these items, in order."""
     return [_read(item) for item in items if isinstance(item, Mapping)]
+
+
+def within_budget(messages: Iterable[Message]) -> list[Message]:
+    """The messages, of which at most 60,000 characters are rendered as Markdown. Long JSON is shown as it is."""
+    left = _MARKDOWN
+    kept = []
+    for message in messages:
+        pieces = []
+        for piece in message.pieces:
+            size = len(piece.text)
+            if piece.look == "markdown":
+                left -= size
+            plain = left < 0 if piece.look == "markdown" else piece.look == "json" and size > _JSON
+            pieces.append(Piece(piece.text, "text") if plain else piece)
+        kept.append(msgspec.structs.replace(message, pieces=tuple(pieces)))
+    return kept
 
 
 def weigh(messages: Sequence[Message], more: Mapping[str, Any]) -> list[tuple[str, float]]:

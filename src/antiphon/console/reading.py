@@ -16,9 +16,11 @@ from urllib.parse import quote
 import msgspec
 
 from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.console.sessions import Session
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.errors import ApiError, NotFound
+from antiphon.stores.audit import AuditStore, Noted, log_noted
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
 from antiphon.stores.overviews import Overviews
@@ -54,12 +56,13 @@ class Reading:
     live: LiveStore
     overviews: Overviews
     handle: Handle
-    unstored: Callable[[str], Recording | None] = lambda _: None
+    unstored: Callable[[str, str], Recording | None] = lambda _id, _owner: None
     settings: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     warnings: Callable[[], Sequence[Warned]] = lambda: ()
     difference: Difference | None = None
+    audit: AuditStore | None = None
     window: Callable[[str], int | None] = lambda _: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
@@ -69,9 +72,16 @@ class Reading:
             raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
         return found
 
+    async def note(self, session: Session, action: str, object: str, owner: str) -> None:
+        """Note a change of an operator in the audit. Owners' changes of their own data are not noted."""
+        if session.is_operator and self.audit is not None:
+            noted = Noted("console", action, object, owner)
+            await self.audit.note(noted)
+            log_noted(noted)
+
     async def recording(self, entry: Entry) -> Recording | None:
         """The recorded contents of a request, or None."""
-        return self.unstored(entry.id) or await self.journal.record(entry.id, entry.owner)
+        return self.unstored(entry.id, entry.owner) or await self.journal.record(entry.id, entry.owner)
 
     async def text_of(self, entry: Entry) -> str:
         """The recorded or stored contents of a request as one text, for search."""

@@ -21,7 +21,7 @@ import msgspec
 
 from antiphon.api.http import ApiRequest
 from antiphon.doors.owners import OwnerResolver
-from antiphon.engine.ports.callers import Caller
+from antiphon.engine.ports.callers import NAMED, Caller
 from antiphon.errors import ApiError, InvalidRequest, Unauthorized
 from antiphon.sealing import Sealer
 from antiphon.types.transport import Headers, header_value
@@ -115,7 +115,6 @@ class Sessions:
     def sign_in(self, token: str) -> Session:
         """Return the new session of the user who presents this token. Raises `Unauthorized`, and `ApiError` (429)
         after too many failures."""
-        self._attempts.check()
         token = token.strip()
         if not token or len(token) > _LONGEST_TOKEN:
             raise InvalidRequest("Enter the operators' token or a client key.", code="missing_token")
@@ -125,6 +124,8 @@ class Sessions:
         try:
             found, kind = self._caller(token, digest)
         except Unauthorized:
+            # Only failures are limited. Otherwise anyone could lock out all users.
+            self._attempts.check()
             self._attempts.failed()
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"
@@ -203,8 +204,13 @@ class Sessions:
         return (found if found.owner else owners.resolve(bearer)), "key"
 
     def _is_valid(self, session: Session) -> bool:
+        """Whether the session's key is still accepted, and still the key of the session's owner."""
         keys = self._owners.client_keys
-        return keys is not None and keys.get(bytes.fromhex(session.digest)) is not None
+        found = keys.get(bytes.fromhex(session.digest)) if keys is not None else None
+        if found is None:
+            return False
+        # The owner of a key that names none is a hash of the token, which the session does not hold.
+        return found.owner == session.owner if found.owner else not session.owner.startswith(NAMED)
 
     def _new(self, kind: Kind, caller: Caller, digest: str, seconds: float) -> Session:
         ends = self._clock() + seconds

@@ -19,6 +19,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Detail, Entry, Recording, Span
+from antiphon.ids import new_id
 from antiphon.observability.outcome import advice_for
 
 _MOST_CALLS: Final = 200
@@ -54,6 +55,9 @@ class Trail:
         self._queued = 0.0
         self.attempt = 0
         """The number of the attempt of a background job, or 0."""
+        self.entry_id = new_id("entry")
+        """The id of the request's entry. A client may choose its request id, so the request id cannot name the
+        entry."""
         # The facts of the exchange at the end of the request.
         self._detail = Detail()
         self._ids = ("", "", "")
@@ -110,7 +114,7 @@ class Trail:
             stream=known.streaming,
         )
 
-    def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
+    def detail(self, started: float, failure: Failure | None, path: str, request_id: str) -> Detail:
         """The facts that only the request's own page shows. `started` is the time of the request's start. `path` is the
         path of a request whose body could not be read."""
         known = self._detail
@@ -136,6 +140,8 @@ class Trail:
             path=known.path or path,
             operation=failure.operation if failure is not None else "",
             stream=known.stream,
+            request_id=request_id[:_ID_LENGTH],
+            attempt=self.attempt,
         )
 
     def _spans(self, started: float) -> tuple[Span, ...]:
@@ -197,7 +203,7 @@ def plain_entry(
 ) -> Entry:
     """The entry of a request without an exchange: of a refused request, or of a request that Antiphon forwards."""
     return Entry(
-        id=request_id,
+        id=new_id("entry"),
         owner=caller.owner,
         key_id=caller.key_id,
         key_name=caller.name,
@@ -230,5 +236,6 @@ def plain_entry(
             upstream_status=failure.upstream_status if failure is not None else 0,
             path=path[:_ID_LENGTH],
             operation=failure.operation if failure is not None else "",
+            request_id=request_id[:_ID_LENGTH],
         ),
     )

@@ -349,8 +349,7 @@ class Observation:
     @property
     def entry_id(self) -> str:
         """The id of the request's entry in the journal."""
-        attempt = self._trail.attempt if self._trail is not None else 0
-        return f"{self.request_id}.{attempt}" if attempt else self.request_id
+        return self._trail.entry_id if self._trail is not None else ""
 
     def belongs_to(self, owner: str) -> bool:
         """Whether the request is of this owner. True for an empty `owner`."""
@@ -447,7 +446,7 @@ class Observation:
             reasoning_tokens=used["reasoning_tokens"],
             estimated=bool(used["estimated"]),
             cost=cost,
-            detail=trail.detail(self.started, failure, str(ended.known.get("path", ""))),
+            detail=trail.detail(self.started, failure, str(ended.known.get("path", "")), self.request_id),
             age=max(0.0, time.time() - at),
         )
         journal.note(entry, recording)

@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.console.charts import line, stacked, waterfall
 from antiphon.console.formats import NONE, age, clock, cost, count, duration, owner_name, percent, short, short_id, size
-from antiphon.console.messages import KINDS, read_items, weigh
+from antiphon.console.messages import KINDS, read_items, weigh, within_budget
 from antiphon.engine.ports.journal import Span
 
 ITEMS: list[tuple[dict[str, Any], str, str]] = [
@@ -117,3 +117,11 @@ def test_a_line_needs_two_values() -> None:
 )
 def test_values_are_short(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_the_markdown_of_a_page_has_a_budget() -> None:
+    items = [{"role": "assistant", "content": "[" * 10_000} for _ in range(9)]
+    looks = [piece.look for message in within_budget(read_items(items)) for piece in message.pieces]
+    assert looks == ["markdown"] * 6 + ["text"] * 3
+    (call,) = within_budget(read_items([{"type": "function_call", "name": "x", "arguments": "[" * 30_000}]))
+    assert call.pieces[0].look == "text"

@@ -95,10 +95,12 @@ def test_too_many_failures_are_refused_until_the_minute_is_over() -> None:
         with pytest.raises(Unauthorized):
             site.sign_in("wrong")
     with pytest.raises(ApiError) as refused:
-        site.sign_in(ADMIN)
+        site.sign_in("wrong")
     assert refused.value.status == 429 and dict(refused.value.headers)["retry-after"] == "60"
+    assert site.sign_in(ADMIN).is_operator and site.sign_in(KEY).owner == "n:anna", "others cannot lock users out"
     clock.now += 61
-    assert site.sign_in(ADMIN).is_operator
+    with pytest.raises(Unauthorized):
+        site.sign_in("wrong")
 
 
 def test_the_cookie_reveals_no_token_and_keeps_scripts_and_other_sites_out() -> None:
@@ -137,6 +139,16 @@ def test_a_session_ends_with_its_key() -> None:
     assert site.find(cookie) is None
     with pytest.raises(Unauthorized):
         site.caller(made)
+
+
+def test_a_session_ends_when_its_key_changes_its_owner() -> None:
+    accepted = keys()
+    site = sessions(Clock(), OwnerResolver("bearer", key=b"owner key", client_keys=accepted))
+    cookie = sent(site.cookie(site.sign_in(KEY), secure=False))
+    accepted[digest(KEY)] = Caller("n:bo", "bo")
+    assert site.find(cookie) is None
+    accepted[digest(KEY)] = Caller("")
+    assert site.find(cookie) is None
 
 
 @pytest.mark.parametrize("value", ["", "x", "as1_AAAA", "%00", "a" * 10_000])

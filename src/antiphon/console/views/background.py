@@ -38,5 +38,6 @@ class BackgroundQueue:
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:
             raise NotFound("This response is not in the queue any more.", code="not_found")
+        await self._reading.note(call.session, "response cancel", response_id, owner)
         await self._reading.raw("POST", f"/v1/responses/{quote(response_id)}/cancel", owner)
         return redirect(call.link("/background"))

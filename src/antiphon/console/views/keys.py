@@ -3,7 +3,8 @@
 Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/key_manager.py`),
 the admin API (`api/admin.py`).
 
-Invariant: only operators reach these pages. A page shows a new token once, in the answer to its creation.
+Invariants: only operators reach these pages, and changes need `console.act`, because a key gives access to the data of
+its owner. A page shows a new token once, in the answer to its creation.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Keys:
         """All valid keys, the use of quotas, and the newest changes."""
         return await self._page(call)
 
-    @Page("POST", "/keys", operators=True)
+    @Page("POST", "/keys", changes=True, operators=True)
     async def create(self, call: Call) -> ApiResponse:
         """Create a key, and show its token once."""
         try:
@@ -64,13 +65,13 @@ class Keys:
             return await self._page(call, problem=error)
         return await self._page(call, key=key, token=token)
 
-    @Page("POST", "/keys/{}/rotate", operators=True)
+    @Page("POST", "/keys/{}/rotate", changes=True, operators=True)
     async def rotate(self, call: Call, key_id: str) -> ApiResponse:
         """Create the successor of a key. The old key stays valid for a day."""
         key, token = await self._sources.manager.rotate(key_id, lifetime=None, overlap=_DAY)
         return await self._page(call, key=key, token=token)
 
-    @Page("POST", "/keys/{}/revoke", operators=True)
+    @Page("POST", "/keys/{}/revoke", changes=True, operators=True)
     async def revoke(self, call: Call, key_id: str) -> ApiResponse:
         """Revoke a key. Every process refuses it within a second."""
         await self._sources.manager.revoke(key_id)

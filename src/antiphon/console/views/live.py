@@ -56,6 +56,7 @@ class Live:
         found = next((one for each in snapshots for one in each.requests if one.id == request_id), None)
         if found is None:
             raise NotFound("This request is not in flight any more.", code="not_found")
+        await self._reading.note(call.session, "request cancel", found.response_id or found.id, found.owner)
         if found.door == "background" and found.response_id:
             await self._reading.raw("POST", f"/v1/responses/{quote(found.response_id)}/cancel", found.owner)
         else:

@@ -16,6 +16,7 @@ from antiphon.console.site import Call, Page
 from antiphon.console.story import tell
 from antiphon.errors import ApiError
 
+_INDENTED = 20_000
 _STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
 
 
@@ -51,7 +52,7 @@ class Playground:
             "playground.html",
             models=models,
             body=body,
-            text=json.dumps(body, indent=2, ensure_ascii=False),
+            text=_as_text(body),
             simple=isinstance(body.get("input"), str),
             note=note,
             runs_as=owner,
@@ -64,7 +65,7 @@ class Playground:
         if recording is not None:
             try:
                 found = json.loads(tell(recording).request)
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = None
             if isinstance(found, dict):
                 return found, "This is the recorded request."
@@ -86,3 +87,12 @@ class Playground:
             return [str(one["id"]) for one in found["data"]][:500]
         except (ApiError, KeyError, TypeError):
             return list(self._reading.models)
+
+
+def _as_text(body: dict[str, Any]) -> str:
+    """The body as JSON for editing. Indentation would multiply the size of a large body."""
+    try:
+        text = json.dumps(body, ensure_ascii=False)
+    except RecursionError:
+        return "{}"
+    return text if len(text) > _INDENTED else json.dumps(body, indent=2, ensure_ascii=False)

@@ -15,6 +15,7 @@ from antiphon.api.http import ApiResponse
 from antiphon.console.cassette import exported
 from antiphon.console.charts import waterfall
 from antiphon.console.reading import Reading
+from antiphon.console.rich_text import indented
 from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
 from antiphon.console.story import Story, tell
 from antiphon.console.views.requests import read_filter
@@ -29,6 +30,7 @@ _FAULTS = {
     "none": "no fault",
 }
 
+_LONGEST_CODE = 20_000
 _CURL = """\
 curl "$OPENAI_BASE_URL/responses" \\
   -H "Authorization: Bearer $OPENAI_API_KEY" \\
@@ -48,6 +50,16 @@ const client = new OpenAI();
 const response = await client.responses.create(BODY);
 console.log(response.output_text);"""
 
+_HINTS = {
+    "previous_response_not_found": "the response was deleted, has expired (retention), was sent with store: false, or "
+    "belongs to another owner; the client must start a new thread",
+    "model_not_found": "no upstream serves this model, or the client's key does not allow it; the page Models lists them",
+    "rate_limit_exceeded": "the model server or a quota refused the request, as the message says; the client may retry",
+    "server_error": "the model server failed; read its log at the time of this request",
+    "cancelled_by_operator": "the request was cancelled in the console",
+    "client_gone": "the client closed the connection; look at its timeouts",
+}
+
 
 class Request:
     """The page of one request."""
@@ -64,12 +76,15 @@ class Request:
         entry = await reading.entry(request_id, call.owner)
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
-        stored, items = (None, []) if story is not None else await self._stored(entry)
+        stored, items = await self._stored(entry)
         newer, older = await self._neighbours(call, entry)
         return call.show(
             "request.html",
             entry=entry,
             story=story,
+            exists=stored is not None,
+            first=entry.first if entry.output_tokens or not entry.fault else None,
+            hint=entry.detail.advice or _HINTS.get(entry.code, ""),
             stored=stored,
             stored_input=items,
             bars=waterfall(entry.detail.spans, entry.seconds),
@@ -88,6 +103,7 @@ class Request:
         entry = await self._reading.entry(request_id, call.owner)
         if not entry.response_id:
             raise NotFound("This request stored no response.", code="not_found")
+        await self._reading.note(call.session, "response delete", entry.response_id, entry.owner)
         await self._reading.raw("DELETE", f"/v1/responses/{quote(entry.response_id)}", entry.owner)
         return redirect(call.link(f"/requests/{entry.id}"))
 
@@ -161,9 +177,11 @@ def _no_record(entry: Entry) -> str:
 def _snippets(story: Story | None, stored: Any, items: list[Any]) -> list[tuple[str, str]]:
     """The request as code, from its recorded body or else from the stored response."""
     if story is not None and story.request:
+        if len(story.request) > _LONGEST_CODE:
+            return []
         try:
             body = json.loads(story.request)
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
     elif stored is not None:
         names = ("model", "instructions", "tools", "previous_response_id", "temperature", "text")
@@ -172,7 +190,9 @@ def _snippets(story: Story | None, stored: Any, items: list[Any]) -> list[tuple[
         return []
     if not isinstance(body, dict):
         return []
-    text = json.dumps(body, indent=2, ensure_ascii=False)
+    text = indented(body)
+    if len(text) > 4 * _LONGEST_CODE:
+        return []
     return [
         ("curl", _CURL.replace("BODY", text.replace("'", "'\\''"))),
         ("Python", _PYTHON.replace("ARGUMENTS", _arguments(body))),

@@ -93,7 +93,15 @@ def read_filter(call: Call) -> EntryFilter:
 
 
 def _in_facts(entry: Entry, sought: str) -> bool:
-    facts = (entry.id, entry.response_id, entry.model, entry.code, entry.key_name, entry.detail.message)
+    facts = (
+        entry.id,
+        entry.detail.request_id,
+        entry.response_id,
+        entry.model,
+        entry.code,
+        entry.key_name,
+        entry.detail.message,
+    )
     return any(sought in fact.casefold() for fact in facts)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import stacked
-from antiphon.console.messages import Message, read_items, weigh
+from antiphon.console.messages import Message, read_items, weigh, within_budget
 from antiphon.console.owners import choose_owner
 from antiphon.console.reading import Reading
 from antiphon.console.site import Call, Page, redirect
@@ -23,6 +23,7 @@ from antiphon.errors import ApiError, NotFound
 from antiphon.stores.overviews import ChainedResponse
 
 _MOST_TURNS = 40
+_DEEPEST = 8
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -32,12 +33,13 @@ class Turn(msgspec.Struct, frozen=True):
     messages: list[Message]
 
 
-class Node(msgspec.Struct):
-    """A response in the tree of a chain. `here`: the branch that the page shows leads through it."""
+class Branch(msgspec.Struct, frozen=True):
+    """A response in the tree of a chain. `depth` counts the branchings above it, at most 8. `here`: the branch that the
+    page shows leads through it."""
 
     response: ChainedResponse
-    children: list[Node] = []
-    here: bool = False
+    depth: int
+    here: bool
 
 
 class Threads:
@@ -76,6 +78,8 @@ class Threads:
         turns = [Turn(one, await self._added(owner, one.id)) for one in path[-_MOST_TURNS:]]
         last = await self._reading.json("GET", f"/v1/responses/{quote(response_id)}", owner)
         messages = [message for turn in turns for message in turn.messages]
+        rich = iter(within_budget(messages))
+        turns = [Turn(turn.response, [next(rich) for _ in turn.messages]) for turn in turns]
         return call.show(
             "thread.html",
             title=response_id,
@@ -94,7 +98,7 @@ class Threads:
         await self._reading.json("GET", path, owner)
         query = {"limit": "100", "order": "desc"} | ({"after": call.query("after")} if call.query("after") else {})
         page = await self._reading.json("GET", f"{path}/items", owner, query=query)
-        messages = read_items(reversed(page["data"]))
+        messages = within_budget(read_items(reversed(page["data"])))
         uses = await self._reading.journal.list(EntryFilter(owner=owner, thread=conversation_id), limit=20)
         return call.show(
             "conversation.html",
@@ -140,11 +144,18 @@ def _path(known: dict[str, ChainedResponse], last: str) -> list[ChainedResponse]
     return path[::-1]
 
 
-def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Node]:
-    """The roots of the chain's tree. Responses whose predecessor is missing are roots."""
-    nodes = {one.id: Node(one, [], one.id in here) for one in chain}
-    roots: list[Node] = []
-    for node in nodes.values():
-        above = nodes.get(node.response.previous_id)
-        (above.children if above is not None else roots).append(node)
-    return roots
+def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
+    """The responses of the chain, each branch after its beginning. Responses whose predecessor is missing are roots."""
+    known = {one.id for one in chain}
+    below: dict[str, list[ChainedResponse]] = {}
+    for one in chain:
+        below.setdefault(one.previous_id if one.previous_id in known else "", []).append(one)
+    branches: list[Branch] = []
+    waiting = [(one, 0) for one in reversed(below.get("", []))]
+    while waiting:
+        one, depth = waiting.pop()
+        branches.append(Branch(one, min(depth, _DEEPEST), one.id in here))
+        children = below.get(one.id, [])
+        deeper = depth + (len(children) > 1)
+        waiting += [(child, deeper) for child in reversed(children)]
+    return branches

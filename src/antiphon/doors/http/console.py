@@ -104,10 +104,9 @@ class ConsoleAccess:
         kind = (request.header("content-type") or "").partition(";")[0]
         return "stream" if kind.strip().lower() == "multipart/form-data" else "whole"
 
-    @property
-    def form_bytes(self) -> int:
-        """The maximum bytes of a form with an upload."""
-        return self._context.upload_bytes + _FORM_BYTES
+    def form_bytes(self, kind: BodyKind) -> int:
+        """The maximum bytes of a form. Only a streamed form holds an upload."""
+        return _FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0)
 
     async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:
         """Answer a request to a page, and count it. `peer` is the address of the client or the gateway. The answer to

@@ -303,7 +303,8 @@ class HttpDoor:
                 return await self._serve_exchange(request, call, caller, hold, RESPONSES_PATH)
         with admission.admit(OWNER, promised=promised), bodies.hold(OWNER) as hold:
             handle = partial(console.handle, _peer_address(request))
-            return await self._ask(request, call, asked, handle, hold, console.body_of(asked), console.form_bytes)
+            kind = console.body_of(asked)
+            return await self._ask(request, call, asked, handle, hold, kind, console.form_bytes(kind))
 
     async def _ask(
         self,
@@ -317,7 +318,7 @@ class HttpDoor:
         *,
         counts: bool = True,
     ) -> web.StreamResponse:
-        """Read the body, and write the answer of a handler. `limit` is the maximum size of a streamed body. `counts`
+        """Read the body, and write the answer of a handler. `limit` is the maximum size of the body. `counts`
         says whether the answer counts as memory of the caller."""
         pieces = None
         if kind == "stream":
@@ -325,7 +326,7 @@ class HttpDoor:
             pieces = body_pieces(request, call.headers, self._context.timeouts.request, limit)
             asked = replace(asked, body_stream=pieces)
         elif kind == "whole":
-            asked = replace(asked, body=await self._read_body(request, call, hold))
+            asked = replace(asked, body=await self._read_body(request, call, hold, limit))
         answer = await handle(asked)
         call.failure = answer.failure
         if call.method == "GET" and counts:
@@ -446,10 +447,13 @@ class HttpDoor:
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
-    async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
-        """Read the whole body. Raises `ApiError` when the body exceeds the limits of size, memory or time."""
-        limit, seconds = self._context.limits.request_body_bytes, self._context.timeouts.request
-        return await read_whole(request, call.headers, hold, limit, seconds)
+    async def _read_body(
+        self, request: web.BaseRequest, call: _RequestRecord, hold: Hold, limit: int | None = None
+    ) -> bytes:
+        """Read the whole body. Raises `ApiError` when the body exceeds the limits of size, memory or time. `limit` is
+        the maximum size if it is not that of the settings."""
+        size, seconds = self._context.limits.request_body_bytes, self._context.timeouts.request
+        return await read_whole(request, call.headers, hold, size if limit is None else min(limit, size), seconds)
 
     def _write_log(self, call: _RequestRecord) -> None:
         if call.response is not None:

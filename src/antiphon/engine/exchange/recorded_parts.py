@@ -144,7 +144,7 @@ def secrets_of_tools(body: bytes) -> KnownSecrets | None:
         if isinstance(nested := tool.get("tools"), list):
             tools += nested
         headers = tool.get("headers")
-        values = [tool.get("authorization")]
+        values = [tool.get("authorization"), *_credentials_of(tool.get("server_url"))]
         if isinstance(headers, dict):
             values += [value for name, value in headers.items() if name.lower() not in _NO_SECRETS]
         for value in values:
@@ -154,6 +154,17 @@ def secrets_of_tools(body: bytes) -> KnownSecrets | None:
                 if scheme.lower() in _SCHEMES:
                     found.append(rest)
     return tuple(dict.fromkeys(found))
+
+
+def _credentials_of(url: object) -> list[str]:
+    """The parts of a URL that may be credentials: the user information, and the values of the query."""
+    if not isinstance(url, str):
+        return []
+    before, _, query = url.partition("?")
+    _, _, rest = before.partition("://")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    found = [*user.split(":"), user] if at else []
+    return found + [value for pair in query.partition("#")[0].split("&") if (value := pair.partition("=")[2])]
 
 
 def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:

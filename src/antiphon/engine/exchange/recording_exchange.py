@@ -231,7 +231,7 @@ class RecordingExchange(ResponseExchange):
 def stopped_by_operator() -> ApiError:
     """The client's error for a request that an operator has cancelled in the console. Clients do not retry it."""
     error = ApiError(
-        "An operator of this server cancelled the request. Ask the operator before you send the request again.",
+        "The request was cancelled by its owner or an operator of this server, in the console.",
         status=503,
         code=STOPPED,
         headers=(("x-should-retry", "false"),),

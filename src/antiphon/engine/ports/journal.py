@@ -49,6 +49,10 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     events: int = 0
     fallback: str = ""
     trace_id: str = ""
+    request_id: str = ""
+    """The request id, which a client may choose."""
+    attempt: int = 0
+    """The number of the attempt to run a background response, or 0."""
     path: str = ""
     """The path of the request, without its query."""
     operation: str = ""
@@ -59,8 +63,8 @@ class Detail(Struct, frozen=True, omit_defaults=True):
 class Entry(Struct, frozen=True):
     """One finished request.
 
-    `id` is the request id. Each attempt to run a background response has a separate entry, whose id is the request id
-    with `.` and the number of the attempt. `fault` is empty if the request succeeded. `ended_at` is the time of the end
+    `id` is an id that Antiphon makes, because a client may choose its request id. Each attempt to run a background
+    response has a separate entry. `fault` is empty if the request succeeded. `ended_at` is the time of the end
     in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time since the end
     in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency. `first` is the
     time to the first byte of the upstream's answer. `stored` tells whether Antiphon stores the response `response_id`.
