@@ -53,7 +53,7 @@ console.log(response.output_text);"""
 _HINTS = {
     "previous_response_not_found": "the response was deleted, has expired (retention), was sent with store: false, or "
     "belongs to another owner; the client must start a new thread",
-    "model_not_found": "no upstream serves this model, or the client's key does not allow it; the page Models lists them",
+    "model_not_found": "no upstream serves this model, or the client's key does not allow it; see the page Models",
     "rate_limit_exceeded": "the model server or a quota refused the request, as the message says; the client may retry",
     "server_error": "the model server failed; read its log at the time of this request",
     "cancelled_by_operator": "the request was cancelled in the console",
