@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from msgspec import structs
 
-from antiphon.engine.ports.usage_sums import UsageSum
+from antiphon.engine.ports.callers import Access, ClientKey
+from antiphon.engine.ports.usage_sums import OwnerName, UsageSum
 from antiphon.stores import Stores
 from antiphon.stores.owner_usage import UsageStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
+from tests.contracts.test_journal import entry
 from tests.support.postgres import PATIENT
 
 
@@ -84,3 +87,46 @@ class TestPostgresUsage(UsageStoreContract):
     async def store(self, postgres_url: str) -> AsyncIterator[UsageStore]:
         async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield UsageStore(PostgresTables(database))
+
+
+DAY = ("2026-01-01", "m", "u")
+TEAMS = {"n:anna": "lab"}
+
+
+async def _key(state: Stores, number: int, owner: str, team: str) -> None:
+    key = ClientKey(f"key_{number}", "laptop", owner, team, "ant_abcd", Access(), 0.0)
+    assert await state.client_keys.create(key, b"%032d" % number, None)
+
+
+async def _request(state: Stores, number: int, owner: str, name: str, team: str) -> None:
+    await state.journal.add([structs.replace(entry(number, owner=owner), key_name=name, team=team)], {})
+
+
+async def test_names_and_teams_of_owners(state: Stores) -> None:
+    owners = ["n:anna", "n:bo", "j:company|1", "j:company|2", "h:cleo", "b:0123", "anonymous", "single"]
+    await state.usage.add([UsageSum(DAY[0], owner, *DAY[1:], calls=1) for owner in owners])
+    # The settings decide before keys, and keys before requests. The newest key with a team decides.
+    await _key(state, 1, "n:anna", "sales")
+    await _key(state, 2, "n:bo", "sales")
+    await _key(state, 3, "n:bo", "research")
+    await _key(state, 4, "n:bo", "")
+    await _request(state, 1, "j:company|1", "Dora", "sales")
+    await _request(state, 2, "j:company|1", "Dora D.", "research")
+    await _request(state, 3, "n:bo", "bo", "of-requests")
+    assert await state.owner_names.of(owners, TEAMS) == {
+        "n:anna": OwnerName("anna", "lab"),
+        "n:bo": OwnerName("bo", "research"),
+        "j:company|1": OwnerName("Dora D.", "research"),
+        "j:company|2": OwnerName("company|2"),
+        "h:cleo": OwnerName("cleo"),
+    }
+    assert await state.owner_names.of([], TEAMS) == {}
+
+
+async def test_names_of_many_owners(state: Stores) -> None:
+    owners = [f"n:owner{number}" for number in range(1_100)]
+    await _key(state, 1, owners[0], "first")
+    await _key(state, 2, owners[-1], "last")
+    found = await state.owner_names.of([*owners, *owners], {})
+    assert len(found) == len(owners)
+    assert (found[owners[0]].team, found[owners[-1]].team, found[owners[5]]) == ("first", "last", OwnerName("owner5"))

@@ -126,7 +126,7 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
     quotas = {"each_owner": {"requests_per_minute": 100, "cost_per_month": 2.5}}
     prices = (PriceSettings(model="*", input=1.0, output=2.0),)
     async with gateway(tmp_path, quotas=quotas, prices=prices) as (_, app):
-        key = await created(app)
+        key = await created(app, team="lab")
         await becomes(200, app, key["token"])
         status, used = await admin(app, "quotas?subject=owner:n:anna")
         assert status == 200 and not used["has_more"]
@@ -138,6 +138,8 @@ async def test_quotas_and_usage_are_read(tmp_path: Path) -> None:
             while not (sums := (await admin(app, "usage?by=owner,model&since=2020-01-01"))[1]["data"]):
                 await asyncio.sleep(0.01)
         assert (sums[0]["owner"], sums[0]["model"], sums[0]["object"]) == ("n:anna", "qwen3", "usage_sum")
+        assert (sums[0]["owner_name"], sums[0]["team"]) == ("anna", "lab")
+        assert "owner_name" not in (await admin(app, "usage?by=model"))[1]["data"][0]
         assert sums[0]["calls"] + sums[0]["estimated_calls"] == 1 and "day" not in sums[0]
         assert (await admin(app, "usage?owner=n:bo"))[1]["data"] == []
 

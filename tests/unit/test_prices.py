@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from antiphon.commands.admin.command import read_by, read_day, show_usage
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
-from antiphon.engine.ports.usage_sums import UsageSum
+from antiphon.engine.ports.usage_sums import FindNames, OwnerName, UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores.sqlite.opening import open_sqlite
 
@@ -73,7 +74,7 @@ async def test_a_name_is_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
     assert line.startswith("h:\\u202eé  \\x1b[2Jm\\nforged 1 2  ")
 
 
-async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int, str]:
+async def _shown(tmp_path: Path, owner: str = "", find: FindNames | None = None, **asked: object) -> tuple[int, str]:
     stores = await open_sqlite(tmp_path, chain_items=10)
     try:
         if not await stores.usage.sums(()):
@@ -85,7 +86,7 @@ async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int,
             )
         flags = {"by": "model", "since": "", "until": "", "json": False, "forget_before": None, "yes": False, **asked}
         out = io.StringIO()
-        return await show_usage(stores.usage, argparse.Namespace(**flags), owner, out), out.getvalue()
+        return await show_usage(stores.usage, argparse.Namespace(**flags), owner, out, find), out.getvalue()
     finally:
         await stores.aclose()
 
@@ -116,6 +117,23 @@ async def test_json_lines(tmp_path: Path) -> None:
         "estimated_output_tokens": 0,
         "cost": 1.5,
     }
+
+
+async def test_an_owner_has_its_name_and_its_team(tmp_path: Path) -> None:
+    async def find(owners: Sequence[str]) -> dict[str, OwnerName]:
+        assert list(owners) == ["o", "p"]
+        return {"o": OwnerName("Anna\x1b", "lab")}
+
+    _, text = await _shown(tmp_path, find=find, by="owner")
+    first, second, third, _ = text.splitlines()
+    assert first.split()[:4] == ["owner", "owner_name", "team", "calls"]
+    assert second.split()[:4] == ["o", "Anna\\x1b", "lab", "2"] and third.split()[:2] == ["p", "1"]
+    _, text = await _shown(tmp_path, find=find, by="owner", json=True)
+    named, unnamed = map(json.loads, text.splitlines())
+    assert (named["owner_name"], named["team"]) == ("Anna\x1b", "lab") and "team" not in unnamed
+    # Sums that are not grouped by owner have no names.
+    _, text = await _shown(tmp_path, find=find)
+    assert "owner_name" not in text
 
 
 async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from antiphon.api.http import (
 )
 from antiphon.engine.ports.callers import NAMED, ClientKey
 from antiphon.engine.ports.quotas import QuotaRules
-from antiphon.engine.ports.usage_sums import KEY, day_start, read_by
+from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
 from antiphon.engine.running.key_manager import KeyManager, WantedKey
 from antiphon.engine.running.quota_use import quota_use
 from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
@@ -105,11 +105,14 @@ class QuotaUseObject(Struct, kw_only=True):
 
 class UsageSumObject(Struct, kw_only=True):
     """The usage of model calls. Of `day`, `owner`, `model` and `upstream` the object has those of the parameter `by`.
-    `cost` is in the currency of the prices."""
+    `cost` is in the currency of the prices. With `owner` the object also has the readable name of the owner, and the
+    team, if Antiphon knows them."""
 
     object: Literal["usage_sum"] = "usage_sum"
     day: str | UnsetType = UNSET
     owner: str | UnsetType = UNSET
+    owner_name: str | UnsetType = UNSET
+    team: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     upstream: str | UnsetType = UNSET
     calls: int
@@ -163,7 +166,8 @@ _UNTIL = Parameter("until", str, "The last day (UTC), as `YYYY-MM-DD`.")
 
 @dataclass(frozen=True, slots=True)
 class Administration(Area):
-    """Serves `/v1/antiphon/admin`. `accepts_keys`: whether the process accepts managed keys."""
+    """Serves `/v1/antiphon/admin`. `accepts_keys`: whether the process accepts managed keys. `names` finds
+    the names of owners."""
 
     guard: Guard
     keys: KeyManager
@@ -172,6 +176,7 @@ class Administration(Area):
     usage: UsageStore
     audit: AuditStore
     accepts_keys: bool = True
+    names: FindNames | None = None
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The endpoints of this area, each with the guard."""
@@ -254,7 +259,8 @@ class Administration(Area):
             raise invalid_value("by", f"use {', '.join(KEY)}, or several of them with commas") from None
         days = {name: _day(request, name) for name in ("since", "until")}
         sums = await self.usage.sums(by, **days, owner=_text(request, "owner"), most=limit + 1)
-        return _listed([UsageSumObject(**one.shown(by)) for one in sums], limit)  # type: ignore[arg-type]
+        names = await self.names([one.owner for one in sums]) if self.names is not None and "owner" in by else {}
+        return _listed([UsageSumObject(**one.shown(by, names)) for one in sums], limit)  # type: ignore[arg-type]
 
     @Route(
         "GET",

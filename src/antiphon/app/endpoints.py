@@ -6,6 +6,7 @@ Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from antiphon.api.admin import Administration
 from antiphon.api.admin_guard import AdminGuard
@@ -19,6 +20,7 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.responses import NativeResponses
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.standalone_search import StandaloneSearch
+from antiphon.app.keys import owner_teams
 from antiphon.app.quotas import quota_rules
 from antiphon.app.vector_stores import VectorSearch
 from antiphon.config.settings import Settings
@@ -116,6 +118,7 @@ def _admin(settings: Settings, stores: Stores, token: AdminToken) -> Administrat
         stores.usage,
         stores.audit,
         accepts_keys=settings.owner.managed_keys,
+        names=partial(stores.owner_names.of, teams=owner_teams(settings)),
     )
 
 

@@ -105,6 +105,11 @@ def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
     return found
 
 
+def owner_teams(settings: Settings) -> dict[str, str]:
+    """Return the teams of the owners with keys in the settings, by owner id."""
+    return {NAMED + name: one.team for name, one in (settings.owner.keys or {}).items() if one.team}
+
+
 def lost_keys(settings: Settings) -> dict[str, str]:
     """Return the names of missing key files that stored data depends on, each with a description of that data."""
     needs = {}

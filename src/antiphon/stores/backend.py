@@ -39,6 +39,7 @@ from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Me
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
 from antiphon.stores.overviews import Overviews
+from antiphon.stores.owner_names import OwnerNames
 from antiphon.stores.owner_usage import OwnerQuota, StorageQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
@@ -245,6 +246,7 @@ class Stores(ABC):
         self.files = FileStore(tables, keys, *files, owner_bytes=options["owner_file_bytes"])
         self.retention = Retention(tables, pieces, options["kept"])
         self.usage = UsageStore(tables)
+        self.owner_names = OwnerNames(tables)
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
         self.overviews = Overviews(tables)

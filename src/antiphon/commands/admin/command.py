@@ -17,14 +17,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import msgspec
 
-from antiphon.app.keys import known_bodies, lost_keys, new_keys
+from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_teams
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner
@@ -38,7 +39,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
+from antiphon.engine.ports.usage_sums import KEY, By, FindNames, OwnerName, UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of
 from antiphon.stores.owner_usage import UsageStore
@@ -170,7 +171,8 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     owner = selected_owner(arguments, settings) if asked else ""
     async with aclosing(await opened_stores(settings)) as stores:
-        return await show_usage(stores.usage, arguments, owner, sys.stdout)
+        names = partial(stores.owner_names.of, teams=owner_teams(settings))
+        return await show_usage(stores.usage, arguments, owner, sys.stdout, names)
 
 
 async def _purge(settings: Settings, *, as_json: bool) -> str:
@@ -329,8 +331,11 @@ def read_day(flag: str, text: str) -> str:
     return text
 
 
-async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO) -> int:
-    """Print the requested sums, or delete old ones. Raises `ConfigError` and `StoreError`."""
+async def show_usage(
+    store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
+) -> int:
+    """Print the requested sums, or delete old ones. `find` finds the names of owners. Raises `ConfigError` and
+    `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
@@ -344,26 +349,35 @@ async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: st
     by = read_by(arguments.by)
     since, until = read_day("--since", arguments.since), read_day("--until", arguments.until)
     sums = await store.sums(by, since=since, until=until, owner=owner)
+    names = await find([one.owner for one in sums]) if find is not None and "owner" in by else {}
     if arguments.json:
         for one in sums:
-            out.write(msgspec.json.encode(one.shown(by)).decode() + "\n")
+            out.write(msgspec.json.encode(one.shown(by, names)).decode() + "\n")
     else:
-        _usage_table(sums, by, out)
+        _usage_table(sums, by, names, out)
     return 0
 
 
-def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
+def _name_and_team(one: UsageSum, names: Mapping[str, OwnerName]) -> tuple[str, str]:
+    found = names.get(one.owner)
+    return ("", "") if found is None else (found.name, found.team)
+
+
+def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[str, OwnerName], out: TextIO) -> None:
     estimated = any(one.estimated_calls for one in sums)
     numbers = (*_COUNTED, *(_ESTIMATED if estimated else ()))
-    rows = [[*by, *numbers, "cost"]]
+    # An owner id that is a hash has no name.
+    whose = ("owner_name", "team") if names else ()
+    rows = [[*by, *whose, *numbers, "cost"]]
     rows += [
         [
             *(printable(getattr(one, name)) for name in by),
+            *(printable(text) for text in (_name_and_team(one, names) if whose else ())),
             *(str(getattr(one, name)) for name in numbers),
             f"{one.cost / 1e6:.6f}",
         ]
         for one in sums
     ]
-    write_table(rows, out, left=len(by))
+    write_table(rows, out, left=len(by) + len(whose))
     if estimated:
         out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")

@@ -8,7 +8,7 @@ Lives here: the values and the port, and the reading of an operator's question. 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, Protocol, cast
 
@@ -35,6 +35,18 @@ class CallUsage(Struct, frozen=True):
     usage: Usage
     estimated: bool = False
     cost: int = 0
+
+
+class OwnerName(Struct, frozen=True):
+    """The readable name of an owner, and the owner's team. The team is empty if it is unknown."""
+
+    name: str
+    team: str = ""
+
+
+FindNames = Callable[[Sequence[str]], Awaitable[Mapping[str, OwnerName]]]
+"""Finds the names of those of these owners that have one. Raises `StoreError`."""
+_NO_NAMES: Mapping[str, OwnerName] = {}
 
 
 class UsageSum(Struct):
@@ -70,11 +82,14 @@ class UsageSum(Struct):
         self.output_tokens += usage.output_tokens
         self.reasoning_tokens += usage.reasoning_tokens
 
-    def shown(self, by: Sequence[By]) -> dict[str, str | float]:
-        """The sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency."""
+    def shown(self, by: Sequence[By], names: Mapping[str, OwnerName] = _NO_NAMES) -> dict[str, str | float]:
+        """The sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency. If sums
+        are grouped by owner, `names` adds the owner's name and team."""
         told = structs.asdict(self)
         named = {name: value for name, value in told.items() if name in by or name not in KEY}
-        return {**named, "cost": self.cost / 1e6}
+        found = names.get(self.owner)
+        whose = {} if found is None else {"owner_name": found.name, **({"team": found.team} if found.team else {})}
+        return {**named, "cost": self.cost / 1e6, **whose}
 
     def join(self, other: UsageSum) -> None:
         """Add another sum that has the same `KEY` fields."""
