@@ -401,7 +401,7 @@ async def attacks(report: Report, there: Place) -> None:
                 ("x-frame-options", "DENY"),
                 ("cache-control", "no-store"),
                 ("x-content-type-options", "nosniff"),
-                ("referrer-policy", "no-referrer"),
+                ("referrer-policy", "same-origin"),
             ):
                 if got.headers.get(name) != value:
                     wrong.append(f"{name} is {got.headers.get(name)}")

@@ -218,7 +218,8 @@ def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
 def _same_origin(request: ApiRequest) -> bool:
     """Whether a page of the console sent this form. A browser says so in one of these headers; a program sends
     neither."""
-    if request.header("sec-fetch-site") not in (None, "same-origin"):
+    site = request.header("sec-fetch-site")
+    if site is not None and site != "same-origin":
         return False
     origin = request.header("origin")
     host = request.header("host") or request.header(":authority") or ""

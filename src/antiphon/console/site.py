@@ -35,7 +35,8 @@ SECURITY: Final[Headers] = (
     ("content-security-policy", _CSP),
     ("x-frame-options", "DENY"),
     ("x-content-type-options", "nosniff"),
-    ("referrer-policy", "no-referrer"),
+    # With "no-referrer" a browser would send the origin "null" with the forms of these pages.
+    ("referrer-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
     ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
