@@ -163,6 +163,11 @@ def _no_record(entry: Entry) -> str:
             "The contents of this request were recorded, but are deleted by now, or another process holds them in its "
             "memory."
         )
+    if entry.fault == "client" and not entry.response_id:
+        return (
+            "Antiphon refused the request before it began a response, so there are no contents to show. The message "
+            "above names the field to change."
+        )
     if not entry.stored:
         return (
             "The contents are not recorded. The request set store: false, so Antiphon keeps only these facts. To "
