@@ -328,3 +328,12 @@ async def test_the_prompt_cache_page_says_why_a_thread_missed(tmp_path: Path) ->
         await there.create(ANNA, input="two", instructions="be long", previous_response_id=first["id"])
         _, page = await (await there.user(ANNA)).get("/console/prompt-cache")
         assert "input changed at messages[0]" in page
+
+
+async def test_an_owner_sees_the_use_of_its_quotas(tmp_path: Path) -> None:
+    async with place(tmp_path, quotas={"each_owner": {"requests_per_minute": 100}}) as there:
+        await there.create(ANNA)
+        _, page = await (await there.user(ANNA)).get("/console/system")
+        assert "requests per minute" in page and "owner:n:anna" in page
+        await there.create(BO)
+        assert "owner:n:bo" not in (await (await there.user(ANNA)).get("/console/system"))[1]

@@ -58,8 +58,8 @@ def make_console(
     assert token is not None, "`with_admin_token` sets the token of a gateway with a console"
     rules = quota_rules(settings.quotas)
 
-    async def quotas() -> Sequence[QuotaUse]:
-        return await quota_use(stores.quotas, rules, most=500)
+    async def quotas(subject: str) -> Sequence[QuotaUse]:
+        return await quota_use(stores.quotas, rules, subject, most=500)
 
     sealer = make_sealer(settings)
 
@@ -84,10 +84,14 @@ def make_console(
         warnings=_warnings,
         difference=difference,
         audit=stores.audit,
+        quotas=quotas,
         window=lambda model: routes.choose(model).context_tokens,
     )
     keys = KeySources(
-        KeyManager(stores.client_keys, stores.audit, "console"), stores.audit, quotas, settings.owner.managed_keys
+        KeyManager(stores.client_keys, stores.audit, "console"),
+        stores.audit,
+        partial(quotas, ""),
+        settings.owner.managed_keys,
     )
     sessions = Sessions(
         token.get_secret_value(),

@@ -19,6 +19,7 @@ from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.console.sessions import Session
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, Recording
+from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import AuditStore, Noted, log_noted
 from antiphon.stores.journal import JournalStore
@@ -63,6 +64,7 @@ class Reading:
     warnings: Callable[[], Sequence[Warned]] = lambda: ()
     difference: Difference | None = None
     audit: AuditStore | None = None
+    quotas: Callable[[str], Awaitable[Sequence[QuotaUse]]] | None = None
     window: Callable[[str], int | None] = lambda _: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
@@ -71,6 +73,10 @@ class Reading:
         if found is None:
             raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")
         return found
+
+    async def limits_of(self, owner: str) -> Sequence[QuotaUse]:
+        """The use of the quotas of one owner. Empty without quotas."""
+        return await self.quotas(f"owner:{owner}") if self.quotas is not None and owner else ()
 
     async def note(self, session: Session, action: str, object: str, owner: str) -> None:
         """Note a change of an operator in the audit. Owners' changes of their own data are not noted."""

@@ -46,6 +46,7 @@ class System:
             charts=_charts(slots),
             models=await journal.sums(call.owner, since=since),
             owners=await journal.sums(since=since, by="owner") if call.session.is_operator else (),
+            quotas=await reading.limits_of(call.owner),
             processes=processes,
             facts=reading.facts if call.session.is_operator else {},
             settings=reading.settings if call.session.is_operator else "",
