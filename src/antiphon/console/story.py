@@ -74,7 +74,6 @@ class Story(msgspec.Struct):
     `ModelCall.more` count events beyond the 2,000 that are listed."""
 
     request: bytes = b""
-    request_facts: Mapping[str, Any] = {}
     calls: list[ModelCall] = []
     tools: list[ToolResult] = []
     events: list[Event] = []
@@ -92,7 +91,7 @@ def tell(recording: Recording) -> Story:
     for part in recording.parts:
         match part.kind:
             case "request":
-                story.request, story.request_facts = part.data, part.facts
+                story.request = part.data
             case "call":
                 calls.append((ModelCall(part.at, part.data, part.facts), []))
             case "head" if calls:

@@ -17,7 +17,7 @@ another owner.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -45,8 +45,6 @@ LEAST_SIZE = 4096
 statement can always make room for a unit."""
 MOST_WRITTEN = 16 << 20
 """The maximum bytes of recorded contents in one unit."""
-MOST_SEARCHED = 200
-"""The maximum number of recorded requests that one search reads."""
 _MOST = 10**15
 _PIECE = 1000
 _SAMPLE = 5000
@@ -102,7 +100,6 @@ DELETE FROM request_records WHERE id IN (
 )
 """
 RECORDED = "SELECT body FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
-FORGET_RECORD = "DELETE FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
 FORGET_RESPONSE = "DELETE FROM request_records WHERE response_id = :id AND response_id <> '' AND owner = :owner"
 GET = f"""
 SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
@@ -274,24 +271,6 @@ class JournalStore:
         owner (empty: any owner), or when their response is deleted."""
         rows = await self._tables.fetch(RECORDED, {"id": request_id, "owner": owner})
         return await self.unpack(bytes(rows[0]["body"])) if rows else None
-
-    async def records(self, ids: Sequence[str], owner: str = "") -> AsyncIterator[tuple[str, Recording]]:
-        """Yield the recorded contents of the first `MOST_SEARCHED` of these requests that have some, one at a time."""
-        for request_id in ids[:MOST_SEARCHED]:
-            found = await self.record(request_id, owner)
-            if found is not None:
-                yield request_id, found
-
-    async def delete_record(self, request_id: str, owner: str = "") -> bool:
-        """Delete the recorded contents of a request. Returns whether there were any."""
-        named = {"id": request_id, "owner": owner}
-        return (await self._tables.run([Statement(FORGET_RECORD, named)], again=True))[0] > 0
-
-    async def delete_response(self, owner: str, response_id: str) -> int:
-        """Delete the recorded contents of all requests of a response. Returns their number. The deletion of a stored
-        response has the same effect."""
-        named = {"id": response_id, "owner": owner}
-        return (await self._tables.run([Statement(FORGET_RESPONSE, named)], again=True))[0]
 
     async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:
         """Delete entries older than `keep` seconds, and all but the newest `most`. Delete contents older than

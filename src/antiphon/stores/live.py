@@ -17,14 +17,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from antiphon.engine.ports.journal import Ending, LiveRequest, LiveSnapshot
+from antiphon.engine.ports.journal import LiveRequest, LiveSnapshot
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import Statement, Tables, milliseconds
 
 MOST_LIVE = 500
-"""The maximum number of requests, and of endings, in the snapshot of one process."""
+"""The maximum number of requests in the snapshot of one process."""
 FRESH_SECONDS = 5.0
 """The age in seconds up to which viewers get a snapshot."""
 CANCEL_SECONDS = 15.0
@@ -75,7 +75,6 @@ class Look(msgspec.Struct, frozen=True):
 
 class _Snapshot(msgspec.Struct, frozen=True):
     requests: tuple[LiveRequest, ...]
-    endings: tuple[Ending, ...]
     more: int
 
 
@@ -95,10 +94,6 @@ class LiveStore:
         ends."""
         await self._tables.run([Statement(WATCH, {"wait": milliseconds(seconds), **self._now})], again=True)
 
-    async def is_watched(self) -> bool:
-        """Return whether any viewer watches."""
-        return (await self.look()).watched
-
     async def look(self) -> Look:
         """Return whether any viewer watches, and which requests to cancel, with one query."""
         named = {"age": milliseconds(CANCEL_SECONDS), **self._now}
@@ -108,13 +103,11 @@ class LiveStore:
             tuple([(row["request_id"], row["owner"]) for row in rows if row["request_id"]]),
         )
 
-    async def publish(
-        self, process: str, requests: Sequence[LiveRequest], endings: Sequence[Ending] = (), *, more: int = 0
-    ) -> None:
+    async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
         """Replace the snapshot of this process. Of more than `MOST_LIVE` requests, the oldest are published. `more`
         counts requests that the caller leaves out."""
         kept = sorted(requests, key=lambda one: -one.age)[:MOST_LIVE] if len(requests) > MOST_LIVE else requests
-        snapshot = _Snapshot(tuple(kept), tuple(endings[-MOST_LIVE:]), more + len(requests) - len(kept))
+        snapshot = _Snapshot(tuple(kept), more + len(requests) - len(kept))
         try:
             text = msgspec.json.encode(snapshot).decode()
         except ValueError as error:
@@ -126,8 +119,8 @@ class LiveStore:
         await self._tables.run([Statement(LEAVE, {"process": process})], again=True)
 
     async def read(self, owner: str = "") -> tuple[LiveSnapshot, ...]:
-        """Return the fresh snapshots of all processes. `owner`: the owner whose requests and endings they contain
-        (empty: all owners)."""
+        """Return the fresh snapshots of all processes. `owner`: the owner whose requests they contain (empty: all
+        owners)."""
         rows = await self._tables.fetch(READ, {"age": milliseconds(FRESH_SECONDS), **self._now})
         return tuple([_snapshot(row, owner) for row in rows])
 
@@ -164,11 +157,10 @@ def _snapshot(row: Row, owner: str) -> LiveSnapshot:
         found = _DECODER.decode(row["snapshot"])
     except msgspec.DecodeError:
         # A process of another version wrote it. The viewer still sees the requests of all other processes.
-        return LiveSnapshot(process, (), (), age)
+        return LiveSnapshot(process, (), age)
     return LiveSnapshot(
         process,
         tuple([msgspec.structs.replace(one, process=process) for one in found.requests if owner in ("", one.owner)]),
-        tuple([one for one in found.endings if owner in ("", one.owner)]),
         age,
         0 if owner else found.more,
     )

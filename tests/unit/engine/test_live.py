@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import structlog
 
-from antiphon.engine.ports.journal import Ending, LiveRequest
+from antiphon.engine.ports.journal import LiveRequest
 from antiphon.engine.running.live import LiveReporter
 from antiphon.errors import StoreError
 from antiphon.stores.live import LiveStore, Look
@@ -22,7 +22,7 @@ class Scripted(LiveStore):
         self.watched = False
         self.cancels: list[tuple[str, str]] = []
         self.looks = 0
-        self.published: list[tuple[list[str], list[str]]] = []
+        self.published: list[list[str]] = []
         self.left: list[str] = []
         self.failure: Exception | None = None
         self.hangs = False
@@ -35,11 +35,9 @@ class Scripted(LiveStore):
             raise self.failure
         return Look(self.watched, tuple(self.cancels))
 
-    async def publish(
-        self, process: str, requests: Sequence[LiveRequest], endings: Sequence[Ending] = (), *, more: int = 0
-    ) -> None:
+    async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
         assert process == "p"
-        self.published.append(([one.id for one in requests], [one.id for one in endings]))
+        self.published.append([one.id for one in requests])
 
     async def take_cancels(self, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
         taken = [one for one in self.cancels if one[0] in ids]
@@ -67,15 +65,13 @@ async def test_without_a_viewer_a_process_only_looks() -> None:
 
     reporter = LiveReporter(store, "p", snapshot=snapshot)
     reporter.start()
-    reporter.ended(Ending("early", "n:anna"))
     await asyncio.sleep(3.5)
-    assert store.looks == 3 and asked == 0 and store.published == [] and not reporter.watched
+    assert store.looks == 3 and asked == 0 and store.published == []
     store.watched = True
     await asyncio.sleep(1)
-    assert reporter.watched and store.published == [(["a"], [])]
-    reporter.ended(Ending("a", "n:anna", "completed"))
+    assert store.published == [["a"]]
     await asyncio.sleep(2)
-    assert store.published[1:] == [(["a"], ["a"]), (["a"], [])]
+    assert store.published == [["a"]] * 3
     store.watched = False
     await asyncio.sleep(2)
     assert len(store.published) == 3
@@ -124,7 +120,7 @@ async def test_a_bug_stops_no_later_report() -> None:
         await asyncio.sleep(1.5)
         reporter.snapshot = lambda: [request("a")]
         await asyncio.sleep(1)
-    assert [line["event"] for line in lines] == ["live_requests_failed"] and store.published == [(["a"], [])]
+    assert [line["event"] for line in lines] == ["live_requests_failed"] and store.published == [["a"]]
     store.failure = StoreError("the database is away")
     await reporter.aclose()
     assert store.left == []

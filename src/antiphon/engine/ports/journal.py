@@ -212,21 +212,12 @@ class LiveRequest(Struct, frozen=True):
     process: str = ""
 
 
-class Ending(Struct, frozen=True):
-    """A request that ended since the previous snapshot of its process."""
-
-    id: str
-    owner: str
-    outcome: str = ""
-
-
 class LiveSnapshot(Struct, frozen=True):
     """The requests in flight of one process. `age` is the time in seconds since the process took the snapshot. `more`
     counts the requests that the snapshot leaves out."""
 
     process: str
     requests: tuple[LiveRequest, ...]
-    endings: tuple[Ending, ...]
     age: float
     more: int = 0
 

@@ -106,11 +106,6 @@ class JournalRecorder:
         """Start the task that writes the entries."""
         self._task = asyncio.get_running_loop().create_task(self._write_on())
 
-    def records(self, owner: str) -> bool:
-        """Return whether the contents of this owner's requests may be recorded. A server need not collect contents
-        that `note` drops."""
-        return self._settings.record != "off" and self._never.isdisjoint((owner, "*"))
-
     def note(self, entry: Entry, recording: Recording | None) -> None:
         """See `Journal.note`. Drops contents that the settings do not record, and sets `Entry.recorded`."""
         now = self._clock()
@@ -138,11 +133,6 @@ class JournalRecorder:
         self._forget_held()
         found = self._held.get(request_id)
         return found.recording if found is not None and owner in ("", found.entry.owner) else None
-
-    def forget(self, owner: str) -> None:
-        """Drop all contents of this owner's requests with `store: false`."""
-        for request_id in [name for name, one in self._held.items() if one.entry.owner == owner]:
-            self._drop(request_id)
 
     async def aclose(self) -> None:
         """Stop the task, write the remaining entries, and drop the contents in memory."""
@@ -215,7 +205,9 @@ class JournalRecorder:
 
     def _is_wanted(self, entry: Entry) -> bool:
         settings = self._settings
-        if not self.records(entry.owner) or (settings.record == "failures" and not entry.fault):
+        if settings.record == "off" or not self._never.isdisjoint((entry.owner, "*")):
+            return False
+        if settings.record == "failures" and not entry.fault:
             return False
         return entry.stored or settings.record_unstored
 

@@ -10,16 +10,15 @@ delays no request. The reporter cancels a request only for its owner, or for a v
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from antiphon.engine.ports.journal import Ending, LiveRequest
+from antiphon.engine.ports.journal import LiveRequest
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
-from antiphon.stores.live import MOST_LIVE, LiveStore
+from antiphon.stores.live import LiveStore
 
 _log = structlog.get_logger(__name__)
 
@@ -48,25 +47,13 @@ class LiveReporter:
         self.cancel = cancel
         self._seconds = seconds
         self._round_seconds = round_seconds
-        self._watched = False
         self._published = False
-        self._endings: deque[Ending] = deque(maxlen=MOST_LIVE)
         self._task: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "live_requests_not_reported", "live_requests_reported_again")
-
-    @property
-    def watched(self) -> bool:
-        """Whether a viewer watched at the last query."""
-        return self._watched
 
     def start(self) -> None:
         """Start the task that reports."""
         self._task = asyncio.get_running_loop().create_task(self._report_on())
-
-    def ended(self, ending: Ending) -> None:
-        """Tell viewers with the next snapshot that a request ended. Without viewers this does nothing."""
-        if self._watched:
-            self._endings.append(ending)
 
     async def aclose(self) -> None:
         """Stop the task, and delete this process's snapshot."""
@@ -83,19 +70,14 @@ class LiveReporter:
         """Run one round: read what to do, cancel requests, and publish a snapshot if a viewer watches. Raises
         `StoreError`."""
         look = await self._store.look()
-        self._watched = look.watched
-        if not look.watched:
-            self._endings.clear()
         if not look.watched and not look.cancels:
             return
         requests = self.snapshot()
         if look.cancels:
             await self._cancel(requests, look.cancels)
         if look.watched:
-            told = tuple(self._endings)
-            self._endings.clear()
             self._published = True
-            await self._store.publish(self.process, requests, told)
+            await self._store.publish(self.process, requests)
 
     async def _cancel(self, requests: Iterable[LiveRequest], wishes: Iterable[tuple[str, str]]) -> None:
         owners = {one.id: one.owner for one in requests}
