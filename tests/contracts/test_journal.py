@@ -45,14 +45,8 @@ def entry(number: int = 1, **changed: Any) -> Entry:
         "model": "m",
         "upstream": "u",
         "response_id": f"resp_{number}",
-        "previous_id": "",
-        "conversation_id": "",
         "outcome": "completed",
-        "fault": "",
-        "code": "",
         "status": 200,
-        "stored": False,
-        "recorded": False,
         "seconds": 1.25,
         "first": 0.5,
         "calls": 1,
@@ -60,7 +54,6 @@ def entry(number: int = 1, **changed: Any) -> Entry:
         "cached_tokens": 4,
         "output_tokens": 3,
         "reasoning_tokens": 1,
-        "estimated": False,
         "cost": 7,
         "age": float(1000 - number),
     }
@@ -83,7 +76,16 @@ def live(state: Stores) -> LiveStore:
 
 async def test_an_entry_is_read_as_it_was_stored_and_stored_once(store: JournalStore) -> None:
     detail = Detail((Span("call", "u", 0.1, 0.9, {"status": 200}),), ("seed",), message="ä", request_bytes=5)
-    first = entry(1, detail=detail, first=None, stored=True, estimated=True, conversation_id="conv_ä", fault="upstream")
+    first = entry(
+        1,
+        request_id="job-1",
+        detail=detail,
+        first=None,
+        stored=True,
+        estimated=True,
+        conversation_id="conv_ä",
+        fault="upstream",
+    )
     await store.add([first])
     await store.add([entry(1, model="other"), entry(2)])
     found = await store.get("req_1")
@@ -96,6 +98,15 @@ async def test_an_entry_is_read_as_it_was_stored_and_stored_once(store: JournalS
     assert ids([await store.get("resp_1")]) == ["req_3"] and await store.get("resp_1", BOB) is None
     assert await store.get("req_1", ALICE) == found and await store.get("req_1", BOB) is None
     assert await store.get("") is None
+
+
+async def test_an_entry_is_found_by_its_request_id_within_its_owner(store: JournalStore) -> None:
+    await store.add([entry(number, request_id="job-9", owner=BOB if number == 3 else ALICE) for number in (1, 2, 3)])
+    await store.add([entry(4, request_id="resp_1"), entry(5, request_id="req_1")])
+    assert [ids([await store.get("job-9", owner)]) for owner in (ALICE, BOB, "")] == [["req_2"], ["req_3"], ["req_3"]]
+    assert await store.get("job-9", "n:other") is None
+    # A client that chooses the id of an entry or of a response as its request id hides neither.
+    assert ids([await store.get("req_1"), await store.get("resp_1")]) == ["req_1", "req_1"]
 
 
 async def test_odd_values_do_not_keep_other_entries_from_being_stored(store: JournalStore) -> None:

@@ -73,8 +73,9 @@ async def fill(data: Path) -> None:
             other.execute("INSERT INTO quota_leases VALUES ('process_1', 'owner:n:o', 'tokens_per_month', 5, 3)")
             other.execute("INSERT INTO quota_holders VALUES ('process_1', 9)")
             other.execute(
-                "INSERT INTO requests VALUES ('req_1', 9, 'n:o', 'k', 'n', 't', 'http', 'm', 'u', 'r', 'p', 'c', "
-                "'failed', 'upstream', 'server_error', 502, 1, 1, 7, NULL, 1, 2, 3, 4, 5, 0, 6, '{\"message\":\"x\"}')"
+                "INSERT INTO requests VALUES ('req_1', 9, 'n:o', 'job-1', 'k', 'n', 't', 'http', 'm', 'u', 'r', 'p', "
+                "'c', 'failed', 'upstream', 'server_error', 502, 1, 1, 7, NULL, 1, 2, 3, 4, 5, 0, 6, "
+                '\'{"message":"x"}\')'
             )
             other.execute("INSERT INTO request_records VALUES ('req_1', 'n:o', 'resp_a', 'resp_a', 9, 4096, x'00ff')")
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")

@@ -90,7 +90,7 @@ def test_the_entry_of_a_stream() -> None:
     one.answer(_TEXT, _LAST)
     entry = one.end(status=200, path="/v1/responses")
     assert entry.id.startswith("entry_")
-    assert (entry.detail.request_id, entry.owner, entry.key_id, entry.key_name, entry.team) == (
+    assert (entry.request_id, entry.owner, entry.key_id, entry.key_name, entry.team) == (
         *("req_1", "n:team-a", "key_1", "team-a", "blue"),
     )
     assert (entry.door, entry.model, entry.upstream, entry.response_id) == ("http", "m", "default", "resp_1")
@@ -187,7 +187,7 @@ def test_a_request_without_an_exchange_is_noted_unless_a_flood_could_displace_th
     telemetry.refused("http", "req_3", _CALLER, "/v1/responses", Failure("client", "no key", 401), "No key.")
     telemetry.refused("http", "req_4", _CALLER, "/v1/responses", Failure("ours", "full", 503, counted=True), "Full.")
     (entry,) = journal.entries
-    assert (entry.detail.request_id, entry.owner, entry.status, entry.code) == (
+    assert (entry.request_id, entry.owner, entry.status, entry.code) == (
         "req_1",
         "n:team-a",
         400,
@@ -253,7 +253,7 @@ def test_a_background_job_has_an_entry_for_each_attempt() -> None:
     observed.end(exchange, "completed", response_id="resp_7", attempt=2)
     entry = one.journal.last
     assert (entry.id, entry.response_id, entry.key_id) == (live.id, "resp_7", "k")
-    assert (entry.detail.request_id, entry.detail.attempt) == ("req_9", 2)
+    assert (entry.request_id, entry.detail.attempt) == ("req_9", 2)
     assert _span(entry, "queue").end == 0.0 and _span(entry, "queue").start < -1000
     lost = one.telemetry.observe("background", "", Caller("n:team-a"), None)
     lost.watch(one.exchange)

@@ -44,11 +44,11 @@ class JournalParts:
         """Report the requests that `telemetry` observes, and start the reports. A viewer's wish ends a request of a
         connected client, or a background response through `background`."""
 
-        def cancel(request_id: str) -> None:
-            if telemetry.stop(request_id):
+        def cancel(entry_id: str) -> None:
+            if telemetry.stop(entry_id):
                 return
             for one in telemetry.live():
-                if one.id == request_id and one.door == "background" and one.response_id:
+                if one.id == entry_id and one.door == "background" and one.response_id:
                     task = asyncio.get_running_loop().create_task(_end(background, one))
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
@@ -89,4 +89,4 @@ async def _end(background: Background, live: LiveRequest) -> None:
     try:
         await background.cancel(live.owner, live.response_id)
     except AntiphonError as error:
-        _log.warning("live_request_not_cancelled", request_id=live.id, cause=str(error))
+        _log.warning("live_request_not_cancelled", response_id=live.response_id, cause=str(error))

@@ -136,7 +136,7 @@ _OF_COMMANDS: dict[str, _Arguments] = {
         "--json": {"action": _SET, "help": "print each request as one line of JSON"},
     },
     "show": {
-        "id": {"metavar": "ID", "help": "id of a response or of a request"},
+        "id": {"metavar": "ID", "help": "id of a response, request id, or id of an entry of the journal"},
         "-v, --verbose": {"action": _SET, "help": "also print the recorded contents of both sides"},
         "--json": {"action": _SET, "help": "print the request and its recorded contents as JSON"},
     },

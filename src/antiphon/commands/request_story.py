@@ -51,7 +51,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
     """Everything that the journal knows about the request without its contents."""
     yield row(entry, colors=colors)
     named = {
-        "request id": entry.detail.request_id or entry.id,
+        "request id": entry.request_id or entry.id,
         "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
         + (", as the fallback" if entry.detail.fallback else ""),
         "first token": duration(entry.first),

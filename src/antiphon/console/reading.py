@@ -68,7 +68,7 @@ class Reading:
     window: Callable[[str], int | None] = lambda _: None
 
     async def entry(self, request_id: str, owner: str) -> Entry:
-        """The entry of a request, by its id or by its response's id. Raises `NotFound`."""
+        """The entry of a request, by the entry's id, the response's id or the request id. Raises `NotFound`."""
         found = await self.journal.get(request_id, owner)
         if found is None:
             raise NotFound(f"There is no request '{request_id[:80]}' in the console's records.", code="not_found")

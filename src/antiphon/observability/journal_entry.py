@@ -114,7 +114,7 @@ class Trail:
             stream=known.streaming,
         )
 
-    def detail(self, started: float, failure: Failure | None, path: str, request_id: str) -> Detail:
+    def detail(self, started: float, failure: Failure | None, path: str) -> Detail:
         """The facts that only the request's own page shows. `started` is the time of the request's start. `path` is the
         path of a request whose body could not be read."""
         known = self._detail
@@ -140,7 +140,6 @@ class Trail:
             path=known.path or path,
             operation=failure.operation if failure is not None else "",
             stream=known.stream,
-            request_id=request_id[:_ID_LENGTH],
             attempt=self.attempt,
         )
 
@@ -205,30 +204,16 @@ def plain_entry(
     return Entry(
         id=new_id("entry"),
         owner=caller.owner,
+        request_id=request_id,
         key_id=caller.key_id,
         key_name=caller.name,
         team=caller.team,
         door=door,
-        model="",
         upstream=failure.upstream if failure is not None else "",
-        response_id="",
-        previous_id="",
-        conversation_id="",
         outcome="error" if failure is not None else "completed",
         fault=failure.fault if failure is not None else "",
         code=failure.code if failure is not None else "",
         status=failure.status if failure is not None else 200,
-        stored=False,
-        recorded=False,
-        seconds=0.0,
-        first=None,
-        calls=0,
-        input_tokens=0,
-        cached_tokens=0,
-        output_tokens=0,
-        reasoning_tokens=0,
-        estimated=False,
-        cost=0,
         detail=Detail(
             message=message[:_TEXT_LENGTH],
             cause=failure.cause[:_TEXT_LENGTH] if failure is not None else "",
@@ -236,6 +221,5 @@ def plain_entry(
             upstream_status=failure.upstream_status if failure is not None else 0,
             path=path[:_ID_LENGTH],
             operation=failure.operation if failure is not None else "",
-            request_id=request_id[:_ID_LENGTH],
         ),
     )

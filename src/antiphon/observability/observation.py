@@ -95,13 +95,13 @@ class Telemetry:
         observations = sorted(self.in_flight, key=lambda one: one.started)
         return [live for one in observations if (live := one.live()) is not None]
 
-    def stop(self, request_id: str, owner: str = "") -> bool:
-        """End the requests in flight with this id, because an operator cancels them. Returns whether there were any.
+    def stop(self, entry_id: str, owner: str = "") -> bool:
+        """End the request in flight with this entry id, because an operator cancels it. Returns whether there was one.
 
         `owner` restricts the call to requests of this owner. A background response is not among them: `Background`
         cancels it by its response id.
         """
-        named = [one for one in self.in_flight if one.entry_id == request_id and one.belongs_to(owner)]
+        named = [one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner)]
         return any([one.stop() for one in named])  # noqa: C419 - stops each of them
 
 
@@ -422,6 +422,7 @@ class Observation:
         entry = Entry(
             id=self.entry_id,
             owner=caller.owner,
+            request_id=self.request_id,
             key_id=caller.key_id,
             key_name=caller.name,
             team=caller.team,
@@ -446,7 +447,7 @@ class Observation:
             reasoning_tokens=used["reasoning_tokens"],
             estimated=bool(used["estimated"]),
             cost=cost,
-            detail=trail.detail(self.started, failure, str(ended.known.get("path", "")), self.request_id),
+            detail=trail.detail(self.started, failure, str(ended.known.get("path", ""))),
             age=max(0.0, time.time() - at),
         )
         journal.note(entry, recording)

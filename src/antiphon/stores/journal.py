@@ -55,7 +55,7 @@ _OVERLAP = 3.0
 _COMPLETED = frozenset({"completed", "incomplete"})
 
 _TEXTS = {
-    **dict.fromkeys(("id", "response_id", "previous_id", "conversation_id", "key_id"), 128),
+    **dict.fromkeys(("id", "response_id", "previous_id", "conversation_id", "key_id", "request_id"), 128),
     **dict.fromkeys(("key_name", "team", "model", "upstream"), 200),
     **dict.fromkeys(("door", "outcome", "fault", "code"), 64),
 }
@@ -63,8 +63,19 @@ _TEXTS = {
 never cut, because it decides who may read the row."""
 _NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
 _COLUMNS = (
-    *("id", "owner", "key_id", "key_name", "team", "door", "model", "upstream", "response_id", "previous_id"),
-    *("conversation_id", "outcome", "fault", "code", "http_status", "stored", "recorded", "took", "first_at"),
+    *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
+    *(
+        "previous_id",
+        "conversation_id",
+        "outcome",
+        "fault",
+        "code",
+        "http_status",
+        "stored",
+        "recorded",
+        "took",
+        "first_at",
+    ),
     *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated", "cost", "detail"),
 )
 _FIELDS = ", ".join(_COLUMNS)
@@ -101,11 +112,16 @@ DELETE FROM request_records WHERE id IN (
 """
 RECORDED = "SELECT body FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
 FORGET_RESPONSE = "DELETE FROM request_records WHERE response_id = :id AND response_id <> '' AND owner = :owner"
+# A client may use one request id many times, so the subquery reads only the newest of these entries.
 GET = f"""
 SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
   SELECT id FROM requests WHERE id = :id
   UNION ALL SELECT id FROM requests WHERE response_id = :id AND response_id <> ''
-) ORDER BY CASE WHEN id = :id THEN 0 ELSE 1 END, ended_at DESC, id DESC LIMIT 1
+  UNION ALL SELECT id FROM (
+    SELECT id FROM requests WHERE request_id = :id AND request_id <> '' AND (:owner = '' OR owner = :owner)
+    ORDER BY ended_at DESC, id DESC LIMIT 1
+  ) AS newest
+) ORDER BY CASE WHEN id = :id THEN 0 WHEN response_id = :id THEN 1 ELSE 2 END, ended_at DESC, id DESC LIMIT 1
 """
 # CROSS JOIN fixes the join order in SQLite.
 _THREAD = """(
@@ -198,8 +214,8 @@ class JournalStore:
         return tuple([_entry(row) for row in rows])
 
     async def get(self, entry_id: str, owner: str = "") -> Entry | None:
-        """Return the entry of a request id, or the newest entry of a response id. `owner`: empty for any owner. An
-        entry of another owner counts as missing."""
+        """Return the entry with this id, or else the newest entry of this response id, or else of this request id.
+        `owner`: empty for any owner. An entry of another owner counts as missing."""
         rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
         return _entry(rows[0]) if rows else None
 
@@ -266,10 +282,10 @@ class JournalStore:
         """Store the contents of a request whose entry may be stored already."""
         await self.add([entry], {entry.id: await self.pack(recording)}, most_bytes=most_bytes)
 
-    async def record(self, request_id: str, owner: str = "") -> Recording | None:
+    async def record(self, entry_id: str, owner: str = "") -> Recording | None:
         """Return the recorded contents of a request. Returns None when there are none, when they belong to another
         owner (empty: any owner), or when their response is deleted."""
-        rows = await self._tables.fetch(RECORDED, {"id": request_id, "owner": owner})
+        rows = await self._tables.fetch(RECORDED, {"id": entry_id, "owner": owner})
         return await self.unpack(bytes(rows[0]["body"])) if rows else None
 
     async def sweep(self, keep: float, most: int, record_keep: float, record_bytes: int) -> tuple[int, int]:

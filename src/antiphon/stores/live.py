@@ -37,10 +37,10 @@ INSERT INTO live_viewers AS v (id, watched_until) VALUES (1, now_ms() + CAST(:wa
 ON CONFLICT (id) DO UPDATE SET watched_until = greatest(v.watched_until, excluded.watched_until)
 """
 LOOK = f"""
-SELECT '' AS request_id, '' AS owner FROM live_viewers WHERE id = 1 AND watched_until > now_ms()
+SELECT '' AS entry_id, '' AS owner FROM live_viewers WHERE id = 1 AND watched_until > now_ms()
 UNION ALL
-SELECT request_id, owner FROM (
-  SELECT request_id, owner FROM live_cancels WHERE asked_at > now_ms() - CAST(:age AS bigint)
+SELECT entry_id, owner FROM (
+  SELECT entry_id, owner FROM live_cancels WHERE asked_at > now_ms() - CAST(:age AS bigint)
   ORDER BY asked_at LIMIT {_MOST_CANCELS}
 ) AS asked
 """
@@ -54,12 +54,12 @@ SELECT process, now_ms() - seen_at AS age, snapshot FROM live_processes
 WHERE seen_at > now_ms() - CAST(:age AS bigint) ORDER BY process LIMIT {_MOST_PROCESSES}
 """
 ASK = f"""
-INSERT INTO live_cancels (request_id, owner, asked_at)
-SELECT :request_id, :owner, now_ms() WHERE (SELECT count(*) FROM live_cancels) < {_MOST_CANCELS}
-ON CONFLICT (request_id, owner) DO UPDATE SET asked_at = excluded.asked_at
+INSERT INTO live_cancels (entry_id, owner, asked_at)
+SELECT :entry_id, :owner, now_ms() WHERE (SELECT count(*) FROM live_cancels) < {_MOST_CANCELS}
+ON CONFLICT (entry_id, owner) DO UPDATE SET asked_at = excluded.asked_at
 """
 TAKE = """
-DELETE FROM live_cancels WHERE request_id IN (:ids...) RETURNING request_id, owner, now_ms() - asked_at AS age
+DELETE FROM live_cancels WHERE entry_id IN (:ids...) RETURNING entry_id, owner, now_ms() - asked_at AS age
 """
 FORGET_PROCESSES = "DELETE FROM live_processes WHERE seen_at < now_ms() - CAST(:age AS bigint)"
 FORGET_CANCELS = "DELETE FROM live_cancels WHERE asked_at < now_ms() - CAST(:age AS bigint)"
@@ -67,7 +67,7 @@ FORGET_CANCELS = "DELETE FROM live_cancels WHERE asked_at < now_ms() - CAST(:age
 
 class Look(msgspec.Struct, frozen=True):
     """What a process must do: publish if `watched`, and cancel those of its requests that `cancels` names. A cancel is
-    a request id and its owner (empty: any owner)."""
+    an entry id and its owner (empty: any owner)."""
 
     watched: bool
     cancels: tuple[tuple[str, str], ...]
@@ -99,8 +99,8 @@ class LiveStore:
         named = {"age": milliseconds(CANCEL_SECONDS), **self._now}
         rows = await self._tables.fetch(LOOK, named, own=True)
         return Look(
-            any(not row["request_id"] for row in rows),
-            tuple([(row["request_id"], row["owner"]) for row in rows if row["request_id"]]),
+            any(not row["entry_id"] for row in rows),
+            tuple([(row["entry_id"], row["owner"]) for row in rows if row["entry_id"]]),
         )
 
     async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
@@ -124,15 +124,15 @@ class LiveStore:
         rows = await self._tables.fetch(READ, {"age": milliseconds(FRESH_SECONDS), **self._now})
         return tuple([_snapshot(row, owner) for row in rows])
 
-    async def ask_cancel(self, request_id: str, owner: str = "") -> bool:
+    async def ask_cancel(self, entry_id: str, owner: str = "") -> bool:
         """Ask the process of this request to cancel it, if the request belongs to this owner (empty: any owner).
         Returns False when too many such wishes wait."""
-        named = {"request_id": request_id, "owner": owner, **self._now}
+        named = {"entry_id": entry_id, "owner": owner, **self._now}
         old = Statement(FORGET_CANCELS, {"age": milliseconds(CANCEL_SECONDS), **self._now})
         return (await self._tables.run([old, Statement(ASK, named)], again=True))[1] > 0
 
     async def take_cancels(self, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """Delete the wishes to cancel these requests. Returns those that are not too old, each a request id and an
+        """Delete the wishes to cancel these requests. Returns those that are not too old, each an entry id and an
         owner (empty: any owner)."""
         rows: list[Row] = []
         await self._tables.run([Statement(TAKE, {"ids": list(ids), **self._now}, into=rows)], again=True)

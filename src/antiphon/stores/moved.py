@@ -58,10 +58,10 @@ _SESSIONS: dict[str, tuple[str, ...]] = {
     "quota_leases": ("holder", "subject", "measure", "starts", "amount"),
     "quota_holders": ("holder", "seen_at"),
     "requests": (
-        *("id", "ended_at", "owner", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
-        *("previous_id", "conversation_id", "outcome", "fault", "code", "http_status", "stored", "recorded", "took"),
-        *("first_at", "calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated"),
-        *("cost", "detail"),
+        *("id", "ended_at", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream"),
+        *("response_id", "previous_id", "conversation_id", "outcome", "fault", "code", "http_status", "stored"),
+        *("recorded", "took", "first_at", "calls", "input_tokens", "cached_tokens", "output_tokens"),
+        *("reasoning_tokens", "estimated", "cost", "detail"),
     ),
     "request_records": ("id", "owner", "response_id", "saved_id", "at", "size", "body"),
     "usage_days": (

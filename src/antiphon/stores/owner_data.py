@@ -85,8 +85,8 @@ def owned(place: str) -> dict[str, str]:
             WHERE p.owner = :owner AND v.prompt_id = p.id ORDER BY v.prompt_id, v.version
         """,
         "requests": """
-            SELECT id, ended_at, model, upstream, response_id, previous_id, conversation_id, outcome, code, http_status,
-                   took, calls, input_tokens, cached_tokens, output_tokens, reasoning_tokens, cost, detail
+            SELECT id, ended_at, request_id, model, upstream, response_id, previous_id, conversation_id, outcome, code,
+                   http_status, took, calls, input_tokens, cached_tokens, output_tokens, reasoning_tokens, cost, detail
             FROM requests WHERE owner = :owner ORDER BY ended_at, id
         """,
         "usage_days": """

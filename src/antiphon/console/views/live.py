@@ -50,10 +50,10 @@ class Live:
         return call.show("live_rows.html" if call.fragment else "live.html", **values)
 
     @Page("POST", "/live/{}/cancel", changes=True)
-    async def cancel(self, call: Call, request_id: str) -> ApiResponse:
+    async def cancel(self, call: Call, entry_id: str) -> ApiResponse:
         """Cancel a request in flight. Its process ends it at the next part of the model's answer."""
         snapshots = await self._reading.live.read(call.owner)
-        found = next((one for each in snapshots for one in each.requests if one.id == request_id), None)
+        found = next((one for each in snapshots for one in each.requests if one.id == entry_id), None)
         if found is None:
             raise NotFound("This request is not in flight any more.", code="not_found")
         await self._reading.note(call.session, "request cancel", found.response_id or found.id, found.owner)

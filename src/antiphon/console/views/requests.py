@@ -95,7 +95,7 @@ def read_filter(call: Call) -> EntryFilter:
 def _in_facts(entry: Entry, sought: str) -> bool:
     facts = (
         entry.id,
-        entry.detail.request_id,
+        entry.request_id,
         entry.response_id,
         entry.model,
         entry.code,

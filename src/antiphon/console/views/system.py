@@ -58,7 +58,7 @@ def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
     """The slots with an empty one for each time without requests."""
     known = {round(slot.start / step): slot for slot in slots}
     first, last = round(since // step), round(time.time() // step)
-    return [known.get(number) or Slot(number * step, 0, 0, 0, 0, 0, 0, 0) for number in range(first, last + 1)]
+    return [known.get(number) or Slot(number * step) for number in range(first, last + 1)]
 
 
 def _charts(slots: Sequence[Slot]) -> list[tuple[str, str, float, float]]:

@@ -49,8 +49,6 @@ class Detail(Struct, frozen=True, omit_defaults=True):
     events: int = 0
     fallback: str = ""
     trace_id: str = ""
-    request_id: str = ""
-    """The request id, which a client may choose."""
     attempt: int = 0
     """The number of the attempt to run a background response, or 0."""
     path: str = ""
@@ -63,7 +61,7 @@ class Detail(Struct, frozen=True, omit_defaults=True):
 class Entry(Struct, frozen=True):
     """One finished request.
 
-    `id` is an id that Antiphon makes, because a client may choose its request id. Each attempt to run a background
+    `id` is an id that Antiphon makes, because a client may choose `request_id`, and each attempt to run a background
     response has a separate entry. `fault` is empty if the request succeeded. `ended_at` is the time of the end
     in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time since the end
     in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency. `first` is the
@@ -73,30 +71,31 @@ class Entry(Struct, frozen=True):
 
     id: str
     owner: str
-    key_id: str
-    key_name: str
-    team: str
-    door: str
-    model: str
-    upstream: str
-    response_id: str
-    previous_id: str
-    conversation_id: str
-    outcome: str
-    fault: str
-    code: str
-    status: int
-    stored: bool
-    recorded: bool
-    seconds: float
-    first: float | None
-    calls: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    estimated: bool
-    cost: int
+    request_id: str = ""
+    key_id: str = ""
+    key_name: str = ""
+    team: str = ""
+    door: str = ""
+    model: str = ""
+    upstream: str = ""
+    response_id: str = ""
+    previous_id: str = ""
+    conversation_id: str = ""
+    outcome: str = ""
+    fault: str = ""
+    code: str = ""
+    status: int = 0
+    stored: bool = False
+    recorded: bool = False
+    seconds: float = 0.0
+    first: float | None = None
+    calls: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+    cost: int = 0
     detail: Detail = Detail()
     ended_at: float = 0.0
     age: float = 0.0
@@ -164,33 +163,30 @@ class Choices(Struct, frozen=True):
     teams: tuple[str, ...] = ()
 
 
-class EntrySum(Struct, frozen=True):
+class _Sums(Struct, frozen=True, kw_only=True):
+    requests: int = 0
+    failed: int = 0
+    """The number of entries with a fault."""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: int = 0
+
+
+class EntrySum(_Sums, frozen=True):
     """The sums of the entries of one model, upstream or owner (`name`). `seconds` and `first` are the median and the
-    95th percentile of the newest entries, None without values. `failed` counts entries with a fault."""
+    95th percentile of the newest entries, None without values."""
 
     name: str
-    requests: int
-    failed: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost: int
     seconds: tuple[float, float] | None = None
     first: tuple[float, float] | None = None
 
 
-class Slot(Struct, frozen=True):
+class Slot(_Sums, frozen=True):
     """The sums of the entries of a slot of time that begins at `start`, in seconds since the epoch."""
 
     start: float
-    requests: int
-    failed: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost: int
 
 
 class LiveRequest(Struct, frozen=True):

@@ -40,7 +40,7 @@ class LiveReporter:
         round_seconds: float = _ROUND_SECONDS,
     ) -> None:
         """`process`: the unique name of this process. `snapshot` returns the requests in flight. `cancel` begins to
-        cancel one of them by its request id. `round_seconds`: the time limit of one round of queries."""
+        cancel one of them by the id of its entry. `round_seconds`: the time limit of one round of queries."""
         self._store = store
         self.process = process
         self.snapshot = snapshot
@@ -81,13 +81,13 @@ class LiveReporter:
 
     async def _cancel(self, requests: Iterable[LiveRequest], wishes: Iterable[tuple[str, str]]) -> None:
         owners = {one.id: one.owner for one in requests}
-        ids = sorted({request_id for request_id, _ in wishes if request_id in owners})
+        ids = sorted({entry_id for entry_id, _ in wishes if entry_id in owners})
         if not ids:
             return
         taken = await self._store.take_cancels(ids)
-        for request_id in dict.fromkeys(one for one, owner in taken if owner in ("", owners[one])):
-            _log.info("live_request_cancelled", request_id=request_id)
-            self.cancel(request_id)
+        for entry_id in dict.fromkeys(one for one, owner in taken if owner in ("", owners[one])):
+            _log.info("live_request_cancelled", entry_id=entry_id)
+            self.cancel(entry_id)
 
     async def _report_on(self) -> None:
         while True:

@@ -51,7 +51,7 @@ _TYPES = {
             *("error_message", "chunking", "embedding_model", "kind", "text", "batch_id", "vector", "words"),
             *("team", "prefix", "models", "tools", "actor", "action", "object", "detail", "subject"),
             *("measure", "holder", "key_id", "key_name", "door", "previous_id", "outcome", "fault", "code"),
-            "saved_id",
+            *("saved_id", "request_id"),
         ),
         "text",
     ),

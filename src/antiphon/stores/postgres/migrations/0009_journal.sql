@@ -7,6 +7,7 @@ CREATE TABLE requests (
   id text NOT NULL PRIMARY KEY,
   ended_at bigint NOT NULL,
   owner text NOT NULL,
+  request_id text NOT NULL,
   key_id text NOT NULL,
   key_name text NOT NULL,
   team text NOT NULL,
@@ -40,6 +41,7 @@ CREATE INDEX requests_time ON requests (ended_at, id) INCLUDE (
 CREATE INDEX requests_owner ON requests (owner, ended_at, id) INCLUDE (
   outcome, fault, code, model, upstream, door, team, key_id
 );
+CREATE INDEX requests_request ON requests (request_id, ended_at, id) WHERE request_id <> '';
 CREATE INDEX requests_response ON requests (response_id) WHERE response_id <> '';
 CREATE INDEX requests_previous ON requests (previous_id) WHERE previous_id <> '';
 CREATE INDEX requests_conversation ON requests (conversation_id) WHERE conversation_id <> '';
@@ -72,8 +74,8 @@ CREATE TABLE live_viewers (
 );
 -- The requests in flight that a viewer cancels. `owner`: empty if the request may have any owner.
 CREATE TABLE live_cancels (
-  request_id text NOT NULL,
+  entry_id text NOT NULL,
   owner text NOT NULL,
   asked_at bigint NOT NULL,
-  PRIMARY KEY (request_id, owner)
+  PRIMARY KEY (entry_id, owner)
 );

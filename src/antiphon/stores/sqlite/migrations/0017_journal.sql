@@ -7,6 +7,7 @@ CREATE TABLE requests (
   id TEXT NOT NULL PRIMARY KEY,
   ended_at BIGINT NOT NULL,
   owner TEXT NOT NULL,
+  request_id TEXT NOT NULL,
   key_id TEXT NOT NULL,
   key_name TEXT NOT NULL,
   team TEXT NOT NULL,
@@ -38,6 +39,7 @@ CREATE INDEX requests_time ON requests (ended_at, id, outcome, fault, code, mode
 CREATE INDEX requests_owner ON requests (
   owner, ended_at, id, outcome, fault, code, model, upstream, door, team, key_id
 );
+CREATE INDEX requests_request ON requests (request_id, ended_at, id) WHERE request_id <> '';
 CREATE INDEX requests_response ON requests (response_id) WHERE response_id <> '';
 CREATE INDEX requests_previous ON requests (previous_id) WHERE previous_id <> '';
 CREATE INDEX requests_conversation ON requests (conversation_id) WHERE conversation_id <> '';
@@ -70,8 +72,8 @@ CREATE TABLE live_viewers (
 );
 -- The requests in flight that a viewer cancels. `owner`: empty if the request may have any owner.
 CREATE TABLE live_cancels (
-  request_id TEXT NOT NULL,
+  entry_id TEXT NOT NULL,
   owner TEXT NOT NULL,
   asked_at BIGINT NOT NULL,
-  PRIMARY KEY (request_id, owner)
+  PRIMARY KEY (entry_id, owner)
 );
