@@ -184,6 +184,22 @@ async def test_newer_entries_include_those_that_arrive_late(store: JournalStore)
     assert len(await store.newer(ALL, than="")) == 6
 
 
+async def test_the_neighbours_of_an_entry_are_those_of_the_filter(store: JournalStore) -> None:
+    async def near(number: int, chosen: EntryFilter = ALL) -> tuple[str, str]:
+        found = await store.get(f"req_{number}")
+        assert found is not None
+        return await store.neighbours(chosen, found)
+
+    owners = {150: BOB}
+    await store.add([entry(at, age=float(400 - at), owner=owners.get(at, ALICE)) for at in range(1, 301)])
+    await store.add([entry(301, age=500.0, previous_id="resp_x"), entry(302, age=1.0, previous_id="resp_x")])
+    assert await near(151) == ("req_152", "req_150")
+    assert await near(151, EntryFilter(owner=ALICE)) == ("req_152", "req_149")
+    # Any number of entries may be newer.
+    assert await near(1) == ("req_2", "req_301") and await near(302) == ("", "req_300")
+    assert await near(301, EntryFilter(thread="resp_x")) == ("req_302", "")
+
+
 async def test_choices_sums_and_slots(store: JournalStore) -> None:
     await store.add([entry(number, seconds=float(number), age=10.0) for number in range(1, 21)])
     await store.add([entry(30, model="n", upstream="", fault="client", code="bad", owner=BOB, first=None, age=5000.0)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
 
 import msgspec
@@ -33,6 +33,16 @@ Difference = Callable[[str, str, str], Awaitable[PromptDifference | None]]
 if one of them cannot be compared."""
 Handle = Callable[[ApiRequest], Awaitable[ApiResponse]]
 _MOST_TEXT: Final = 2_000_000
+
+
+class Sent(TypedDict, total=False):
+    """What a call of the API sends besides its path: the query, a body that becomes JSON, headers, and the pieces of a
+    body that is uploaded."""
+
+    query: Mapping[str, str] | None
+    body: object
+    headers: Headers
+    pieces: AsyncIterator[bytes] | None
 
 
 class Warned(msgspec.Struct, frozen=True):
@@ -105,21 +115,20 @@ class Reading:
             return ""
         return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
 
-    async def json(
-        self,
-        method: str,
-        path: str,
-        owner: str | Caller,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: object = None,
-        headers: Headers = (),
-        pieces: AsyncIterator[bytes] | None = None,
-    ) -> Any:
+    async def stored(self, owner: str, response_id: str) -> tuple[dict[str, Any], list[Any]] | None:
+        """A stored response and its first 100 input items. None if the response is not stored."""
+        path = f"/v1/responses/{quote(response_id)}"
+        try:
+            response = await self.json("GET", path, owner)
+            items = await self.json("GET", f"{path}/input_items", owner, query={"limit": "100", "order": "asc"})
+        except ApiError:
+            return None
+        return response, items["data"]
+
+    async def json(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> Any:
         """Call an endpoint of the API in the name of an owner, or of a caller with what its key allows. Raises
         `ApiError` with the endpoint's own message."""
-        found = await self.raw(method, path, owner, query=query, body=body, headers=headers, pieces=pieces)
-        return msgspec.json.decode(found)
+        return msgspec.json.decode(await self.raw(method, path, owner, **sent))
 
     async def every(
         self, path: str, owner: str | Caller, *, query: Mapping[str, str] | None = None, most: int = 1000
@@ -135,45 +144,24 @@ class Reading:
             after = {"after": page["last_id"]}
         return found, True
 
-    async def raw(
-        self,
-        method: str,
-        path: str,
-        owner: str | Caller,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: object = None,
-        headers: Headers = (),
-        pieces: AsyncIterator[bytes] | None = None,
-    ) -> bytes:
+    async def raw(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> bytes:
         """Call an endpoint of the API, and return the body of its answer. Raises `ApiError`."""
-        answer = await self.answer(method, path, owner, query=query, body=body, headers=headers, pieces=pieces)
-        return await _whole(answer)
+        return await _whole(await self.answer(method, path, owner, **sent))
 
-    async def answer(
-        self,
-        method: str,
-        path: str,
-        owner: str | Caller,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: object = None,
-        headers: Headers = (),
-        pieces: AsyncIterator[bytes] | None = None,
-    ) -> ApiResponse:
+    async def answer(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> ApiResponse:
         """Call an endpoint of the API, and return its answer, whose stream the caller reads or closes. Raises
         `ApiError`."""
-        sent = b"" if body is None else msgspec.json.encode(body)
+        body = sent.get("body")
         kind: Headers = (("content-type", "application/json"),) if body is not None else ()
         caller = Caller(owner) if isinstance(owner, str) else owner
         request = ApiRequest(
             method,
             path,
-            tuple((query or {}).items()),
-            (*kind, *headers),
-            sent,
+            tuple((sent.get("query") or {}).items()),
+            (*kind, *sent.get("headers", ())),
+            b"" if body is None else msgspec.json.encode(body),
             caller.owner,
-            body_stream=pieces,
+            body_stream=sent.get("pieces"),
             access=caller.access,
             caller=caller,
         )

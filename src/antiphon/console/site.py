@@ -10,7 +10,7 @@ Invariants: templates escape every value. The only HTML that a template inserts 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -119,6 +119,11 @@ class Call:
     def query(self, name: str, default: str = "") -> str:
         """The first value of a query parameter."""
         return next((value for key, value in self.request.query if key == name), default)
+
+    def choice(self, name: str, choices: Collection[str], default: str) -> str:
+        """The value of a query parameter if it is one of `choices`, or else `default`."""
+        chosen = self.query(name)
+        return chosen if chosen in choices else default
 
     def number(self, name: str, default: int, *, least: int = 0, most: int = 1000) -> int:
         """The whole number in a query parameter. Raises `InvalidRequest`."""

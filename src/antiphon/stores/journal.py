@@ -213,6 +213,21 @@ class JournalStore:
         rows = await self._tables.fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
         return tuple([_entry(row) for row in rows])
 
+    async def neighbours(self, chosen: EntryFilter, entry: Entry) -> tuple[str, str]:
+        """Return the ids of the next newer and the next older entry than this stored entry, among those that the filter
+        selects. An id is empty if there is no such entry."""
+        where, named = _selected(chosen)
+        named["at"], named["last"] = _place(cursor_of(entry))
+        ids = []
+        for sign, order in ((">", "ASC"), ("<", "DESC")):
+            rows = await self._tables.fetch(
+                f"SELECT id FROM {_source(chosen)} WHERE {where} AND (ended_at, id) {sign} "
+                f"(CAST(:at AS bigint), :last) ORDER BY ended_at {order}, id {order} LIMIT 1",
+                named,
+            )
+            ids.append(rows[0]["id"] if rows else "")
+        return ids[0], ids[1]
+
     async def get(self, entry_id: str, owner: str = "") -> Entry | None:
         """Return the entry with this id, or else the newest entry of this response id, or else of this request id.
         `owner`: empty for any owner. An entry of another owner counts as missing."""

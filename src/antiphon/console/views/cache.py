@@ -29,7 +29,7 @@ class PromptCache:
     async def show(self, call: Call) -> ApiResponse:
         """Hit rates, and the latest requests that continue a thread and missed."""
         journal = self._reading.journal
-        chosen = call.query("span") if call.query("span") in _SPANS else "24h"
+        chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]
         page = await journal.list(EntryFilter(owner=call.owner, since=since), limit=400)
         misses = [one for one in page.entries if one.previous_id and one.input_tokens and _share(one) < 0.5]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
 from antiphon.console.site import Call, Page
 from antiphon.console.story import tell
+from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
 
 _INDENTED = 20_000
@@ -36,7 +36,7 @@ class Playground:
         if request_id := call.query("request"):
             entry = await self._reading.entry(request_id, call.owner)
             owner = entry.owner
-            found, note = await self._body_of(request_id, owner)
+            found, note = await self._body_of(entry)
             body |= found
         for name, field in (("previous", "previous_response_id"), ("conversation", "conversation")):
             if call.query(name):
@@ -58,9 +58,8 @@ class Playground:
             runs_as=owner,
         )
 
-    async def _body_of(self, request_id: str, owner: str) -> tuple[dict[str, Any], str]:
+    async def _body_of(self, entry: Entry) -> tuple[dict[str, Any], str]:
         """The body of an earlier request, and a note where it is not exactly what the client sent."""
-        entry = await self._reading.entry(request_id, owner)
         recording = await self._reading.recording(entry)
         if recording is not None:
             try:
@@ -71,15 +70,12 @@ class Playground:
                 return found, "This is the recorded request."
         if not (entry.stored and entry.response_id):
             return {"model": entry.model}, "The contents of this request are not recorded, so only its model is known."
-        path = f"/v1/responses/{quote(entry.response_id)}"
-        try:
-            stored = await self._reading.json("GET", path, owner)
-            query = {"limit": "100", "order": "asc"}
-            items = await self._reading.json("GET", f"{path}/input_items", owner, query=query)
-        except ApiError:
+        stored = await self._reading.stored(entry.owner, entry.response_id)
+        if stored is None:
             return {"model": entry.model}, "The response of this request is deleted, so only its model is known."
-        kept = {name: stored[name] for name in _STORED if stored.get(name)}
-        return kept | {"input": items["data"]}, "This request is put together from the stored response."
+        response, items = stored
+        kept = {name: response[name] for name in _STORED if response.get(name)}
+        return kept | {"input": items}, "This request is put together from the stored response."
 
     async def _models(self, owner: str) -> list[str]:
         try:

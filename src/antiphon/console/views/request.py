@@ -20,14 +20,13 @@ from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
 from antiphon.console.story import Story, tell
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
-from antiphon.errors import ApiError, NotFound
-from antiphon.stores.journal import cursor_of
+from antiphon.errors import NotFound
 
 _FAULTS = {
     "client": "the client",
     "upstream": "the upstream",
     "ours": "Antiphon or its store",
-    "none": "no fault",
+    "cancelled": "a cancel, or a client that left",
 }
 
 _LONGEST_CODE = 20_000
@@ -76,8 +75,9 @@ class Request:
         entry = await reading.entry(request_id, call.owner)
         recording = await reading.recording(entry)
         story = tell(recording) if recording is not None else None
-        stored, items = await self._stored(entry)
-        newer, older = await self._neighbours(call, entry)
+        kept = entry.stored and bool(entry.response_id)
+        stored, items = (await reading.stored(entry.owner, entry.response_id) if kept else None) or (None, [])
+        newer, older = await reading.journal.neighbours(read_filter(call), entry)
         return call.show(
             "request.html",
             entry=entry,
@@ -122,27 +122,6 @@ class Request:
             ("content-length", str(len(body))),
         )
         return ApiResponse(200, (*headers, *SECURITY, *NOT_CACHED), body)
-
-    async def _stored(self, entry: Entry) -> tuple[Any, list[Any]]:
-        """The stored response and its input items; None if the response is not stored."""
-        if not (entry.stored and entry.response_id):
-            return None, []
-        path = f"/v1/responses/{quote(entry.response_id)}"
-        try:
-            found = await self._reading.json("GET", path, entry.owner)
-            query = {"limit": "100", "order": "asc"}
-            items = await self._reading.json("GET", f"{path}/input_items", entry.owner, query=query)
-        except ApiError:
-            return None, []
-        return found, items["data"]
-
-    async def _neighbours(self, call: Call, entry: Entry) -> tuple[str, str]:
-        """The ids of the next newer and the next older request, empty at an end."""
-        journal, wanted = self._reading.journal, read_filter(call)
-        older = await journal.list(wanted, limit=1, after=cursor_of(entry))
-        newer = await journal.newer(wanted, than=cursor_of(entry), limit=200)
-        after = [one for one in newer if (one.ended_at, one.id) > (entry.ended_at, entry.id)]
-        return (after[-1].id if after else ""), (older.entries[0].id if older.entries else "")
 
 
 def _file_name(entry: Entry) -> str:

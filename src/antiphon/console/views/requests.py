@@ -70,18 +70,14 @@ class Requests:
 
     async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
         """The entries whose contents hold the text, and the number of entries that were searched."""
-        found, looked, after = [], 0, ""
         sought = text.casefold()
-        while looked < _SEARCHED:
-            page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=after)
-            for entry in page.entries:
-                looked += 1
-                if _in_facts(entry, sought) or sought in (await self._reading.text_of(entry)).casefold():
-                    found.append(entry)
-            after = page.after
-            if not after:
-                break
-        return found, looked
+        newest = (await self._reading.journal.list(wanted, limit=_SEARCHED)).entries
+        found = [
+            entry
+            for entry in newest
+            if _in_facts(entry, sought) or sought in (await self._reading.text_of(entry)).casefold()
+        ]
+        return found, len(newest)
 
 
 def read_filter(call: Call) -> EntryFilter:

@@ -30,7 +30,7 @@ class System:
     async def show(self, call: Call) -> ApiResponse:
         """Figures of the chosen time. Operators also see processes and settings."""
         reading, journal = self._reading, self._reading.journal
-        chosen = call.query("span") if call.query("span") in _SPANS else "24h"
+        chosen = call.choice("span", _SPANS, "24h")
         seconds, step = _SPANS[chosen]
         since = time.time() - seconds
         slots = _filled(await journal.slots(call.owner, since=since, seconds=step), since, step)

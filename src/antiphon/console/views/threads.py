@@ -7,7 +7,6 @@ readable form of an item (`console/messages.py`), one request (`request.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -19,7 +18,7 @@ from antiphon.console.owners import choose_owner
 from antiphon.console.reading import Reading
 from antiphon.console.site import Call, Page, redirect
 from antiphon.engine.ports.journal import EntryFilter
-from antiphon.errors import ApiError, NotFound
+from antiphon.errors import NotFound
 from antiphon.stores.overviews import ChainedResponse
 
 _MOST_TURNS = 40
@@ -75,8 +74,12 @@ class Threads:
         if response_id not in known:
             raise NotFound(f"There is no stored response '{response_id[:80]}'.", code="not_found")
         path = _path(known, response_id)
-        turns = [Turn(one, await self._added(owner, one.id)) for one in path[-_MOST_TURNS:]]
-        last = await self._reading.json("GET", f"/v1/responses/{quote(response_id)}", owner)
+        shown = path[-_MOST_TURNS:]
+        stored = [await self._reading.stored(owner, one.id) or ({}, []) for one in shown]
+        turns = [
+            Turn(one, read_items([*given, *made.get("output", [])]))
+            for one, (made, given) in zip(shown, stored, strict=True)
+        ]
         messages = [message for turn in turns for message in turn.messages]
         rich = iter(within_budget(messages))
         turns = [Turn(turn.response, [next(rich) for _ in turn.messages]) for turn in turns]
@@ -86,7 +89,7 @@ class Threads:
             turns=turns,
             hidden=max(0, len(path) - _MOST_TURNS),
             tree=_tree(chain, {one.id for one in path}) if len(chain) > len(path) else [],
-            slices=stacked(weigh(messages, last), whole=self._reading.window(path[-1].model)),
+            slices=stacked(weigh(messages, stored[-1][0]), whole=self._reading.window(path[-1].model)),
             window=self._reading.window(path[-1].model),
             counted=path[-1].input_tokens,
             model=path[-1].model,
@@ -111,18 +114,6 @@ class Threads:
             uses=uses,
             owner=owner,
         )
-
-    async def _added(self, owner: str, response_id: str) -> list[Message]:
-        """The messages that a response added: its input and its output."""
-        path = f"/v1/responses/{quote(response_id)}"
-        try:
-            given = await self._reading.json(
-                "GET", f"{path}/input_items", owner, query={"limit": "100", "order": "asc"}
-            )
-            made: dict[str, Any] = await self._reading.json("GET", path, owner)
-        except ApiError:
-            return []
-        return read_items([*given["data"], *made.get("output", [])])
 
     async def _owner_of(self, thread: str) -> str:
         """The owner of a thread that an operator opens without naming the owner."""
