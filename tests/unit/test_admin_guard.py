@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.api.admin_guard import AdminGuard
+from antiphon.api.failed_attempts import FailedAttempts
 from antiphon.engine.ports.callers import AdminToken
 from antiphon.errors import ApiError, Unauthorized
 from antiphon.types.transport import Headers
@@ -37,7 +38,7 @@ def test_only_the_bearer_token_opens(headers: Headers) -> None:
 
 def test_a_minute_has_so_many_failures_and_one_line() -> None:
     now = 1000.0
-    guard = AdminGuard(AdminToken(TOKEN), attempts=2, seconds=60.0, clock=lambda: now)
+    guard = AdminGuard(AdminToken(TOKEN), FailedAttempts(2, clock=lambda: now), clock=lambda: now)
     with capture_logs() as lines:
         for expected, wait in ((401, None), (401, None), (429, "60"), (429, "60")):
             with pytest.raises(ApiError) as refused:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from antiphon import __version__
+from antiphon.api.failed_attempts import FailedAttempts
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.app.journal import JournalParts
 from antiphon.app.keys import make_sealer
@@ -51,7 +52,7 @@ def make_console(
     # Imported only here, because most gateways have no console and need none of its packages.
     from antiphon.console.console import Console
     from antiphon.console.reading import Reading
-    from antiphon.console.sessions import Attempts, Sessions
+    from antiphon.console.sessions import Sessions
     from antiphon.console.views.keys import KeySources
 
     token = settings.admin.token
@@ -98,7 +99,7 @@ def make_console(
         owners,
         seconds=settings.console.session,
         clock=time.time,
-        attempts=Attempts(time.monotonic),
+        attempts=FailedAttempts(),
     )
     return Console(reading, keys, sessions, acts=settings.console.act)
 

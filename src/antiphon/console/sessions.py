@@ -1,7 +1,7 @@
 """Signs users of the console in, and recognises their sessions.
 
-Lives here: the session cookie, the CSRF token, the check of a presented key, and the limit on failed attempts. Not
-here: the sign-in page (`console.py`), the keys themselves (`app/keys.py`, `engine/running/key_ring.py`).
+Lives here: the session cookie, the CSRF token, and the check of a presented key. Not here: the limit on failed attempts
+(`api/failed_attempts.py`), the sign-in page (`console.py`), the keys (`app/keys.py`, `engine/running/key_ring.py`).
 
 A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
 
@@ -19,9 +19,10 @@ from typing import Final, Literal
 
 import msgspec
 
+from antiphon.api.failed_attempts import FailedAttempts
 from antiphon.api.http import ApiRequest
 from antiphon.doors.owners import OwnerResolver
-from antiphon.engine.ports.callers import NAMED, Caller
+from antiphon.engine.ports.callers import NAMED, AdminToken, Caller
 from antiphon.errors import ApiError, InvalidRequest, Unauthorized
 from antiphon.sealing import Sealer
 from antiphon.types.transport import Headers, header_value
@@ -31,8 +32,6 @@ _SEALED_FOR: Final = ("console", "session")
 _TOKEN_SESSION: Final = 3600.0
 """The longest session, in seconds, of a user who signed in with a token of an issuer, whose expiry is unknown here."""
 _LONGEST_TOKEN: Final = 16_384
-_ATTEMPTS: Final = 10
-_WINDOW: Final = 60.0
 
 Kind = Literal["operator", "key", "token", "gateway"]
 
@@ -55,44 +54,23 @@ class Session(msgspec.Struct, frozen=True):
         return self.kind == "operator"
 
 
-class Attempts:
-    """Limits failed attempts to sign in: at most `most` within `seconds`, in this process."""
-
-    def __init__(self, clock: Callable[[], float], *, most: int = _ATTEMPTS, seconds: float = _WINDOW) -> None:
-        self._clock = clock
-        self._most = most
-        self._seconds = seconds
-        self._failed: list[float] = []
-
-    def check(self) -> None:
-        """Raise `ApiError` (429) while too many attempts have failed."""
-        now = self._clock()
-        self._failed = [at for at in self._failed if now - at < self._seconds]
-        if len(self._failed) >= self._most:
-            wait = max(1, round(self._seconds - (now - self._failed[0])))
-            raise ApiError(
-                f"Too many failed attempts to sign in. Try again in {wait} seconds.",
-                status=429,
-                type="rate_limit_error",
-                code="too_many_attempts",
-                headers=(("retry-after", str(wait)),),
-            )
-
-    def failed(self) -> None:
-        """Count one failed attempt."""
-        self._failed.append(self._clock())
-
-
 class Sessions:
     """The sessions of one console.
 
-    `admin_token` is the operators' token. `clock` gives seconds since the epoch.
+    `admin_token` is the operators' token. `clock` gives seconds since the epoch. `attempts` limits failed attempts to
+    sign in.
     """
 
     def __init__(
-        self, admin_token: str, owners: OwnerResolver, *, seconds: float, clock: Callable[[], float], attempts: Attempts
+        self,
+        admin_token: str,
+        owners: OwnerResolver,
+        *,
+        seconds: float,
+        clock: Callable[[], float],
+        attempts: FailedAttempts,
     ) -> None:
-        self._admin = hashlib.sha256(admin_token.encode()).digest()
+        self._admin = AdminToken(admin_token)
         secret = hmac.digest(admin_token.encode(), b"antiphon console sessions", "sha256")
         self._sealer = Sealer([secret], max_bytes=4096)
         self._csrf_key = hmac.digest(admin_token.encode(), b"antiphon console csrf", "sha256")
@@ -118,15 +96,15 @@ class Sessions:
         token = token.strip()
         if not token or len(token) > _LONGEST_TOKEN:
             raise InvalidRequest("Enter the operators' token or a client key.", code="missing_token")
-        digest = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
-        if hmac.compare_digest(digest, self._admin):
+        sent = token.encode(errors="surrogateescape")
+        if self._admin.equals(sent):
             return self._new("operator", Caller(""), "", self._seconds)
+        digest = hashlib.sha256(sent).digest()
         try:
             found, kind = self._caller(token, digest)
         except Unauthorized:
             # Only failures are limited. Otherwise anyone could lock out all users.
-            self._attempts.check()
-            self._attempts.failed()
+            self._attempts.add("Too many failed attempts to sign in.")
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"
             ) from None
@@ -159,8 +137,7 @@ class Sessions:
     def caller(self, session: Session) -> Caller:
         """Return the caller in whose name an owner's session acts, with what the key allows. Raises `Unauthorized`."""
         if session.kind == "key":
-            keys = self._owners.client_keys
-            found = keys.get(bytes.fromhex(session.digest)) if keys is not None else None
+            found = self._key(session)
             if found is None:
                 raise Unauthorized("Your client key is no longer valid. Sign in again.", code="signed_out")
             return found if found.owner else Caller(session.owner, found.name, found.team, found.key_id, found.access)
@@ -203,10 +180,14 @@ class Sessions:
             raise Unauthorized("Unknown key.", code="wrong_token")
         return (found if found.owner else owners.resolve(bearer)), "key"
 
+    def _key(self, session: Session) -> Caller | None:
+        """The caller of the session's client key. None if the key is no longer accepted."""
+        keys = self._owners.client_keys
+        return keys.get(bytes.fromhex(session.digest)) if keys is not None else None
+
     def _is_valid(self, session: Session) -> bool:
         """Whether the session's key is still accepted, and still the key of the session's owner."""
-        keys = self._owners.client_keys
-        found = keys.get(bytes.fromhex(session.digest)) if keys is not None else None
+        found = self._key(session)
         if found is None:
             return False
         # The owner of a key that names none is a hash of the token, which the session does not hold.

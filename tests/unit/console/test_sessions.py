@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 
+from antiphon.api.failed_attempts import FailedAttempts
 from antiphon.api.http import ApiRequest
-from antiphon.console.sessions import COOKIE, Attempts, Session, Sessions, read_cookie
+from antiphon.console.sessions import COOKIE, Session, Sessions, read_cookie
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver
 from antiphon.engine.ports.callers import NO_CALLER, Access, Caller, KnownKeys
 from antiphon.errors import ApiError, InvalidRequest, Unauthorized
@@ -31,7 +32,7 @@ class Clock:
 
 def sessions(clock: Clock, owners: OwnerResolver | None = None, *, admin: str = ADMIN, most: int = 10) -> Sessions:
     resolver = owners or OwnerResolver("bearer", key=b"owner key", client_keys=keys())
-    return Sessions(admin, resolver, seconds=3600, clock=clock, attempts=Attempts(clock, most=most))
+    return Sessions(admin, resolver, seconds=3600, clock=clock, attempts=FailedAttempts(most, clock=clock))
 
 
 def keys() -> dict[bytes, Caller]:
@@ -214,7 +215,7 @@ class Issuer:
 def test_a_session_of_an_issuers_token_lasts_at_most_an_hour() -> None:
     clock = Clock()
     resolver = OwnerResolver("jwt", tokens=Issuer())
-    site = Sessions(ADMIN, resolver, seconds=86_400, clock=clock, attempts=Attempts(clock))
+    site = Sessions(ADMIN, resolver, seconds=86_400, clock=clock, attempts=FailedAttempts())
     assert site.takes_keys
     assert site.sign_in("a.b.c").ends == clock.now + 3600
     assert site.sign_in(ADMIN).ends == clock.now + 86_400
