@@ -1,45 +1,32 @@
 """Exports the recorded model calls of a request as a cassette, which `antiphon replay` serves.
 
-Lives here: the choice of parts. Not here: the format (`recordings/format.py`), recording
-(`engine/exchange/recording_exchange.py`).
+Lives here: the choice of calls. Not here: the format (`recordings/format.py`), pairing calls with their answers
+(`console/story.py`).
 
 Invariant: the cassette holds the calls in their order. A call whose answer did not end is marked as cut.
 """
 
 from __future__ import annotations
 
-from antiphon.engine.ports.journal import Part, Recording
+from antiphon.console.story import CallParts, model_calls
+from antiphon.engine.ports.journal import Recording
 from antiphon.errors import InvalidRequest
-from antiphon.recordings.format import CannotRecord, cassette_line
+from antiphon.recordings.format import CannotRecord, entry_line, make_entry
 
 
 def exported(recording: Recording) -> list[bytes]:
     """The lines of the cassette, one for each call that the upstream answered. Raises `InvalidRequest` if a call cannot
     be exported."""
-    calls: list[list[Part]] = []
-    for part in recording.parts:
-        if part.kind == "call":
-            calls.append([part])
-        elif calls and part.kind in ("head", "data", "end"):
-            calls[-1].append(part)
     try:
-        return [line for call in calls if (line := _line(call, cut=recording.cut))]
+        return [_line(call, cut=recording.cut) for call in model_calls(recording) if call.status]
     except CannotRecord as error:
         raise InvalidRequest(f"This request cannot be exported: {error}", code="cannot_export") from None
 
 
-def _line(call: list[Part], *, cut: bool) -> bytes:
-    """The line of one call; empty if the upstream did not answer."""
-    begun = call[0]
-    head = next((part for part in call if part.kind == "head"), None)
-    status = int(head.facts.get("status", 0)) if head is not None else 0
-    if head is None or not status:
-        return b""
-    headers = [(str(name), str(value)) for name, value in head.facts.get("headers", ())]
-    chunks = [(max(0.0, part.at - begun.at), part.data) for part in call if part.kind == "data"]
-    ended = next((part for part in call if part.kind == "end"), None)
-    broke = (ended is None or bool(ended.facts.get("fault"))) and not _is_done(chunks)
-    return cassette_line(begun.data, status, headers, chunks, cut=cut or broke)
+def _line(call: CallParts, *, cut: bool) -> bytes:
+    chunks = [(max(0.0, part.at - call.begun.at), part.data) for part in call.data]
+    broke = (call.end is None or bool(call.end.facts.get("fault"))) and not _is_done(chunks)
+    return entry_line(make_entry(call.begun.data, call.status, call.headers, chunks, cut=cut or broke))
 
 
 def _is_done(chunks: list[tuple[float, bytes]]) -> bool:

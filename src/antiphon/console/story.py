@@ -69,6 +69,27 @@ class ToolResult(msgspec.Struct, frozen=True):
     facts: Mapping[str, Any]
 
 
+class CallParts(msgspec.Struct):
+    """The parts of one model call: the chat request, and the answer's head, body and end. `head` and `end` are None if
+    the upstream did not answer, or if the recording is cut."""
+
+    begun: Part
+    head: Part | None = None
+    data: list[Part] = []
+    end: Part | None = None
+
+    @property
+    def status(self) -> int:
+        """The status of the answer, or 0."""
+        return int(self.head.facts.get("status", 0)) if self.head is not None else 0
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers of the answer that are recorded."""
+        found = self.head.facts.get("headers", ()) if self.head is not None else ()
+        return [(str(name), str(value)) for name, value in found]
+
+
 class Story(msgspec.Struct):
     """Both sides of one request. `answer` is the body that the client got, if it is no event stream. `more` and
     `ModelCall.more` count events beyond the 2,000 that are listed."""
@@ -85,23 +106,12 @@ class Story(msgspec.Struct):
 
 def tell(recording: Recording) -> Story:
     """Order the parts of a recording."""
-    story = Story(cut=recording.cut)
-    calls: list[tuple[ModelCall, list[Part]]] = []
+    story = Story(cut=recording.cut, calls=[_call(parts) for parts in model_calls(recording)])
     sent: list[Part] = []
     for part in recording.parts:
         match part.kind:
             case "request":
                 story.request = part.data
-            case "call":
-                calls.append((ModelCall(part.at, part.data, part.facts), []))
-            case "head" if calls:
-                call = calls[-1][0]
-                call.status, call.head_at = int(part.facts.get("status", 0)), part.at
-                call.headers = [(str(name), str(value)) for name, value in part.facts.get("headers", ())]
-            case "data" if calls:
-                calls[-1][1].append(part)
-            case "end" if calls:
-                calls[-1][0].ended, calls[-1][0].ended_at = part.facts, part.at
             case "tool":
                 output = part.data.decode(errors="replace")
                 story.tools.append(ToolResult(part.at, str(part.facts.get("name", "")), output, part.facts))
@@ -111,11 +121,43 @@ def tell(recording: Recording) -> Story:
                 sent.append(part)
             case _:
                 pass
-    for call, parts in calls:
-        call.events, call.more, call.answer = _read(parts)
-    story.calls = [call for call, _ in calls]
     story.events, story.more, story.answer = _read(sent)
     return story
+
+
+def model_calls(recording: Recording) -> list[CallParts]:
+    """The model calls of a recording, in order."""
+    calls: list[CallParts] = []
+    for part in recording.parts:
+        match part.kind:
+            case "call":
+                calls.append(CallParts(part))
+            case "head" if calls:
+                calls[-1].head = part
+            case "data" if calls:
+                calls[-1].data.append(part)
+            case "end" if calls:
+                calls[-1].end = part
+            case _:
+                pass
+    return calls
+
+
+def _call(parts: CallParts) -> ModelCall:
+    events, more, answer = _read(parts.data)
+    return ModelCall(
+        parts.begun.at,
+        parts.begun.data,
+        parts.begun.facts,
+        status=parts.status,
+        head_at=parts.head.at if parts.head is not None else None,
+        headers=parts.headers,
+        answer=answer,
+        events=events,
+        more=more,
+        ended=parts.end.facts if parts.end is not None else {},
+        ended_at=parts.end.at if parts.end is not None else None,
+    )
 
 
 def _read(parts: list[Part]) -> tuple[list[Event], int, bytes]:
@@ -129,7 +171,8 @@ def _read(parts: list[Part]) -> tuple[list[Event], int, bytes]:
 
 
 def _events(parts: Iterable[Part]) -> Iterable[Event]:
-    """Split server-sent events. An event has the time of the part that ends it."""
+    """Split server-sent events. An event has the time of the part that ends it. The decoder of the exchange would drop
+    comments and invalid data, which a reader of a recording must see."""
     left = b""
     at = 0.0
     for part in parts:

@@ -98,24 +98,6 @@ class Entry:
 # Writing.
 
 
-def cassette_line(
-    request: bytes,
-    status: int,
-    headers: Iterable[tuple[str, str]],
-    chunks: Sequence[tuple[float, bytes]],
-    *,
-    method: str = "POST",
-    path: str = CHAT_PATH,
-    cut: bool = False,
-    secrets: Secrets = (),
-    labels: Mapping[str, Any] | None = None,
-) -> bytes:
-    """The line of a cassette for one exchange. The parameters are those of `make_entry` and `entry_line`. Raises
-    `CannotRecord`."""
-    entry = make_entry(request, status, headers, chunks, method=method, path=path, cut=cut, secrets=secrets)
-    return entry_line(entry, labels)
-
-
 def make_entry(
     request: bytes,
     status: int,

@@ -18,7 +18,6 @@ from antiphon.recordings.format import (
     CannotRecord,
     DamagedRecording,
     Entry,
-    cassette_line,
     digest_of,
     document_of,
     entry_line,
@@ -79,7 +78,7 @@ def status_and_more(entry: Entry) -> tuple[int, Any, Any]:
 
 def test_an_entry_of_a_stream() -> None:
     chunks = [(0.5, b"data: {}\n\nda"), (0.5, b""), (1.25, b"ta: [DONE]\n\n")]
-    line = cassette_line(REQUEST, 200, STREAM, chunks, labels={"provider": "vllm", "features": ["text"]})
+    line = entry_line(make_entry(REQUEST, 200, STREAM, chunks), {"provider": "vllm", "features": ["text"]})
     document = json.loads(line)
     assert document.pop("sha256") == digest_of(document)
     assert document == {
@@ -101,7 +100,7 @@ def test_an_entry_of_a_stream() -> None:
 
 
 def test_an_answer_that_is_not_text_is_base64() -> None:
-    line = cassette_line(b"\xff", 200, JSON, [(0.0, b"\xfe")])
+    line = entry_line(make_entry(b"\xff", 200, JSON, [(0.0, b"\xfe")]))
     assert json.loads(line)["body_base64"] == base64.b64encode(b"\xfe").decode()
     assert json.loads(line)["request_base64"] == base64.b64encode(b"\xff").decode()
     assert read_entries(line)[0].body == b"\xfe"
@@ -114,7 +113,7 @@ def test_every_recording_of_the_tests_is_an_entry() -> None:
         assert read_entries(entry_line(entry)) == (entry,) and entry.body == body
 
 
-_LINES = [cassette_line(REQUEST, 200, JSON, [(0.0, b'{"n": %d}' % number)]) for number in range(3)]
+_LINES = [entry_line(make_entry(REQUEST, 200, JSON, [(0.0, b'{"n": %d}' % number)])) for number in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_plain_secrets_are_removed() -> None:
     request = json.dumps({"model": "m", "note": KEY, "nested": json.dumps({"k": KEY})}).encode()
     headers = [("content-type", f"application/json; key={KEY}"), ("retry-after", KEY), ("x-key", KEY)]
     chunks = [(0.5, b'{"error": "wrong key '), (1.0, f'{KEY}", "again": "{KEY.upper()}'.encode()), (1.5, b'"}')]
-    line = cassette_line(request, 401, headers, chunks, path=f"/v1/{KEY}?key={KEY}", secrets=(KEY,))
+    line = entry_line(make_entry(request, 401, headers, chunks, path=f"/v1/{KEY}?key={KEY}", secrets=(KEY,)))
     assert KEY.lower() not in line.decode().lower() and line.count(b"[redacted]") == 7
     (entry,) = read_entries(line)
     assert [seconds for seconds, _ in entry.chunks] == [0.5, 1.0, 1.5]
@@ -260,7 +259,7 @@ def test_no_form_of_a_secret_is_in_an_entry(form: str, at: int, size: int) -> No
     }[form]
     body = f'{{"message": "{"." * at}{text}"}}'.encode()
     pieces = [(0.0, body[start : start + size]) for start in range(0, len(body), size)]
-    line = cassette_line(body, 200, JSON, pieces, secrets=(KEY,))
+    line = entry_line(make_entry(body, 200, JSON, pieces, secrets=(KEY,)))
     assert text not in line.decode() and not shows("", line, (KEY,))
 
 
