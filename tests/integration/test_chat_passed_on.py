@@ -35,12 +35,6 @@ ASK = b'{"model": "demo-model",  "messages":[{"role":"user","content":"\xe2\x82\
 STREAM = b'{"model":"demo-model","messages":[],"stream":true}'
 
 
-@pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as opened:
-        yield opened
-
-
 async def test_bytes_pass_both_ways(door: OpenHttpDoor) -> None:
     odd = b'{"id" : "x",\n "choices": [], "extra": 1e2}'
     head = (("content-type", "application/json"), ("x-ratelimit-remaining-requests", "7"), ("set-cookie", "a=1"))

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.support.chat_server import ChatServer
-from tests.support.commands import Command, commands, run_command
+from tests.support.commands import Command, run_command
 from tests.support.gateway import Gateway, post, running, start_gateway
 
 CONSOLE = {"ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0"}
@@ -23,12 +23,6 @@ ENVOY = pytest.param("envoy", marks=pytest.mark.e2e)
 @pytest.fixture
 async def server() -> AsyncIterator[ChatServer]:
     async with ChatServer() as made:
-        yield made
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
         yield made
 
 

@@ -7,7 +7,6 @@ import json
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,12 +44,6 @@ from tests.support.waiting import until
 ASK: dict[str, Any] = {"model": "demo-model", "input": "Hi"}
 STREAM: dict[str, Any] = {**ASK, "stream": True}
 HEADER_OWNER = OwnerResolver("header", header="x-antiphon-owner")
-
-
-@pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as door:
-        yield door
 
 
 # Answers

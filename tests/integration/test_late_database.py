@@ -18,7 +18,7 @@ from antiphon.app.build import build
 from antiphon.config.settings import Settings, load_settings
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.failures import connecting_failed, may_heal, store_error
-from tests.support.commands import Command, commands, run_command
+from tests.support.commands import Command, run_command
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.waiting import until
 
@@ -52,12 +52,6 @@ async def away(server: PostgresServer) -> AsyncIterator[_Away]:
     made = _Away(server, await server.new_database(empty=True))
     yield made
     await made.come_back()
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
-        yield made
 
 
 def _given(url: str, within: float) -> dict[str, Any]:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
-import pytest
 
 from tests.support.chat_server import json_answer
-from tests.support.http_door import OpenHttpDoor, open_http_door, post_bytes
+from tests.support.http_door import OpenHttpDoor, post_bytes
 
 ASK: dict[str, Any] = {"model": "demo-model", "input": "Hi"}
-
-
-@pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as door:
-        yield door
 
 
 async def test_the_official_client(door: OpenHttpDoor) -> None:

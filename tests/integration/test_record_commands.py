@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from antiphon.recordings.file import read_file
 from tests.support.chat_server import ChatServer, Mark, WaitGone, answer, json_answer, text_stream
-from tests.support.commands import Command, commands, run_command
+from tests.support.commands import Command, run_command
 from tests.support.gateway import post
 from tests.support.waiting import until
 
@@ -33,12 +32,6 @@ REQUESTS: list[dict[str, Any]] = [
     {"input": "break", "stream": True},
     {"input": "Name a river."},
 ]
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
-        yield made
 
 
 def _plain(body: bytes) -> str:

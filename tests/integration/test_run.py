@@ -16,7 +16,6 @@ import stat
 import sys
 import termios
 import tomllib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ import pytest
 from antiphon.commands.client_flags import RUN_ARGUMENTS
 from antiphon.commands.client_programs import CLIENTS
 from tests.support.chat_server import ChatServer, json_answer
-from tests.support.commands import Command, commands
-from tests.support.http_door import OpenHttpDoor, open_http_door
+from tests.support.commands import Command
+from tests.support.http_door import OpenHttpDoor
 from tests.support.postgres import free_port
 
 # `tell` prints what the client got, `ask` asks the gateway for its models, `wait` tells each signal; SIGTERM ends it.
@@ -55,18 +54,6 @@ if "wait" in sys.argv:
         print(" ".join(got), flush=True)
     sys.exit(7)
 """
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
-        yield made
-
-
-@pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -16,24 +15,12 @@ import pytest
 from aiohttp import web
 
 from tests.support.chat_server import WaitGone, answer, chunk, event, json_answer, text_stream
-from tests.support.commands import Command, commands, run_command
-from tests.support.http_door import OpenHttpDoor, open_http_door
+from tests.support.commands import Command, run_command
+from tests.support.http_door import OpenHttpDoor
 from tests.support.postgres import free_port
 
 _CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f\x1b[2J", "arguments": '{"a": 1}'}}
 _TOOL = json.dumps({"type": "function", "name": "f", "parameters": {"type": "object"}})
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
-        yield made
-
-
-@pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as opened:
-        yield opened
 
 
 async def _try(processes: list[Command], door: OpenHttpDoor, *words: str, **environ: str) -> tuple[int, Command]:

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2
 
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
-from tests.support.commands import SECONDS, Command, commands, run_command
+from tests.support.commands import SECONDS, Command, run_command
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.postgres import free_port
 from tests.support.state import look, on_postgres
@@ -32,12 +32,6 @@ pytestmark = pytest.mark.slow
 
 KEY = "key-that-nobody-may-see"
 STREAM = {"model": "demo-model", "input": "hi", "stream": True}
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[Command]]:
-    async with commands() as made:
-        yield made
 
 
 @pytest.fixture

@@ -103,12 +103,6 @@ async def connected(opened: OpenHttpDoor, **options: Any) -> AsyncIterator[Socke
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[OpenHttpDoor]:
-    async with open_http_door() as opened:
-        yield opened
-
-
-@pytest.fixture
 async def socket(door: OpenHttpDoor) -> AsyncIterator[Socket]:
     async with connected(door) as made:
         yield made
