@@ -1,6 +1,6 @@
 """`scripts/lab console`: drives every view of the console in a real browser, in front of a real gateway with data.
 
-Lives here: the gateway, the course of the check, and its report. Not here: the traffic (`traffic.py`), the browser
+Lives here: the gateway and the course of the check. Not here: the traffic (`traffic.py`), the browser
 (`browser.py`).
 
 The check opens every view by its URL, in light and dark and on a phone. It goes through them with the keyboard alone,
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -34,6 +34,7 @@ from antiphon.stores import open_stores
 from lab.console import traffic
 from lab.console.browser import CHROMIUM, Scheme, Visitor, chromium, visitor
 from lab.console.traffic import Client, Made
+from lab.report import Report
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.postgres import PostgresServer
 
@@ -52,24 +53,6 @@ _LONGEST_FRAME = """() => new Promise((done) => {
   }
   requestAnimationFrame(tick);
 })"""
-
-
-@dataclass
-class Report:
-    """The results of a run, printed as they arrive."""
-
-    wrong: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
-
-    def check(self, what: str, problems: Sequence[str] = ()) -> None:
-        """Note the result of one check."""
-        self.say(f"{'wrong' if problems else 'good '}  {what}")
-        for one in problems:
-            self.wrong.append(f"{what}: {one}")
-            print(f"           {one}", flush=True)
 
 
 @dataclass

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -32,6 +31,7 @@ import yaml
 
 from lab.monitoring import traffic
 from lab.monitoring.traffic import Job, Place
+from lab.report import Report
 from tests.support.monitoring_files import (
     FOLDER,
     PROMETHEUS,
@@ -65,24 +65,6 @@ EXPECTED: frozenset[Alert] = frozenset({
     ("AntiphonTurnsAway", "setting=limits.owner_requests"),
 })  # fmt: skip
 _NAMING = ("upstream", "tool", "setting", "operation", "process", "pool")
-
-
-@dataclass
-class Report:
-    """The results of a run, printed as they arrive."""
-
-    wrong: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
-
-    def check(self, what: str, problems: Sequence[str]) -> None:
-        """Print one check and its problems, and record whether it failed."""
-        self.say(f"{'WRONG' if problems else 'ok   '}  {what}")
-        for problem in problems:
-            self.say(f"         {problem}")
-        self.wrong += problems
 
 
 def _check_files(report: Report) -> None:
