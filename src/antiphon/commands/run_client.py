@@ -17,8 +17,9 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
+from antiphon.child_signals import send_signal
 from antiphon.commands.client_programs import CLIENTS, ClientProgram, Target
 from antiphon.commands.flags import given_words, settings_of
 from antiphon.commands.running_gateway import NoGateway, client_key, gateway_url, listen_url, reached
@@ -138,8 +139,7 @@ async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], sig
     def forward(number: int) -> None:
         # The terminal sends the signals of its keys to the client too, and a second one may mean something else.
         if number not in _OF_KEYBOARD or not _in_foreground():
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+            send_signal(process, number)
 
     signals.target = forward
     status = await process.wait()

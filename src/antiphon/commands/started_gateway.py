@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from antiphon.child_signals import send_signal
 from antiphon.errors import AntiphonError
 from antiphon.supervisor import parent_guard
 from antiphon.supervisor.children import ParentPipe
@@ -37,8 +38,7 @@ class StartedGateway:
 
     def signal(self) -> None:
         """Ask the gateway to stop; a second time, to stop immediately."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        send_signal(self._process, signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -91,16 +91,13 @@ def _last_lines(log: Path) -> list[str]:
 
 
 async def _stop(process: asyncio.subprocess.Process, seconds: float) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+    send_signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(seconds):
             await process.wait()
     except BaseException as error:
         # After an interruption too, no process may remain.
-        with suppress(ProcessLookupError):
-            process.kill()
+        send_signal(process, signal.SIGKILL)
         await process.wait()
         if not isinstance(error, TimeoutError):
             raise

@@ -28,6 +28,7 @@ from typing import cast
 import msgspec
 import structlog
 
+from antiphon.child_signals import send_signal
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import Chunking, FileError, FileErrorCode
@@ -69,8 +70,7 @@ class _Process:
     used_at: float = 0.0
 
     async def end(self) -> None:
-        with suppress(ProcessLookupError):
-            self.child.kill()
+        send_signal(self.child, signal.SIGKILL)
         await self.child.wait()
         # A cancelled reading may leave a pipe to the process open, so close the transport with all pipes.
         transport = getattr(self.child, "_transport", None)

@@ -10,7 +10,6 @@ died. No output of a child can block the parent or look like the parent's own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from antiphon.child_signals import send_signal
 from antiphon.supervisor import parent_guard
 from antiphon.supervisor.process import CLOSING_SECONDS, ORPHAN_SECONDS
 from antiphon.supervisor.worker_orders import Orders
@@ -126,9 +126,7 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal, if the child still runs."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        send_signal(self._process, number)
 
     def kill(self) -> None:
         """Send SIGKILL, if the child still runs."""
