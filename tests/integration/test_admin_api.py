@@ -1,4 +1,4 @@
-"""The admin API over HTTP: what an operator does with the admin token, and what nobody can do without it."""
+"""The admin API over HTTP: what an operator does with the admin token, and what no other client can do."""
 
 from __future__ import annotations
 
@@ -245,8 +245,8 @@ async def test_after_ten_failed_attempts_there_is_a_limit_that_never_locks_the_o
 @pytest.mark.parametrize("path", PATHS)
 async def test_without_the_setting_there_is_no_such_path(tmp_path: Path, path: str) -> None:
     async with gateway(tmp_path, managed_keys=False, admin=AdminSettings()) as (_, app):
-        status, refused = await admin(app, path, token="anybody")
-        _, unknown = await admin(app, "nothing-here", token="anybody")
+        status, refused = await admin(app, path, token="another-token")
+        _, unknown = await admin(app, "nothing-here", token="another-token")
         assert (status, refused["error"]["code"]) == (404, "unknown_url")
         for answer in (refused, unknown):
             del answer["error"]["request_id"]

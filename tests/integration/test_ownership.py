@@ -149,7 +149,7 @@ async def bob(server: Server) -> dict[str, str]:
 
 
 async def test_every_route_is_known(server: Server) -> None:
-    """A route with a variable of an unknown kind is one that nobody tried as a stranger."""
+    """A route with a variable of an unknown kind is one that no test tries as a stranger."""
     assert not [pattern for pattern in server.patterns if pattern not in NOBODYS and kinds_of(pattern) is None]
 
 

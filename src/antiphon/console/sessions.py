@@ -103,7 +103,7 @@ class Sessions:
         try:
             found, kind = self._caller(token, digest)
         except Unauthorized:
-            # Only failures are limited. Otherwise anyone could lock out all users.
+            # Only failures are limited. Otherwise a client without a key could lock out all users.
             self._attempts.add("Too many failed attempts to sign in.")
             raise Unauthorized(
                 "This is neither the operators' token nor a valid client key.", code="wrong_token"

@@ -27,7 +27,7 @@ class Managed:
     def __init__(self, stores: Stores) -> None:
         self.told: list[Noted] = []
         self.store = stores.client_keys
-        self.keys = KeyManager(self.store, stores.audit, "somebody", tell=self.told.append)
+        self.keys = KeyManager(self.store, stores.audit, "operator", tell=self.told.append)
 
 
 async def test_each_change_is_told_once_it_is_stored(stores: Stores) -> None:
@@ -38,9 +38,9 @@ async def test_each_change_is_told_once_it_is_stored(stores: Stores) -> None:
     assert after.access == key.access and other != token and after.prefix == other[:8]
     await managed.keys.revoke(after.id)
     assert [(one.actor, one.action, one.object, one.owner) for one in managed.told] == [
-        ("somebody", "keys create", key.id, "n:anna"),
-        ("somebody", "keys rotate", key.id, "n:anna"),
-        ("somebody", "keys revoke", after.id, "n:anna"),
+        ("operator", "keys create", key.id, "n:anna"),
+        ("operator", "keys rotate", key.id, "n:anna"),
+        ("operator", "keys revoke", after.id, "n:anna"),
     ]
     assert [one.action for one in await stores.audit.list()] == [one.action for one in reversed(managed.told)]
     assert [one.id for one in await managed.keys.list("anna")] == [key.id]

@@ -174,7 +174,7 @@ BASE: dict[str, Any] = {"input": "hi", "instructions": "Be kind.", "tools": [LOO
         ({}, {"instructions": "Be rude."}, "input_changed"),
         ({}, {"instructions": None}, "input_changed"),
         ({}, {"input": "ho"}, "input_changed"),
-        # The first of several is told.
+        # The comparison names the first of several.
         ({}, {"input": "ho", "tools": [SEE], "model": "n"}, "model_changed"),
         ({}, {"input": "ho", "tools": [SEE]}, "tools_changed"),
     ],
@@ -365,7 +365,7 @@ def test_the_tier_is_the_one_that_answered() -> None:
     assert told["reason"] == "service_tier_changed" and told["cache_missed_tokens"] == 1000
     # This server gets no tier.
     assert _told({"input": "hi"}, record, _answer(tier="default")) == {"type": "cache_hit"}
-    # What was asked for is not what answered.
+    # Another model answered than the request names.
     record = _first(asked, _answer(tier="default"), profile="openai")
     assert _told(asked, record, _answer(tier="default"), profile="openai") == {"type": "cache_hit"}
 

@@ -1,4 +1,4 @@
-"""Which recorded answer a request gets, and what is said of a request without one."""
+"""Which recorded answer a request gets, and the message for a request without one."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_setting_costs_the_whole_prompt(parts: dict[str, Any], reason: Any, pl
     assert first_difference(PROMPT, later) == PromptDifference(reason, place, 100)
     back = first_difference(later, PROMPT)
     assert back is not None and back.reason == reason
-    # The first one is told. Only the tier comes behind the messages.
+    # The comparison names the first one. Only the tier comes behind the messages.
     both = first_difference(PROMPT, msgspec.structs.replace(later, messages=(b'"x"',)))
     assert both is not None and both.reason == (reason if reason != "service_tier_changed" else "input_changed")
 
