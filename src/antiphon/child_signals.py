@@ -15,8 +15,8 @@ from contextlib import suppress
 def send_signal(process: asyncio.subprocess.Process, number: int) -> None:
     """Send a signal to a child process, if it still runs.
 
-    `Process.send_signal` first looks whether the process has ended, and so collects the exit status before asyncio
-    does. asyncio then reports status 255 and logs "Unknown child process".
+    `Process.send_signal` may collect the exit status of an ended process before asyncio does. asyncio then reports
+    status 255 and logs "Unknown child process".
     """
     if process.returncode is None:
         with suppress(ProcessLookupError):

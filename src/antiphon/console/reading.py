@@ -36,8 +36,7 @@ _MOST_TEXT: Final = 2_000_000
 
 
 class Sent(TypedDict, total=False):
-    """What a call of the API sends besides its path: the query, a body that becomes JSON, headers, and the pieces of a
-    body that is uploaded."""
+    """The parts of a call of the API besides its path. `body` becomes JSON. `pieces` is the body of an upload."""
 
     query: Mapping[str, str] | None
     body: object
