@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class FakeTimeLoop(asyncio.SelectorEventLoop):
@@ -16,7 +19,8 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
-        super().__init__()
+        self._made: list[asyncio.TimerHandle] = []
+        super().__init__(_Jumping(self.jump))
 
     def time(self) -> float:
         return self._now
@@ -24,15 +28,33 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
     @property
     def timers(self) -> list[float]:
         """The times at which the pending timers fire."""
-        loop: Any = self
-        return [timer.when() for timer in loop._scheduled if not timer.cancelled()]
+        return [timer.when() for timer in self._made if timer.when() > self._now and not timer.cancelled()]
 
-    def _run_once(self) -> None:
-        loop: Any = self
-        timers = self.timers
-        if not loop._ready and timers:
-            self._now = max(self._now, min(timers))
-        super()._run_once()  # type: ignore[misc]
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = super().call_at(when, callback, *args, context=context)
+        self._made = [one for one in self._made if one.when() > self._now and not one.cancelled()]
+        self._made.append(timer)
+        return timer
+
+    def jump(self) -> None:
+        """Set the clock to the next timer."""
+        self._now = min(self.timers, default=self._now)
+
+
+class _Jumping(selectors.DefaultSelector):
+    """A selector that lets the clock jump where the event loop would wait for a timer."""
+
+    def __init__(self, jump: Callable[[], None]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if not timeout:
+            return super().select(timeout)
+        self._jump()
+        return super().select(0)
 
 
 def in_fake_time(work: Coroutine[Any, Any, T]) -> T:
