@@ -169,7 +169,7 @@ async def test_a_sweep_takes_no_upload_that_goes_on(stores: SqliteStores, store:
     await other.aclose()
 
 
-async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_path: Path) -> None:
+async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path) -> None:
     """A process that paused for longer than its lease finds that it lost the upload, and leaves no content."""
     store = stores.files
     with pytest.raises(StoreError, match="paused for so long"):
@@ -178,14 +178,23 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             await upload.keep(ALICE, fields("a"))
+    # If a renewal detects that the upload was lost, the next write already reports it.
+    go_on = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        await go_on.wait()
+
+    renewing = files_of(stores, blobs, leases=Leases(900.0, sleep))
     with pytest.raises(StoreError, match="paused for so long"):
-        async with store.uploading() as upload:
+        async with renewing.uploading() as upload:
             await upload.write(b"x")
             await run_out(stores)
             assert await store.sweep() == (0, 1)
-            # If a renewal detects that the upload was lost, the next write already reports it.
-            store._pending._leases.drop(store._pending.rows, upload.blob.key)
             await upload.write(b"y")
+            go_on.set()
+            async with asyncio.timeout(60):
+                while True:
+                    await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await store.get(ALICE, "file-a") is None
 

@@ -40,9 +40,9 @@ def settings(seaweed: SeaweedServer) -> BlobSettings:
 
 
 @pytest.fixture
-def left(settings: BlobSettings) -> Left:
+def left(seaweed: SeaweedServer, settings: BlobSettings) -> Left:
     async def look() -> list[str]:
-        return [one["path"] async for some in S3Blobs(settings)._store.list() for one in some]
+        return await asyncio.to_thread(seaweed.keys, settings)
 
     return look
 
@@ -270,22 +270,18 @@ async def test_a_storage_that_stands_still_is_waited_for_so_long(seaweed: Seawee
 
 
 async def test_a_storage_that_fails_fails_the_upload_and_nothing_else(
-    stores: SqliteStores, monkeypatch: pytest.MonkeyPatch, left: Left
+    stores: SqliteStores, tmp_path: Path, left: Left
 ) -> None:
-    blobs = stores.files.blobs
-    assert isinstance(blobs, S3Blobs)
     await keep(stores.files, fields("a"), b"x")
-    working = blobs._store
     bucket = {"url": "s3://contents/x", "endpoint": _nobody(), "key_id": KEY_ID, "secret": SECRET}
-    broken = S3Blobs(BlobSettings.model_validate(bucket))
-    monkeypatch.setattr(blobs, "_store", broken._store)
-    with pytest.raises(StoreError, match="cannot be reached"):
-        await keep(stores.files, fields("b"), b"x" * (30 << 20))
-    with pytest.raises(StoreError, match="cannot be reached"):
-        await stores.files.open(ALICE, "file-a")
-    assert await stores.files.delete(ALICE, "file-a")
-    assert await stores.files.get(ALICE, "file-a") is None
-    monkeypatch.setattr(blobs, "_store", working)
+    unreachable = S3Blobs(BlobSettings.model_validate(bucket))
+    async with aclosing(await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, blobs=unreachable)) as cut_off:
+        with pytest.raises(StoreError, match="cannot be reached"):
+            await keep(cut_off.files, fields("b"), b"x" * (30 << 20))
+        with pytest.raises(StoreError, match="cannot be reached"):
+            await cut_off.files.open(ALICE, "file-a")
+        assert await cut_off.files.delete(ALICE, "file-a")
+        assert await cut_off.files.get(ALICE, "file-a") is None
     await run_out(stores)
     assert sum(await stores.files.sweep()) == 2
     assert await left() == [] and await pending(stores) == []
