@@ -34,6 +34,7 @@ from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.opening import SqliteStores
 from tests.support.chat_server import ChatServer
 from tests.support.state import lapse, look, needs_sqlite, state_settings
+from tests.support.waiting import until
 
 
 @dataclass
@@ -95,13 +96,10 @@ class BackgroundApp:
     async def kill(self) -> None:
         """End the process without cleanup, so that it holds its leases until they expire."""
         workers = self.app.workers
-        for run in list(workers._running.values()):
-            run.lose()
-        workers._claiming = False
-        workers._closing = True
-        workers.wake()
-        if workers._task is not None:
-            await asyncio.wait({workers._task})
+        workers.retire()
+        workers.keep(workers.running, ())
+        await until(lambda: not workers.running)
+        await workers.aclose()
         self.killed = True
 
     async def stop(self) -> None:

@@ -35,6 +35,7 @@ from antiphon.observability.observation import Telemetry
 from antiphon.translation.events.encode import DONE
 from antiphon.types.transport import Headers
 from tests.support.exchanges import exchange_options
+from tests.support.fake_time import fake_time
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_signals import MemorySignals
@@ -328,6 +329,7 @@ async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(process: Proc
     assert ended == ["whole"]
 
 
+@fake_time
 async def test_a_process_that_is_full_gives_jobs_back() -> None:
     places = 0
 
@@ -353,7 +355,6 @@ async def test_a_process_that_is_full_gives_jobs_back() -> None:
         await asyncio.sleep(0)
     assert process.jobs.claims == claims
     places = 1
-    process.workers._claims.hold_off(0.0)
     process.model.gate.set()
     assert (await process.stream(response_id))[-1]["type"] == "response.completed"
     await process.workers.aclose()
