@@ -192,7 +192,7 @@ class _McpSession:
 async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, stack: AsyncExitStack) -> ClientSession:
     """Connect to a server and initialize an MCP session. Closing `stack` closes the session. Raises `ServerFailed` and
     the SDK's errors."""
-    transport = _Guarded(server, permit, limits.answer_bytes)
+    transport = GuardedTransport(server, permit, limits.answer_bytes)
     timeout = httpx2.Timeout(limits.connect, read=300.0)
 
     def make_client(
@@ -230,7 +230,7 @@ def authorities() -> ssl.SSLContext:
     return httpx2.create_ssl_context(trust_env=False)
 
 
-class _Guarded(httpx2.AsyncBaseTransport):
+class GuardedTransport(httpx2.AsyncBaseTransport):
     """An HTTP transport that connects only to addresses that `permit` returns, and limits the size of responses."""
 
     def __init__(
