@@ -9,8 +9,7 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
-from antiphon.engine.exchange.native_references import refuse_references
-from antiphon.engine.exchange.native_request import NativeAnswer
+from antiphon.engine.exchange.native_request import NativeAnswer, refuse_references
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     Action,

@@ -1,14 +1,14 @@
 """Passes a request through to an upstream that speaks the Responses API itself (native).
 
-Lives here: the refusal of a request, and the handling of the answer's head, bytes and end, and of a broken answer. Not
-here: references that the request must not contain (`native_references.py`), the choice of native models
-(`model_routes.py`).
+Lives here: the refusal of a request, the search for references that a shared account must not see, and the handling of
+the answer's head, bytes and end. Also: a broken answer. Not here: the choice of native models (`model_routes.py`).
 
 The sidecar forwards a stream as it arrives. The sidecar buffers any other answer until the answer is complete. If the
 call fails before that, the client gets an error object.
 
-When the gateway uses its own key for several owners, all clients share one account at the upstream. The sidecar then
-removes headers about the account from the answer.
+When the gateway uses its own key for several owners, all clients share one account at the upstream. Any client that
+knows an id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers.
+So a request must not name such an object, and the sidecar removes headers about the account from the answer.
 
 Invariants: The sidecar stores nothing of the request. The sidecar forwards the answer's bytes unchanged, but removes
 its own keys from an error. The sidecar appends nothing to a stream that broke off.
@@ -17,19 +17,19 @@ its own keys from an error. The sidecar appends nothing to a stream that broke o
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
-from antiphon.engine.exchange.allowed_by_key import check_body
+from antiphon.engine.exchange.allowed_by_key import Pairs, check_body, pairs_of
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import not_answered, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, no_such_model
-from antiphon.engine.exchange.native_references import refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.phase import ExchangeCore, Phase, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
-from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
@@ -187,3 +187,51 @@ class NativeRequest(Phase):
         if used is not None:
             self.core.known.spent = used
             self.core.observer.call_used(Usage.of(used))
+
+
+_STATE = ("previous_response_id", "conversation", "prompt")
+_KEPT_THERE = frozenset({"file_id", "file_ids", "vector_store_ids", "container"})
+_WORDS = tuple(name.encode() for name in (*_STATE, *_KEPT_THERE, "item_reference"))
+
+
+def refuse_references(body: bytes) -> None:
+    """Raise `InvalidRequest` when the request names an object that the upstream stores in the gateway's account."""
+    if b"\\u" not in body and not any(word in body for word in _WORDS):
+        return
+    for name, value in pairs_of(body):
+        if name in _STATE and value is not None:
+            raise _refused(name)
+        if name in ("input", "tools"):
+            for place in _references(value):
+                raise _refused(place if place == "item_reference" else f"{name}: {place}")
+
+
+def _references(value: object) -> Iterator[str]:
+    """Yield the name of each field in `value` that holds the id of an object in the account."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Pairs):
+            for name, part in value:
+                if (name in _KEPT_THERE and _is_id(part)) or (name == "type" and part == "item_reference"):
+                    yield name if name != "type" else "item_reference"
+                elif name not in ("parameters", "input_schema"):
+                    waiting.append(part)
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, list) and not isinstance(value, Pairs):
+        return any(isinstance(part, str) for part in value)
+    return isinstance(value, str)
+
+
+def _refused(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{name}' refers to an object that the upstream stores under the gateway's account, which all "
+        "clients share. Send the content itself. (The operator may set owner.source to single, or let "
+        "clients send their own keys with auth: passthrough.)",
+        param=name.rpartition(" ")[2] if name not in _STATE else name,
+        code="unsupported_parameter",
+    )
