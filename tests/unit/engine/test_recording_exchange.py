@@ -10,8 +10,16 @@ import pytest
 from msgspec import Raw
 
 from antiphon.config.console import ConsoleSettings
-from antiphon.engine.exchange.recorded_parts import MOST, STEP, RecordedParts, secrets_of_tools
-from antiphon.engine.exchange.recording_exchange import LOOK, STOPPED, TOOL_BYTES, RecordingExchange
+from antiphon.engine.exchange.recording_exchange import (
+    LOOK,
+    MOST,
+    STEP,
+    STOPPED,
+    TOOL_BYTES,
+    RecordedParts,
+    RecordingExchange,
+    secrets_of_tools,
+)
 from antiphon.engine.exchange.time_limits import FOREVER
 from antiphon.engine.ports.actions import CancelReason, Context, RequestHead, SendBody, SendHead
 from antiphon.engine.ports.hosted_tools import ToolResult
