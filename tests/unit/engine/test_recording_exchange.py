@@ -20,7 +20,7 @@ from antiphon.engine.exchange.recording_exchange import (
     RecordingExchange,
     secrets_of_tools,
 )
-from antiphon.engine.exchange.time_limits import FOREVER
+from antiphon.engine.exchange.states import FOREVER
 from antiphon.engine.ports.actions import CancelReason, Context, RequestHead, SendBody, SendHead
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.engine.ports.jobs import JobRequest

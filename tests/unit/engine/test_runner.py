@@ -15,7 +15,7 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.phase import Known
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.exchange.time_limits import FLOOD_PAUSE
+from antiphon.engine.exchange.states import FLOOD_PAUSE
 from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,

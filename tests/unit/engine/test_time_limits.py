@@ -9,8 +9,7 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.exchange.states import State
-from antiphon.engine.exchange.time_limits import FOREVER
+from antiphon.engine.exchange.states import FOREVER, State
 from antiphon.engine.ports.actions import RequestHead, RunTools, SendBody, SendHead
 from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools

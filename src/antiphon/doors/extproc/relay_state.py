@@ -49,7 +49,7 @@ from antiphon.doors.extproc.message_queues import Outbox
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.exchange.time_limits import FOREVER
+from antiphon.engine.exchange.states import FOREVER
 from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,

@@ -33,8 +33,7 @@ from antiphon.engine.exchange.parsed_request import DeliveryOptions
 from antiphon.engine.exchange.phase import ExchangeCore, Known, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
-from antiphon.engine.exchange.states import Input, State
-from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
+from antiphon.engine.exchange.states import FOREVER, Input, Late, State, Watch, too_late
 from antiphon.engine.ports.actions import (
     Action,
     CancelReason,

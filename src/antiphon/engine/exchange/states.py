@@ -1,10 +1,15 @@
-"""The state table of an exchange: its states, the inputs each allows, and the transitions.
+"""The states of an exchange: the inputs that each state allows, the transitions, and the deadlines.
 
-Lives here: the table, and the only code that changes the state. Not here: the work in each state (`phase.py` and the
-phases it names). `docs/reference/exchange.md` shows the table as a diagram.
+Lives here: the table, and the only code that changes the state. Also: the start time of each time limit, and the error
+for a missed deadline. Not here: the work in each state (`phase.py` and the phases it names), the limits
+(`config/limits.py`), the timers of the runner and the relay. `docs/reference/exchange.md` shows the table as a diagram.
 
-Invariant: an input that the table does not allow in a state raises an error, because it is a bug of a door. A
-transition that the table does not allow for the current input raises too, because it is a bug of the exchange.
+This module reads no clock. The driver of an exchange passes in a monotonic time, and gets the next deadline back. The
+exchange detects new output only then, so the limit `no_output` is exact to one eighth of its length.
+
+Invariants: an input that the table does not allow in a state raises an error, because it is a bug of a door. A
+transition that the table does not allow for the current input raises too, because it is a bug of the exchange. Every
+phase that waits for another party has a deadline. Without a separate deadline, the whole response's deadline applies.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from antiphon.errors import ExchangeStateError
+from antiphon.config.limits import TimeoutSettings
+from antiphon.errors import ApiError, ExchangeStateError, UpstreamTimedOut
 
 
 class State(Enum):
@@ -180,3 +186,69 @@ class StateMachine:
         self.state = state
         if state is State.DONE:
             self._allowed = frozenset()
+
+
+FOREVER: Final = float("inf")
+FLOOD_PAUSE: Final = 0.02
+"""Seconds between two chunks of flooding streams (many upstream bytes, no output). All flooding streams of a process
+share this pace."""
+_LOOKS: Final = 8
+
+
+class Late(Enum):
+    """The time limit that a response has exceeded."""
+
+    RESPONSE = "response"
+    OUTPUT = "output"
+    ERROR_BODY = "error_body"
+
+
+def too_late(late: Late, times: TimeoutSettings) -> ApiError:
+    """The client's error for a response that exceeds its time limit."""
+    if late is Late.RESPONSE:
+        return UpstreamTimedOut(
+            f"The response took longer than {times.response:g} seconds (timeouts.response).", code="response_timeout"
+        )
+    return UpstreamTimedOut(
+        f"For {times.no_output:g} seconds nothing the upstream sent was any output (timeouts.no_output).",
+        code="upstream_no_output",
+    )
+
+
+class Watch:
+    """Tracks the deadlines of one exchange."""
+
+    __slots__ = ("_began", "_limits", "_mark", "_output", "_phase", "next")
+
+    def __init__(self, limits: TimeoutSettings) -> None:
+        self._limits = limits
+        self._began: float | None = None
+        self._phase: object = None
+        self._output = -1
+        self._mark = 0.0
+        self.next = FOREVER
+        """The latest time for the next call of `look`."""
+
+    def look(self, at: float, phase: object, late: Late | None, output: int) -> Late | None:
+        """Return the limit that is exceeded at the time `at`, or None.
+
+        `phase` is the exchange's phase. `late` is the limit of the phase, in addition to the response's limit. `output`
+        is any number that changes when the upstream sends output.
+        """
+        limits = self._limits
+        if self._began is None:
+            self._began = at
+        end = self._began + limits.response
+        if phase != self._phase or output != self._output:
+            self._phase, self._output, self._mark = phase, output, at
+        if at >= end:
+            return Late.RESPONSE
+        self.next = end
+        if late is None:
+            return None
+        seconds = limits.no_output if late is Late.OUTPUT else limits.error_body
+        if at >= self._mark + seconds:
+            return late
+        steps = _LOOKS if late is Late.OUTPUT else 1
+        self.next = min(end, self._mark + seconds, at + seconds / steps)
+        return None

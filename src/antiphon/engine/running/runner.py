@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.exchange.time_limits import FLOOD_PAUSE
+from antiphon.engine.exchange.states import FLOOD_PAUSE
 from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
