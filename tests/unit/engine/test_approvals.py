@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.engine.exchange.approvals import approved_calls, read_answers
+from antiphon.engine.exchange.requested_tools import approved_calls, read_answers
 from antiphon.errors import InvalidRequest
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Raw
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.exchange.declared_tools import hosted_tools
+from antiphon.engine.exchange.requested_tools import hosted_tools
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult
 from antiphon.errors import InvalidRequest

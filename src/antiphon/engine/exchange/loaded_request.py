@@ -15,14 +15,20 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from antiphon.engine.exchange.allowed_by_key import check_body
-from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, label_of, read_answers
 from antiphon.engine.exchange.call_headers import DIALECT
-from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.model_routes import no_such_model
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.exchange.parsed_request import DeliveryOptions, ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
+from antiphon.engine.exchange.requested_tools import (
+    Answers,
+    answered_already,
+    check_servers,
+    hosted_tools,
+    label_of,
+    read_answers,
+)
 from antiphon.engine.exchange.stored_items import (
     is_hollow,
     is_reference,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from msgspec import Raw
 
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
-from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.loaded_request import LoadedRequest
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.parsed_request import ParsedRequest
@@ -23,6 +22,7 @@ from antiphon.engine.exchange.queueing import (
     is_secret,
     seal_headers,
 )
+from antiphon.engine.exchange.requested_tools import hosted_tools
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import make_record
 from antiphon.engine.ports.actions import Context, Enqueue, LoadContext

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from antiphon.engine.exchange.approvals import approved_calls
-from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
 from antiphon.engine.exchange.phase import Phase, refused_for
+from antiphon.engine.exchange.requested_tools import approved_calls, hosted_tools, with_servers
 from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.stored_items import stored_output

@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.engine.exchange.approvals import Approved, label_of
 from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.requested_tools import Approved, label_of
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.translation.chat.call_items import sound_arguments
