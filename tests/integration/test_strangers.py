@@ -23,7 +23,7 @@ import pytest_asyncio
 from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.engine.running.key_manager import KeyManager, WantedKey
 from tests.support.chat_server import ChatServer
 from tests.support.sandbox_trial import trial

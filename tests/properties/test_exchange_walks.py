@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
-from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
+from antiphon.engine.exchange.phase import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State, StateMachine
 from antiphon.engine.ports.actions import (

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from antiphon.config.console import ConsoleSettings
-from antiphon.engine.exchange.options import ExchangeOptions
+from antiphon.engine.exchange.phase import ExchangeOptions
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.ids import Clock, IdFactory

@@ -18,7 +18,7 @@ from antiphon.api.containers import ContainerApi
 from antiphon.api.endpoint import document
 from antiphon.api.files import Files
 from antiphon.api.vector_stores import VectorStoreApi
-from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.request.field_support import GROUPS
 from antiphon.translation.request.fields import REQUEST_FIELDS

@@ -24,7 +24,7 @@ import msgspec
 from antiphon import __version__
 from antiphon.api.described import Parameter
 from antiphon.api.http import PAGE, ApiRequest, ApiResponse
-from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 

@@ -27,7 +27,7 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
-from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.engine.ports.callers import ADMIN
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.background import Background

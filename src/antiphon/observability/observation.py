@@ -22,7 +22,7 @@ import structlog
 from antiphon.config.console import ConsoleSettings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure, ended_early
-from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage

@@ -13,9 +13,8 @@ import pytest
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.loaded_request import parse_request
 from antiphon.engine.exchange.made_response import MadeResponse
-from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.parsed_request import DeliveryOptions
-from antiphon.engine.exchange.phase import ExchangeCore, Phase
+from antiphon.engine.exchange.phase import RESPONSES_PATH, ExchangeCore, Phase
 from antiphon.engine.exchange.states import Input, State, StateMachine
 from antiphon.engine.ports.actions import Context, Finish
 from antiphon.engine.ports.hosted_tools import ToolResult

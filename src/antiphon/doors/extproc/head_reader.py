@@ -18,7 +18,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.phase import RESPONSES_PATH
 from antiphon.types.transport import Headers
 
 REQUEST_HEADERS: Final = 0x12

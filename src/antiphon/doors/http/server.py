@@ -42,7 +42,7 @@ from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, 
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
-from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.phase import RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.ports.callers import NO_CALLER, Caller

@@ -17,9 +17,8 @@ from typing import Final
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.model_routes import no_such_model
-from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.exchange.parsed_request import DeliveryOptions, ParsedRequest
-from antiphon.engine.exchange.phase import ExchangeCore
+from antiphon.engine.exchange.phase import COMPACT_PATH, COUNT_PATH, ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
 from antiphon.engine.exchange.requested_tools import (
     Answers,

@@ -27,9 +27,8 @@ import msgspec
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
 from antiphon.engine.exchange.failure import refusal, transport_failure
 from antiphon.engine.exchange.loaded_request import LoadedRequest
-from antiphon.engine.exchange.options import COMPACT_PATH
 from antiphon.engine.exchange.parsed_request import ParsedRequest
-from antiphon.engine.exchange.phase import ExchangeCore, Phase, refused_for, whose
+from antiphon.engine.exchange.phase import COMPACT_PATH, ExchangeCore, Phase, refused_for, whose
 from antiphon.engine.exchange.requested_tools import hosted_tools
 from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.running_tools import RunningTools

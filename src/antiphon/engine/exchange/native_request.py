@@ -25,8 +25,7 @@ from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import not_answered, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, no_such_model
-from antiphon.engine.exchange.options import RESPONSES_PATH
-from antiphon.engine.exchange.phase import ExchangeCore, Phase, whose
+from antiphon.engine.exchange.phase import RESPONSES_PATH, ExchangeCore, Phase, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
 from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut

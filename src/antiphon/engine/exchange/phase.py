@@ -1,7 +1,8 @@
-"""Defines the base class of an exchange's phases, and the state that they share.
+"""Defines the base class of an exchange's phases, and what the phases share: options, facts and state.
 
 Lives here: the inputs of a phase, refusing, ending, requesting a model call, and following a background response. Also:
-the facts of the request that doors and observers read (`Known`). Not here: the inputs that each state allows
+the options of every exchange, the paths that exchanges serve, and the facts of the request that doors and observers
+read (`Known`). Not here: the settings behind the options (`antiphon.config`), the inputs that each state allows
 (`states.py`). The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a
 response that the sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
@@ -12,13 +13,16 @@ idempotency key before the client gets the end of the answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
+from antiphon.config.limits import LimitSettings, TimeoutSettings
+from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import forwarded
 from antiphon.engine.exchange.client_answer import Answering
 from antiphon.engine.exchange.failure import Failure, not_answered, refusal
-from antiphon.engine.exchange.options import RESPONSES_PATH, ExchangeOptions
+from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.states import State, StateMachine
 from antiphon.engine.ports.actions import (
     Action,
@@ -39,6 +43,7 @@ from antiphon.engine.ports.observer import UNOBSERVED, Observer
 from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, bearer_token
+from antiphon.sealing import Sealer
 from antiphon.translation.answer.upstream_errors import (
     as_event_failure,
     is_about_the_key,
@@ -53,6 +58,45 @@ from antiphon.types.response import UsageObject
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from antiphon.types.views import Manner
+
+RESPONSES_PATH: Final = "/v1/responses"
+COMPACT_PATH: Final = "/v1/responses/compact"
+COUNT_PATH: Final = "/v1/responses/input_tokens"
+EXCHANGE_PATHS: Final = (RESPONSES_PATH, COMPACT_PATH, COUNT_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOptions:
+    """The options that the settings give every exchange.
+
+    `routes` is the routing table of models. `sealer` seals the server's data that a client or a job carries.
+    """
+
+    routes: ModelRoutes
+    sealer: Sealer
+    open_responses_names: bool = False
+    reasoning_as: str = "auto"
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    tool_limits: ToolSettings = field(default_factory=ToolSettings)
+    times: TimeoutSettings = field(default_factory=TimeoutSettings)
+    secrets: KnownSecrets = ()
+    """Secrets that the sidecar removes from every upstream text before a client sees the text."""
+    several_owners: bool = True
+    """Whether the server has several owners. If so, a client may not use another owner's objects at a native
+    upstream."""
+    seal_credentials: bool = False
+    """Whether a queued job stores the client credentials that it needs, encrypted. If False, the sidecar
+    refuses a background request that needs client credentials."""
+    never_stored: frozenset[str] = frozenset()
+    """Owners whose responses are never stored, whatever the request's `store` is. `*`: all owners."""
+    strict: bool = False
+    """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores unknown fields."""
+    tool_types: frozenset[str] = frozenset()
+    """The types of hosted tools that the sidecar runs."""
+
+    def stores(self, owner: str) -> bool:
+        """Whether this owner's responses may be stored."""
+        return self.never_stored.isdisjoint((owner, "*"))
 
 
 class Known:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from antiphon.engine.exchange.failure import Failure, operation_in
-from antiphon.engine.exchange.options import ExchangeOptions
+from antiphon.engine.exchange.phase import ExchangeOptions
 from antiphon.engine.exchange.response_exchange import TIMED, ResponseExchange
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import (

@@ -28,9 +28,17 @@ from antiphon.engine.exchange.failure import cancelled, local_fault
 from antiphon.engine.exchange.loaded_request import parse_request, prompt_of
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
-from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.exchange.parsed_request import DeliveryOptions
-from antiphon.engine.exchange.phase import ExchangeCore, Known, Phase, refused_for
+from antiphon.engine.exchange.phase import (
+    COMPACT_PATH,
+    COUNT_PATH,
+    RESPONSES_PATH,
+    ExchangeCore,
+    ExchangeOptions,
+    Known,
+    Phase,
+    refused_for,
+)
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
 from antiphon.engine.exchange.states import FOREVER, Input, Late, State, Watch, too_late
