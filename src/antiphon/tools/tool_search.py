@@ -2,8 +2,8 @@
 the sidecar returns the matching declarations.
 
 Lives here: listing the deferred tools for the model, and finding the tools that match a query. Not here: deciding which
-tools are deferred (`engine/exchange/requested_tools.py`), showing the found tools to the model (the output item contains
-them).
+tools are deferred (`engine/exchange/requested_tools.py`), showing the found tools to the model (the output item
+contains them).
 
 A search compares the query's words with names, namespaces, descriptions and parameters of the tools. A tool's full name
 in the query scores higher than any other match. A namespace's name in the query matches all its tools.

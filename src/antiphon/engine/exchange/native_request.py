@@ -1,7 +1,8 @@
 """Passes a request through to an upstream that speaks the Responses API itself (native).
 
-Lives here: the refusal of a request, the search for references that a shared account must not see, and the handling of
-the answer's head, bytes and end. Also: a broken answer. Not here: the choice of native models (`model_routes.py`).
+Lives here: the refusal of a request, and the handling of the answer's head, bytes and end, and of a broken answer.
+Also: the search for references that a shared account must not see. Not here: the choice of native models
+(`model_routes.py`).
 
 The sidecar forwards a stream as it arrives. The sidecar buffers any other answer until the answer is complete. If the
 call fails before that, the client gets an error object.

@@ -1,10 +1,14 @@
 """Reads from a request which hosted tools it declares, and which MCP tool calls its client has approved.
 
 Lives here: the choice of the tools that Antiphon runs itself (hosted tools), and the facts of the conversation that
-each tool gets. Also: reading approval requests and their answers. Not here: the calls of these tools and the emission
-of approval requests (`tool_turns.py`), parsing declarations (`translation/request/tools.py`), the rules that decide
-which calls need approval (`tools/mcp/servers.py`), the store's record of used answers (`engine/ports/idempotency.py`).
-The functions are pure.
+each tool gets. Also: reading approval requests and their answers. The functions are pure.
+
+Not here:
+
+- the calls of these tools, and the emission of approval requests (`tool_turns.py`)
+- parsing declarations (`translation/request/tools.py`)
+- the rules that decide which calls need approval (`tools/mcp/servers.py`)
+- the store's record of used answers (`engine/ports/idempotency.py`)
 
 Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses an
 approval if the conversation already contains the approval's first use. Only the store detects a second use in another
