@@ -19,6 +19,7 @@ PROCESSES = (
     *("tests/e2e/test_reload.py", "tests/e2e/test_dying_workers.py", "tests/e2e/test_replaced_processes.py"),
     *("tests/e2e/test_reload_broken.py", "tests/integration/test_early_signals.py", "tests/e2e/test_usage.py"),
     *("tests/e2e/test_service_manager.py", "tests/e2e/test_unread_logs.py", "tests/e2e/test_scraped_counters.py"),
+    "tests/integration/test_record_commands.py",
 )
 """Slow tests of processes that start, stop and replace each other."""
 OF_PROCESSES = ("supervisor", "commands", "app")
@@ -43,7 +44,7 @@ def near(root: Path, path: str, files: list[str]) -> list[str]:
 def around(root: Path, path: str, files: list[str]) -> list[str]:
     """The test files that name the module or its package. Files that name the module come first."""
     first, package = near(root, path, files), _module(path).rpartition(".")[0]
-    return first + [file for file in files if file not in first and _names(root / file, package)]
+    return first + [file for file in files if package and file not in first and _names(root / file, package)]
 
 
 def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
@@ -76,7 +77,8 @@ def _module(path: str) -> str:
 
 def _names(file: Path, module: str) -> bool:
     parent, _, last = module.rpartition(".")
-    imported = rf"from antiphon\.{re.escape(parent)} import [^\n]*\b{re.escape(last)}\b"
+    package = re.escape(f"antiphon.{parent}" if parent else "antiphon")
+    imported = rf"from {package} import [^\n]*\b{re.escape(last)}\b"
     return re.search(rf"\bantiphon\.{re.escape(module)}\b|{imported}", _text(file)) is not None
 
 

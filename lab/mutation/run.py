@@ -15,10 +15,10 @@ The order of all mutants depends only on the seed and the mutated line. So a sam
 changes. A test that hangs fails at its own timeout. If the tests of a mutant exceed the total time limit, the score
 does not count the mutant.
 
-A draw selects lines of code from each package in proportion to its mutable lines, and makes one change to each line. A
-draw needs no record of reached lines. For each mutant, the tests that are likely to detect it run in stages
-(`judges.likely`) within a time limit. Then the quick tests of whole gateways run (`judges.GATEWAYS`) within the same
-limit again. For packages whose code runs in processes of their own (`judges.OF_PROCESSES`), the slow tests of such
+A draw selects lines of code from each package in proportion to its mutable lines, but at least one. It makes one change
+to each line. A draw needs no record of reached lines. For each mutant, the tests that are likely to detect it run in
+stages (`judges.likely`) within a time limit. Then the quick tests of whole gateways run (`judges.GATEWAYS`) within the
+same limit again. For packages whose code runs in processes of their own (`judges.OF_PROCESSES`), the slow tests of such
 processes run last. A mutant that no test detects has survived.
 """
 
@@ -50,10 +50,13 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 NOTICED = Path(__file__).with_name("noticed.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
 """The packages of a sample. A draw uses every package."""
-PACKAGES = tuple(
-    sorted(
+TOP = "top"
+"""The name under which `--package` and the table list the files in no package of `antiphon`."""
+PACKAGES = (
+    *sorted(
         folder.name for folder in (ROOT / "src/antiphon").iterdir() if folder.is_dir() and folder.name[0] not in "_."
-    )
+    ),
+    TOP,
 )
 _GENERATED = "/_pb/"
 _LIKELY = ("--timeout=30",)
@@ -76,14 +79,16 @@ class Judged:
 
 def group_of(path: str) -> str:
     """The name of the package in which the table counts a file."""
-    return path.removeprefix("src/antiphon/").partition("/")[0]
+    package, folder, _ = path.removeprefix("src/antiphon/").partition("/")
+    return package if folder else TOP
 
 
 def all_mutants(packages: tuple[str, ...], files: list[str]) -> dict[str, list[Mutant]]:
     """All mutants by package, in the order of the files."""
     found: dict[str, list[Mutant]] = {}
     for package in packages:
-        for file in sorted((ROOT / "src/antiphon" / package).rglob("*.py")):
+        source = ROOT / "src/antiphon"
+        for file in sorted(source.glob("*.py") if package == TOP else (source / package).rglob("*.py")):
             path = str(file.relative_to(ROOT))
             if _GENERATED not in path and (not files or path in files):
                 found.setdefault(package, []).extend(find_mutants(path, file.read_text()))
@@ -120,9 +125,12 @@ def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> l
 
 
 def drawn_lines(mutants: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
-    """Choose `count` lines with one mutant each, from each package in proportion to its mutable lines."""
-    lines = {name: len({(one.path, one.line) for one in ones}) for name, ones in mutants.items()}
-    exact = {name: count * each / sum(lines.values()) for name, each in lines.items()}
+    """Choose `count` lines with one mutant each, from each package in proportion to its mutable lines, but at least
+    one."""
+    lines = {name: len({(one.path, one.line) for one in ones}) for name, ones in mutants.items() if ones}
+    small = {name for name, each in lines.items() if count * each < sum(lines.values())}
+    rest = sum(each for name, each in lines.items() if name not in small)
+    exact = {name: 1.0 if name in small else max(count - len(small), 0) * each / rest for name, each in lines.items()}
     room = {name: int(each) for name, each in exact.items()}
     for name in sorted(exact, key=lambda name: room[name] - exact[name])[: count - sum(room.values())]:
         room[name] += 1
@@ -260,6 +268,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--package", action="append", choices=PACKAGES, help="only these (default: all)")
     parser.add_argument("--file", action="append", default=[], help="only this source file")
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
+    parser.add_argument("--without", action="append", default=[], choices=OPERATORS, help="not these operators")
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--draw", type=int, help="so many lines of all packages, judged by the tests likely to notice")
     parser.add_argument("--seconds", type=float, default=100.0, help="of a draw: so long for each, on two idle cores")
@@ -280,8 +289,9 @@ def main() -> int:
     if not options.package and not options.file and (stale := known.keys() - keys):
         print("equivalent.txt names what is not there any more:", *sorted(stale), sep="\n  ", file=sys.stderr)
         return 2
+    operators = {name for name in options.operator or OPERATORS if name not in options.without}
     wanted = {
-        name: [one for one in ones if one.key not in known and one.operator in (options.operator or OPERATORS)]
+        name: [one for one in ones if one.key not in known and one.operator in operators]
         for name, ones in mutants.items()
     }
     again = noticed() if options.noticed else {}
