@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.engine.ports.indexing import ChunkHit
 from antiphon.engine.ports.state import Page, PageQuery
@@ -24,13 +25,14 @@ from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vector
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vectors import table as vector_table
 from antiphon.stores.postgres.vectors.chunk_index import APPROXIMATE, SEARCH_SETTINGS
+from antiphon.stores.postgres.vectors.indexes import VectorIndexes
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text
 from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter
 from tests.contracts.made_up_vectors import MODEL, clustered, filled
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
-from tests.support.postgres import PATIENT, PostgresServer
+from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 WIDTH = 24
 STORE = "vs_one"
@@ -210,6 +212,32 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
         while not await holds():
             await asyncio.sleep(0.01)
+
+
+async def test_a_database_that_is_away_is_a_line_of_the_log() -> None:
+    url = "postgresql://localhost:1/none"
+    async with aclosing(Database(url, PATIENT)) as away:
+        indexes_of_nothing = VectorIndexes(away, url)
+        with capture_logs() as lines:
+            indexes_of_nothing.look()
+            await indexes_of_nothing.made()
+    assert [line["event"] for line in lines if line["event"].startswith("vector_")] == ["vector_indexes_not_made"]
+
+
+async def test_one_process_at_a_time_makes_the_extension(postgres: PostgresServer) -> None:
+    url = await postgres.new_database()
+    other = await asyncpg.connect(url, statement_cache_size=0)
+    await other.execute("BEGIN")
+    await other.execute("SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))")
+    async with aclosing(Database(url, PATIENT)) as database:
+        making = asyncio.ensure_future(VectorTable(database).there())
+        waits = asyncio.ensure_future(blocked(other))
+        await asyncio.wait({making, waits}, return_when=asyncio.FIRST_COMPLETED)
+        assert waits.done() and not making.done()
+        await other.execute("ROLLBACK")
+        await making
+    await other.close()
+    await postgres.drop_database(url)
 
 
 async def test_words_do_without_the_extension(open_here: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

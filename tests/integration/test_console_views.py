@@ -318,6 +318,20 @@ async def test_a_prompt_can_be_changed_and_deleted(console: ConsoleApp) -> None:
     assert "No prompts yet" in (await console.get("/prompts")).words
 
 
+async def test_threads_and_their_items_come_in_pages(console: ConsoleApp) -> None:
+    message = {"type": "message", "role": "user", "content": ""}
+    items = [message | {"content": f"text {number}"} for number in range(3)]
+    made = [(await ask(console, "POST", "/v1/conversations", {"items": items}))["id"] for _ in range(3)]
+    for path, shown in (("/threads", made), (f"/threads?after={made[1]}", made[:1])):
+        page = await console.get(path)
+        assert page.status == 200 and [one for one in made if f"/threads/{one}" in page.text] == shown
+    listed = await ask(console, "GET", f"/v1/conversations/{made[0]}/items")
+    second = listed["data"][1]["id"]
+    for query, texts in (("", {"text 0", "text 1", "text 2"}), (f"?after={second}", {"text 0"})):
+        page = await console.get(f"/threads/{made[0]}{query}")
+        assert page.status == 200 and set(re.findall(r"text \d", page.words)) == texts
+
+
 async def test_models_and_tools(console: ConsoleApp) -> None:
     page = await console.get("/models")
     assert page.status == 200

@@ -152,3 +152,15 @@ async def test_a_turn_joins_its_conversation_or_gives_it_back(stores: TurnStores
     ]
     places = await other.fetch("SELECT conversation_pos FROM responses ORDER BY id")
     assert [row[0] for row in places] == [107, 107, 107]
+
+
+async def test_a_withdrawal_leaves_the_key_to_the_response_that_has_it(stores: TurnStores) -> None:
+    once = OnceOnly(ALICE, "key", "f")
+    await stores.keys.claim(once, "resp_kept", 1000)
+    await stores.responses.save(replace(record("kept"), once=once))
+    await stores.responses.save(record("late"))
+    stores.withdrawals.add(replace(record("late"), once=once))
+    await until(lambda: not stores.withdrawals.waiting)
+    assert await stores.responses.get(ALICE, "resp_late") is None
+    assert await stores.responses.get(ALICE, "resp_kept") is not None
+    assert await stores.keys.made(once) == "resp_kept"

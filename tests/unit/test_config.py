@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +245,17 @@ def test_what_is_wrong_about_a_variable_is_told_without_what_it_holds(name: str,
     with pytest.raises(ConfigError) as failure:
         load_settings({}, {name: text})
     assert "secret" not in str(failure.value)
+
+
+def test_a_file_is_utf_8_in_every_locale(file: Path) -> None:
+    file.write_bytes("listen: 'größe'\n".encode())
+    code = (
+        "import pathlib, sys; from antiphon.config.sources import read_file; "
+        "print(ascii(read_file(pathlib.Path(sys.argv[1]))))"
+    )
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = subprocess.run([sys.executable, "-c", code, str(file)], env=environ, capture_output=True, text=True)
+    assert (said.stdout, said.returncode) == (ascii({"listen": "größe"}) + "\n", 0), said.stderr
 
 
 def test_an_empty_file_and_a_missing_one(file: Path) -> None:

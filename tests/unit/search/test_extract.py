@@ -79,6 +79,12 @@ def test_what_is_read(tmp_path: Path, name: str, content: bytes | str, text: str
     assert read(tmp_path, name, content) == Document(text, title)
 
 
+def test_a_cell_of_a_table_may_be_long(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    found = read(tmp_path, "a.csv", f"name,age\nAnn,3\nBob,4\n{long},5")
+    assert found.text == f"name: Ann, age: 3\nname: Bob, age: 4\nname: {long}, age: 5"
+
+
 def test_json_of_one_line_gets_lines(tmp_path: Path) -> None:
     text = json.dumps([{"name": f"entry {number}"} for number in range(500)])
     assert len(read(tmp_path, "a.json", text).text.splitlines()) > 500
