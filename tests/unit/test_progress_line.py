@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from antiphon.commands.progress import progress
+from antiphon.commands.terminal import progress
 
 
 class _Terminal(io.StringIO):
@@ -54,7 +54,7 @@ def test_messages_are_part_of_the_line_or_lines() -> None:
 
 def test_tqdm_is_not_imported_before_it_draws() -> None:
     code = (
-        "import io, sys, antiphon.commands.progress as p\n"
+        "import io, sys, antiphon.commands.terminal as p\n"
         "with p.progress('x', out=io.StringIO()) as shown: shown.report(1, 2)\n"
         "print('tqdm' in sys.modules)"
     )

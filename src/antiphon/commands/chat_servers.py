@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from antiphon.commands.tables import printable
+from antiphon.commands.terminal import printable
 from antiphon.config.section import parse_address
 from antiphon.errors import ConfigError
 from antiphon.observability.log_lines import colors_wanted

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from antiphon.commands.flags import given_flags, settings_file, settings_of
-from antiphon.commands.tables import write_table
+from antiphon.commands.terminal import write_table
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings, settings_schema
 from antiphon.config.sources import put, read_environment, read_file

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from antiphon.commands.flags import settings_of
-from antiphon.commands.tables import write_table
+from antiphon.commands.terminal import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.logs import configure

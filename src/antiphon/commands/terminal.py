@@ -1,18 +1,22 @@
-"""Writes texts of models and gateways to a terminal: safe characters, and colours only where they belong.
+"""Writes to the terminal of a command: texts of models and gateways, tables, and the progress of long work.
 
-Lives here: escaping of control characters, the decision about colours, dimmed text. Not here: tables and names
-(`tables.py`), the output of a command (the module of the command), the colours of log lines
-(`observability/log_lines.py`).
+Lives here: escaping of control characters, the decision about colours, dimmed text, aligned tables, and the line of
+progress (the library tqdm draws it). Not here: the output of a command (the module of the command), the work that
+progress counts (`stores/`), the colours of log lines (`observability/log_lines.py`).
 
-Invariant: after `printable_text`, a terminal interprets no character of a text, except line ends and tabs.
+Invariants: a terminal interprets no character of a text after `printable_text`, except line ends and tabs. After
+`printable`, it interprets none. The line of progress appears only if standard error is a terminal, and not with a JSON
+result. Otherwise this module does not import tqdm, and writes only the messages of `say`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TextIO
 
 _DIM, _END = "\x1b[2m", "\x1b[0m"
 _KEPT = frozenset("\n\t")
@@ -27,6 +31,14 @@ def printable_text(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_shown(each) for each in text)
+
+
+def _shown(each: str) -> str:
+    if each in _KEPT:
+        return each
+    if each in _REORDERING or unicodedata.category(each) in _ESCAPED:
+        return each.encode("unicode_escape").decode()
+    return each
 
 
 def one_line(text: str, longest: int) -> str:
@@ -47,9 +59,88 @@ def dimmed(text: str, *, colors: bool) -> str:
     return f"{_DIM}{text}{_END}" if colors and text else text
 
 
-def _shown(each: str) -> str:
-    if each in _KEPT:
-        return each
-    if each in _REORDERING or unicodedata.category(each) in _ESCAPED:
-        return each.encode("unicode_escape").decode()
-    return each
+def write_table(rows: Sequence[Sequence[str]], out: TextIO, *, left: int | None = None) -> None:
+    """Write rows of equal length. The first row is the heading. The first `left` columns are left-aligned, and the
+    others (numbers) right-aligned. If `left` is None, all columns are left-aligned."""
+    columns = len(rows[0])
+    left = columns if left is None else left
+    widths = [max(len(row[column]) for row in rows) for column in range(columns)]
+    for row in rows:
+        cells = [
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        out.write("  ".join(cells).rstrip() + "\n")
+
+
+def printable(name: str) -> str:
+    """The name with escaped control characters. Clients choose the names of models, and a terminal must not interpret
+    control characters in them."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+
+
+class _Bar(Protocol):
+    """The part of tqdm's line that this module uses."""
+
+    total: int | None
+
+    def update(self, n: int) -> object: ...
+    def set_description_str(self, desc: str) -> object: ...
+
+
+class ProgressLine:
+    """The progress of one command. `bar` is tqdm's line, or None without a terminal."""
+
+    def __init__(self, title: str, stream: TextIO, bar: _Bar | None, *, quiet: bool) -> None:
+        self._title = title
+        self._stream = stream
+        self._bar = bar
+        self._quiet = quiet
+
+    def report(self, done: int, total: int | None) -> None:
+        """Count further rows or bytes. With a known total, the line also has the percentage and the remaining time."""
+        if self._bar is not None:
+            if total is not None:
+                self._bar.total = total
+            self._bar.update(done)
+
+    def say(self, text: str) -> None:
+        """Show the present part of the work: in the line, or as a message."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._title}, {text}")
+        elif not self._quiet:
+            print(f"… {text}", file=self._stream)
+
+
+@contextmanager
+def progress(
+    title: str,
+    *,
+    unit: str = "rows",
+    quiet: bool = False,
+    out: TextIO | None = None,
+    width: int | None = None,
+    interval: float = 0.1,
+) -> Iterator[ProgressLine]:
+    """Show the progress of the block's work. `unit` is `rows` or `bytes`. `quiet` suppresses everything, for example
+    for a JSON result. `width` is the line's width; default: that of the terminal. `interval`: the least seconds between
+    two changes of the line."""
+    stream = sys.stderr if out is None else out
+    if quiet or not stream.isatty():
+        yield ProgressLine(title, stream, None, quiet=quiet)
+        return
+    from tqdm import tqdm
+
+    in_bytes = unit == "bytes"
+    with tqdm(
+        desc=title,
+        unit="B" if in_bytes else f" {unit}",
+        unit_scale=in_bytes,
+        file=stream,
+        leave=False,
+        ncols=width,
+        dynamic_ncols=width is None,
+        mininterval=interval,
+        miniters=1,
+    ) as bar:
+        yield ProgressLine(title, stream, bar, quiet=quiet)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from antiphon.commands.tables import printable, write_table
+from antiphon.commands.terminal import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage_sums import day_start
 from antiphon.errors import ConfigError

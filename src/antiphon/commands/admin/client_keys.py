@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from antiphon.app.keys import client_keys
 from antiphon.commands.admin.audit import actor, log_action
 from antiphon.commands.admin.owners import hashed_owner, read_token
-from antiphon.commands.tables import printable, write_table
+from antiphon.commands.terminal import printable, write_table
 from antiphon.config.owners import check_client_keys, key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, ClientKey

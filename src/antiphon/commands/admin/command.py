@@ -33,8 +33,7 @@ from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
-from antiphon.commands.progress import progress
-from antiphon.commands.tables import printable, write_table
+from antiphon.commands.terminal import printable, progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile

@@ -17,7 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from antiphon.app.keys import client_keys, owner_key
-from antiphon.commands.tables import printable
+from antiphon.commands.terminal import printable
 from antiphon.config.owners import OWNER_NAME
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver

@@ -12,7 +12,7 @@ import sys
 from msgspec import structs
 
 from antiphon.app.quotas import quota_rules
-from antiphon.commands.tables import printable, write_table
+from antiphon.commands.terminal import printable, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.stores.quotas import QuotaStore

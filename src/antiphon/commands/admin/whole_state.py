@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
-from antiphon.commands.progress import progress
-from antiphon.commands.tables import write_table
+from antiphon.commands.terminal import progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError

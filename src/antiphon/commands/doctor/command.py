@@ -30,7 +30,7 @@ from antiphon.app.measuring import close_tracer, open_tracer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
 from antiphon.commands.start_checks import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
-from antiphon.commands.tables import printable
+from antiphon.commands.terminal import printable
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
