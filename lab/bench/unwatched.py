@@ -42,7 +42,7 @@ def _observe(_: Telemetry, door: str, request_id: str, owner: str, headers: Head
 
 def main() -> int:
     """Run Antiphon's command line with the empty observation."""
-    from antiphon.cli import main as antiphon
+    from antiphon.entry import main as antiphon
 
     Telemetry.observe = _observe  # type: ignore[method-assign,assignment]
     return antiphon()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from antiphon.demo_upstream import make_app
+from antiphon.commands.demo_upstream import make_app
 from lab.conformance.client import Result, Server, run_all
 from tests.support.gateway import start_gateway
 

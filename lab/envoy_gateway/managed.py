@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from antiphon import cli
+from antiphon import entry
 from lab.kubernetes.cluster import Wrong, eventually, run
 from tests.support.certificates import Authority
 
@@ -124,7 +124,7 @@ class Managed:
             ]
             arguments += ["--listener", "http,https", "--config", file.name]
             with redirect_stdout(told):
-                status = cli.main([*arguments, "--envoy-version", self.envoy_version])
+                status = entry.main([*arguments, "--envoy-version", self.envoy_version])
         if status:
             raise Wrong(f"envoy-config ended with {status}")
         objects = [one for one in yaml.safe_load_all(told.getvalue()) if one]

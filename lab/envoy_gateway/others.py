@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from antiphon import cli
+from antiphon import entry
 from lab.envoy_gateway.managed import SYSTEM, Managed, Object, apply
 from lab.kubernetes.cluster import Wrong, eventually, run
 
@@ -141,7 +141,7 @@ def _printed(managed: Managed, envoy_proxy: str | None, *flags: str) -> str:
     flags = (*flags, "--envoy-proxy", envoy_proxy) if envoy_proxy else flags
     upstream = managed.settings["upstream"]
     with redirect_stdout(told):
-        status = cli.main(
+        status = entry.main(
             [
                 *("envoy-config", "--for", "envoy-gateway", "--gateway", f"{NAMESPACE}/{_NAME}", *flags),
                 *("--upstream", upstream["url"], "--auth", upstream["auth"], "--envoy-version", managed.envoy_version),

@@ -49,7 +49,7 @@ PARTS = (
 # Many clients connect concurrently. With aiohttp's default backlog of 128, further connections would wait for the
 # kernel's retransmission.
 _CHAT = (
-    "from aiohttp import web; from antiphon.demo_upstream import make_app; "
+    "from aiohttp import web; from antiphon.commands.demo_upstream import make_app; "
     "web.run_app(make_app(), port=8081, access_log=None, backlog=4096)"
 )
 

@@ -22,7 +22,7 @@ from tests.support.chart_rendering import CHART, ROOT
 
 _LOAD = ("lab/rollout/clients.py", "tests/support/streams.py", "lab/kubernetes/load.py")
 _CHAT = (
-    "from aiohttp import web; from antiphon.demo_upstream import make_app; "
+    "from aiohttp import web; from antiphon.commands.demo_upstream import make_app; "
     "web.run_app(make_app(pause=0.5), port=8081, access_log=None)"
 )
 Object = dict[str, Any]

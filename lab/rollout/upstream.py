@@ -1,6 +1,7 @@
 """The chat server of a rollout: the demo's server, with the speed of a model.
 
-Lives here: one process that prints `ready: URL`. Not here: the content of the answers (`antiphon/demo_upstream.py`).
+Lives here: one process that prints `ready: URL`. Not here: the content of the answers
+(`antiphon/commands/demo_upstream.py`).
 
 Invariant: the process ends at SIGTERM.
 """
@@ -13,7 +14,7 @@ import signal
 
 from aiohttp import web
 
-from antiphon.demo_upstream import make_app
+from antiphon.commands.demo_upstream import make_app
 
 
 async def _serve(pause: float) -> None:

@@ -1,7 +1,7 @@
 """A chat server with a ledger of its calls, for runs that must know when each model call began and ended.
 
 Lives here: the demo's chat server in the run's process, and the ledger. Not here: the content of the answers
-(`antiphon/demo_upstream.py`), the evaluation of the calls.
+(`antiphon/commands/demo_upstream.py`), the evaluation of the calls.
 
 Invariant: the ledger has a call before the server sends any part of its answer.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from antiphon.demo_upstream import make_app
+from antiphon.commands.demo_upstream import make_app
 
 
 @dataclass

@@ -1,8 +1,13 @@
-"""The entry point of `antiphon` and `python -m antiphon`.
+"""The entry point of `antiphon` and `python -m antiphon`: runs one command, and turns its errors into exit statuses.
 
-Lives here: a fast start of `health`, which containers run every few seconds, and a SIGTERM handler for the start of a
-container. Not here: the command line (`cli.py`), the commands (`commands/`), the drain of a server
+Lives here: the dispatch of arguments to a command, and the exit status after an error. Containers run `health` every
+few seconds, so it has a fast start here. The start of a container also needs a SIGTERM handler. Not here: the
+definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
 (`supervisor/process.py`).
+
+Invariants: the module of a command is imported only when that command runs. Wrong settings are printed to standard
+error, one setting per line, and the exit status is then 2. Without an error, the exit status is the one that the
+command returns.
 """
 
 from __future__ import annotations
@@ -11,26 +16,85 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+_FUNCTIONS = {
+    "admin": "admin.command:run",
+    "completion": "command_line:run_completion",
+    "demo-upstream": "chat_servers:run_demo_upstream",
+    "doctor": "doctor.command:run",
+    "record": "chat_servers:run_recorder",
+    "replay": "chat_servers:run_replayer",
+    "run": "run_client:run",
+    "try": "try_request:run",
+    "version": "command_line:run_version",
+}
+"""The module and the function of each command, unless it is the function `run` of a module with the command's name."""
 
 
-def main() -> int:
-    """Run the command that `sys.argv` names. Returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` name; default: those of the process. Returns the exit status."""
     if os.getpid() == 1:
         # The kernel ignores a signal to process 1 of a container if the process has no handler for it. Without this
         # handler, a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
         signal.signal(signal.SIGTERM, _ended)
-    words = sys.argv[1:]
-    # The help needs the descriptions of all commands, which only `cli.py` imports.
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # The help needs the descriptions of all commands, which only the parser of the whole command line imports.
     if words[:1] == ["health"] and not {"-h", "--help"} & set(words):
         from antiphon.commands import health
 
         return health.main(words[1:])
-    # Imports create hardly any garbage. `cli.py` enables the collector again after it has imported the command.
+    # Imports create hardly any garbage. `run_command` enables the collector again after it has imported the command.
     gc.disable()
-    from antiphon import cli
+    return run_command(words)
 
-    return cli.main(words)
+
+def import_command(name: str) -> Callable[[Namespace], int]:
+    """Import the module of a command. Returns the function that runs the command."""
+    module, _, function = _FUNCTIONS.get(name, f"{name.replace('-', '_')}:run").partition(":")
+    command: Callable[[Namespace], int] = getattr(import_module(f"antiphon.commands.{module}"), function)
+    return command
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Parse the words and run their command. Returns the exit status."""
+    from antiphon.commands.command_line import make_parser
+    from antiphon.config.problems import without_keys
+    from antiphon.errors import AntiphonError, ConfigError, unusable_path
+
+    parsed = make_parser().parse_args(words)
+    command = import_command(parsed.command)
+    # Imported modules live as long as the process, so the garbage collector need not scan them.
+    gc.freeze()
+    gc.enable()
+    try:
+        status = command(parsed)
+        sys.stdout.flush()
+    except ConfigError as error:
+        print(f"antiphon: {without_keys(str(error))}", file=sys.stderr)
+        return 2
+    except AntiphonError as error:
+        print(f"antiphon: {without_keys(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader closed the pipe. Python flushes standard output at exit, and that flush must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        # A path that the command did not check itself, such as a folder of another user or a name that is too long.
+        if error.filename is None:
+            raise
+        print(f"antiphon: {unusable_path(error)}", file=sys.stderr)
+        return 1
+    return int(status)
 
 
 def _ended(number: int, _: FrameType | None) -> None:

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
-from antiphon.cli import main
+from antiphon.entry import main
 from tests.support.beside_envoy import envoy_and_sidecar
 from tests.support.chat_server import ChatServer, Wait, answer, completion, json_answer, text_stream
 from tests.support.envoy_binary import envoy_version

@@ -21,8 +21,8 @@ import pytest
 import structlog
 
 from antiphon.app.build import build
-from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
+from antiphon.entry import main
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.checks import indexes_of, lost_indexes
 from antiphon.stores.postgres.database import Database

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from antiphon.app.build import build
-from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.state import StateSettings
+from antiphon.entry import main
 from antiphon.errors import ConfigError
 from antiphon.stores import check_deployment
 from antiphon.stores.deployment import Keys

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from antiphon.cli import main
 from antiphon.commands.doctor.command import examine_sandbox
 from antiphon.commands.doctor.upstream_probes import ProbedFeature
 from antiphon.commands.doctor.upstream_report import examine, fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.entry import main
 from antiphon.local_keys import exposed
 from antiphon.tools.code_interpreter.local import Trial
 from antiphon.translation.profiles import PROFILES

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from antiphon.app.build import build
-from antiphon.cli import main
 from antiphon.commands.admin.whole_state import backup, restore
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.state import StateSettings
+from antiphon.entry import main
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
 from tests.contracts.file_contract import content, fields, keep

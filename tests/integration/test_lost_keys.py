@@ -10,9 +10,9 @@ import pytest
 
 from antiphon.app.build import build
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, make_sealer, owner_key
-from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
+from antiphon.entry import main
 from antiphon.errors import ConfigError
 from antiphon.stores.sqlite.opening import open_sqlite
 from tests.contracts.store_contract import record

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.cli import main
 from antiphon.config.owners import OwnerSettings
 from antiphon.config.settings import Settings
+from antiphon.entry import main
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.state import needs_sqlite
 from tests.support.waiting import until

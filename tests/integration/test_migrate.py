@@ -13,8 +13,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.cli import main
 from antiphon.config.state import StateSettings
+from antiphon.entry import main
 from antiphon.errors import StoreError
 from antiphon.stores import check_migrated, open_stores
 from antiphon.stores.postgres.database import Database, DatabaseLimits

@@ -22,8 +22,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.commands.client_flags import RUN_ARGUMENTS
 from antiphon.commands.client_programs import CLIENTS
+from antiphon.commands.command_arguments import RUN_ARGUMENTS
 from tests.support.chat_server import ChatServer, json_answer
 from tests.support.commands import Command
 from tests.support.http_door import OpenHttpDoor

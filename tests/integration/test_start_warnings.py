@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.cli import main
 from antiphon.commands.doctor.upstream_probes import certificate_advice
 from antiphon.commands.start_checks import (
     log_data_folder,
@@ -24,6 +23,7 @@ from antiphon.commands.start_checks import (
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.listening import max_connections
+from antiphon.entry import main
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, json_answer
 from tests.support.gateway import start_gateway

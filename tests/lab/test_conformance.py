@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from antiphon.demo_upstream import chunks, completion, reply
+from antiphon.commands.demo_upstream import chunks, completion, reply
 from antiphon.sealing import Sealer
 from lab.conformance import checks, run
 from lab.conformance.checks import Answer, Check

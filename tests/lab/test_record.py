@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from antiphon.demo_upstream import make_app
+from antiphon.commands.demo_upstream import make_app
 from antiphon.translation import profiles
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from lab.record import REQUESTS, Answer, data_of, features_of, with_rows

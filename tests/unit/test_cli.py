@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from antiphon import __version__, compiled
-from antiphon.cli import import_command, main
 from antiphon.commands.command_line import make_parser, subcommands
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
+from antiphon.entry import import_command, main
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 
@@ -47,7 +47,7 @@ def _choices(*words: str) -> list[str]:
 
 @pytest.mark.parametrize("command", _choices())
 def test_every_command_has_a_module_and_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(import_command(command).run)
+    assert callable(import_command(command))
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -326,7 +326,7 @@ def test_health_says_who_does_not_answer(
 def test_it_runs_as_a_module_and_starts_quickly() -> None:
     """What costs time is imported by the command that needs it, not by `--help`."""
     code = (
-        "import sys; from antiphon.cli import make_parser; make_parser()\n"
+        "import sys; from antiphon.commands.command_line import make_parser; make_parser()\n"
         "print(sorted(set(sys.modules) & {'aiohttp', 'grpc', 'aiosqlite', 'prometheus_client', 'uvloop'}))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from antiphon.demo_upstream import MODELS, DemoError, chunks, completion, make_app, reply
+from antiphon.commands.demo_upstream import MODELS, DemoError, chunks, completion, make_app, reply
 from antiphon.translation.profiles import named_by_list
 
 TOOL = {

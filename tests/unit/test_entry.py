@@ -11,9 +11,9 @@ import pytest
 _PROGRAM = """
 import os, signal, sys
 os.getpid = lambda: int(sys.argv.pop(1))
-from antiphon import cli, entry
+from antiphon import entry
 # A command that is told to leave while it starts.
-cli.main = lambda words: signal.raise_signal(signal.SIGTERM)
+entry.run_command = lambda words: signal.raise_signal(signal.SIGTERM)
 entry.main()
 """
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from antiphon.cli import main
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.shown_urls import shown_text, url_secrets
+from antiphon.entry import main
 from antiphon.errors import ConfigError
 from antiphon.supervisor.child_settings import file_values, secret_environment
 

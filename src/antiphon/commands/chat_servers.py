@@ -1,7 +1,7 @@
-"""Serves the small chat servers of the command line: `demo-upstream`, `record` and `replay`.
+"""Implements `antiphon demo-upstream`, `antiphon record` and `antiphon replay`: each serves a small chat server.
 
-Lives here: listening until a signal, the line with the address, and the lines for exchanges. Not here: the servers
-(`demo_upstream.py`, `recordings/`), the arguments (`commands/chat_server_arguments.py`).
+Lives here: the flags of each command, listening until a signal, the line with the address, and the lines for
+exchanges. Not here: the servers (`demo_upstream.py`, `recordings/`), the arguments (`command_arguments.py`).
 
 Invariants: the only line on standard output names the address, after the server listens. SIGTERM or SIGINT ends the
 command.
@@ -9,27 +9,108 @@ command.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
 
 from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
 
+from antiphon.commands.demo_upstream import make_app
 from antiphon.commands.terminal import printable
-from antiphon.config.section import parse_address
+from antiphon.config.section import BaseUrl, parse_address
 from antiphon.errors import ConfigError
 from antiphon.observability.log_lines import colors_wanted
+from antiphon.recordings.file import CassetteFile, read_file
+from antiphon.recordings.recorder import Outcome, Recorder
+from antiphon.recordings.replayer import Played, Replayer
+from antiphon.recordings.scrubbing import environment_secrets
 from antiphon.supervisor.process import run_loop
 
 _DIM, _RED, _GREEN, _YELLOW, _END = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 _LONGEST = 500
 
 
-def serve_app(app: web.Application, listen: str, ready: dict[str, Any] | None = None) -> int:
+def run_demo_upstream(arguments: argparse.Namespace) -> int:
+    """Serve the scripted chat server, to try Antiphon without a model."""
+    return serve_app(make_app(), arguments.listen)
+
+
+def run_recorder(arguments: argparse.Namespace) -> int:
+    """Serve a recorder in front of a chat server. Returns the exit status: 1 if an exchange failed."""
+    upstream = _upstream(arguments.upstream)
+    secrets = environment_secrets(os.environ) + tuple(_variable("--secret-env", name) for name in arguments.secret_env)
+    key = _variable("--key-env", arguments.key_env) if arguments.key_env else ""
+    file = CassetteFile(arguments.target, append=arguments.append)
+    failed = list[Outcome]()
+
+    def report(outcome: Outcome) -> None:
+        if outcome.failed:
+            failed.append(outcome)
+        _print_recorded(outcome)
+
+    before = file.entries
+    try:
+        recorder = Recorder(upstream, file, key=key, secrets=secrets, report=report)
+        values = {"upstream": upstream, "file": str(arguments.target), "entries": before}
+        serve_app(recorder.app, arguments.listen, values if arguments.json else None)
+    finally:
+        file.close()
+    print(f"recorded {counted(file.entries - before, 'exchange')} to {arguments.target}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _upstream(url: str) -> str:
+    try:
+        return str(TypeAdapter(BaseUrl).validate_python(url))
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        if "credentials" in problem:
+            problem = "must not hold a user or a password; put a key into a variable and name it with --key-env"
+        raise ConfigError(f"--upstream: {problem}") from None
+
+
+def _variable(flag: str, name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise ConfigError(f"{flag}: the variable {name} is not set")
+    if not value.isprintable() or not value.isascii():
+        raise ConfigError(f"{flag}: the value of {name} has characters that no key has; use printable ASCII")
+    return value
+
+
+def _print_recorded(outcome: Outcome) -> None:
+    model = f" {outcome.model}" if outcome.model else ""
+    line = f"{outcome.method} {outcome.path}{model}  {counted(outcome.chunks, 'chunk')}  {outcome.seconds:.2f} s"
+    print_exchange(outcome.number, line, status=outcome.status, cut=outcome.cut, note=outcome.note)
+
+
+def run_replayer(arguments: argparse.Namespace) -> int:
+    """Serve recorded answers as a chat server, without a model."""
+    entries = read_file(arguments.file)
+    replayer = Replayer(
+        entries,
+        in_time=arguments.speed == "recorded",
+        loop=arguments.loop,
+        secrets=environment_secrets(os.environ),
+        report=_print_played,
+    )
+    values = {"file": str(arguments.file), "entries": len(entries)}
+    return serve_app(replayer.app, arguments.listen, values if arguments.json else None)
+
+
+def _print_played(played: Played) -> None:
+    model = f" {played.model}" if played.model else ""
+    line = f"{played.method} {played.path}{model}  {counted(played.chunks, 'chunk')}"
+    print_exchange(played.number, line, status=played.status, cut=played.cut, note=played.note)
+
+
+def serve_app(app: web.Application, listen: str, ready: Mapping[str, object] | None = None) -> int:
     """Serve the application at `listen` (`HOST:PORT`) until a signal. Returns the exit status 0.
 
     The line with the address is `ready: URL`. If `ready` is given, the line is a JSON object with these values and the
@@ -43,7 +124,7 @@ def serve_app(app: web.Application, listen: str, ready: dict[str, Any] | None = 
     return run_loop(_serve(app, host, port, ready))
 
 
-async def _serve(app: web.Application, host: str, port: int, ready: dict[str, Any] | None) -> int:
+async def _serve(app: web.Application, host: str, port: int, ready: Mapping[str, object] | None) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -1,24 +1,48 @@
-"""The command line: commands, actions, flags and their help, as one argparse parser.
+"""Parses the command line: the commands, their actions and their help, as one argparse parser.
 
-Lives here: the commands in the order of their use, and their help. Not here: running a command (`cli.py`), the setting
-of each flag (`flags.py`), the parser's class (`suggesting_parser.py`). The module of each command has its code.
+Lives here: the commands in the order of their use, and the error that suggests the nearest known word. The commands
+`antiphon version` and `antiphon completion` live here too. Not here: running a command (`entry.py`), the arguments of
+each command (`command_arguments.py`), the setting of each flag (`flags.py`). The module of each other command has its
+code.
 
-Invariant: the parser imports no command, so that `antiphon --help` is quick.
+Invariants: the parser imports no command but `health`, so that `antiphon --help` is quick. An error repeats no
+misplaced key.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol, TypedDict, Unpack
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
-from antiphon.commands.chat_server_arguments import CHAT_SERVERS
-from antiphon.commands.client_flags import RUN_ARGUMENTS, RUN_EXAMPLES, RUN_MORE, TRY_ARGUMENTS, TRY_EXAMPLES
-from antiphon.commands.flags import DATA, OF_ALL, OF_EXTPROC, OF_SERVE, OF_UP, FlagGroup, add_flags
-from antiphon.commands.suggesting_parser import Parser
+from antiphon.commands.command_arguments import (
+    CHAT_SERVERS,
+    OF_ADMIN,
+    OF_COMMANDS,
+    OF_MIGRATE,
+    RUN_ARGUMENTS,
+    RUN_EXAMPLES,
+    RUN_MORE,
+    TRY_ARGUMENTS,
+    TRY_EXAMPLES,
+    Arguments,
+    Options,
+)
+from antiphon.commands.flags import (
+    DATA,
+    OF_ALL,
+    OF_EXTPROC,
+    OF_SERVE,
+    OF_UP,
+    UP_FLAGS,
+    FlagGroup,
+    TakesArguments,
+    add_flags,
+)
+from antiphon.config.problems import advice, without_keys
 
 _COMMANDS: dict[str, tuple[str, tuple[FlagGroup, ...]]] = {
     "up": ("start the gateway: sidecar processes and Envoy, or the HTTP server", OF_UP),
@@ -104,224 +128,40 @@ _MIGRATE = {
     },
     "For developers": {"create": "create a new empty step in the source tree"},
 }
-# The arguments of a command that are not settings.
-_Arguments = dict[str, dict[str, Any]]
-_HIDDEN = {"help": argparse.SUPPRESS}
-_SET = "store_true"
-_CHILD: _Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": _SET, **_HIDDEN}}
-_OF_COMMANDS: dict[str, _Arguments] = {
-    "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
-    "serve": {
-        **_CHILD,
-        "--sockets": {"default": "", **_HIDDEN},
-        "--console-sockets": {"default": "", **_HIDDEN},
-        "--private-port": _HIDDEN,
-    },
-    "doctor": {
-        "--model": {"help": "the model to probe; default: the first in the server's list"},
-        "--key-env": {
-            "metavar": "NAME",
-            "help": "environment variable with a client's key, for upstreams with auth passthrough",
-        },
-        "--images": {"action": _SET, "help": "also check whether the model accepts images"},
-        "--json": {"action": _SET, "help": "print the findings as JSON"},
-    },
-    "tail": {
-        "--lines": {"type": int, "default": 10, "metavar": "N", "help": "first print the newest N; default: 10"},
-        "--no-follow": {"action": _SET, "help": "end after the newest requests"},
-        "--failed": {"action": _SET, "help": "only requests with an error"},
-        "--model": {"help": "only requests for this model"},
-        "--owner": {"help": "only requests of this owner: a name of owner.keys, or an owner id"},
-        "--code": {"help": "only requests that failed with this code"},
-        "--json": {"action": _SET, "help": "print each request as one line of JSON"},
-    },
-    "show": {
-        "id": {"metavar": "ID", "help": "id of a response, request id, or id of an entry of the journal"},
-        "-v, --verbose": {"action": _SET, "help": "also print the recorded contents of both sides"},
-        "--json": {"action": _SET, "help": "print the request and its recorded contents as JSON"},
-    },
-    "config": {
-        "--sources": {"action": _SET, "help": "list each setting with its value and its source"},
-        "--changed": {"action": _SET, "help": "list only settings that differ from their defaults"},
-        "--json": {"action": _SET, "help": "print JSON instead of YAML or a table"},
-        "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead of the settings"},
-    },
-    "envoy-config": {
-        "--for": {
-            "dest": "form",
-            "metavar": "FORM",
-            "default": "bootstrap",
-            "help": "bootstrap: a whole configuration; snippet: only the parts that an existing Envoy needs; "
-            "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
-        },
-        "--gateway": {
-            "metavar": "NAMESPACE/NAME",
-            "help": "the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
-        },
-        "--hostname": {
-            "action": "append",
-            "metavar": "NAME",
-            "help": "a host name that Antiphon serves (may be repeated), with --for envoy-gateway or istio; "
-            "default: every host",
-        },
-        "--own-gateway": {
-            "action": _SET,
-            "help": "print the Gateway too, and route every path to Antiphon, if no other service uses the Gateway",
-        },
-        "--envoy-proxy": {
-            "metavar": "NAME",
-            "help": "the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
-        },
-        "--remove": {"action": _SET, "help": "print the commands that remove Antiphon from the Gateway"},
-        "--listener": {
-            "metavar": "NAME,...",
-            "help": "the Gateway's listeners, with --for envoy-gateway; default: http",
-        },
-        "--gateway-port": {"metavar": "PORT", "help": "port of the Gateway's listener, with --for istio; default: 80"},
-        "--into": {
-            "type": Path,
-            "metavar": "FILE",
-            "help": "with --for snippet: print this Envoy configuration with the parts merged in",
-        },
-        "--into-listener": {"metavar": "NAME", "help": "the listener to extend in the file of --into"},
-        "--into-virtual-host": {"metavar": "NAME", "help": "the virtual host to extend in the file of --into"},
-        "--snippet": {"dest": "form", "action": "store_const", "const": "snippet", **_HIDDEN},
-        "--envoy-version": {
-            "metavar": "1.38",
-            "help": "the version of Envoy; default: the version of the Envoy binary that 'up' would start",
-        },
-    },
-}
-_YES: _Arguments = {"--yes": {"action": _SET, "help": "make the change instead of only printing it"}}
-_OWNER: _Arguments = {
-    "--owner": {"help": "the owner, as 'admin owners' prints it"},
-    "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
-}
-_EXPIRES: _Arguments = {
-    "--expires": {"metavar": "TIME", "help": "time for which the new key is valid (90d, 12h); default: no end"},
-    "--json": {"action": _SET, "help": "print the key and its token as one JSON object"},
-}
-_OF_ADMIN: dict[str, _Arguments] = {
-    "export": {
-        **_OWNER,
-        "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the contents of files to this folder"},
-    },
-    "move": {
-        "--from": {
-            "metavar": "URL",
-            "dest": "source",
-            "help": "the source database, sqlite:/FOLDER; default: the data folder",
-        },
-        "--to": {"metavar": "URL", "dest": "target", "help": "the target database, postgresql://…; default: state.url"},
-    },
-    "keys create": {
-        "--owner": {
-            "required": True,
-            "metavar": "NAME",
-            "help": "the name of the owner, whose stored data the key sees",
-        },
-        "--from-env": {
-            "metavar": "NAME",
-            "help": "environment variable with an existing token, which the key uses instead of a new token",
-        },
-        "--name": {"default": "", "help": "a label for the key, for example the device"},
-        "--team": {"default": "", "help": "the team of the owner"},
-        "--model": {"action": "append", "metavar": "GLOB", "help": "a model that the key may use (repeatable)"},
-        "--tool": {
-            "action": "append",
-            "metavar": "GLOB",
-            "help": "a type of tool that requests with the key may declare (repeatable)",
-        },
-        **_EXPIRES,
-    },
-    "keys list": {
-        "--owner": {"default": "", "metavar": "NAME", "help": "list only the keys of this owner"},
-        "--all": {"action": _SET, "help": "also list expired and revoked keys"},
-        "--json": {"action": _SET, "help": "print one JSON object per line"},
-    },
-    "keys rotate": {
-        "key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"},
-        "--overlap": {
-            "default": "24h",
-            "metavar": "TIME",
-            "help": "time for which the former key stays valid; default: %(default)s",
-        },
-        **_EXPIRES,
-    },
-    "keys revoke": {"key": {"metavar": "KEY", "help": "the id of the key, as 'admin keys list' prints it"}},
-    "deployment-keys": {"--accept": {"action": _SET, "help": "record the keys in these settings in the database"}},
-    "backup": {
-        "--to": {
-            "type": Path,
-            "metavar": "FILE",
-            "dest": "target",
-            "required": True,
-            "help": "the archive file to write",
-        },
-        "--without-keys": {"action": _SET, "help": "write no keys of the data folder into the archive"},
-    },
-    "restore": {
-        "--from": {
-            "type": Path,
-            "metavar": "FILE",
-            "dest": "source",
-            "required": True,
-            "help": "the archive file to read",
-        }
-    },
-    "usage": {
-        **_OWNER,
-        "--by": {
-            "default": "model",
-            "help": "columns by which the command groups: day, owner, model, upstream, or several with commas",
-        },
-        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
-        "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
-        "--json": {"action": _SET, "help": "print one JSON object per line"},
-        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the stored sums of days before this day"},
-        **_YES,
-    },
-    "audit": {
-        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
-        "--owner": {"default": "", "metavar": "NAME", "help": "list only the changes that concern this owner"},
-        "--limit": {"type": int, "default": 100, "help": "the maximum number of rows to list; default: %(default)s"},
-        "--json": {"action": _SET, "help": "print one JSON object per line"},
-    },
-    "move-owner": {
-        "--from": {"metavar": "OWNER", "dest": "owner", "help": "the former owner, as 'admin owners' prints it"},
-        "--token-env": _OWNER["--token-env"],
-        "--to": {
-            "metavar": "NAME",
-            "dest": "target",
-            "required": True,
-            "help": "the name of the new owner, or the whole owner id (h:…, b:…)",
-        },
-        **_YES,
-    },
-    "delete-owner": {**_OWNER, **_YES},
-    "new-keys": _YES,
-}
-_DATABASE: _Arguments = {
-    "--database": {"metavar": "NAME", "help": "a database that 'migrate status' lists; default: the first"}
-}
-_OF_MIGRATE: dict[str, _Arguments] = {
-    "up": {
-        "--seconds": {
-            "type": float,
-            "default": 600.0,
-            "help": "maximum number of seconds for one step of the schema; default: %(default)g",
-        }
-    },
-    "create": {"name": {"metavar": "NAME", "help": "the step's name: small letters, digits and _"}, **_DATABASE},
-    "down": {**_DATABASE, **_YES},
-}
 
 
-def _version() -> str:
-    return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
+class Commands(Protocol):
+    """The commands below a parser, as argparse keeps them."""
+
+    @property
+    def choices(self) -> Mapping[str, Parser]:
+        """The parsers by their command."""
+
+    @property
+    def metavar(self) -> object:
+        """The placeholder of a command in the help."""
+
+    def add_parser(
+        self,
+        name: str,
+        *,
+        help: str = ...,
+        description: str = ...,
+        epilog: str = ...,
+        formatter_class: type[argparse.HelpFormatter] = ...,
+    ) -> Parser:
+        """Add the parser of a command."""
 
 
-def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
+class _Help(TypedDict):
+    """The help of one command, as keyword arguments of `argparse.ArgumentParser`."""
+
+    description: str
+    epilog: str
+    formatter_class: type[argparse.HelpFormatter]
+
+
+def _help(text: str, examples: tuple[str, ...], more: str = "") -> _Help:
     """The keyword arguments for a command's parser: its description, examples and further text."""
     title = "example" if len(examples) == 1 else "examples"
     shown = "\n".join(f"  {one}" for one in examples)
@@ -342,10 +182,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.without_words = _BEGIN
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_commands("command", "COMMAND")
     for name, (text, groups) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, **_help(text, _EXAMPLES[name], _MORE))
-        _add_arguments(command, _OF_COMMANDS.get(name, {}))
+        _add_arguments(command, OF_COMMANDS.get(name, {}))
         add_flags(command.settings_group("settings"), *groups)
     for name, server in CHAT_SERVERS.items():
         command = commands.add_parser(name, help=server.text, **_help(server.text, server.examples, server.more))
@@ -362,10 +202,10 @@ def make_parser() -> argparse.ArgumentParser:
         "admin",
         "list, export, delete, back up and move stored data, while servers run or while no server runs",
         _ADMIN,
-        _OF_ADMIN,
+        OF_ADMIN,
     )
     _add_actions(
-        commands, "migrate", "manage the schema of the databases, also while servers run", _MIGRATE, _OF_MIGRATE
+        commands, "migrate", "manage the schema of the databases, also while servers run", _MIGRATE, OF_MIGRATE
     )
     text = "exit with status 0 if a running instance answers (for container health checks)"
     health.add_arguments(commands.add_parser("health", help=text, **_help(text, _EXAMPLES["health"])))
@@ -385,7 +225,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _add_actions(
-    commands: Any, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, _Arguments]
+    commands: Commands, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, Arguments]
 ) -> None:
     """Add a command with actions. The help of the command lists the actions in groups, which argparse does not support
     itself."""
@@ -395,22 +235,23 @@ def _add_actions(
         shown = "\n".join(f"  {action:{width}}  {said}" for action, said in actions.items())
         described["description"] += f"\n\n{title}:\n{shown}"
     command = commands.add_parser(name, help=text, **described)
-    below = command.add_subparsers(dest="action", required=True, metavar="ACTION", help="one of the above")
-    verbs: dict[str, Any] = {}
+    below = command.add_commands("action", "ACTION", help="one of the above")
+    verbs: dict[str, Commands] = {}
     for actions in groups.values():
         for action, said in actions.items():
             word, _, verb = action.partition(" ")
             if verb and word not in verbs:
                 parser = below.add_parser(word, description=f"Creates, lists and ends client {word}.")
-                verbs[word] = parser.add_subparsers(dest="verb", required=True, metavar="ACTION")
-            described = {"description": f"{said[:1].upper()}{said[1:]}."}
-            parser = (
-                verbs[word].add_parser(verb, help=said, **described) if verb else below.add_parser(word, **described)
-            )
+                verbs[word] = parser.add_commands("verb", "ACTION")
+            title = f"{said[:1].upper()}{said[1:]}."
+            if verb:
+                parser = verbs[word].add_parser(verb, help=said, description=title)
+            else:
+                parser = below.add_parser(word, description=title)
             of_action = dict(arguments.get(action, {}))
             if action != "export":
                 # An export is JSON anyway.
-                of_action.setdefault("--json", {"action": _SET, "help": "print the result as JSON"})
+                of_action.setdefault("--json", {"action": "store_true", "help": "print the result as JSON"})
             if "--token-env" in of_action:
                 owner = parser.add_mutually_exclusive_group(required=action != "usage")
                 for flag in ("--from" if action == "move-owner" else "--owner", "--token-env"):
@@ -419,6 +260,127 @@ def _add_actions(
             add_flags(parser.settings_group("settings"), {"--data": DATA})
 
 
-def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:
+def _add_arguments(command: argparse.ArgumentParser, arguments: Arguments) -> None:
     for flag, options in arguments.items():
         command.add_argument(*flag.split(", "), **options)
+
+
+def run_version(arguments: argparse.Namespace) -> int:
+    """Print the version of Antiphon, Python and the platform."""
+    import json
+    import platform
+
+    python = platform.python_version()
+    if arguments.json:
+        told = {"version": __version__, "compiled": compiled(), "python": python, "platform": platform.platform()}
+        print(json.dumps(told))
+    else:
+        print(f"{_version()}, Python {python}, {platform.platform()}")
+    return 0
+
+
+def _version() -> str:
+    return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
+
+
+def run_completion(arguments: argparse.Namespace) -> int:
+    """Print a script that completes commands, actions and flags. `arguments.shell` is `bash`, `zsh` or `tcsh`.
+
+    The library shtab generates the script from the parser, so the script always matches the commands. This function
+    reads no settings and starts no process, so a shell may run it at each start: `source <(antiphon completion bash)`.
+    For zsh, write the output to a file `_antiphon` in a folder of `fpath`.
+    """
+    import shtab
+
+    print(shtab.complete(make_parser(), shell=arguments.shell))
+    return 0
+
+
+class HelpGroup:
+    """A titled group of flags in the help. The group records its flags, for suggestions after a misspelt flag."""
+
+    def __init__(self, group: TakesArguments, flags: list[str]) -> None:
+        self._group = group
+        self._flags = flags
+
+    def add_argument(self, *names: str, **options: Unpack[Options]) -> None:
+        """See `argparse.ArgumentParser.add_argument`."""
+        self._group.add_argument(*names, **options)
+        self._flags += names
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose error for an unknown word suggests the nearest known word."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._flags: list[str] = []
+        self.below: Commands | None = None
+        self.without_words = ""
+        """The text that the program prints if no command is given."""
+        self.passes_on = False
+        """Whether the words after `--` belong to another program. They become the attribute `rest`."""
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
+        added = super().add_argument(*args, **options)
+        if added.help != argparse.SUPPRESS:
+            self._flags += added.option_strings
+        return added
+
+    def settings_group(self, title: str) -> HelpGroup:
+        """Add a titled group of flags, which suggestions after a misspelt flag include."""
+        return HelpGroup(self.add_argument_group(title), self._flags)
+
+    def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:
+        """Add commands below this parser, one of which a command line must have. `dest` is the attribute that gets the
+        command's name, and `metavar` its placeholder in the help."""
+        self.below = self.add_subparsers(dest=dest, required=True, metavar=metavar, help=help)
+        return self.below
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.below is not None:
+            args = sys.argv[1:] if args is None else list(args)
+            if args[:1] == ["help"]:
+                args = [*args[1:], "--help"]
+            self._check_command(self.below, args)
+        rest: list[str] = []
+        if self.passes_on and args is not None and "--" in args:
+            at = args.index("--")
+            args, rest = args[:at], args[at + 1 :]
+        found, unknown = super().parse_known_args(args, namespace)
+        if self.passes_on:
+            found.rest = rest
+        # A command's parser gets all words after the command, so this parser must report the unknown ones.
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        # The message does not repeat a misplaced key, because errors end up in logs.
+        super().error(without_keys(message))
+
+    def _check_command(self, below: Commands, words: list[str]) -> None:
+        # Flags before a command take no value, so the first word without a dash is the command.
+        word = next((one for one in words if not one.startswith("-")), None)
+        kind = str(below.metavar).lower()
+        if word is None and not words:
+            if kind == "command":
+                self.exit(2, self.without_words)
+            self.error(f"the {kind} is missing; choose one of {', '.join(below.choices)}")
+        wrong = [one for one in words if not any(flag.startswith(one.partition("=")[0]) for flag in self._flags)]
+        if word is None and wrong:
+            self.error(f"unrecognized arguments: {' '.join(wrong)}{self._advice(wrong)}")
+        if word is not None and word not in below.choices:
+            near = advice(word, below.choices) or f"; choose one of {', '.join(below.choices)}"
+            self.error(f"there is no {kind} {word!r}{near}")
+
+    def _advice(self, unknown: list[str]) -> str:
+        if self.passes_on:
+            return "; write the arguments of the client after --"
+        flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
+        for flag in flags:
+            if flag in UP_FLAGS:
+                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
+            if near := advice(flag, self._flags):
+                return near
+        return ""

@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, Unpack, get_args
 
 from antiphon.app.extensions import known_profiles, with_extension_settings
+from antiphon.commands.command_arguments import Options
 from antiphon.config.problems import advice
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import CONFIG_VARIABLE, put
@@ -83,7 +84,7 @@ _KEY_VARIABLE = "api_key_env"
 class TakesArguments(Protocol):
     """A parser, or a group of its help."""
 
-    def add_argument(self, *names: str, **options: Any) -> Any:
+    def add_argument(self, *names: str, **options: Unpack[Options]) -> object:
         """See `argparse.ArgumentParser.add_argument`."""
 
 
@@ -114,17 +115,17 @@ def add_flags(command: TakesArguments, *groups: FlagGroup) -> None:
                 )
 
 
-def _setting(path: str) -> tuple[Any, Any]:
+def _setting(path: str) -> tuple[Any, object]:
     """The type and the default of a setting."""
     kind: Any = Settings
-    default: Any = None
+    default: object = None
     for name in path.split("."):
         field = kind.model_fields[name]
         kind, default = field.annotation, field.default
     return kind, default
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: object) -> list[str]:
     """The allowed values of a setting whose type is an enumeration or a literal, optional or not."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [one.value for one in kind]

@@ -1,7 +1,7 @@
 """An HTTP reverse proxy that records the exchanges with a chat server.
 
 Lives here: forwarding a request, streaming the answer, and appending the entry. Not here: the format of an entry
-(`format.py`), the file (`file.py`), the command (`commands/record.py`).
+(`format.py`), the file (`file.py`), the command (`commands/chat_servers.py`).
 
 The client sends to `/v1/…` of the proxy, which is the upstream's base URL. A path outside `/v1` belongs to the
 upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in compressed bytes.

@@ -1,7 +1,7 @@
 """An HTTP server that answers requests with recorded answers.
 
 Lives here: sending a recorded answer with its chunks and times, the list of models, and the error for a request without
-an answer. Not here: the choice of the answer (`matching.py`), the command (`commands/replay.py`).
+an answer. Not here: the choice of the answer (`matching.py`), the command (`commands/chat_servers.py`).
 
 Invariants: a client gets the recorded status, body and chunks. An answer that the recording has cut ends with a closed
 connection. The replayer never calls a model server.

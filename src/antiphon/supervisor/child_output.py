@@ -24,7 +24,7 @@ ENVOY = "envoy"
 _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
-"""The prefix of the line in which a command prints the reason for its end (`cli.py`)."""
+"""The prefix of the line in which a command prints the reason for its end (`entry.py`)."""
 
 
 def last_words(lines: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ _ASKS = 3
 machine may have paused."""
 _LOOK_SECONDS = 5.0
 WRONG_SETTINGS = 2
-"""The exit status of a command whose settings are unusable (`cli.py`)."""
+"""The exit status of a command whose settings are unusable (`entry.py`)."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from antiphon.cli import main
+from antiphon.entry import main
 
 _ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).with_name("printed.tsv")

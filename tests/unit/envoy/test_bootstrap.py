@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from antiphon.cli import main
 from antiphon.config.settings import Settings
+from antiphon.entry import main
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
 from antiphon.envoy.local_replies import local_replies
 from antiphon.envoy.messages import Config

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from antiphon.cli import main
 from antiphon.config.settings import Settings
+from antiphon.entry import main
 from antiphon.envoy.gateway_pod import inside
 from antiphon.envoy.gateway_routes import rules
 from antiphon.envoy.sidecars import SidecarEndpoint

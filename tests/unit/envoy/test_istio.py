@@ -10,8 +10,8 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from antiphon.cli import main
 from antiphon.config.settings import Settings
+from antiphon.entry import main
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from antiphon.cli import main
+from antiphon.entry import main
 from tests.support.envoy_binary import envoy_binary
 
 _KINDS = "type.googleapis.com/envoy.extensions."

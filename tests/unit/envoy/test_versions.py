@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from antiphon.cli import main
+from antiphon.entry import main
 from antiphon.envoy import versions
 from antiphon.envoy.versions import (
     FEATURES,
