@@ -12,11 +12,10 @@ import pytest
 
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.vectors import ingestion
+from antiphon.stores.sqlite.opening import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.vectors.sql import index_table
 from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, claim, found, ingest, make, sweep
+from tests.support.sqlite_files import failing_statement
 
 
 class SqliteWorld:
@@ -46,16 +45,13 @@ class SqliteWorld:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> SqliteWorld:
-    world = SqliteWorld()
-    monkeypatch.setattr(lease_clock, "lease_now", world.lease_now)
-    monkeypatch.setattr(ingestion, "lease_now", world.lease_now)
-    return world
+def world() -> SqliteWorld:
+    return SqliteWorld()
 
 
 @pytest.fixture
 async def here(tmp_path: Path, world: SqliteWorld) -> AsyncIterator[SqliteVectorDatabase]:
-    opened = world.database = await open_vector_database(tmp_path, clock=world.clock)
+    opened = world.database = await open_vector_database(tmp_path, clock=world.clock, leases=world.lease_now)
     yield opened
     await opened.aclose()
 
@@ -68,7 +64,7 @@ async def there(
     if request.param == "the same":
         yield here
         return
-    opened = await open_vector_database(tmp_path, clock=world.clock)
+    opened = await open_vector_database(tmp_path, clock=world.clock, leases=world.lease_now)
     yield opened
     await opened.aclose()
 
@@ -91,15 +87,17 @@ async def test_words_that_are_gone_are_out_of_the_index(here: SqliteVectorDataba
     assert await here.tables.readers.fetch("SELECT name FROM sqlite_schema WHERE name LIKE 'fts_vs%'", {}) == []
 
 
-async def test_a_claim_takes_all_it_says_or_nothing(
-    here: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_claim_takes_all_it_says_or_nothing(here: SqliteVectorDatabase, tmp_path: Path) -> None:
     """If the store fails in the middle of a claim, no file must remain claimed until a lease expires."""
     await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
-    monkeypatch.setattr(ingestion, "CLAIMED", "SELECT no_such_column FROM vector_files WHERE :claims <> ''")
-    with pytest.raises(StoreError):
+    with (
+        failing_statement(
+            tmp_path / VECTORS_FILE,
+            "UPDATE ON vector_files WHEN (SELECT count(*) FROM vector_files WHERE claim IS NOT NULL) = 2",
+        ),
+        pytest.raises(StoreError),
+    ):
         await claim(here, "c1", "c2", "c3")
-    monkeypatch.undo()
     assert [job.attempts for job in await claim(here, "c4", "c5", "c6")] == [1, 1, 1]
 
 

@@ -1,6 +1,11 @@
-"""Builds a file store over SQLite's rows, with the test's blob store and clock."""
+"""Builds a file store over SQLite's rows, and makes statements of a SQLite database fail."""
 
 from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from antiphon.engine.ports.files import BlobStore
 from antiphon.ids import Clock, now
@@ -24,3 +29,16 @@ def files_of(
     tables = stores.tables
     pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS, leases)
     return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)
+
+
+@contextmanager
+def failing_statement(file: Path, which: str) -> Iterator[None]:
+    """Make statements on this database file fail inside the `with` block. `which`: the event of a trigger, for example
+    `UPDATE ON jobs`."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(f"CREATE TRIGGER fails BEFORE {which} BEGIN SELECT RAISE(ABORT, 'a test'); END")
+    try:
+        yield
+    finally:
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("DROP TRIGGER fails")

@@ -17,9 +17,14 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite import opening
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.sqlite.database import place_in
+from antiphon.stores.sqlite.opening import VECTOR_STEPS, VECTORS_FILE, prepare
+from antiphon.stores.sqlite.tables import SqliteTables
+from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import Statement
+from antiphon.stores.vector_stores import VectorStores
 from tests.support.waiting import until
 
 SOON = 0.05
@@ -37,14 +42,14 @@ class Disk:
     def prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY)")
         connection.create_function("stall", 0, self._work)
-        connection.set_trace_callback(self._trace)
+        connection.set_trace_callback(self.trace)
 
     def _work(self) -> int:
         self.working.set()
         assert self.work.acquire(timeout=20)
         return 1
 
-    def _trace(self, sql: str) -> None:
+    def trace(self, sql: str) -> None:
         if sql == "COMMIT" and self.stalls:
             self.flushing.set()
             assert self.flush.wait(20)
@@ -191,21 +196,21 @@ async def test_what_was_told_unknown_is_undone_by_the_next_transaction(path: Pat
 
 
 async def test_a_vector_store_that_was_told_to_have_failed_goes_again_and_its_key_with_it(
-    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: Disk
 ) -> None:
-    prepare = opening.prepare
+    def slow(connection: sqlite3.Connection) -> None:
+        prepare(connection, VECTOR_STEPS, ())
+        connection.set_trace_callback(disk.trace)
 
-    def slow(connection: sqlite3.Connection, **given: Any) -> None:
-        prepare(connection, **given)
-        connection.set_trace_callback(disk._trace)
-
-    monkeypatch.setattr(opening, "prepare", slow)
-    opened = await opening.open_vector_database(tmp_path, timeouts=TimeoutSettings(save=2.0, settle=2.0))
+    timeouts = TimeoutSettings(save=2.0, settle=2.0)
+    tables = await SqliteTables.open(place_in(tmp_path, VECTORS_FILE), slow, timeouts)
+    keys = IdempotencyStore(tables)
+    vectors = VectorStores(tables, keys, SqliteVectorSql())
     once = OnceOnly("o", "k", "f")
 
     async def make() -> VectorStore:
         fields: dict[str, Any] = {"name": None, "description": None, "metadata": b"{}", "expires_days": None}
-        return await opened.stores.create("o", "vs_1", **fields, files=[NewFile("file-1", "a.txt")], once=once)
+        return await vectors.create("o", "vs_1", **fields, files=[NewFile("file-1", "a.txt")], once=once)
 
     disk.stalls = True
     try:
@@ -214,14 +219,14 @@ async def test_a_vector_store_that_was_told_to_have_failed_goes_again_and_its_ke
                 await make()
             disk.go_on()
             await until(lambda: any(line["event"] == "late_commit_undone" for line in lines))
-        assert await opened.stores.get("o", "vs_1") is None and await opened.keys.made(once) is None
+        assert await vectors.get("o", "vs_1") is None and await keys.made(once) is None
         assert (await make()).id == "vs_1", "nothing of it is in the way"
-        assert await opened.keys.made(once) == "vs_1"
-        count = await opened.tables.readers.fetch("SELECT count(*) FROM vector_files", {})
+        assert await keys.made(once) == "vs_1"
+        count = await tables.readers.fetch("SELECT count(*) FROM vector_files", {})
         assert count[0][0] == 1
     finally:
         disk.go_on()
-        await opened.aclose()
+        await tables.aclose()
 
 
 async def test_closing_ends_although_the_disk_does_not(path: Path, disk: Disk) -> None:

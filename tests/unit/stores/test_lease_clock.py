@@ -14,7 +14,8 @@ import pytest
 
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.vector_stores import NewFile
-from antiphon.errors import ConversationLocked
+from antiphon.errors import ConversationLocked, StoreError
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.opening import (
@@ -28,6 +29,8 @@ from antiphon.stores.sqlite.opening import (
 from antiphon.stores.sqlite.retention import SqlitePieces
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
+from tests.support.sqlite_files import failing_statement
+from tests.support.waiting import until
 
 HOUR = 3600.0
 
@@ -62,28 +65,30 @@ async def _is_held(stores: SqliteStores, database: SqliteVectorDatabase) -> list
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
-async def test_a_wall_clock_that_jumps_changes_no_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
-    off = 0.0
-    wall = time.time
-    monkeypatch.setattr(time, "time", lambda: wall() + off)
-    stores = await open_sqlite(tmp_path, chain_items=100)
-    stores.conversations._clock = lambda: wall() + off
-    database = await open_vector_database(tmp_path, clock=lambda: wall() + off)
+async def test_a_wall_clock_that_jumps_changes_no_lease(tmp_path: Path, jump: float) -> None:
+    off, passed = 0.0, 0
+
+    def wall() -> float:
+        return time.time() + off
+
+    def leases() -> int:
+        return lease_clock.lease_now() + passed
+
+    stores = await open_sqlite(tmp_path, chain_items=100, leases=leases)
+    stores.conversations = ConversationStore(
+        stores.tables, stores.keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20, clock=wall
+    )
+    database = await open_vector_database(tmp_path, clock=wall, leases=leases)
     await _hold_things(stores, database)
     off = jump
     assert await _is_held(stores, database) == [True, True, True]
     # What is renewed now is held for as long as was asked for: its holder may die with the clock as it is.
-    passed = 0
-    monotonic = time.monotonic_ns
-    monkeypatch.setattr(time, "monotonic_ns", lambda: monotonic() + passed)
     await stores.background.renew(ONE, ["resp_a"], 30)
     await stores.conversations.renew(["resp_x"], 30)
     await database.ingestion.renew(["c1"], 30)
     off = 0.0
     assert await _is_held(stores, database) == [True, True, True]
-    passed = 31 * 10**9
+    passed = 31_000
     assert await _is_held(stores, database) == [False, False, False]
     await stores.aclose()
     await database.aclose()
@@ -114,23 +119,31 @@ async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, s
         await opened.aclose()
 
 
+def test_where_the_system_names_its_start_no_wall_clock_is_used() -> None:
+    assert abs(lease_clock.lease_now(boot="one") / 1000 - time.monotonic()) < 60
+
+
 def test_where_the_system_names_no_start_the_wall_clock_is_used() -> None:
     assert abs(lease_clock.lease_now(boot="") / 1000 - time.time()) < 60
 
 
 async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:
-    """All connections that clients read by are taken."""
+    """Clients' queries use all connections of the pool."""
     await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
     readers = stores.tables.readers
-    taken = [await readers._free.get() for _ in range(readers._size)]
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT 1 FROM n) SELECT count(*) FROM n"
+    queries = [asyncio.create_task(readers.fetch(endless, {})) for _ in range(3)]
+    await until(lambda: readers.busy == 2)
     async with asyncio.timeout(60):
         assert len(await claim(stores.background)) == 1
         assert await stores.background.held(ONE) == {"resp_a"}
         assert await stores.background.renew(ONE, ["resp_a", "resp_b"], 30) == {"resp_a"}
         await stores.conversations.create(ALICE, "conv_1", b"{}")
         assert await stores.conversations.renew(["resp_a"], 30) == frozenset()
-    for connection in taken:
-        readers._free.put_nowait(connection)
+    assert readers.busy == 2
+    for query in queries:
+        query.cancel()
+    await asyncio.wait(queries)
 
 
 async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: SqliteStores) -> None:
@@ -144,12 +157,11 @@ async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(st
     assert (await old.sweep())[1] == 1
 
 
-async def test_a_claim_takes_all_it_says_or_nothing(stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_takes_all_it_says_or_nothing(stores: SqliteStores, tmp_path: Path) -> None:
     """A store that fails in the middle leaves no job behind that waits for a lease to run out."""
     for name in ("a", "b", "c"):
         await stores.background.enqueue(replace(queued(name)), b"{}", None, limit=9)
-    monkeypatch.setattr("antiphon.stores.sqlite.jobs.CLAIMED", "SELECT no_such_column, :worker, :besides FROM jobs")
-    with pytest.raises(Exception, match="Writing failed"):
+    failing = failing_statement(tmp_path / SESSIONS_FILE, "UPDATE ON responses WHEN old.id = 'resp_b'")
+    with failing, pytest.raises(StoreError, match="Writing failed"):
         await claim(stores.background)
-    monkeypatch.undo()
     assert [job.attempts for job in await claim(stores.background, TWO)] == [1, 1, 1]

@@ -23,12 +23,8 @@ from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite import jobs as job_store
-from antiphon.stores.sqlite import lease_clock, retention
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.vectors import ingestion
-from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record
@@ -49,24 +45,24 @@ class Clocks:
     def date(self) -> float:
         return self.wall / 1000
 
+    def leases(self) -> int:
+        return self.lease
+
 
 @pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    made = Clocks()
-    for module in (lease_clock, job_store, ingestion, retention):
-        monkeypatch.setattr(module, "lease_now", lambda: made.lease)
-    return made
+def clocks() -> Clocks:
+    return Clocks()
 
 
 @pytest.fixture
 async def stores(tmp_path: Path, clocks: Clocks) -> AsyncIterator[SqliteStores]:
-    async with aclosing(await open_sqlite(tmp_path, chain_items=100)) as opened:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=100, leases=clocks.leases)) as opened:
         yield opened
 
 
 @pytest.fixture
 async def vectors(tmp_path: Path, clocks: Clocks) -> AsyncIterator[SqliteVectorDatabase]:
-    async with aclosing(await open_vector_database(tmp_path, clock=clocks.date)) as opened:
+    async with aclosing(await open_vector_database(tmp_path, clock=clocks.date, leases=clocks.leases)) as opened:
         yield opened
 
 
@@ -129,16 +125,13 @@ async def test_what_is_claimed_and_what_is_not(stores: SqliteStores, clocks: Clo
 
 
 async def test_nothing_is_written_where_nothing_can_be_claimed(
-    stores: SqliteStores, vectors: SqliteVectorDatabase, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, vectors: SqliteVectorDatabase, clocks: Clocks
 ) -> None:
     await stores.background.enqueue(queued("a"), b"{}", None, limit=MOST)
     await _claimed(stores, ONE)
-
-    async def refuses(*unit: object, **named: object) -> None:
-        raise AssertionError(unit)
-
-    monkeypatch.setattr(SqliteWriter, "run", refuses)
+    written = [stores.tables.groups, vectors.tables.groups]
     assert await _claimed(stores, TWO) == [] == await vectors.ingestion.claim(["c1"], 10.0)
+    assert [stores.tables.groups, vectors.tables.groups] == written
 
 
 async def test_a_jobs_events_are_those_of_its_attempt(stores: SqliteStores, clocks: Clocks) -> None:
@@ -288,9 +281,7 @@ async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: 
 
 
 @pytest.mark.parametrize("there", [0, 1, 2, 3, 4])
-async def test_keys_are_swept_piece_by_piece(
-    stores: SqliteStores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
-) -> None:
+async def test_keys_are_swept_piece_by_piece(stores: SqliteStores, clocks: Clocks, there: int) -> None:
     keys = IdempotencyStore(stores.tables, keep=1.0, clock=clocks.date, piece=2)
     for number in range(there):
         await keys.make(_once(f"k{number}"), f"conv_{number}", [], [])
@@ -406,7 +397,7 @@ async def test_an_expired_store_is_not_used_any_more(
 
 def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> Retention:
     given = RetentionSettings.model_validate({"events": None, **kept})
-    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, clocks.date)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, clocks.date, leases=clocks.leases)
     return Retention(stores.tables, pieces, given)
 
 

@@ -15,6 +15,7 @@ from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
@@ -251,9 +252,11 @@ def _aged(stores: SqliteStores, now: float, rows: int, **kept: float) -> Retenti
 async def test_a_conversation_goes_at_once_or_item_by_item(stores: SqliteStores, items: int) -> None:
     """With its own row it has one more than items; a piece may have ten."""
     at = 1_000.0
-    stores.conversations._clock = lambda: at
+    conversations = ConversationStore(
+        stores.tables, stores.keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20, clock=lambda: at
+    )
     for name in ("conv_a", "conv_b"):
-        await stores.conversations.create(ALICE, name, b"{}", [item(f"msg_{number}") for number in range(items)])
+        await conversations.create(ALICE, name, b"{}", [item(f"msg_{number}") for number in range(items)])
         at += 1
     pieces: list[int] = []
     run = stores.tables.writer.run

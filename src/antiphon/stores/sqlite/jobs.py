@@ -21,7 +21,7 @@ from antiphon.ids import now
 from antiphon.stores.conversations import RELEASE
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
-from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
@@ -124,10 +124,13 @@ WHERE response_id = :id AND worker = :worker
 class SqliteJobWriter:
     """Implements `JobWriter` with a SQLite writer and readers, which the caller closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
+    def __init__(
+        self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore, leases: LeaseClock = lease_now
+    ) -> None:
         self._keys = keys
         self._writer = writer
         self._readers = readers
+        self._lease_now = leases
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
@@ -169,7 +172,7 @@ class SqliteJobWriter:
             "patient": milliseconds(now() - PATIENCE),
         }
         # Usually no job waits, so a read comes first and avoids a write.
-        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now(), **fitting}, own=True):
+        if not await self._readers.fetch(CLAIMABLE, {"at": self._lease_now(), **fitting}, own=True):
             return []
         named = {
             **fitting,

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from antiphon.stores.sqlite.database import locked
+
+LeaseClock = Callable[[], int]
+"""A function that returns the lease clock's time in milliseconds."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NOTED = "SELECT boot FROM lease_clock"
@@ -43,10 +46,12 @@ def lease_now(boot: str = BOOT) -> int:
     return (time.monotonic_ns() if boot else time.time_ns()) // 1_000_000
 
 
-def prepare(connection: sqlite3.Connection, end_leases: Sequence[str], boot: str = BOOT) -> None:
+def prepare(
+    connection: sqlite3.Connection, end_leases: Sequence[str], boot: str = BOOT, clock: LeaseClock = lease_now
+) -> None:
     """Define the SQL function `lease_now()` on this connection. If the machine has rebooted since a process last opened
     the database, run `end_leases`, the statements that expire all leases."""
-    connection.create_function("lease_now", 0, lambda: lease_now())
+    connection.create_function("lease_now", 0, lambda: clock())
     noted = [(boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return

@@ -36,6 +36,7 @@ from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.files import SqlitePendingRows
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
+from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
@@ -83,7 +84,7 @@ class SqliteStores(Stores):
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
         """`folder`: the folder of the database file, or None for a database in memory."""
-        writer, readers = tables.writer, tables.readers
+        writer, readers, leases = tables.writer, tables.readers, tables.lease_now
         keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
         # Only a folder on disk may contain blobs of a version that had no pending rows.
         list_before = blobs.keys if isinstance(blobs, DiskBlobs) else None
@@ -94,9 +95,9 @@ class SqliteStores(Stores):
             keys,
             options,
             responses=(SqliteResponseWriter(writer, readers, keys), LOAD_ITEMS),
-            jobs=(SqliteJobWriter(writer, readers, keys), JOB_SQL),
+            jobs=(SqliteJobWriter(writer, readers, keys, leases), JOB_SQL),
             files=(FILE_SQL, pending, blobs),
-            pieces=SqlitePieces(writer, readers),
+            pieces=SqlitePieces(writer, readers, leases=leases),
             signals=AskingSignals(tables, _PACE),
         )
         self.folder = folder
@@ -124,17 +125,19 @@ async def open_sqlite(
     folder: Path | None,
     *,
     blobs: BlobStore | None = None,
+    leases: LeaseClock = lease_now,
     **options: Unpack[StoreOptions],
 ) -> SqliteStores:
     """Open the stores in this folder, or in memory if `folder` is None. Create the folder (mode 0700), the database
     file (mode 0600) and the schema if they are missing.
 
     `blobs`: the storage for file contents, which the stores close. Without `blobs`, the stores use the subfolder
-    `files`, or memory. For `options` see `StoreOptions`. Raises `StoreError`.
+    `files`, or memory. `leases`: the lease clock, which all processes of the machine share. For `options` see
+    `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
-    preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)
-    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), preparing, given["timeouts"])
+    preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES, leases=leases)
+    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), preparing, given["timeouts"], leases=leases)
     contents = blobs
     if contents is None:
         contents = MemoryBlobs() if folder is None else DiskBlobs(folder / FILES_FOLDER)
@@ -145,6 +148,7 @@ async def open_vector_database(
     folder: Path | None,
     *,
     clock: Clock = now,
+    leases: LeaseClock = lease_now,
     readers: int = 2,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
@@ -153,11 +157,11 @@ async def open_vector_database(
     """Open `vectors.db` in this folder, or a database in memory if `folder` is None. Create the database if it is
     missing. Raises `StoreError`.
 
-    `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: the maximum memory for vectors of
-    searches.
+    `leases`: the lease clock. `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: the maximum
+    memory for vectors of searches.
     """
-    preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES)
-    tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers)
+    preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES, leases=leases)
+    tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers, leases)
     keys = IdempotencyStore(tables, keep=keep_keys, clock=clock)
     stores = VectorStores(tables, keys, SqliteVectorSql(), clock=clock)
     index = SqliteChunkIndex(tables, stores, matrix_bytes=matrix_bytes, clock=clock)
@@ -165,10 +169,12 @@ async def open_vector_database(
     return SqliteVectorDatabase(stores, SqliteIngestion(tables, clock), index, keys, (tables,), tables)
 
 
-def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:
+def prepare(
+    connection: sqlite3.Connection, folder: str, end_leases: Sequence[str], leases: LeaseClock = lease_now
+) -> None:
     """Prepare a new writer connection: apply the schema steps in the package's subfolder `folder`, and define the SQL
     function `lease_now()`. `end_leases`: the statements that run after a reboot (see `lease_clock.py`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)
-    lease_clock.prepare(connection, end_leases)
+    lease_clock.prepare(connection, end_leases, clock=leases)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from antiphon.ids import Clock, now
 from antiphon.stores.retention import SWEEPER, Piece, fitting
-from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import Statement, milliseconds
@@ -95,12 +95,21 @@ CLOSE_STREAMS = "UPDATE responses SET background = 2 WHERE id IN (SELECT value F
 class SqlitePieces:
     """Implements `Pieces`. The caller closes the writer and the readers."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, rows: int = _ROWS) -> None:
+    def __init__(
+        self,
+        writer: SqliteWriter,
+        readers: SqliteReaders,
+        clock: Clock = now,
+        *,
+        rows: int = _ROWS,
+        leases: LeaseClock = lease_now,
+    ) -> None:
         """`rows`: the maximum number of rows that one batch deletes."""
         self._most = rows
         self._writer = writer
         self._readers = readers
         self._clock = clock
+        self._lease_now = leases
 
     async def chains(self, age: int) -> Piece:
         """See `Pieces.chains`."""
@@ -143,7 +152,7 @@ class SqlitePieces:
         parameters for checking the age again."""
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}
-        rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})
+        rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": self._lease_now()})
         return fitting(rows, self._most), named
 
     async def _delete(self, *unit: Statement) -> Piece:

@@ -17,7 +17,7 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
 from antiphon.stores.backend import DatabaseFigures
 from antiphon.stores.sqlite.database import Place
-from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.tables import Counts, Parameters, Statement
@@ -51,9 +51,10 @@ class SqliteTables:
     """Implements `Tables` with one writer and a pool of readers. Also implements `StoreFigures`, the metrics of the
     database."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, leases: LeaseClock = lease_now) -> None:
         self.writer = writer
         self.readers = readers
+        self.lease_now = leases
 
     @classmethod
     async def open(
@@ -62,9 +63,10 @@ class SqliteTables:
         prepare: Callable[[sqlite3.Connection], None],
         timeouts: TimeoutSettings,
         connections: int = 2,
+        leases: LeaseClock = lease_now,
     ) -> SqliteTables:
         """Open the database, and create it if it is missing. `prepare` receives the writer's connection before the
-        first write. `connections`: the number of readers. Raises `StoreError`."""
+        first write. `connections`: the number of readers. `leases`: the lease clock. Raises `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
         readers = SqliteReaders(place, connections, seconds=timeouts.read)
@@ -73,7 +75,7 @@ class SqliteTables:
         except BaseException:
             await writer.aclose()
             raise
-        return cls(writer, readers)
+        return cls(writer, readers, leases)
 
     async def aclose(self) -> None:
         """Finish the accepted queries and writes, then close all connections. The writer closes last, because SQLite's
@@ -110,7 +112,7 @@ class SqliteTables:
         """See `Tables.fetch`."""
         # Only the writer's connection has the SQL function `lease_now()`, so a query gets the time as a parameter.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
-        return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
+        return await self.readers.fetch(text, _bound(named) | {"lease_now": self.lease_now()}, own=own)
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""

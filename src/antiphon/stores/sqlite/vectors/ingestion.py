@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from antiphon.engine.ports.indexing import CHUNK_BITS, DocumentChunk, IngestJob
 from antiphon.ids import Clock, now
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
-from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.tables import Statement, changed, milliseconds
@@ -77,12 +76,13 @@ class SqliteIngestion(SqlIngestion):
         trash = TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.claim = :claim")
         super().__init__(tables, number="no", store="store_no", key="no", trash=trash)
         self._readers = tables.readers
+        self._lease_now = tables.lease_now
         self._clock = clock
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
         """Claim waiting files for ingestion. See `Ingestion.claim`."""
         # Usually no file waits, so a read comes first and avoids a write.
-        if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
+        if not await self._readers.fetch(CLAIMABLE, {"at": self._lease_now()}, own=True):
             return []
         unit = []
         for claim in claims:
