@@ -16,7 +16,7 @@ import msgspec
 
 from antiphon.commands.terminal import dimmed, one_line, printable_text
 from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
-from antiphon.console.story import Event, Story
+from antiphon.console.story import RecordedEvent, Story
 from antiphon.engine.ports.journal import Entry
 
 _WIDTH = 36
@@ -129,7 +129,7 @@ def _block(title: str, data: bytes | str, *, colors: bool) -> Iterator[str]:
     yield printable_text(text[:_LONGEST]) + ("…" if len(text) > _LONGEST else "")
 
 
-def _event(event: Event) -> str:
+def _event(event: RecordedEvent) -> str:
     return f"  {event.at:8.3f}  {one_line(event.type, 60)}  {one_line(event.data, _LINE)}".rstrip()
 
 

@@ -1,7 +1,7 @@
 """Answers every request below `/console`.
 
-Lives here: the dispatch to pages, sign-in and sign-out, static files, and the checks that precede every page. Not here:
-the pages (`views/`), the sessions (`sessions.py`), the listeners (`doors/http/`).
+Lives here: the list of the views, the dispatch to their pages, sign-in and sign-out, static files, and the checks that
+precede every page. Not here: the pages (`views/`), the sessions (`sessions.py`), the listeners (`doors/http/`).
 
 Invariants: without a session, only the sign-in page, its style and its script are served. A change needs the session's
 CSRF token, the same origin, and the right to act. `handle` never raises, except for cancellation.
@@ -10,21 +10,20 @@ CSRF token, the same origin, and the right to act. `handle` never raises, except
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import structlog
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.router import unknown_url
-from antiphon.console.pages import every_view
 from antiphon.console.reading import Reading
 from antiphon.console.sessions import Session, Sessions
 from antiphon.console.site import (
     ROOT,
     SECURITY,
     Bound,
-    Call,
+    PageCall,
     asset,
     html,
     pages_of,
@@ -33,7 +32,19 @@ from antiphon.console.site import (
     refused,
     render,
 )
-from antiphon.console.views.keys import KeySources
+from antiphon.console.views.cache import PromptCacheView
+from antiphon.console.views.files import FilesView
+from antiphon.console.views.keys import KeySources, KeysView
+from antiphon.console.views.models import ModelsView
+from antiphon.console.views.playground import PlaygroundView
+from antiphon.console.views.prompts import PromptsView
+from antiphon.console.views.request import RequestView
+from antiphon.console.views.requests import RequestsView
+from antiphon.console.views.store_search import StoreSearchView
+from antiphon.console.views.system import SystemView
+from antiphon.console.views.threads import ThreadsView
+from antiphon.console.views.unfinished import BackgroundView, LiveView
+from antiphon.console.views.vector_stores import VectorStoresView
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, StoreError, Unauthorized, store_refusal
@@ -50,6 +61,13 @@ _KINDS = {
 _OPEN_ASSETS = frozenset({"console.css", "icon.svg"})
 _SAFE = frozenset({"GET", "HEAD"})
 RUN_PATH = f"{ROOT}/run"
+
+
+class ConsoleView(Protocol):
+    """A group of pages. `nav` has the entries of the navigation, each with its label and its path."""
+
+    @property
+    def nav(self) -> Sequence[tuple[str, str]]: ...
 
 
 class Console:
@@ -87,7 +105,7 @@ class Console:
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """Answer one request."""
-        call: Call | None = None
+        call: PageCall | None = None
         try:
             if request.path.startswith(f"{ROOT}/static/"):
                 return self._static(request)
@@ -102,7 +120,7 @@ class Console:
             may_act = self._acts or not session.is_operator
             nav = self._nav if session.is_operator else self._owner_nav
             user = NO_CALLER if session.is_operator else self._sessions.caller(session)
-            call = Call(request, session, self._sessions.csrf(session), may_act, nav, read_form(request), user)
+            call = PageCall(request, session, self._sessions.csrf(session), may_act, nav, read_form(request), user)
             response = await self._page(call)
         except ApiError as error:
             response = refused(call, error)
@@ -120,7 +138,7 @@ class Console:
             return ApiResponse(response.status, response.headers, b"", None, response.failure)
         return response
 
-    async def _page(self, call: Call) -> ApiResponse:
+    async def _page(self, call: PageCall) -> ApiResponse:
         request = call.request
         path = request.path.rstrip("/") or ROOT
         if path == ROOT:
@@ -239,3 +257,23 @@ def _local(target: str) -> str:
 
 def _is_secure(request: ApiRequest) -> bool:
     return request.header("x-forwarded-proto") == "https" or request.header(":scheme") == "https"
+
+
+def every_view(reading: Reading, keys: KeySources) -> tuple[ConsoleView, ...]:
+    """All views, in the order of the navigation."""
+    return (
+        LiveView(reading),
+        RequestsView(reading),
+        RequestView(reading),
+        ThreadsView(reading),
+        BackgroundView(reading),
+        PlaygroundView(reading),
+        PromptsView(reading),
+        ModelsView(reading),
+        FilesView(reading),
+        VectorStoresView(reading),
+        StoreSearchView(reading),
+        PromptCacheView(reading),
+        KeysView(keys),
+        SystemView(reading),
+    )

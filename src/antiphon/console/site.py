@@ -48,7 +48,7 @@ _Marked = TypeVar("_Marked", bound=Callable[..., Awaitable[ApiResponse]])
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageRoute:
     """The route of a handler. `changes`: the handler changes data, so it needs the CSRF token and the right to act.
     `operators`: only operators may see the page."""
 
@@ -66,7 +66,7 @@ class Page:
 class Bound:
     """One page of the site: its route, the compiled pattern, and the handler."""
 
-    page: Page
+    page: PageRoute
     pattern: re.Pattern[str]
     handler: Callable[..., Awaitable[ApiResponse]]
 
@@ -86,7 +86,7 @@ def pages_of(view: object) -> Iterator[Bound]:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PageCall:
     """One request of a signed-in user. `owner` is the owner whose data the pages show: the user, or the owner that an
     operator chose. It is empty for an operator who looks at all owners."""
 
@@ -206,6 +206,6 @@ def _environment() -> jinja2.Environment:
     return made
 
 
-def refused(call: Call | None, error: ApiError) -> ApiResponse:
+def refused(call: PageCall | None, error: ApiError) -> ApiResponse:
     """The page of an error. Only the error's public fields appear."""
     return html(render("error.html", call=call, error=error), error.status, error.headers)

@@ -1,9 +1,11 @@
 """Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
 
-Lives here: pairing calls with their answers, and splitting event streams into events. Not here: recording
-(`engine/exchange/recording_exchange.py`), HTML.
+Lives here: pairing calls with their answers, splitting event streams into events, and the export of the model calls as
+a cassette, which `antiphon replay` serves. Not here: recording (`engine/exchange/recording_exchange.py`), the format of
+cassettes (`recordings/format.py`), HTML.
 
-Invariant: bytes that are no valid events stay visible as they are.
+Invariants: bytes that are no valid events stay visible as they are. A cassette holds the calls in their order, and a
+call whose answer did not end is marked as cut.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from typing import Any
 import msgspec
 
 from antiphon.engine.ports.journal import Part, Recording
+from antiphon.errors import InvalidRequest
+from antiphon.recordings.format import CannotRecord, entry_line, make_entry
 
 _MOST_EVENTS = 2000
 _LONGEST_GIST = 300
 
 
-class Event(msgspec.Struct, frozen=True):
+class RecordedEvent(msgspec.Struct, frozen=True):
     """One event of a stream. `at` is in seconds after the request's start. `type` is empty for data without a type."""
 
     at: float
@@ -44,7 +48,7 @@ class Event(msgspec.Struct, frozen=True):
         return msgspec.json.encode(kept).decode()[:_LONGEST_GIST]
 
 
-class ModelCall(msgspec.Struct):
+class RecordedCall(msgspec.Struct):
     """One chat request and its answer. `events` are the chunks of a streamed answer, `answer` is any other body."""
 
     at: float
@@ -54,13 +58,13 @@ class ModelCall(msgspec.Struct):
     head_at: float | None = None
     headers: list[tuple[str, str]] = []
     answer: bytes = b""
-    events: list[Event] = []
+    events: list[RecordedEvent] = []
     more: int = 0
     ended: Mapping[str, Any] = {}
     ended_at: float | None = None
 
 
-class ToolResult(msgspec.Struct, frozen=True):
+class RecordedToolResult(msgspec.Struct, frozen=True):
     """The result of one hosted tool call."""
 
     at: float
@@ -92,12 +96,12 @@ class CallParts(msgspec.Struct):
 
 class Story(msgspec.Struct):
     """Both sides of one request. `answer` is the body that the client got, if it is no event stream. `more` and
-    `ModelCall.more` count events beyond the 2,000 that are listed."""
+    `RecordedCall.more` count events beyond the 2,000 that are listed."""
 
     request: bytes = b""
-    calls: list[ModelCall] = []
-    tools: list[ToolResult] = []
-    events: list[Event] = []
+    calls: list[RecordedCall] = []
+    tools: list[RecordedToolResult] = []
+    events: list[RecordedEvent] = []
     more: int = 0
     answer: bytes = b""
     answer_status: int = 0
@@ -114,7 +118,7 @@ def tell(recording: Recording) -> Story:
                 story.request = part.data
             case "tool":
                 output = part.data.decode(errors="replace")
-                story.tools.append(ToolResult(part.at, str(part.facts.get("name", "")), output, part.facts))
+                story.tools.append(RecordedToolResult(part.at, str(part.facts.get("name", "")), output, part.facts))
             case "event_head":
                 story.answer_status = int(part.facts.get("status", 0))
             case "event":
@@ -143,9 +147,18 @@ def model_calls(recording: Recording) -> list[CallParts]:
     return calls
 
 
-def _call(parts: CallParts) -> ModelCall:
+def exported(recording: Recording) -> list[bytes]:
+    """The lines of the cassette, one for each call that the upstream answered. Raises `InvalidRequest` if a call cannot
+    be exported."""
+    try:
+        return [_line(call, cut=recording.cut) for call in model_calls(recording) if call.status]
+    except CannotRecord as error:
+        raise InvalidRequest(f"This request cannot be exported: {error}", code="cannot_export") from None
+
+
+def _call(parts: CallParts) -> RecordedCall:
     events, more, answer = _read(parts.data)
-    return ModelCall(
+    return RecordedCall(
         parts.begun.at,
         parts.begun.data,
         parts.begun.facts,
@@ -160,7 +173,18 @@ def _call(parts: CallParts) -> ModelCall:
     )
 
 
-def _read(parts: list[Part]) -> tuple[list[Event], int, bytes]:
+def _line(call: CallParts, *, cut: bool) -> bytes:
+    chunks = [(max(0.0, part.at - call.begun.at), part.data) for part in call.data]
+    broke = (call.end is None or bool(call.end.facts.get("fault"))) and not _is_done(chunks)
+    return entry_line(make_entry(call.begun.data, call.status, call.headers, chunks, cut=cut or broke))
+
+
+def _is_done(chunks: list[tuple[float, bytes]]) -> bool:
+    """Whether the stream has its last event, after which the exchange reads no further."""
+    return b"".join(data for _, data in chunks[-2:]).rstrip().endswith(b"[DONE]")
+
+
+def _read(parts: list[Part]) -> tuple[list[RecordedEvent], int, bytes]:
     """The events of a stream and the number of further events, or else the whole body."""
     body = b"".join(part.data for part in parts)
     start = body.lstrip()[:6]
@@ -170,7 +194,7 @@ def _read(parts: list[Part]) -> tuple[list[Event], int, bytes]:
     return events[:_MOST_EVENTS], max(0, len(events) - _MOST_EVENTS), b""
 
 
-def _events(parts: Iterable[Part]) -> Iterable[Event]:
+def _events(parts: Iterable[Part]) -> Iterable[RecordedEvent]:
     """Split server-sent events. An event has the time of the part that ends it. The decoder of the exchange would drop
     comments and invalid data, which a reader of a recording must see."""
     left = b""
@@ -185,7 +209,7 @@ def _events(parts: Iterable[Part]) -> Iterable[Event]:
         yield _event(at, left)
 
 
-def _event(at: float, block: bytes) -> Event:
+def _event(at: float, block: bytes) -> RecordedEvent:
     kind, data = "", []
     for line in block.decode(errors="replace").split("\n"):
         name, _, value = line.partition(":")
@@ -196,4 +220,4 @@ def _event(at: float, block: bytes) -> Event:
             data.append(value)
         elif not name:
             data.append(f": {value}")
-    return Event(at, kind, "\n".join(data))
+    return RecordedEvent(at, kind, "\n".join(data))

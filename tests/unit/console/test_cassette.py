@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antiphon.console.cassette import exported
+from antiphon.console.story import exported
 from antiphon.engine.ports.journal import Part, Recording
 from antiphon.recordings.format import read_entries
 

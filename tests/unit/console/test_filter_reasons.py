@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.console.filter_reasons import condition, why_left_out
+from antiphon.console.views.store_search import condition, why_left_out
 from antiphon.translation.request.search_options import read_filters
 from antiphon.types.search import Filter
 

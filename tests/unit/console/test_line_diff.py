@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.console.line_diff import MOST_LINES, compare
-from antiphon.console.views.prompts import template_lines
+from antiphon.console.views.prompts import MOST_LINES, compare, template_lines
 
 OLD = ["You are short.", "Answer in English.", "Bye."]
 NEW = ["You are short.", "Never promise refunds.", "Answer in English, politely.", "Bye."]

@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.console.charts import line, stacked, waterfall
 from antiphon.console.formats import NONE, age, clock, cost, count, duration, owner_name, percent, short, short_id, size
-from antiphon.console.messages import KINDS, read_items, weigh, within_budget
+from antiphon.console.views.threads import KINDS, read_items, weigh, within_budget
 from antiphon.engine.ports.journal import Span
 
 ITEMS: list[tuple[dict[str, Any], str, str]] = [

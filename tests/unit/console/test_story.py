@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.console.story import Event, tell
+from antiphon.console.story import RecordedEvent, tell
 from antiphon.engine.ports.journal import Part, Recording
 
 CHUNK = b'data: {"choices": []}\n\n'
@@ -32,7 +32,7 @@ EVENT = b'event: response.created\ndata: {"type": "response.created"}\n\n'
     ],
 )
 def test_the_gist_of_an_event_is_what_is_new_in_it(data: str, gist: str) -> None:
-    assert Event(0.0, "", data).gist == gist
+    assert RecordedEvent(0.0, "", data).gist == gist
 
 
 def test_each_answer_belongs_to_its_call() -> None:

@@ -9,7 +9,7 @@ import time
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page
+from antiphon.console.site import PageCall, PageRoute
 from antiphon.engine.ports.journal import Entry, EntryFilter
 from antiphon.errors import ApiError
 
@@ -17,7 +17,7 @@ _SPANS = {"1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 _MISSES = 25
 
 
-class PromptCache:
+class PromptCacheView:
     """Hit rates of the prompt cache."""
 
     nav = (("Prompt cache", "/prompt-cache"),)
@@ -25,8 +25,8 @@ class PromptCache:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/prompt-cache")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/prompt-cache")
+    async def show(self, call: PageCall) -> ApiResponse:
         """Hit rates, and the latest requests that continue a thread and missed."""
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")

@@ -14,10 +14,9 @@ from urllib.parse import quote
 
 from antiphon.api.files import PURPOSES
 from antiphon.api.http import ApiResponse
-from antiphon.console.lists import needs, part_of
-from antiphon.console.owners import check_owner, choose_owner
+from antiphon.console.owner_lists import check_owner, choose_owner, needs, part_of
 from antiphon.console.reading import Reading
-from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
+from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.errors import ApiError
 
 _LISTED = 10_000
@@ -25,7 +24,7 @@ _MOST_STORES = 500
 _AT_ONCE = 8
 
 
-class Files:
+class FilesView:
     """The list of files, and the page of one file."""
 
     nav = (("Files", "/files"),)
@@ -33,15 +32,15 @@ class Files:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/files")
-    async def show_all(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/files")
+    async def show_all(self, call: PageCall) -> ApiResponse:
         """A page of the files, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         return await self._listed(call)
 
-    @Page("POST", "/files", changes=True)
-    async def upload(self, call: Call) -> ApiResponse:
+    @PageRoute("POST", "/files", changes=True)
+    async def upload(self, call: PageCall) -> ApiResponse:
         """Upload a file. The body is the form of the browser, which goes to the API as it arrives."""
         check_owner(call)
         names = ("content-type", "content-length")
@@ -57,8 +56,8 @@ class Files:
             return await self._listed(call, problem=error.message)
         return await self._listed(call, made=made) if call.fragment else redirect(call.link("/files"))
 
-    @Page("GET", "/files/{}")
-    async def show(self, call: Call, file_id: str) -> ApiResponse:
+    @PageRoute("GET", "/files/{}")
+    async def show(self, call: PageCall, file_id: str) -> ApiResponse:
         """The facts of a file, and the vector stores that use it."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
@@ -69,8 +68,8 @@ class Files:
             "file.html", file=file, uses=await self._uses(call, file["id"], stores), searched=len(stores), more=more
         )
 
-    @Page("GET", "/files/{}/content")
-    async def content(self, call: Call, file_id: str) -> ApiResponse:
+    @PageRoute("GET", "/files/{}/content")
+    async def content(self, call: PageCall, file_id: str) -> ApiResponse:
         """The contents of a file, as a download."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
@@ -80,14 +79,14 @@ class Files:
         headers = (("content-type", "application/octet-stream"), *kept, *SECURITY, *NOT_CACHED)
         return ApiResponse(200, headers, found.body, found.stream)
 
-    @Page("POST", "/files/{}/delete", changes=True)
-    async def delete(self, call: Call, file_id: str) -> ApiResponse:
+    @PageRoute("POST", "/files/{}/delete", changes=True)
+    async def delete(self, call: PageCall, file_id: str) -> ApiResponse:
         """Delete a file. The API also removes it from all vector stores."""
         check_owner(call)
         await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
         return redirect(call.link("/files"))
 
-    async def _listed(self, call: Call, **told: Any) -> ApiResponse:
+    async def _listed(self, call: PageCall, **told: Any) -> ApiResponse:
         purpose, name = call.query("purpose"), call.query("name").strip()[:200]
         query = {"limit": str(_LISTED)} | ({"purpose": purpose} if purpose else {})
         with needs("files.enabled", "files"):
@@ -105,7 +104,7 @@ class Files:
         } | told
         return call.show("files_rows.html" if call.fragment else "files.html", **values)
 
-    async def _stores(self, call: Call) -> tuple[list[Any], bool]:
+    async def _stores(self, call: PageCall) -> tuple[list[Any], bool]:
         try:
             return await self._reading.every("/v1/vector_stores", call.caller, most=_MOST_STORES)
         except ApiError as error:
@@ -113,7 +112,7 @@ class Files:
                 return [], False
             raise
 
-    async def _uses(self, call: Call, file_id: str, stores: list[Any]) -> list[tuple[Any, Any]]:
+    async def _uses(self, call: PageCall, file_id: str, stores: list[Any]) -> list[tuple[Any, Any]]:
         """The stores that have the file, each with the file's state there."""
 
         async def use_in(store: Any) -> tuple[Any, Any] | None:

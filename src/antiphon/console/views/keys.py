@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.callers import NAMED, ClientKey
 from antiphon.engine.running.key_manager import KeyManager, WantedKey
 from antiphon.engine.running.quota_use import QuotaUse
@@ -35,7 +35,7 @@ class KeySources:
     in_force: bool
 
 
-class Keys:
+class KeysView:
     """Client keys, quotas and the audit."""
 
     nav = (("Keys", "/keys"),)
@@ -43,13 +43,13 @@ class Keys:
     def __init__(self, sources: KeySources) -> None:
         self._sources = sources
 
-    @Page("GET", "/keys", operators=True)
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/keys", operators=True)
+    async def show(self, call: PageCall) -> ApiResponse:
         """All valid keys, the use of quotas, and the newest changes."""
         return await self._page(call)
 
-    @Page("POST", "/keys", changes=True, operators=True)
-    async def create(self, call: Call) -> ApiResponse:
+    @PageRoute("POST", "/keys", changes=True, operators=True)
+    async def create(self, call: PageCall) -> ApiResponse:
         """Create a key, and show its token once."""
         try:
             wanted = WantedKey(
@@ -65,20 +65,20 @@ class Keys:
             return await self._page(call, problem=error)
         return await self._page(call, key=key, token=token)
 
-    @Page("POST", "/keys/{}/rotate", changes=True, operators=True)
-    async def rotate(self, call: Call, key_id: str) -> ApiResponse:
+    @PageRoute("POST", "/keys/{}/rotate", changes=True, operators=True)
+    async def rotate(self, call: PageCall, key_id: str) -> ApiResponse:
         """Create the successor of a key. The old key stays valid for a day."""
         key, token = await self._sources.manager.rotate(key_id, lifetime=None, overlap=_DAY)
         return await self._page(call, key=key, token=token)
 
-    @Page("POST", "/keys/{}/revoke", changes=True, operators=True)
-    async def revoke(self, call: Call, key_id: str) -> ApiResponse:
+    @PageRoute("POST", "/keys/{}/revoke", changes=True, operators=True)
+    async def revoke(self, call: PageCall, key_id: str) -> ApiResponse:
         """Revoke a key. Every process refuses it within a second."""
         await self._sources.manager.revoke(key_id)
         return redirect(call.link("/keys"))
 
     async def _page(
-        self, call: Call, *, key: ClientKey | None = None, token: str = "", problem: ApiError | None = None
+        self, call: PageCall, *, key: ClientKey | None = None, token: str = "", problem: ApiError | None = None
     ) -> ApiResponse:
         owner = call.owner if call.owner.startswith(NAMED) else ""
         everything = call.query("all") == "1"

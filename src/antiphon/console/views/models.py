@@ -18,9 +18,9 @@ import msgspec
 from antiphon.api.http import ApiResponse
 from antiphon.config.problems import NotYaml
 from antiphon.config.yaml_text import read_yaml
-from antiphon.console.lists import part_of
+from antiphon.console.owner_lists import part_of
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page
+from antiphon.console.site import PageCall, PageRoute
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
@@ -68,7 +68,7 @@ class Tool:
     setting: str
 
 
-class Models:
+class ModelsView:
     """The page of models and tools."""
 
     nav = (("Models", "/models"),)
@@ -76,8 +76,8 @@ class Models:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/models")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/models")
+    async def show(self, call: PageCall) -> ApiResponse:
         """Models with their capabilities, hosted tools, MCP servers and containers."""
         models, problem = await self._models(call)
         name = call.query("model").strip()[:200]
@@ -109,7 +109,7 @@ class Models:
             no_containers=no_containers,
         )
 
-    async def _models(self, call: Call) -> tuple[list[str], str]:
+    async def _models(self, call: PageCall) -> tuple[list[str], str]:
         """The names of the models, and why the upstreams did not list them."""
         try:
             async with asyncio.timeout(_SECONDS):
@@ -121,7 +121,7 @@ class Models:
             problem = error.message
         return list(self._reading.models), problem
 
-    async def _described(self, call: Call, models: Iterable[str]) -> list[tuple[str, Any]]:
+    async def _described(self, call: PageCall, models: Iterable[str]) -> list[tuple[str, Any]]:
         found = []
         for model in models:
             shown = await self._capabilities(call, model)
@@ -129,7 +129,7 @@ class Models:
                 found.append((model, shown))
         return found
 
-    async def _capabilities(self, call: Call, model: str | None) -> Any:
+    async def _capabilities(self, call: PageCall, model: str | None) -> Any:
         query = {} if model is None else {"model": model}
         try:
             return await self._reading.json("GET", "/v1/antiphon/capabilities", call.caller, query=query)
@@ -138,7 +138,7 @@ class Models:
                 raise
             return None
 
-    async def _containers(self, call: Call) -> tuple[Any, str]:
+    async def _containers(self, call: PageCall) -> tuple[Any, str]:
         """A page of the owner's containers, and why there is none."""
         if not call.owner:
             return None, "Choose an owner to see containers."

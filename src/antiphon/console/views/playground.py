@@ -11,7 +11,7 @@ from typing import Any
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page
+from antiphon.console.site import PageCall, PageRoute
 from antiphon.console.story import tell
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import ApiError
@@ -20,7 +20,7 @@ _INDENTED = 20_000
 _STORED = ("model", "instructions", "tools", "temperature", "top_p", "text", "reasoning", "previous_response_id")
 
 
-class Playground:
+class PlaygroundView:
     """The page that runs a request."""
 
     nav = (("Playground", "/playground"),)
@@ -28,8 +28,8 @@ class Playground:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/playground")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/playground")
+    async def show(self, call: PageCall) -> ApiResponse:
         """The form. Parameters: `request` (a request to run again), `previous`, `conversation`, `prompt`."""
         body: dict[str, Any] = {"model": call.query("model"), "input": "", "stream": True}
         note, owner = "", call.owner

@@ -1,22 +1,24 @@
 """Shows the prompts of an owner: the list, and the versions of one prompt, two of them side by side.
 
-Lives here: the pages of prompts, and a version as lines of text. Not here: storing prompts (`api/prompts.py`), the
-comparison of lines (`console/line_diff.py`), running a prompt (the playground).
+Lives here: the pages of prompts, a version as lines of text, and the comparison of two versions line by line. Not here:
+storing prompts (`api/prompts.py`), HTML, running a prompt (the playground).
+
+Invariant: the left lines of a comparison are the old version, and the right lines the new version.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.line_diff import MOST_LINES, compare
-from antiphon.console.lists import part_of
-from antiphon.console.owners import check_owner, choose_owner
+from antiphon.console.owner_lists import check_owner, choose_owner, part_of
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.errors import NotFound
 
 _PROMPTS: Final = "/v1/prompts"
@@ -30,7 +32,25 @@ _ABOUT: Final = frozenset(
 """The fields of a version that are not part of its template."""
 
 
-class Prompts:
+MOST_LINES: Final = 1000
+"""The maximum number of lines of a text. The time of a comparison grows faster than the square of this number."""
+_MOST_PAIRED: Final = 2000
+"""The maximum number of pairs of lines whose similarity one comparison computes."""
+_ALIKE: Final = 0.6
+_LONGEST: Final = 300
+
+
+class DiffRow(NamedTuple):
+    """One row. A number is 0 and a text empty where a side has no line."""
+
+    kind: Literal["same", "changed", "removed", "added"]
+    left: int
+    left_text: str
+    right: int
+    right_text: str
+
+
+class PromptsView:
     """The pages of prompts."""
 
     nav = (("Prompts", "/prompts"),)
@@ -38,8 +58,8 @@ class Prompts:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/prompts")
-    async def show_all(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/prompts")
+    async def show_all(self, call: PageCall) -> ApiResponse:
         """A page of the prompts, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Prompts")
@@ -49,8 +69,8 @@ class Prompts:
         prompts = [one for one in prompts if sought in (one["name"] or "").casefold() or name == one["id"]]
         return call.show("prompts.html", part=part_of(call, prompts, more=more), name=name)
 
-    @Page("GET", "/prompts/{}")
-    async def show(self, call: Call, prompt_id: str) -> ApiResponse:
+    @PageRoute("GET", "/prompts/{}")
+    async def show(self, call: PageCall, prompt_id: str) -> ApiResponse:
         """The versions of a prompt, and the comparison of the versions `a` and `b`."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Prompts")
@@ -80,8 +100,8 @@ class Prompts:
             most=MOST_LINES,
         )
 
-    @Page("POST", "/prompts/{}/default", changes=True)
-    async def set_default(self, call: Call, prompt_id: str) -> ApiResponse:
+    @PageRoute("POST", "/prompts/{}/default", changes=True)
+    async def set_default(self, call: PageCall, prompt_id: str) -> ApiResponse:
         """Choose the default version."""
         check_owner(call)
         place = quote(prompt_id, safe="")
@@ -89,8 +109,8 @@ class Prompts:
         await self._reading.raw("POST", f"{_PROMPTS}/{place}/default_version", call.caller, body=body)
         return redirect(call.link(f"/prompts/{place}"))
 
-    @Page("POST", "/prompts/{}/delete", changes=True)
-    async def delete(self, call: Call, prompt_id: str) -> ApiResponse:
+    @PageRoute("POST", "/prompts/{}/delete", changes=True)
+    async def delete(self, call: PageCall, prompt_id: str) -> ApiResponse:
         """Delete a prompt with all its versions."""
         check_owner(call)
         await self._reading.raw("DELETE", f"{_PROMPTS}/{quote(prompt_id, safe='')}", call.caller)
@@ -111,3 +131,59 @@ def template_lines(version: dict[str, Any]) -> list[str]:
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
+    """The rows of both texts. Lines beyond `MOST_LINES` are left out."""
+    old, new = old[:MOST_LINES], new[:MOST_LINES]
+    rows: list[DiffRow] = []
+    left_over = _MOST_PAIRED
+    for tag, start, end, begin, finish in SequenceMatcher(None, old, new).get_opcodes():
+        if tag == "equal":
+            rows += [
+                DiffRow("same", left + 1, old[left], right + 1, new[right])
+                for left, right in zip(range(start, end), range(begin, finish), strict=True)
+            ]
+            continue
+        size = (end - start) * (finish - begin)
+        paired = _pairs(old[start:end], new[begin:finish], alike=size <= left_over)
+        left_over -= size if size <= left_over else 0
+        for first, second in paired:
+            if second is None and first is not None:
+                rows.append(DiffRow("removed", start + first + 1, old[start + first], 0, ""))
+            elif first is None and second is not None:
+                rows.append(DiffRow("added", 0, "", begin + second + 1, new[begin + second]))
+            elif first is not None and second is not None:
+                left, right = start + first, begin + second
+                rows.append(DiffRow("changed", left + 1, old[left], right + 1, new[right]))
+    return rows
+
+
+def _pairs(old: Sequence[str], new: Sequence[str], *, alike: bool) -> Iterator[tuple[int | None, int | None]]:
+    """Pair similar lines of two blocks, in their order, so that the sum of the similarities is as large as possible.
+    Without `alike`, the lines are not paired, because that takes too long."""
+    if not alike:
+        yield from ((each, None) for each in range(len(old)))
+        yield from ((None, each) for each in range(len(new)))
+        return
+    best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    likeness = [[_likeness(one, other) for other in new] for one in old]
+    for i in range(len(old) - 1, -1, -1):
+        for j in range(len(new) - 1, -1, -1):
+            best[i][j] = max(best[i + 1][j], best[i][j + 1], best[i + 1][j + 1] + likeness[i][j])
+    i = j = 0
+    while i < len(old) or j < len(new):
+        if i < len(old) and j < len(new) and likeness[i][j] and best[i][j] == best[i + 1][j + 1] + likeness[i][j]:
+            yield i, j
+            i, j = i + 1, j + 1
+        elif j == len(new) or (i < len(old) and best[i][j] == best[i + 1][j]):
+            yield i, None
+            i += 1
+        else:
+            yield None, j
+            j += 1
+
+
+def _likeness(one: str, other: str) -> float:
+    found = SequenceMatcher(None, one[:_LONGEST], other[:_LONGEST]).quick_ratio()
+    return found if found >= _ALIKE else 0.0

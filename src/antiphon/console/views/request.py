@@ -12,12 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.cassette import exported
 from antiphon.console.charts import waterfall
 from antiphon.console.reading import Reading
 from antiphon.console.rich_text import indented
-from antiphon.console.site import NOT_CACHED, SECURITY, Call, Page, redirect
-from antiphon.console.story import Story, tell
+from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
+from antiphon.console.story import Story, exported, tell
 from antiphon.console.views.requests import read_filter
 from antiphon.engine.ports.journal import Entry
 from antiphon.errors import NotFound
@@ -60,7 +59,7 @@ _HINTS = {
 }
 
 
-class Request:
+class RequestView:
     """The page of one request."""
 
     nav = ()
@@ -68,8 +67,8 @@ class Request:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/requests/{}")
-    async def show(self, call: Call, request_id: str) -> ApiResponse:
+    @PageRoute("GET", "/requests/{}")
+    async def show(self, call: PageCall, request_id: str) -> ApiResponse:
         """Everything that is known about the request."""
         reading = self._reading
         entry = await reading.entry(request_id, call.owner)
@@ -97,8 +96,8 @@ class Request:
             next=older,
         )
 
-    @Page("POST", "/requests/{}/delete", changes=True)
-    async def delete(self, call: Call, request_id: str) -> ApiResponse:
+    @PageRoute("POST", "/requests/{}/delete", changes=True)
+    async def delete(self, call: PageCall, request_id: str) -> ApiResponse:
         """Delete the stored response and its recorded contents. The row of facts stays."""
         entry = await self._reading.entry(request_id, call.owner)
         if not entry.response_id:
@@ -107,8 +106,8 @@ class Request:
         await self._reading.raw("DELETE", f"/v1/responses/{quote(entry.response_id)}", entry.owner)
         return redirect(call.link(f"/requests/{entry.id}"))
 
-    @Page("GET", "/requests/{}/cassette")
-    async def cassette(self, call: Call, request_id: str) -> ApiResponse:
+    @PageRoute("GET", "/requests/{}/cassette")
+    async def cassette(self, call: PageCall, request_id: str) -> ApiResponse:
         """The model calls of the request as a recording that `antiphon replay` serves."""
         entry = await self._reading.entry(request_id, call.owner)
         recording = await self._reading.recording(entry)

@@ -1,7 +1,7 @@
 """Shows finished requests: the list with its filters, which the browser refreshes when requests end.
 
 Lives here: the list and its text search. Not here: the page of one request (`request.py`), requests in flight
-(`live.py`), the entries (`stores/journal.py`).
+(`unfinished.py`), the entries (`stores/journal.py`).
 
 Invariant: a list says how many requests its filter selects and which part it shows.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import SECURITY, Call, Page
+from antiphon.console.site import SECURITY, PageCall, PageRoute
 from antiphon.engine.ports.journal import MOST_COUNTED, Entry, EntryFilter
 from antiphon.errors import InvalidRequest
 from antiphon.stores.journal import cursor_of
@@ -25,7 +25,7 @@ _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thr
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 
 
-class Requests:
+class RequestsView:
     """The list of requests."""
 
     nav = (("Requests", "/requests"),)
@@ -33,8 +33,8 @@ class Requests:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/requests")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/requests")
+    async def show(self, call: PageCall) -> ApiResponse:
         """A page of requests, newest first."""
         wanted, text = read_filter(call), call.query("text").strip()
         than, searched = call.query("than"), None
@@ -80,7 +80,7 @@ class Requests:
         return found, len(newest)
 
 
-def read_filter(call: Call) -> EntryFilter:
+def read_filter(call: PageCall) -> EntryFilter:
     """The filter in the query of a list, or of a page that was opened from a list. Raises `InvalidRequest`."""
     fields: dict[str, Any] = {name: call.query(name).strip()[:200] for name in _FIELDS}
     return EntryFilter(

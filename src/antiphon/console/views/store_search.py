@@ -1,35 +1,53 @@
 """Tests searches in one vector store: ranked by words, by meaning and by both, side by side.
 
-Lives here: the search tester. Not here: the search (`search/searcher.py`), the reasons of filters
-(`console/filter_reasons.py`), the pages of stores (`vector_stores.py`).
+Lives here: the search tester, and the first condition of a filter that a file's attributes fail. Not here: the search
+(`search/searcher.py`), the filter of real searches (`stores/attributes.py`), the pages of stores (`vector_stores.py`).
 
 The tester runs the API's own search three times, each time with other weights. With a filter, a fourth search without
 the filter finds the files that the filter leaves out.
+
+Invariant: `why_left_out` agrees with the databases. A comparison matches only values of the same type. A file that
+lacks the attribute matches only `ne` and `nin`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import eq, ge, gt, le, lt
 from typing import Any, Final, NamedTuple
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.filter_reasons import condition, why_left_out
-from antiphon.console.lists import needs
-from antiphon.console.owners import choose_owner
+from antiphon.console.owner_lists import choose_owner, needs
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page
+from antiphon.console.site import PageCall, PageRoute
 from antiphon.console.views.vector_stores import path_of, read_json
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.request.search_options import read_filters
-from antiphon.types.search import Filter
+from antiphon.types.search import Attributes, Filter
 
 _MOST: Final = 50
 _USUAL: Final = 10
 _LONGEST: Final = 8192
 KINDS: Final = {"both": "both", "words": "words", "meaning": "meaning"}
 RANKERS: Final = ("auto", "none", "default-2024-11-15")
+
+
+_COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "eq": eq,
+    "ne": eq,
+    "gt": gt,
+    "gte": ge,
+    "lt": lt,
+    "lte": le,
+    "in": eq,
+    "nin": eq,
+}
+_SIGNS: Final = {"eq": "=", "ne": "≠", "gt": ">", "gte": "≥", "lt": "<", "lte": "≤", "in": "in", "nin": "not in"}
+_NEGATIONS: Final = frozenset({"ne", "nin"})
+_TYPES: Final = {"s": "text", "n": "a number", "b": "a boolean"}
 
 
 class Place(NamedTuple):
@@ -73,7 +91,7 @@ class Options:
     filter_text: str
 
 
-class StoreSearch:
+class StoreSearchView:
     """The search tester of a vector store."""
 
     nav = ()
@@ -81,8 +99,8 @@ class StoreSearch:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/vector-stores/{}/search")
-    async def show(self, call: Call, store_id: str) -> ApiResponse:
+    @PageRoute("GET", "/vector-stores/{}/search")
+    async def show(self, call: PageCall, store_id: str) -> ApiResponse:
         """Search with the options of the query parameters."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Search tester")
@@ -107,7 +125,7 @@ class StoreSearch:
             values["problem"] = error.message
         return call.show("store_search.html", store=store, order=order, rankers=RANKERS, kinds=KINDS, **values)
 
-    async def _search(self, call: Call, store_id: str, options: Options, order: str) -> dict[str, Any]:
+    async def _search(self, call: PageCall, store_id: str, options: Options, order: str) -> dict[str, Any]:
         chosen = read_json(options.filter_text, "filter")
         filters = read_filters(chosen, "filter")
         words, meaning = options.weights
@@ -126,7 +144,7 @@ class StoreSearch:
         }
 
     async def _run(
-        self, call: Call, store_id: str, options: Options, words: float, meaning: float, filters: Any
+        self, call: PageCall, store_id: str, options: Options, words: float, meaning: float, filters: Any
     ) -> list[Any]:
         weights = {"text_weight": words, "embedding_weight": meaning}
         body = {
@@ -140,7 +158,7 @@ class StoreSearch:
         return found
 
 
-def read_options(call: Call) -> Options:
+def read_options(call: PageCall) -> Options:
     """The options in the query parameters. Raises `InvalidRequest`."""
     return Options(
         query=call.query("query").strip()[:_LONGEST],
@@ -184,7 +202,7 @@ def left_out(ranking: Sequence[Any], filters: Filter) -> list[LeftOut]:
     return list(files.values())
 
 
-def _fraction(call: Call, name: str, default: float) -> float:
+def _fraction(call: PageCall, name: str, default: float) -> float:
     text = call.query(name).strip()
     if not text:
         return default
@@ -195,3 +213,51 @@ def _fraction(call: Call, name: str, default: float) -> float:
     if not 0 <= number <= 1:
         raise InvalidRequest(f"'{name}' must be a number from 0 to 1, such as 0.5.", param=name)
     return number
+
+
+def why_left_out(one: Filter, attributes: Attributes) -> str:
+    """The first condition of the filter that these attributes fail, with the reason. Empty if they match."""
+    if one.kind == "and":
+        return next((reason for part in one.parts if (reason := why_left_out(part, attributes))), "")
+    if one.kind == "or":
+        reasons = [why_left_out(part, attributes) for part in one.parts]
+        if not all(reasons):
+            return ""
+        return (
+            reasons[0] if len(reasons) == 1 else f"none of {len(reasons)} alternatives holds, the first: {reasons[0]}"
+        )
+    return _failure(one, attributes)
+
+
+def condition(one: Filter) -> str:
+    """The filter as a short text."""
+    if one.kind in ("and", "or"):
+        return "(" + f" {one.kind} ".join(map(condition, one.parts)) + ")"
+    return f"{one.key} {_SIGNS[one.kind]} {_short_value(one.value)}"
+
+
+def _failure(one: Filter, attributes: Attributes) -> str:
+    wanted = one.value if isinstance(one.value, tuple) else (one.value,)
+    negated = one.kind in _NEGATIONS
+    if one.key not in attributes:
+        return "" if negated else f"{condition(one)} fails: the file has no attribute '{one.key}'"
+    found = attributes[one.key]
+    same = [value for value in wanted if _type_of(value) == _type_of(found)]
+    holds = any(_COMPARE[one.kind](found, value) for value in same)
+    if holds != negated:
+        return ""
+    if not negated and wanted and not same:
+        types = " or ".join(dict.fromkeys(_TYPES[_type_of(value)] for value in wanted))
+        return f"{condition(one)} fails: '{one.key}' is {_TYPES[_type_of(found)]}, {_short_value(found)}, not {types}"
+    return f"{condition(one)} fails: '{one.key}' is {_short_value(found)}"
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, str):
+        return "s"
+    return "b" if isinstance(value, bool) else "n"
+
+
+def _short_value(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:200] + "…"

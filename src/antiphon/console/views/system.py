@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import line
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page
+from antiphon.console.site import PageCall, PageRoute
 from antiphon.engine.ports.journal import LiveSnapshot, Slot
 
 _SPANS = {"1h": (3600.0, 60.0), "24h": (86_400.0, 1800.0), "7d": (604_800.0, 10_800.0)}
 _WATCH_SECONDS = 6.0
 
 
-class System:
+class SystemView:
     """Key figures and settings."""
 
     nav = (("System", "/system"),)
@@ -26,8 +26,8 @@ class System:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/system")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/system")
+    async def show(self, call: PageCall) -> ApiResponse:
         """Figures of the chosen time. Operators also see processes and settings."""
         reading, journal = self._reading, self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")

@@ -1,22 +1,25 @@
 """Shows conversations as chat: a chain of responses with its branches, or a stored conversation.
 
-Lives here: the tree of a chain, the messages along one branch, and what fills the context window. Not here: the
-readable form of an item (`console/messages.py`), one request (`request.py`).
+Lives here: the tree of a chain, the readable form of each kind of item, and the estimate of tokens by kind. Not here:
+one request (`request.py`), HTML, the counts of the upstream (`Entry.input_tokens`).
+
+Invariants: an item of an unknown kind stays visible as JSON. The time to render a page has a bound, whatever its items
+hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import msgspec
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.charts import stacked
-from antiphon.console.messages import Message, read_items, weigh, within_budget
-from antiphon.console.owners import choose_owner
+from antiphon.console.owner_lists import choose_owner
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.errors import NotFound
 from antiphon.stores.overviews import ChainedResponse
@@ -25,11 +28,35 @@ _MOST_TURNS = 40
 _DEEPEST = 8
 
 
-class Turn(msgspec.Struct, frozen=True):
+Look = Literal["markdown", "text", "json"]
+_BYTES_PER_TOKEN: Final = 4
+_MARKDOWN: Final = 60_000
+_JSON: Final = 20_000
+KINDS: Final = ("instructions", "tools", "user", "assistant", "reasoning", "tool calls", "tool results", "compaction")
+
+
+class MessagePiece(msgspec.Struct, frozen=True):
+    """A part of a message. `look` tells how a page shows the text."""
+
+    text: str
+    look: Look
+
+
+class ReadableMessage(msgspec.Struct, frozen=True):
+    """One item for reading. `folded`: a page shows it closed. `kind` is one of `KINDS`."""
+
+    kind: str
+    title: str
+    pieces: tuple[MessagePiece, ...]
+    folded: bool = False
+    id: str = ""
+
+
+class ThreadTurn(msgspec.Struct, frozen=True):
     """One response of a branch with the messages that it added."""
 
     response: ChainedResponse
-    messages: list[Message]
+    messages: list[ReadableMessage]
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -41,7 +68,7 @@ class Branch(msgspec.Struct, frozen=True):
     here: bool
 
 
-class Threads:
+class ThreadsView:
     """Chains of responses, and conversations."""
 
     nav = (("Threads", "/threads"),)
@@ -49,8 +76,8 @@ class Threads:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/threads")
-    async def show_list(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/threads")
+    async def show_list(self, call: PageCall) -> ApiResponse:
         """The stored conversations of an owner, newest first, and a form that opens a thread by its id."""
         if wanted := call.query("id").strip():
             return redirect(call.link(f"/threads/{quote(wanted, safe='')}"))
@@ -60,15 +87,15 @@ class Threads:
         page = await self._reading.json("GET", "/v1/conversations", call.owner, query=query)
         return call.show("threads.html", conversations=page["data"], more=page["has_more"], last=page.get("last_id"))
 
-    @Page("GET", "/threads/{}")
-    async def show(self, call: Call, thread: str) -> ApiResponse:
+    @PageRoute("GET", "/threads/{}")
+    async def show(self, call: PageCall, thread: str) -> ApiResponse:
         """One thread as chat."""
         owner = call.owner or await self._owner_of(thread)
         if thread.startswith("resp_"):
             return await self._chain(call, owner, thread)
         return await self._conversation(call, owner, thread)
 
-    async def _chain(self, call: Call, owner: str, response_id: str) -> ApiResponse:
+    async def _chain(self, call: PageCall, owner: str, response_id: str) -> ApiResponse:
         chain = await self._reading.overviews.chain(owner, response_id)
         known = {one.id: one for one in chain}
         if response_id not in known:
@@ -77,12 +104,12 @@ class Threads:
         shown = path[-_MOST_TURNS:]
         stored = [await self._reading.stored(owner, one.id) or ({}, []) for one in shown]
         turns = [
-            Turn(one, read_items([*given, *made.get("output", [])]))
+            ThreadTurn(one, read_items([*given, *made.get("output", [])]))
             for one, (made, given) in zip(shown, stored, strict=True)
         ]
         messages = [message for turn in turns for message in turn.messages]
         rich = iter(within_budget(messages))
-        turns = [Turn(turn.response, [next(rich) for _ in turn.messages]) for turn in turns]
+        turns = [ThreadTurn(turn.response, [next(rich) for _ in turn.messages]) for turn in turns]
         return call.show(
             "thread.html",
             title=response_id,
@@ -96,7 +123,7 @@ class Threads:
             owner=owner,
         )
 
-    async def _conversation(self, call: Call, owner: str, conversation_id: str) -> ApiResponse:
+    async def _conversation(self, call: PageCall, owner: str, conversation_id: str) -> ApiResponse:
         path = f"/v1/conversations/{quote(conversation_id)}"
         await self._reading.json("GET", path, owner)
         query = {"limit": "100", "order": "desc"} | ({"after": call.query("after")} if call.query("after") else {})
@@ -150,3 +177,96 @@ def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
         deeper = depth + (len(children) > 1)
         waiting += [(child, deeper) for child in reversed(children)]
     return branches
+
+
+def read_items(items: Iterable[Mapping[str, Any]]) -> list[ReadableMessage]:
+    """The messages of these items, in order."""
+    return [_read(item) for item in items if isinstance(item, Mapping)]
+
+
+def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
+    """The messages, of which at most 60,000 characters are rendered as Markdown. Long JSON is shown as it is."""
+    left = _MARKDOWN
+    kept = []
+    for message in messages:
+        pieces = []
+        for piece in message.pieces:
+            size = len(piece.text)
+            if piece.look == "markdown":
+                left -= size
+            plain = left < 0 if piece.look == "markdown" else piece.look == "json" and size > _JSON
+            pieces.append(MessagePiece(piece.text, "text") if plain else piece)
+        kept.append(msgspec.structs.replace(message, pieces=tuple(pieces)))
+    return kept
+
+
+def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The estimated tokens by kind. `more` has the response, whose instructions and tools also fill the window."""
+    sizes = dict.fromkeys(KINDS, 0.0)
+    for message in messages:
+        sizes[message.kind] += sum(len(piece.text.encode()) for piece in message.pieces) / _BYTES_PER_TOKEN
+    for name in ("instructions", "tools"):
+        if more.get(name):
+            sizes[name] += len(msgspec.json.encode(more[name])) / _BYTES_PER_TOKEN
+    return [(kind, round(size)) for kind, size in sizes.items() if size >= 1]
+
+
+def _read(item: Mapping[str, Any]) -> ReadableMessage:
+    kind = str(item.get("type") or "message")
+    found = str(item.get("id") or "")
+    if kind == "message":
+        role = str(item.get("role") or "")
+        shown = "assistant" if role == "assistant" else "instructions" if role in ("system", "developer") else "user"
+        return ReadableMessage(shown, role or "message", _contents(item.get("content"), shown), id=found)
+    if kind == "reasoning":
+        parts = [*_texts(item.get("summary")), *_texts(item.get("content"))]
+        text = "\n\n".join(parts) or "The reasoning is encrypted."
+        return ReadableMessage("reasoning", "reasoning", (MessagePiece(text, "text"),), folded=True, id=found)
+    if kind == "compaction":
+        return ReadableMessage("compaction", "compaction", (_json(item),), folded=True, id=found)
+    if kind.endswith("_call_output"):
+        output = item.get("output")
+        piece = MessagePiece(output, "json") if isinstance(output, str) else _json(output)
+        return ReadableMessage("tool results", _title("result", item), (piece,), folded=True, id=found)
+    if kind.endswith("_call"):
+        arguments = item.get("arguments", item.get("input"))
+        piece = MessagePiece(arguments, "json") if isinstance(arguments, str) else _json(item)
+        return ReadableMessage("tool calls", _title(kind.removesuffix("_call"), item), (piece,), folded=True, id=found)
+    return ReadableMessage("user", kind, (_json(item),), folded=True, id=found)
+
+
+def _title(kind: str, item: Mapping[str, Any]) -> str:
+    name = item.get("name") or item.get("call_id") or ""
+    return f"{kind.replace('_', ' ')} {name}".strip()
+
+
+def _contents(content: object, kind: str) -> tuple[MessagePiece, ...]:
+    look: Look = "markdown" if kind == "assistant" else "text"
+    if isinstance(content, str):
+        return (MessagePiece(content, look),)
+    pieces = []
+    for part in content if isinstance(content, Sequence) else ():
+        if not isinstance(part, Mapping):
+            continue
+        text = part.get("text", part.get("refusal"))
+        if isinstance(text, str):
+            pieces.append(MessagePiece(text, look))
+        else:
+            pieces.append(_json({name: _short(value) for name, value in part.items()}))
+    return tuple(pieces)
+
+
+def _texts(parts: object) -> list[str]:
+    found = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, Sequence) else []
+    return [text for text in found if isinstance(text, str)]
+
+
+def _short(value: object) -> object:
+    """The value without the bulk of an image or a file that is part of it."""
+    if isinstance(value, str) and len(value) > 300:
+        return f"{value[:60]}… ({len(value):,} characters)"
+    return value
+
+
+def _json(value: object) -> MessagePiece:
+    return MessagePiece(msgspec.json.encode(value).decode(), "json")

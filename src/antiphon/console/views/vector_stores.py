@@ -14,10 +14,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
-from antiphon.console.lists import MOST, ListPart, needs, part_of
-from antiphon.console.owners import check_owner, choose_owner
+from antiphon.console.owner_lists import MOST, ListPart, check_owner, choose_owner, needs, part_of
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.errors import ApiError, InvalidRequest
 
 STORES: Final = "/v1/vector_stores"
@@ -39,7 +38,7 @@ _ERRORS: Final = {
 }
 
 
-class VectorStores:
+class VectorStoresView:
     """The pages of vector stores."""
 
     nav = (("Vector stores", "/vector-stores"),)
@@ -47,8 +46,8 @@ class VectorStores:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/vector-stores")
-    async def show_all(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/vector-stores")
+    async def show_all(self, call: PageCall) -> ApiResponse:
         """A page of the stores, newest first."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
@@ -59,8 +58,8 @@ class VectorStores:
         stores = [one for one in stores if sought in (one["name"] or "").casefold() or name == one["id"]]
         return call.show("vector_stores.html", part=part_of(call, stores, more=more), name=name)
 
-    @Page("POST", "/vector-stores", changes=True)
-    async def create(self, call: Call) -> ApiResponse:
+    @PageRoute("POST", "/vector-stores", changes=True)
+    async def create(self, call: PageCall) -> ApiResponse:
         """Create an empty store."""
         check_owner(call)
         body: dict[str, object] = {"name": call.form.get("name", "").strip() or None}
@@ -70,8 +69,8 @@ class VectorStores:
             made = await self._reading.json("POST", STORES, call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{made['id']}"))
 
-    @Page("GET", "/vector-stores/{}")
-    async def show(self, call: Call, store_id: str) -> ApiResponse:
+    @PageRoute("GET", "/vector-stores/{}")
+    async def show(self, call: PageCall, store_id: str) -> ApiResponse:
         """One store with a page of its files."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
@@ -106,15 +105,15 @@ class VectorStores:
         offered = await self._offered(call) if call.may_act else []
         return call.show("vector_store.html", offered=offered, **values)
 
-    @Page("POST", "/vector-stores/{}/delete", changes=True)
-    async def delete(self, call: Call, store_id: str) -> ApiResponse:
+    @PageRoute("POST", "/vector-stores/{}/delete", changes=True)
+    async def delete(self, call: PageCall, store_id: str) -> ApiResponse:
         """Delete a store. Its files stay."""
         check_owner(call)
         await self._reading.raw("DELETE", path_of(store_id), call.caller)
         return redirect(call.link("/vector-stores"))
 
-    @Page("POST", "/vector-stores/{}/attach", changes=True)
-    async def attach(self, call: Call, store_id: str) -> ApiResponse:
+    @PageRoute("POST", "/vector-stores/{}/attach", changes=True)
+    async def attach(self, call: PageCall, store_id: str) -> ApiResponse:
         """Add an uploaded file to a store."""
         check_owner(call)
         body: dict[str, object] = {"file_id": call.form.get("file_id", "").strip()}
@@ -130,8 +129,8 @@ class VectorStores:
         await self._reading.raw("POST", f"{path_of(store_id)}/files", call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 
-    @Page("GET", "/vector-stores/{}/files/{}")
-    async def file(self, call: Call, store_id: str, file_id: str) -> ApiResponse:
+    @PageRoute("GET", "/vector-stores/{}/files/{}")
+    async def file(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
         """One file of a store: its state, its attributes, and a page of its chunks."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Vector stores")
@@ -149,8 +148,8 @@ class VectorStores:
             "vector_store_file.html", store=store, file=file, name=names[file["id"]], part=part, words=state_in_words
         )
 
-    @Page("POST", "/vector-stores/{}/files/{}/attributes", changes=True)
-    async def change(self, call: Call, store_id: str, file_id: str) -> ApiResponse:
+    @PageRoute("POST", "/vector-stores/{}/files/{}/attributes", changes=True)
+    async def change(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
         """Replace the attributes of a file."""
         check_owner(call)
         body = {"attributes": read_json(call.form.get("attributes", ""), "attributes") or {}}
@@ -158,14 +157,14 @@ class VectorStores:
         await self._reading.raw("POST", f"{STORES}/{place}", call.caller, body=body)
         return redirect(call.link(f"/vector-stores/{place}"))
 
-    @Page("POST", "/vector-stores/{}/files/{}/detach", changes=True)
-    async def detach(self, call: Call, store_id: str, file_id: str) -> ApiResponse:
+    @PageRoute("POST", "/vector-stores/{}/files/{}/detach", changes=True)
+    async def detach(self, call: PageCall, store_id: str, file_id: str) -> ApiResponse:
         """Remove a file from a store. The uploaded file stays."""
         check_owner(call)
         await self._reading.raw("DELETE", f"{path_of(store_id)}/files/{quote(file_id, safe='')}", call.caller)
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 
-    async def _names(self, call: Call, ids: list[str]) -> dict[str, str]:
+    async def _names(self, call: PageCall, ids: list[str]) -> dict[str, str]:
         """The names of uploaded files, by id. A file that is deleted meanwhile has its id as its name."""
 
         async def name_of(file_id: str) -> str:
@@ -182,7 +181,7 @@ class VectorStores:
             names += await asyncio.gather(*map(name_of, ids[start : start + _AT_ONCE]))
         return dict(zip(ids, names, strict=True))
 
-    async def _offered(self, call: Call) -> list[Any]:
+    async def _offered(self, call: PageCall) -> list[Any]:
         """The newest files, which the form offers."""
         query = {"limit": str(_OFFERED)}
         found: list[Any] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]

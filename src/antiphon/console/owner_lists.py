@@ -1,7 +1,7 @@
-"""Cuts lists into pages, and explains what the settings disable.
+"""Serves the pages that list one owner's objects: the choice of the owner, the cut of a list into pages.
 
-Lives here: a page of a list, and the error for parts of the API that do not exist. Not here: the lists themselves
-(`views/`), the choice of an owner (`owners.py`).
+Lives here: a page of a list, the choice of an owner, and the errors for a missing owner and for disabled parts of the
+API. Not here: the lists themselves (`views/`).
 
 Invariant: a part of a list knows how many entries the whole list has.
 """
@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from antiphon.console.site import Call
-from antiphon.errors import ApiError, NotFound
+from antiphon.api.http import ApiResponse
+from antiphon.console.reading import Reading
+from antiphon.console.site import PageCall
+from antiphon.errors import ApiError, InvalidRequest, NotFound
 
 MOST: Final = 10_000_000
 
@@ -38,7 +40,7 @@ class ListPart:
         return self.first + len(self.items) - 1
 
 
-def part_of(call: Call, items: Sequence[Any], *, more: bool = False, per_page: int = 50) -> ListPart:
+def part_of(call: PageCall, items: Sequence[Any], *, more: bool = False, per_page: int = 50) -> ListPart:
     """The page of the list that the query parameter `from` names. Raises `InvalidRequest`."""
     first = call.number("from", 1, least=1, most=MOST)
     shown = items[first - 1 : first - 1 + per_page]
@@ -57,3 +59,15 @@ def needs(setting: str, what: str) -> Iterator[None]:
         raise NotFound(
             f"This server has no {what}. An operator can enable them with the setting '{setting}'.", code="not_enabled"
         ) from None
+
+
+async def choose_owner(call: PageCall, reading: Reading, title: str) -> ApiResponse:
+    """The page on which an operator chooses one of the owners that sent requests."""
+    owners = await reading.journal.sums(by="owner")
+    return call.show("choose_owner.html", title=title, owners=owners)
+
+
+def check_owner(call: PageCall) -> None:
+    """Raise `InvalidRequest` if a change names no owner."""
+    if not call.owner:
+        raise InvalidRequest("Choose an owner before you change data.", code="missing_owner")

@@ -1,10 +1,12 @@
-"""Shows the requests in flight in every process, and cancels them.
+"""Shows and cancels work that has not ended: the requests in flight in every process, and the queue of background
+responses.
 
-Lives here: the list in flight and the last endings. Not here: how processes publish their requests
-(`engine/running/live.py`), finished requests (`requests.py`).
+Lives here: both lists, each with its last endings. Not here: how processes publish their requests
+(`engine/running/live.py`), running background responses (`engine/running/workers.py`), finished requests
+(`requests.py`).
 
-The browser asks for the list every second. Each question also tells all processes to publish for some more seconds, so
-without a viewer they publish nothing.
+The browser asks for the list of requests every second. Each question also tells all processes to publish for some more
+seconds, so without a viewer they publish nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
-from antiphon.console.site import Call, Page, redirect
+from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.journal import EntryFilter, LiveRequest
 from antiphon.errors import NotFound
 
@@ -23,7 +25,7 @@ _ENDINGS = 100
 _MOST_SHOWN = 300
 
 
-class Live:
+class LiveView:
     """The requests in flight."""
 
     nav = (("Live", "/live"),)
@@ -31,8 +33,8 @@ class Live:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    @Page("GET", "/live")
-    async def show(self, call: Call) -> ApiResponse:
+    @PageRoute("GET", "/live")
+    async def show(self, call: PageCall) -> ApiResponse:
         """The requests in flight, oldest first, and the last hundred endings."""
         live = self._reading.live
         await live.watch(_WATCH_SECONDS)
@@ -49,8 +51,8 @@ class Live:
         }
         return call.show("live_rows.html" if call.fragment else "live.html", **values)
 
-    @Page("POST", "/live/{}/cancel", changes=True)
-    async def cancel(self, call: Call, entry_id: str) -> ApiResponse:
+    @PageRoute("POST", "/live/{}/cancel", changes=True)
+    async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
         """Cancel a request in flight. Its process ends it at the next part of the model's answer."""
         snapshots = await self._reading.live.read(call.owner)
         found = next((one for each in snapshots for one in each.requests if one.id == entry_id), None)
@@ -62,6 +64,34 @@ class Live:
         else:
             await self._reading.live.ask_cancel(found.id, found.owner)
         return redirect(call.link("/live"))
+
+
+class BackgroundView:
+    """The queue of background responses."""
+
+    nav = (("Background", "/background"),)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    @PageRoute("GET", "/background")
+    async def show(self, call: PageCall) -> ApiResponse:
+        """The queue, oldest first, and the background responses that ended last."""
+        jobs, total = await self._reading.overviews.jobs(call.owner)
+        ended = await self._reading.journal.list(EntryFilter(owner=call.owner, door="background"), limit=50)
+        values: dict[str, Any] = {"jobs": jobs, "total": total, "ended": ended}
+        return call.show("background_rows.html" if call.fragment else "background.html", **values)
+
+    @PageRoute("POST", "/background/{}/cancel", changes=True)
+    async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
+        """Cancel a background response. It keeps the output that it has."""
+        jobs, _ = await self._reading.overviews.jobs(call.owner)
+        owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
+        if not owner:
+            raise NotFound("This response is not in the queue any more.", code="not_found")
+        await self._reading.note(call.session, "response cancel", response_id, owner)
+        await self._reading.raw("POST", f"/v1/responses/{quote(response_id)}/cancel", owner)
+        return redirect(call.link("/background"))
 
 
 def _rate(one: LiveRequest) -> float | None:
