@@ -26,7 +26,7 @@ from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import Accounting
-from antiphon.doors.extproc.body_messages import RESPONSE_BODY
+from antiphon.doors.extproc.fast_codec import RESPONSE_BODY
 from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import Presented, StreamClosed

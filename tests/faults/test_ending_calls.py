@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.doors.extproc.grpc_framing import with_prefix
-from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.http2_call import Http2Limits, with_prefix
 from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream
 from antiphon.doors.extproc.transport_grpcio import GrpcioTransport

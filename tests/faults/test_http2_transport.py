@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from antiphon.doors.extproc.grpc_framing import MessageSplitter, timeout_seconds, with_prefix
-from antiphon.doors.extproc.http2_call import Call, Http2Limits
+from antiphon.doors.extproc.http2_call import Call, Http2Limits, MessageSplitter, timeout_seconds, with_prefix
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream, StreamClosed
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 from tests.support.effort import examples

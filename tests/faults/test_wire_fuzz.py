@@ -17,7 +17,7 @@ import ngh2
 import pytest
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.grpc_framing import with_prefix
+from antiphon.doors.extproc.http2_call import with_prefix
 from antiphon.doors.extproc.server import Mode, TransportName
 from antiphon.doors.extproc.transport import SERVICE
 from tests.support.extproc_door import JSON, open_door, request_body

@@ -14,8 +14,7 @@ from typing import Self
 
 import ngh2
 
-from antiphon.doors.extproc.grpc_framing import with_prefix
-from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.http2_call import Http2Limits, with_prefix
 from antiphon.doors.extproc.standard_services import StandardServices
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, MessageStream, Presented
 from antiphon.doors.extproc.transport_http2 import Http2Transport

@@ -22,8 +22,7 @@ from antiphon.api.prompts import Prompts
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
-from antiphon.doors.console_pages import ConsolePages
-from antiphon.doors.context import Admission, DoorContext
+from antiphon.doors.context import Admission, ConsolePages, DoorContext
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.owners import OwnerResolver

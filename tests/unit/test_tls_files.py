@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from antiphon.config.settings import Settings
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.envoy.clusters import clusters
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.errors import ConfigError

@@ -1,7 +1,7 @@
 """Opens the check of an issuer's tokens, for `owner.source: jwt`, and finds the claims of `owner.source: metadata`.
 
 Lives here: building the parts from the settings, in one process. Not here: the check of a token
-(`doors/token_check.py`), the memory of checked tokens (`doors/identities.py`), reading the issuer's keys
+(`doors/issuer_tokens.py`), the memory of checked tokens (`doors/issuer_tokens.py`), reading the issuer's keys
 (`upstream/issuer.py`), when they are read (`engine/running/issuer_keys.py`).
 
 The extra `jwt` is imported only here, so that a gateway with another source of owners needs no such package.
@@ -28,8 +28,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
     """Yield the check of the issuer's tokens. Until the context ends, a task reads the issuer's keys again at
     intervals. Raises `ConfigError`."""
     try:
-        from antiphon.doors.identities import Identities
-        from antiphon.doors.token_check import TokenKeys, TokenRules, read_keys
+        from antiphon.doors.issuer_tokens import Identities, TokenKeys, TokenRules, read_keys
     except ImportError:
         raise extra_missing("owner.source: jwt", "jwt") from None
 

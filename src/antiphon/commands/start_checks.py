@@ -1,7 +1,7 @@
 """Checks at the start of a gateway: files that settings name, and warnings for the operator.
 
 Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for file contents
-that other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/tls.py`,
+that other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/listening.py`,
 `envoy/clusters.py`), the check that upstreams answer (`upstream_warnings.py`), the validation of settings
 (`antiphon.config`), the features of upstreams (`commands/doctor/command.py`). `envoy-config` does not check files,
 because its output may be for another machine.
@@ -23,8 +23,7 @@ from antiphon.app.trust import upstream_trust
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
-from antiphon.doors.listening import max_requests
-from antiphon.doors.tls import TlsFiles, check_readable
+from antiphon.doors.listening import TlsFiles, check_readable, max_requests
 from antiphon.extras import extra_missing
 from antiphon.local_keys import exposed
 from antiphon.types.transport import CONSOLE_PATH

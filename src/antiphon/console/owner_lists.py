@@ -1,7 +1,7 @@
 """Serves the pages that list one owner's objects: the choice of the owner, the cut of a list into pages.
 
-Lives here: a page of a list, the choice of an owner, and the errors for a missing owner and for disabled parts of the
-API. Not here: the lists themselves (`views/`).
+Lives here: a page of a list, and the choice of an owner. Also the errors for a missing owner and for disabled parts of
+the API. Not here: the lists themselves (`views/`).
 
 Invariant: a part of a list knows how many entries the whole list has.
 """

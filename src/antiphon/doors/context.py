@@ -1,11 +1,12 @@
-"""Holds the context that both servers share: the engine, the API, and the state of the process.
+"""Holds the context that both servers share: the engine, the API, the console's pages, and the state of the process.
 
-This module defines `DoorContext`, the dependencies that every request handler uses. This module also defines
-`Admission`, which counts the requests in flight by kind. A drain waits until this count is zero. This module knows
-nothing about gRPC, HTTP or Envoy.
+This module defines `DoorContext`, the dependencies that every request handler uses, and the port that the console's
+pages implement. This module also defines `Admission`, which counts the requests in flight by kind. A drain waits until
+this count is zero. This module knows nothing about gRPC, HTTP or Envoy.
 
-Invariant: `Admission` admits each request once and releases it once. After `close`, `Admission` admits only requests on
-connections to which the HTTP server promised one more request.
+Invariants: `Admission` admits each request once and releases it once. After `close`, `Admission` admits only requests
+on connections to which the HTTP server promised one more request. Every path of the console is `CONSOLE_PATH` or below
+it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Final, Literal, Protocol
 
+from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.router import Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
-from antiphon.doors.console_pages import ConsolePages
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.response_exchange import ResponseExchange
@@ -28,11 +29,36 @@ from antiphon.engine.ports.callers import ADMIN, Caller
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
-from antiphon.types.transport import Headers
+from antiphon.types.transport import CONSOLE_PATH, Headers
 
+RUN_PATH: Final = CONSOLE_PATH + "/run"
+"""The path to which the playground sends a Responses request. The server runs it as `POST /v1/responses`."""
 Kind = Literal["response", "websocket", "background", "request"]
 """The kind of a request in flight. `response` is a client's response request, `websocket` is one turn on a WebSocket,
 and `background` is a background response. `request` is every other request."""
+
+
+class ConsolePages(Protocol):
+    """The pages of the console, which sign users in themselves."""
+
+    async def handle(self, request: ApiRequest) -> ApiResponse:
+        """Answer a request to a path of the console. This method never raises, except for cancellation. A form with
+        uploads (`multipart/form-data`) arrives as `request.body_stream`, every other body as `request.body`."""
+        ...
+
+    def reads_body(self, method: str, path: str) -> bool:
+        """Whether a page needs the request body. Without such a page, the server does not read the body."""
+        ...
+
+    def runs(self, request: ApiRequest) -> Caller | None:
+        """The caller in whose name a `POST` to `RUN_PATH` creates a response. None if `handle` answers the request. The
+        request has no body yet. Raises `ApiError` when the session or the CSRF token is wrong."""
+        ...
+
+
+def is_console(path: str) -> bool:
+    """Whether a normalized path belongs to the console."""
+    return path == CONSOLE_PATH or path.startswith(CONSOLE_PATH + "/")
 
 
 class Admission:

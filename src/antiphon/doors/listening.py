@@ -1,13 +1,15 @@
-"""Provides shared code for listeners of both servers: socket files, errors for unusable addresses, connection limits.
+"""Prepares the listeners of both servers: socket files, TLS contexts, errors for unusable addresses, connection limits.
 
-This module has the checks and limits that apply before a server listens. This module does not open listeners
-(`http/listener.py`, `extproc/server.py`, `supervisor/listen_address.py`) and does not raise the limit of open files
-(`supervisor/process.py`). `http/listener.py` refuses connections, and `doors/context.py` refuses requests. This module
-imports only the standard library, so the parent process can load it cheaply.
+This module has the checks and limits that apply before a server listens, and the TLS contexts of the sidecar's own TCP
+ports. This module does not open listeners (`http/listener.py`, `extproc/server.py`, `supervisor/listen_address.py`) and
+does not raise the limit of open files (`supervisor/process.py`). `http/listener.py` refuses connections, and
+`doors/context.py` refuses requests. `envoy/clusters.py` configures TLS for Envoy, the client of the sidecar's ports.
+This module imports only the standard library, so the parent process can load it cheaply.
 
 Invariants: no process takes over a socket file that another process listens on. Client connections never use the last
 file descriptors, which databases, files and the health port need. A process without a free descriptor cannot answer a
-health check, so the supervisor would treat it as hung.
+health check, so the supervisor would treat it as hung. Unusable TLS files raise `ConfigError` before a server listens.
+If `client_ca` is set, the handshake fails for a client without a certificate from this CA.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import errno
 import os
 import resource
 import socket
+import ssl
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -86,3 +90,51 @@ def max_requests(wanted: int, *, raised: bool = False, limits: tuple[int, int] |
     """The configured number of requests in flight, reduced to what the limit of open files allows. Each request may
     need a separate connection to an upstream."""
     return min(wanted, max_connections(raised=raised, limits=limits))
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The paths of PEM files: the server certificate with its chain, the private key, and the CA that signs client
+    certificates. If `client_ca` is None, the server asks for no client certificate."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def context(self, protocol: str) -> ssl.SSLContext:
+        """Build the server's TLS context for one ALPN protocol (`h2` or `http/1.1`). Raises `ConfigError`."""
+        check_readable("sidecar.tls.cert", self.cert)
+        check_readable("sidecar.tls.key", self.key)
+        if self.client_ca is not None:
+            check_readable("sidecar.tls.client_ca", self.client_ca)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols([protocol])
+        try:
+            # The empty password prevents a prompt on the terminal. With an encrypted key the call fails instead.
+            context.load_cert_chain(self.cert, self.key, password=b"")
+        except (OSError, ssl.SSLError, ValueError) as error:
+            what = f"sidecar.tls.cert ({self.cert}) and sidecar.tls.key ({self.key})"
+            raise ConfigError(f"{what} cannot be used together: {error}") from None
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ssl.SSLError, ValueError) as error:
+                raise ConfigError(f"sidecar.tls.client_ca: {self.client_ca} cannot be used: {error}") from None
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def contents(self) -> tuple[bytes, bytes, bytes | None]:
+        """The bytes of the certificate file, the key file and the CA file, after a check that they can be used
+        together. Raises `ConfigError`."""
+        self.context("h2")
+        return self.cert.read_bytes(), self.key.read_bytes(), self.client_ca.read_bytes() if self.client_ca else None
+
+
+def check_readable(setting: str, file: Path) -> None:
+    """Raise `ConfigError` when the file is missing or unreadable. The error names the setting and the file."""
+    try:
+        with file.open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{setting}: {file} cannot be read: {error.strerror}") from None

@@ -3,7 +3,7 @@
 This module limits the size of a body while the body arrives. This module decodes gzip, deflate and zstd, also when a
 client applied several of these codings. Limits on the decoded size stop decompression bombs. `decoded` decodes large
 bodies in a thread, so other requests do not wait. The servers read the bytes from the sockets. `http/server.py` handles
-streamed uploads, and `extproc/content_coding.py` handles compressed upstream responses.
+streamed uploads, and `extproc/answers.py` handles compressed upstream responses.
 
 Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 

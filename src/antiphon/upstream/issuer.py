@@ -1,7 +1,7 @@
 """Reads the public keys of a token issuer: from its server, or from a file.
 
 Lives here: one reading, with bounds of time and size. Not here: when the keys are read
-(`engine/running/issuer_keys.py`), what they mean (`doors/token_check.py`).
+(`engine/running/issuer_keys.py`), what they mean (`doors/issuer_tokens.py`).
 
 Invariants: a reading ends within `SECONDS`, and takes at most `MOST_BYTES` of each answer. No redirect is followed. No
 error holds a part of an answer.

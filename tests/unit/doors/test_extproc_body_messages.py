@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
+from antiphon.doors.extproc.fast_codec import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
 from antiphon.doors.extproc.received import MessageKind
 
 SIZES = (0, 1, 2, 100, 116, 117, 118, 119, 120, 121, 122, 125, 126, 127, 128, 129, 231, 16_370, 16_383, 16_384, 70_000)

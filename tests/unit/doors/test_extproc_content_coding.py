@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from antiphon.doors.extproc.content_coding import Inflate, decoder_for
+from antiphon.doors.extproc.answers import Inflate, decoder_for
 
 _DATA = b"some words, " * 50
 

@@ -15,8 +15,7 @@ from google.protobuf.json_format import MessageToDict
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.answers import Accounting, final_metadata, in_parts
-from antiphon.doors.extproc.content_coding import decoder_for
+from antiphon.doors.extproc.answers import Accounting, decoder_for, final_metadata, in_parts
 from antiphon.doors.extproc.received import MessageKind
 from antiphon.engine.ports.actions import Finish, Usage
 from tests.support.wire_judge import compose, judge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from antiphon.doors.extproc.grpc_framing import MessageSplitter, status_trailers, timeout_seconds, with_prefix
+from antiphon.doors.extproc.http2_call import MessageSplitter, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus
 
 

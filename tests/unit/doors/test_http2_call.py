@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.doors.extproc.grpc_framing import with_prefix
-from antiphon.doors.extproc.http2_call import Call, Http2Limits
+from antiphon.doors.extproc.http2_call import Call, Http2Limits, with_prefix
 from antiphon.doors.extproc.http2_connection import EndingCalls
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 from antiphon.doors.extproc.transport_http2 import CallStream

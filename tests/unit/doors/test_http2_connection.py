@@ -10,8 +10,7 @@ from pathlib import Path
 import ngh2
 import pytest
 
-from antiphon.doors.extproc.grpc_framing import with_prefix
-from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.http2_call import Http2Limits, with_prefix
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, MessageStream, Presented
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 from antiphon.types.transport import SECRET_HEADER

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from antiphon.doors.http.connection import DoorServer
 from antiphon.doors.http.listener import Listener
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.errors import ConfigError
 from tests.support.certificates import Authority
 

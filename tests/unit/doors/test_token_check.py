@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
-from antiphon.doors.identities import Identities
+from antiphon.doors.issuer_tokens import (
+    Identities,
+    TokenKeys,
+    TokenRefused,
+    TokenRules,
+    UnknownKey,
+    check_token,
+    read_keys,
+)
 from antiphon.doors.owners import ClaimNames, OwnerResolver
-from antiphon.doors.token_check import TokenKeys, TokenRefused, TokenRules, UnknownKey, check_token, read_keys
 from antiphon.engine.ports.callers import Caller
 from antiphon.errors import Unauthorized, Unavailable
 from tests.support.issuer import AUDIENCE, Key, key_set, unsigned

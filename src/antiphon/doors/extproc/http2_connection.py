@@ -1,8 +1,8 @@
 """Implements one HTTP/2 connection of the fast transport: accepts calls and writes all their output.
 
 This module handles the connection's events, its flow-control window, its writes and the limits for a misbehaving peer.
-This module also tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, the
-calls are in `http2_call.py`, and `grpc_framing.py` encodes gRPC.
+This module also tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, and
+the calls with their gRPC framing are in `http2_call.py`.
 
 Invariants: an exception in one call never affects another call. An exception that leaves `data_received` would end the
 connection, and with it every stream of an Envoy worker thread. A call's queues are bounded in both directions. Only
@@ -32,8 +32,7 @@ from ngh2 import (
 )
 from ngh2 import StreamClosed as StreamClosedEvent
 
-from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
-from antiphon.doors.extproc.http2_call import Call, Http2Limits
+from antiphon.doors.extproc.http2_call import Call, Http2Limits, prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.transport import (
     HEALTH_CHECK,
     PROCESS,

@@ -36,6 +36,8 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import (
     PART,
     Accounting,
+    Inflate,
+    decoder_for,
     final_metadata,
     head_metadata,
     in_parts,
@@ -44,7 +46,6 @@ from antiphon.doors.extproc.answers import (
     whole_answer,
     with_request_id,
 )
-from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.message_queues import Outbox
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received

@@ -39,8 +39,7 @@ from antiphon.doors.extproc.transport import (
     TransportName,
     chosen_transport,
 )
-from antiphon.doors.listening import make_room
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles, make_room
 from antiphon.errors import ConfigError
 from antiphon.extras import extra_missing
 from antiphon.types.transport import SECRET_HEADER

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, Protocol
 
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.errors import AntiphonError
 from antiphon.types.transport import Headers
 

@@ -28,7 +28,7 @@ from antiphon.doors.extproc.transport import (
     Presented,
     StreamClosed,
 )
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 

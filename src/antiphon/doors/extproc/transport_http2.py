@@ -1,7 +1,7 @@
 """Implements the fast transport: gRPC on a sans-IO HTTP/2 library inside an `asyncio.Protocol`.
 
 This module has the server, the task that serves a call, and the stream on which the processor waits.
-`http2_connection.py` handles connections, `http2_call.py` has a call's queues, and `grpc_framing.py` encodes gRPC.
+`http2_connection.py` handles connections, and `http2_call.py` has the queues and the gRPC framing of a call.
 `server.py` chooses the address and controls access.
 
 This transport exists because `grpc.aio` takes about ten system calls and four thread switches per message. This
@@ -21,7 +21,7 @@ import structlog
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.http2_connection import Http2Connection, configuration
 from antiphon.doors.extproc.transport import CallFailed, Calls, GrpcStatus, Presented, StreamClosed
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.errors import ConfigError
 
 _log = structlog.get_logger(__name__)

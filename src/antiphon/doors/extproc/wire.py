@@ -1,7 +1,7 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated protobuf classes.
 
-`head_reader.py` decodes the usual header messages, and `body_messages.py` handles the usual body chunks. `stream.py`,
-`relay.py` and `immediate_response.py` decide when Envoy accepts an answer.
+`fast_codec.py` decodes the usual header messages, and handles the usual body chunks. `stream.py`, `relay.py` and
+`immediate_response.py` decide when Envoy accepts an answer.
 
 This module encodes header changes and metadata by hand. The generated protobuf classes take twice the time, because
 they create an object for each field of each header. Most headers are equal in every answer, so this module caches their
@@ -24,8 +24,16 @@ from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct as AnyObject
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
-from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
+from antiphon.doors.extproc.fast_codec import (
+    REQUEST_BODY,
+    REQUEST_HEADERS,
+    RESPONSE_BODY,
+    RESPONSE_HEADERS,
+    read_head,
+    read_part,
+    varint,
+    write_part,
+)
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.ports.actions import Usage
 from antiphon.types.transport import BACKEND_HEADER, Headers

@@ -1,7 +1,7 @@
 """Serves the console on a listener of the HTTP server: which requests reach it, and how its answers end.
 
 Lives here: whether a listener serves the console, the redirect to it, and the end of its event streams in a drain. Not
-here: the pages (`doors/console_pages.py` has their port), the access control of the listener (`server.py`), Envoy's
+here: the pages (`doors/context.py` has their port), the access control of the listener (`server.py`), Envoy's
 listener for the console (`envoy/bootstrap.py`).
 
 Invariants: a listener that does not serve the console answers its paths like unknown paths. The separate listener
@@ -19,8 +19,7 @@ from typing import Any, cast
 
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.router import unknown_url
-from antiphon.doors.console_pages import RUN_PATH, ConsolePages, is_console
-from antiphon.doors.context import DoorContext
+from antiphon.doors.context import RUN_PATH, ConsolePages, DoorContext, is_console
 from antiphon.doors.http.incoming_body import BodyKind
 from antiphon.doors.listening import max_connections
 from antiphon.engine.ports.callers import Caller

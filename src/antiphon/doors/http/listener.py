@@ -25,8 +25,7 @@ import structlog
 
 from antiphon.config.section import parse_address
 from antiphon.doors.http.connection import DoorServer
-from antiphon.doors.listening import make_room, max_connections, why_not
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles, make_room, max_connections, why_not
 from antiphon.errors import ConfigError
 
 _BACKLOG = 2048

@@ -39,7 +39,7 @@ from antiphon.doors.http.incoming_body import CLOSE, UPLOAD_BYTES, BodyKind, bod
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import Query, split_target
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
-from antiphon.doors.tls import TlsFiles
+from antiphon.doors.listening import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.exchange.phase import RESPONSES_PATH

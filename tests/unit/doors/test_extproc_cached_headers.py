@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.doors.extproc import head_reader, wire
+from antiphon.doors.extproc import fast_codec, wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.received import MessageKind, Received
 
@@ -85,7 +85,7 @@ def test_a_usual_head_asks_no_class() -> None:
     entries = [(":path", b"/v1/responses", ""), ("authorization", b"Bearer s", ""), ("x-empty", b"", "")]
     message = _message(MessageKind.REQUEST_HEADERS, entries) + b"\x42\x00" + _behind(modes=True)
     expected = wire.decode(message)
-    found = head_reader.read_head(message)
+    found = fast_codec.read_head(message)
     assert found is not None and found[0] == expected.headers and found[2] in wire.KEPT_SETTINGS
     assert expected.headers == ((":path", "/v1/responses"), ("authorization", "Bearer s"), ("x-empty", ""))
     assert expected.modes == ("FULL_DUPLEX_STREAMED", "FULL_DUPLEX_STREAMED")
@@ -112,7 +112,7 @@ def test_a_usual_head_asks_no_class() -> None:
 def test_no_credential_is_kept(name: str) -> None:
     message = _message(MessageKind.REQUEST_HEADERS, [(name, b"s3cret", ""), (":path", b"/v1/x?key=s3cret", "")])
     assert (name, "s3cret") in wire.decode(message).headers
-    assert "s3cret" not in str((head_reader.KEPT_HEADERS, wire.KEPT_SETTINGS))
+    assert "s3cret" not in str((fast_codec.KEPT_HEADERS, wire.KEPT_SETTINGS))
 
 
 def test_what_is_kept_has_a_bound() -> None:
@@ -121,10 +121,10 @@ def test_what_is_kept_has_a_bound() -> None:
         wire.decode(
             _message(MessageKind.REQUEST_HEADERS, []) + b"\x5a\x03\x08" + bytes((number & 127 | 128, number >> 7))
         )
-        assert len(head_reader.KEPT_HEADERS) <= 1024
+        assert len(fast_codec.KEPT_HEADERS) <= 1024
     assert len(wire.KEPT_SETTINGS) <= 64
     wire.decode(_message(MessageKind.REQUEST_HEADERS, [("user-agent", b"long" * 64, "")]))
-    assert "longlong" not in str(head_reader.KEPT_HEADERS)
+    assert "longlong" not in str(fast_codec.KEPT_HEADERS)
 
 
 def test_metadata_of_other_filters_is_not_kept() -> None:

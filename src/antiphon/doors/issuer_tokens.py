@@ -1,23 +1,29 @@
-"""Checks a JSON Web Token: its signature, its issuer and audience, its times, and the claim that names the owner.
+"""Checks the JSON Web Tokens of an issuer, finds the caller of a token, and remembers the tokens that were checked.
 
-Lives here: reading a JSON Web Key Set, and the check of one token against it. Not here: reading the key set from the
-issuer (`engine/running/issuer_keys.py`), remembering tokens and the errors for clients (`doors/identities.py`).
+Lives here: parsing a JSON Web Key Set, and the check of a token's signature, issuer, audience, times and owner. Also the
+memory of checked tokens, and the errors that clients get. Not here: reading the key set from the issuer
+(`engine/running/issuer_keys.py`).
 
-Invariants: this module does no I/O, and `now` is given. A key checks only the algorithms that fit its type and that the
-settings allow. No exception holds a token or a claim.
+Invariants: this module does no I/O. A key checks only the algorithms that fit its type and that the settings allow. A
+remembered token is accepted only until it ends, and only with the key set that checked it. The memory holds the digests
+of at most `MOST_TOKENS` tokens, and no token. No exception holds a token or a claim, and nothing is logged.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jwt
 
 from antiphon.doors.owners import ClaimNames
 from antiphon.engine.ports.callers import Caller
+from antiphon.errors import Unauthorized, Unavailable
 
 _LONGEST_TOKEN: Final = 16_384
 _MOST_KEYS: Final = 200
@@ -25,6 +31,8 @@ _SMALLEST_RSA = 2048
 _CURVES: Final = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519"}
 _TYPES: Final = {"R": "RSA", "P": "RSA", "E": "EC"}
 
+MOST_TOKENS: Final = 4096
+_CHALLENGE: Final = (("www-authenticate", 'Bearer error="invalid_token"'),)
 TokenKeys = Mapping[tuple[str | None, str], jwt.PyJWK]
 """The keys by `kid` and algorithm. `kid` is None for the only key of an algorithm, which also fits tokens that name no
 key."""
@@ -125,6 +133,61 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
     return caller, until
 
 
+class HeldKeySet(Protocol):
+    """The issuer's keys from this process's last successful download."""
+
+    @property
+    def keys(self) -> TokenKeys | None:
+        """The keys; None until the first download succeeds. The property returns the same object until the keys
+        change."""
+
+    def read_soon(self) -> float:
+        """Request another download of the keys, because a token names an unknown key. Returns the seconds until newer
+        keys may be available. Returns 0 if the current keys are so new that the unknown key cannot exist."""
+
+
+class Identities:
+    """Finds the caller of a token from the issuer, and remembers checked tokens. Implements `KnownTokens`."""
+
+    def __init__(
+        self, held: HeldKeySet, rules: TokenRules, *, most: int = MOST_TOKENS, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._held = held
+        self._rules = rules
+        self._most = most
+        self._clock = clock
+        self._checked_with: TokenKeys | None = None
+        self._checked: dict[bytes, tuple[Caller, float]] = {}
+
+    def caller_of(self, token: bytes, /) -> Caller:
+        """See `KnownTokens.caller_of`."""
+        keys = self._held.keys
+        if keys is None:
+            raise _cannot_tell(1.0)
+        if keys is not self._checked_with:
+            # A key may be gone because it was stolen.
+            self._checked.clear()
+            self._checked_with = keys
+        now, digest = self._clock(), hashlib.sha256(token).digest()
+        known = self._checked.get(digest)
+        if known is not None and now < known[1]:
+            return known[0]
+        try:
+            found = check_token(token, keys, self._rules, now)
+        except UnknownKey as unknown:
+            seconds = self._held.read_soon()
+            if seconds > 0:
+                raise _cannot_tell(seconds) from None
+            raise _refusal(unknown) from None
+        except TokenRefused as refused:
+            self._checked.pop(digest, None)
+            raise _refusal(refused) from None
+        if len(self._checked) >= self._most:
+            del self._checked[next(iter(self._checked))]
+        self._checked[digest] = found
+        return found[0]
+
+
 def _key_for(one: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
     """The key for this algorithm; None when the entry is of another type or for another use."""
     operations = one.get("key_ops")
@@ -152,3 +215,15 @@ def _time(claims: dict[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
         raise TokenRefused(f"Its claim {name} is no time.")
     return float(value)
+
+
+def _refusal(refused: TokenRefused) -> Unauthorized:
+    return Unauthorized(f"The token was not accepted. {refused.reason}", code="invalid_token", headers=_CHALLENGE)
+
+
+def _cannot_tell(seconds: float) -> Unavailable:
+    return Unavailable(
+        "The server cannot check your token, because it has not read the issuer's keys yet. Try again later.",
+        code="keys_unavailable",
+        headers=(("retry-after", str(max(1, math.ceil(seconds)))),),
+    )
