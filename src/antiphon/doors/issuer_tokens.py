@@ -1,7 +1,7 @@
 """Checks the JSON Web Tokens of an issuer, finds the caller of a token, and remembers the tokens that were checked.
 
-Lives here: parsing a JSON Web Key Set, and the check of a token's signature, issuer, audience, times and owner. Also the
-memory of checked tokens, and the errors that clients get. Not here: reading the key set from the issuer
+Lives here: parsing a JSON Web Key Set, and the check of a token's signature, issuer, audience, times and owner. Also
+the memory of checked tokens, and the errors that clients get. Not here: reading the key set from the issuer
 (`engine/running/issuer_keys.py`).
 
 Invariants: this module does no I/O. A key checks only the algorithms that fit its type and that the settings allow. A
