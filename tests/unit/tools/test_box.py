@@ -79,11 +79,13 @@ async def test_a_failure_is_a_result_the_model_can_read(outcome: BaseException, 
 
 async def test_a_call_that_takes_too_long_has_failed() -> None:
     with structlog.testing.capture_logs() as lines:
-        result = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(CALL)
+        call = replace(CALL, owner="b:0123456789abcdef")
+        result = await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(call)
     assert result.failed and "0.01 seconds" in result.output
     (line,) = lines
     assert (line["event"], line["log_level"], line["tool"]) == ("tool_timed_out", "warning", CALL.tool.type)
     assert (line["setting"], line["response_id"]) == ("tools.seconds", CALL.response_id) and "server" not in line
+    assert line["owner"] == "b:0123456789"
     remote = replace(CALL, target=CallTarget(CallKind.MCP, "roll", "dice"))
     with structlog.testing.capture_logs() as lines:
         await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01)).run(remote)
@@ -96,12 +98,13 @@ async def test_a_tool_that_is_not_ready_in_time_is_named(label: object, server: 
     metrics = Metrics()
     declared = HostedTool(3, "file_search", json.dumps({"type": "file_search", "server_label": label}).encode())
     with structlog.testing.capture_logs() as lines:
-        (error,) = [await Toolbox([_Tool("waits")], ToolSettings(seconds=0.01), metrics).prepare("o", "r", (declared,))]
+        toolbox = Toolbox([_Tool("waits")], ToolSettings(seconds=0.01), metrics)
+        error = await toolbox.prepare("b:0123456789abcdef", "r", (declared,))
     assert isinstance(error, ApiError) and (error.status, error.code, error.param) == (504, "tool_timeout", "tools[3]")
     assert "'file_search'" in error.message and "0.01 seconds" in error.message
     (line,) = lines
     assert (line["event"], line["tool"], line["setting"]) == ("tool_timed_out", "file_search", "tools.seconds")
-    assert line.get("server") == server and line["response_id"] == "r"
+    assert line.get("server") == server and line["response_id"] == "r" and line["owner"] == "b:0123456789"
     told = metrics.render().decode()
     assert value_of(told, "antiphon_tool_executions_total", tool="file_search", result="timed_out") == 1
 
