@@ -32,6 +32,8 @@ _FUNCTIONS = {
     "record": "chat_servers:run_recorder",
     "replay": "chat_servers:run_replayer",
     "run": "run_client:run",
+    "show": "journal:run_show",
+    "tail": "journal:run_tail",
     "try": "try_request:run",
     "version": "command_line:run_version",
 }

@@ -14,13 +14,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.commands.doctor.upstream_probes import certificate_advice
+from antiphon.commands.serving_process import asking_upstreams
 from antiphon.commands.start_checks import (
     log_data_folder,
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
-from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.listening import max_connections
 from antiphon.entry import main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from antiphon.commands.request_story import as_json, contents, facts, row
+from antiphon.commands.journal import as_json, contents, facts, row
 from antiphon.console.story import tell
 from antiphon.engine.ports.journal import Detail, Entry, Part, Recording, Span
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.response_view import EventView, JsonView, Summary, TextView
+from antiphon.commands.try_request import EventView, JsonView, Summary, TextView
 
 _USAGE = {
     "input_tokens": 12,

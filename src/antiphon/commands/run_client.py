@@ -1,11 +1,14 @@
-"""Implements `antiphon run`: runs a client program, such as Codex, on a gateway.
+"""Implements `antiphon run`: runs a client program, such as Codex, on a gateway, and starts the gateway if none runs.
 
-Lives here: the gateway that the client uses, the client's process, signals, and the exit status. Not here: the clients
-and their configuration (`client_programs.py`), starting a gateway (`started_gateway.py`).
+Lives here: the gateway that the client uses, both processes, signals, and the exit status. Not here: the clients and
+their configuration (`client_programs.py`), the gateway itself (`up.py`), finding a gateway that already runs
+(`running_gateway.py`).
 
 Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
-gateway that this command started do not outlive the command. A gateway that ran before continues to run. The client
-gets no `ANTIPHON_…` variables, which may hold the keys of upstreams.
+gateway that this command started do not outlive the command, even if the command is killed. A gateway that ran before
+continues to run. Ctrl-C does not reach a started gateway, because the client decides what Ctrl-C means. The gateway's
+log does not disturb the client's terminal. The client gets no `ANTIPHON_…` variables, which may hold the keys of
+upstreams.
 """
 
 from __future__ import annotations
@@ -16,18 +19,21 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
 
 from antiphon.child_signals import send_signal
 from antiphon.commands.client_programs import CLIENTS, ClientProgram, Target
 from antiphon.commands.flags import given_words, settings_of
 from antiphon.commands.running_gateway import NoGateway, client_key, gateway_url, listen_url, reached
-from antiphon.commands.started_gateway import started_gateway
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.local_keys import prepare_data
+from antiphon.supervisor import parent_guard
+from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.process import hears_hangup
 from antiphon.supervisor.run_folder import run_folder
 
@@ -35,12 +41,16 @@ KEY_VARIABLE = "GATEWAY_KEY"
 """The variable with the client's key, if `--key-env` names no other."""
 _NO_KEY = "anything"
 _LOG = "gateway.log"
+_START_SECONDS = 180.0
+_CLOSING_SECONDS = 10.0
+_TOLD_LINES = 5
+_TOLD_BYTES = 16 * 1024
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _OF_KEYBOARD = frozenset({signal.SIGINT, signal.SIGQUIT})
 _ENDING = frozenset(_FORWARDED) - {signal.SIGUSR1, signal.SIGUSR2}
 
 
-class Signals:
+class ForwardedSignals:
     """Passes each signal of this process to its present target. Without a target, a signal ends this command."""
 
     def __init__(self) -> None:
@@ -73,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise AntiphonError(f"{program.binary} is not on PATH; install it with '{program.install}'")
     settings = settings_of(arguments)
     prepare_data(settings.data)
-    signals = Signals()
+    signals = ForwardedSignals()
     try:
         return asyncio.run(_run(arguments, settings, program, binary, signals))
     except asyncio.CancelledError:
@@ -81,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(
-    arguments: argparse.Namespace, settings: Settings, program: ClientProgram, binary: str, signals: Signals
+    arguments: argparse.Namespace, settings: Settings, program: ClientProgram, binary: str, signals: ForwardedSignals
 ) -> int:
     signals.hear()
     key, variable = client_key(arguments.key_env), arguments.key_env or KEY_VARIABLE
@@ -129,7 +139,7 @@ async def _running(arguments: argparse.Namespace, settings: Settings) -> str | N
     return url if there else None
 
 
-async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], signals: Signals) -> int:
+async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], signals: ForwardedSignals) -> int:
     """Run the client in this terminal, and forward signals to it. Returns its exit status."""
     try:
         process = await asyncio.create_subprocess_exec(*command, env=environ)
@@ -158,3 +168,77 @@ def _in_foreground() -> bool:
         return False
     finally:
         os.close(terminal)
+
+
+class StartedGateway:
+    """A running `antiphon up`. `url` is its base URL."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self._process = process
+        self.url = url
+
+    def signal(self) -> None:
+        """Ask the gateway to stop; a second time, to stop immediately."""
+        send_signal(self._process, signal.SIGTERM)
+
+
+@asynccontextmanager
+async def started_gateway(words: Sequence[str], log: Path, drain: float) -> AsyncIterator[StartedGateway]:
+    """Run `antiphon up` with these arguments while the block runs. Its log lines go to the file `log`. `drain` is the
+    setting `timeouts.drain`. Raises `AntiphonError` if the gateway does not become ready."""
+    pipe = ParentPipe()
+    # The guard ends the gateway if this process is killed.
+    guard = [sys.executable, "-I", "-S", str(Path(parent_guard.__file__)), str(pipe.reading), f"{_CLOSING_SECONDS:g}"]
+    try:
+        with _private(log) as lines:
+            process = await asyncio.create_subprocess_exec(
+                *(*guard, sys.executable, "-m", "antiphon", "up", *words),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=lines,
+                pass_fds=(pipe.reading,),
+                start_new_session=True,
+            )
+        try:
+            yield StartedGateway(process, await _ready(process, log))
+        finally:
+            await _stop(process, drain + _CLOSING_SECONDS)
+    finally:
+        pipe.close()
+
+
+def _private(log: Path) -> BinaryIO:
+    log.touch(mode=0o600)
+    return log.open("ab")
+
+
+async def _ready(process: asyncio.subprocess.Process, log: Path) -> str:
+    """The base URL in the ready line. Raises `AntiphonError`."""
+    assert process.stdout is not None
+    line = b""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_START_SECONDS):
+            line = await process.stdout.readline()
+    start, _, url = line.decode().strip().partition(" ")
+    if start != "ready:":
+        raise AntiphonError("\n  ".join(("the gateway did not start:", *_last_lines(log))))
+    return url
+
+
+def _last_lines(log: Path) -> list[str]:
+    with log.open("rb") as lines:
+        lines.seek(max(0, os.fstat(lines.fileno()).st_size - _TOLD_BYTES))
+        return lines.read().decode("utf-8", "replace").splitlines()[-_TOLD_LINES:]
+
+
+async def _stop(process: asyncio.subprocess.Process, seconds: float) -> None:
+    send_signal(process, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    except BaseException as error:
+        # After an interruption too, no process may remain.
+        send_signal(process, signal.SIGKILL)
+        await process.wait()
+        if not isinstance(error, TimeoutError):
+            raise

@@ -1,7 +1,7 @@
 """Finds a running gateway and asks it for its models, for commands that act as a client.
 
 Lives here: the gateway's address, the client's key, the first model, and the errors of a gateway that does not answer.
-Not here: the health check of containers (`health.py`), starting a gateway (`started_gateway.py`).
+Not here: the health check of containers (`health.py`), starting a gateway (`run_client.py`).
 
 Invariants: each wait has a limit. The client's key goes only to the gateway, and a redirect is not followed.
 """

@@ -2,7 +2,7 @@
 
 Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for file contents
 that other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/listening.py`,
-`envoy/clusters.py`), the check that upstreams answer (`upstream_warnings.py`), the validation of settings
+`envoy/clusters.py`), the check that upstreams answer (`serving_process.py`), the validation of settings
 (`antiphon.config`), the features of upstreams (`commands/doctor/command.py`). `envoy-config` does not check files,
 because its output may be for another machine.
 

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TextIO
 
 import msgspec
+from msgspec import structs
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_teams
+from antiphon.app.quotas import quota_rules
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner
-from antiphon.commands.admin.quotas import show_quotas
 from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.opened_stores import opened_stores
@@ -39,9 +40,11 @@ from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, FindNames, OwnerName, UsageSum
+from antiphon.engine.running.quota_use import QuotaUse, quota_use
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of
 from antiphon.stores.owner_usage import UsageStore
+from antiphon.stores.quotas import QuotaStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
@@ -380,3 +383,16 @@ def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[st
     write_table(rows, out, left=len(by) + len(whose))
     if estimated:
         out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")
+
+
+async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:
+    """Print one row for each counter. Returns the exit status. Raises `StoreError`."""
+    found = await quota_use(store, quota_rules(settings.quotas))
+    if as_json:
+        for one in found:
+            print(json.dumps(structs.asdict(one)))
+        return 0
+    rows = [list(QuotaUse.__struct_fields__)]
+    rows += [[printable(str(value)) if value is not None else "-" for value in structs.astuple(one)] for one in found]
+    write_table(rows, sys.stdout)
+    return 0

@@ -1,7 +1,7 @@
 """Reports how much of each quota is used in its current period.
 
 Lives here: a counter as operators see it. Not here: the counters (`stores/quotas.py`), the limits that apply
-(`engine/ports/quotas.py`), the output (`commands/admin/quotas.py`, `api/admin.py`).
+(`engine/ports/quotas.py`), the output (`commands/admin/command.py`, `api/admin.py`).
 """
 
 from __future__ import annotations

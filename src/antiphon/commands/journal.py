@@ -1,0 +1,270 @@
+"""Implements `antiphon tail` and `antiphon show`: prints requests from the gateway's journal.
+
+Lives here: polling the journal, the filters, the exit status, and the lines of a request. The lines show its facts, its
+failure, its steps, and both sides of its contents. Not here: the journal (`stores/journal.py`), the order of a
+recording (`console/story.py`), the console's page of the same request (`console/views/request.py`).
+
+Both commands read the database themselves, as `antiphon admin` does, so they work without a running gateway.
+
+Invariants: `tail` prints each request once, in the order in which the journal gets them. A terminal interprets no
+character of a text that came from a client or a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import msgspec
+
+from antiphon.commands.flags import settings_of
+from antiphon.commands.opened_stores import opened_stores
+from antiphon.commands.terminal import colors_on, dimmed, one_line, printable_text
+from antiphon.config.settings import Settings
+from antiphon.console.formats import NONE, count, duration, moment, owner_name, percent, size
+from antiphon.console.story import RecordedEvent, Story, tell
+from antiphon.engine.ports.callers import NAMED
+from antiphon.engine.ports.journal import Entry, EntryFilter
+from antiphon.errors import ConfigError, StoreError
+from antiphon.stores import backend_of
+from antiphon.stores.journal import JournalStore, cursor_of
+
+_SECONDS = 1.0
+_MOST = 500
+_REMEMBERED = 5000
+_WIDTH = 36
+_LINE = 200
+_LONGEST = 20_000
+_RED, _GREEN, _END = "\x1b[31m", "\x1b[32m", "\x1b[0m"
+
+
+def run_tail(arguments: argparse.Namespace) -> int:
+    """Print requests until the user interrupts the command. Returns the exit status."""
+    if not 0 <= arguments.lines <= _MOST:
+        raise ConfigError(f"--lines {arguments.lines}: from 0 to {_MOST}")
+    try:
+        return asyncio.run(_tail(settings_of(arguments), arguments))
+    except KeyboardInterrupt:
+        return 0
+
+
+async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
+    owner = arguments.owner or ""
+    chosen = EntryFilter(
+        owner=owner if ":" in owner or not owner else NAMED + owner,
+        model=arguments.model or "",
+        code=arguments.code or "",
+        failed=arguments.failed,
+    )
+    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    backend_of(settings.state, settings.data).check_there()
+    async with aclosing(await opened_stores(settings)) as stores:
+        follow = Follow(stores.journal, chosen)
+        for entry in await follow.last(arguments.lines):
+            _write(entry, as_json=arguments.json)
+        failing = False
+        while not arguments.no_follow:
+            await asyncio.sleep(_SECONDS)
+            try:
+                entries = await follow.more()
+            except StoreError as error:
+                if not failing:
+                    print(f"antiphon: the journal cannot be read: {error}", file=sys.stderr)
+                failing = True
+                continue
+            failing = False
+            for entry in entries:
+                _write(entry, as_json=arguments.json)
+    return 0
+
+
+class Follow:
+    """Reads the entries of a filter as they arrive, each once."""
+
+    def __init__(self, journal: JournalStore, chosen: EntryFilter) -> None:
+        self._journal = journal
+        self._chosen = chosen
+        self._than = "0:0"
+        self._seen: dict[str, None] = {}
+
+    async def last(self, lines: int) -> list[Entry]:
+        """The newest entries, oldest first. `more` continues after them."""
+        page = await self._journal.list(self._chosen, limit=max(1, lines))
+        self._note(page.entries[::-1])
+        return list(page.entries[:lines][::-1])
+
+    async def more(self) -> list[Entry]:
+        """The entries that arrived since the last call, oldest first."""
+        found = await self._journal.newer(self._chosen, than=self._than, limit=_MOST)
+        fresh = [entry for entry in reversed(found) if entry.id not in self._seen]
+        self._note(fresh)
+        return fresh
+
+    def _note(self, entries: list[Entry] | tuple[Entry, ...]) -> None:
+        for entry in entries:
+            self._seen[entry.id] = None
+        while len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        if entries:
+            self._than = cursor_of(entries[-1])
+
+
+def _write(entry: Entry, *, as_json: bool) -> None:
+    line = json.dumps(msgspec.to_builtins(entry)) if as_json else row(entry, colors=colors_on(sys.stdout))
+    print(line, flush=True)
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """Print the request. Returns the exit status: 1 if the journal has no such request."""
+    return asyncio.run(_show(settings_of(arguments), arguments))
+
+
+async def _show(settings: Settings, arguments: argparse.Namespace) -> int:
+    # Otherwise the command would make an empty database in a folder that no gateway uses.
+    backend_of(settings.state, settings.data).check_there()
+    async with aclosing(await opened_stores(settings)) as stores:
+        entry = await stores.journal.get(arguments.id)
+        recording = await stores.journal.record(entry.id) if entry is not None else None
+    if entry is None:
+        print(
+            f"antiphon: {one_line(arguments.id, 80)}: the journal has no such request. The gateway keeps a journal "
+            "while console.enabled is true.",
+            file=sys.stderr,
+        )
+        return 1
+    story = tell(recording) if recording is not None else None
+    if arguments.json:
+        print(as_json(entry, story))
+        return 0
+    colors = colors_on(sys.stdout)
+    for line in facts(entry, colors=colors):
+        print(line)
+    if story is None:
+        print("  The contents are not recorded (console.record).")
+    elif arguments.verbose:
+        for line in contents(story, colors=colors):
+            print(line)
+    else:
+        events = len(story.events) + story.more
+        print(f"  {len(story.calls)} chat requests and {events} events are recorded: -v shows them")
+    return 0
+
+
+def row(entry: Entry, *, colors: bool) -> str:
+    """The request on one line."""
+    outcome = entry.outcome or "-"
+    if colors:
+        outcome = f"{_RED if entry.fault else _GREEN}{outcome}{_END}"
+    tokens = f"{count(entry.input_tokens)} → {count(entry.output_tokens)}"
+    parts = (
+        moment(entry.ended_at),
+        outcome,
+        entry.model or "-",
+        owner_name(entry.owner),
+        tokens,
+        duration(entry.seconds),
+    )
+    return (
+        "  ".join(one_line(part, _LINE) if part is not outcome else part for part in parts)
+        + (f"  {one_line(entry.code, 60)}" if entry.code else "")
+        + "  "
+        + dimmed(one_line(entry.response_id or entry.id, 80), colors=colors)
+    )
+
+
+def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
+    """Everything that the journal knows about the request without its contents."""
+    yield row(entry, colors=colors)
+    named = {
+        "request id": entry.request_id or entry.id,
+        "served by": f"{entry.door}, upstream {entry.upstream or 'not called'}"
+        + (", as the fallback" if entry.detail.fallback else ""),
+        "first token": duration(entry.first),
+        "prompt cache": percent(entry.cached_tokens / entry.input_tokens) if entry.input_tokens else "",
+        "model calls": str(entry.calls) if entry.calls > 1 else "",
+        "continues": entry.previous_id or entry.conversation_id,
+        "stored": "" if entry.stored else "no",
+        "ignored": ", ".join(entry.detail.ignored),
+        "status": f"{entry.status}, upstream {entry.detail.upstream_status}" if entry.detail.upstream_status else "",
+        "caused by": entry.fault,
+        "message": entry.detail.message,
+        "cause": entry.detail.cause if entry.detail.cause != entry.detail.message else "",
+        "advice": entry.detail.advice,
+    }
+    for name, value in named.items():
+        if value and value != NONE:
+            yield f"  {name:<14}{one_line(value, 1000)}"
+    yield from _steps(entry)
+
+
+def contents(story: Story, *, colors: bool) -> Iterator[str]:
+    """Both sides of the translation, in order."""
+    yield from _block("request of the client", story.request, colors=colors)
+    for number, call in enumerate(story.calls, 1):
+        yield from _block(f"chat request {number} at {duration(call.at)}", call.body, colors=colors)
+        status = f"HTTP {call.status}" if call.status else "no answer"
+        if call.events:
+            yield dimmed(f"-- answer {number}: {status}, {len(call.events) + call.more} chunks", colors=colors)
+            yield from map(_event, call.events)
+        else:
+            yield from _block(f"answer {number}: {status}", call.answer, colors=colors)
+    for tool in story.tools:
+        yield from _block(f"result of {one_line(tool.name, 80)} at {duration(tool.at)}", tool.output, colors=colors)
+    if story.events:
+        yield dimmed(f"-- events to the client: {len(story.events) + story.more}", colors=colors)
+        yield from map(_event, story.events)
+    elif story.answer:
+        yield from _block(f"answer to the client: HTTP {story.answer_status}", story.answer, colors=colors)
+    if story.cut:
+        yield "The record is cut, because it exceeds console.record_request_bytes."
+
+
+def as_json(entry: Entry, story: Story | None) -> str:
+    """The request, and its contents if they are recorded, as one line of JSON."""
+    told: dict[str, object] = {"entry": msgspec.to_builtins(entry)}
+    if story is not None:
+        told["story"] = json.loads(msgspec.json.encode(story, enc_hook=str)) | {
+            "request": _decoded(story.request),
+            "answer": _decoded(story.answer),
+            "calls": [
+                msgspec.to_builtins(call) | {"body": _decoded(call.body), "answer": _decoded(call.answer)}
+                for call in story.calls
+            ],
+        }
+    return json.dumps(told)
+
+
+def _steps(entry: Entry) -> Iterator[str]:
+    spans = sorted(entry.detail.spans, key=lambda span: (span.start, span.end))
+    whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
+    for span in spans:
+        # A background response waited before its attempt began, so its queue lies before the start.
+        start, end = max(0.0, span.start), max(0.0, span.end)
+        begins = min(int(start / whole * _WIDTH), _WIDTH - 1)
+        wide = max(1, min(round((end - start) / whole * _WIDTH), _WIDTH - begins))
+        bar = " " * begins + "█" * wide
+        name = one_line(f"{span.kind.replace('_', ' ')} {span.name}".strip(), 28)
+        yield f"  {name:<28}  {bar:<{_WIDTH}}  {duration(span.end - span.start)}"
+
+
+def _block(title: str, data: bytes | str, *, colors: bool) -> Iterator[str]:
+    yield dimmed(f"-- {title} ({size(len(data))})", colors=colors)
+    shown = _decoded(data if isinstance(data, bytes) else data.encode(errors="replace"))
+    text = shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False)
+    yield printable_text(text[:_LONGEST]) + ("…" if len(text) > _LONGEST else "")
+
+
+def _event(event: RecordedEvent) -> str:
+    return f"  {event.at:8.3f}  {one_line(event.type, 60)}  {one_line(event.data, _LINE)}".rstrip()
+
+
+def _decoded(data: bytes) -> object:
+    """The JSON value, or the text if the bytes are no JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return data.decode(errors="replace")
