@@ -1,7 +1,7 @@
 """Builds the adoption: named owners take over the data that their keys' tokens stored without a name.
 
 Lives here: which data an adoption moves, in which order. Not here: when it moves (`engine/running/adoption.py`), the
-move in the database (`stores/owner_moves.py`), containers (`tools/code_interpreter/owners.py`).
+move in the database (`stores/owner_data.py`), containers (`tools/code_interpreter/owners.py`).
 
 Invariant: an owner has data until every part has moved. So after a kill, or while a container is in use, a later
 adoption moves the rest.

@@ -1,7 +1,7 @@
 """Finds the owner that a command's flags name, and implements `antiphon admin move-owner`.
 
 Lives here: the meaning of `--owner`, `--from`, `--to` and `--token-env`, and the order of a move's parts. Not here: the
-counts (`command.py`), the move of stored rows (`stores/owner_moves.py`).
+counts (`command.py`), the move of stored rows (`stores/owner_data.py`).
 
 Invariant: without `--yes` no data moves.
 """

@@ -1,7 +1,7 @@
 """Gives the data of a bare token to the named owner of the same token's key.
 
 Lives here: the client keys that this process has seen, and the task that moves data. Not here: the move in the database
-(`stores/owner_moves.py`), the hash of a token (`doors/owners.py`), the command for other moves
+(`stores/owner_data.py`), the hash of a token (`doors/owners.py`), the command for other moves
 (`commands/admin/owners.py`).
 
 Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator later gives the

@@ -1,7 +1,12 @@
 """Implements `OwnerData` for the databases of a data folder. Servers may use the databases at the same time.
 
-Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Not here: the SQL that all
-backends share (`../owner_data.py`, `../owner_moves.py`), the SQL of a move (`owner_moves.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Also the statements of a move
+that keep the foreign keys and the counts of bytes. Not here: the SQL that all backends share and the order of a move
+(`../owner_data.py`), the contents of files.
+
+A response refers to its chain by the owner too, as an item refers to its conversation. So each unit of a move defers
+the checks of foreign keys to its commit. No trigger counts bytes when an owner changes, so the units also move the
+counts.
 
 Invariant: reading an owner's data never creates a database file.
 """
@@ -15,10 +20,14 @@ from functools import partial
 from pathlib import Path
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
+from antiphon.engine.ports.usage_sums import NUMBERS
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.owner_data import (
     AT_ONCE,
     DELETE,
+    USAGE_COLUMNS,
+    MoveSql,
+    OwnerMoves,
     counted,
     counting,
     delete_vector_stores,
@@ -26,10 +35,9 @@ from antiphon.stores.owner_data import (
     owned,
     owned_vectors,
 )
-from antiphon.stores.owner_moves import OwnerMoves
+from antiphon.stores.owner_usage import MOST
 from antiphon.stores.sqlite.database import opened, wait_for_lock
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
-from antiphon.stores.sqlite.owner_moves import SQL as MOVE_SQL
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Statement
 
@@ -174,3 +182,73 @@ def vacuum(path: Path) -> tuple[int, int]:
 def _size(path: Path) -> int:
     log = path.with_name(f"{path.name}-wal")
     return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
+
+_DEFER = "PRAGMA defer_foreign_keys = ON"
+_CHAINS = """
+SELECT id FROM chains WHERE owner = :old AND id IN (:ids...)
+  AND NOT EXISTS (SELECT 1 FROM responses r JOIN jobs j ON j.response_id = r.id WHERE r.chain_id = chains.id)
+"""
+_CONVERSATIONS = """
+SELECT id FROM conversations
+WHERE owner = :old AND id IN (:ids...) AND (locked_by IS NULL OR locked_until <= lease_now())
+"""
+_NUMBERS = ", ".join(NUMBERS)
+
+
+def _bytes(total: str) -> tuple[str, ...]:
+    """Return the statements that move a number of bytes from the old owner's count to the new owner's. `total`: a query
+    of the number, which has a WHERE clause."""
+    return (
+        f"""
+INSERT INTO owner_bytes (owner, bytes) SELECT :new, total FROM ({total}) WHERE total > 0
+ON CONFLICT (owner) DO UPDATE SET bytes = bytes + excluded.bytes
+""",
+        f"UPDATE owner_bytes SET bytes = bytes - ({total}) WHERE owner = :old",
+        "DELETE FROM owner_bytes WHERE owner = :old AND bytes <= 0",
+    )
+
+
+MOVE_SQL = MoveSql(
+    chains=(
+        _DEFER,
+        *_bytes(f"SELECT coalesce(sum(own_bytes), 0) AS total FROM responses WHERE chain_id IN ({_CHAINS})"),
+        f"UPDATE responses SET owner = :new WHERE chain_id IN ({_CHAINS})",
+        f"UPDATE chains SET owner = :new WHERE id IN ({_CHAINS})",
+    ),
+    conversations=(
+        _DEFER,
+        *_bytes(
+            "SELECT coalesce(sum(bytes), 0) AS total FROM conversations "
+            f"WHERE owner = :old AND id IN ({_CONVERSATIONS})"
+        ),
+        f"UPDATE conversation_items SET owner = :new WHERE owner = :old AND conversation_id IN ({_CONVERSATIONS})",
+        f"UPDATE conversations SET owner = :new WHERE owner = :old AND id IN ({_CONVERSATIONS})",
+    ),
+    files=("UPDATE files SET owner = :new WHERE owner = :old",),
+    usage=(
+        f"""
+INSERT INTO usage_days AS u ({", ".join(USAGE_COLUMNS)})
+SELECT day, :new, model, upstream, {_NUMBERS} FROM usage_days WHERE owner = :old
+ON CONFLICT (day, owner, model, upstream)
+DO UPDATE SET {", ".join(f"{name} = least(u.{name} + excluded.{name}, {MOST})" for name in NUMBERS)}
+""",
+        "DELETE FROM usage_days WHERE owner = :old",
+    ),
+    rest=(),
+    indexing="""
+SELECT f.file_id FROM vector_files f JOIN vector_stores s ON s.no = f.store_no
+WHERE s.owner = :old AND f.status = 'in_progress' AND f.claim IS NOT NULL AND f.lease_until > lease_now()
+ORDER BY f.file_id
+""",
+    hold="""
+UPDATE vector_files SET claim = NULL, lease_until = lease_in(:lease)
+WHERE status = 'in_progress' AND (claim IS NULL OR lease_until <= lease_now())
+  AND store_no IN (SELECT no FROM vector_stores WHERE owner = :old)
+""",
+    let_go="""
+UPDATE vector_files SET lease_until = 0
+WHERE status = 'in_progress' AND claim IS NULL
+  AND store_no IN (SELECT no FROM vector_stores WHERE owner IN (:both...))
+""",
+)
