@@ -23,10 +23,9 @@ from antiphon.engine.ports.journal import (
 )
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.stores import Stores
-from antiphon.stores.bodies import PLAIN, is_sealed
+from antiphon.stores.bodies import PLAIN, is_sealed, pack_recording
 from antiphon.stores.journal import LEAST_SIZE, JournalStore, cursor_of
 from antiphon.stores.live import MOST_LIVE, LiveStore
-from antiphon.stores.recordings import pack
 from tests.contracts.states import open_state
 from tests.contracts.store_contract import ALICE, BOB, record
 
@@ -262,7 +261,7 @@ async def test_contents_are_sealed_as_other_bodies_are(store: JournalStore, kind
     assert await store.unpack(packed) == RECORDING
     with pytest.raises(StoreError, match="damaged"):
         await store.unpack(b"no contents")
-    assert len(await pack(Recording((Part(0.0, "data", b"a" * 100_000),)), PLAIN)) < 1000
+    assert len(await pack_recording(Recording((Part(0.0, "data", b"a" * 100_000),)), PLAIN)) < 1000
 
 
 async def test_the_oldest_contents_make_room_in_the_same_unit(store: JournalStore) -> None:

@@ -76,7 +76,8 @@ def make_console(
     reading = Reading(
         stores.journal,
         stores.live,
-        stores.overviews,
+        stores.responses.chain,
+        stores.background.queued,
         handle,
         unstored=journal.recorder.held,
         settings=_as_yaml(settings),

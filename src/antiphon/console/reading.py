@@ -22,9 +22,10 @@ from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, NotFound
 from antiphon.stores.audit import AuditStore, Noted, log_noted
+from antiphon.stores.jobs import QueuedJob
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
-from antiphon.stores.overviews import Overviews
+from antiphon.stores.responses import ChainedResponse
 from antiphon.translation.values import PromptDifference
 from antiphon.types.transport import Headers
 
@@ -56,15 +57,17 @@ class Warned(msgspec.Struct, frozen=True):
 class Reading:
     """What the views read.
 
-    `handle` answers requests of the API. `unstored` has the recordings that only this process holds. `settings` are the
-    effective settings without secrets, as YAML. `facts` describe the deployment, by their labels. `models` are the
-    models of the settings. `window` gives the context size of a model in tokens, or None. `warnings` are the newest
-    warnings of this process, newest first.
+    `chain` returns the overview of a response's chain, and `queued` of the background responses (`ResponseStore.chain`,
+    `JobStore.queued`). `handle` answers requests of the API. `unstored` has the recordings that only this process
+    holds. `settings` are the effective settings without secrets, as YAML. `facts` describe the deployment, by their
+    labels. `models` are the models of the settings. `window` gives the context size of a model in tokens, or None.
+    `warnings` are the newest warnings of this process, newest first.
     """
 
     journal: JournalStore
     live: LiveStore
-    overviews: Overviews
+    chain: Callable[[str, str], Awaitable[tuple[ChainedResponse, ...]]]
+    queued: Callable[[str], Awaitable[tuple[tuple[QueuedJob, ...], int]]]
     handle: Handle
     unstored: Callable[[str, str], Recording | None] = lambda _id, _owner: None
     settings: str = ""

@@ -38,9 +38,7 @@ from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
-from antiphon.stores.overviews import Overviews
-from antiphon.stores.owner_names import OwnerNames
-from antiphon.stores.owner_usage import OwnerQuota, StorageQuota, UsageStore
+from antiphon.stores.owner_usage import OwnerNames, OwnerQuota, StorageQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
@@ -249,7 +247,6 @@ class Stores(ABC):
         self.owner_names = OwnerNames(tables)
         self.client_keys = ClientKeyStore(tables)
         self.audit = AuditStore(tables)
-        self.overviews = Overviews(tables)
         self.quotas = QuotaStore(tables)
         self.journal = JournalStore(tables, bodies)
         self.live = LiveStore(tables)

@@ -1,7 +1,8 @@
-"""Encrypts the stored bodies of items and responses ("sealing") when `state.seal` is on, and decrypts them.
+"""Converts bodies of items, responses and recorded requests to their stored form and back.
 
-Lives here: the format of a sealed body, the keys and their rotation, and the choice of the fields that are bodies. Not
-here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients hold
+Lives here: the encryption of bodies ("sealing") when `state.seal` is on, the keys and their rotation, and the choice of
+the fields that are bodies. Also the encoding and compression of the recorded contents of a request. Not here: the
+stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients hold
 (`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed, because the database searches and counts
 by them.
 
@@ -9,12 +10,13 @@ Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
 with a separate key, which it derives from a configured key and the salt. So one configured key can seal any number of
 bodies. Bodies are not compressed, so a sealed body has almost the size of the plain body, and limits in bytes apply to
-both.
+both. Only recorded contents are compressed, before they are sealed: they are msgpack in zstd.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
 read returns the original body, whether or not the stored body is sealed. So one database may hold sealed and plain
-bodies, and an operator can turn the setting on and off.
+bodies, and an operator can turn the setting on and off. No recorded contents larger than `MOST_RECORDED_BYTES` are
+decompressed, so a damaged row cannot exhaust the memory.
 """
 
 from __future__ import annotations
@@ -26,12 +28,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.journal import Recording
 from antiphon.engine.ports.stored_bodies import with_status
+from antiphon.engine.waiting import Pool
 from antiphon.errors import StoreError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 
 _MARK = b"\x01as1"
 _KEY_ID, _SALT, _TAG = 4, 16, 16
@@ -131,3 +138,42 @@ def _cipher(key: bytes, head: bytes) -> AESGCM:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return AESGCM(hmac.digest(key, head, "sha256"))
+
+
+MOST_RECORDED_BYTES = 160 << 20
+"""The maximum bytes of the contents of one request: twice `console.record_request_bytes` at its largest, and room for
+the facts of many small parts."""
+_THREAD = Pool("journal", 1)
+"""Compresses and decompresses recorded contents."""
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
+_DECODER = msgspec.msgpack.Decoder(Recording)
+
+
+async def pack_recording(recording: Recording, bodies: Bodies) -> bytes:
+    """Return the stored form of recorded contents."""
+    return await _THREAD.run(_packed, recording, bodies)
+
+
+async def unpack_recording(packed: bytes, bodies: Bodies) -> Recording:
+    """Return the contents of a stored form. Raises `StoreError` when no key opens it, or when it is damaged."""
+    return await _THREAD.run(_unpacked, packed, bodies)
+
+
+def _packed(recording: Recording, bodies: Bodies) -> bytes:
+    # Imported at the first use, because most processes record nothing.
+    import zstandard
+
+    return bodies.seal(zstandard.ZstdCompressor(level=3).compress(_ENCODER.encode(recording)))
+
+
+def _unpacked(packed: bytes, bodies: Bodies) -> Recording:
+    import zstandard
+
+    plain = bodies.open(packed)
+    try:
+        if zstandard.frame_content_size(plain) > MOST_RECORDED_BYTES:
+            raise StoreError("The recorded contents of a request are damaged: they are too large.")
+        return _DECODER.decode(zstandard.ZstdDecompressor().decompress(plain, max_output_size=MOST_RECORDED_BYTES))
+    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+        raise StoreError(f"The recorded contents of a request are damaged: {error}") from error

@@ -1,9 +1,9 @@
 """Stores background jobs and their event streams, for any backend.
 
 Lives here: the operations on jobs and streams, the leases of workers on jobs, the early end of a response, and the
-encryption of bodies. Not here: the workers that run a job (`engine/running/`), how a backend runs statements
-(`tables.py`). Each backend queues and claims jobs, appends to streams and finishes responses (`sqlite/jobs.py`,
-`postgres/jobs.py`).
+encryption of bodies. Also the overview of the queue for the console. Not here: the workers that run a job
+(`engine/running/`), how a backend runs statements (`tables.py`). Each backend queues and claims jobs, appends to
+streams and finishes responses (`sqlite/jobs.py`, `postgres/jobs.py`).
 
 A transaction that appends to a response's stream or ends the response locks the job's row first.
 
@@ -20,6 +20,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
+
+from msgspec import Struct
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
@@ -83,6 +85,17 @@ LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
 WHERE r.id = :id AND r.owner = :owner
 ORDER BY cut.place
 """
+_MOST_QUEUED = 200
+"""The maximum of jobs in the overview of the queue."""
+# An operator reads the whole queue, without an owner.
+_OF_OWNER = "(CAST(:owner AS text) = '' OR j.owner = :owner)"
+_QUEUED = f"""
+SELECT j.response_id, j.owner, j.created_at, j.attempts, coalesce(j.worker, '') AS worker, r.status, r.model,
+  CASE WHEN j.worker IS NOT NULL AND j.lease_until > lease_now() THEN 1 ELSE 0 END AS held
+FROM jobs j JOIN responses r ON r.id = j.response_id
+WHERE {_OF_OWNER} ORDER BY j.created_at, j.response_id LIMIT {_MOST_QUEUED}
+"""
+_COUNT_QUEUED = f"SELECT count(*) FROM jobs j WHERE {_OF_OWNER}"
 
 
 ChangeListener: TypeAlias = Callable[[Collection[str]], None]
@@ -106,6 +119,20 @@ class JobSql:
 Measured: TypeAlias = Callable[[str], AbstractContextManager[object]]
 """A function that returns a context manager for an operation's name. The context manager measures the operation's
 duration and outcome."""
+
+
+class QueuedJob(Struct, frozen=True):
+    """One background response that has not ended. `held`: the lease of `worker` is valid. A job with more than one
+    attempt was taken over from a process that died or left."""
+
+    response_id: str
+    owner: str
+    model: str
+    status: str
+    created_at: float
+    attempts: int
+    worker: str
+    held: bool
 
 
 class JobWriter(Protocol):
@@ -299,6 +326,26 @@ class JobStore:
         rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
         pieces = tuple([EventPiece(row["last_seq"], self._bodies.open(row["data"])) for row in rows[:limit]])
         return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
+
+    async def queued(self, owner: str = "") -> tuple[tuple[QueuedJob, ...], int]:
+        """Return the oldest 200 background responses that have not ended, and the number of all. `owner`: empty for all
+        owners."""
+        rows = await self._tables.fetch(_QUEUED, {"owner": owner})
+        total = (await self._tables.fetch(_COUNT_QUEUED, {"owner": owner}))[0][0]
+        jobs = [
+            QueuedJob(
+                row["response_id"],
+                row["owner"],
+                row["model"],
+                row["status"],
+                row["created_at"] / 1000,
+                row["attempts"],
+                row["worker"],
+                bool(row["held"]),
+            )
+            for row in rows
+        ]
+        return tuple(jobs), total
 
     def _sealed(self, events: EventPiece | None) -> EventPiece | None:
         return None if events is None else self._sealed_piece(events)

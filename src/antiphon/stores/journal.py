@@ -1,7 +1,7 @@
 """Stores the journal: one row for each finished request, and the recorded contents of requests, for any backend.
 
 Lives here: the SQL, filters, pages and sums of rows, and the bounds of recorded contents. Not here: the values
-(`engine/ports/journal.py`), the form of contents (`stores/recordings.py`), the schedule of writes
+(`engine/ports/journal.py`), the form of contents (`stores/bodies.py`), the schedule of writes
 (`engine/running/journal.py`) and sweeps (`app/journal.py`), requests in flight (`stores/live.py`).
 
 A page is a part of the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the last row's
@@ -35,9 +35,8 @@ from antiphon.engine.ports.journal import (
 )
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recording
 from antiphon.stores.pages import Row
-from antiphon.stores.recordings import pack, unpack
 from antiphon.stores.tables import Statement, Tables, milliseconds
 
 LEAST_SIZE = 4096
@@ -164,11 +163,11 @@ class JournalStore:
 
     async def pack(self, recording: Recording) -> bytes:
         """Return the stored form of recorded contents: compressed, and sealed if the settings ask for it."""
-        return await pack(recording, self._bodies)
+        return await pack_recording(recording, self._bodies)
 
     async def unpack(self, packed: bytes) -> Recording:
         """Return the recorded contents of their stored form. Raises `StoreError` when they cannot be read."""
-        return await unpack(packed, self._bodies)
+        return await unpack_recording(packed, self._bodies)
 
     async def add(
         self, entries: Sequence[Entry], packed: Mapping[str, bytes] = {}, *, most_bytes: int = 1 << 62

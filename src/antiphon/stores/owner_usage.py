@@ -1,22 +1,28 @@
-"""Stores daily sums of token usage, and checks owners' storage quotas, for any backend.
+"""Stores daily sums of token usage per owner, reads the owners' names, and checks their storage quotas, for any
+backend.
 
-Lives here: the SQL of usage sums and quotas. Not here: the selection of counted calls (`observability/observation.py`),
-the schedule of writes (`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each
-backend's migrations).
+Lives here: the SQL of usage sums, names and quotas. Also which source decides the name and the team of an owner. Not
+here: the selection of counted calls (`observability/observation.py`), the schedule of writes
+(`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each backend's migrations), the
+stored keys (`client_keys.py`), the rows of requests (`journal.py`).
+
+An owner id of a name, a header or a claim contains a readable part. The row of an owner's last request has the name and
+the team of its claims, if the console is enabled. An owner id that is a hash has no name.
 
 Invariants: every number is at most 10^15, so that the addition never overflows a column. Otherwise one upstream that
 reports absurd token counts would block the sums of all other upstreams. Statements update rows in the order of their
-keys. So processes that add to the same days wait for each other but never deadlock.
+keys. So processes that add to the same days wait for each other but never deadlock. One query for names reads at most
+`_OWNERS` owners, and at most one key and one request of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
-from antiphon.engine.ports.callers import NO_CALLER, Caller
+from antiphon.engine.ports.callers import CLAIMED, NAMED, NO_CALLER, Caller
 from antiphon.engine.ports.quotas import QuotaRules, Stock
-from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, UsageSum
+from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, OwnerName, UsageSum
 from antiphon.errors import OwnerFull
 from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
@@ -166,3 +172,43 @@ _WORDS: dict[Stock, tuple[str, str]] = {
 }
 """What a limit counts, and the advice to a client that has reached the limit. `OwnerFull` has those of
 `stored_bytes`."""
+
+
+_OWNERS = 500
+_READABLE = (NAMED, CLAIMED, "h:")
+TEAMS_OF_KEYS = """
+SELECT k.owner, k.team FROM client_keys k
+WHERE k.owner IN (:owners...) AND k.team <> '' AND NOT EXISTS (
+  SELECT 1 FROM client_keys n
+  WHERE n.owner = k.owner AND n.team <> '' AND (n.created_at, n.id) > (k.created_at, k.id)
+)
+"""
+_LAST = "SELECT r.{column} FROM requests r WHERE r.owner = o.owner ORDER BY r.ended_at DESC, r.id DESC LIMIT 1"
+LAST_REQUESTS = f"""
+SELECT o.owner, ({_LAST.format(column="key_name")}) AS name, ({_LAST.format(column="team")}) AS team
+FROM (SELECT DISTINCT owner FROM usage_days WHERE owner IN (:owners...)) AS o
+"""
+
+
+class OwnerNames:
+    """The names and teams of owners with usage, in tables that the caller closes."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    async def of(self, owners: Iterable[str], teams: Mapping[str, str]) -> dict[str, OwnerName]:
+        """Return the names of those owners that have one. `teams` has the teams of owners in the settings. They
+        come before the team of the newest key. A key's team comes before the team of the last request. Raises
+        `StoreError`."""
+        named = sorted({owner for owner in owners if owner.startswith(_READABLE)})
+        found: dict[str, OwnerName] = {}
+        for start in range(0, len(named), _OWNERS):
+            piece = named[start : start + _OWNERS]
+            keys = {row["owner"]: row["team"] for row in await self._tables.fetch(TEAMS_OF_KEYS, {"owners": piece})}
+            last = {row["owner"]: row for row in await self._tables.fetch(LAST_REQUESTS, {"owners": piece})}
+            for owner in piece:
+                row = last.get(owner)
+                name = row["name"] if row is not None and owner.startswith(CLAIMED) else ""
+                team = teams.get(owner) or keys.get(owner) or (row["team"] if row is not None else "")
+                found[owner] = OwnerName(name or owner.partition(":")[2], team or "")
+        return found

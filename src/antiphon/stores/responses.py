@@ -1,8 +1,8 @@
 """Reads and deletes responses and their items, for any backend.
 
 Lives here: the SQL that reads and deletes, the limits of a history, the errors for an incomplete history, cursors and
-pages. Not here: how a backend runs statements (`tables.py`). Each backend stores a response and finds items by id
-itself (`sqlite/responses.py`, `postgres/responses.py`).
+pages. Also the overview of a chain for the console. Not here: how a backend runs statements (`tables.py`). Each backend
+stores a response and finds items by id itself (`sqlite/responses.py`, `postgres/responses.py`).
 
 A chain is a sequence of responses that `previous_response_id` links. All responses of a chain have the same owner,
 because the insert of a response checks the owner of its predecessor. So the query that reads a chain checks only the
@@ -21,6 +21,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
+
+from msgspec import Struct
 
 from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
@@ -77,6 +79,14 @@ SELECT i.seq, i.item_id, i.type, i.body
 FROM responses r CROSS JOIN response_items i
 WHERE r.id = :id AND r.owner = :owner AND i.response_id = r.id AND i.dir = 1
 ORDER BY 1
+"""
+_MOST_IN_CHAIN = 500
+"""The maximum of responses in the overview of a chain."""
+CHAIN = f"""
+SELECT r.id, r.prev_id, r.status, r.model, r.created_at, r.input_tokens, r.output_tokens, r.history_items
+FROM responses r
+WHERE r.owner = :owner AND r.chain_id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
+ORDER BY r.created_at DESC, r.rowid DESC LIMIT {_MOST_IN_CHAIN}
 """
 IS_THERE = "SELECT 1 FROM responses WHERE id = :id AND owner = :owner"
 # A page contains the items strictly between the cursors `:low` and `:high`. Either cursor may be absent. No row means
@@ -141,6 +151,20 @@ WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
   AND NOT EXISTS (SELECT 1 FROM responses other WHERE other.chain_id = chains.id AND other.id <> :id)
 """
 DELETE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
+
+
+class ChainedResponse(Struct, frozen=True):
+    """One response of a chain. Times are in seconds since the epoch. `history_items` counts the items up to and
+    including this response."""
+
+    id: str
+    previous_id: str
+    status: str
+    model: str
+    created_at: float
+    input_tokens: int
+    output_tokens: int
+    history_items: int
 
 
 class ResponseWriter(Protocol):
@@ -283,6 +307,26 @@ class ResponseStore:
     async def _find(self, owner: str, response_id: str) -> Row | None:
         rows = await self._tables.fetch(IS_THERE, {"id": response_id, "owner": owner})
         return rows[0] if rows else None
+
+    async def chain(self, owner: str, response_id: str) -> tuple[ChainedResponse, ...]:
+        """Return an overview of the newest 500 responses of the chain to which this response belongs, oldest first. The
+        result is empty if the owner has no such response."""
+        rows = await self._tables.fetch(CHAIN, {"owner": owner, "id": response_id})
+        return tuple(
+            [
+                ChainedResponse(
+                    row["id"],
+                    row["prev_id"] or "",
+                    row["status"],
+                    row["model"],
+                    row["created_at"] / 1000,
+                    row["input_tokens"] or 0,
+                    row["output_tokens"] or 0,
+                    row["history_items"],
+                )
+                for row in reversed(rows)
+            ]
+        )
 
     def _items(self, rows: Sequence[Row]) -> tuple[StoredItem, ...]:
         found = [history_item(row) for row in rows if row["item_id"] is not None]

@@ -22,7 +22,7 @@ from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.errors import NotFound
-from antiphon.stores.overviews import ChainedResponse
+from antiphon.stores.responses import ChainedResponse
 
 _MOST_TURNS = 40
 _DEEPEST = 8
@@ -96,7 +96,7 @@ class ThreadsView:
         return await self._conversation(call, owner, thread)
 
     async def _chain(self, call: PageCall, owner: str, response_id: str) -> ApiResponse:
-        chain = await self._reading.overviews.chain(owner, response_id)
+        chain = await self._reading.chain(owner, response_id)
         known = {one.id: one for one in chain}
         if response_id not in known:
             raise NotFound(f"There is no stored response '{response_id[:80]}'.", code="not_found")

@@ -77,7 +77,7 @@ class BackgroundView:
     @PageRoute("GET", "/background")
     async def show(self, call: PageCall) -> ApiResponse:
         """The queue, oldest first, and the background responses that ended last."""
-        jobs, total = await self._reading.overviews.jobs(call.owner)
+        jobs, total = await self._reading.queued(call.owner)
         ended = await self._reading.journal.list(EntryFilter(owner=call.owner, door="background"), limit=50)
         values: dict[str, Any] = {"jobs": jobs, "total": total, "ended": ended}
         return call.show("background_rows.html" if call.fragment else "background.html", **values)
@@ -85,7 +85,7 @@ class BackgroundView:
     @PageRoute("POST", "/background/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
         """Cancel a background response. It keeps the output that it has."""
-        jobs, _ = await self._reading.overviews.jobs(call.owner)
+        jobs, _ = await self._reading.queued(call.owner)
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:
             raise NotFound("This response is not in the queue any more.", code="not_found")
