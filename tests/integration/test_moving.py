@@ -26,6 +26,7 @@ from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores import open_stores
+from antiphon.stores.__init__ import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
@@ -33,7 +34,6 @@ from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres.importing import DatabaseImport
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
-from antiphon.stores.state_report import examine_state
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.gateway import start_gateway
 from tests.support.postgres import PostgresServer, free_port

@@ -23,7 +23,7 @@ from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import Caller
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import Step
+from antiphon.stores.sqlite.units import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.support.chat_server import ChatServer
 from tests.support.state import state_settings

@@ -18,6 +18,7 @@ from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, open_stores
+from antiphon.stores.__init__ import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
@@ -28,7 +29,6 @@ from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.owner_data import open_postgres_owners
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vectors import table as vector_table
-from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer

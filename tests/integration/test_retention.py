@@ -18,7 +18,7 @@ from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.statements import Step
+from antiphon.stores.sqlite.units import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued

@@ -1,23 +1,26 @@
 """Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
-Lives here: the function that opens the stores of the backend that `state.url` selects, and the checks before a start.
-Not here: the selection of a backend (`choice.py`), its interface (`backend.py`), the backends (`sqlite/`, `postgres/`),
-file contents (`blobs/`), pages (`pages.py`), schema steps (`schema_steps.py`).
+Lives here: the function that opens the stores of the backend that `state.url` selects, the checks before a start, and
+the findings of `antiphon doctor` about the schema and about shared keys. Not here: the selection of a backend
+(`choice.py`), its interface (`backend.py`) and its other findings (`Backend.examine`), the backends (`sqlite/`,
+`postgres/`), file contents (`blobs/`), pages (`tables.py`), which builds and keys fit (`compatibility.py`).
 
-Invariant: the process imports a backend's modules only when `state.url` selects that backend.
+Invariants: the process imports a backend's modules only when `state.url` selects that backend. The findings only read
+the database, and contain no password.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
-from antiphon.errors import StoreError
-from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
+from antiphon.errors import AntiphonError, StoreError
+from antiphon.stores.backend import StateFinding, StateNeeds, StoreOptions, Stores, VectorDatabase
 from antiphon.stores.choice import backend_of
-from antiphon.stores.deployment import Keys
-from antiphon.stores.schema_steps import missing_steps
+from antiphon.stores.deployment import Keys, to_note
+from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 __all__ = [
     "StoreOptions",
@@ -67,3 +70,48 @@ async def check_migrated(state: StateSettings, data: Path) -> None:
                     f"{schema.name} lacks {len(missing)} schema steps, from {missing[0].name} on, and state.migrate is "
                     "'check': run `antiphon migrate up` once, then start again."
                 )
+
+
+async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
+    """Yield each finding as soon as it is known. An `AntiphonError` becomes a finding of the verdict `problem`."""
+    try:
+        async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
+            yield said
+    except AntiphonError as error:
+        yield StateFinding("problem", str(error))
+
+
+async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[StateFinding]:
+    async with backend_of(state, data).open_schemas(seconds=state.deadline) as schemas:
+        for schema in schemas:
+            applied = await schema.applied()
+            missing = missing_steps(applied, schema.steps)
+            if not missing:
+                newer = len(applied) - len(schema.steps)
+                more = f", and {newer} of a newer build" if newer else ""
+                serves = f"builds from schema {oldest_schema(applied)} on can serve"
+                yield StateFinding("ok", f"{schema.name}: schema {len(schema.steps)}{more}; {serves}")
+            elif state.migrate == "check":
+                yield StateFinding(
+                    "problem",
+                    f"{schema.name} lacks {len(missing)} schema steps",
+                    "run 'antiphon migrate up', then start",
+                )
+            elif applied:
+                yield StateFinding(
+                    "note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them"
+                )
+            else:
+                yield StateFinding("ok", f"{schema.name} is new: the first start makes its schema")
+    try:
+        recorded = await backend_of(state, data).recorded_keys()
+    except AntiphonError:
+        # Before the first start the table of recorded keys does not exist.
+        return
+    if recorded is None:
+        return
+    if not recorded:
+        yield StateFinding("ok", "no process has started on this database yet: the first start records its keys")
+        return
+    to_note(recorded, keys)
+    yield StateFinding("ok", "owner.key and sealing.keys match the other machines'")

@@ -18,8 +18,7 @@ import structlog
 
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, new_id, now
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 MOST_ROWS = 100_000
 """The maximum of rows that a sweep keeps."""

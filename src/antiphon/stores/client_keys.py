@@ -15,8 +15,7 @@ from antiphon.engine.ports.callers import Access, Caller, ClientKey
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.pages import Row, check_cursors
-from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_ways, check_cursors, milliseconds
 
 MOST_KEYS = 10_000
 """The maximum of keys that are neither revoked nor expired. Every process holds all of them in memory."""

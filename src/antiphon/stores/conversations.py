@@ -31,17 +31,22 @@ from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooL
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, stored_item
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import (
+    Row,
     RowsMissing,
     Statement,
     Tables,
     both_ways,
     changed,
+    check_cursors,
+    history_item,
+    item_page,
     milliseconds,
+    named_items,
     page_parameters,
     renewed,
+    stored_item,
     within,
 )
 

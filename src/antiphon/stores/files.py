@@ -34,8 +34,7 @@ from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
 LEAST_ROOM = 4096
 """The minimum bytes that a file counts toward its owner's limit, because even an empty file uses disk space."""

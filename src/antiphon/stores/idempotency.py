@@ -26,8 +26,7 @@ from antiphon.engine.ports.idempotency import (
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renewed
 
 KEEP_SECONDS = 86_400.0
 """The default lifetime in seconds of a key that is bound to an object."""

@@ -19,8 +19,7 @@ from typing import Any
 from antiphon.engine.ports.indexing import ChunkHit, IngestJob, KnownStore
 from antiphon.engine.ports.vector_stores import Chunking, FileError, FoundChunk
 from antiphon.ids import Clock, now
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
+from antiphon.stores.tables import Row, Statement, Tables, changed, milliseconds, renewed
 from antiphon.stores.vector_stores import VectorStores
 
 HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"

@@ -28,8 +28,7 @@ from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progr
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import RELEASE
-from antiphon.stores.pages import Row, cut_off
-from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
+from antiphon.stores.tables import Row, Statement, Tables, changed, cut_off, milliseconds, within
 
 # A reader reads a stream page by page, and keeps a page in memory until its client has received the page.
 _PAGE_BYTES = 1 << 20

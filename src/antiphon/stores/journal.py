@@ -36,8 +36,7 @@ from antiphon.engine.ports.journal import (
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recording
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 LEAST_SIZE = 4096
 """The bytes that each recorded request counts at least. So the number of recorded requests has a bound, and one

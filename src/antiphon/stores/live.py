@@ -20,8 +20,7 @@ import msgspec
 from antiphon.engine.ports.journal import LiveRequest, LiveSnapshot
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 MOST_LIVE = 500
 """The maximum number of requests in the snapshot of one process."""

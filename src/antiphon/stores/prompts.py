@@ -15,8 +15,17 @@ from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.pages import Row, cut_off
-from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, within
+from antiphon.stores.tables import (
+    Row,
+    RowsMissing,
+    Statement,
+    Tables,
+    both_ways,
+    changed,
+    cut_off,
+    milliseconds,
+    within,
+)
 
 INSERT = """
 INSERT INTO prompts (id, owner, name, default_version, last_version, created_at, updated_at, metadata)

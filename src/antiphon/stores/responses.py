@@ -30,9 +30,21 @@ from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.journal import FORGET_RESPONSE
-from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, response_page, stored_item
 from antiphon.stores.retention import SWEEPER
-from antiphon.stores.tables import Statement, Tables, both_ways, page_parameters, within
+from antiphon.stores.tables import (
+    Row,
+    Statement,
+    Tables,
+    both_ways,
+    check_cursors,
+    history_item,
+    item_page,
+    named_items,
+    page_parameters,
+    response_page,
+    stored_item,
+    within,
+)
 
 # `turn` has the responses of a chain, newest first. Only the first SELECT checks the owner. `CROSS JOIN` fixes the join
 # order in SQLite. After ANALYZE, a second condition on `responses` in the recursive SELECT would make SQLite build a

@@ -23,8 +23,7 @@ from typing import Protocol
 
 from antiphon.config.state import RetentionSettings
 from antiphon.stores.audit import AuditStore
-from antiphon.stores.pages import R
-from antiphon.stores.tables import Statement, Tables, changed, milliseconds
+from antiphon.stores.tables import R, Statement, Tables, changed, milliseconds
 
 SWEEPER = "retention"
 """The value of `locked_by` in a conversation that a sweep is deleting. A conversation lock with this value never

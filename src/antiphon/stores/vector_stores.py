@@ -35,8 +35,17 @@ from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.pages import Row, check_cursors
-from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, page_parameters
+from antiphon.stores.tables import (
+    Row,
+    RowsMissing,
+    Statement,
+    Tables,
+    both_ways,
+    changed,
+    check_cursors,
+    milliseconds,
+    page_parameters,
+)
 from antiphon.types.search import Attributes
 
 _ACTIVE_MS = 60_000

@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.stores import files
 from antiphon.stores.blobs import pending
-from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.files import NOTE_UNKNOWN, SQL
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
@@ -64,7 +64,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     """Five thousand files of seven owners, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
     migrate(connection, packaged_steps())
-    lease_clock.prepare(connection, ())
+    sqlite_tables.prepare_lease_clock(connection, ())
     connection.execute("BEGIN")
     connection.executemany(
         f"INSERT INTO files (owner, {files.COLUMNS}) VALUES (?, ?, 'n', 'user_data', 't', 1, 's', ?, ?, ?)",

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from antiphon.stores.indexing import KNOWN
-from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
@@ -111,7 +111,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     analysed."""
     connection = connect_writer(tmp_path_factory.mktemp("plans") / "vectors.db")
     migrate(connection, packaged_steps("vector_migrations"))
-    lease_clock.prepare(connection, ())
+    sqlite_tables.prepare_lease_clock(connection, ())
     connection.execute("BEGIN")
     for no in range(1, 101):
         connection.execute(

@@ -17,7 +17,7 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.opening import (
     SESSIONS_FILE,
     VECTORS_FILE,
@@ -72,7 +72,7 @@ async def test_a_wall_clock_that_jumps_changes_no_lease(tmp_path: Path, jump: fl
         return time.time() + off
 
     def leases() -> int:
-        return lease_clock.lease_now() + passed
+        return sqlite_tables.lease_now() + passed
 
     stores = await open_sqlite(tmp_path, chain_items=100, leases=leases)
     stores.conversations = ConversationStore(
@@ -120,11 +120,11 @@ async def test_a_second_process_of_the_same_start_ends_nothing(tmp_path: Path, s
 
 
 def test_where_the_system_names_its_start_no_wall_clock_is_used() -> None:
-    assert abs(lease_clock.lease_now(boot="one") / 1000 - time.monotonic()) < 60
+    assert abs(sqlite_tables.lease_now(boot="one") / 1000 - time.monotonic()) < 60
 
 
 def test_where_the_system_names_no_start_the_wall_clock_is_used() -> None:
-    assert abs(lease_clock.lease_now(boot="") / 1000 - time.time()) < 60
+    assert abs(sqlite_tables.lease_now(boot="") / 1000 - time.time()) < 60
 
 
 async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:

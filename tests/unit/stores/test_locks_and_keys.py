@@ -13,7 +13,7 @@ from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.schema_steps import SchemaStep
-from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite.migrate import migrate
 from antiphon.stores.sqlite.tables import SqliteTables
@@ -125,15 +125,15 @@ def test_steps_that_fail_leave_no_transaction(tmp_path: Path, monkeypatch: pytes
     connection.execute("CREATE TABLE lease_clock (boot TEXT)")
     connection.execute("CREATE TABLE t (n)")
     with pytest.raises(sqlite3.OperationalError):
-        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)", "DELETE FROM none"], "one")
+        sqlite_tables.prepare_lease_clock(connection, ["INSERT INTO t VALUES (1)", "DELETE FROM none"], "one")
     assert not connection.in_transaction and connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
     for boot, ends in (("one", 1), ("one", 1), ("two", 2)):
-        lease_clock.prepare(connection, ["INSERT INTO t VALUES (1)"], boot)
+        sqlite_tables.prepare_lease_clock(connection, ["INSERT INTO t VALUES (1)"], boot)
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (ends,)
         assert connection.execute("SELECT boot FROM lease_clock").fetchall() == [(boot,)]
         assert not connection.in_transaction
     (at,) = connection.execute("SELECT lease_now()").fetchone()
-    assert 0 <= lease_clock.lease_now() - at < 60_000
+    assert 0 <= sqlite_tables.lease_now() - at < 60_000
     connection.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import Insertion, Rows
+from antiphon.stores.sqlite.units import Insertion, Rows
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import RowsMissing, Statement
 

@@ -11,7 +11,8 @@ import pytest
 
 from antiphon.stores import conversations, prompts
 from antiphon.stores.responses import LOAD_BEFORE
-from antiphon.stores.sqlite import lease_clock, response_rows
+from antiphon.stores.sqlite import response_rows
+from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
@@ -72,7 +73,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     """A thousand conversations of four items and as many prompts, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
     migrate(connection, packaged_steps())
-    lease_clock.prepare(connection, ())
+    sqlite_tables.prepare_lease_clock(connection, ())
     connection.execute("BEGIN")
     for n in range(1000):
         owner = f"o{n % 7}"

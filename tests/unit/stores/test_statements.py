@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antiphon.stores.sqlite.statements import Insertion
+from antiphon.stores.sqlite.units import Insertion
 
 
 def test_an_insertion_of_any_number_of_rows() -> None:

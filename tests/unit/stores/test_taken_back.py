@@ -24,8 +24,7 @@ from antiphon.stores.sqlite.opening import (
     SqliteVectorDatabase,
     open_vector_database,
 )
-from antiphon.stores.sqlite.statements import Step
-from antiphon.stores.sqlite.units import Undo
+from antiphon.stores.sqlite.units import Step, Undo
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.job_contract import MOST, piece, queued

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores.sqlite.statements import Insertion, Rows, Step
-from antiphon.stores.sqlite.units import Unit, adds, run_steps, run_together
+from antiphon.stores.sqlite.units import Insertion, Rows, Step, Unit, adds, run_steps, run_together
 from antiphon.stores.tables import RowsMissing, Statement
 
 TABLE = Insertion("INSERT INTO t (n, text) VALUES", "(?, ?)")

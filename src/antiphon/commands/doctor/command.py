@@ -2,7 +2,7 @@
 
 Lives here: the checks of this machine and these settings, the check of the trace collector, and the report. Not here:
 probing a chat server (`upstream_probes.py`), judging its features (`upstream_report.py`), checking a database
-(`stores/state_report.py`).
+(`stores/__init__.py`).
 
 Invariants: exit status 0 means that no finding makes requests fail. (A failing collector is a note, because requests do
 not need it.) The output contains no secret.
@@ -40,9 +40,9 @@ from antiphon.envoy.versions import FEATURES, FIXES, NEWEST, OLDEST, find_envoy,
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
 from antiphon.extras import how_to_install
 from antiphon.local_keys import exposed, prepare_data
+from antiphon.stores.__init__ import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs import open_blobs
-from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0

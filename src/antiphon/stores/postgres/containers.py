@@ -22,8 +22,7 @@ from antiphon.engine.ports.containers import (
     TooManyContainers,
 )
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlobs
-from antiphon.stores.pages import Row
-from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renewed
 
 # Selects the columns in the order of the fields of `ContainerHead`.
 _HEAD = """

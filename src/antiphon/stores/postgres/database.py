@@ -34,7 +34,6 @@ from typing import Literal, TypeAlias, TypeVar
 import asyncpg
 
 from antiphon.errors import StoreError
-from antiphon.stores.pages import Row
 from antiphon.stores.postgres.connecting import Connection as Connection
 from antiphon.stores.postgres.connecting import Servers
 from antiphon.stores.postgres.failures import (
@@ -50,6 +49,7 @@ from antiphon.stores.postgres.failures import (
     store_error,
     unknown,
 )
+from antiphon.stores.tables import Row
 
 T = TypeVar("T")
 Record: TypeAlias = Row

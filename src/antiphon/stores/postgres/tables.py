@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 
-from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database, committed_once
-from antiphon.stores.tables import Counts, RowsMissing, Statement
+from antiphon.stores.tables import Counts, Row, RowsMissing, Statement
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 """SQL: the database's current time in milliseconds since the epoch, as time columns store it."""

@@ -21,7 +21,6 @@ from antiphon.ids import now
 from antiphon.stores.conversations import RELEASE
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
-from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
@@ -31,8 +30,8 @@ from antiphon.stores.sqlite.response_rows import (
     touch_chain,
     unsave_steps,
 )
-from antiphon.stores.sqlite.statements import Step
-from antiphon.stores.sqlite.tables import sqlite_steps
+from antiphon.stores.sqlite.tables import LeaseClock, lease_now, sqlite_steps
+from antiphon.stores.sqlite.units import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 

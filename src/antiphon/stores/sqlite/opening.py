@@ -30,17 +30,15 @@ from antiphon.stores.blobs.pending import PendingBlobs
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import AskingSignals
 from antiphon.stores.retention import SWEEPER
-from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.files import SqlitePendingRows
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
-from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.tables import SqliteTables
+from antiphon.stores.sqlite.tables import LeaseClock, SqliteTables, lease_now, prepare_lease_clock
 from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.vectors.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
@@ -173,8 +171,8 @@ def prepare(
     connection: sqlite3.Connection, folder: str, end_leases: Sequence[str], leases: LeaseClock = lease_now
 ) -> None:
     """Prepare a new writer connection: apply the schema steps in the package's subfolder `folder`, and define the SQL
-    function `lease_now()`. `end_leases`: the statements that run after a reboot (see `lease_clock.py`)."""
+    function `lease_now()`. `end_leases`: the statements that run after a reboot (see `prepare_lease_clock`)."""
     steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)
-    lease_clock.prepare(connection, end_leases, clock=leases)
+    prepare_lease_clock(connection, end_leases, clock=leases)

@@ -19,7 +19,7 @@ from typing import Final
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.conversations import RELEASE
 from antiphon.stores.responses import DELETE, DELETE_LAST_OF_CHAIN
-from antiphon.stores.sqlite.statements import Insertion, Rows, Step
+from antiphon.stores.sqlite.units import Insertion, Rows, Step
 from antiphon.stores.tables import Statement, milliseconds
 
 _LIGHT: Final = 16 << 10

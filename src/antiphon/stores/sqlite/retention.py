@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from antiphon.ids import Clock, now
 from antiphon.stores.retention import SWEEPER, Piece, fitting
-from antiphon.stores.sqlite.lease_clock import LeaseClock, lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.tables import LeaseClock, lease_now
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import Statement, milliseconds
 

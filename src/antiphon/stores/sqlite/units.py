@@ -1,14 +1,16 @@
 """Defines units of writes, and runs a group of units in one transaction.
 
-Lives here: the state of a unit, its deadline, running its steps, and merging the INSERT statements of similar units.
-Not here: the transaction and its thread (`writer.py`), the steps (`statements.py`).
+Lives here: the steps of a unit (a statement, or rows to insert), the state of a unit, its deadline, running its steps,
+and merging the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`), other
+statements (`../tables.py`), SQL of any store.
 
 For each statement, Python's sqlite3 releases the GIL several times, and then waits for a busy event loop to get the GIL
 back. So this module merges INSERT statements: one statement inserts the rows that several units add to the same table.
 If a merged statement fails, the writer runs the units one by one to find the failing unit.
 
-Invariant: a group that succeeds has the same effect as running its units one after the other in some order. No caller
-gets a result before the whole group is committed, so callers cannot observe the order.
+Invariants: a step may run again after its transaction was rolled back, and produces the same results. A group that
+succeeds has the same effect as running its units one after the other in some order. No caller gets a result before the
+whole group is committed, so callers cannot observe the order.
 """
 
 from __future__ import annotations
@@ -19,9 +21,49 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import Insertion, Rows, Step
-from antiphon.stores.tables import Counts, RowsMissing
+from antiphon.stores.tables import Counts, RowsMissing, Statement
 
+
+class Insertion:
+    """An INSERT statement for any number of rows. Each row of parameters inserts one table row or none."""
+
+    def __init__(self, before: str, row: str, behind: str = "") -> None:
+        """`row`: the placeholders of one row in brackets, such as `(?, ?)`. `sql` repeats `row` between `before` and
+        `behind`."""
+        self.width = row.count("?")
+        self._before = before
+        self._row = row
+        self._behind = behind
+        self._made: dict[int, str] = {}
+
+    def sql(self, count: int) -> str:
+        """Return the SQL that inserts `count` rows."""
+        sql = self._made.get(count)
+        if sql is None:
+            sql = self._made[count] = f"{self._before} {', '.join([self._row] * count)} {self._behind}"
+        return sql
+
+
+class Rows:
+    """Rows that a unit of writes inserts. If one row cannot be inserted, the unit fails with `RowsMissing`. `values`:
+    the values of all rows in one flat tuple.
+
+    `light`: one statement may insert these rows together with rows of other units. Set `light` only for small rows,
+    because SQLite keeps the last values of a cached statement in memory.
+    """
+
+    def __init__(self, insertion: Insertion, values: tuple[object, ...], light: bool = False) -> None:
+        self.insertion = insertion
+        self.values = values
+        self.light = light
+
+    @property
+    def sql(self) -> str:
+        """The SQL that inserts one of the rows."""
+        return self.insertion.sql(1)
+
+
+Step = Statement | Rows
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 

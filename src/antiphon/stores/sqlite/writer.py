@@ -40,10 +40,10 @@ import structlog
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, locked, place_of, store_error, wait_for_lock
-from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import (
     Answer,
     Deadlines,
+    Step,
     Undo,
     Unit,
     adds,

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
-from antiphon.stores.pages import Row
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes, index_name
 from antiphon.stores.postgres.vectors.sql import ATTRIBUTES
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vectors.words import query_words
-from antiphon.stores.tables import Statement, Tables
+from antiphon.stores.tables import Row, Statement, Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 

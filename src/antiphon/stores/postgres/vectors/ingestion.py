@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
-from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vectors.words import chunk_words
-from antiphon.stores.tables import Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 SWEPT_CHUNKS = 500
 SWEPT_FILES = 200
