@@ -17,7 +17,7 @@ from antiphon.config.state import StateSettings
 from antiphon.entry import main
 from antiphon.errors import ConfigError
 from antiphon.stores import check_deployment
-from antiphon.stores.deployment import Keys
+from antiphon.stores.compatibility import KeyFingerprints
 from tests.support.postgres import PostgresServer
 
 OWNER, SEAL, OTHER = "owner-key-canary-" + "o" * 20, "seal-key-canary-" + "s" * 20, "other-key-canary-" + "t" * 20
@@ -47,7 +47,7 @@ async def admin_keys(
 
 async def test_of_many_that_start_at_once_with_different_keys_one_kind_starts(tmp_path: Path, url: str) -> None:
     state = StateSettings.model_validate({"url": url})
-    starts = [check_deployment(state, tmp_path, Keys("o", (seal,))) for seal in "ababab"]
+    starts = [check_deployment(state, tmp_path, KeyFingerprints("o", (seal,))) for seal in "ababab"]
     ends = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(one is None for one in ends) == 3
     assert sum(isinstance(one, ConfigError) for one in ends) == 3

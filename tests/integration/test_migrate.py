@@ -17,9 +17,9 @@ from antiphon.config.state import StateSettings
 from antiphon.entry import main
 from antiphon.errors import StoreError
 from antiphon.stores import check_migrated, open_stores
+from antiphon.stores.compatibility import SchemaStep
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import LOCK, Patience, applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.schema_steps import SchemaStep
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 ONE = SchemaStep(1, "0001_one.sql", "CREATE TABLE one (n integer)")

@@ -29,7 +29,7 @@ from antiphon.stores import open_stores
 from antiphon.stores.__init__ import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.memory import MemoryBlobs
-from antiphon.stores.deployment import MOVING, Keys, to_note
+from antiphon.stores.compatibility import MOVING, KeyFingerprints, keys_to_record
 from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres.importing import DatabaseImport
@@ -182,7 +182,7 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(url: st
     await connection.close()
     assert MOVING in rows
     with pytest.raises(ConfigError, match="antiphon admin move"):
-        to_note(rows, Keys(None, ("s",)))
+        keys_to_record(rows, KeyFingerprints(None, ("s",)))
     other = tmp_path / "other"
     await (await open_sqlite(other, chain_items=1)).aclose()
     with pytest.raises(StoreError, match="is unfinished"):
@@ -246,7 +246,12 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_
         await go(_Aborted)
     with pytest.raises(ConfigError, match=r"The move of .* to postgresql://.*is unfinished.*delete .*moved\.json"):
         await start()
-    said = [one async for one in examine_state(StateSettings(), tmp_path, StateNeeds(Keys(None, ()), 1, vectors=False))]
+    said = [
+        one
+        async for one in examine_state(
+            StateSettings(), tmp_path, StateNeeds(KeyFingerprints(None, ()), 1, vectors=False)
+        )
+    ]
     assert [one.verdict for one in said] == ["problem"] and "is unfinished" in said[0].what
     # Given up, and used again: what is there does not go with it any more.
     (tmp_path / MARK_FILE).unlink()

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.backend import StateFinding, StateNeeds
-from antiphon.stores.deployment import Keys
+from antiphon.stores.compatibility import KeyFingerprints
 from antiphon.stores.postgres.checks import examine
 from antiphon.stores.postgres.connecting import connect
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
@@ -164,7 +164,7 @@ async def test_a_pooler_that_leads_elsewhere_is_followed(primary: PostgresServer
 async def test_doctor_says_what_each_server_is(primary: PostgresServer, replica: PostgresServer) -> None:
     url = of(free_port(), replica.port, primary.port).replace("postgres@", "postgres:secret-word@")
     state = StateSettings(url=SecretStr(url))
-    said = [one async for one in examine(state, StateNeeds(Keys(None, ()), 4, vectors=False))]
+    said = [one async for one in examine(state, StateNeeds(KeyFingerprints(None, ()), 4, vectors=False))]
     found = {one.what: one.verdict for one in said if one.what.startswith("server 127")}
     assert list(found.values()) == ["note", "ok", "ok"], said
     assert [("cannot be reached" in one, "follows" in one, "takes writes" in one) for one in found] == [

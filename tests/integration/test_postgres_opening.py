@@ -21,7 +21,7 @@ from antiphon.stores import Stores, open_stores
 from antiphon.stores.__init__ import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.deployment import Keys
+from antiphon.stores.compatibility import KeyFingerprints
 from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.postgres import owner_data
 from antiphon.stores.postgres.database import Connection, Database
@@ -190,7 +190,7 @@ async def test_with_embeddings_a_server_without_the_extension_is_refused(
     state = StateSettings(url=SecretStr(url))
 
     async def problems(*, vectors: bool) -> list[str]:
-        wanted = StateNeeds(Keys(None, ()), 4, vectors=vectors)
+        wanted = StateNeeds(KeyFingerprints(None, ()), 4, vectors=vectors)
         return [one.what async for one in examine_state(state, tmp_path, wanted) if "vector'" in one.what]
 
     assert await problems(vectors=True) == ["the extension 'vector' can be used"]

@@ -14,13 +14,13 @@ import pytest
 from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.vector_stores import FileError, FileStateCounts, NewFile
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.indexing import ingest_job
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vectors import ingestion as work
 from antiphon.stores.postgres.vectors.sql import PostgresVectorSql
 from antiphon.stores.tables import Statement
+from antiphon.stores.vector_stores import ingest_job
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
 from tests.integration.test_vector_stores_app import ask, ingested, opened, upload
 from tests.support.embeddings_server import open_embeddings_server

@@ -23,7 +23,7 @@ from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
-from antiphon.stores.deployment import Keys, fingerprint
+from antiphon.stores.compatibility import KeyFingerprints, fingerprint
 
 OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
 
@@ -80,11 +80,11 @@ def _sealing_keys(settings: Settings) -> list[bytes]:
     return keys or [local_key(settings.data, SEALING_KEY, lambda: _needs_sealing_key(settings))]
 
 
-def deployment_keys(settings: Settings) -> Keys:
+def deployment_keys(settings: Settings) -> KeyFingerprints:
     """Return fingerprints of the configured keys. Machines that share a database compare these fingerprints, because
     all machines need the same keys."""
     owner = settings.owner.key if settings.owner.source == "bearer" else None
-    return Keys(
+    return KeyFingerprints(
         None if owner is None else fingerprint(owner.get_secret_value().encode(), "owner.key"),
         tuple(fingerprint(key.get_secret_value().encode(), "sealing.keys") for key in settings.sealing.keys),
     )

@@ -1,6 +1,6 @@
 """Implements `antiphon migrate`: shows, applies and undoes database migrations.
 
-Lives here: the actions and their output. Not here: the migration steps (`stores/schema_steps.py`), the SQL.
+Lives here: the actions and their output. Not here: the migration steps (`stores/compatibility.py`), the SQL.
 
 Invariants: no step is undone without `--yes`. Exit status 0 of `status` means that this build can start and no step is
 missing.
@@ -21,7 +21,7 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.logs import configure
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Applied, Schema, create_step, missing_steps, oldest_schema, step_to_undo
+from antiphon.stores.compatibility import Applied, Schema, create_step, missing_steps, oldest_schema, step_to_undo
 
 
 def run(arguments: argparse.Namespace) -> int:

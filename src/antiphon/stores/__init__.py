@@ -19,8 +19,7 @@ from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.errors import AntiphonError, StoreError
 from antiphon.stores.backend import StateFinding, StateNeeds, StoreOptions, Stores, VectorDatabase
 from antiphon.stores.choice import backend_of
-from antiphon.stores.deployment import Keys, to_note
-from antiphon.stores.schema_steps import missing_steps, oldest_schema
+from antiphon.stores.compatibility import KeyFingerprints, keys_to_record, missing_steps, oldest_schema
 
 __all__ = [
     "StoreOptions",
@@ -29,6 +28,7 @@ __all__ = [
     "backend_of",
     "check_deployment",
     "check_migrated",
+    "examine_state",
     "open_stores",
 ]
 
@@ -52,7 +52,7 @@ async def open_stores(
         raise
 
 
-async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:
+async def check_deployment(state: StateSettings, data: Path, keys: KeyFingerprints) -> None:
     """Check that this process's owner key and sealing keys match the fingerprints of keys in the database. Raises
     `ConfigError` when the keys differ, and `StoreError` when the database fails."""
     await backend_of(state, data).check_keys(keys)
@@ -75,13 +75,13 @@ async def check_migrated(state: StateSettings, data: Path) -> None:
 async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
     """Yield each finding as soon as it is known. An `AntiphonError` becomes a finding of the verdict `problem`."""
     try:
-        async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
+        async for said in backend_of(state, data).examine(wanted, _schema_and_keys(state, data, wanted.keys)):
             yield said
     except AntiphonError as error:
         yield StateFinding("problem", str(error))
 
 
-async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[StateFinding]:
+async def _schema_and_keys(state: StateSettings, data: Path, keys: KeyFingerprints) -> AsyncIterator[StateFinding]:
     async with backend_of(state, data).open_schemas(seconds=state.deadline) as schemas:
         for schema in schemas:
             applied = await schema.applied()
@@ -113,5 +113,5 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
     if not recorded:
         yield StateFinding("ok", "no process has started on this database yet: the first start records its keys")
         return
-    to_note(recorded, keys)
+    keys_to_record(recorded, keys)
     yield StateFinding("ok", "owner.key and sealing.keys match the other machines'")

@@ -31,8 +31,8 @@ from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.client_keys import ClientKeyStore
+from antiphon.stores.compatibility import KeyFingerprints, Recorded, Schema
 from antiphon.stores.conversations import ConversationStore
-from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
@@ -43,7 +43,6 @@ from antiphon.stores.prompts import PromptStore
 from antiphon.stores.quotas import QuotaStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
 from antiphon.stores.retention import Pieces, Retention
-from antiphon.stores.schema_steps import Schema
 from antiphon.stores.tables import Tables
 from antiphon.stores.vector_stores import VectorStores
 
@@ -68,7 +67,7 @@ class StateNeeds:
     """The values from the settings with which `antiphon doctor` compares the state's database. `connections`: the
     number of database connections that all processes of this machine open together."""
 
-    keys: Keys
+    keys: KeyFingerprints
     connections: int
     vectors: bool
 
@@ -323,12 +322,12 @@ class Backend(ABC):
         the database."""
         return None
 
-    async def check_keys(self, keys: Keys) -> None:
+    async def check_keys(self, keys: KeyFingerprints) -> None:
         """Compare these keys with the recorded keys and record new keys, in one transaction. Raises `ConfigError` when
         a process must not start with these keys. A backend without a shared database accepts any keys."""
         return
 
-    async def accept_keys(self, keys: Keys) -> None:
+    async def accept_keys(self, keys: KeyFingerprints) -> None:
         """Replace the recorded keys of a shared database with these keys."""
         return
 

@@ -1,31 +1,32 @@
-"""Keeps the rows of vector stores, their files and their file batches, for any backend.
+"""Keeps vector stores, their files and their file batches, and the parts of ingestion and search that all backends
+share.
 
-Lives here: the SQL that the backends share, the order of statements, cursors and pages. Not here: the SQL that differs
-by backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), and chunks, ingestion and searches, which each backend
-implements.
-
-Every transaction that adds or removes files updates the vector store's row first. So two concurrent changes never
-deadlock, and a deleted vector store gets no more files.
+Lives here: the operations of the API, the order of statements, cursors and pages (`VectorStores`). Also the changes of
+claimed files (`SqlIngestion`), and the reads of an owner's stores and of the texts of chunks (`SqlChunkIndex`). Not
+here: the SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes
+chunks, and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
 Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
-a row. The database stores no file counts. Queries compute the counts from the files' rows.
+a row. Only the database's lease clock decides whether a lease is expired. A search finds a file only after a worker has
+completed the file. A search identifies a store by its number, which `known` returns only for the store's owner.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.indexing import ChunkHit, IngestJob, KnownStore
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
     Chunking,
     FileError,
     FileStateCounts,
+    FoundChunk,
     NewFile,
     StoreChanges,
     VectorFile,
@@ -33,164 +34,29 @@ from antiphon.engine.ports.vector_stores import (
 )
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.tables import (
     Row,
     RowsMissing,
     Statement,
     Tables,
-    both_ways,
     changed,
     check_cursors,
     milliseconds,
     page_parameters,
+    renewed,
 )
+from antiphon.stores.vector_sql import Named, VectorSql
 from antiphon.types.search import Attributes
 
 _ACTIVE_MS = 60_000
 _TOUCHED = 10_000
-_DAY = 86_400_000
-
-Named = Mapping[str, Any]
-
-
-class VectorSql(ABC):
-    """The SQL statements of the vector stores in one backend."""
-
-    def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
-        """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
-        store. `batch_file`: the SQL condition that joins a row of `vector_batch_files` (`m`) to its file (`f`)."""
-        self._attributes = attributes
-        self.count_chunks = f"""
-SELECT CAST(coalesce(sum(f.chunks), 0) AS bigint)
-FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store} WHERE s.owner IN (:owners...)
+HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
+"""SQL: selects the file that a worker holds, by the claim and by the file number that the claim returned."""
+KNOWN = """
+SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
+WHERE owner = :owner AND id IN (:ids...)
 """
-        mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
-        count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
-        counts = ", ".join(count.format(state) for state in ("in_progress", "completed", "failed", "cancelled"))
-        stores = f"""
-SELECT s.id, s.created_at, s.last_active_at, s.name, s.description, s.metadata, s.expires_days, s.expires_at,
-       coalesce(s.expires_at <= now_ms(), false) AS expired, (
-         SELECT CAST(coalesce(sum(usage_bytes), 0) AS bigint) FROM vector_files f WHERE f.{store} = s.{number}
-       ) AS usage_bytes, {counts}
-FROM vector_stores s WHERE s.owner = :owner
-"""
-        self.get_store = f"{stores} AND s.id = :id"
-        at = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = "
-        self.stores = both_ways(f"""{stores}
-  AND (CAST(:low AS text) IS NULL OR s.{number} > {at} :low))
-  AND (CAST(:high AS text) IS NULL OR s.{number} < {at} :high))
-ORDER BY s.{number} {{order}} LIMIT :limit
-""")
-        self.update_store = f"""
-UPDATE vector_stores SET
-  name = CASE WHEN :new_name THEN :name ELSE name END, metadata = coalesce(:metadata, metadata),
-  expires_days = CASE WHEN :clear THEN NULL ELSE coalesce(CAST(:days AS bigint), expires_days) END,
-  last_active_at = now_ms(),
-  expires_at = now_ms() + CASE WHEN :clear THEN NULL ELSE coalesce(:days, expires_days) END * {_DAY}
-WHERE owner = :owner AND id = :id
-"""
-        used = f"last_active_at = now_ms(), expires_at = now_ms() + expires_days * {_DAY}"
-        there = "(expires_at IS NULL OR expires_at > now_ms())"
-        # Skips a store that another transaction has locked, because that transaction uses the store. Skips a store
-        # whose last recorded use is less than `:active` milliseconds ago.
-        self.touch = f"""
-UPDATE vector_stores SET {used} WHERE {number} IN (
-  SELECT {number} FROM vector_stores
-  WHERE owner = :owner AND id IN (:ids...) AND {there} AND last_active_at <= now_ms() - CAST(:active AS bigint)
-  FOR NO KEY UPDATE SKIP LOCKED
-)
-"""
-        # Locks the store, so that no other transaction adds or removes a file until this transaction ends. Also records
-        # the use of the store. Increments `version`, because the set of completed files may change.
-        self.hold_used = f"""
-UPDATE vector_stores SET version = version + 1, {used} WHERE owner = :owner AND id = :id AND {there}
-"""
-        self.hold = "UPDATE vector_stores SET version = version + 1 WHERE owner = :owner AND id = :id"
-        self.lock = "SELECT 1 FROM vector_stores WHERE owner = :owner AND id = :id FOR NO KEY UPDATE"
-        which = f"""
-owner = :owner AND {number} IN (SELECT {store} FROM vector_files WHERE file_id = :file_id)
-"""
-        self.lock_stores_of_file = f"SELECT 1 FROM vector_stores WHERE {which} ORDER BY {number} FOR NO KEY UPDATE"
-        self.bump_stores_of_file = f"UPDATE vector_stores SET version = version + 1 WHERE {which}"
-        self.set_attributes = f"""
-UPDATE vector_files SET attributes = :attributes WHERE {store} = {mine} AND file_id = :file_id
-"""
-        self.delete_file = f"DELETE FROM vector_files WHERE {store} = {mine} AND file_id = :file_id"
-        self.delete_everywhere = f"""
-DELETE FROM vector_files
-WHERE file_id = :file_id AND {store} IN (SELECT {number} FROM vector_stores WHERE owner = :owner)
-"""
-        self.insert_batch = f"""
-INSERT INTO vector_batches (id, {store}, created_at)
-SELECT :batch_id, {number}, now_ms() FROM vector_stores WHERE owner = :owner AND id = :id
-"""
-        self.cancel_batch = f"UPDATE vector_batches SET cancelled = true WHERE {store} = {mine} AND id = :batch_id"
-        files = f"""
-SELECT f.file_id, s.id AS store_id, f.filename, f.status, f.created_at, f.usage_bytes, f.chunking, f.chunk_size,
-       f.chunk_overlap, f.attributes, f.error_code, f.error_message
-FROM vector_stores s JOIN vector_files f ON f.{store} = s.{number}
-WHERE s.owner = :owner AND s.id = :id
-"""
-        self.get_file = f"{files} AND f.file_id = :file_id"
-        cursor = f"(SELECT c.created_at, c.file_id FROM vector_files c WHERE c.{store} = s.{number} AND c.file_id = "
-        self.files = both_ways(f"""{files}
-  AND (CAST(:state AS text) IS NULL OR f.status = :state)
-  AND (CAST(:batch_id AS text) IS NULL OR EXISTS (
-    SELECT 1 FROM vector_batch_files m WHERE m.batch_id = :batch_id AND {batch_file}
-  ))
-  AND (CAST(:low AS text) IS NULL OR (f.created_at, f.file_id) > {cursor} :low))
-  AND (CAST(:high AS text) IS NULL OR (f.created_at, f.file_id) < {cursor} :high))
-ORDER BY f.created_at {{order}}, f.file_id {{order}} LIMIT :limit
-""")
-        states = ", ".join(
-            f"count(f.file_id) FILTER (WHERE f.status = '{state}') AS {state}"
-            for state in ("in_progress", "completed", "failed", "cancelled")
-        )
-        self.get_batch = f"""
-SELECT b.id, s.id AS store_id, b.created_at, b.cancelled AS stopped, {states}
-FROM vector_stores s JOIN vector_batches b ON b.{store} = s.{number}
-LEFT JOIN vector_batch_files m ON m.batch_id = b.id LEFT JOIN vector_files f ON {batch_file}
-WHERE s.owner = :owner AND s.id = :id AND b.id = :batch_id
-GROUP BY b.id, s.id
-"""
-
-    drop_attributes: str
-    insert_attribute: str
-    """Inserts the attribute `:key` of the file `:file_id` with its `:kind` and its value (`:text` or `:number`)."""
-    file_text: str
-    """Selects the texts of at most `:limit` chunks of a file, from chunk number `:first` on. No row means that the file
-    does not exist. One row without a text means that the file is not completed, or has no chunks in this range."""
-
-    @abstractmethod
-    def create(self, named: Named) -> list[Statement]:
-        """Return the statements that create a store with the values in `named`."""
-
-    @abstractmethod
-    def delete(self, named: Named) -> list[Statement]:
-        """Return the statements that delete a store with its files and chunks. One statement has `rows` set, so the
-        transaction fails when the store does not exist."""
-
-    @abstractmethod
-    def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
-        """Return the statements that add files to a store, and to the batch `batch_id` if it is set. An earlier
-        statement of the same transaction locks the store. A file that is already in the store is ingested again, and
-        stays in its batches."""
-
-    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
-        """Return the statements that replace a file's attributes."""
-        rows = [{**named, **row} for row in self._attributes.rows(attributes)]
-        return [Statement(self.drop_attributes, named), Statement(self.insert_attribute, rows, many=True)]
-
-    @abstractmethod
-    def clear(self, which: str, named: Named) -> list[Statement]:
-        """Return the statements that mark the chunks of a removed file for deletion by a sweep. `which` is `one` (the
-        file in one store) or `all` (the file in all the owner's stores)."""
-
-    @abstractmethod
-    def cancel_files(self, named: Named) -> list[Statement]:
-        """Return the statements that cancel the files of a batch whose ingestion is not finished."""
 
 
 class VectorStores:
@@ -459,3 +325,130 @@ def _attributes_json(attributes: Attributes) -> bytes:
 
 def _counts(row: Row) -> FileStateCounts:
     return FileStateCounts(row["in_progress"], row["completed"], row["failed"], row["cancelled"])
+
+
+class SqlIngestion:
+    """Implements `Ingestion` on tables that the caller closes. A backend's subclass adds `claim`, `append` and
+    `sweep`."""
+
+    def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
+        """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
+        store. `key`: the column that identifies a file across attempts. `trash`: the statement that marks the chunks of
+        a held file for deletion by a sweep. `counted`: the SET clauses of further columns that a backend updates when a
+        worker completes a file."""
+        self._tables = tables
+        held = HELD.format(number=number)
+        self.renew_files = f"""
+WITH held (id) AS MATERIALIZED (
+  SELECT {key} FROM vector_files WHERE claim IN (:holders...) AND status = 'in_progress'
+  ORDER BY {key} FOR NO KEY UPDATE
+)
+UPDATE vector_files AS f SET lease_until = lease_in(:lease) FROM held WHERE f.{key} = held.id RETURNING claim
+"""
+        # If `attempts` fell to 0, the next claim would reuse the file number, and its chunks would mix with the chunks
+        # of this attempt. So `release` never lowers `attempts` to 0.
+        self.release_file = """
+UPDATE vector_files SET claim = NULL, attempts = attempts - :uncounted,
+  lease_until = CASE WHEN :pause > 0 THEN lease_in(:pause) ELSE taken() END
+WHERE claim = :claim AND status = 'in_progress'
+"""
+        # Locks the store's row before the file's row, as every transaction that locks both does, to avoid deadlocks.
+        self.bump_store = f"""
+UPDATE vector_stores SET version = version + 1 WHERE {number} = (SELECT {store} FROM vector_files WHERE {held})
+"""
+        self.complete_file = f"""
+UPDATE vector_files SET status = 'completed', chunks = :chunks, usage_bytes = :usage_bytes, embedding_model = :model,
+  claim = NULL, error_code = NULL, error_message = NULL{counted}
+WHERE {held}
+"""
+        self.fail_file = f"""
+UPDATE vector_files SET status = 'failed', error_code = :code, error_message = :message, claim = NULL, usage_bytes = 0
+WHERE {held}
+"""
+        self._trash = trash.format(held=held)
+        self.count_waiting = f"""
+SELECT count(*) FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store}
+WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
+"""
+
+    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
+        """Extend the leases of these claims to `seconds` from now. Returns the claims that still hold a file."""
+        return await renewed(self._tables, self.renew_files, claims, seconds)
+
+    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
+        """Release a claimed file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim
+        counts as an attempt."""
+        uncounted = 0 if attempted or job.attempts <= 1 else 1
+        named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
+        await self._tables.run([Statement(self.release_file, named)], again=True)
+
+    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
+        """Mark the file as completed, so that searches find it. Returns False when the worker has lost its claim.
+        `model`: the embedding model of the file's vectors, or None."""
+        given = {"chunks": chunks, "usage_bytes": usage_bytes, "model": model}
+        named = {"claim": job.claim, "no": job.number, **given}
+        return await changed(
+            self._tables, Statement(self.bump_store, named), Statement(self.complete_file, named, rows=1)
+        )
+
+    async def fail(self, job: IngestJob, error: FileError) -> bool:
+        """Mark the file as failed, and its chunks for deletion. Returns False when the worker has lost its claim."""
+        named = {"claim": job.claim, "no": job.number, "code": error.code, "message": error.message}
+        return await changed(self._tables, Statement(self._trash, named), Statement(self.fail_file, named, rows=1))
+
+    async def waiting(self) -> int:
+        """Return the number of files whose ingestion is not finished."""
+        return int((await self._tables.fetch(self.count_waiting, {}))[0][0])
+
+
+def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
+    """Convert a row to the claimed file. The row has the columns in the order of the fields below."""
+    return IngestJob(
+        number=row[0],
+        claim=row[1],
+        owner=row[2],
+        store_id=row[3],
+        file_id=row[4],
+        filename=row[5],
+        chunking=Chunking(row[6], row[7], row[8]),
+        attempts=row[9],
+    )
+
+
+class SqlChunkIndex:
+    """Implements `ChunkIndex` on tables that the caller closes. A backend's subclass adds the searches `match` and
+    `nearest`."""
+
+    number: str
+    """The name of the column with a store's number."""
+    hits_sql: str
+    """The query that selects number, file, file name, attributes, text and store of those `:chunks` that are in
+    `:stores`."""
+
+    def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
+        self._tables = tables
+        self._stores = stores
+        self._clock = clock
+
+    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
+        """Return the stores with these ids that belong to the owner."""
+        named = {"owner": owner, "ids": list(store_ids), "now_ms": milliseconds(self._clock())}
+        rows = await self._tables.fetch(KNOWN.format(number=self.number), named)
+        return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
+        """Return the text and the file of each chunk, by chunk number. The result lacks deleted chunks and chunks of
+        other stores."""
+        named = {"chunks": list(chunks), "stores": [store.number for store in stores]}
+        rows = await self._tables.fetch(self.hits_sql, named)
+        return {row[0]: FoundChunk(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
+
+    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
+        """Record the current time as the last use of these stores, which postpones their expiry."""
+        await self._stores.touch(owner, store_ids)
+
+
+def chunk_hits(rows: Sequence[Row]) -> list[ChunkHit]:
+    """Convert rows of a chunk's number and its score to hits."""
+    return [ChunkHit(row[0], row[1]) for row in rows]

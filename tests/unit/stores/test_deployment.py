@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 
 from antiphon.errors import ConfigError
-from antiphon.stores.deployment import Keys, fingerprint, to_note
+from antiphon.stores.compatibility import KeyFingerprints, fingerprint, keys_to_record
 
 
-def keys(sealing: str, owner: str | None = "o") -> Keys:
-    return Keys(owner, tuple(sealing))
+def keys(sealing: str, owner: str | None = "o") -> KeyFingerprints:
+    return KeyFingerprints(owner, tuple(sealing))
 
 
-def after(*starts: Keys) -> dict[str, str]:
+def after(*starts: KeyFingerprints) -> dict[str, str]:
     """The rows after these processes started one after the other."""
     rows: dict[str, str] = {}
     for start in starts:
-        rows |= to_note(rows, start)
+        rows |= keys_to_record(rows, start)
     return rows
 
 
 def test_the_first_start_says_which_keys_they_are_and_the_next_adds_nothing() -> None:
     rows = after(keys("ab"))
     assert rows == {"owner.key": "o", "sealing.keys:a": "seals", "sealing.keys:b": "opens"}
-    assert to_note(rows, keys("ab")) == {}
+    assert keys_to_record(rows, keys("ab")) == {}
 
 
 @pytest.mark.parametrize(
@@ -52,23 +52,23 @@ def test_a_key_is_changed_while_machines_serve(starts: list[str]) -> None:
 )
 def test_a_change_that_would_leave_something_closed_is_refused(before: list[str], start: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        to_note(after(*map(keys, before)), keys(start))
+        keys_to_record(after(*map(keys, before)), keys(start))
 
 
 def test_another_key_of_owners_is_refused() -> None:
     rows = after(keys("a"))
     with pytest.raises(ConfigError, match=r"owner\.key differs.*could not find.*--accept"):
-        to_note(rows, keys("a", "p"))
+        keys_to_record(rows, keys("a", "p"))
     # Where nobody is known by a hash it is not asked for, and noted once it is.
-    assert to_note(rows, keys("a", None)) == {}
-    assert to_note(after(keys("a", None)), keys("a", "p")) == {"owner.key": "p"}
+    assert keys_to_record(rows, keys("a", None)) == {}
+    assert keys_to_record(after(keys("a", None)), keys("a", "p")) == {"owner.key": "p"}
 
 
 def test_what_was_accepted_is_all_there_is() -> None:
     rows = keys("b", "p").recorded()
-    assert to_note(rows, keys("b", "p")) == {}
+    assert keys_to_record(rows, keys("b", "p")) == {}
     with pytest.raises(ConfigError):
-        to_note(rows, keys("a", "o"))
+        keys_to_record(rows, keys("a", "o"))
 
 
 def test_a_fingerprint_tells_keys_and_uses_apart_and_holds_neither() -> None:

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from antiphon.stores.indexing import KNOWN
 from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
 from antiphon.stores.sqlite.vectors import chunk_index, ingestion
 from antiphon.stores.sqlite.vectors import sql as vector_sql
+from antiphon.stores.vector_stores import KNOWN
 from antiphon.types.search import Filter
 
 _FILTERS = Filter(

@@ -11,8 +11,8 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
+from antiphon.stores.compatibility import SchemaStep
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.schema_steps import SchemaStep
 from antiphon.stores.sqlite import tables as sqlite_tables
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite.migrate import migrate

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.schema_steps import SchemaStep
+from antiphon.stores.compatibility import SchemaStep
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE

@@ -9,7 +9,7 @@ import pytest
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Applied, SchemaStep, create_step, missing_steps, oldest_schema, read_steps
+from antiphon.stores.compatibility import Applied, SchemaStep, create_step, missing_steps, oldest_schema, read_steps
 
 STEPS = (
     SchemaStep(1, "0001_a.sql", "a"),

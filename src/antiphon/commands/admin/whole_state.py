@@ -1,7 +1,7 @@
 """Implements the actions of `antiphon admin` on the whole state: `backup`, `restore`, `move` and `keys`.
 
 Lives here: reading the flags, the keys in force, and the output. Not here: the archive (`stores/sqlite/backup.py`), the
-move (`stores/moving.py`), the check of keys against a database (`stores/deployment.py`).
+move (`stores/moving.py`), the check of keys against a database (`stores/compatibility.py`).
 
 Invariants: these actions create no key, and a restore is complete or leaves nothing. The output shows no password, and
 only the beginning of a fingerprint.
@@ -21,7 +21,7 @@ from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, KeyName
 from antiphon.stores.choice import backend_of
-from antiphon.stores.deployment import MOVING, OWNER, to_note
+from antiphon.stores.compatibility import MOVING, OWNER, keys_to_record
 from antiphon.stores.moved import MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 
@@ -165,7 +165,7 @@ async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) 
             rows.append([kind, (mark or value)[:_SHOWN], *said])
     problem = ""
     try:
-        to_note(recorded, keys)
+        keys_to_record(recorded, keys)
     except ConfigError as error:
         problem = str(error)
     if as_json:

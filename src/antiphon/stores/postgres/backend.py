@@ -1,7 +1,7 @@
 """Implements `Backend` for PostgreSQL, where many machines share one database.
 
 Lives here: the assembly of `Backend` from the modules of this package, and the SQL of the recorded keys. Not here: the
-rules for recorded keys (`../deployment.py`), the stores and commands themselves (the other modules of this package).
+rules for recorded keys (`../compatibility.py`), the stores and commands themselves (the other modules of this package).
 
 Invariants: a method imports modules that only an operator's command needs on their first use. When processes with
 different keys start concurrently, only the processes with one of the key sets start.
@@ -19,11 +19,10 @@ from antiphon.stores.backend import Backend, StateFinding, StateNeeds, StoreOpti
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.deployment import MOVING, Keys, Recorded, to_note
+from antiphon.stores.compatibility import MOVING, KeyFingerprints, Recorded, Schema, keys_to_record
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import open_postgres_schemas
 from antiphon.stores.postgres.opening import open_postgres
-from antiphon.stores.schema_steps import Schema
 
 _READ = "SELECT name, value FROM deployment"
 _LOCK = "LOCK TABLE deployment IN SHARE ROW EXCLUSIVE MODE"
@@ -66,19 +65,19 @@ class PostgresBackend(Backend):
         async with self._database() as database:
             return {row["name"]: row["value"] for row in await database.fetch(_READ)}
 
-    async def check_keys(self, keys: Keys) -> None:
+    async def check_keys(self, keys: KeyFingerprints) -> None:
         """See `Backend`."""
 
         async def work(connection: Connection) -> None:
             await connection.execute(_LOCK)
             recorded = {row["name"]: row["value"] for row in await connection.fetch(_READ)}
-            await _write(connection, to_note(recorded, keys))
+            await _write(connection, keys_to_record(recorded, keys))
 
-        if to_note(await self.recorded_keys(), keys):
+        if keys_to_record(await self.recorded_keys(), keys):
             async with self._database() as database:
                 await database.transaction(work)
 
-    async def accept_keys(self, keys: Keys) -> None:
+    async def accept_keys(self, keys: KeyFingerprints) -> None:
         """See `Backend`."""
 
         async def work(connection: Connection) -> None:

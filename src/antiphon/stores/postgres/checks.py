@@ -2,7 +2,7 @@
 
 Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL. A
 missing index makes no result wrong, but makes many queries slow. Not here: the checks at a start (`migrate.py`), the
-schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which Antiphon recreates itself
+schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon recreates itself
 (`vectors/indexes.py`).
 
 Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.backend import StateFinding, StateNeeds
+from antiphon.stores.compatibility import SchemaStep
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
@@ -37,7 +38,6 @@ from antiphon.stores.postgres.migrate import (
     packaged_steps,
 )
 from antiphon.stores.postgres.vectors.table import VectorTable
-from antiphon.stores.schema_steps import SchemaStep
 
 _TRIPS = 9
 _SLOW_TRIP = 0.005

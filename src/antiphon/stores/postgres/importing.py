@@ -6,7 +6,7 @@ here: the source of the rows (`../sqlite/exporting.py`), the list of moved colum
 One transaction writes a batch of rows and the source position after the batch. So a killed move continues after the
 last complete batch.
 
-Invariant: during the move the database has a mark, and no process starts on the database (`../deployment.py`).
+Invariant: during the move the database has a mark, and no process starts on the database (`../compatibility.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 
 from antiphon.errors import StoreError
-from antiphon.stores.deployment import MOVING
+from antiphon.stores.compatibility import MOVING
 from antiphon.stores.moved import COLUMNS, Row
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import check_server, migrate, packaged_steps

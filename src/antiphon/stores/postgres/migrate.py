@@ -3,7 +3,7 @@
 Lives here: the checks of a server at a start, the wait for a server that does not answer, and the advice for the
 operator. `antiphon migrate` applies missing schema steps, or undoes the last step, through this module too. Not here:
 the findings of `antiphon doctor` (`checks.py`), connections to a writable server (`connecting.py`), the definition of a
-step (`stores/schema_steps.py`), the SQL of the steps (`migrations/`).
+step (`stores/compatibility.py`), the SQL of the steps (`migrations/`).
 
 A step waits at most two seconds for a table lock, because all later statements on that table queue behind the step.
 After that time the step fails, so that the queued statements run, and then the step tries again. The deadline of the
@@ -28,9 +28,9 @@ from typing import TypeVar
 import structlog
 
 from antiphon.errors import StoreError
+from antiphon.stores.compatibility import Applied, Schema, SchemaStep, missing_steps, read_steps, step_to_undo
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.failures import URL, code_of, may_heal
-from antiphon.stores.schema_steps import Applied, Schema, SchemaStep, missing_steps, read_steps, step_to_undo
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.engine.ports.usage_sums import KEY, NUMBERS
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import Bodies
+from antiphon.stores.compatibility import missing_steps
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.owner_data import (
     AT_ONCE,
@@ -46,7 +47,6 @@ from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.migrate import applied_steps, packaged_steps
 from antiphon.stores.postgres.opening import open_vectors, urls
 from antiphon.stores.postgres.tables import PostgresTables, postgres_sql
-from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.tables import Statement
 
 _CONNECT_SECONDS = 5.0

@@ -1,7 +1,7 @@
 """Implements `Backend` for SQLite: databases in a local folder, or in memory.
 
 Lives here: the `Backend` classes that call the other modules of this package, and the `Schema` of each database file.
-Not here: opening the stores (`opening.py`), the `Schema` interface (`stores/schema_steps.py`), running migration steps
+Not here: opening the stores (`opening.py`), the `Schema` interface (`stores/compatibility.py`), running migration steps
 (`migrate.py`).
 
 Invariant: a module that only an operator's command needs (backup, owner data) is imported on its first use, so a server
@@ -36,8 +36,8 @@ from antiphon.stores.backend import (
 )
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
+from antiphon.stores.compatibility import Applied, Schema, SchemaStep
 from antiphon.stores.moved import check_not_moved
-from antiphon.stores.schema_steps import Applied, Schema, SchemaStep
 from antiphon.stores.sqlite.database import create_file, opened
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE, open_sqlite

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antiphon.errors import StoreError
+from antiphon.stores.compatibility import missing_steps
 from antiphon.stores.moved import COLUMNS, EXTRA, VECTORS, Row
 from antiphon.stores.retention import SWEEPER
-from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sqlite.database import store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE

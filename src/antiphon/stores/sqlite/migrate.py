@@ -1,7 +1,7 @@
 """Migrates a SQLite database to this build's schema and checks the schema of an existing one.
 
 Lives here: applying the numbered schema steps that a database lacks, undoing the last step, and comparing a database's
-schema with a newly created one. Not here: which steps a build needs (`stores/schema_steps.py`), the meaning of the
+schema with a newly created one. Not here: which steps a build needs (`stores/compatibility.py`), the meaning of the
 tables, opening a connection (`database.py`), SQLite's integrity check (`backup.py`).
 
 SQLite runs a trigger's code when a statement writes to the table, and a view's or an index's code when a query reads
@@ -23,7 +23,7 @@ from functools import cache
 from importlib.resources import files
 
 from antiphon.errors import StoreError
-from antiphon.stores.schema_steps import Applied, SchemaStep, missing_steps, read_steps, step_to_undo
+from antiphon.stores.compatibility import Applied, SchemaStep, missing_steps, read_steps, step_to_undo
 from antiphon.stores.sqlite.database import locked
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"

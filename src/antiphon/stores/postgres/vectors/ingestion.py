@@ -1,7 +1,7 @@
 """Implements the `Ingestion` port for PostgreSQL: claims files and writes their chunks.
 
 Lives here: claiming files, writing chunks with their words and vectors, and deleting the chunks of removed files. Not
-here: the code that all backends share (`stores/indexing.py`), searches (`chunk_index.py`), the table of vectors
+here: the code that all backends share (`stores/vector_stores.py`), searches (`chunk_index.py`), the table of vectors
 (`table.py`), vector indexes (`indexes.py`).
 
 A statement that writes chunks first locks the file's row. The statement writes nothing unless the row still has the
@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.waiting import DOCUMENTS
-from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vectors.words import chunk_words
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
+from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job
 
 SWEPT_CHUNKS = 500
 SWEPT_FILES = 200

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.tables import Statement
-from antiphon.stores.vector_stores import Named, VectorSql
+from antiphon.stores.vector_sql import AttributeSql, Named, VectorSql
 
 INSERT_STORE = """
 INSERT INTO vector_stores (owner, id, name, description, metadata, expires_days, created_at, last_active_at, expires_at)

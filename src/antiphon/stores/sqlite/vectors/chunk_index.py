@@ -1,7 +1,7 @@
 """Implements the `ChunkIndex` port for SQLite: the queries of a search in vector stores.
 
 Lives here: full-text search ranked by BM25, and the queries for the files that match a filter and for vectors. Not
-here: the code that all backends share (`stores/indexing.py`), comparing vectors (`matrices.py`), writing
+here: the code that all backends share (`stores/vector_stores.py`), comparing vectors (`matrices.py`), writing
 (`ingestion.py`).
 
 Invariant: a search returns only chunks of completed files. The ranking statement itself applies the filter, so the
@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.sqlite.vectors.sql import ATTRIBUTES, index_table
 from antiphon.stores.tables import Tables
-from antiphon.stores.vector_stores import VectorStores
+from antiphon.stores.vector_stores import SqlChunkIndex, VectorStores, chunk_hits
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 

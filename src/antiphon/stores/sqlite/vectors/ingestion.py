@@ -1,7 +1,7 @@
 """Implements the `Ingestion` port for SQLite: workers claim files to ingest and write their chunks.
 
 Lives here: claiming files, writing chunks and their full-text index entries, and deleting chunks of removed files. Not
-here: the code that all backends share (`stores/indexing.py`), searching (`chunk_index.py`).
+here: the code that all backends share (`stores/vector_stores.py`), searching (`chunk_index.py`).
 
 Invariant: one transaction inserts or deletes a chunk together with its index entry. Deleting an index entry twice would
 damage the index. So the transaction that deletes chunks requires that its DELETE finds every chunk, and rolls back
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, DocumentChunk, IngestJob
 from antiphon.ids import Clock, now
-from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.tables import Statement, changed, milliseconds
+from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job
 from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500

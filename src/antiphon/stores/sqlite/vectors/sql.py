@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 from antiphon.errors import StoreError
 from antiphon.ids import is_id
-from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.tables import Statement
-from antiphon.stores.vector_stores import Named, VectorSql
+from antiphon.stores.vector_sql import AttributeSql, Named, VectorSql
 
 _BIG = 1 << 63
 INDEX_PREFIX = "fts_"
