@@ -25,8 +25,7 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConfigError, StoreError
-from antiphon.stores import open_stores
-from antiphon.stores.__init__ import examine_state
+from antiphon.stores import examine_state, open_stores
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.compatibility import MOVING, KeyFingerprints, keys_to_record

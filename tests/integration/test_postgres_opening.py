@@ -17,8 +17,7 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores import Stores, open_stores
-from antiphon.stores.__init__ import examine_state
+from antiphon.stores import Stores, examine_state, open_stores
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.compatibility import KeyFingerprints

@@ -40,7 +40,7 @@ from antiphon.envoy.versions import FEATURES, FIXES, NEWEST, OLDEST, find_envoy,
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
 from antiphon.extras import how_to_install
 from antiphon.local_keys import exposed, prepare_data
-from antiphon.stores.__init__ import examine_state
+from antiphon.stores import examine_state
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs import open_blobs
 from antiphon.tools.code_interpreter import HOLDS, Trial, try_out

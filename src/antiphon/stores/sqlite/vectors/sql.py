@@ -125,7 +125,7 @@ class SqliteVectorSql(VectorSql):
 
     def create(self, named: Named) -> list[Statement]:
         """See `VectorSql`."""
-        table = index_table(named["id"])
+        table = index_table(str(named["id"]))
         return [
             Statement(NEW_NUMBER, {}),
             Statement(INSERT_STORE, named, rows=1),
@@ -139,7 +139,7 @@ class SqliteVectorSql(VectorSql):
             Statement(TRASH["store"], named),
             Statement(DELETE_STORE, named, rows=1),
             Statement(ORPHAN_TRASH, named),
-            Statement(DROP_INDEX.format(table=index_table(named["id"])), {}),
+            Statement(DROP_INDEX.format(table=index_table(str(named["id"]))), {}),
         ]
 
     def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
