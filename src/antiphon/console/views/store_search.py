@@ -1,7 +1,7 @@
 """Tests searches in one vector store: ranked by words, by meaning and by both, side by side.
 
 Lives here: the search tester, and the first condition of a filter that a file's attributes fail. Not here: the search
-(`search/searcher.py`), the filter of real searches (`stores/attributes.py`), the pages of stores (`vector_stores.py`).
+(`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores (`vector_stores.py`).
 
 The tester runs the API's own search three times, each time with other weights. With a filter, a fourth search without
 the filter finds the files that the filter leaves out.
