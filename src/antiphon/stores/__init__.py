@@ -1,9 +1,9 @@
 """Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
-Lives here: the function that opens the stores of the backend that `state.url` selects, the checks before a start, and
-the findings of `antiphon doctor` about the schema and about shared keys. Not here: the selection of a backend
-(`choice.py`), its interface (`backend.py`) and its other findings (`Backend.examine`), the backends (`sqlite/`,
-`postgres/`), file contents (`blobs/`), pages (`tables.py`), which builds and keys fit (`compatibility.py`).
+Lives here: the function that opens the stores of the backend that `state.url` selects. Also the checks before a start,
+and the findings of `antiphon doctor` about the schema and about shared keys. Not here: the selection of a backend
+(`choice.py`), its interface (`backend.py`), the backends (`sqlite/`, `postgres/`), file contents (`blobs/`), which
+builds and keys fit (`compatibility.py`).
 
 Invariants: the process imports a backend's modules only when `state.url` selects that backend. The findings only read
 the database, and contain no password.

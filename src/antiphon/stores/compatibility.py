@@ -1,10 +1,9 @@
 """Decides which processes may use a database: by the schema that their build knows, and by their keys.
 
-Lives here: reading the numbered database migrations ("schema steps") from the packaged `.sql` files, comparing them
-with a database's recorded steps, the interface of a schema, and creating an empty step. Also the comparison of a
-process's owner key and sealing keys with the recorded keys, and the rules for a start with other keys. Not here:
-applying steps (each backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys (in each backend), the
-purpose of a key (`doors/owners.py`, `sealing.py`), the command line.
+Lives here: reading the numbered database migrations ("schema steps"), and comparing them with a database's recorded
+steps. Also the interface of a schema, and creating an empty step. The rules for a process's keys compare its owner key
+and sealing keys with the recorded keys. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the
+SQL of the recorded keys, the purpose of a key (`doors/owners.py`, `sealing.py`), the command line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
 line of a step may name the oldest schema version whose builds can still serve requests. `-- serves: 3` in step 5 means

@@ -3,8 +3,8 @@ backend.
 
 Lives here: the SQL of usage sums, names and quotas. Also which source decides the name and the team of an owner. Not
 here: the selection of counted calls (`observability/observation.py`), the schedule of writes
-(`engine/running/usage_recorder.py`), the count of an owner's stored bytes (triggers in each backend's migrations), the
-stored keys (`client_keys.py`), the rows of requests (`journal.py`).
+(`engine/running/usage_recorder.py`), the stored keys (`client_keys.py`), the rows of requests (`journal.py`). Triggers
+in each backend's migrations count an owner's stored bytes.
 
 An owner id of a name, a header or a claim contains a readable part. The row of an owner's last request has the name and
 the team of its claims, if the console is enabled. An owner id that is a hash has no name.

@@ -1,10 +1,10 @@
 """Implements `Tables`, the database interface of the stores, with a SQLite writer and readers.
 
 Lives here: translating the shared SQL dialect into SQLite's, opening and closing writer and readers, and their metrics.
-Also the clock that decides when a lease on this machine expires, the SQL function `lease_now()` for writes, and the end
-of all leases after a reboot. Not here: the definition of the dialect (`../tables.py`), threads and transactions
-(`writer.py`, `readers.py`), the purpose, duration and renewal of leases. Dates that clients see (`created_at`,
-`expires_at`) come from the wall clock and never affect a lease.
+Also the clock that decides when a lease on this machine expires, and the end of all leases after a reboot. Not here:
+the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`), the purpose,
+duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall clock and never
+affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. Unlike the wall clock,
 the monotonic clock cannot be set by an operator. The clock stops while the machine sleeps, as the lease holders do. The

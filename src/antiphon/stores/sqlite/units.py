@@ -1,8 +1,8 @@
 """Defines units of writes, and runs a group of units in one transaction.
 
-Lives here: the steps of a unit (a statement, or rows to insert), the state of a unit, its deadline, running its steps,
-and merging the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`), other
-statements (`../tables.py`), SQL of any store.
+Lives here: the steps of a unit (a statement, or rows to insert), its state, its deadline, and running its steps. Also
+merging the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`), other statements
+(`../tables.py`), SQL of any store.
 
 For each statement, Python's sqlite3 releases the GIL several times, and then waits for a busy event loop to get the GIL
 back. So this module merges INSERT statements: one statement inserts the rows that several units add to the same table.
