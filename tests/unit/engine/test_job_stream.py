@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from antiphon.engine.ports.jobs import EventPiece, Job
-from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.job_run import JobStream
 from antiphon.translation.events.encode import DONE, KEEPALIVE
 from tests.support.waiting import until
 

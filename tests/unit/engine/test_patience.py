@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
-from antiphon.engine.running.upstream_retry import PatientUpstream
+from antiphon.engine.running.job_run import PatientUpstream
 from antiphon.observability.metrics import Metrics
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.fake_time import fake_time

@@ -23,8 +23,7 @@ from antiphon.engine.ports.jobs import EventPiece, Job
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.job_run import JobEnvironment
-from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.job_run import JobEnvironment, JobStream
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Pauses, Workers

@@ -32,11 +32,19 @@ from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.job_run import DeferredHistory, DoorGone, JobEnvironment, JobRun, Outcome, no_door, refusal
-from antiphon.engine.running.job_stream import JobStream
+from antiphon.engine.running.job_run import (
+    DeferredHistory,
+    DoorGone,
+    JobEnvironment,
+    JobRun,
+    JobStream,
+    Outcome,
+    PatientUpstream,
+    no_door,
+    refusal,
+)
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
-from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, AtCapacity, StoreError, Unavailable
 from antiphon.observability.observation import Observation
 from antiphon.observability.outages import Outage
