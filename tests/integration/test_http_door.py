@@ -18,7 +18,7 @@ import structlog
 from antiphon.doors.http.path import split_target
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.loading import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConfigError, InvalidRequest

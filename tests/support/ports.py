@@ -15,7 +15,7 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import Upstream
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports
 from antiphon.engine.running.locked_conversations import LockedConversations

@@ -55,7 +55,7 @@ from antiphon.engine.exchange.response_exchange import ExchangeOptions, Response
 from antiphon.engine.ports.callers import AdminToken, KnownKeys, KnownTokens
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
+from antiphon.engine.running.idempotency import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.key_ring import KeyRing
 from antiphon.engine.running.keyless_upstreams import Keyless

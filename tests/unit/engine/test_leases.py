@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import in_progress
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.leases import Leases

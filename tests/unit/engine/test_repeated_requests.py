@@ -9,7 +9,7 @@ import pytest
 from antiphon.engine.exchange.phase import Known
 from antiphon.engine.ports.actions import OnceOnly, RequestHead
 from antiphon.engine.ports.idempotency import fingerprint, in_progress
-from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
+from antiphon.engine.running.idempotency import KeyedRequest, read_keyed
 from antiphon.engine.waiting import LARGE
 from antiphon.errors import ApiError, StoreError
 

@@ -29,7 +29,7 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics

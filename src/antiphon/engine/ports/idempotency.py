@@ -2,7 +2,7 @@
 
 Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
 (`stores/idempotency.py`), which shares a transaction with the created object. Not here: the keys that responses of this
-process hold (`engine/running/held_keys.py`), and the replay of an answer (`api/`, the exchange).
+process hold (`engine/running/idempotency.py`), and the replay of an answer (`api/`, the exchange).
 
 A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have
 the same bytes. For an upload, the form fields and the file's content replace the body. A different request with the

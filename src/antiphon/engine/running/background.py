@@ -21,7 +21,7 @@ from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.engine.ports.stored_bodies import ended_body, finished_items, is_background, is_over, last_events
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.held_keys import LeftCalls
+from antiphon.engine.running.idempotency import LeftCalls
 from antiphon.errors import InternalError, InvalidRequest
 from antiphon.stores.jobs import JobStore
 from antiphon.stores.responses import ResponseStore

@@ -21,7 +21,7 @@ from antiphon.engine.ports.actions import ComparedResponse, Context, LoadContext
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import FileFetcher, History, Upstream
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal, unsupported_parameter

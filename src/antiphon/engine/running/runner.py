@@ -37,8 +37,8 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.state import History, Upstream
+from antiphon.engine.running.idempotency import KeyedRequest, read_keyed
 from antiphon.engine.running.loading import Loader, Ports, size_of
-from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
 from antiphon.engine.running.saving import Saver
 from antiphon.engine.running.unattended import Unattended
 from antiphon.engine.running.upstream_pump import UpstreamPump
