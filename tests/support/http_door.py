@@ -31,8 +31,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.engine.running.loading import Ports, StoredFiles
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.loading import LockedConversations, Ports, StoredFiles
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now

@@ -17,8 +17,7 @@ from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.loading import Ports
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.loading import LockedConversations, Ports
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.idempotency import IdempotencyStore

@@ -59,8 +59,7 @@ from antiphon.engine.running.idempotency import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.key_ring import KeyRing
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.loading import Ports, StoredFiles
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.loading import LockedConversations, Ports, StoredFiles
 from antiphon.engine.running.quotas import DEAD_AFTER
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher

@@ -12,7 +12,7 @@ import pytest
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.loading import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics

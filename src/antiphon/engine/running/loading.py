@@ -1,20 +1,26 @@
-"""Loads the objects that a request refers to: history, prompt, items and files.
+"""Loads the objects that a request refers to: history, conversation, prompt, items and files.
 
 Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and the choice of the store that an
-action uses. Also: the client's error when a store fails, and the size limit of the uploaded files in one request. Not
-here: the Protocols of the stores (`engine/ports/`), the use of the loaded objects
-(`engine/exchange/loaded_request.py`).
+action uses. Also: locking and releasing a response's conversation, the client's error when a store fails, and the size
+limit of the files of a request. Not here: the Protocols of the stores (`engine/ports/`), the use of the loaded objects
+(`engine/exchange/loaded_request.py`), the renewal of a lock's lease (`stores/leases.py`), the decisions to lock and to
+release (`engine/exchange/phase.py`).
 
 Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy (`dataclasses.replace`). The
 loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired file and another owner's
-file give the same error.
+file give the same error. This process renews a lock until its response is saved or queued, or until the lock is
+released. After a response is queued, its job holds the lock. If the process dies or a release fails, the lock's lease
+expires.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
+
+import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import ComparedResponse, Context, LoadContext, StoredItem
@@ -23,15 +29,73 @@ from antiphon.engine.ports.state import FileFetcher, History, Upstream
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.idempotency import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal, unsupported_parameter
 from antiphon.ids import is_name
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.files import FileStore
+from antiphon.stores.leases import Leases
 from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.responses import ResponseStore
 from antiphon.types.file_kinds import FetchedFile
+
+_log = structlog.get_logger(__name__)
+
+
+class LockedConversations:
+    """The conversations that this process has locked. `create_unknown`: whether `load` creates a conversation that does
+    not exist."""
+
+    def __init__(self, store: ConversationStore, leases: Leases, *, create_unknown: bool = False) -> None:
+        self._store = store
+        self._leases = leases
+        self._create = create_unknown
+
+    @property
+    def held(self) -> int:
+        """The number of conversations that this process holds for running responses."""
+        return self._leases.held_in(self._store)
+
+    async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
+        """Load the items of the action's conversation. If `action.lock_for` names a response, lock the conversation for
+        that response. Returns None if the conversation does not exist.
+
+        Raises `ApiError`, for example `ConversationLocked`.
+        """
+        assert action.conversation is not None
+        items = await self._store.load(
+            action.owner,
+            action.conversation,
+            holder=action.lock_for,
+            seconds=self._leases.seconds,
+            create=self._create,
+        )
+        if action.lock_for and items is not None:
+            self._leases.hold(self._store, action.lock_for)
+        return items
+
+    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        """Load items by id that clients added to a conversation directly, not through a response."""
+        return await self._store.find_items(owner, item_ids)
+
+    def forget(self, response_id: str) -> None:
+        """Stop renewing the response's lock, but do not release it. The store has settled the lock, or a job holds
+        it."""
+        self._leases.drop(self._store, response_id)
+
+    async def aclose(self) -> None:
+        """Stop renewing all locks."""
+        await self._leases.aclose()
+
+    async def release(self, response_id: str) -> None:
+        """Release the response's lock. If the store fails, the lock's lease expires."""
+        self._leases.drop(self._store, response_id)
+        try:
+            await self._store.release(response_id)
+        except StoreError as error:
+            # The level is info, because an earlier failure of the store already has a log line.
+            _log.info("conversation_not_released", response_id=response_id, error=str(error))
 
 
 @dataclass(frozen=True)
