@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.upstreams import AuthMode
-from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.background import Keyless
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import (

@@ -13,10 +13,9 @@ from antiphon.config.state import BackgroundSettings
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import Upstream
-from antiphon.engine.running.background import Background
+from antiphon.engine.running.background import Background, Keyless
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.idempotency import HeldKeys
-from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import LockedConversations, Ports
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.observability.metrics import Metrics

@@ -10,7 +10,7 @@ import pytest
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
-from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.background import Keyless
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 

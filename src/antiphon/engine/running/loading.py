@@ -26,9 +26,8 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import ComparedResponse, Context, LoadContext, StoredItem
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import FileFetcher, History, Upstream
-from antiphon.engine.running.background import Background
+from antiphon.engine.running.background import Background, Keyless
 from antiphon.engine.running.idempotency import HeldKeys
-from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal, unsupported_parameter
 from antiphon.ids import is_name
 from antiphon.observability.metrics import Metrics
