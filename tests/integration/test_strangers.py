@@ -24,7 +24,7 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange.phase import EXCHANGE_PATHS
-from antiphon.engine.running.key_manager import KeyManager, WantedKey
+from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from tests.support.chat_server import ChatServer
 from tests.support.sandbox_trial import trial
 from tests.support.state import open_state, state_settings

@@ -1,7 +1,7 @@
 """The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit.
 
 Lives here: the JSON shapes, and the reading of fields and query parameters. Not here: the checks of a change
-(`engine/running/key_manager.py`), the check of the admin token (`admin_guard.py`), the command line
+(`engine/running/client_keys.py`), the check of the admin token (`admin_guard.py`), the command line
 (`commands/admin/`).
 
 Invariants: every endpoint has the guard. An answer has the token of a key only when it reports the creation of this
@@ -32,7 +32,7 @@ from antiphon.api.http import (
 from antiphon.engine.ports.callers import NAMED, ClientKey
 from antiphon.engine.ports.quotas import QuotaRules
 from antiphon.engine.ports.usage_sums import KEY, FindNames, day_start, read_by
-from antiphon.engine.running.key_manager import KeyManager, WantedKey
+from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quota_use import quota_use
 from antiphon.errors import InvalidRequest, invalid_value, unknown_parameter
 from antiphon.stores.audit import AuditStore

@@ -54,10 +54,10 @@ from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.callers import AdminToken, KnownKeys, KnownTokens
 from antiphon.engine.running.background import Background, Keyless
+from antiphon.engine.running.client_keys import KeyRing
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.idempotency import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import JobEnvironment
-from antiphon.engine.running.key_ring import KeyRing
 from antiphon.engine.running.loading import LockedConversations, Ports, StoredFiles
 from antiphon.engine.running.quotas import DEAD_AFTER
 from antiphon.engine.running.runner import Runner

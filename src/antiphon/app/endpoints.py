@@ -30,8 +30,8 @@ from antiphon.engine.ports.callers import AdminToken, Caller
 from antiphon.engine.ports.journal import Journal
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.running.background import Background
+from antiphon.engine.running.client_keys import KeyManager
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.engine.running.key_manager import KeyManager
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.tools.box import Toolbox

@@ -93,7 +93,7 @@ def deployment_keys(settings: Settings) -> KeyFingerprints:
 def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
     """Return the callers by the SHA-256 of their keys in the settings; None when every token is accepted, or when the
     issuer's tokens take the place of keys. A key of `owner.api_keys` names no owner: its owner is the hash of the
-    token. The result lacks the keys that operators create at run time (`engine/running/key_ring.py`)."""
+    token. The result lacks the keys that operators create at run time (`engine/running/client_keys.py`)."""
     owner = settings.owner
     if not owner.has_client_keys or owner.source == "jwt":
         return None

@@ -1,7 +1,7 @@
 """Signs users of the console in, and recognises their sessions.
 
 Lives here: the session cookie, the CSRF token, and the check of a presented key. Not here: the limit on failed attempts
-(`api/failed_attempts.py`), the sign-in page (`console.py`), the keys (`app/keys.py`, `engine/running/key_ring.py`).
+(`api/failed_attempts.py`), the sign-in page (`console.py`), the keys (`app/keys.py`, `engine/running/client_keys.py`).
 
 A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
 

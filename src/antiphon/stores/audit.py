@@ -1,7 +1,7 @@
 """Stores the audit: one row for each change that an operator makes to keys and to stored data, for any backend.
 
 Lives here: the SQL, the limits of the audit, the conversion of rows, and the log event of a row. Not here: which
-actions are noted, and by whom (`commands/admin/audit.py`, `engine/running/key_manager.py`), the schedule of the sweep
+actions are noted, and by whom (`commands/admin/audit.py`, `engine/running/client_keys.py`), the schedule of the sweep
 (`app/build.py`).
 
 Invariants: no row holds a token or stored data. A row that belongs to a change of the same database is written in the

@@ -1,7 +1,7 @@
 """Stores the client keys that an operator creates at run time, for any backend.
 
-Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`engine/running/key_manager.py`), the keys
-in the memory of a process (`engine/running/key_ring.py`), the keys of the settings (`app/keys.py`).
+Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`engine/running/client_keys.py`), the keys
+in the memory of a process (`engine/running/client_keys.py`), the keys of the settings (`app/keys.py`).
 
 Invariants: a row holds the SHA-256 of a token, never the token. Every change of a key increments one number in the same
 transaction, so a process finds every change with one short query. The database's clock decides when a key expires.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.running.key_manager import KeyEnded, KeyManager, KeyMissing, KeyRefused, TooManyKeys, WantedKey
+from antiphon.engine.running.client_keys import KeyEnded, KeyManager, KeyMissing, KeyRefused, TooManyKeys, WantedKey
 from antiphon.stores import Stores
 from antiphon.stores.audit import Noted
 from tests.support.state import open_state

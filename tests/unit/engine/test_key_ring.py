@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.running.key_ring import KeyRing
+from antiphon.engine.running.client_keys import KeyRing
 from antiphon.errors import StoreError, Unavailable
 from antiphon.stores.client_keys import ClientKeyStore, ValidKeys
 from tests.support.waiting import until

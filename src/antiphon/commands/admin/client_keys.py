@@ -1,7 +1,7 @@
 """Implements `antiphon admin keys`: creates, lists, rotates and revokes client keys at run time.
 
 Lives here: the meaning of the flags, and the output. Not here: tokens, checks and the audit
-(`engine/running/key_manager.py`), the stored keys (`stores/client_keys.py`).
+(`engine/running/client_keys.py`), the stored keys (`stores/client_keys.py`).
 
 Invariant: the command prints a new token once.
 """
@@ -25,7 +25,7 @@ from antiphon.commands.terminal import printable, write_table
 from antiphon.config.owners import check_client_keys, key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, ClientKey
-from antiphon.engine.running.key_manager import (
+from antiphon.engine.running.client_keys import (
     LONGEST,
     KeyEnded,
     KeyManager,

@@ -1,6 +1,6 @@
 """Shows client keys, the use of quotas, and the audit, and lets operators create, rotate and revoke keys.
 
-Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/key_manager.py`),
+Lives here: the forms and their values. Not here: the checks and the change of a key (`engine/running/client_keys.py`),
 the admin API (`api/admin.py`).
 
 Invariants: only operators reach these pages, and changes need `console.act`, because a key gives access to the data of
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from antiphon.api.http import ApiResponse
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.engine.ports.callers import NAMED, ClientKey
-from antiphon.engine.running.key_manager import KeyManager, WantedKey
+from antiphon.engine.running.client_keys import KeyManager, WantedKey
 from antiphon.engine.running.quota_use import QuotaUse
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.stores.audit import AuditStore

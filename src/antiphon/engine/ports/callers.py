@@ -2,7 +2,7 @@
 
 Lives here: callers, client keys and the admin token as values, the permissions of a key, and the port that finds a key.
 Not here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the
-stored keys (`stores/client_keys.py`, `engine/running/key_ring.py`).
+stored keys (`stores/client_keys.py`, `engine/running/client_keys.py`).
 
 Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source
 has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header), `j:` (claim of a token) and `n:`

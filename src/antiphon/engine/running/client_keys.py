@@ -1,29 +1,41 @@
-"""Creates, lists, rotates and revokes client keys, and notes each change in the audit.
+"""Client keys: operators create, rotate and revoke them, and each process holds the keys that it accepts.
 
-Lives here: new tokens, the checks of a key's owner, name and limits, and the errors. Not here: the stored keys
-(`stores/client_keys.py`), the callers of this module (`commands/admin/client_keys.py`, `api/admin.py`), how processes
-learn of a change (`key_ring.py`).
+Lives here: new tokens, the checks of a key's owner, name and limits, and the errors. Also: the keys that one process
+accepts, reloading the stored keys after a change, and the key check while the database is unreachable. Not here: the
+SQL (`stores/client_keys.py`), the keys of the settings (`app/keys.py`), the request headers that carry a key
+(`doors/owners.py`), the callers (`commands/admin/client_keys.py`, `api/admin.py`).
 
 Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. A change and its
-audit row are stored in one transaction. No error and no log line has a token.
+audit row are stored in one transaction. No error and no log line has a token. A process accepts a new key, and refuses
+a revoked or expired key, at most `POLL_SECONDS` plus two queries after the change. While the database is unreachable,
+the stored keys stay valid for at most `stale` seconds. The keys of the settings stay valid without the database.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from msgspec import Struct
 
 from antiphon.config.owners import OWNER_NAME
 from antiphon.engine.ports.callers import NAMED, Access, ClientKey
 from antiphon.engine.ports.state import Page, PageQuery
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.waiting import stop
+from antiphon.errors import InvalidRequest, NotFound, StoreError, Unavailable
 from antiphon.ids import IdFactory, new_id
+from antiphon.observability.outages import Outage
 from antiphon.stores.audit import AuditStore, Noted, log_noted
 from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
+
+if TYPE_CHECKING:
+    from antiphon.engine.ports.callers import Caller
+    from antiphon.stores.client_keys import ClientKeyStore
+
 
 LONGEST: Final = 100
 """The maximum number of characters of a key's name, its team and each glob."""
@@ -182,3 +194,82 @@ def _check(wanted: WantedKey) -> None:
         for number, glob in enumerate(globs):
             if not 0 < len(glob) <= LONGEST or not glob.isprintable():
                 raise KeyRefused(f"{field}[{number}]", f"a glob has 1 to {LONGEST} printable characters")
+
+
+POLL_SECONDS = 0.25
+"""Seconds between two queries for changes of the stored keys."""
+
+_log = structlog.get_logger(__name__)
+
+
+class KeyRing:
+    """The client keys of one process, as `KnownKeys`. A key in `fixed` (from the settings) replaces an equal stored
+    key."""
+
+    def __init__(
+        self,
+        store: ClientKeyStore,
+        fixed: Mapping[bytes, Caller],
+        *,
+        stale: float,
+        poll: float = POLL_SECONDS,
+    ) -> None:
+        self._store = store
+        self._fixed = fixed
+        self._stale = stale
+        self._poll = poll
+        self._known: Mapping[bytes, Caller] = fixed
+        self._number = -1
+        self._expires_at: int | None = None
+        self._read_at = float("-inf")
+        self._is_stale = True
+        self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "client_keys_not_read", "client_keys_read_again")
+
+    def get(self, digest: bytes, /) -> Caller | None:
+        """Return the caller of a token's digest, or None. Raises `Unavailable` for an unknown digest while the stored
+        keys cannot be read."""
+        found = self._known.get(digest)
+        if found is None and self._is_stale:
+            raise Unavailable(
+                "The server cannot check your API key, because its database is unreachable. Try again later.",
+                code="keys_unavailable",
+            )
+        return found
+
+    async def open(self) -> None:
+        """Read the stored keys, and start the task that polls for changes. Raises `StoreError`."""
+        await self.refresh()
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def aclose(self) -> None:
+        """Stop the polling task."""
+        await stop(self._task)
+
+    async def refresh(self) -> None:
+        """Read the stored keys if a key changed or expired since the last call. Raises `StoreError`."""
+        began = asyncio.get_running_loop().time()
+        # Read the number of changes before the keys. A change between the two queries raises that number, so the next
+        # call reads the keys again.
+        number, date = await self._store.state()
+        if number != self._number or (self._expires_at is not None and date >= self._expires_at):
+            valid = await self._store.valid()
+            self._known = {**valid.callers, **self._fixed}
+            self._number, self._expires_at = number, valid.expires_at
+        self._read_at, self._is_stale = began, False
+
+    async def _follow(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._poll)
+            try:
+                async with asyncio.timeout_at(clock() + self._stale if self._is_stale else self._read_at + self._stale):
+                    await self.refresh()
+                self._outage.recovered()
+            except (StoreError, TimeoutError) as error:
+                self._outage.failed(cause=str(error) or "the database does not answer")
+            except Exception:
+                _log.error("client_keys_failed", exc_info=True)
+            if clock() >= self._read_at + self._stale and not self._is_stale:
+                # Forget the stored keys. The number -1 makes the next `refresh` load all of them again.
+                self._known, self._number, self._is_stale = self._fixed, -1, True
