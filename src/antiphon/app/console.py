@@ -23,7 +23,7 @@ from antiphon.engine.exchange.loaded_request import open_sealed
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.prompt_comparison import stored_prompt
 from antiphon.engine.running.client_keys import KeyManager
-from antiphon.engine.running.quota_use import QuotaUse, quota_use
+from antiphon.engine.running.quotas import QuotaUse, quota_use
 from antiphon.errors import NotFound
 from antiphon.observability.log_lines import recent_warnings
 from antiphon.stores import Stores

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.signal_watcher import SignalWatcher
-from antiphon.engine.running.workers import ClaimPace, Workers
+from antiphon.engine.running.signal_watcher import ClaimPace, SignalWatcher
+from antiphon.engine.running.workers import Workers
 from antiphon.errors import StoreError
 from tests.support.fake_time import in_fake_time
 

@@ -1,8 +1,9 @@
 """Leases amounts of the shared quotas for one process, and reports the used amounts.
 
 Lives here: leasing more when a request does not fit, refusing it when no amount is free, and reporting to the shared
-counters. Not here: a request's reservation (`quota_reservation.py`), which limits apply to a request
-(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/quotas.py`).
+counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a request's
+reservation (`quota_reservation.py`), which limits apply to a request (`engine/ports/quotas.py`), the shared counters
+(`stores/quotas.py`), the settings (`config/quotas.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.
@@ -17,10 +18,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Final, Literal
 
 import structlog
+from msgspec import Struct
 
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import (
@@ -38,6 +41,7 @@ from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
 from antiphon.observability.outages import Outage
+from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 GRANT_SECONDS: Final = 5.0
 """Seconds that a request waits for the database to grant a lease. A shorter time would let requests of a busy machine
@@ -438,3 +442,37 @@ def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool
     """Whether a request cannot get its part of a limit, so that asking the counters is useless."""
     need = reservation.amounts[lease.counts]
     return need > lease.limit.amount or (now < lease.asked_again_at and need - lease.left >= lease.refused_need)
+
+
+_COST = "cost_per_month"
+
+
+class QuotaUse(Struct, frozen=True):
+    """The use of one limit. `period` is the start of the current period; None: the limit has no period. `held` is the
+    amount that processes hold for requests. `maximum` is the limit of the settings; None: there is none now. Cost is in
+    the currency of the prices."""
+
+    subject: str
+    limit: str
+    period: str | None
+    used: float
+    held: float
+    maximum: float | None
+
+
+async def quota_use(store: QuotaStore, rules: QuotaRules, subject: str = "", *, most: int = 10_000) -> list[QuotaUse]:
+    """Return at most `most` counters of this subject, or of all subjects. Raises `StoreError`."""
+    return [_use(one, rules.limit_of(one.subject, one.measure)) for one in await store.counters(subject, most=most)]
+
+
+def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
+    begun = datetime.fromtimestamp(one.starts / 1000, UTC) if one.starts else None
+    period = begun.strftime("%Y-%m-%dT%H:%MZ") if begun is not None else None
+    used, held = _amount(one.measure, one.used), _amount(one.measure, one.leased)
+    maximum = None if limit is None else _amount(one.measure, limit)
+    return QuotaUse(one.subject, one.measure, period, used, held, maximum)
+
+
+def _amount(measure: str, amount: int) -> float:
+    """The amount as the settings write it."""
+    return amount / 1e6 if measure == _COST else amount

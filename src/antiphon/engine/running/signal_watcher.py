@@ -1,7 +1,8 @@
-"""Polls the store for changes that other processes make to followed streams and to this process's jobs.
+"""Polls the store for changes by other processes: followed streams, this process's jobs, and queued jobs.
 
-Lives here: the one polling task of a process, and the handling of notifications (`News`). Not here: reading streams
-(`followers.py`), claiming and running jobs (`workers.py`), the delivery of notifications (`stores/`).
+Lives here: the one polling task of a process, the handling of notifications (`News`), and when a worker claims jobs
+(`ClaimPace`). Not here: reading streams (`followers.py`), claiming and running jobs (`workers.py`), the delivery of
+notifications (`stores/`).
 
 Invariants: One query covers all streams and jobs, and only one query runs at a time. Polls that notifications trigger
 are at least `_APART` seconds apart. The task does not poll while this process has no followed stream and no running
@@ -11,13 +12,14 @@ job.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import random
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
-from antiphon.engine.ports.signals import News, Signals
+from antiphon.engine.ports.signals import News, Pace, Signals
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 
@@ -29,6 +31,9 @@ _log = structlog.get_logger(__name__)
 
 _APART = 0.05
 _LONGEST_AFTER_FAILURE = 1.0
+_GROWTH = 1.5
+_HEARD_APART = 0.25
+_HEARD_SPREAD = 0.03
 
 
 class SignalWatcher:
@@ -115,3 +120,51 @@ class SignalWatcher:
             self.following.seen(followed, seen.progress)
         if self.holding is not None and running:
             self.holding.keep(running, seen.held)
+
+
+class ClaimPace:
+    """Decides when a worker with free slots claims jobs.
+
+    The worker claims immediately when this process queues a response or frees a slot. A notification from another
+    process makes the worker claim after a short random delay, at most every `_HEARD_APART` seconds. The delay spreads
+    the load, because hundreds of processes may get the same notification, and only one gets the job. Without events,
+    the worker polls, less often while there are no jobs.
+
+    All times are event loop times. `pace` returns the polling intervals. `draw` returns a random number from 0 to 1.
+    """
+
+    def __init__(self, pace: Callable[[], Pace], draw: Callable[[], float] = random.random) -> None:
+        self._pace = pace
+        self._draw = draw
+        self._seconds = 0.0
+        self._at = 0.0
+        self._last = float("-inf")
+        self._not_before = 0.0
+
+    def left(self, now: float) -> float:
+        """Return the seconds until the worker claims jobs again. Returns 0 when a claim is due."""
+        return max(0.0, self._at - now, self._not_before - now)
+
+    def hold_off(self, until: float) -> None:
+        """Forbid claims before the time `until`."""
+        self._not_before = until
+
+    def soon(self) -> None:
+        """Make a claim due immediately, because this process queued a job or freed a slot."""
+        self._at = self._seconds = 0.0
+
+    def heard(self, now: float) -> None:
+        """Schedule a claim after a short random delay, because another process reports jobs."""
+        self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
+
+    def asks(self, now: float) -> None:
+        """Record a claim at the time `now`, and schedule the next. The pause grows until a claim finds jobs."""
+        pace = self._pace()
+        self._last = now
+        self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
+        # The random factor separates processes that started together.
+        self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
+
+    def found(self) -> None:
+        """Record that a claim found jobs, so that the next pause is short again."""
+        self._seconds = 0.0

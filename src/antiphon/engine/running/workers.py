@@ -1,9 +1,9 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number of jobs concurrently.
 
 Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here:
-driving the exchange (`runner.py`), its stream (`job_stream.py`), its cancellation (`background.py`). One task renews
-leases and claims jobs. `ClaimPace` decides the times of the claims. The signal watcher (`signal_watcher.py`) reports
-that a job was cancelled, deleted or taken over.
+driving the exchange (`runner.py`), its stream (`job_run.py`), its cancellation (`background.py`), the times of the
+claims (`signal_watcher.py`). One task renews leases and claims jobs. The signal watcher reports that a job was
+cancelled, deleted or taken over.
 
 Invariants: A worker runs a job only while the worker holds the job's lease. One transaction ends both the response and
 its job. A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
@@ -12,7 +12,6 @@ its job. A process that stops releases its jobs or ends them as failed (setting 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest
-from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
@@ -44,7 +42,7 @@ from antiphon.engine.running.job_run import (
     refusal,
 )
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.signal_watcher import SignalWatcher
+from antiphon.engine.running.signal_watcher import ClaimPace, SignalWatcher
 from antiphon.errors import ApiError, AtCapacity, StoreError, Unavailable
 from antiphon.observability.observation import Observation
 from antiphon.observability.outages import Outage
@@ -54,9 +52,6 @@ _log = structlog.get_logger(__name__)
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
 _TAKEN_OVER = "The conversation was deleted, or another response uses it now. Send the request again."
-_GROWTH = 1.5
-_HEARD_APART = 0.25
-_HEARD_SPREAD = 0.03
 _STOPPED = "The server that was running this response stopped before it was complete."
 
 
@@ -73,54 +68,6 @@ class Pauses:
     door: float = 1.0
     finish: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0)
     stop: float = 5.0
-
-
-class ClaimPace:
-    """Decides when a worker with free slots claims jobs.
-
-    The worker claims immediately when this process queues a response or frees a slot. A notification from another
-    process makes the worker claim after a short random delay, at most every `_HEARD_APART` seconds. The delay spreads
-    the load, because hundreds of processes may get the same notification, and only one gets the job. Without events,
-    the worker polls, less often while there are no jobs.
-
-    All times are event loop times. `pace` returns the polling intervals. `draw` returns a random number from 0 to 1.
-    """
-
-    def __init__(self, pace: Callable[[], Pace], draw: Callable[[], float] = random.random) -> None:
-        self._pace = pace
-        self._draw = draw
-        self._seconds = 0.0
-        self._at = 0.0
-        self._last = float("-inf")
-        self._not_before = 0.0
-
-    def left(self, now: float) -> float:
-        """Return the seconds until the worker claims jobs again. Returns 0 when a claim is due."""
-        return max(0.0, self._at - now, self._not_before - now)
-
-    def hold_off(self, until: float) -> None:
-        """Forbid claims before the time `until`."""
-        self._not_before = until
-
-    def soon(self) -> None:
-        """Make a claim due immediately, because this process queued a job or freed a slot."""
-        self._at = self._seconds = 0.0
-
-    def heard(self, now: float) -> None:
-        """Schedule a claim after a short random delay, because another process reports jobs."""
-        self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
-
-    def asks(self, now: float) -> None:
-        """Record a claim at the time `now`, and schedule the next. The pause grows until a claim finds jobs."""
-        pace = self._pace()
-        self._last = now
-        self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
-        # The random factor separates processes that started together.
-        self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
-
-    def found(self) -> None:
-        """Record that a claim found jobs, so that the next pause is short again."""
-        self._seconds = 0.0
 
 
 class Workers:
