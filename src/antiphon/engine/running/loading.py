@@ -2,9 +2,14 @@
 
 Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and the choice of the store that an
 action uses. Also: locking and releasing a response's conversation, the client's error when a store fails, and the size
-limit of the files of a request. Not here: the Protocols of the stores (`engine/ports/`), the use of the loaded objects
-(`engine/exchange/loaded_request.py`), the renewal of a lock's lease (`stores/leases.py`), the decisions to lock and to
-release (`engine/exchange/phase.py`).
+limit of the files of a request.
+
+Not here:
+
+- the Protocols of the stores (`engine/ports/`)
+- the use of the loaded objects (`engine/exchange/loaded_request.py`)
+- the renewal of a lock's lease (`stores/leases.py`)
+- the decisions to lock and to release (`engine/exchange/phase.py`)
 
 Invariants: `Ports` is immutable. A runner with another history or upstream gets a copy (`dataclasses.replace`). The
 loader returns a failure as an `ApiError` and does not raise it. A missing file, an expired file and another owner's
