@@ -15,8 +15,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.engine.ports.jobs import JobEnd
-from antiphon.engine.ports.signals import News, Pace
+from antiphon.engine.ports.jobs import JobEnd, News, Pace
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Workers

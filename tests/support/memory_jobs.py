@@ -13,8 +13,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
-from antiphon.engine.ports.stored_bodies import with_status
+from antiphon.engine.ports.jobs import (
+    PATIENCE,
+    EventPage,
+    EventPiece,
+    Job,
+    JobEnd,
+    Progress,
+    Queue,
+    TooManyJobs,
+    with_status,
+)
 from antiphon.stores.jobs import JobStore
 from tests.support.memory_store import MemoryResponseStore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from antiphon.engine.ports.signals import News, Pace, Seen
+from antiphon.engine.ports.jobs import News, Pace, Seen
 from antiphon.stores.jobs import JobStore
 
 _PACE = Pace(0.05, 0.05, 0.05)

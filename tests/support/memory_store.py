@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import is_over, unfinished_response
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
-from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 from antiphon.stores.responses import ResponseStore
 from tests.support.memory_conversations import MemoryConversationStore, for_clients

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.files import BlobStore
-from antiphon.engine.ports.signals import Pace
+from antiphon.engine.ports.jobs import Pace
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
 from antiphon.stores.files import FileStore

@@ -37,8 +37,8 @@ from antiphon.api.http import (
 from antiphon.engine.exchange.client_answer import SSE_HEADERS
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.jobs import is_background, whole_body
 from antiphon.engine.ports.state import StoredResponse, Upstream, UpstreamCallFailed
-from antiphon.engine.ports.stored_bodies import is_background, whole_body
 from antiphon.engine.running.background import Background
 from antiphon.errors import NotFound, wrong_value
 from antiphon.ids import is_id

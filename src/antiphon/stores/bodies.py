@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import with_status
 from antiphon.engine.ports.journal import Recording
-from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.engine.waiting import Pool
 from antiphon.errors import StoreError
 

@@ -24,8 +24,18 @@ from typing import Protocol, TypeAlias
 from msgspec import Struct
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
-from antiphon.engine.ports.signals import News, Pace, Seen
+from antiphon.engine.ports.jobs import (
+    EventPage,
+    EventPiece,
+    Job,
+    JobEnd,
+    News,
+    Pace,
+    Progress,
+    Queue,
+    Seen,
+    count_events,
+)
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import RELEASE
 from antiphon.stores.tables import Row, Statement, Tables, changed, cut_off, milliseconds, within

@@ -25,8 +25,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
+from antiphon.engine.ports.jobs import is_over, unfinished_response
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
-from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.journal import FORGET_RESPONSE

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 from itertools import pairwise
 
-from antiphon.engine.ports.signals import Pace
+from antiphon.engine.ports.jobs import Pace
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.translation.events.encode import KEEPALIVE

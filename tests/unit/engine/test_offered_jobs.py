@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.signals import News, Pace
+from antiphon.engine.ports.jobs import News, Pace
 from tests.support.waiting import until
 from tests.unit.engine.test_workers import Process
 

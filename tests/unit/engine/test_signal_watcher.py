@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.engine.ports.jobs import Progress
-from antiphon.engine.ports.signals import News, Pace, Seen
+from antiphon.engine.ports.jobs import News, Pace, Progress, Seen
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import ClaimPace, SignalWatcher
 from antiphon.engine.running.workers import Workers

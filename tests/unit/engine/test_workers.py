@@ -19,8 +19,7 @@ from antiphon.config.state import BackgroundSettings
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import RequestHead, ResponseRecord, UpstreamRequest
-from antiphon.engine.ports.jobs import EventPiece, Job
-from antiphon.engine.ports.signals import Pace
+from antiphon.engine.ports.jobs import EventPiece, Job, Pace
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.job_run import JobEnvironment, JobStream

@@ -55,11 +55,10 @@ from antiphon.engine.ports.actions import (
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
-from antiphon.engine.ports.jobs import JobRequest
+from antiphon.engine.ports.jobs import JobRequest, whole_body
 from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import StoredResponse
-from antiphon.engine.ports.stored_bodies import whole_body
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.translation.events.encode import DONE, KEEPALIVE

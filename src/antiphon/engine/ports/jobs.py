@@ -1,26 +1,47 @@
-"""Defines background jobs, and the stored event stream of a background response, as values.
+"""Defines background jobs as values: the job, its stored event stream, its stored response, and signals about all three.
 
-Lives here: a job, the state of the job queue, and the event stream in chunks. Not here: the workers that run jobs
-(`engine/running/workers.py`), the followers that read their streams (`engine/running/followers.py`), the store, SQL.
+Lives here: a job, the state of the job queue, and the event stream in chunks. Also: the change of a status in a stored
+body, and the last events of a response that ends early. Also: the signals by which processes notify each other of new
+events, ended responses and queued jobs.
+
+Not here:
+
+- the workers that run jobs (`engine/running/workers.py`), and the followers of their streams
+  (`engine/running/followers.py`)
+- when a response ends early (`engine/running/background.py`)
+- the task that polls, and when workers claim jobs (`engine/running/signal_watcher.py`)
+- the store, SQL, and how a store receives notifications (`stores/`)
 
 A job exists from the moment a background response is queued until the response ends. The worker or the request that
 ends the response deletes the job, in one transaction with the final state and the last event. So a response can end
 only once, and a reader of an ended response sees its whole stream.
 
-Invariant: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its
-lease changes nothing.
+A process polls the store at the rate that the store gives (`Pace`). A store that gets notifications from the other
+processes allows slow polling. The only effect of a notification is an earlier poll. A notification may be duplicated,
+late, spurious or lost.
+
+The stream of a cancelled response ends with `response.failed`, which carries `status: cancelled` and no error. Neither
+OpenAI nor Open Responses defines an event for a cancelled response, but every client ends its stream at
+`response.failed`.
+
+Invariants: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its lease
+changes nothing. An edit changes only the named fields of a stored body, and keys keep their order. A process that only
+polls, at the current `Pace`, misses no event, job or end of a response.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.callers import Caller
-from antiphon.errors import ApiError
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.types.json import encode
 
 PATIENCE = 3600.0
 """The seconds for which a job waits for a worker that can run the job."""
@@ -156,3 +177,160 @@ class TooManyJobs(ApiError):
             code="rate_limit_exceeded",
             headers=(("retry-after", "5"),),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The polling intervals of a process, in seconds.
+
+    `look` is the time between two polls of the streams and jobs of this process. `claim` is the time between two claims
+    of a worker with free slots. The time between claims grows to `claim_most` while there are no jobs.
+    """
+
+    look: float
+    claim: float
+    claim_most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The result of one poll: the progress of the streams that exist, and the ids of the jobs that the worker holds."""
+
+    progress: Mapping[str, Progress]
+    held: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A notification from another process: these responses have new events or have ended, or jobs are queued.
+
+    `anything` is true when notifications may be lost, or when the polling rate (`Pace`) has changed.
+    """
+
+    responses: frozenset[str] = frozenset()
+    queued: bool = False
+    anything: bool = False
+
+
+class Signals(Protocol):
+    """Sends and receives one process's signals."""
+
+    @property
+    def pace(self) -> Pace:
+        """The intervals at which this process must poll the store at present."""
+
+    async def look(self, followed: Collection[str], worker: str | None) -> Seen:
+        """Poll the progress of these streams and the jobs that this worker holds, in one round trip.
+
+        Where the store has notifications, it also subscribes to the followed responses. Raises `StoreError`.
+        """
+
+    def tell_queued(self) -> None:
+        """Notify other processes of queued jobs that this process does not claim. The call never fails or blocks."""
+
+    def listen(self, hear: Callable[[News], None]) -> None:
+        """Register `hear`. The event loop calls `hear` with each later notification."""
+
+
+_OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
+_BODY = msgspec.json.Decoder(dict[str, Raw])
+_DONE_LINE = b"event: response.output_item.done\n"
+_DATA = b"data: "
+
+
+class _BackgroundFlag(msgspec.Struct):
+    background: bool = False
+
+
+class _StoredItem(msgspec.Struct):
+    id: str = ""
+    type: str = ""
+
+
+class _ItemDone(msgspec.Struct):
+    item: Raw
+
+
+_KIND = msgspec.json.Decoder(_BackgroundFlag)
+_ITEM = msgspec.json.Decoder(_StoredItem)
+_ITEM_DONE = msgspec.json.Decoder(_ItemDone)
+
+
+def is_over(status: str) -> bool:
+    """Return whether a response with this status is over."""
+    return status in _OVER
+
+
+def unfinished_response(response_id: str) -> InvalidRequest:
+    """Return the 400 for a request that continues an unfinished response."""
+    return InvalidRequest(
+        f"Previous response with id '{response_id}' is not finished yet. Wait until it is, or cancel it.",
+        param="previous_response_id",
+        code="previous_response_not_finished",
+    )
+
+
+def is_background(body: bytes) -> bool:
+    """Whether a stored response is a background response."""
+    return _KIND.decode(body).background
+
+
+def with_status(body: bytes, status: str) -> bytes:
+    """Return the stored response object with `status` as its status."""
+    return _changed(body, status=status)
+
+
+def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -> bytes:
+    """Return the stored object of a response that ended early. A `failed` response's object contains the error."""
+    if status == "failed":
+        return _changed(body, status=status, error={"code": code, "message": message})
+    return _changed(body, status=status)
+
+
+def whole_body(body: bytes, items: Iterable[StoredItem]) -> bytes:
+    """Return the response object with its output. The function joins bytes, because both are already JSON."""
+    output = b",".join(item.body for item in items)
+    return b'%b,"output":[%b]}' % (body.rstrip()[:-1], output)
+
+
+def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
+    """Return the output items for which the stream has a `response.output_item.done` event."""
+    items = []
+    for piece in pieces:
+        if _DONE_LINE not in piece.data:
+            continue
+        for event in split_events(piece.data):
+            if event.startswith(_DONE_LINE):
+                raw = bytes(_ITEM_DONE.decode(event[event.index(_DATA) + len(_DATA) :]).item)
+                known = _ITEM.decode(raw)
+                items.append(StoredItem(known.id, known.type, raw))
+    return tuple(items)
+
+
+def last_events(
+    last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
+) -> EventPiece:
+    """Return the events that end a response's stream. The first of these events has the number `last + 1`.
+
+    The last event is `response.failed` with the whole response object. If `code` is set, an `error` event comes first.
+    """
+    events = b""
+    number = last
+    if code:
+        number += 1
+        detail = {"type": "server_error", "code": code, "message": message, "param": None}
+        error = {"type": "error", "sequence_number": number, "code": code, "message": message, "param": None}
+        events += b"event: error\ndata: %b\n\n" % encode({**error, "error": detail})
+    number += 1
+    response = whole_body(body, items)
+    events += b'event: response.failed\ndata: {"type":"response.failed","sequence_number":%d,"response":%b}\n\n' % (
+        number,
+        response,
+    )
+    return EventPiece(number, events)
+
+
+def _changed(body: bytes, **values: object) -> bytes:
+    fields: dict[str, object] = dict(_BODY.decode(body))
+    fields.update(values)
+    return encode(fields)

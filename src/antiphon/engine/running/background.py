@@ -2,7 +2,7 @@
 
 Lives here: the operations that any process can perform on a background response. Also: the probe whether an upstream
 accepts requests without a key, and the cache of its answers. Not here: running a background response (`workers.py`),
-reading its stream (`followers.py`), the form of a stored body (`engine/ports/stored_bodies.py`), SQL.
+reading its stream (`followers.py`), the form of a stored body (`engine/ports/jobs.py`), SQL.
 
 A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
 of a second that its job is deleted, and aborts the model call. Events that the worker has not written yet are lost.
@@ -27,9 +27,16 @@ import structlog
 
 from antiphon.config.state import BackgroundSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, UpstreamRequest
-from antiphon.engine.ports.jobs import EventPiece, JobEnd
+from antiphon.engine.ports.jobs import (
+    EventPiece,
+    JobEnd,
+    ended_body,
+    finished_items,
+    is_background,
+    is_over,
+    last_events,
+)
 from antiphon.engine.ports.state import StoredResponse, Upstream, UpstreamCallFailed
-from antiphon.engine.ports.stored_bodies import ended_body, finished_items, is_background, is_over, last_events
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.idempotency import LeftCalls
 from antiphon.errors import InternalError, InvalidRequest

@@ -19,8 +19,7 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from antiphon.engine.ports.jobs import Progress
-from antiphon.engine.ports.stored_bodies import is_over
+from antiphon.engine.ports.jobs import Progress, is_over
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.stores.jobs import JobStore
 from antiphon.translation.events.encode import DONE, KEEPALIVE

@@ -23,7 +23,7 @@ import structlog
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import OnceOnly, RequestHead, ResponseRecord, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, LeftBehind, fingerprint, in_progress, read_key
-from antiphon.engine.ports.stored_bodies import is_over
+from antiphon.engine.ports.jobs import is_over
 from antiphon.engine.waiting import LARGE, apart
 from antiphon.errors import ApiError, NotFound, PredecessorGone, StoreError, store_refusal
 from antiphon.stores.idempotency import IdempotencyStore

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from antiphon.engine.ports.signals import News, Pace, Signals
+from antiphon.engine.ports.jobs import News, Pace, Signals
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 

@@ -26,9 +26,8 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest
+from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, is_over
 from antiphon.engine.ports.state import DoorWatch
-from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.job_run import (
     DeferredHistory,

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from antiphon.engine.ports.signals import News
+from antiphon.engine.ports.jobs import News
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 from antiphon.stores.postgres.connecting import READ_ONLY, Connection, connect

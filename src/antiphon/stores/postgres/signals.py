@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
-from antiphon.engine.ports.signals import News, Pace, Seen
+from antiphon.engine.ports.jobs import News, Pace, Seen
 from antiphon.ids import new_id
 from antiphon.stores.jobs import look
 from antiphon.stores.postgres.database import Database

@@ -21,7 +21,7 @@ from typing import Unpack
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.engine.ports.signals import Pace
+from antiphon.engine.ports.jobs import Pace
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase, all_options
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
