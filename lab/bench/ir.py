@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 
 from antiphon.config.state import EmbeddingSettings, VectorStoreSettings
-from antiphon.engine.ports.indexing import Embedder
+from antiphon.engine.ports.vector_stores import Embedder
 from antiphon.types.search import Ranking
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.embeddings import HttpEmbedder

@@ -25,8 +25,7 @@ from pathlib import Path
 import structlog
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.indexing import DocumentChunk
-from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
 from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database

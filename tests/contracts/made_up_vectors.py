@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from antiphon.engine.ports.indexing import DocumentChunk
-from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.stores.backend import VectorDatabase
 from antiphon.types.search import Attributes
 

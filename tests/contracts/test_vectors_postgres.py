@@ -14,9 +14,8 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.engine.ports.indexing import ChunkHit
 from antiphon.engine.ports.state import Page, PageQuery
-from antiphon.engine.ports.vector_stores import FileError, NewFile
+from antiphon.engine.ports.vector_stores import ChunkHit, FileError, NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.idempotency import IdempotencyStore

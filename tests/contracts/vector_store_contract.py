@@ -12,9 +12,16 @@ from typing import Protocol
 
 import pytest
 
-from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.state import PageQuery
-from antiphon.engine.ports.vector_stores import Chunking, FileError, FileStateCounts, NewFile, StoreChanges
+from antiphon.engine.ports.vector_stores import (
+    Chunking,
+    DocumentChunk,
+    FileError,
+    FileStateCounts,
+    IngestJob,
+    NewFile,
+    StoreChanges,
+)
 from antiphon.errors import InvalidRequest
 from antiphon.stores.backend import VectorDatabase
 from antiphon.types.search import Filter

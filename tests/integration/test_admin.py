@@ -15,8 +15,7 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import DocumentChunk
-from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.entry import main
 from antiphon.local_keys import local_key
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from antiphon.config.state import EmbeddingSettings
-from antiphon.engine.ports.indexing import EmbeddingFailed
+from antiphon.engine.ports.vector_stores import EmbeddingFailed
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.embeddings import HttpEmbedder
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.indexing import EmbeddingFailed
-from antiphon.engine.ports.vector_stores import Chunking
+from antiphon.engine.ports.vector_stores import Chunking, EmbeddingFailed
 from antiphon.errors import StoreError
 from antiphon.search.ingest import IngestPace
 from antiphon.search.readers import DocumentReaders, ReadingFailed

@@ -22,8 +22,7 @@ import pytest
 
 from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import DocumentChunk
-from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores import examine_state, open_stores
 from antiphon.stores.backend import StateNeeds

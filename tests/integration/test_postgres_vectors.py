@@ -11,8 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
-from antiphon.engine.ports.vector_stores import FileError, FileStateCounts, NewFile
+from antiphon.engine.ports.vector_stores import DocumentChunk, FileError, FileStateCounts, IngestJob, NewFile
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors

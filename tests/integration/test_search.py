@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports.indexing import EmbeddingFailed, KnownStore
+from antiphon.engine.ports.vector_stores import EmbeddingFailed, KnownStore
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.vectors.matrices import Matrices

@@ -21,8 +21,7 @@ from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import DocumentChunk, Embedder, EmbeddingFailed
-from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.engine.ports.vector_stores import Chunking, DocumentChunk, Embedder, EmbeddingFailed, FileError
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.search.chunking import cut

@@ -14,8 +14,8 @@ from antiphon.api.endpoint import Endpoint
 from antiphon.api.vector_stores import VectorStoreApi
 from antiphon.config.settings import Settings
 from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.engine.ports.indexing import Embedder
 from antiphon.engine.ports.state import Upstream
+from antiphon.engine.ports.vector_stores import Embedder
 from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.extras import extra_missing
 from antiphon.observability.metrics import Metrics

@@ -28,8 +28,14 @@ import structlog
 
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import OpenFile
-from antiphon.engine.ports.indexing import DocumentChunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
-from antiphon.engine.ports.vector_stores import FileError
+from antiphon.engine.ports.vector_stores import (
+    DocumentChunk,
+    Embedder,
+    EmbeddingFailed,
+    FileError,
+    Ingestion,
+    IngestJob,
+)
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics

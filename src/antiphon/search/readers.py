@@ -30,8 +30,7 @@ import structlog
 
 from antiphon.child_signals import send_signal
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.indexing import DocumentChunk
-from antiphon.engine.ports.vector_stores import Chunking, FileError, FileErrorCode
+from antiphon.engine.ports.vector_stores import Chunking, DocumentChunk, FileError, FileErrorCode
 from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
 
 _log = structlog.get_logger(__name__)

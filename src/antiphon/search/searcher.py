@@ -25,8 +25,7 @@ from dataclasses import replace
 
 import structlog
 
-from antiphon.engine.ports.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
-from antiphon.engine.ports.vector_stores import FoundChunk
+from antiphon.engine.ports.vector_stores import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, FoundChunk, KnownStore
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import is_id
 from antiphon.observability import span_names as names

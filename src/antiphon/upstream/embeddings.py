@@ -18,8 +18,8 @@ import msgspec
 
 from antiphon.config.state import EmbeddingSettings
 from antiphon.engine.ports.actions import UpstreamRequest
-from antiphon.engine.ports.indexing import EmbeddingFailed
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
+from antiphon.engine.ports.vector_stores import EmbeddingFailed
 from antiphon.single_threaded_numpy import np
 from antiphon.types.json import encode
 

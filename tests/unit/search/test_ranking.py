@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.indexing import ChunkHit
+from antiphon.engine.ports.vector_stores import ChunkHit
 from antiphon.search.searcher import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import Ranking
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.engine.ports.indexing import ChunkHit, EmbeddingFailed, KnownStore
-from antiphon.engine.ports.vector_stores import FoundChunk
+from antiphon.engine.ports.vector_stores import ChunkHit, EmbeddingFailed, FoundChunk, KnownStore
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.search.searcher import VectorStoreSearcher

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from antiphon.config.state import RetentionSettings
-from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
-from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
+from antiphon.engine.ports.vector_stores import DocumentChunk, FileError, IngestJob, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention

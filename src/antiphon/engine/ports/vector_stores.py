@@ -1,9 +1,15 @@
-"""Defines vector stores as values, and the port that searches them.
+"""Defines vector stores as values, and the ports that index and search them.
 
-Lives here: the values of a vector store, its files, a batch and a hit, and the port `Searcher`. Not here: their storage
-(`stores/vector_stores.py`), how files become chunks (`indexing.py`), ranking, HTTP.
+Lives here: the values of a vector store, its files, a batch and a hit, and the port `Searcher`. Also: the ports
+`Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the reads of a search) and `Embedder`. Not here: the
+storage of stores (`stores/vector_stores.py`), SQL, extraction, ranking, HTTP.
 
-Invariant: every operation names the owner. A missing store and another owner's store give the same answer.
+A *file number* identifies one ingestion of one file into one vector store. The high bits of a chunk's number are the
+file number.
+
+Invariants: every operation names the owner. A missing store and another owner's store give the same answer. The chunks
+of a file number never change after the file is completed. A file that is ingested again gets another file number. So a
+cache of vectors is valid when its file numbers are those in the database.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from antiphon.errors import AntiphonError
 from antiphon.types.search import DEFAULT_RANKING, Attributes, Filter, Ranking
 
 FileErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
@@ -147,3 +154,135 @@ class StoreChanges:
     metadata: bytes | None = None
     expires_days: int | None = None
     clear_expiry: bool = False
+
+
+CHUNK_BITS = 20
+"""A chunk's number is `file number << CHUNK_BITS | index in the file`. Only this number links a chunk to its file."""
+
+
+class EmbeddingFailed(AntiphonError):
+    """The embeddings server returned no vectors. `retry`: a retry may succeed. The message quotes no document."""
+
+    def __init__(self, message: str, *, retry: bool = True) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def model(self) -> str:
+        """The name of the embedding model. Vectors of different models are never compared."""
+
+    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+        """Compute one vector per text, of length 1, as little-endian float16. Raises `EmbeddingFailed`."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentChunk:
+    """A chunk of a document. `vector` is little-endian float16, or None when the server computes no embeddings."""
+
+    text: str
+    tokens: int
+    vector: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IngestJob:
+    """A file to ingest. A worker holds the file under the unique name `claim`. `attempts` includes this attempt."""
+
+    number: int
+    claim: str
+    owner: str
+    store_id: str
+    file_id: str
+    filename: str
+    chunking: Chunking
+    attempts: int
+
+
+class Ingestion(Protocol):
+    """The durable queue of files to ingest, and the storage of their chunks.
+
+    A method that changes a file returns False and does nothing when the worker has lost its claim. A claim lasts
+    `seconds` by the store's clock. Every method raises `StoreError` when the database fails. No method blocks the event
+    loop.
+    """
+
+    async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
+        """Claim files that no worker holds, at most one under each of these new names, for `seconds`.
+
+        A call that raises claims no files. Searches no longer find the chunks of a claimed file's earlier attempt.
+        """
+
+    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
+        """Renew these claims for `seconds` from now. Returns the claims that the worker still holds."""
+
+    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
+        """Release a file. No worker claims it for `pause` seconds. `attempted`: whether the attempt counts."""
+
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
+        """Write these chunks. The first chunk gets the index `first` in the file."""
+
+    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
+        """Mark the file as completed, so that searches find it. `model` is the embedding model of its vectors, or
+        None."""
+
+    async def fail(self, job: IngestJob, error: FileError) -> bool:
+        """Mark the file as failed."""
+
+    async def waiting(self) -> int:
+        """The number of files in progress."""
+
+    async def sweep(self) -> bool:
+        """Delete a batch of chunks of deleted files, and of files of expired stores. Returns whether more remain."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownStore:
+    """A vector store to search. `number` is its database id. `version` changes when its completed files change.
+
+    Ids and numbers are never reused, not even after the store is deleted.
+    """
+
+    id: str
+    number: int
+    version: int
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHit:
+    """The number of a matching chunk, and its score. Scores of `match` and of `nearest` are not comparable."""
+
+    chunk: int
+    score: float
+
+
+class ChunkIndex(Protocol):
+    """The queries of a search. The database applies filters before it selects the best hits, so no hit is missing."""
+
+    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
+        """Return the vector stores of `store_ids` that belong to the owner. The database's clock decides `expired`."""
+
+    async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
+        """Return at most `limit` chunks that contain words of the query, ranked by BM25, best first."""
+
+    async def nearest(
+        self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
+    ) -> list[ChunkHit]:
+        """Return the chunks whose vectors are nearest to `vector` (float16, of length 1), best first.
+
+        The search compares only vectors of this model with the same dimension. The score is the cosine similarity.
+        """
+
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
+        """Return these chunks with text and file (`score` 0). The result omits deleted chunks and chunks of other
+        stores."""
+
+    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
+        """Set the last use of these vector stores to the current time, precise to a minute."""

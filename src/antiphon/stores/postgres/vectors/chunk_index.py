@@ -15,7 +15,7 @@ filter never shortens the result.
 
 from __future__ import annotations
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
+from antiphon.engine.ports.vector_stores import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes, index_name
 from antiphon.stores.postgres.vectors.sql import ATTRIBUTES
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
+from antiphon.engine.ports.vector_stores import DocumentChunk, IngestJob
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
+from antiphon.engine.ports.vector_stores import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.vectors.sql import ATTRIBUTES, index_table

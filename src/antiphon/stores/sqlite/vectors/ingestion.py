@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, DocumentChunk, IngestJob
+from antiphon.engine.ports.vector_stores import CHUNK_BITS, DocumentChunk, IngestJob
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table

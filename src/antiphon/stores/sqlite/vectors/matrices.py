@@ -21,7 +21,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
+from antiphon.engine.ports.vector_stores import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.waiting import SEARCH
 from antiphon.single_threaded_numpy import np
 from antiphon.types.search import Filter
