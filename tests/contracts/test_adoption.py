@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.owner_data import OwnerCounts
+from antiphon.engine.ports.state import OwnerCounts
 from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores import Stores

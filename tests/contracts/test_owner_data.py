@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.owner_data import OwnerCounts, OwnerData
+from antiphon.engine.ports.state import OwnerCounts, OwnerData
 from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores import Stores

@@ -14,7 +14,7 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.actions import Usage
-from antiphon.engine.ports.owner_data import OwnerCounts
+from antiphon.engine.ports.state import OwnerCounts
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, examine_state, open_stores

@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 from antiphon.app.keys import known_bodies
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
 from antiphon.stores import Stores
 from antiphon.stores.audit import Noted

@@ -21,8 +21,8 @@ from antiphon.config.state import BlobSettings, RetentionSettings, StateSettings
 from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.jobs import Signals
-from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.quotas import QuotaRules
+from antiphon.engine.ports.state import OwnerData
 from antiphon.engine.ports.vector_stores import ChunkIndex, Ingestion
 from antiphon.errors import ConfigError
 from antiphon.stores.audit import AuditStore

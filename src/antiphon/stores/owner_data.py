@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from antiphon.engine.ports.owner_data import ExportedRow, NotMovable, OwnerCounts
+from antiphon.engine.ports.state import ExportedRow, NotMovable, OwnerCounts
 from antiphon.engine.ports.usage_sums import NUMBERS
 from antiphon.ids import now
 from antiphon.stores.backend import VectorDatabase

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
 
 ANNA = Caller("n:anna", "anna", key_id="key_1")

@@ -38,7 +38,7 @@ from antiphon.commands.terminal import printable, progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.engine.ports import usage_sums
 from antiphon.engine.ports.files import FileQuery, StoredFile
-from antiphon.engine.ports.owner_data import OwnerData
+from antiphon.engine.ports.state import OwnerData
 from antiphon.engine.ports.usage_sums import KEY, By, FindNames, OwnerName, UsageSum
 from antiphon.engine.running.quotas import QuotaUse, quota_use
 from antiphon.errors import ConfigError

@@ -22,7 +22,7 @@ from antiphon.config.owners import OWNER_NAME
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import NAMED
-from antiphon.engine.ports.owner_data import NotMovable, OwnerData
+from antiphon.engine.ports.state import NotMovable, OwnerData
 from antiphon.errors import ConfigError, Unauthorized
 from antiphon.tools.code_interpreter import OwnersContainers
 

@@ -21,7 +21,7 @@ from typing import Final
 import structlog
 
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
 

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.engine.ports.owner_data import OwnerData
+from antiphon.engine.ports.state import OwnerData
 from antiphon.stores.backend import Backend, StateFinding, StateNeeds, StoreOptions, Stores
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from antiphon.config.state import StateSettings
-from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
+from antiphon.engine.ports.state import ExportedRow, OwnerCounts, Shrunk
 from antiphon.engine.ports.usage_sums import KEY, NUMBERS
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import Bodies

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.engine.ports.owner_data import OwnerData
+from antiphon.engine.ports.state import OwnerData
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import (
     Archived,

@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
+from antiphon.engine.ports.state import ExportedRow, OwnerCounts, Shrunk
 from antiphon.engine.ports.usage_sums import NUMBERS
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.owner_data import (
