@@ -1,4 +1,4 @@
-"""Defines background jobs as values: the job, its stored event stream, its stored response, and signals about all three.
+"""Defines background jobs as values: the job, its stored event stream, its stored response, and the signals about them.
 
 Lives here: a job, the state of the job queue, and the event stream in chunks. Also: the change of a status in a stored
 body, and the last events of a response that ends early. Also: the signals by which processes notify each other of new
