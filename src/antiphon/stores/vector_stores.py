@@ -19,14 +19,16 @@ from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.indexing import ChunkHit, IngestJob, KnownStore
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
+    ChunkHit,
     Chunking,
     FileError,
     FileStateCounts,
     FoundChunk,
+    IngestJob,
+    KnownStore,
     NewFile,
     StoreChanges,
     VectorFile,
