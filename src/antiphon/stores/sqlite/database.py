@@ -106,17 +106,23 @@ def reader_uri(path: Path) -> str:
     return path.absolute().as_uri() + "?mode=ro"
 
 
-def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
-    """Repeat `action` while SQLite reports that another process holds the lock (`SQLITE_BUSY`), for at most `seconds`.
-    Returns the result of `action`."""
-    deadline = time.monotonic() + seconds
+def wait_for_lock(
+    action: Callable[[], T],
+    seconds: float = LOCK_SECONDS,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Repeat `action` while SQLite reports that another process holds the lock (`SQLITE_BUSY`), for at most `seconds`
+    of `clock`. Returns the result of `action`."""
+    deadline = clock() + seconds
     while True:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+            if _primary_code(error) != sqlite3.SQLITE_BUSY or clock() >= deadline:
                 raise
-            time.sleep(0.001)  # SQLite sometimes returns immediately: do not spin
+            sleep(0.001)  # SQLite sometimes returns immediately: do not spin
 
 
 @contextmanager
