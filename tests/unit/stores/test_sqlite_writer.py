@@ -132,8 +132,9 @@ async def test_a_thread_that_becomes_free_in_the_middle_of_a_turn_waits_for_its_
 
     async def work() -> None:
         probe.open()
-        while not writer._idle and writer.groups[1] < 2:
-            time.sleep(0.001)  # noqa: ASYNC251 - in the same turn: the thread comes to its end, or takes the first unit
+        while not writer.groups[1]:
+            time.sleep(0.001)  # noqa: ASYNC251 - in the same turn: the thread commits its group
+        time.sleep(0.05)  # noqa: ASYNC251 - in the same turn: the thread could take the first unit
 
     await asyncio.gather(writer.run([insert(1)]), work(), writer.run([insert(2)]), first)
     assert writer.groups == {1: 1, 2: 1}

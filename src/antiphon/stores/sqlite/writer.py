@@ -123,7 +123,6 @@ class SqliteWriter:
         self._released = False
         self._news: SimpleQueue[None] = SimpleQueue()
         """An element in this queue wakes the writer's thread. `_release` and `aclose` put elements into the queue."""
-        self._idle = False
         self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
         self._lost = False
@@ -308,9 +307,7 @@ class SqliteWriter:
                     group = [self._waiting.popleft() for _ in range(some)]
                     self._released = bool(self._waiting)
                     return group
-            self._idle = True
             self._news.get()
-            self._idle = False
 
     def _write(self, connection: sqlite3.Connection, group: list[Unit]) -> StoreError | None:
         """Run the group in one transaction. Returns the error of the whole group, or None. The error of a single unit
