@@ -22,7 +22,6 @@ from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
-from antiphon.stores.postgres.vectors import table as vector_table
 from antiphon.stores.postgres.vectors.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.vectors.indexes import VectorIndexes
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text
@@ -239,8 +238,7 @@ async def test_one_process_at_a_time_makes_the_extension(postgres: PostgresServe
     await postgres.drop_database(url)
 
 
-async def test_words_do_without_the_extension(open_here: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_table, "_INSTALL", "CREATE EXTENSION IF NOT EXISTS not_on_this_server")
+async def test_words_do_without_the_extension(open_here: Opener) -> None:
     database = await open_here()
     await make(database, "one", NewFile("file-1", "a.txt"))
     (job,) = await claim(database)
@@ -248,17 +246,22 @@ async def test_words_do_without_the_extension(open_here: Opener, monkeypatch: py
     await sweep(database)
     (store,) = await database.index.known(ALICE, [STORE])
     assert len(await database.index.match(store, "birds", None, 10)) == 1
-    with pytest.raises(StoreError, match="Install pgvector") as raised:
-        await database.table.there()
-    assert "unset embeddings.url" in str(raised.value)
+    assert not await database.table.database.fetch("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
 
 
-async def test_an_extension_that_is_too_old_is_named(open_here: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_without_the_extension_is_named(open_here: Opener) -> None:
+    table = VectorTable((await open_here()).table.database, extension="not_on_this_server")
+    for ask in (table.there, table.check):
+        with pytest.raises(StoreError, match=r"Install pgvector.* unset embeddings\.url"):
+            await ask()
+
+
+async def test_an_extension_that_is_too_old_is_named(open_here: Opener) -> None:
     database = await open_here()
     await database.table.check()
     await database.check_vectors()
-    monkeypatch.setattr(vector_table, "OLDEST", (99, 0))
-    for ask in (database.table.check, (await open_here()).check_vectors):
+    newer = VectorTable(database.table.database, oldest=(99, 0))
+    for ask in (newer.check, newer.there):
         with pytest.raises(StoreError, match=r"embeddings need 99.0 or newer.*ALTER EXTENSION vector UPDATE"):
             await ask()
 

@@ -27,7 +27,6 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.owner_data import open_postgres_owners
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.postgres.vectors import table as vector_table
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer
@@ -176,23 +175,36 @@ async def test_every_table_with_an_owner_is_known_to_operators(stores: Stores, u
     assert {row[0] for row in rows} <= {*owner_data.OWNED, *owner_data.ELSEWHERE}
 
 
-async def test_with_embeddings_a_server_without_the_extension_is_refused(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By words alone it is served; doctor says the same, without making anything."""
-    monkeypatch.setattr(vector_table, "_INSTALL", "CREATE EXTENSION not_on_this_server")
-    given = {"data": tmp_path, "state": {"url": url}, "owner": {"key": "k" * 40}, "sealing": {"keys": ["s" * 40]}}
+async def test_with_embeddings_a_database_without_the_extension_is_refused(url: str, tmp_path: Path) -> None:
+    """The role may not create the extension. Without embeddings the server starts, and doctor reports the same."""
+    name = url.rsplit("/", 1)[1]
+    async with aclosing(Database(url, PATIENT)) as admin:
+        await admin.write(f"CREATE ROLE {name} LOGIN")
+        await admin.write(f"GRANT ALL ON SCHEMA public TO {name}")
+        limited = url.replace("postgres@", f"{name}@")
+        try:
+            await _words_alone(limited, tmp_path)
+        finally:
+            await admin.write(f"DROP OWNED BY {name}")
+            await admin.write(f"DROP ROLE {name}")
+
+
+async def _words_alone(url: str, folder: Path) -> None:
+    said = "Have an administrator run `CREATE EXTENSION vector`"
+    given = {"data": folder, "state": {"url": url}, "owner": {"key": "k" * 40}, "sealing": {"keys": ["s" * 40]}}
     app = await build(load_settings(given), door="http")
     await app.aclose()
-    with pytest.raises(StoreError, match="Install pgvector on it"):
+    with pytest.raises(StoreError, match=said):
         await build(load_settings({**given, "embeddings": {"url": "http://127.0.0.1:9", "model": "m"}}), door="http")
-    state = StateSettings(url=SecretStr(url))
 
-    async def problems(*, vectors: bool) -> list[str]:
-        wanted = StateNeeds(KeyFingerprints(None, ()), 4, vectors=vectors)
-        return [one.what async for one in examine_state(state, tmp_path, wanted) if "vector'" in one.what]
+    assert said in (await _vector_findings(url, folder, needed=True))[0]
+    assert await _vector_findings(url, folder, needed=False) == []
 
-    assert await problems(vectors=True) == ["the extension 'vector' can be used"]
-    monkeypatch.setattr(vector_table, "_LOOK", "SELECT NULL AS installed, NULL AS available, true AS may_create")
-    assert "Install pgvector on it" in (await problems(vectors=True))[0]
-    assert await problems(vectors=False) == []
+
+async def _vector_findings(url: str, folder: Path, *, needed: bool) -> list[str]:
+    state, wanted = StateSettings(url=SecretStr(url)), StateNeeds(KeyFingerprints(None, ()), 4, vectors=needed)
+    return [one.what async for one in examine_state(state, folder, wanted) if "vector'" in one.what]
+
+
+async def test_doctor_names_an_extension_that_can_be_used(url: str, tmp_path: Path) -> None:
+    assert await _vector_findings(url, tmp_path, needed=True) == ["the extension 'vector' can be used"]

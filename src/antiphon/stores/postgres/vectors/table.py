@@ -19,13 +19,13 @@ from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.migrate import VECTOR_SCHEMA, VECTOR_STEPS, migrate, packaged_steps
 
 OLDEST = (0, 8)
-_INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
+EXTENSION = "vector"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
 # Serializes processes that create the extension concurrently.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))"
 _LOOK = """
-SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
-       (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS available,
+SELECT (SELECT extversion FROM pg_extension WHERE extname = $1) AS installed,
+       (SELECT default_version FROM pg_available_extensions WHERE name = $1) AS available,
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
          OR has_database_privilege(current_database(), 'CREATE') AS may_create
 """
@@ -38,8 +38,11 @@ _OR_WORDS = "or unset embeddings.url: vector stores then search by words."
 class VectorTable:
     """The table of vectors in this database. `there` creates the table, and does nothing after its first success."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, extension: str = EXTENSION, oldest: tuple[int, int] = OLDEST) -> None:
+        """`extension`: the name of pgvector's extension. `oldest`: its oldest usable version."""
         self.database = database
+        self._extension = extension
+        self._oldest = oldest
         self._there = False
 
     async def there(self) -> None:
@@ -49,29 +52,29 @@ class VectorTable:
             return
         if await self._installed() is None:
             await self._install()
-        _check_version(await self._installed() or "")
+        _check_version(await self._installed() or "", self._oldest)
         await migrate(self.database, packaged_steps(VECTOR_STEPS), VECTOR_SCHEMA)
         self._there = True
 
     async def check(self) -> None:
         """Check whether `there` can succeed, without creating the table or the extension. Raises the same `StoreError`
         as `there`."""
-        (found,) = await self.database.fetch(_LOOK)
+        (found,) = await self.database.fetch(_LOOK, self._extension)
         if found["installed"] is None and found["available"] is None:
             raise _not_installed()
         if found["installed"] is None and not found["may_create"]:
             raise _no_right()
-        _check_version(found["installed"] or found["available"])
+        _check_version(found["installed"] or found["available"], self._oldest)
 
     async def _installed(self) -> str | None:
-        (found,) = await self.database.fetch(_LOOK)
+        (found,) = await self.database.fetch(_LOOK, self._extension)
         return None if found["installed"] is None else str(found["installed"])
 
     async def _install(self) -> None:
         async def work(connection: Connection) -> None:
             await connection.execute(_LOCK)
             await connection.execute(_LIMITS)
-            await connection.execute(_INSTALL)
+            await connection.execute(f"CREATE EXTENSION IF NOT EXISTS {self._extension}")
 
         try:
             await self.database.transaction(work)
@@ -84,11 +87,11 @@ class VectorTable:
             raise
 
 
-def _check_version(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+def _check_version(version: str, oldest: tuple[int, int]) -> None:
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < oldest:
         raise StoreError(
             f"PostgreSQL: the extension 'vector' is {version} here, and embeddings need "
-            f"{'.'.join(map(str, OLDEST))} or newer. Install that, and have an administrator run "
+            f"{'.'.join(map(str, oldest))} or newer. Install that, and have an administrator run "
             f"`ALTER EXTENSION vector UPDATE` in this database, {_OR_WORDS}"
         )
 
