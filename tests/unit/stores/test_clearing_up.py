@@ -7,10 +7,9 @@ import errno
 import fcntl
 import os
 import sqlite3
-import tarfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import aiosqlite
 import pytest
 from structlog.testing import capture_logs
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.files import new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
@@ -34,12 +34,14 @@ from antiphon.stores.sqlite.opening import (
     open_vector_database,
 )
 from antiphon.stores.sqlite.readers import SqliteReaders, daemonic_connection
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import Statement
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE
+from tests.support.file_room import file_room
 from tests.support.left_open import left_open
 from tests.support.waiting import until
 
@@ -69,28 +71,19 @@ async def test_stores_that_are_closed_leave_nothing(tmp_path: Path, opening: str
 
 @pytest.mark.usefixtures("nothing_open")
 @pytest.mark.parametrize("opening", [lambda data: open_sqlite(data, chain_items=1), open_vector_database])
-@pytest.mark.parametrize("failing", [SqliteWriter, SqliteReaders])
-async def test_a_start_that_fails_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: Callable[[Path], Any], failing: type[Any]
-) -> None:
-    start = failing.start
-
-    async def fails(self: Any) -> None:
-        await start(self)
-        if failing is SqliteReaders:
-            await self.aclose()
-        raise StoreError("no")
-
-    if failing is SqliteWriter:
-
-        def refuses(connection: sqlite3.Connection, steps: Any) -> None:
-            raise StoreError("no")
-
-        monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
-    else:
-        monkeypatch.setattr(failing, "start", fails)
-    with pytest.raises(StoreError, match="no"):
+async def test_a_start_that_fails_leaves_nothing(tmp_path: Path, opening: Callable[[Path], Any]) -> None:
+    for name in (SESSIONS_FILE, VECTORS_FILE):
+        (tmp_path / name).write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="not a database"):
         await opening(tmp_path)
+
+
+@pytest.mark.usefixtures("nothing_open")
+async def test_readers_that_cannot_start_leave_no_writer(tmp_path: Path) -> None:
+    place = FilePlace(tmp_path / "x.db")
+    place.reader_uri = FilePlace(tmp_path / "none.db").reader_uri
+    with pytest.raises(StoreError, match="Opening failed"):
+        await SqliteTables.open(place, lambda _: None, TimeoutSettings())
 
 
 @pytest.mark.usefixtures("nothing_open")
@@ -406,47 +399,79 @@ async def _filled(data: Path) -> None:
     await (await open_vector_database(data)).aclose()
 
 
+def _later(count: int) -> Callable[[Path, Path], None]:
+    """A function that creates hard links. The first `count` files do not exist yet."""
+    left = iter(range(count))
+
+    def link(path: Path, to: Path) -> None:
+        if next(left, None) is not None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        os.link(path, to)
+
+    return link
+
+
 @pytest.mark.usefixtures("nothing_open")
-async def test_a_content_that_came_while_databases_were_copied_is_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_content_that_came_while_databases_were_copied_is_in_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     await _filled(data)
-    links = backup._link_contents
-    monkeypatch.setattr(backup, "_link_contents", lambda data, work: None)
-    made = make_archive(data, tmp_path / "late.tar", KEYS, with_keys=True)
+    made = make_archive(data, tmp_path / "late.tar", KEYS, with_keys=True, link=_later(2))
     assert (made.contents, made.vanished) == (2, 0)
     # One that went before its row was copied is left out, and its row with it.
     (gone,) = [one for one in (data / "files").glob("??/??/*") if one.read_bytes() == b"a"]
     gone.unlink()
-    made = make_archive(data, tmp_path / "gone.tar", KEYS, with_keys=True)
+    made = make_archive(data, tmp_path / "gone.tar", KEYS, with_keys=True, link=_later(1))
     assert (made.contents, made.vanished) == (1, 1)
     open_archive(tmp_path / "gone.tar", tmp_path / "again", KEYS)
     again = await open_sqlite(tmp_path / "again", chain_items=9)
     assert await again.files.get(ALICE, "file-a") is None and await content(again.files, "file-b") == b"b"
     await again.aclose()
     # What is linked and belongs to no row is left out too.
-    monkeypatch.setattr(backup, "_link_contents", links)
     (gone.parent / ("0" * 48)).write_bytes(b"nobody's")
     (gone.parent / "no key").write_bytes(b"nobody's")
     assert make_archive(data, tmp_path / "third.tar", KEYS, with_keys=True).contents == 1
     assert not (data / ".backup").exists()
 
 
+def _no_links(path: Path, to: Path) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+
 @pytest.mark.usefixtures("nothing_open")
-@pytest.mark.parametrize("fails", ["_copy_databases", "flush_folder", "_link_contents"])
-async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    data, target = tmp_path / "data", tmp_path / "backup.tar"
+@pytest.mark.parametrize(
+    ("room", "link", "said"),
+    [
+        (0, _no_links, "The backup failed: File too large"),
+        (4096, os.link, "Copying failed in database .*: the disk reported an error"),
+        (None, os.link, "The backup failed: File too large"),
+    ],
+    ids=["contents", "databases", "archive"],
+)
+async def test_a_backup_that_fails_leaves_nothing(
+    tmp_path: Path, room: int | None, link: Callable[[Path, Path], None], said: str
+) -> None:
+    data = tmp_path / "data"
     await _filled(data)
+    # The archive is larger than each database.
+    largest = max(path.stat().st_size for path in (data / SESSIONS_FILE, data / VECTORS_FILE))
+    with file_room(largest if room is None else room), pytest.raises(StoreError, match=said):
+        make_archive(data, tmp_path / "backup.tar", KEYS, with_keys=True, link=link)
+    assert [one.name for one in tmp_path.iterdir()] == ["data"]
+    assert not (data / ".backup").exists()
+
+
+@pytest.mark.usefixtures("nothing_open")
+async def test_a_backup_whose_name_may_be_lost_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _filled(tmp_path / "data")
 
     def refuses(*given: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    monkeypatch.setattr(backup, fails, refuses)
+    monkeypatch.setattr(backup, "flush_folder", refuses)
     with pytest.raises(StoreError, match=r"The backup failed: No space left on device \(somewhere\)"):
-        make_archive(data, target, KEYS, with_keys=True)
-    assert {one.name for one in tmp_path.iterdir()} == {"data"} | ({"backup.tar"} if "flush" in fails else set())
-    assert not (data / ".backup").exists()
+        make_archive(tmp_path / "data", tmp_path / "backup.tar", KEYS, with_keys=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["backup.tar", "data"]
+    assert not (tmp_path / "data" / ".backup").exists()
 
 
 @pytest.mark.usefixtures("nothing_open")
@@ -465,21 +490,18 @@ async def test_one_backup_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_open")
-@pytest.mark.parametrize("fails", ["_check_contents", "_check_keys", "_unpack"])
-@pytest.mark.parametrize("error", [OSError("no"), tarfile.ReadError("no"), StoreError("no")])
-async def test_a_restore_that_fails_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, error: Exception
-) -> None:
+@pytest.mark.parametrize("how", ["cut", "full", "keys"])
+async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path, how: str) -> None:
+    """How a restore refuses other archives is in `test_backup.py`."""
+    keys: dict[KeyName, tuple[bytes, ...]] = {"owner.key": (b"k" * 32,)}
     await _filled(tmp_path / "data")
-    make_archive(tmp_path / "data", tmp_path / "backup.tar", KEYS, with_keys=True)
-
-    def refuses(*given: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(backup, fails, refuses)
+    archive = tmp_path / "backup.tar"
+    make_archive(tmp_path / "data", archive, keys, with_keys=False)
+    if how == "cut":
+        archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     (tmp_path / "again").mkdir()
-    with pytest.raises(StoreError):
-        open_archive(tmp_path / "backup.tar", tmp_path / "again", KEYS)
+    with file_room(4096) if how == "full" else nullcontext(), pytest.raises(StoreError):
+        open_archive(archive, tmp_path / "again", {} if how == "keys" else keys)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["again", "backup.tar", "data"]
     assert not list((tmp_path / "again").iterdir())
 

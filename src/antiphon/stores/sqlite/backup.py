@@ -50,6 +50,7 @@ _ELSEWHERE = (
     "Nothing was restored. Copy the file again from its origin and compare the sizes. If the original is no "
     "better, restore an older backup."
 )
+Link = Callable[[Path, Path], None]
 _WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
 
 
@@ -80,13 +81,14 @@ def make_archive(
     with_contents: bool = True,
     databases: Path | None = None,
     report: Report = unreported,
+    link: Link = os.link,
 ) -> Archived:
     """Write the archive to `target`. `keys`: all keys in use, by their file name in the data folder. `databases`: the
     folder of the database files, or None if it is `data`.
 
     The archive includes the key files that exist in `data`, unless `with_keys` is False. The manifest always has the
     fingerprints of all keys. `with_contents`: whether `data` contains the file contents. If False (the contents are in
-    S3), the archive includes only the file rows. `report` receives the archived bytes.
+    S3), the archive includes only the file rows. `report` receives the archived bytes. `link` creates a hard link.
 
     Raises `StoreError`, for example when `target` exists or another backup is running.
     """
@@ -97,8 +99,8 @@ def make_archive(
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
             packed = _Packed(archive, report)
             if with_contents:
-                _link_contents(data, work)
-            vanished = _copy_databases(data, databases or data, work, with_contents)
+                _link_contents(data, work, link)
+            vanished = _copy_databases(data, databases or data, work, link if with_contents else None)
             contents = sorted((work / FILES_FOLDER).iterdir())
             copies = [work / name for name in (SESSIONS_FILE, VECTORS_FILE) if (work / name).exists()]
             packed.total = sum(path.stat().st_size for path in (*copies, *contents))
@@ -230,13 +232,13 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(out.fileno())
 
 
-def _link_contents(data: Path, work: Path) -> None:
+def _link_contents(data: Path, work: Path, link: Link) -> None:
     for path in (data / FILES_FOLDER).glob("??/??/*"):
         if KEY.fullmatch(path.name):
-            link_or_copy(path, work / FILES_FOLDER / path.name)
+            link_or_copy(path, work / FILES_FOLDER / path.name, link)
 
 
-def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.link) -> bool:
+def link_or_copy(path: Path, to: Path, link: Link = os.link) -> bool:
     """Create a hard link `to` for the file, or a copy where the file system has no links. Returns False when the file
     no longer exists. Raises `OSError`."""
     try:
@@ -255,9 +257,9 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
     return True
 
 
-def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool) -> int:
-    """Copy `sessions.db` and `vectors.db` into `work`. With `with_contents`, link the content of every file row and
-    unlink all other contents. Returns the number of file rows whose content no longer exists."""
+def _copy_databases(data: Path, databases: Path, work: Path, link: Link | None) -> int:
+    """Copy `sessions.db` and `vectors.db` into `work`. With `link`, link the content of every file row and unlink
+    all other contents. Returns the number of file rows whose content no longer exists."""
     # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. A vector store in the copy may refer to
     # a file that was deleted since, but every other referenced file is in the copy.
     if (databases / VECTORS_FILE).exists():
@@ -270,7 +272,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
         for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
             wanted.add(blob)
             content = content_place(data / FILES_FOLDER, blob)
-            if with_contents and not link_or_copy(content, work / FILES_FOLDER / blob):
+            if link is not None and not link_or_copy(content, work / FILES_FOLDER / blob, link):
                 copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
                 vanished += 1
         # Leave WAL mode, so that the copy is one file without a write-ahead log.
