@@ -27,11 +27,11 @@ _MAX_LENGTH: Final = 64
 _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
-def new_id(prefix: str) -> str:
+def new_id(prefix: str, clock: Clock = time.time) -> str:
     """Create an id: `prefix_` and 48 hexadecimal digits. The first 12 digits are the milliseconds since the epoch, and
     the other 36 (144 bits) are random."""
     # One conversion for time and random bytes together: formatting them separately takes three times as long.
-    return f"{prefix}_{(int(time.time() * 1000).to_bytes(6, 'big') + os.urandom(18)).hex()}"
+    return f"{prefix}_{(int(clock() * 1000).to_bytes(6, 'big') + os.urandom(18)).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:

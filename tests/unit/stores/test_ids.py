@@ -6,8 +6,6 @@ import itertools
 import sqlite3
 from pathlib import Path
 
-import pytest
-
 from antiphon import ids
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.sqlite.database import connect_writer
@@ -19,25 +17,20 @@ _BEFORE, _GROUP = 2_000, 16
 _PAGE_AND_HEAD = 4096 + 24
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the clock says."""
-    times = [1_750_000_000.0]
-    monkeypatch.setattr("time.time", lambda: times[0])
-    return times
+def _stopped(at: float) -> ids.Clock:
+    return lambda: at
 
 
-def test_ids_of_later_stand_behind_those_of_before(clock: list[float]) -> None:
-    made = []
+def test_ids_of_later_stand_behind_those_of_before() -> None:
     # A clock of the years in which ids have one digit less or more sorts no differently.
-    for clock[0] in (1_000_000_000.0, 1_750_000_000.0, 1_750_000_000.001, 1_750_000_001.0, 20_000_000_000.0):
-        made.append(ids.new_id("resp"))
+    times = (1_000_000_000.0, 1_750_000_000.0, 1_750_000_000.001, 1_750_000_001.0, 20_000_000_000.0)
+    made = [ids.new_id("resp", _stopped(at)) for at in times]
     assert made == sorted(made)
     assert {len(one) for one in made} == {53} and all(ids.is_id(one, "resp") for one in made)
 
 
-def test_ids_of_one_moment_have_nothing_else_in_common(clock: list[float]) -> None:
-    made = [ids.new_id("resp").removeprefix("resp_") for _ in range(500)]
+def test_ids_of_one_moment_have_nothing_else_in_common() -> None:
+    made = [ids.new_id("resp", _stopped(1_750_000_000.0)).removeprefix("resp_") for _ in range(500)]
     assert {one[:12] for one in made} == {f"{1_750_000_000_000:012x}"}
     rest = [bytes.fromhex(one[12:]) for one in made]
     assert {len(one) for one in rest} == {18}, "128 random bits at least"
