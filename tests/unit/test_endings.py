@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from datetime import datetime
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, logging_as_before: None) -> Iterator[i
     """The reading end of what is standard error now; reading waits for nothing."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    with open(writing, "w") as file, monkeypatch.context() as patch:
-        patch.setattr("sys.stderr", file)
+    with open(writing, "w") as file, redirect_stderr(file), monkeypatch.context() as patch:
         configure("info", "json")
         # A logger keeps the set-up that it was used with first: the module's own must not keep this one.
         patch.setattr(observation, "_log", structlog.get_logger())

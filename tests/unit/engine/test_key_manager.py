@@ -12,6 +12,8 @@ import pytest
 from antiphon.engine.running.client_keys import KeyEnded, KeyManager, KeyMissing, KeyRefused, TooManyKeys, WantedKey
 from antiphon.stores import Stores
 from antiphon.stores.audit import Noted
+from antiphon.stores.client_keys import ClientKeyStore
+from antiphon.stores.sqlite.opening import open_sqlite
 from tests.support.state import open_state
 
 
@@ -24,9 +26,9 @@ async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
 class Managed:
     """A manager, and what it told."""
 
-    def __init__(self, stores: Stores) -> None:
+    def __init__(self, stores: Stores, store: ClientKeyStore | None = None) -> None:
         self.told: list[Noted] = []
-        self.store = stores.client_keys
+        self.store = store or stores.client_keys
         self.keys = KeyManager(self.store, stores.audit, "operator", tell=self.told.append)
 
 
@@ -80,17 +82,12 @@ async def test_what_is_wrong_is_refused_and_told_to_nobody(stores: Stores) -> No
     assert [one.action for one in managed.told] == ["keys create", "keys revoke"]
 
 
-async def test_at_the_maximum_the_advice_is_to_revoke(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    managed = Managed(stores)
-    key, _ = await managed.keys.create(WantedKey("anna"))
-
-    async def full(*_: object, **__: object) -> None:
-        return None
-
-    monkeypatch.setattr(managed.store, "create", full)
-    monkeypatch.setattr(managed.store, "rotate", full)
-    with pytest.raises(TooManyKeys, match="revoke those that no client uses"):
-        await managed.keys.create(WantedKey("bo"))
-    with pytest.raises(TooManyKeys):
-        await managed.keys.rotate(key.id, lifetime=None, overlap=9.0)
-    assert len(managed.told) == 1
+async def test_at_the_maximum_the_advice_is_to_revoke(tmp_path: Path) -> None:
+    async with aclosing(await open_sqlite(tmp_path, chain_items=100)) as stores:
+        managed = Managed(stores, ClientKeyStore(stores.tables, most=1))
+        key, _ = await managed.keys.create(WantedKey("anna"))
+        with pytest.raises(TooManyKeys, match="revoke those that no client uses"):
+            await managed.keys.create(WantedKey("bo"))
+        with pytest.raises(TooManyKeys):
+            await managed.keys.rotate(key.id, lifetime=None, overlap=9.0)
+        assert len(managed.told) == 1
