@@ -28,7 +28,7 @@ from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor.children import ParentPipe
-from antiphon.supervisor.envoy_admin import EnvoyAdmin
+from antiphon.supervisor.envoy_process import EnvoyAdmin
 from lab.bench import cpu
 from lab.bench.load import Job
 from lab.bench.variants import RESPONSES, Process, poll

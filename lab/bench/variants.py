@@ -31,7 +31,7 @@ from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor import parent_guard
 from antiphon.supervisor.children import ParentPipe
-from antiphon.supervisor.envoy_admin import EnvoyAdmin
+from antiphon.supervisor.envoy_process import EnvoyAdmin
 from lab.bench import cpu
 
 Values = dict[str, float]

@@ -18,8 +18,7 @@ from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.supervisor.child_output import ChildOutput
-from antiphon.supervisor.early_ends import ORDER, pass_on, take
-from antiphon.supervisor.worker_orders import Obey, Orders, take_orders
+from antiphon.supervisor.worker_orders import STREAM_ENDED, Obey, Orders, pass_on_early_end, take_early_end, take_orders
 from tests.support.exchanges import SSE, make_exchange
 from tests.support.fake_time import in_fake_time
 from tests.support.metrics import value_of
@@ -171,17 +170,17 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     own = socket.socket(fileno=orders.theirs.detach())
     others: list[dict[str, Any]] = []
 
-    obey: Obey = {ORDER: partial(take, ends), "next": others.append}
+    obey: Obey = {STREAM_ENDED: partial(take_early_end, ends), "next": others.append}
     worker = asyncio.ensure_future(take_orders(own, obey))
     ends.ask("req_1", told.put_nowait)
     ends.ask("req_2", told.put_nowait)
-    assert pass_on(json.dumps(LINE), [orders])
+    assert pass_on_early_end(json.dumps(LINE), [orders])
     async with asyncio.timeout(30):
         assert await told.get() == LEFT
     # Beside orders that are answered, and before and after the first of them.
     await orders.give("next", 30)
     broken = {**LINE, "request_id": "req_2", "fault": "upstream", "details": BROKEN.details}
-    assert pass_on(json.dumps(broken), [orders])
+    assert pass_on_early_end(json.dumps(broken), [orders])
     async with asyncio.timeout(30):
         assert await told.get() == BROKEN
     assert [order["do"] for order in others] == ["next"]
@@ -189,7 +188,7 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     await asyncio.wait({worker})
     orders.close()
     # A worker that has gone keeps nobody waiting.
-    assert pass_on(json.dumps(LINE), [orders])
+    assert pass_on_early_end(json.dumps(LINE), [orders])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     ],
 )
 def test_other_lines_stay_what_they_are(line: str) -> None:
-    assert not pass_on(line, [])
+    assert not pass_on_early_end(line, [])
 
 
 def test_only_envoy_is_heard(capfd: pytest.CaptureFixture[str]) -> None:

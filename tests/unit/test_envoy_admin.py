@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.config.processes import SidecarTlsSettings
-from antiphon.supervisor.envoy_admin import EnvoyAdmin
+from antiphon.supervisor.envoy_process import EnvoyAdmin
 from antiphon.supervisor.http_probe import Connection, ask, own_tls
 from tests.support.waiting import until
 

@@ -16,7 +16,7 @@ from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
-from antiphon.supervisor import early_ends
+from antiphon.supervisor.worker_orders import STREAM_ENDED, take_early_end
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ async def _serve(process: ServingProcess) -> int:
         ends, metrics = app.endings.early, settings.metrics.listen
         if process.is_worker:
             ends.listen(asyncio.get_running_loop())
-        orders = {early_ends.ORDER: partial(early_ends.take, ends)}
+        orders = {STREAM_ENDED: partial(take_early_end, ends)}
         # After a reload, this process still serves requests from the old Envoy, but the new generation starts new
         # background responses.
         async with process.hearing(metrics and numbered(metrics, worker), give_way=http.send_away, orders=orders):

@@ -37,8 +37,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import AntiphonError
 from antiphon.observability.logs import configure
 from antiphon.supervisor.changed_settings import SettingsFile, saying_that_a_restart_is_needed
-from antiphon.supervisor.process import StopSignals, collect_by_time, keep_what_there_is, run_loop
-from antiphon.supervisor.service_manager import tell
+from antiphon.supervisor.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, tell_service_manager
 from antiphon.supervisor.worker_orders import Obey, obeying, own_end
 from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 
@@ -106,7 +105,7 @@ class ServingProcess:
 
     async def until_stopped(self, drain: Callable[[], Awaitable[bool]]) -> int:
         """Serve until a stop signal, then drain and close the servers. Returns the exit status."""
-        tell("READY=1")
+        tell_service_manager("READY=1")
         drained = await self.signals.wait_and_drain(drain, self.app.context.admission)
         # The metrics listener stays open until the context ends, so a scrape can still read the number of cut requests.
         await self._close_doors()

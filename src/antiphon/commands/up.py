@@ -39,9 +39,8 @@ from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_process import forget
 from antiphon.supervisor.generation import Generation, Surroundings
 from antiphon.supervisor.listen_address import HeldPorts, at_addresses, free_address, refuse_own_upstream
-from antiphon.supervisor.process import end_at_the_latest, hears_hangup, on_terminal
+from antiphon.supervisor.process import end_at_the_latest, hears_hangup, on_terminal, tell_service_manager
 from antiphon.supervisor.run_folder import run_folder
-from antiphon.supervisor.service_manager import tell
 from antiphon.supervisor.supervision import GivenUp, NotStarted
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ class _Up:
             return 0
         assert self._now is not None
         _announce(self._now.settings)
-        tell("READY=1")
+        tell_service_manager("READY=1")
 
         async def heard(because: str) -> None:
             if self._retiring is not None and not self._retiring.done():
@@ -196,7 +195,7 @@ class _Up:
             await self._counts.of(because, self._reload(around))
 
         await self._until(stop, reasons(self._hangup, self._file, heard))
-        tell("STOPPING=1")
+        tell_service_manager("STOPPING=1")
         now, seconds = self._now, self._settings.timeouts.drain
         # From the stop signal on, the workers refuse new connections. After the workers end, the kernel refuses them,
         # because this process has closed the port.

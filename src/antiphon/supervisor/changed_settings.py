@@ -22,7 +22,7 @@ import structlog
 from antiphon.config.section import field_paths, parse_address
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
-from antiphon.supervisor.service_manager import tell as tell_manager
+from antiphon.supervisor.process import tell_service_manager
 
 _log = structlog.get_logger(__name__)
 
@@ -108,7 +108,7 @@ class ReloadCounts:
 
     async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
         """Await the reload, count its result, log it in one line and notify the service manager. Raises no error."""
-        tell_manager("RELOADING=1")
+        tell_service_manager("RELOADING=1")
         try:
             changed = await reload
         except AntiphonError as error:
@@ -119,7 +119,7 @@ class ReloadCounts:
             self._count("accepted")
             _log.info("settings_reloaded", because=because, changed=list(changed))
         # After either result the process serves, with the old or the new settings.
-        tell_manager("READY=1")
+        tell_service_manager("READY=1")
 
     def _count(self, result: str) -> None:
         self.results[result] += 1
@@ -137,10 +137,10 @@ async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsF
     `antiphon up` did not start uses this context manager, because no parent can replace the process."""
 
     async def say(because: str) -> None:
-        tell_manager("RELOADING=1")
+        tell_service_manager("RELOADING=1")
         advice = "restart it, or run 'antiphon up', which takes other settings while it serves"
         _log.warning("settings_need_a_restart", because=because, advice=advice)
-        tell_manager("READY=1")
+        tell_service_manager("READY=1")
 
     task = asyncio.ensure_future(reasons(hangup, file, say))
     try:

@@ -1,7 +1,8 @@
-"""Builds Envoy's command line and configuration file, with the options of its hot restart.
+"""Starts Envoy for `antiphon up`, with the options of its hot restart, and queries its admin port.
 
-This module writes files and builds arguments. The package `envoy` generates the configuration. `generation.py` and
-`supervision.py` decide when an Envoy starts.
+Lives here: Envoy's command line, writing its configuration file, and the client of its admin port. Not here: the
+content of the configuration (the package `envoy`), when an Envoy starts or is queried (`generation.py`,
+`supervision.py`).
 
 In a hot restart, the next Envoy finds the former one by a base id and a restart number. The next Envoy takes over the
 former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends
@@ -15,28 +16,36 @@ mark. Only an Envoy with restart number 0 can remove the mark, because it recrea
 the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy without
 listeners uses a different socket, and the serving Envoy keeps its mapped memory.
 
-Invariant: only this user can access the restart socket of a running Envoy.
+Invariants: only this user can access the restart socket of a running Envoy. A missing answer of the admin port raises
+no error and means "not ready" or "unknown". All queries use one connection. So queries still reach the former Envoy
+after a hot restart, when the next Envoy owns the port.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import EnvoyVersion, find_envoy, version_of
 from antiphon.errors import ConfigError
 from antiphon.supervisor.child_settings import envoy_environment
+from antiphon.supervisor.http_probe import NO_ANSWER, Connection
+from antiphon.supervisor.listen_address import join_address
 from antiphon.supervisor.run_folder import write_private
 
 _LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 _FLUSH_MILLISECONDS = "200"
 _VALIDATE_SECONDS = 30.0
+_ADMIN_SECONDS = 5.0
 _SHARED = Path("/dev/shm")
 _BASE = "envoy-base"
 """The name of the file with the base id that all Envoys of the run share."""
@@ -157,3 +166,83 @@ def _options(settings: Settings, shared: Path) -> list[str]:
     if settings.envoy.concurrency is not None:
         command += ["--concurrency", str(settings.envoy.concurrency)]
     return command
+
+
+class EnvoyAdmin:
+    """A client of one Envoy's admin port. `address` is `unix:PATH` or `HOST:PORT`."""
+
+    def __init__(self, address: str) -> None:
+        self._connection = Connection(address)
+        self._turn = asyncio.Lock()
+
+    async def is_live(self, seconds: float = _ADMIN_SECONDS) -> bool:
+        """Whether Envoy answers within `seconds` that it has initialized and listens."""
+        return await self._ask("GET", "/ready", seconds) is not None
+
+    async def healthy_endpoints(self, *clusters: str) -> int:
+        """Return the number of endpoints in these clusters that passed their health check."""
+        healthy = 0
+        for cluster in (await self._json("/clusters?format=json")).get("cluster_statuses", ()):
+            if cluster["name"] in clusters:
+                for host in cluster.get("host_statuses", ()):
+                    health = host.get("health_status", {})
+                    healthy += not any(health.get(flag) for flag in ("failed_active_health_check", "pending_active_hc"))
+        return healthy
+
+    async def bound_port(self, listener: str) -> int | None:
+        """Return the port of a TCP listener, or None while it is unknown."""
+        for entry in (await self._json("/listeners?format=json")).get("listener_statuses", ()):
+            if entry["name"] == listener:
+                port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
+                return int(port) if port else None
+        return None
+
+    async def bound_address(self, listener: str, address: str) -> str:
+        """Return the TCP address of a listener, with the port that Envoy chose for port 0."""
+        host, port = parse_address(address)
+        return join_address(host, port or await self.bound_port(listener) or 0)
+
+    async def say_leaving(self, seconds: float) -> None:
+        """Begin Envoy's notice to clients. `/ready` fails, responses have `connection: close`, and HTTP/2 connections
+        get a GOAWAY. Envoy still serves all requests."""
+        await self._ask("POST", "/healthcheck/fail", seconds)
+
+    async def refuse_connections(self, seconds: float) -> None:
+        """Close the public listener. Requests in flight continue, and the private listeners that they may need stay
+        open."""
+        await self._ask("POST", "/drain_listeners?inboundonly", seconds)
+
+    async def has_stopped_listening(self) -> bool:
+        """Whether another Envoy has taken over this Envoy's listeners, or this Envoy has ended."""
+        stopped = await self._stat("^listener_manager\\.listener_stopped$", _ADMIN_SECONDS)
+        return stopped is None or stopped > 0
+
+    async def requests_in_flight(self, seconds: float) -> int:
+        """Return the number of incomplete requests on the listeners for clients and for the console. Returns 0 when
+        Envoy does not answer."""
+        return await self._stat("^http\\.(antiphon|console)\\.downstream_rq_active$", seconds) or 0
+
+    def close(self) -> None:
+        """Close the connection to the admin port."""
+        self._connection.close()
+
+    async def _stat(self, pattern: str, seconds: float) -> int | None:
+        body = await self._ask("GET", f"/stats?filter={pattern}", seconds)
+        if body is None:
+            return None
+        numbers = (line.rpartition(":")[2].strip() for line in body.decode().splitlines())
+        return sum(int(number) for number in numbers if number.isdigit())
+
+    async def _json(self, path: str) -> dict[str, Any]:
+        body = await self._ask("GET", path)
+        answer: dict[str, Any] = json.loads(body) if body else {}
+        return answer
+
+    async def _ask(self, method: str, path: str, seconds: float = _ADMIN_SECONDS) -> bytes | None:
+        """Return the body of a response with status 200, else None."""
+        try:
+            async with asyncio.timeout(seconds), self._turn:
+                status, body = await self._connection.exchange(method, path)
+        except NO_ANSWER:
+            return None
+        return body if status == 200 else None

@@ -2,8 +2,8 @@
 
 This module starts and ends the processes, waits until they are ready, and hands over to the next generation.
 `commands/up.py` starts another generation, and `supervision.py` restarts a child. A child's process is in
-`children.py`, its settings in `child_settings.py`, and its output in `child_output.py`. `envoy_admin.py` queries Envoy,
-and `merged_metrics.py` merges metrics.
+`children.py`, its settings in `child_settings.py`, and its output in `child_output.py`. `envoy_process.py` queries
+Envoy, and `merged_metrics.py` merges metrics.
 
 Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
 began. A child that dies or hangs is replaced, also Envoy, and the other children continue.
@@ -36,14 +36,13 @@ from antiphon.errors import AntiphonError
 from antiphon.supervisor.child_output import ENVOY, ChildOutput
 from antiphon.supervisor.child_settings import envoy_environment, file_values, placed_in, worker_environment
 from antiphon.supervisor.children import Child, ParentPipe, describe_status
-from antiphon.supervisor.early_ends import pass_on
-from antiphon.supervisor.envoy_admin import EnvoyAdmin
-from antiphon.supervisor.envoy_process import RELEASE_SECONDS, EnvoyProcess
+from antiphon.supervisor.envoy_process import RELEASE_SECONDS, EnvoyAdmin, EnvoyProcess
 from antiphon.supervisor.http_probe import ask, own_tls
 from antiphon.supervisor.listen_address import HeldPorts, SocketFlags, answers, at_addresses, inherited
 from antiphon.supervisor.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
 from antiphon.supervisor.run_folder import write_private
 from antiphon.supervisor.supervision import RestartPolicy, Supervised, tell_first
+from antiphon.supervisor.worker_orders import pass_on_early_end
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
@@ -268,7 +267,7 @@ class Generation:
 
     def _pass_on(self, line: str) -> bool:
         """Pass a line of Envoy to the sidecars if the line is for them. Returns whether the line was passed."""
-        return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
+        return pass_on_early_end(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
         """Return the running worker processes."""

@@ -1,7 +1,7 @@
 """A small HTTP client for probes of Antiphon's own processes.
 
 The client connects to a Unix socket or a port, also with TLS. This module also builds the TLS context for Antiphon's
-own ports. `envoy_admin.py`, `generation.py` and `listen_address.py` interpret the answers.
+own ports. `envoy_process.py`, `generation.py` and `listen_address.py` interpret the answers.
 
 This module does not use aiohttp, because the parent of the workers would load aiohttp (13 MiB) only for these probes.
 

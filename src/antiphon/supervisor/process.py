@@ -1,7 +1,9 @@
 """Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
 This module runs the event loop and schedules Python's cycle collector. This module also handles signals and the
-parent's pipe, drains the process and guarantees its end. `commands/extproc.py` and `commands/serve.py` run the servers.
+parent's pipe, drains the process and guarantees its end. It notifies the service manager (systemd, `Type=notify`) of
+readiness, reloads and the end, with the datagram of sd_notify(3). `commands/extproc.py` and `commands/serve.py` run the
+servers.
 
 By default, Python's cycle collector runs when the number of new objects exceeds a threshold. A request leaves almost no
 new objects, so hours may pass between runs. But one reference cycle may keep a request's body and a partial response in
@@ -13,7 +15,9 @@ is longer. So collections never take more than 1/2000 of the time, however many 
 about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its
 parent's end a process drains only briefly, because another process may need its port. The process always ends: a thread
 that does not depend on the event loop ends it `CLOSING_SECONDS` after the drain's deadline. The thread logs where the
-process hung.
+process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a service manager. Sending never
+waits and never raises. If the service manager is unreachable, the log has one line, and the manager applies its own
+timeout.
 """
 
 from __future__ import annotations
@@ -25,25 +29,28 @@ import os
 import resource
 import selectors
 import signal
+import socket
 import sys
 import termios
 import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import structlog
 
 from antiphon.observability.logs import flush
-from antiphon.supervisor.service_manager import tell
 
 if TYPE_CHECKING:
     from antiphon.doors.context import Admission
 
+
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+State = Literal["READY=1", "RELOADING=1", "STOPPING=1"]
 
 ORPHAN_SECONDS = 2.0
 """The seconds for which a process continues its requests after its parent's end."""
@@ -198,7 +205,7 @@ class StopSignals:
         _log.info(
             "draining", because=self._because, seconds=self._seconds, **_counted("in_flight", admission.in_flight)
         )
-        tell("STOPPING=1")
+        tell_service_manager("STOPPING=1")
         draining = asyncio.ensure_future(drain())
         cut = asyncio.ensure_future(self._second.wait())
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
@@ -313,3 +320,28 @@ def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
 def _do_nothing(*_: object) -> None:
     """Do nothing. The signals are read from the pipe, but without a Python handler no number would be written to the
     pipe."""
+
+
+def tell_service_manager(state: State) -> None:
+    """Notify the service manager of this state, if there is a service manager. After `RELOADING=1` the caller must send
+    `READY=1`."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    # A name with `@` is an abstract socket, whose real name begins with a null byte. No environment variable can
+    # contain that byte.
+    place = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+            sending.setblocking(False)
+            sending.connect(place)
+            sending.send(_message(state).encode())
+    except (OSError, ValueError) as error:
+        _log.warning("service_manager_not_told", state=state, cause=str(error))
+
+
+def _message(state: State) -> str:
+    if state != "RELOADING=1":
+        return state
+    # A manager with `Type=notify-reload` uses this field to distinguish this reload from an earlier one.
+    return f"{state}\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"

@@ -1,7 +1,9 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
-The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` and
-`early_ends.py` define the orders.
+The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` defines
+the orders, except one. That order passes on Envoy's log line about who ended a stream early, to the sidecar that served
+the stream. `envoy/failure_lines.py` configures the line in Envoy, and `observability/endings.py` uses it in the
+sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
 
 Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
 """
@@ -14,8 +16,12 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
+
+from antiphon.observability.endings import EarlyEnd, EarlyEnds
+from antiphon.types.transport import ENDED_EARLY
 
 
 class Orders:
@@ -89,3 +95,31 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
         pass
     finally:
         writer.close()
+
+
+STREAM_ENDED = "stream_ended"
+"""The order that passes on Envoy's line about the end of a stream."""
+_MARK = f'"{ENDED_EARLY}"'
+
+
+def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
+    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns True if the line was sent.
+    If Envoy does not know which side ended the stream, the line is not sent and stays in the log."""
+    if _MARK not in line:
+        return False
+    try:
+        said = json.loads(line)
+        if said["message"] != ENDED_EARLY or said["fault"] == "unknown":
+            return False
+        end = [said["fault"] == "cancelled", said["details"], said["status"]]
+        order = {"do": STREAM_ENDED, "request_id": said["request_id"], "end": end}
+    except (ValueError, KeyError):
+        return False
+    for sidecar in sidecars:
+        sidecar.tell(order)
+    return True
+
+
+def take_early_end(ends: EarlyEnds, order: dict[str, Any]) -> None:
+    """Handle an order about the end of a stream, in the worker."""
+    ends.hear(order["request_id"], EarlyEnd(*order["end"]))
