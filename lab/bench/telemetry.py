@@ -33,7 +33,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
-from antiphon.app.quotas import make_quotas
+from antiphon.app.owners import make_quotas
 from antiphon.config.console import ConsoleSettings
 from antiphon.config.processes import TracingSettings
 from antiphon.config.quotas import QuotaSettings, StorageLimits

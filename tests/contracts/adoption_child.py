@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from antiphon.app.adopting import make_adoption
+from antiphon.app.owners import make_adoption
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings

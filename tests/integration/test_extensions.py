@@ -20,7 +20,7 @@ import antiphon
 from antiphon import extension
 from antiphon.app.build import build
 from antiphon.app.extensions import extensions, known_profiles, make_extension_tools, with_extension_settings
-from antiphon.app.model_routing import make_routes
+from antiphon.app.upstreams import make_routes
 from antiphon.config.settings import Settings, load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.app.outgoing import make_fetcher
+from antiphon.app.upstreams import make_fetcher
 from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import load_settings
 from antiphon.errors import ApiError, ConfigError

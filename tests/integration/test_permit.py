@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.app.outgoing import make_permit
+from antiphon.app.upstreams import make_permit
 from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError
 

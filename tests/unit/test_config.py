@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.app.model_routing import make_routes
+from antiphon.app.upstreams import make_routes
 from antiphon.config.section import field_paths, parse_address
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import merge

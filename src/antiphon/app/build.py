@@ -19,12 +19,9 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from antiphon.api.router import ReadyProbe
-from antiphon.app.adopting import make_adoption
-from antiphon.app.console import make_console
+from antiphon.app.console import JournalParts, make_console, open_journal
 from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools, with_extension_settings
-from antiphon.app.identities import left_claims, open_identities
-from antiphon.app.journal import JournalParts, open_journal
 from antiphon.app.keys import (
     client_keys,
     deployment_keys,
@@ -34,11 +31,10 @@ from antiphon.app.keys import (
     with_admin_token,
 )
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
-from antiphon.app.model_routing import learn, make_routes, several_upstreams
-from antiphon.app.outgoing import direct_target, make_fetcher
-from antiphon.app.quotas import make_quotas, storage_limits
+from antiphon.app.owners import left_claims, make_adoption, make_quotas, open_identities, storage_limits
 from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
+from antiphon.app.upstreams import direct_target, learn, make_fetcher, make_routes, several_upstreams
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.console import ConsoleSettings
 from antiphon.config.section import parse_address

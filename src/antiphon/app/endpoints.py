@@ -21,7 +21,7 @@ from antiphon.api.responses import NativeResponses
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.keys import owner_teams
-from antiphon.app.quotas import quota_rules
+from antiphon.app.owners import quota_rules
 from antiphon.app.vector_stores import VectorSearch
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode

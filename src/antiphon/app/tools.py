@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from antiphon.api.endpoint import Endpoint
-from antiphon.app.outgoing import make_fetcher, make_permit
+from antiphon.app.upstreams import make_fetcher, make_permit
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.containers import ContainerRows
 from antiphon.observability.metrics import Metrics

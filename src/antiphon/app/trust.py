@@ -1,7 +1,7 @@
 """Builds the TLS contexts with which this process verifies other servers' certificates.
 
 Lives here: only the TLS contexts, so that a check of certificate files imports no client code. Not here: connections
-(`outgoing.py`), the certificates of Antiphon's servers (`doors/listening.py`).
+(`upstreams.py`), the certificates of Antiphon's servers (`doors/listening.py`).
 
 Invariant: an unusable file raises `ConfigError` with the setting's name.
 """

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from antiphon.app.build import App, Door, build
-from antiphon.app.outgoing import direct_target
 from antiphon.app.trust import section
+from antiphon.app.upstreams import direct_target
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     ChatProbes,

@@ -1,6 +1,6 @@
 """Settings for quotas: limits on requests, tokens and cost per owner, client key, team and model.
 
-Lives here: the models of these sections. Not here: their conversion into rules (`app/quotas.py`), which rules apply to
+Lives here: the models of these sections. Not here: their conversion into rules (`app/owners.py`), which rules apply to
 a request (`engine/ports/quotas.py`), counting (`engine/running/quotas.py`), other limits (`limits.py`).
 """
 

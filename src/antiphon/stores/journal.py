@@ -2,7 +2,7 @@
 
 Lives here: the SQL, filters, pages and sums of rows, and the bounds of recorded contents. Not here: the values
 (`engine/ports/journal.py`), the form of contents (`stores/bodies.py`), the schedule of writes
-(`engine/running/journal.py`) and sweeps (`app/journal.py`), requests in flight (`stores/live.py`).
+(`engine/running/journal.py`) and sweeps (`app/console.py`), requests in flight (`stores/live.py`).
 
 A page is a part of the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the last row's
 place in this order. So rows that arrive later change no page that follows.

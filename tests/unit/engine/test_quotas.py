@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.app.quotas import quota_rules
+from antiphon.app.owners import quota_rules
 from antiphon.config.quotas import QuotaSettings
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import Grant, QuotaExceeded, Report, Wanted

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import structs
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_teams
-from antiphon.app.quotas import quota_rules
+from antiphon.app.owners import quota_rules
 from antiphon.commands.admin.audit import acted, note_action, show_audit
 from antiphon.commands.admin.client_keys import client_key_action
 from antiphon.commands.admin.owners import MovedCounts, move_owner, move_sides, selected_owner

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antiphon.app.extensions import known_profiles
-from antiphon.app.model_routing import make_routes
-from antiphon.app.outgoing import direct_target
 from antiphon.app.trust import section
+from antiphon.app.upstreams import direct_target, make_routes
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     SECONDS,

@@ -1,30 +1,92 @@
-"""Builds the routing table from the settings: which upstream serves which model.
+"""Builds the calls of upstreams from the settings: which upstream serves which model, its client, and the URL fetcher.
 
-Lives here: the routing table, and the check that all upstreams of one model have the same profile. Not here: choosing
-the route of a request (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).
+Lives here: the routing table, the targets of calls, the guarded fetcher and the check of a tool's connections. Not
+here: choosing the route of a request (`engine/exchange/model_routes.py`), calling and fetching (`upstream/`), the other
+components (`build.py`).
 
-Invariant: upstreams that share a model have the same profile, because a request is encoded before one is chosen.
+Invariants: upstreams that share a model have the same profile, because a request is encoded before one is chosen. Every
+URL from a client goes through the guarded fetcher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 import structlog
 
 from antiphon.app.extensions import known_profiles
-from antiphon.app.trust import section
+from antiphon.app.trust import section, trusted, upstream_trust
+from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamGroup
+from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamGroup, UpstreamSettings
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
 from antiphon.errors import ConfigError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile, read_flags, with_flags
 from antiphon.types.json import raw
+from antiphon.types.transport import Headers
+from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.fetch import GuardedFetcher, HostResolver, Resolve
+from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.several import SeveralUpstreams
 
 _log = structlog.get_logger(__name__)
+
+
+def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
+    """Return the target of direct calls to this upstream, without Envoy. Raises `ConfigError`."""
+    headers: Headers = (("host", upstream.authority),) if upstream.host else ()
+    if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
+        headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
+    context = upstream_trust(name, upstream)
+    return UpstreamTarget(upstream.url, headers=headers, ssl=context)
+
+
+def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
+    """Return the fetcher for URLs from clients and models. Raises `ConfigError`."""
+    try:
+        rule = AddressRule(fetch.allow_private)
+    except ValueError as error:
+        raise ConfigError(f"fetch.allow_private: {error}") from None
+    # Without `ca_file`, the fetcher uses the system's certificates. The certificates are loaded once per process at the
+    # first use, because loading takes 30 ms and 4 MiB.
+    tls = trusted("fetch.ca_file", fetch.ca_file) if fetch.ca_file is not None else None
+    return GuardedFetcher(fetch, rule, tls=tls)
+
+
+def make_permit(
+    settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
+) -> Callable[[str, int, bool, bool], Awaitable[str]]:
+    """Return a function that checks a connection of a tool: `host, port, secure, is_registered -> address`. The
+    function raises OSError if the tool may not connect.
+
+    `registered` are the hosts that the operator configured for this tool. `resolver` creates a resolver of host names.
+    Raises `ConfigError`.
+    """
+    try:
+        rule = AddressRule(settings.fetch.allow_private)
+        own = AddressRule((*settings.fetch.allow_private, *registered))
+    except ValueError as error:
+        raise ConfigError(f"fetch.allow_private: {error}") from None
+
+    # Two resolvers, so that host names from clients cannot occupy the resolver threads for the operator's hosts.
+    names, own_names = resolver(), resolver()
+
+    async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
+        judge = own if is_registered else rule
+        if not secure and not is_registered and not rule.is_named(host) and not settings.fetch.http:
+            raise PermissionError("plain http")
+        try:
+            addresses = await (own_names if is_registered else names)(host, port)
+        except UnicodeError:
+            raise PermissionError("no name") from None
+        # All addresses must be allowed: a name with one private address is suspicious, even if others are public.
+        if not addresses or not all(judge.allows(host, address) for address in addresses):
+            raise PermissionError("not public")
+        return addresses[0]
+
+    return permit
 
 
 def make_routes(settings: Settings) -> ModelRoutes:

@@ -1,0 +1,200 @@
+"""Builds what a process knows of owners: the check of an issuer's tokens, quotas, and the data that they take over.
+
+Lives here: building these parts from the settings, in one process. Not here: the check of a token
+(`doors/issuer_tokens.py`), reading the issuer's keys (`upstream/issuer.py`), which quotas apply to a request
+(`engine/ports/quotas.py`), counting (`engine/running/quotas.py`). The time of an adoption, in which named owners take
+over the data of their tokens, is in `engine/running/adoption.py`. The move in the database is in
+`stores/owner_moves.py`.
+
+The extra `jwt` is imported only here, so that a gateway with another source of owners needs no such package.
+
+Invariant: an owner has data until every part has moved. So after a kill, or while a container is in use, a later
+adoption moves the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from antiphon.app.keys import known_bodies
+from antiphon.app.trust import trusted
+from antiphon.config.owners import JwtSettings, OwnerSettings
+from antiphon.config.quotas import QuotaLimits, QuotaSettings
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import PriceSettings
+from antiphon.doors.owners import ClaimNames, LeftClaims
+from antiphon.engine.ports.callers import NAMED, KnownTokens
+from antiphon.engine.ports.owner_data import NotMovable
+from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, Measure, QuotaCounters, QuotaRules, Stock
+from antiphon.engine.running.adoption import Adoption
+from antiphon.engine.running.issuer_keys import IssuerKeys
+from antiphon.engine.running.quotas import Quotas
+from antiphon.extras import extra_missing
+from antiphon.ids import new_id
+from antiphon.observability.metrics import Metrics
+from antiphon.stores import Stores
+from antiphon.stores.audit import Noted
+from antiphon.stores.choice import backend_of
+from antiphon.upstream.issuer import read_discovered, read_file, read_url
+
+
+@asynccontextmanager
+async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
+    """Yield the check of the issuer's tokens. Until the context ends, a task reads the issuer's keys again at
+    intervals. Raises `ConfigError`."""
+    try:
+        from antiphon.doors.issuer_tokens import Identities, TokenKeys, TokenRules, read_keys
+    except ImportError:
+        raise extra_missing("owner.source: jwt", "jwt") from None
+
+    def read(data: bytes) -> TokenKeys:
+        return read_keys(data, settings.algorithms)
+
+    held = IssuerKeys(_fetch(settings), read, refresh=settings.refresh)
+    rules = TokenRules(
+        settings.issuer,
+        settings.audience,
+        settings.algorithms,
+        ClaimNames(settings.owner_claim, settings.name_claim, settings.team_claim),
+        settings.leeway,
+    )
+    await held.open()
+    try:
+        yield Identities(held, rules)
+    finally:
+        await held.aclose()
+
+
+def left_claims(owner: OwnerSettings) -> LeftClaims | None:
+    """Where a filter of Envoy leaves the claims of the client, for `owner.source: metadata`."""
+    if owner.source != "metadata":
+        return None
+    left = owner.metadata
+    return LeftClaims(
+        ClaimNames(left.owner_claim, left.name_claim, left.team_claim), left.namespace, left.key, owner.header
+    )
+
+
+def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
+    if settings.jwks and "://" not in settings.jwks:
+        return partial(read_file, Path(settings.jwks))
+    tls = trusted("owner.jwt.ca_file", settings.ca_file)
+    if settings.jwks:
+        return partial(read_url, settings.jwks, tls)
+    return partial(read_discovered, settings.issuer, tls)
+
+
+def make_adoption(
+    settings: Settings, stores: Stores, *, moved: Callable[[str], None] = lambda _kind: None
+) -> Adoption | None:
+    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory. `moved`
+    gets the kind of the data after each part of a move."""
+    owner = settings.owner
+    if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
+        return None
+
+    async def has_data(old: str) -> bool:
+        return await stores.usage.has_data(old) or await _has_containers(settings, stores, old)
+
+    async def move(old: str, new: str) -> None:
+        async with aclosing(
+            await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
+        ) as data:
+            if problems := await data.obstacles(old, new):
+                raise NotMovable(" ".join(problems))
+            # An interrupted move has already moved data, so the row comes first.
+            await stores.audit.note(Noted("server", "adopt-owner", old, new))
+            async with aclosing(data.move(old, new)) as moving:
+                async for kind in moving:
+                    moved(kind)
+        # Imported only here, because most gateways adopt nothing.
+        from antiphon.tools.code_interpreter import OwnersContainers
+
+        if left := await OwnersContainers(settings.data, stores.containers).move(old, new):
+            raise NotMovable(f"Containers are in use: {', '.join(left)}.")
+        moved("containers")
+
+    return Adoption(has_data, move)
+
+
+async def _has_containers(settings: Settings, stores: Stores, owner: str) -> bool:
+    """Whether the owner has containers. `OwnerData.move` leaves them, so they may be the only data that is left."""
+    if stores.containers is not None:
+        return await stores.containers.count([owner]) > 0
+    if not (settings.data / "containers").exists():
+        return False
+    from antiphon.tools.code_interpreter import OwnersContainers
+
+    return owner in await OwnersContainers(settings.data).count()
+
+
+def quota_rules(settings: QuotaSettings) -> QuotaRules:
+    """Return all limits of the settings. Every named entry contains the limits that it inherits."""
+    each: dict[Kind, QuotaLimits] = {
+        "owner": settings.each_owner,
+        "key": settings.each_key,
+        "team": settings.each_team,
+        "model": QuotaLimits(),
+    }
+    named: dict[Kind, Mapping[str, QuotaLimits]] = {
+        "owner": settings.owners,
+        "key": settings.keys,
+        "team": settings.teams,
+        "model": settings.models,
+    }
+    return QuotaRules(
+        {kind: _amounts(limits) for kind, limits in each.items()},
+        {
+            kind: {name: _amounts(limits.over(each[kind])) for name, limits in given.items()}
+            for kind, given in named.items()
+        },
+    )
+
+
+def storage_limits(settings: Settings) -> tuple[QuotaRules, Mapping[str, Sequence[str]]]:
+    """Return the limits of the settings, and the owners that the settings assign to each team."""
+    teams: dict[str, list[str]] = {}
+    for name, owner in (settings.owner.keys or {}).items():
+        if owner.team:
+            teams.setdefault(owner.team, []).append(f"{NAMED}{name}")
+    return quota_rules(settings.quotas), teams
+
+
+def make_quotas(
+    settings: QuotaSettings,
+    counters: QuotaCounters,
+    price_of: Callable[[str], PriceSettings | None],
+    metrics: Metrics,
+) -> Quotas | None:
+    """Return the quotas of a process, or None when the settings limit nothing."""
+    if not settings.in_force:
+        return None
+
+    def cost(model: str, read: int, written: int) -> int:
+        price = price_of(model)
+        return price.cost(read, 0, written) if price is not None else 0
+
+    return Quotas(
+        quota_rules(settings),
+        counters,
+        new_id,
+        cost=cost,
+        expected_output=settings.expected_output_tokens,
+        shadow=settings.shadow,
+        refuses=settings.when_unavailable == "refuse",
+        warn_share=settings.warn_share,
+        refused=metrics.quota_refusals.add,
+    )
+
+
+def _amounts(limits: QuotaLimits) -> Amounts:
+    """Return the limits that are set, by measure. Cost is in millionths of the currency."""
+    found: dict[Measure | Stock, int] = {}
+    for name in (*MEASURES, *STOCKS):
+        value = getattr(limits, name, None)
+        if value is not None:
+            found[name] = round(value * 1_000_000) if name == "cost_per_month" else value
+    return found
