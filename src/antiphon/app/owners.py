@@ -27,8 +27,8 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.doors.owners import ClaimNames, LeftClaims
 from antiphon.engine.ports.callers import NAMED, KnownTokens
-from antiphon.engine.ports.owner_data import NotMovable
 from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, Measure, QuotaCounters, QuotaRules, Stock
+from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
 from antiphon.engine.running.issuer_keys import IssuerKeys
 from antiphon.engine.running.quotas import Quotas
