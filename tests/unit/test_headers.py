@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.types.cors import allows, answer_headers, preflight_headers
-from antiphon.types.request_ids import sent_id, with_own_id
-from antiphon.types.transport import header_value
+from antiphon.types.transport import allows, answer_headers, header_value, preflight_headers, sent_id, with_own_id
 
 PAGE = "https://page.example"
 

@@ -1,7 +1,18 @@
-"""Types for HTTP headers and for failed upstream calls, in the form in which the transport layer reports them."""
+"""HTTP headers and failed upstream calls as values, request ids, and the CORS rules.
+
+Lives here: the headers that Antiphon's own parts exchange, and the fault of a failed upstream call. Also: the format of
+an `x-request-id` and its replacement, the check of a CORS origin, and the response headers for the origin. Not here:
+the generation of request ids and the servers that send the headers (the HTTP server, the ext_proc server, Envoy's cors
+filter), and the origins of WebSockets (`websocket.origins`).
+
+Invariants: the log, the response and the upstream get the same request id, and that id has this format. The responses
+never allow credentials that the browser adds by itself (cookies). A page authenticates with a bearer token, not with
+cookies.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -81,3 +92,59 @@ class UpstreamError:
 
     fault: UpstreamFault
     detail: str
+
+
+HEADER: Final = "x-request-id"
+LETTERS: Final = "[A-Za-z0-9._:/+=-]"
+"""The characters of a valid id, as a regular expression for Python and Envoy."""
+UNFIT: Final = f"(.*[^{LETTERS[1:-1]}].*)?"
+"""A regular expression that matches ids with invalid characters, and the empty id."""
+LONGEST: Final = 128
+_FORM: Final = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
+
+
+def sent_id(headers: Headers) -> str | None:
+    """The id of the request's `x-request-id` header. None if the header is missing, repeated, or not in the valid
+    format."""
+    given = [value for name, value in headers if name == HEADER]
+    return given[0] if len(given) == 1 and _FORM.fullmatch(given[0]) else None
+
+
+def with_own_id(headers: Headers, request_id: str) -> Headers:
+    """The headers, with this id in place of the client's. If the client sent no id, the function adds none. The
+    upstream then generates an id."""
+    others = tuple(pair for pair in headers if pair[0] != HEADER)
+    return headers if len(others) == len(headers) else (*others, (HEADER, request_id))
+
+
+ALLOW_METHODS: Final = "GET,POST,PUT,DELETE"
+# Browsers do not count `authorization` as covered by the wildcard, so the list names it.
+ALLOW_HEADERS: Final = "authorization,*"
+EXPOSE_HEADERS: Final = "*"
+MAX_AGE: Final = "600"
+
+
+def allows(origins: tuple[str, ...], origin: str | None) -> bool:
+    """Whether pages of this origin may send requests and read the responses."""
+    return origin is not None and ("*" in origins or origin in origins)
+
+
+def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
+    """The CORS response headers for this origin. Empty if the settings allow no origin."""
+    if not origins:
+        return ()
+    vary = ("vary", "origin")
+    if origin is None or not allows(origins, origin):
+        return (vary,)
+    return (("access-control-allow-origin", origin), ("access-control-expose-headers", EXPOSE_HEADERS), vary)
+
+
+def preflight_headers(origin: str) -> Headers:
+    """The response headers for a browser's preflight request (`OPTIONS`)."""
+    return (
+        ("access-control-allow-origin", origin),
+        ("access-control-allow-methods", ALLOW_METHODS),
+        ("access-control-allow-headers", ALLOW_HEADERS),
+        ("access-control-max-age", MAX_AGE),
+        ("vary", "origin"),
+    )

@@ -15,8 +15,7 @@ from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
-from antiphon.types.request_ids import sent_id, with_own_id
-from antiphon.types.transport import Headers, header_value
+from antiphon.types.transport import Headers, header_value, sent_id, with_own_id
 
 # A module constant is faster than a lookup in the enumeration class for each message.
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS

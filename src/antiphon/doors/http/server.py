@@ -54,8 +54,7 @@ from antiphon.observability.metric_names import SOCKETS
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import caller_fields, write_outcome
 from antiphon.types import cors
-from antiphon.types.request_ids import sent_id, with_own_id
-from antiphon.types.transport import SECRET_HEADER, Headers
+from antiphon.types.transport import SECRET_HEADER, Headers, sent_id, with_own_id
 
 _PRIVATE_PREFIX = "x-antiphon-"
 GATEWAY_LEAVES_PATH = "/gateway/leaves"
