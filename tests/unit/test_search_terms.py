@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.types.search_terms import MAX_TERMS, index_text, query_terms
+from antiphon.types.search import MAX_TERMS, index_text, query_terms
 
 
 @pytest.mark.parametrize(

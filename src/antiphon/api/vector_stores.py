@@ -63,8 +63,8 @@ from antiphon.stores.files import FileStore
 from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.translation.request.checks import check_metadata
-from antiphon.translation.request.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.json import encode
+from antiphon.types.search import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.transport import Headers
 
 _NAMES = ("vector_stores", "vector-stores")

@@ -19,8 +19,8 @@ from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_paramete
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.translation.events.citations import unmarked
-from antiphon.translation.request.search_options import read_filters, read_ranking
 from antiphon.translation.tool_map import CallKind, HostedFunction
+from antiphon.types.search import read_filters, read_ranking
 
 _PARAMETERS = Raw(
     b'{"type":"object","properties":{"queries":{"type":"array","items":{"type":"string"},"minItems":1,"maxItems":5,'

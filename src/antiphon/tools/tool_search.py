@@ -33,7 +33,7 @@ from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_arguments
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.json import encode, given
-from antiphon.types.search_terms import query_terms
+from antiphon.types.search import query_terms
 
 _NAME, _SPACE, _DESCRIPTION, _SPACE_DESCRIPTION, _PARAMETER, _PARAMETER_DESCRIPTION = 4.0, 2.5, 1.5, 1.0, 1.0, 0.5
 _PREFIX = 0.5

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from antiphon.console.views.store_search import condition, why_left_out
-from antiphon.translation.request.search_options import read_filters
-from antiphon.types.search import Filter
+from antiphon.types.search import Filter, read_filters
 
 FILE: dict[str, str | float | bool] = {"year": 2024, "team": "research", "public": True}
 

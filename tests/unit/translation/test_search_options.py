@@ -8,8 +8,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.request.search_options import FILTERS, RANKING, read_filters, read_ranking
-from antiphon.types.search import Filter, Ranking
+from antiphon.types.search import FILTERS, RANKING, Filter, Ranking, read_filters, read_ranking
 
 _YEAR = {"type": "gte", "key": "year", "value": 2020}
 

@@ -25,8 +25,7 @@ from antiphon.console.reading import Reading
 from antiphon.console.site import PageCall, PageRoute
 from antiphon.console.views.vector_stores import path_of, read_json
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.translation.request.search_options import read_filters
-from antiphon.types.search import Attributes, Filter
+from antiphon.types.search import Attributes, Filter, read_filters
 
 _MOST: Final = 50
 _USUAL: Final = 10

@@ -1,7 +1,7 @@
 """Builds the entries of PostgreSQL's word index for chunks, and the lookups in this index for queries.
 
 Lives here: folding of case and accents, stemming, and the form of an index entry. Not here: the choice of a query's
-search terms and the splitting of scripts without spaces (`types/search_terms.py`), SQL, ranking.
+search terms and the splitting of scripts without spaces (`types/search.py`), SQL, ranking.
 
 An entry of the index consists of the store's number, the word, and the word's count in the chunk, as in `17 bird 3`. So
 a search reads only the entries of its store. A matching entry already contains the word's count, so the search need not
@@ -26,7 +26,7 @@ from typing import Any
 
 import snowballstemmer
 
-from antiphon.types.search_terms import index_text, query_terms
+from antiphon.types.search import index_text, query_terms
 
 TITLE_WEIGHT = 2
 

@@ -20,8 +20,7 @@ from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.vectors.sql import ATTRIBUTES, index_table
 from antiphon.stores.tables import Tables
 from antiphon.stores.vector_stores import SqlChunkIndex, VectorStores, chunk_hits
-from antiphon.types.search import Filter
-from antiphon.types.search_terms import query_terms
+from antiphon.types.search import Filter, query_terms
 
 if TYPE_CHECKING:
     from antiphon.stores.sqlite.vectors.matrices import Matrices

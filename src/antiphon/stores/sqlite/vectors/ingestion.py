@@ -18,7 +18,7 @@ from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.tables import Statement, changed, milliseconds
 from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job
-from antiphon.types.search_terms import index_text
+from antiphon.types.search import index_text
 
 SWEPT_CHUNKS = 500
 """The maximum number of chunks that one call of `sweep` deletes. Deleting this many chunks takes the writer a few
