@@ -1,19 +1,28 @@
 """Items and content parts, in the forms in which clients send them, stores keep them and responses emit them.
 
 Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. The exact
-types of output items are here too. Not here: the conversion of items into chat messages
-(`translation/chat/messages.py`).
+types of output items are here too, and the record of what the model saw for an item (`Shown`). Not here: the
+conversion of items into chat messages (`translation/chat/messages.py`), storing records (`engine/exchange/`,
+`stores/`).
+
+A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
+every time. The item of a search tells a client the queries. The item holds the results only if the client requested
+them, but the model has read all results. So Antiphon stores the text that the model has read for later requests, and
+never sends it to a client.
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 
-Invariant: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
-upstream to the client.
+Invariants: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
+upstream to the client. The record of what the model saw never comes from a client. `HistoryItem` joins a stored item
+and its stored record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
@@ -314,3 +323,63 @@ HostedItem = (
 """The output items that hosted tools emit."""
 
 OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem
+
+
+class ShownCall(Struct, omit_defaults=True):
+    """A call of a hosted tool, with its result. `arguments` and `output` are JSON strings.
+
+    `output` is absent if the item holds the same text. `asked` is the id of the approval request for this call. Calls
+    with the same `round` come from one answer of the model.
+    """
+
+    call_id: str
+    name: str
+    arguments: Raw
+    output: Raw = ABSENT
+    images: tuple[str, ...] = ()
+    asked: str | None = None
+    round: str = ""
+
+
+class Shown(Struct, omit_defaults=True):
+    """The calls that the model sees in place of an item.
+
+    - `call_id` is the id by which the model knows the item's call, if the item has a different id.
+    - `marks` is the highest citation number that the sources of the conversation have so far.
+    - `beside` has the ids of the client's calls that the model made in the same answer, after these calls.
+    """
+
+    calls: tuple[ShownCall, ...] = ()
+    call_id: str | None = None
+    marks: int = 0
+    beside: tuple[str, ...] = ()
+
+
+class HistoryItem(InputItem):
+    """A stored item, with the stored record of the text that the model saw."""
+
+    shown: Shown | None = None
+
+
+_SHOWN = msgspec.json.Decoder(Shown)
+
+
+def read_shown(kept: bytes | None) -> Shown | None:
+    """Decode the record that is stored next to an item. None if `kept` is None."""
+    return None if kept is None else _SHOWN.decode(kept)
+
+
+def shown_of(item: InputItem) -> Shown | None:
+    """The record of the text that the model saw for this item. None if the item has no record."""
+    return item.shown if isinstance(item, HistoryItem) else None
+
+
+def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
+    """The item, joined with the record of the text that the model saw."""
+    fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
+    return HistoryItem(**fields, shown=shown)
+
+
+def highest_mark(items: Iterable[tuple[str, InputItem]]) -> int:
+    """The highest citation number of any source in this conversation, or 0."""
+    return max((shown.marks for _, item in items if (shown := shown_of(item)) is not None), default=0)

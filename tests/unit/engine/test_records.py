@@ -13,8 +13,7 @@ from antiphon.engine.exchange.stored_items import is_hollow, is_reference, name_
 from antiphon.engine.ports.actions import Chain, Context, StoredItem
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.items import InputItem
-from antiphon.types.shown import Shown, shown_of
+from antiphon.types.items import InputItem, Shown, shown_of
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.fixed import SequentialIds
 from tests.support.strict_chat import check_chat_request

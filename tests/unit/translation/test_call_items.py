@@ -13,8 +13,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.translation.chat.call_items import call_of, hosted_call, native_output, sound_arguments, told
 from antiphon.translation.chat.content import ContentRules
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.items import InputItem
-from antiphon.types.shown import Shown, with_shown
+from antiphon.types.items import InputItem, Shown, with_shown
 
 
 def _item(kind: str, **fields: Any) -> InputItem:

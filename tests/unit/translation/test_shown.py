@@ -12,9 +12,8 @@ from antiphon.translation.chat.messages import translate_items
 from antiphon.translation.chat.truncation import estimate_tokens
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.values import ItemSources
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, Shown, ShownCall, with_shown
 from antiphon.types.json import encode
-from antiphon.types.shown import Shown, ShownCall, with_shown
 from tests.pitfalls.asking import FUNCTION, call_item, chat, output_item
 
 USER = {"role": "user", "content": "hi"}

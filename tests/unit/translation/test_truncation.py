@@ -14,8 +14,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.sealing import Sealer
 from antiphon.translation.chat.truncation import Named, estimate_body, estimate_tokens, keep_latest
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.items import InputItem
-from antiphon.types.shown import Shown, ShownCall, with_shown
+from antiphon.types.items import InputItem, Shown, ShownCall, with_shown
 from tests.support.exchanges import Outcome, run
 from tests.support.strict_chat import check_chat_request
 

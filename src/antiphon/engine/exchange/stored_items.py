@@ -21,10 +21,9 @@ from antiphon.ids import IdFactory
 from antiphon.translation.chat.call_items import known_id
 from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS, prefix_of
 from antiphon.translation.values import Ending
-from antiphon.types.items import InputItem, OutputItem
+from antiphon.types.items import InputItem, OutputItem, Shown, read_shown, shown_of, with_shown
 from antiphon.types.json import ABSENT, encode, first, given, text_of, try_decode
 from antiphon.types.response import Response, ResponseError
-from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
 # No other item refers to the ids of these items.
 _PLAIN: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})

@@ -41,11 +41,13 @@ from antiphon.types.items import (
     Message,
     OutputItem,
     Reasoning,
+    Shown,
+    ShownCall,
     WebSearchCall,
+    highest_mark,
 )
 from antiphon.types.json import ABSENT, encode, fragment_of, quoted, raw, try_decode
 from antiphon.types.response import UsageObject
-from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
 from antiphon.types.views import CodeArguments
 

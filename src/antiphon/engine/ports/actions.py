@@ -51,7 +51,7 @@ class StoredItem:
     """An item as the store holds it and as the endpoint `input_items` returns it. `body` is the item's JSON object.
 
     `shown` is JSON that only later requests read. `shown` has the text that the model saw and that the item lacks
-    (`types/shown.py`).
+    (`types/items.py`).
     """
 
     id: str

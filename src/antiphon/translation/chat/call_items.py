@@ -1,7 +1,7 @@
 """Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
 Lives here: the chat form of each kind of call and output. Not here: the order of messages (`messages.py`), chat names
-of tools (`translation/tool_map.py`), running hosted tools, and the stored text that the model saw (`types/shown.py`).
+of tools (`translation/tool_map.py`), running hosted tools, and the stored text that the model saw (`types/items.py`).
 
 A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
 read calls better than prose, and strict servers accept them. The conversion drops only content that no model can read
@@ -23,9 +23,8 @@ from antiphon.translation.chat.content import ContentRules, output_content
 from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request.checks import required
 from antiphon.translation.tool_map import flat_name
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, shown_of
 from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted, raw, try_decode
-from antiphon.types.shown import shown_of
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that a client may send without the id of a call. An output without an id has only the name of its tool, or no

@@ -54,9 +54,8 @@ from antiphon.translation.think_tags import only_thought
 from antiphon.translation.tool_map import ToolMap, fitting_call_id, flat_name
 from antiphon.translation.values import ItemSources, Turn
 from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, ShownCall, shown_of
 from antiphon.types.json import ABSENT, NULL, first, fragment_of, given, quoted
-from antiphon.types.shown import ShownCall, shown_of
 from antiphon.types.views import PlainMessage, SealedReasoning
 
 

@@ -34,9 +34,8 @@ from antiphon.translation.request.tools import (
 )
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap, flat_name
 from antiphon.translation.values import ChatTools
-from antiphon.types.items import InputItem
+from antiphon.types.items import InputItem, shown_of
 from antiphon.types.json import ABSENT, first, given, raw
-from antiphon.types.shown import shown_of
 from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import CustomFormat
 

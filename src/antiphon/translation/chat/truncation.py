@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from antiphon.translation.item_kinds import OUTPUTS
-from antiphon.types.items import InputItem
-from antiphon.types.shown import shown_of
+from antiphon.types.items import InputItem, shown_of
 
 _BYTES_PER_TOKEN: Final = 4
 _TOKENS_PER_MESSAGE: Final = 4
