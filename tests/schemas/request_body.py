@@ -30,7 +30,7 @@ from antiphon.translation.request.fields import (
 from antiphon.translation.request.parameters import PARAMETER_KINDS
 from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import NAMED, TOOL_MEMBERS
-from antiphon.types.tools import ToolDeclaration
+from antiphon.types.request import ToolDeclaration
 from tests.schemas.json_schema import Schema, Schemas
 
 _TEXT: Schema = {"type": "string"}

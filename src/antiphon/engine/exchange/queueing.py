@@ -21,7 +21,7 @@ from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import InvalidRequest, Unavailable, unsupported_parameter
 from antiphon.sealing import Sealer
 from antiphon.types.json import encode, given, try_decode
-from antiphon.types.tools import ToolDeclaration
+from antiphon.types.request import ToolDeclaration
 from antiphon.types.transport import Headers
 from antiphon.types.views import QueuedCredentials
 

@@ -32,8 +32,7 @@ from antiphon.translation.request.tools import decode_tools, may_be_called, runs
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, try_decode
-from antiphon.types.request import CreateResponse
-from antiphon.types.tools import ToolChoice, ToolDeclaration
+from antiphon.types.request import CreateResponse, ToolChoice, ToolDeclaration
 from antiphon.types.views import Approval, RanInContainer
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])

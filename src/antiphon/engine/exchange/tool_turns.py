@@ -47,8 +47,8 @@ from antiphon.types.items import (
     highest_mark,
 )
 from antiphon.types.json import ABSENT, encode, fragment_of, quoted, raw, try_decode
+from antiphon.types.request import ToolChoice
 from antiphon.types.response import UsageObject
-from antiphon.types.tools import ToolChoice
 from antiphon.types.views import CodeArguments
 
 _CODE: Final = msgspec.json.Decoder(CodeArguments)

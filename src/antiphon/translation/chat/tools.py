@@ -36,7 +36,7 @@ from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, 
 from antiphon.translation.values import ChatTools
 from antiphon.types.items import InputItem, shown_of
 from antiphon.types.json import ABSENT, first, given, raw
-from antiphon.types.tools import ToolChoice, ToolDeclaration
+from antiphon.types.request import ToolChoice, ToolDeclaration
 from antiphon.types.views import CustomFormat
 
 _NO_PARAMETERS: Final = Raw(b'{"type":"object","properties":{}}')

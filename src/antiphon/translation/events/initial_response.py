@@ -16,9 +16,8 @@ from msgspec import UNSET, Raw, defstruct
 
 from antiphon.translation.request.fields import ECHOED, FORWARDED
 from antiphon.types.json import given, raw
-from antiphon.types.request import CreateResponse, TextOptions
+from antiphon.types.request import CreateResponse, TextOptions, ToolDeclaration
 from antiphon.types.response import ConversationReference, Response
-from antiphon.types.tools import ToolDeclaration
 
 _AUTO: Final = Raw(b'"auto"')
 _NO_METADATA: Final = Raw(b"{}")

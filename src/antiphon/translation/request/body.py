@@ -64,9 +64,9 @@ from antiphon.types.request import (
     CreateResponse,
     PromptCacheOptions,
     StreamOptions,
+    ToolDeclaration,
 )
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
-from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import ConversationName, Manner, OnlyModel
 
 _DECODERS: Final = {name: msgspec.json.Decoder(row.kind | None) for name, row in FIELDS.items() if row.kind is not None}

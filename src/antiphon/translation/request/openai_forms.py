@@ -22,8 +22,7 @@ from antiphon.errors import InvalidRequest, invalid_parameter, wrong_value
 from antiphon.translation.request.tools import decode_tools
 from antiphon.types.chat import ChatMessage
 from antiphon.types.json import decode_any, first, given
-from antiphon.types.request import CreateResponse
-from antiphon.types.tools import ToolDeclaration
+from antiphon.types.request import CreateResponse, ToolDeclaration
 from antiphon.types.views import CustomFormat
 
 _FORBIDDEN: Final = ("allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas")

@@ -18,7 +18,7 @@ from antiphon.errors import array_too_long, missing_parameter, unsupported_param
 from antiphon.translation.request.checks import check_choice, read_string, read_value
 from antiphon.translation.request.tools import NAMED, UNNAMED, decode_tools, hosted_name, why_not_here
 from antiphon.types.json import given, raw
-from antiphon.types.tools import ToolChoice, ToolDeclaration
+from antiphon.types.request import ToolChoice, ToolDeclaration
 from antiphon.types.views import AnyToolChoice, NamedTool
 
 _KnownTool = tuple[str | None, str | None, str | None]

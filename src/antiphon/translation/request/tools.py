@@ -32,8 +32,8 @@ from antiphon.errors import (
 )
 from antiphon.translation.request.checks import check_choice, known_choice, read_value, required
 from antiphon.types.json import ABSENT, first, given, try_decode
+from antiphon.types.request import ToolDeclaration
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
-from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
 NAMED: Final = ("function", "custom", "namespace")
