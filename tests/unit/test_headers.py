@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.types.transport import allows, answer_headers, header_value, preflight_headers, sent_id, with_own_id
+from antiphon.types.transport import (
+    cors_headers,
+    header_value,
+    origin_allowed,
+    preflight_headers,
+    sent_request_id,
+    with_own_request_id,
+)
 
 PAGE = "https://page.example"
 
@@ -19,19 +26,19 @@ def test_the_first_value_of_a_header_counts() -> None:
     [("abc-1._:/+=Z", True), ("a" * 128, True), ("a" * 129, False), ("", False), ("a b", False), ("ä", False)],
 )
 def test_an_id_has_few_letters_and_a_length(value: str, valid: bool) -> None:
-    assert sent_id((("x-other", "y"), ("x-request-id", value))) == (value if valid else None)
+    assert sent_request_id((("x-other", "y"), ("x-request-id", value))) == (value if valid else None)
 
 
 def test_two_ids_are_none() -> None:
-    assert sent_id((("x-request-id", "a"), ("x-request-id", "b"))) is None
-    assert sent_id((("x-other", "a"),)) is None
+    assert sent_request_id((("x-request-id", "a"), ("x-request-id", "b"))) is None
+    assert sent_request_id((("x-other", "a"),)) is None
 
 
 def test_an_own_id_takes_the_place_of_the_clients() -> None:
     other = ("x-other", "y")
     sent = (("x-request-id", "a b"), other, ("x-request-id", "c"))
-    assert with_own_id(sent, "mine") == (other, ("x-request-id", "mine"))
-    assert with_own_id((other,), "mine") == (other,)
+    assert with_own_request_id(sent, "mine") == (other, ("x-request-id", "mine"))
+    assert with_own_request_id((other,), "mine") == (other,)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +53,11 @@ def test_an_own_id_takes_the_place_of_the_clients() -> None:
     ],
 )
 def test_a_page_may_ask_if_its_origin_is_listed(origins: tuple[str, ...], origin: str | None, allowed: bool) -> None:
-    assert allows(origins, origin) is allowed
+    assert origin_allowed(origins, origin) is allowed
     # A cache keeps an answer for each origin, as soon as there are origins at all.
     others = (("vary", "origin"),) if origins else ()
     given = (("access-control-allow-origin", PAGE), ("access-control-expose-headers", "*")) if allowed else ()
-    assert answer_headers(origins, origin) == given + others
+    assert cors_headers(origins, origin) == given + others
 
 
 def test_a_browser_that_asks_before_it_sends_learns_the_rules() -> None:

@@ -55,8 +55,7 @@ from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.tracing import tracing
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
-from antiphon.types import cors
-from antiphon.types.transport import SECRET_HEADER
+from antiphon.types.transport import CORS_EXPOSED, CORS_HEADERS, CORS_MAX_AGE, CORS_METHODS, SECRET_HEADER
 
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> Config:
@@ -409,10 +408,10 @@ def cors_policy(settings: Settings) -> Config:
     policy = typed(
         "filters.http.cors.v3.CorsPolicy",
         allow_origin_string_match=[_origin_matcher(origin) for origin in settings.cors.origins],
-        allow_methods=cors.ALLOW_METHODS,
-        allow_headers=cors.ALLOW_HEADERS,
-        expose_headers=cors.EXPOSE_HEADERS,
-        max_age=cors.MAX_AGE,
+        allow_methods=CORS_METHODS,
+        allow_headers=CORS_HEADERS,
+        expose_headers=CORS_EXPOSED,
+        max_age=CORS_MAX_AGE,
     )
     return {"typed_per_filter_config": {CORS: policy}}
 

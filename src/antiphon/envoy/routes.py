@@ -17,14 +17,16 @@ from antiphon.envoy.messages import Config, direct_response, error_body, overwri
 from antiphon.envoy.picker import asked_again, is_picked
 from antiphon.envoy.tracing import untraced
 from antiphon.translation.chat.token_count import COUNTERS, TokenCounter
-from antiphon.types import request_ids
 from antiphon.types.transport import (
     BACKEND_HEADER,
     CONSOLE_HEADER,
     CONSOLE_PATH,
     LOCAL_REPLY,
+    LONGEST_REQUEST_ID,
+    REQUEST_ID,
     SECRET_HEADER,
     TRIED_HEADER,
+    UNFIT_REQUEST_ID,
 )
 
 EXTPROC = "envoy.filters.http.ext_proc"
@@ -223,16 +225,16 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
     the cluster's counters include the sidecar's calls. On these routes Envoy also replaces a request id that the
     servers would reject. Envoy truncates a long id instead, because its regular expressions cannot count that far."""
     unfit = {
-        "name": request_ids.HEADER,
-        "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
+        "name": REQUEST_ID,
+        "string_match": {"safe_regex": {"regex": UNFIT_REQUEST_ID}},
     }
     routes = []
-    for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):
+    for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{LONGEST_REQUEST_ID}%")):
         route = _to_model(settings, f"model{path}", path, headers=headers)
         if is_picked(settings):
             # Envoy removes this response header, because it is only for the sidecar.
             route["response_headers_to_remove"] = [LOCAL_REPLY]
-        route.setdefault("request_headers_to_add", []).append(overwritten(request_ids.HEADER, value))
+        route.setdefault("request_headers_to_add", []).append(overwritten(REQUEST_ID, value))
         routes.append({**route, "stat_prefix": PASSED_ON})
     return routes
 

@@ -94,57 +94,57 @@ class UpstreamError:
     detail: str
 
 
-HEADER: Final = "x-request-id"
-LETTERS: Final = "[A-Za-z0-9._:/+=-]"
+REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID_LETTERS: Final = "[A-Za-z0-9._:/+=-]"
 """The characters of a valid id, as a regular expression for Python and Envoy."""
-UNFIT: Final = f"(.*[^{LETTERS[1:-1]}].*)?"
+UNFIT_REQUEST_ID: Final = f"(.*[^{_REQUEST_ID_LETTERS[1:-1]}].*)?"
 """A regular expression that matches ids with invalid characters, and the empty id."""
-LONGEST: Final = 128
-_FORM: Final = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
+LONGEST_REQUEST_ID: Final = 128
+_REQUEST_ID_FORM: Final = re.compile(f"{_REQUEST_ID_LETTERS}{{1,{LONGEST_REQUEST_ID}}}")
 
 
-def sent_id(headers: Headers) -> str | None:
+def sent_request_id(headers: Headers) -> str | None:
     """The id of the request's `x-request-id` header. None if the header is missing, repeated, or not in the valid
     format."""
-    given = [value for name, value in headers if name == HEADER]
-    return given[0] if len(given) == 1 and _FORM.fullmatch(given[0]) else None
+    given = [value for name, value in headers if name == REQUEST_ID]
+    return given[0] if len(given) == 1 and _REQUEST_ID_FORM.fullmatch(given[0]) else None
 
 
-def with_own_id(headers: Headers, request_id: str) -> Headers:
+def with_own_request_id(headers: Headers, request_id: str) -> Headers:
     """The headers, with this id in place of the client's. If the client sent no id, the function adds none. The
     upstream then generates an id."""
-    others = tuple(pair for pair in headers if pair[0] != HEADER)
-    return headers if len(others) == len(headers) else (*others, (HEADER, request_id))
+    others = tuple(pair for pair in headers if pair[0] != REQUEST_ID)
+    return headers if len(others) == len(headers) else (*others, (REQUEST_ID, request_id))
 
 
-ALLOW_METHODS: Final = "GET,POST,PUT,DELETE"
+CORS_METHODS: Final = "GET,POST,PUT,DELETE"
 # Browsers do not count `authorization` as covered by the wildcard, so the list names it.
-ALLOW_HEADERS: Final = "authorization,*"
-EXPOSE_HEADERS: Final = "*"
-MAX_AGE: Final = "600"
+CORS_HEADERS: Final = "authorization,*"
+CORS_EXPOSED: Final = "*"
+CORS_MAX_AGE: Final = "600"
 
 
-def allows(origins: tuple[str, ...], origin: str | None) -> bool:
+def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
     """Whether pages of this origin may send requests and read the responses."""
     return origin is not None and ("*" in origins or origin in origins)
 
 
-def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
+def cors_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
     """The CORS response headers for this origin. Empty if the settings allow no origin."""
     if not origins:
         return ()
     vary = ("vary", "origin")
-    if origin is None or not allows(origins, origin):
+    if origin is None or not origin_allowed(origins, origin):
         return (vary,)
-    return (("access-control-allow-origin", origin), ("access-control-expose-headers", EXPOSE_HEADERS), vary)
+    return (("access-control-allow-origin", origin), ("access-control-expose-headers", CORS_EXPOSED), vary)
 
 
 def preflight_headers(origin: str) -> Headers:
     """The response headers for a browser's preflight request (`OPTIONS`)."""
     return (
         ("access-control-allow-origin", origin),
-        ("access-control-allow-methods", ALLOW_METHODS),
-        ("access-control-allow-headers", ALLOW_HEADERS),
-        ("access-control-max-age", MAX_AGE),
+        ("access-control-allow-methods", CORS_METHODS),
+        ("access-control-allow-headers", CORS_HEADERS),
+        ("access-control-max-age", CORS_MAX_AGE),
         ("vary", "origin"),
     )

@@ -1,7 +1,7 @@
 """Typed views of JSON objects. Each view names only the fields that one step reads.
 
 Lives here: the views, each for the one module that decodes it. Not here: translating the decoded values, and the types
-of objects that are decoded completely (`request.py`, `items.py`, `tools.py`, `chat.py`).
+of objects that are decoded completely (`request.py`, `items.py`, `chat.py`).
 
 msgspec reads the annotations of the views at run time. So the classes are in a separate module, which the compiled
 build does not compile (docs/explanation/performance.md).

@@ -15,7 +15,7 @@ from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.ports.callers import NO_CALLER, Caller
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
-from antiphon.types.transport import Headers, header_value, sent_id, with_own_id
+from antiphon.types.transport import Headers, header_value, sent_request_id, with_own_request_id
 
 # A module constant is faster than a lookup in the enumeration class for each message.
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
@@ -59,7 +59,7 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
     """Read the client request from the stream's first message, without its body. Raises `ProtocolError`."""
     _check_modes(opening)
     headers = opening.headers
-    given = sent_id(headers)
+    given = sent_request_id(headers)
     request_id = given or new_id("req")
     method = header_value(headers, ":method") or ""
     path, _, query = (header_value(headers, ":path") or "").partition("?")
@@ -67,7 +67,7 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
         method,
         path,
         query,
-        headers if given else with_own_id(headers, request_id),
+        headers if given else with_own_request_id(headers, request_id),
         request_id,
         is_exchange=context.router.is_exchange(method, path),
         trace=trace,

@@ -53,8 +53,15 @@ from antiphon.ids import new_id
 from antiphon.observability.metric_names import SOCKETS
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import caller_fields, write_outcome
-from antiphon.types import cors
-from antiphon.types.transport import SECRET_HEADER, Headers, sent_id, with_own_id
+from antiphon.types.transport import (
+    SECRET_HEADER,
+    Headers,
+    cors_headers,
+    origin_allowed,
+    preflight_headers,
+    sent_request_id,
+    with_own_request_id,
+)
 
 _PRIVATE_PREFIX = "x-antiphon-"
 GATEWAY_LEAVES_PATH = "/gateway/leaves"
@@ -208,12 +215,12 @@ class HttpDoor:
         """Serve one request of any kind and write its log line."""
         context = self._context
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
-        given = sent_id(headers)
+        given = sent_request_id(headers)
         call = _RequestRecord(given or new_id("req"), request.method)
-        call.headers = headers if given else with_own_id(headers, call.id)
+        call.headers = headers if given else with_own_request_id(headers, call.id)
         # On the private port, Envoy's CORS filter adds the CORS headers instead.
         origins = () if self._private else context.cors_origins
-        call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
+        call.added = (("x-request-id", call.id), *cors_headers(origins, request.headers.get("origin")))
         try:
             response = await self._answer(request, call)
             call.status = response.status
@@ -345,9 +352,9 @@ class HttpDoor:
         requests."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
-        if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
+        if not asks or self._private or not origin_allowed(self._context.cors_origins, origin):
             return None
-        return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
+        return make_response(204, (("x-request-id", call.id), *preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _RequestRecord) -> None:
         """Check whether the peer is the trusted gateway. If the peer is not the gateway, remove the headers that only
