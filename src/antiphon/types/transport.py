@@ -2,8 +2,7 @@
 
 Lives here: the headers that Antiphon's own parts exchange, and the fault of a failed upstream call. Also: the format of
 an `x-request-id` and its replacement, the check of a CORS origin, and the response headers for the origin. Not here:
-the generation of request ids and the servers that send the headers (the HTTP server, the ext_proc server, Envoy's cors
-filter), and the origins of WebSockets (`websocket.origins`).
+the servers that make request ids and send headers, and the origins of WebSockets (`websocket.origins`).
 
 Invariants: the log, the response and the upstream get the same request id, and that id has this format. The responses
 never allow credentials that the browser adds by itself (cookies). A page authenticates with a bearer token, not with
