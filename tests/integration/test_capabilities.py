@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.api.capabilities import Capabilities
 from antiphon.api.http import ApiRequest
+from antiphon.api.models import Capabilities
 from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from antiphon.api.described import EVENTS, UPSTREAM_ERRORS, AnyItem, Parameter
 from antiphon.api.endpoint import Endpoint, Route, operation_id, tag_of
+from antiphon.api.http import EVENTS, UPSTREAM_ERRORS, AnyItem, Parameter
 from antiphon.engine.exchange.phase import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.translation.events.initial_response import WHOLE_RESPONSE

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.api.described import Open, StandsFor
+from antiphon.api.http import Open, StandsFor
 
 Schema = dict[str, Any]
 

@@ -12,13 +12,12 @@ from functools import cache
 from typing import Any, cast
 
 from antiphon.api.admin import Administration
-from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.containers import ContainerApi
 from antiphon.api.conversations import Conversations
 from antiphon.api.endpoint import document
 from antiphon.api.files import Files
-from antiphon.api.models import ModelCatalog
+from antiphon.api.models import Capabilities, ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch

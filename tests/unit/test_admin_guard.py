@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.api.admin_guard import AdminGuard
-from antiphon.api.failed_attempts import FailedAttempts
+from antiphon.api.credential_checks import AdminGuard, FailedAttempts
 from antiphon.engine.ports.callers import AdminToken
 from antiphon.errors import ApiError, Unauthorized
 from antiphon.types.transport import Headers

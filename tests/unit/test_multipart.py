@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
+from antiphon.api.multipart import FormDecoder, FormPart, PartData, PartEnd, boundary
 from antiphon.errors import InvalidRequest
 
 B = b"xYz"
 
 
-def decode(body: bytes, *cuts: int, by: bytes = B) -> list[tuple[Part, bytes]]:
+def decode(body: bytes, *cuts: int, by: bytes = B) -> list[tuple[FormPart, bytes]]:
     """All parts of a body that comes in these pieces."""
     decoder = FormDecoder(by)
-    found: list[tuple[Part, bytes]] = []
+    found: list[tuple[FormPart, bytes]] = []
     whole = True
     edges = [0, *sorted(cuts), len(body)]
     for start, end in pairwise(edges):
         for event in decoder.feed(body[start:end]):
-            if isinstance(event, Part):
+            if isinstance(event, FormPart):
                 assert whole
                 found.append((event, b""))
             elif isinstance(event, PartData):
@@ -58,9 +58,9 @@ def test_fields_and_files() -> None:
         (b"name=empty", b""),
     )
     assert decode(body) == [
-        (Part("purpose", None, ""), b"user_data"),
-        (Part("file", "a.txt", "text/plain"), b"line\r\n--xY\r\n\r\nend"),
-        (Part("empty", None, ""), b""),
+        (FormPart("purpose", None, ""), b"user_data"),
+        (FormPart("file", "a.txt", "text/plain"), b"line\r\n--xY\r\n\r\nend"),
+        (FormPart("empty", None, ""), b""),
     ]
 
 
@@ -72,7 +72,7 @@ def test_what_stands_before_and_behind_a_form_and_behind_a_boundary() -> None:
     body = (
         b"preamble\r\n--xYz \t\r\ncontent-disposition: form-data; name=a\r\n\r\n1\r\n--xYz--\r\nepilogue\r\n--xYz\r\n"
     )
-    assert decode(body) == [(Part("a", None, ""), b"1")]
+    assert decode(body) == [(FormPart("a", None, ""), b"1")]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit.
 
 Lives here: the JSON shapes, and the reading of fields and query parameters. Not here: the checks of a change
-(`engine/running/client_keys.py`), the check of the admin token (`admin_guard.py`), the command line
+(`engine/running/client_keys.py`), the check of the admin token (`credential_checks.py`), the command line
 (`commands/admin/`).
 
 Invariants: every endpoint has the guard. An answer has the token of a key only when it reports the creation of this
@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
-from antiphon.api.described import Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Endpoint, Guard, Route, listing, rows_of
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
+    Parameter,
     json_response,
     limit_parameter,
     list_response,

@@ -1,7 +1,8 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: the choice of the upstream, the choice of the forwarded headers, and the streaming of the answer. This
-module reads nothing of a body except the model's name.
+Lives here: the choice of the upstream, the choice of the forwarded headers, and the streaming of the answer. Also the
+journal's entry of a forwarded request. This module reads nothing of a body except the model's name, and nothing of an
+answer except its token usage.
 
 Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot when the model's
 name decides the upstream or whether the request is allowed. Envoy also cannot check clients' keys.
@@ -10,10 +11,12 @@ Invariants:
 - Bodies pass byte for byte, except that a configured upstream name (`models[].model`) replaces the model's name.
 - A request goes only to the upstream that serves its model. If there is none, the client gets an error.
 - When the client disconnects before the end of an answer, the model call is cancelled.
+- A forwarded request has one entry in the journal, however it ends. Without a journal there is no entry.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -23,10 +26,8 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Raw
 
-from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
-from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
-from antiphon.api.passed_entry import USAGE, PassedEntry, usage_in
+from antiphon.api.http import UPSTREAM_ERRORS, AnswerCut, AnyObject, ApiRequest, ApiResponse
 from antiphon.engine.exchange.allowed_by_key import check_body
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, cancelled, operation_in, refusal, transport_failure
@@ -35,10 +36,11 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, UpstreamRequest
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.engine.ports.journal import Journal
+from antiphon.engine.ports.journal import Journal, Span
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
+from antiphon.observability.journal_entry import plain_entry
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.request.body import read_model
@@ -49,6 +51,10 @@ from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, Ups
 MODEL_PATHS = ("/chat/completions", "/embeddings")
 """The forwarded paths that every upstream has. The request body names the model."""
 
+PASSED = "pass_through"
+"""The door of the entries of forwarded requests."""
+USAGE = b'"usage"'
+_MODEL_LENGTH = 128
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
 # Headers about the upstream account. A client's copy is forwarded only with the client's own credentials.
@@ -212,12 +218,12 @@ def _passed(path: str) -> Route:
     return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
-class _Request(msgspec.Struct):
+class _PassedRequest(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
 
 
-_REQUEST = msgspec.json.Decoder(_Request)
+_PASSED_REQUEST = msgspec.json.Decoder(_PassedRequest)
 
 
 class _Quota:
@@ -229,7 +235,7 @@ class _Quota:
     async def take(self, body: bytes, *, writes: bool) -> None:
         """Reserve the request with this body. `writes`: whether the answer has output tokens. Raises `ApiError`."""
         if self._reservation is not None:
-            limits = try_decode(_REQUEST, body) or _Request()
+            limits = try_decode(_PASSED_REQUEST, body) or _PassedRequest()
             output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
             if writes and output is not None and output < 1:
                 output = None
@@ -327,3 +333,102 @@ def _renamed(body: bytes, model: str) -> bytes:
 
 def _kept(headers: Headers) -> Headers:
     return tuple(pair for pair in end_to_end(headers) if pair[0] != "x-request-id")
+
+
+class PassedUsage(msgspec.Struct):
+    """The token usage in an upstream's answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class _Answer(msgspec.Struct):
+    usage: PassedUsage | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def usage_in(answer: bytes) -> PassedUsage | None:
+    """The usage in an answer. `answer` is the body, or the chunk of a stream that has the usage."""
+    whole = try_decode(_ANSWER, answer)
+    usage = whole.usage if whole is not None else None
+    for line in reversed(answer.split(b"\n")) if usage is None else ():
+        found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if USAGE in line else None
+        if found is not None and found.usage is not None:
+            return found.usage
+    return usage
+
+
+class PassedEntry:
+    """The entry of one forwarded request. Without a journal, no method has an effect."""
+
+    def __init__(self, journal: Journal | None, request: ApiRequest) -> None:
+        self._journal = journal
+        self._request = request
+        self._started = time.perf_counter()
+        self._model = ""
+        self._upstream = ""
+        self._called = 0.0
+        self._first: float | None = None
+
+    def asks(self, model: str) -> None:
+        """Record the model that the request names."""
+        self._model = model[:_MODEL_LENGTH]
+
+    def call(self, upstream: str) -> None:
+        """Record that the upstream is called."""
+        self._upstream, self._called = upstream, time.perf_counter() - self._started
+
+    def answered_by(self, upstream: str) -> None:
+        """Record which of several upstreams has answered."""
+        self._upstream = upstream
+
+    def came(self) -> None:
+        """Record the first bytes of the answer."""
+        if self._first is None:
+            self._first = time.perf_counter() - self._started
+
+    def refuse(self, error: ApiError) -> None:
+        """Note that the client got this error instead of an upstream's answer. Refusals for lack of capacity are left
+        out, as in `Telemetry.refused`."""
+        failure = refusal(error)
+        if not failure.counted:
+            self._end(failure, error.message, error.status, b"", 0)
+
+    def end(self, status: int, failure: Failure | None, answer: bytes, size: int, *, stream: bool = False) -> None:
+        """Note the end of an answer. `answer` is the part of the answer that may have the usage, and `size` the size of
+        the whole answer."""
+        self._end(failure, "", status, answer, size, stream=stream)
+
+    def _end(
+        self, failure: Failure | None, message: str, status: int, answer: bytes, size: int, *, stream: bool = False
+    ) -> None:
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        request, seconds = self._request, time.perf_counter() - self._started
+        entry = plain_entry(PASSED, request.request_id, request.caller, request.path, failure, message)
+        usage = usage_in(answer) or PassedUsage()
+        spans: tuple[Span, ...] = ()
+        if self._upstream:
+            spans = (Span("call", self._upstream, self._called, seconds, {"operation": PASSED, "status": status}),)
+        if self._upstream and self._first is not None:
+            spans = (*spans, Span("first_token", self._upstream, self._called, self._first))
+        detail = msgspec.structs.replace(
+            entry.detail, spans=spans, request_bytes=len(request.body), output_bytes=size, stream=stream
+        )
+        entry = msgspec.structs.replace(
+            entry,
+            model=self._model,
+            upstream=self._upstream,
+            status=status,
+            seconds=seconds,
+            first=self._first,
+            calls=1 if self._upstream else 0,
+            input_tokens=max(0, usage.prompt_tokens),
+            output_tokens=max(0, usage.completion_tokens),
+            detail=detail,
+        )
+        journal.note(entry, None)

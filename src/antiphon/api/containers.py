@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
@@ -26,6 +25,10 @@ from antiphon.api.http import (
     ORDER,
     ApiRequest,
     ApiResponse,
+    Bytes,
+    Deleted,
+    ListOf,
+    Parameter,
     existing,
     ignored_fields,
     json_response,
@@ -38,7 +41,7 @@ from antiphon.api.http import (
     read_body,
     read_known,
 )
-from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
+from antiphon.api.multipart import FormDecoder, FormPart, PartData, PartEnd, boundary
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import (
     ContainerHead,
@@ -272,7 +275,7 @@ class ContainerApi(Area):
         form = _read_form(request)
         part = None
         async for event in form:
-            if isinstance(event, Part) and event.name in ("file", "file_id"):
+            if isinstance(event, FormPart) and event.name in ("file", "file_id"):
                 part = event
                 break
         if part is None:
@@ -288,7 +291,7 @@ class ContainerApi(Area):
         return await self._rooms.put(request.owner, container_id, name, content)
 
 
-async def _read_form(request: ApiRequest) -> AsyncIterator[Part | PartData | PartEnd]:
+async def _read_form(request: ApiRequest) -> AsyncIterator[FormPart | PartData | PartEnd]:
     decoder = FormDecoder(boundary(request.header("content-type")))
     async for piece in request.pieces():
         for event in decoder.feed(piece):
@@ -296,7 +299,7 @@ async def _read_form(request: ApiRequest) -> AsyncIterator[Part | PartData | Par
     decoder.finish()
 
 
-async def _content(form: AsyncIterator[Part | PartData | PartEnd]) -> AsyncIterator[bytes]:
+async def _content(form: AsyncIterator[FormPart | PartData | PartEnd]) -> AsyncIterator[bytes]:
     """Yield the content of the current form part. Raises `InvalidRequest` if the form is incomplete."""
     async for event in form:
         if isinstance(event, PartEnd):

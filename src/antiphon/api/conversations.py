@@ -15,12 +15,16 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from antiphon.api.described import AnyItem, Deleted, ListOf, Metadata, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
+    AnyItem,
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
+    Metadata,
     ObjectKind,
+    Parameter,
     existing,
     ignored_fields,
     item_body,

@@ -22,8 +22,7 @@ from urllib.parse import unquote
 import msgspec
 
 from antiphon import __version__
-from antiphon.api.described import Parameter
-from antiphon.api.http import PAGE, ApiRequest, ApiResponse
+from antiphon.api.http import PAGE, ApiRequest, ApiResponse, Parameter
 from antiphon.engine.exchange.phase import EXCHANGE_PATHS
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers

@@ -15,9 +15,8 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-from antiphon.api.described import Bytes, Parameter
 from antiphon.api.endpoint import Route
-from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.http import ApiRequest, ApiResponse, Bytes, Parameter
 from antiphon.engine.ports.files import OpenFile, StoredFile
 from antiphon.errors import ApiError, StoreError
 from antiphon.types.file_kinds import BYTES

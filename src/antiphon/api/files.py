@@ -22,7 +22,6 @@ from typing import Annotated, Literal, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec import field as named
 
-from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
@@ -30,6 +29,10 @@ from antiphon.api.http import (
     ORDER,
     ApiRequest,
     ApiResponse,
+    Bytes,
+    Deleted,
+    ListOf,
+    Parameter,
     existing,
     json_response,
     limit_parameter,
@@ -41,7 +44,7 @@ from antiphon.api.http import (
     query_value,
     raw_response,
 )
-from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
+from antiphon.api.multipart import FormDecoder, FormPart, PartData, PartEnd, boundary
 from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import (
@@ -228,17 +231,17 @@ class _Form:
 
     upload: FileUpload
     limit: int
-    file: Part | None = None
+    file: FormPart | None = None
     start: bytes = b""
     fields: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
-    _now: Part | None = None
+    _now: FormPart | None = None
     _held: bytearray = field(default_factory=bytearray)
     _size: int = 0
 
-    async def take(self, event: Part | PartData | PartEnd) -> bool:
+    async def take(self, event: FormPart | PartData | PartEnd) -> bool:
         """Consume the next event of the form. Returns False if the file is too large. Raises `InvalidRequest`."""
-        if isinstance(event, Part):
+        if isinstance(event, FormPart):
             self._begin(event)
         elif isinstance(event, PartData):
             return await self._add(event.data)
@@ -282,7 +285,7 @@ class _Form:
             raise invalid_parameter(_SECONDS, f"it must be a whole number from {_MIN_SECONDS} to {_MAX_SECONDS}")
         return at + number
 
-    def _begin(self, part: Part) -> None:
+    def _begin(self, part: FormPart) -> None:
         if part.name == "file":
             if part.filename is None:
                 raise invalid_parameter("file", "it must be a file, with a file name")

@@ -1,22 +1,23 @@
-"""Request and response types of the API handlers, independent of any web server.
+"""Defines request and response types of the API handlers, independent of any web server, and shared schemas.
 
-Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. Not here: aiohttp,
-Envoy, and the logic of a single endpoint.
+Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. Also the parameters
+and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a single endpoint, and
+`openapi.json`, which `scripts/docs` generates from the routes and these schemas.
 
 Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
-has OpenAI's error object.
+has OpenAI's error object. The schemas only describe requests and answers; the handlers check requests, and a test
+compares the handlers' answers with the schemas.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
@@ -34,7 +35,91 @@ _Found = TypeVar("_Found")
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SHOWN_ID = 128
 
+_One = TypeVar("_One")
+_Word = TypeVar("_Word")
 JSON_TYPE = ("content-type", "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter, or a header if `where` is `header`. `kind` is the type of the value."""
+
+    name: str
+    kind: object = str
+    text: str = ""
+    where: Literal["query", "header"] = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class StandsFor:
+    """A marker in `Annotated` with the type that the document shows. The code parses a looser type, to give better
+    error messages."""
+
+    kind: object
+
+
+EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
+"""The schema of the events in a response's stream."""
+
+
+class ListOf(Struct, Generic[_One], kw_only=True):
+    """One page of a list. The ids of the objects are the cursors for `after` and `before`."""
+
+    object: Literal["list"] = "list"
+    data: list[_One]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(Struct, Generic[_Word]):
+    """The confirmation that an object was deleted."""
+
+    id: str
+    object: _Word
+    deleted: Literal[True] = True
+
+
+class Well(Struct):
+    status: Literal["ok"]
+
+
+class Unwell(Struct):
+    status: Literal["unavailable"]
+    reason: str
+
+
+Metadata = Annotated[
+    dict[str, str],
+    Meta(
+        description="At most 16 pairs. A key has at most 64 characters, a value at most 512.",
+        extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
+    ),
+]
+"""Key-value pairs that clients attach to an object."""
+
+
+class Open(Struct):
+    """The base of objects that may have further members. Antiphon returns the further members unchanged."""
+
+
+class AnyItem(Open):
+    """A stored item: an output item of a response, or an input item as the client sent it."""
+
+    id: str
+    type: str
+
+
+UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
+"""Error statuses of routes that call an upstream, in addition to the statuses that every route may return."""
+
+
+class AnyObject(Open):
+    """Any object, which Antiphon passes on unchanged."""
+
+
+Bytes = Annotated[Any, Meta(extra_json_schema={"type": "string", "format": "binary"})]
+"""The content of a file."""
 
 
 @dataclass(frozen=True, slots=True)

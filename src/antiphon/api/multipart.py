@@ -34,7 +34,7 @@ _ENCODINGS = ("binary", "8bit", "7bit")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """The event for the beginning of a part. `filename` is None for a plain field. `media_type` is empty if the part
     has no content type."""
 
@@ -55,7 +55,7 @@ class PartEnd:
     """The event for the end of the current part."""
 
 
-FormEvent = Part | PartData | PartEnd
+FormEvent = FormPart | PartData | PartEnd
 
 
 class _FormState(Enum):
@@ -153,7 +153,7 @@ class FormDecoder:
         return True
 
 
-def _read_part(lines: list[bytes]) -> Part:
+def _read_part(lines: list[bytes]) -> FormPart:
     headers: dict[str, str] = {}
     for line in lines:
         match = _HEADER.fullmatch(line)
@@ -170,7 +170,7 @@ def _read_part(lines: list[bytes]) -> Part:
     if "filename*" in given:
         filename = _extended(given["filename*"]) or filename
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Part(given["name"], filename, media_type)
+    return FormPart(given["name"], filename, media_type)
 
 
 def _parameters(value: str) -> dict[str, str]:

@@ -17,12 +17,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from antiphon.api.described import Deleted, ListOf, Metadata, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
+    Metadata,
     ObjectKind,
+    Parameter,
     existing,
     list_response,
     made_again,

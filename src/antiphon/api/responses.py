@@ -20,12 +20,16 @@ from collections.abc import Awaitable, Iterable
 from typing import Literal
 from urllib.parse import urlencode
 
-from antiphon.api.described import EVENTS, AnyItem, Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
+    EVENTS,
+    AnyItem,
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
     ObjectKind,
+    Parameter,
     item_body,
     list_response,
     query_flag,

@@ -20,9 +20,18 @@ from dataclasses import replace
 
 import structlog
 
-from antiphon.api.described import AnyObject, Unwell, Well
 from antiphon.api.endpoint import Endpoint, Guard, Route, document, rows_of
-from antiphon.api.http import ApiRequest, ApiResponse, error_response, json_response, nested_too_deeply, raw_response
+from antiphon.api.http import (
+    AnyObject,
+    ApiRequest,
+    ApiResponse,
+    Unwell,
+    Well,
+    error_response,
+    json_response,
+    nested_too_deeply,
+    raw_response,
+)
 from antiphon.api.models import ModelCatalog
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice

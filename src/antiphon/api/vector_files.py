@@ -17,11 +17,13 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from antiphon.api.described import Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
+    Parameter,
     existing,
     ignored_fields,
     json_response,

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from antiphon.api.described import StandsFor
-from antiphon.api.http import ApiRequest, ObjectKind, read_known
+from antiphon.api.http import ApiRequest, ObjectKind, StandsFor, read_known
 from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, FileStateCounts, VectorFile, VectorStore
 from antiphon.errors import invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.ids import is_id, is_name

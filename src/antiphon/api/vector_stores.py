@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from antiphon.api.described import Deleted, ListOf, Metadata
 from antiphon.api.endpoint import Area, Endpoint, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Deleted,
+    ListOf,
+    Metadata,
     existing,
     ignored_fields,
     json_response,

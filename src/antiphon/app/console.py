@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from antiphon import __version__
-from antiphon.api.failed_attempts import FailedAttempts
+from antiphon.api.credential_checks import FailedAttempts
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.app.keys import make_sealer
 from antiphon.app.owners import quota_rules

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 
 from antiphon.api.admin import Administration
-from antiphon.api.admin_guard import AdminGuard
-from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
+from antiphon.api.credential_checks import AdminGuard
 from antiphon.api.endpoint import Endpoint
 from antiphon.api.files import Files
-from antiphon.api.models import ModelCatalog, ModelSource
+from antiphon.api.models import Capabilities, ModelCatalog, ModelSource
 from antiphon.api.prompts import Prompts
 from antiphon.api.responses import NativeResponses
 from antiphon.api.router import ReadyProbe, Router

@@ -1,7 +1,7 @@
 """Settings of the admin API, over which operators manage client keys.
 
 Lives here: the section, and the form of the admin token. Not here: the token file in the data folder (`app/keys.py`),
-the check of a request's token (`api/admin_guard.py`), the routes (`api/admin.py`).
+the check of a request's token (`api/credential_checks.py`), the routes (`api/admin.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Signs users of the console in, and recognises their sessions.
 
 Lives here: the session cookie, the CSRF token, and the check of a presented key. Not here: the limit on failed attempts
-(`api/failed_attempts.py`), the sign-in page (`console.py`), the keys (`app/keys.py`, `engine/running/client_keys.py`).
+(`api/credential_checks.py`), the sign-in page (`console.py`), the keys (`app/keys.py`,
+`engine/running/client_keys.py`).
 
 A session is a sealed cookie, so every replica that has the same `admin.token` recognises it, and no replica stores it.
 
@@ -19,7 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from antiphon.api.failed_attempts import FailedAttempts
+from antiphon.api.credential_checks import FailedAttempts
 from antiphon.api.http import ApiRequest
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.callers import NAMED, AdminToken, Caller

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from antiphon.api.failed_attempts import FailedAttempts
+from antiphon.api.credential_checks import FailedAttempts
 from antiphon.api.http import ApiRequest
 from antiphon.console.sessions import COOKIE, Session, Sessions, read_cookie
 from antiphon.doors.owners import ClaimNames, LeftClaims, OwnerResolver

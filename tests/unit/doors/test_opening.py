@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from antiphon.api.admin_guard import AdminGuard
+from antiphon.api.credential_checks import AdminGuard
 from antiphon.api.endpoint import Guard
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, caller_of, is_refused_before, read_opening

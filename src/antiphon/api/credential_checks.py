@@ -1,0 +1,88 @@
+"""Checks the admin token of requests to the admin API, and limits the failed attempts to present a token.
+
+Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts. Not here: the
+comparison of tokens (`engine/ports/callers.py`), which paths have the check (`api/admin.py`), the token's origin
+(`app/keys.py`), the console's sign-in (`console/sessions.py`).
+
+Invariants: a missing token and every wrong token get the same answer. At most `most` attempts fail with another error
+within any `seconds`. Failed attempts never lock out the admin token. A process writes at most one log line a minute
+about failed attempts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from antiphon.engine.ports.callers import AdminToken
+from antiphon.errors import ApiError, Unauthorized
+from antiphon.types.transport import Headers, bearer_token
+
+_LOG_SECONDS = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class FailedAttempts:
+    """The failed attempts of the last `seconds`. `clock` gives seconds."""
+
+    def __init__(self, most: int = 10, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._most = most
+        self._failed: deque[float] = deque()
+
+    def add(self, message: str) -> None:
+        """Count a failed attempt. Raises `ApiError` (429), whose message begins with `message`, after too many."""
+        now = self._clock()
+        while self._failed and now >= self._failed[0] + self._seconds:
+            self._failed.popleft()
+        if len(self._failed) >= self._most:
+            wait = max(1, math.ceil(self._failed[0] + self._seconds - now))
+            raise ApiError(
+                f"{message} Try again in {wait} seconds.",
+                status=429,
+                type="rate_limit_exceeded",
+                code="too_many_attempts",
+                headers=(("retry-after", str(wait)),),
+            )
+        self._failed.append(now)
+
+
+class AdminGuard:
+    """The check of one process. The failed requests that `attempts` allows get a 401, and further ones a 429."""
+
+    def __init__(
+        self,
+        token: AdminToken,
+        attempts: FailedAttempts | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._token = token
+        self._attempts = attempts or FailedAttempts()
+        self._clock = clock
+        self._logged_at = -math.inf
+
+    def check(self, headers: Headers) -> None:
+        """Raise `Unauthorized`, or after too many failed attempts `ApiError` (429), unless the bearer token is the
+        admin token."""
+        if self._token.equals(bearer_token(headers)):
+            return
+        now = self._clock()
+        if now >= self._logged_at + _LOG_SECONDS:
+            self._logged_at = now
+            _log.warning(
+                "admin_token_refused",
+                advice="a client called the admin API without the admin token; further attempts of this minute are not "
+                "logged",
+            )
+        self._attempts.add("Too many requests without a valid admin token.")
+        raise Unauthorized(
+            "The admin API needs the admin token. Send it as 'Authorization: Bearer ADMIN_TOKEN'.",
+            code="invalid_admin_token",
+            headers=(("www-authenticate", "Bearer"),),
+        )
