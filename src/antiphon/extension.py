@@ -37,8 +37,7 @@ from antiphon.engine.ports.hosted_tools import (
     ToolResult,
 )
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.tools.box import ServerTool, ToolFailed
-from antiphon.tools.declared import read_arguments, read_declared
+from antiphon.tools.box import ServerTool, ToolFailed, read_arguments, read_declared
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.profiles.profile import on_models
 from antiphon.translation.tool_map import CallKind

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from antiphon.config.tools import McpSettings
-from antiphon.tools.mcp.connections import McpConnections
-from antiphon.tools.mcp.servers import McpServers
-from antiphon.tools.mcp.tool import Mcp
+from antiphon.tools.mcp_connections import McpConnections
+from antiphon.tools.mcp_servers import McpServers
+from antiphon.tools.mcp_tool import Mcp
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.mcp_server import open_mcp_server
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from antiphon.config.limits import FetchSettings
-from antiphon.tools.web_search.providers import Searxng
-from antiphon.tools.web_search.tool import WebSearch
+from antiphon.tools.web_search import WebSearch
+from antiphon.tools.web_search_providers import Searxng
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher
 from tests.contracts.tool_contract import Setup, ToolContract

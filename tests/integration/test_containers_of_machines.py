@@ -21,7 +21,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.owners import OwnersContainers
-from antiphon.tools.code_interpreter.snapshots import Snapshots
+from antiphon.tools.code_interpreter.sharing import Snapshots
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
 from tests.support.postgres import PATIENT

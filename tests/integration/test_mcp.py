@@ -13,9 +13,9 @@ from antiphon.config.tools import McpSettings, ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
 from antiphon.tools.box import Toolbox
-from antiphon.tools.mcp.connections import McpConnections
-from antiphon.tools.mcp.servers import Connector, McpServers, read_declaration
-from antiphon.tools.mcp.tool import Mcp
+from antiphon.tools.mcp_connections import McpConnections
+from antiphon.tools.mcp_servers import Connector, McpServers, read_declaration
+from antiphon.tools.mcp_tool import Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.json import encode
 from tests.support.chat_server import Answer, ChatServer, Close, Received, answer, gzipped, json_answer, never

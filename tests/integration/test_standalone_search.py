@@ -17,8 +17,8 @@ from antiphon.config.limits import FetchSettings
 from antiphon.config.tools import ToolSettings
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import Toolbox
-from antiphon.tools.web_search.providers import Searxng
-from antiphon.tools.web_search.tool import WebSearch
+from antiphon.tools.web_search import WebSearch
+from antiphon.tools.web_search_providers import Searxng
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher
 from tests.support.chat_server import Answer, ChatServer, Received, answer, json_answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.tools.web_search.providers import UserLocation, WebHit
+from antiphon.tools.web_search_providers import UserLocation, WebHit
 
 
 async def ask_service(provider: Any, query: str = "rain", **more: Any) -> list[WebHit]:

@@ -4,7 +4,7 @@ Codex (since 0.144) offers its model a search function that takes several comman
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
 Lives here: the request's shape, the call of the tool `web_search` for each command, and the answer's text. Not here:
-searching and reading pages (`tools/web_search/`), the limits of tools (the toolbox).
+searching and reading pages (`tools/web_search.py`), the limits of tools (the toolbox).
 
 The sidecar stores nothing between requests. Therefore the id of a page is its URL, and a link is found by counting the
 links of the page again.

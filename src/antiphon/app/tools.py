@@ -25,7 +25,7 @@ from antiphon.tools.tool_search import ToolSearch
 
 if TYPE_CHECKING:
     from antiphon.tools.code_interpreter import ContainerRooms
-    from antiphon.tools.web_search.tool import WebSearch
+    from antiphon.tools.web_search import WebSearch
 
 _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "application/*+json", "application/xml")
 
@@ -73,8 +73,8 @@ def _web_search(settings: Settings) -> WebSearch | None:
     chosen = settings.web_search
     if chosen.provider == "none":
         return None
-    from antiphon.tools.web_search.providers import SERVICES
-    from antiphon.tools.web_search.tool import WebSearch
+    from antiphon.tools.web_search import WebSearch
+    from antiphon.tools.web_search_providers import SERVICES
 
     service, usual = SERVICES[chosen.provider]
     key = chosen.api_key.get_secret_value() if chosen.api_key is not None else ""
@@ -85,9 +85,9 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
 def _mcp(settings: Settings) -> ServerTool:
     # Imported at the first use, because the MCP SDK takes longer to load than the rest of Antiphon.
-    from antiphon.tools.mcp.connections import McpConnections
-    from antiphon.tools.mcp.servers import Connector, McpServers
-    from antiphon.tools.mcp.tool import Mcp
+    from antiphon.tools.mcp_connections import McpConnections
+    from antiphon.tools.mcp_servers import Connector, McpServers
+    from antiphon.tools.mcp_tool import Mcp
 
     chosen = settings.mcp
     connectors = {

@@ -2,9 +2,10 @@
 
 Lives here:
 - dispatching a call, the timeout of a call, the limit of its output, and converting a failure into a result;
-- the limits of concurrent calls per process, owner and response, and the choice of the next waiting call.
+- the limits of concurrent calls per process, owner and response, and the choice of the next waiting call;
+- decoding a tool's declaration and call arguments into structs that the tool defines.
 
-Not here: the tools themselves (the other modules of this package).
+Not here: the tools themselves, which also check the decoded values (the other modules of this package).
 
 A process has a fixed number of slots, and a running call occupies one slot. A response occupies at most a quarter of
 the slots, and an owner at most three quarters, so that other owners' calls can run. A free slot goes to the owner with
@@ -12,7 +13,8 @@ the fewest running calls. If several owners have equally few running calls, the 
 slot.
 
 Invariants: `run` returns a result for every call, even when the tool raises any exception. No call waits while a slot
-is free that its owner and response may occupy.
+is free that its owner and response may occupy. An error in a declaration names the field and the expected type, but
+never the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -23,22 +25,27 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
-from antiphon.errors import ApiError, InternalError, StoreError, store_refusal
+from antiphon.errors import ApiError, InternalError, StoreError, store_refusal, too_many_entries
 from antiphon.ids import is_name
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.span_names import Value
 from antiphon.observability.tracing import span
+from antiphon.translation.request.checks import wrong_type
+from antiphon.types.json import try_decode
 
 _log = structlog.get_logger(__name__)
 _CUT = "\n[The rest was cut off: it is too long.]"
+
+
+T = TypeVar("T")
 
 
 class ToolFailed(Exception):
@@ -90,6 +97,26 @@ class LazyTool:
             if self._tool is None:
                 self._tool = await asyncio.to_thread(self._make)
             return self._tool
+
+
+def read_declared(tool: HostedTool, kind: type[T]) -> T:
+    """Decode a tool's declaration into the struct `kind`. Raises `InvalidRequest` whose `param` names the field."""
+    try:
+        return msgspec.json.decode(tool.declaration, type=kind)
+    except msgspec.ValidationError as error:
+        raise wrong_type(f"tools[{tool.index}]", error) from None
+
+
+def read_arguments(arguments: str, kind: type[T]) -> T | None:
+    """Decode the arguments of the model's call into the struct `kind`. Returns None if the text is invalid JSON or does
+    not match `kind`."""
+    return try_decode(msgspec.json.Decoder(kind), arguments)
+
+
+def check_length(where: str, entries: list[str], limit: int) -> None:
+    """Raise `InvalidRequest` if a list has more than `limit` entries. `where` names the field in the error."""
+    if len(entries) > limit:
+        raise too_many_entries(where, len(entries), limit)
 
 
 class Toolbox:

@@ -16,8 +16,7 @@ from msgspec import Raw, Struct
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.ports.vector_stores import FoundChunk, Searcher
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter, unknown_parameter
-from antiphon.tools.box import ToolFailed
-from antiphon.tools.declared import check_length, read_arguments, read_declared
+from antiphon.tools.box import ToolFailed, check_length, read_arguments, read_declared
 from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.search import read_filters, read_ranking

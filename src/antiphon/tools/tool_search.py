@@ -29,8 +29,7 @@ from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.engine.waiting import apart
-from antiphon.tools.box import ToolFailed
-from antiphon.tools.declared import read_arguments
+from antiphon.tools.box import ToolFailed, read_arguments
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.json import encode, given
 from antiphon.types.search import query_terms

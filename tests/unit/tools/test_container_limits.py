@@ -21,8 +21,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.machine import CodeRun
-from antiphon.tools.code_interpreter.output import Output
+from antiphon.tools.code_interpreter.machine import CodeRun, Output
 from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter

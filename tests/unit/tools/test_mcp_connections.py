@@ -17,9 +17,9 @@ from mcp import MCPError
 from mcp.types import CONNECTION_CLOSED
 
 from antiphon.config.tools import McpSettings
-from antiphon.tools.mcp import connections
-from antiphon.tools.mcp.connections import GuardedTransport, McpConnections, Refused, ServerFailed
-from antiphon.tools.mcp.servers import McpServer
+from antiphon.tools import mcp_connections
+from antiphon.tools.mcp_connections import GuardedTransport, McpConnections, Refused, ServerFailed
+from antiphon.tools.mcp_servers import McpServer
 from tests.support.fake_time import fake_time
 
 SERVER = McpServer("https://a.example/mcp", (("authorization", "Bearer t"),))
@@ -333,4 +333,4 @@ async def test_how_much_is_read(kind: str, limit: int, more: int) -> None:
 
 
 def test_certificates_are_read_once() -> None:
-    assert connections.authorities() is connections.authorities()
+    assert mcp_connections.authorities() is mcp_connections.authorities()

@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import InvalidRequest
-from antiphon.tools.mcp.servers import Connector, McpDeclaration, McpServers, read_declaration
+from antiphon.tools.mcp_servers import Connector, McpDeclaration, McpServers, read_declaration
 
 URL = "https://mcp.example.com/mcp"
 

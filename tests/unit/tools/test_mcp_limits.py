@@ -19,8 +19,8 @@ from mcp.types import Tool as McpToolInfo
 from antiphon.config.tools import McpSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.tools.mcp.connections import McpConnections, ServerFailed
-from antiphon.tools.mcp.servers import (
+from antiphon.tools.mcp_connections import McpConnections, ServerFailed
+from antiphon.tools.mcp_servers import (
     Connector,
     McpDeclaration,
     McpServer,
@@ -29,7 +29,7 @@ from antiphon.tools.mcp.servers import (
     ToolFilter,
     read_declaration,
 )
-from antiphon.tools.mcp.tool import Mcp
+from antiphon.tools.mcp_tool import Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
 
 URL = "https://mcp.example.com/mcp"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from antiphon.tools.code_interpreter import space
-from antiphon.tools.code_interpreter.space import Counter, Kernel
+from antiphon.tools.code_interpreter.space import Counter, SpaceKernel
 
 
 class _Mounts:
@@ -47,7 +47,7 @@ def test_a_file_system_of_its_own(tmp_path: Path, root: bool, uid: int) -> None:
     home, ours = tmp_path / "home", tmp_path / "proc" / "self"
     home.mkdir()
     ours.mkdir(parents=True)
-    kernel = Kernel(
+    kernel = SpaceKernel(
         proc=str(tmp_path / "proc"),
         unshare=mounts.unshare,
         mount=mounts.mount,
@@ -74,7 +74,7 @@ def test_a_file_system_of_its_own(tmp_path: Path, root: bool, uid: int) -> None:
 @pytest.mark.parametrize("fails", ["unshare", "mount"])
 def test_what_the_system_refuses_is_an_error(tmp_path: Path, fails: str) -> None:
     mounts = _Mounts(fails)
-    kernel = Kernel(unshare=mounts.unshare, mount=mounts.mount, user=lambda: (True, 0, 0))
+    kernel = SpaceKernel(unshare=mounts.unshare, mount=mounts.mount, user=lambda: (True, 0, 0))
     with pytest.raises(PermissionError):
         space.own_file_system(str(tmp_path), 1, 1, 0, kernel)
     assert not list(tmp_path.iterdir())
@@ -119,8 +119,8 @@ class Calls:
         assert status == 0
         self.ended.set()
 
-    def kernel(self, proc: str = "/proc") -> Kernel:
-        return Kernel(proc=proc, ioctl=self.ioctl, sleep=self.paused.append, end=self.end)
+    def kernel(self, proc: str = "/proc") -> SpaceKernel:
+        return SpaceKernel(proc=proc, ioctl=self.ioctl, sleep=self.paused.append, end=self.end)
 
 
 class Running:

@@ -14,7 +14,8 @@ from antiphon.config.limits import FetchSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.providers import (
+from antiphon.tools.web_search import Link, WebSearch, around, by_lines, page_links, page_text
+from antiphon.tools.web_search_providers import (
     Brave,
     SearchProvider,
     Searxng,
@@ -23,7 +24,6 @@ from antiphon.tools.web_search.providers import (
     WebHit,
     fits_domains,
 )
-from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule

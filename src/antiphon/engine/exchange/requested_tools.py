@@ -7,7 +7,7 @@ Not here:
 
 - the calls of these tools, and the emission of approval requests (`tool_turns.py`)
 - parsing declarations (`translation/request/tools.py`)
-- the rules that decide which calls need approval (`tools/mcp/servers.py`)
+- the rules that decide which calls need approval (`tools/mcp_servers.py`)
 - the store's record of used answers (`engine/ports/idempotency.py`)
 
 Invariant: Antiphon uses each approval only once, so that an approved call runs only once. This module refuses an

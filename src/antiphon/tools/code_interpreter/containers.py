@@ -2,9 +2,9 @@
 
 Lives here: creating, listing, using and deleting containers, copying uploaded files in, the ids of files, and expiry.
 
-Not here: the sandbox (`local.py`), exclusive use (`uses.py`), storing a container's row (`ContainerRows`), the tool
-(`tool.py`). Also not here: running code in another process (`neighbours.py`), copying files between machines
-(`snapshots.py`).
+Not here: the sandbox (`local.py`), exclusive use and copying files between machines (`sharing.py`), the tool
+(`tool.py`). Also not here: storing a container's row (`ContainerRows`), running code in another process
+(`neighbours.py`).
 
 A container's files live as long as the container. A container's variables live as long as its interpreter process. The
 interpreter ends when its code breaks a limit, when the sandbox needs its slot, or when the worker process ends. All
@@ -44,8 +44,7 @@ from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
 from antiphon.tools.code_interpreter.machine import CodeRun
 from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.records import PREFIX, RecordedRows, Records
-from antiphon.tools.code_interpreter.snapshots import Snapshots
-from antiphon.tools.code_interpreter.uses import LEASE_SECONDS, PATIENCE, ContainerUse, InUse, Uses
+from antiphon.tools.code_interpreter.sharing import LEASE_SECONDS, PATIENCE, ContainerUse, InUse, Snapshots, Uses
 
 _log = structlog.get_logger(__name__)
 

@@ -1,9 +1,9 @@
 """Runs code in one sandboxed process (`Machine`), one run after the other.
 
-Lives here: starting the process, sending code to it, timeouts, and stopping it between runs.
+Lives here: starting the process, sending code to it, collecting its output, timeouts, and stopping it between runs.
 
 Not here: the list of sandboxed processes (`local.py`), the command line (`starting.py`), copying files
-(`machine_files.py`), collecting the output (`output.py`). `interpreter.py` and `confinement.py` run inside the process.
+(`machine_files.py`). `interpreter.py` and `confinement.py` run inside the process.
 
 In mode `memory`, code works on copies in a file system in memory. This module copies the container's files in before a
 run, and copies changed files out after the run, while the process is stopped. In mode `counted`, code works on the
@@ -12,7 +12,8 @@ files on disk.
 SIGSTOP stops the process between two runs, and the process cannot continue by itself. So threads that code has started
 neither run nor write files between runs. This module kills a process that it cannot stop.
 
-Invariant: when `run` has returned, the process is stopped or dead.
+Invariants: when `run` has returned, the process is stopped or dead. `Output` stores at most `limit` bytes, however much
+the code prints.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from antiphon.errors import Unavailable
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.machine_files import MachineFiles
-from antiphon.tools.code_interpreter.output import Output
 from antiphon.tools.code_interpreter.starting import PROGRAM, Room, command, environment
 
 _START_SECONDS, _GRACE, _LOOK = 60.0, 1.0, 0.1
@@ -366,3 +366,57 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
     assert process.stdout is not None
     while await process.stdout.read(_READ):
         continue
+
+
+class Output:
+    """The output of a run up to the mark. If the output exceeds `limit` bytes, the object stores only its beginning
+    (3/4 of `limit`) and its end (1/4 of `limit`)."""
+
+    def __init__(self, limit: int) -> None:
+        self._max_head = limit * 3 // 4
+        self._max_tail = limit - self._max_head
+        self.marked = asyncio.Event()
+        self._mark = b""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._head, self._tail, self._held, self._left_out = bytearray(), bytearray(), b"", 0
+
+    def begin(self, mark: bytes) -> None:
+        """Reset for a new run. `mark`: the random bytes that end the run's output."""
+        self._begin()
+        self._mark = mark
+        self.marked.clear()
+
+    def feed(self, data: bytes) -> None:
+        """Add data that the process has printed. Sets `marked` when the mark is complete. Ignores data after the
+        mark."""
+        if self.marked.is_set():
+            return
+        data = self._held + data
+        if self._mark:
+            before, mark, _ = data.partition(self._mark)
+            if mark:
+                self._held = b""
+                self._keep(before)
+                self.marked.set()
+                return
+        # Keep back the last bytes, which may be the beginning of the mark.
+        sure = max(0, len(data) - max(0, len(self._mark) - 1))
+        self._held = data[sure:]
+        self._keep(data[:sure])
+
+    def take(self) -> str:
+        """Return the collected output as text. A line in the middle tells how many bytes were left out."""
+        self._keep(self._held)
+        self._held = b""
+        gap = f"\n[{self._left_out} bytes are left out here.]\n".encode() if self._left_out else b""
+        return (bytes(self._head) + gap + bytes(self._tail)).decode("utf-8", "replace")
+
+    def _keep(self, data: bytes) -> None:
+        room = self._max_head - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room < len(data) else b""
+        if (over := len(self._tail) - self._max_tail) > 0:
+            del self._tail[:over]
+            self._left_out += over

@@ -20,7 +20,7 @@ from antiphon.ids import new_id
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
-from antiphon.tools.code_interpreter.snapshots import Snapshots
+from antiphon.tools.code_interpreter.sharing import Snapshots
 
 _PART = 1 << 20
 _LEASE_SECONDS = 60.0

@@ -39,7 +39,7 @@ def _who_we_are() -> tuple[bool, int, int]:
     return os.geteuid() == 0, os.getuid(), os.getgid()
 
 
-class Kernel(NamedTuple):
+class SpaceKernel(NamedTuple):
     """The system calls of this module, which tests replace. `user` returns whether the process is root, its user id and
     its group id."""
 
@@ -53,10 +53,10 @@ class Kernel(NamedTuple):
     end: Callable[[int], object] = os._exit
 
 
-KERNEL = Kernel()
+KERNEL = SpaceKernel()
 
 
-def own_file_system(home: str, max_bytes: int, max_files: int, uid: int, kernel: Kernel = KERNEL) -> int:
+def own_file_system(home: str, max_bytes: int, max_files: int, uid: int, kernel: SpaceKernel = KERNEL) -> int:
     """Mount an empty file system in memory at `home`, visible only to this process. Returns the descriptor of its root
     folder. `uid`: the user id that owns the folders in it, 0 for the current user. Raises `OSError`."""
     flags = _NEW_MOUNTS
@@ -127,7 +127,7 @@ class Counter:
     """Decides about calls that create files. A separate thread waits for the calls, because this wait cannot be
     cancelled."""
 
-    def __init__(self, control: int, calls: _socket.socket, watched: int, kernel: Kernel = KERNEL) -> None:
+    def __init__(self, control: int, calls: _socket.socket, watched: int, kernel: SpaceKernel = KERNEL) -> None:
         self._control = control
         self._calls = calls
         self._watched = watched

@@ -22,9 +22,8 @@ from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest, 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.ports.quotas import Stock
 from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_parameter, unsupported_parameter
-from antiphon.tools.box import ToolFailed
+from antiphon.tools.box import ToolFailed, read_arguments, read_declared
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
-from antiphon.tools.declared import read_arguments, read_declared
 from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 

@@ -2,7 +2,7 @@
 calls.
 
 Lives here: listing a server's tools, caching the lists, and converting results into the fields of an `mcp_call` item.
-Not here: declarations and cache keys (`servers.py`), connections (`connections.py`).
+Not here: declarations and cache keys (`mcp_servers.py`), connections (`mcp_connections.py`).
 
 Invariant: an error during a call never ends the response. The error becomes an output that the model can read.
 """
@@ -24,8 +24,8 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.errors import ApiError
 from antiphon.ids import new_id
 from antiphon.observability.tracing import trace_headers
-from antiphon.tools.mcp.connections import McpConnections, ServerFailed
-from antiphon.tools.mcp.servers import McpDeclaration, McpServer, McpServers, RemoteTool, read_declaration
+from antiphon.tools.mcp_connections import McpConnections, ServerFailed
+from antiphon.tools.mcp_servers import McpDeclaration, McpServer, McpServers, RemoteTool, read_declaration
 from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.items import McpListTools

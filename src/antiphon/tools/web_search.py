@@ -4,9 +4,9 @@ Lives here:
 - searching: the number of results, and removing results that the declaration's `filters` forbid;
 - opening a page and finding text in it: extracting the page's text, and resolving its links.
 
-Not here: clients of search services (`providers.py`), converting HTML to text (`antiphon.html_text`), fetching pages
-from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for clients that search
-without a model (`api/standalone_search.py`). A client of this endpoint may also request a page from a given line, or a
+Not here: clients of search services (`web_search_providers.py`), converting HTML to text (`antiphon.html_text`),
+fetching pages from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for
+clients that search without a model (`api/standalone_search.py`). A client of this endpoint may also request a page from a given line, or a
 page that a link leads to.
 
 Invariants: with `allowed_domains`, the tool neither shows nor opens URLs of other domains. Only the `PageFetcher`
@@ -27,9 +27,8 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.engine.waiting import PAGES
 from antiphon.errors import ApiError, wrong_value
 from antiphon.html_text import decode_page, html_links, html_text
-from antiphon.tools.box import ToolFailed
-from antiphon.tools.declared import check_length, read_arguments, read_declared
-from antiphon.tools.web_search.providers import SearchProvider, UserLocation, WebHit, fits_domains
+from antiphon.tools.box import ToolFailed, check_length, read_arguments, read_declared
+from antiphon.tools.web_search_providers import SearchProvider, UserLocation, WebHit, fits_domains
 from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.file_kinds import FetchedFile

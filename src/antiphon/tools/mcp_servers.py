@@ -6,7 +6,7 @@ Lives here:
   connections;
 - applying the operator's connectors and allow-list (setting `mcp.allow`) to the declaration.
 
-Not here: resolving host names and checking IP addresses (`Permit` in `connections.py`), connecting (`connections.py`).
+Not here: connecting, resolving host names and checking IP addresses (`mcp_connections.py`).
 
 Source: the schema `MCPTool` of OpenAI's API specification.
 
@@ -30,7 +30,7 @@ from msgspec import Struct
 from antiphon.config.shown_urls import url_secrets
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import invalid_value, missing_parameter, missing_value, unsupported_parameter, wrong_value
-from antiphon.tools.declared import read_declared
+from antiphon.tools.box import read_declared
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")

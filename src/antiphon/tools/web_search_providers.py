@@ -1,7 +1,7 @@
 """Defines clients for web search services. A client sends one query and returns a list of results.
 
 Lives here: the HTTP request to each service, including the allowed domains, and parsing the response. Not here:
-formatting results and pages for the model, and removing results of blocked domains (`tool.py`).
+formatting results and pages for the model, and removing results of blocked domains (`web_search.py`).
 
 The operator configures a service's address, not the client, so the address may be private. The service receives the
 query and, at most, the user's country, and no other data of the client.

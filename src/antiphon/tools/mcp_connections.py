@@ -1,7 +1,7 @@
 """Manages sessions with MCP servers. Each response has one session per server, which closes after an idle time.
 
 Lives here: an HTTP client that connects only to checked addresses, the SDK's transports, and opening and closing
-sessions. Not here: checking the declared server (`servers.py`), converting results (`tool.py`).
+sessions. Not here: checking the declared server (`mcp_servers.py`), converting results (`mcp_tool.py`).
 
 The SDK requires that the same task enters and leaves its context managers. So each session has a separate task that
 enters and leaves them, and other tasks only call the session.
@@ -31,7 +31,7 @@ from mcp.types import CONNECTION_CLOSED, Implementation
 
 from antiphon import __version__
 from antiphon.config.tools import McpSettings
-from antiphon.tools.mcp.servers import McpServer
+from antiphon.tools.mcp_servers import McpServer
 
 Permit = Callable[[str, int, bool, bool], Awaitable[str]]
 """`(host, port, secure, registered) -> address`. Resolves a host and returns an address to which Antiphon may connect.
