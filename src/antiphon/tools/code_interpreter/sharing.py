@@ -6,8 +6,8 @@ use (`containers.py`), files on disk (`local.py`), storing leases and snapshots 
 `stores/blobs/pending.py`).
 
 A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before its
-use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the offset
-of each file. A new snapshot replaces the previous one. If only one machine uses the state, Antiphon saves no
+use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the
+offset of each file. A new snapshot replaces the previous one. If only one machine uses the state, Antiphon saves no
 snapshots.
 
 Snapshots contain only files. Empty folders, variables and open files are lost when a container changes machines.
