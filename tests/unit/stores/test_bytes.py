@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,15 +18,18 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
+from antiphon.stores.backend import StoreOptions
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
 from tests.support.effort import examples
+from tests.support.sqlite_files import open_over, prepare_sessions
 
 HISTORY = 10_000
 PAGE = 3_000
@@ -37,26 +40,36 @@ def sized(item_id: str, size: int) -> StoredItem:
     return StoredItem(item_id, "message", b"x" * (size - size // 3), b"y" * (size // 3) or None)
 
 
-@pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
-    opened = await open_sqlite(tmp_path, chain_items=1000, history_bytes=HISTORY, page_bytes=PAGE)
-    yield opened
-    await opened.aclose()
+class WatchedReaders(SqliteReaders):
+    """Readers that list every row that a query returned."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.rows: list[Row] = []
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """Every row that a query brought."""
-    rows: list[Row] = []
-    fetch = SqliteReaders.fetch
-
-    async def watched(self: SqliteReaders, sql: str, parameters: Any, **how: Any) -> list[Row]:
-        found = await fetch(self, sql, parameters, **how)
-        rows.extend(found)
+    async def fetch(self, sql: str, parameters: Mapping[str, object], *, own: bool = False) -> list[Row]:
+        found = await super().fetch(sql, parameters, own=own)
+        self.rows.extend(found)
         return found
 
-    monkeypatch.setattr(SqliteReaders, "fetch", watched)
-    return rows
+
+@pytest.fixture
+def readers(tmp_path: Path) -> WatchedReaders:
+    return WatchedReaders(tmp_path / SESSIONS_FILE)
+
+
+@pytest.fixture
+async def stores(tmp_path: Path, readers: WatchedReaders) -> AsyncIterator[SqliteStores]:
+    writer = SqliteWriter(tmp_path / SESSIONS_FILE, prepare_sessions)
+    limits: StoreOptions = {"chain_items": 1000, "history_bytes": HISTORY, "page_bytes": PAGE}
+    async with aclosing(await open_over(tmp_path, writer, readers, **limits)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def read(readers: WatchedReaders) -> list[Row]:
+    """Every row that a query returned."""
+    return readers.rows
 
 
 def _bytes(rows: Sequence[Row]) -> int:

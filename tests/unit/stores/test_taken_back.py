@@ -6,7 +6,8 @@ When it is run is in `test_late_commits.py`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,23 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite.opening import (
     SESSIONS_FILE,
+    VECTOR_STEPS,
     VECTORS_FILE,
     SqliteStores,
-    SqliteVectorDatabase,
     open_vector_database,
+    prepare,
 )
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.units import Step, Undo
+from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import Counts
+from antiphon.stores.vector_stores import VectorStores
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.job_contract import MOST, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item, record
+from tests.support.sqlite_files import open_over, prepare_sessions
 
 ONCE = OnceOnly(ALICE, "k", "f")
 OTHER = OnceOnly(ALICE, "other", "f")
@@ -49,25 +57,28 @@ def _rows(path: Path) -> set[tuple[Any, ...]]:
     return found
 
 
-def _undone(took: list[int]) -> Callable[..., Awaitable[Any]]:
-    run = SqliteWriter.run
+class UndoingWriter(SqliteWriter):
+    """A writer that undoes every unit immediately after its commit. `took` lists the statements of each undo."""
 
-    async def undone(self: SqliteWriter, unit: Sequence[Step], *, undo: Undo = ()) -> Any:
-        counts = await run(self, unit, undo=undo)
+    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
+        super().__init__(path, prepare)
+        self.took: list[int] = []
+
+    async def run(self, steps: Sequence[Step], *, undo: Undo = ()) -> Counts:
+        counts = await super().run(steps, undo=undo)
         back = undo() if callable(undo) else undo
-        took.append(len(back))
-        await run(self, back)
+        self.took.append(len(back))
+        await super().run(back)
         return counts
-
-    return undone
 
 
 @pytest.fixture
-def take_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every unit is taken back as soon as it is committed; how many statements that took."""
-    took: list[int] = []
-    monkeypatch.setattr(SqliteWriter, "run", _undone(took))
-    return took
+async def undoing(tmp_path: Path) -> AsyncIterator[tuple[SqliteStores, list[int]]]:
+    """More stores in the same folder, whose writer undoes every unit."""
+    path = tmp_path / SESSIONS_FILE
+    writer = UndoingWriter(path, prepare_sessions)
+    async with aclosing(await open_over(tmp_path, writer, SqliteReaders(path), chain_items=100)) as opened:
+        yield opened, writer.took
 
 
 async def _before(stores: SqliteStores) -> None:
@@ -107,12 +118,12 @@ MAKE: dict[str, _Make] = {
 
 @pytest.mark.parametrize("name", MAKE)
 async def test_what_is_taken_back_leaves_nothing(
-    stores: SqliteStores, tmp_path: Path, request: pytest.FixtureRequest, name: str
+    stores: SqliteStores, undoing: tuple[SqliteStores, list[int]], tmp_path: Path, name: str
 ) -> None:
     await _before(stores)
     before = _rows(tmp_path / SESSIONS_FILE)
-    took = request.getfixturevalue("take_back")
-    await MAKE[name](stores)
+    others, took = undoing
+    await MAKE[name](others)
     after = _rows(tmp_path / SESSIONS_FILE)
     if name == "file":
         # An upload that has only begun runs out by itself, and the content of one that is no file is for the sweep.
@@ -126,7 +137,9 @@ async def test_what_is_taken_back_leaves_nothing(
     assert after == before
 
 
-async def test_a_response_with_a_key_gives_the_key_back(stores: SqliteStores, tmp_path: Path) -> None:
+async def test_a_response_with_a_key_gives_the_key_back(
+    stores: SqliteStores, undoing: tuple[SqliteStores, list[int]], tmp_path: Path
+) -> None:
     await _before(stores)
     before = _rows(tmp_path / SESSIONS_FILE)
     saves: tuple[_Make, ...] = (
@@ -135,26 +148,26 @@ async def test_a_response_with_a_key_gives_the_key_back(stores: SqliteStores, tm
     )
     for save in saves:
         assert await stores.keys.claim(ONCE, "resp_a", 60.0) is None
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(SqliteWriter, "run", _undone([]))
-            await save(stores)
+        await save(undoing[0])
         assert _rows(tmp_path / SESSIONS_FILE) == before
 
 
-async def test_a_vector_store_is_taken_back(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    database: SqliteVectorDatabase = await open_vector_database(tmp_path)
-    try:
+async def test_a_vector_store_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / VECTORS_FILE
+    async with aclosing(await open_vector_database(tmp_path)) as database:
         await database.stores.create(
             ALICE, "vs_there", name=None, description=None, metadata=b"{}", expires_days=None, files=[NewFile("f", "a")]
         )
         before = _rows(tmp_path / VECTORS_FILE)
-        request.getfixturevalue("take_back")
+        writer = UndoingWriter(path, lambda connection: prepare(connection, VECTOR_STEPS, ()))
+        await writer.start()
+        tables = SqliteTables(writer, database.tables.readers)
+        undoing = VectorStores(tables, IdempotencyStore(tables), SqliteVectorSql())
         with pytest.raises(Exception, match="deleted while it was made"):
-            await database.stores.create(
+            await undoing.create(
                 ALICE, "vs_a", name=None, description=None, metadata=b"{}", expires_days=None, once=ONCE
             )
+        await writer.aclose()
         assert _rows(tmp_path / VECTORS_FILE) == before
         rows = await database.tables.readers.fetch("SELECT count(*) FROM sqlite_schema WHERE name = 'fts_vs_a'", {})
         assert rows[0][0] == 0
-    finally:
-        await database.aclose()
