@@ -24,7 +24,8 @@ PROCESSES = (
 """Slow tests of processes that start, stop and replace each other."""
 OF_PROCESSES = ("supervisor", "commands", "app")
 """The packages whose code mostly runs in such processes. `PROCESSES` run against their mutants, last of all."""
-
+_MOST_USERS = 10
+"""A module that more modules use has too many tests of these modules."""
 _FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 
@@ -59,6 +60,11 @@ def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
         return sorted(stage, key=lambda file: (-shared[file], files.index(file)))
 
     direct = set(near(root, path, files))
+    if path.count("/") == 2:
+        # A file in no package has no folder of unit tests. The tests of the modules that use it run instead.
+        users = [user for user in sorted((root / "src/antiphon").rglob("*.py")) if _names(user, _module(path))]
+        if len(users) <= _MOST_USERS:
+            direct.update(file for user in users for file in near(root, str(user.relative_to(root)), files))
     package = {file for file in unit if file.startswith(f"tests/unit/{group}/")} | set(around(root, path, unit))
     others = {file for file in files if shared[file]}
     stages = [in_order(stage) for stage in (direct, package - direct, others - direct - package)]
