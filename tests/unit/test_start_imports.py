@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -72,3 +73,12 @@ def test_a_process_imports_what_it_needs(module: str, needed: set[str], not_befo
     imported = set(ran.stdout.split())
     assert sorted((needed | _BOTH) - imported) == []
     assert sorted(imported & not_before) == []
+
+
+def test_numpy_computes_with_one_thread_unless_the_operator_says_more() -> None:
+    code = "import os, antiphon.single_threaded_numpy; print(*[os.environ[name] for name in {names}])"
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    environ = {name: value for name, value in os.environ.items() if name not in names} | {names[1]: "3"}
+    command = (sys.executable, "-c", code.format(names=names))
+    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["1", "3", "1"]
