@@ -50,7 +50,7 @@ def _written() -> dict[str, set[str]]:
                 found["requests_refused"] |= _BY_OUTCOME["requests_refused"]
     # Envoy's own, which have the names of ours but for one.
     for event, level in re.findall(
-        r'"message": "(\w+)",\s+"level": "(\w+)"', (_SOURCE / "envoy" / "failure_lines.py").read_text()
+        r'"message": "(\w+)",\s+"level": "(\w+)"', (_SOURCE / "envoy" / "failures.py").read_text()
     ):
         found[event].add(level)
     # Of what a child writes that is no line of a log.

@@ -2,7 +2,7 @@
 
 This module generates listeners, filters (also CORS), the limits of the process, and the listeners for the console and
 for Envoy's own metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters, and
-`local_replies.py` Envoy's own responses. The package `commands` starts Envoy.
+`failures.py` Envoy's own responses. The package `commands` starts Envoy.
 
 A comment gives the reason for every setting that differs from Envoy's default. All settings were tried with Envoy
 1.40.0. A last step removes fields that an older Envoy does not know (`versions.py`).
@@ -24,8 +24,7 @@ import yaml
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import clusters
-from antiphon.envoy.failure_lines import early_ends, failure_lines
-from antiphon.envoy.local_replies import REQUEST_ID, local_replies
+from antiphon.envoy.failures import REQUEST_ID, early_ends, failure_lines, local_replies
 from antiphon.envoy.messages import (
     FULL_DUPLEX,
     Config,

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
-from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
 from antiphon.envoy.gateway_pod import (
     GATEWAY,
@@ -36,7 +35,7 @@ from antiphon.envoy.gateway_pod import (
 from antiphon.envoy.messages import Config, router, typed
 from antiphon.envoy.routes import NOTHING
 from antiphon.envoy.sidecars import SidecarEndpoint
-from antiphon.envoy.snippet import parts
+from antiphon.envoy.snippet import beside_others, parts
 from antiphon.envoy.versions import EnvoyVersion
 
 _USER = 1337

@@ -9,7 +9,7 @@ Invariant: each failure writes one log line, and a header of the error response 
 from __future__ import annotations
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.local_replies import local_replies, mapper
+from antiphon.envoy.failures import local_replies, mapper
 from antiphon.envoy.messages import (
     FULL_DUPLEX,
     Config,

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import UpstreamGroup
-from antiphon.envoy.failure_lines import failed_tries
-from antiphon.envoy.local_replies import local_replies
+from antiphon.envoy.failures import failed_tries, local_replies
 from antiphon.envoy.messages import (
     Config,
     direct_response,

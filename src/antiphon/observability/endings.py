@@ -2,7 +2,7 @@
 
 `Endings` queues the reports of ended responses. `EarlyEnds` holds requests that wait for Envoy's report, and reports
 that arrive before their request has ended. `observation.py` makes the log lines and metrics of a response.
-`envoy/failure_lines.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
+`envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
 
 Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
 CPU cache. One write of many lines also wakes the reader of the log only once. So a serving process reports successful

@@ -3,7 +3,7 @@ killed.
 
 Each process has a table in shared memory (a file in `/dev/shm`), which outlives the process. This module also reads the
 tables of dead processes. `observation.py` decides which requests are in the table, and `commands/serve.py` logs them.
-Sidecars behind Envoy have no table, because Envoy logs each request of a dead sidecar (`envoy/failure_lines.py`).
+Sidecars behind Envoy have no table, because Envoy logs each request of a dead sidecar (`envoy/failures.py`).
 
 Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Other
 processes read only unlocked tables. The process writes the whole table once at the start, so that later writes cannot

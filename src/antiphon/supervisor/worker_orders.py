@@ -2,7 +2,7 @@
 
 The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` defines
 the orders, except one. That order passes on Envoy's log line about who ended a stream early, to the sidecar that served
-the stream. `envoy/failure_lines.py` configures the line in Envoy, and `observability/endings.py` uses it in the
+the stream. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py` uses it in the
 sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
 
 Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.

@@ -15,7 +15,7 @@ import yaml
 from antiphon.config.settings import Settings
 from antiphon.entry import main
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
-from antiphon.envoy.local_replies import local_replies
+from antiphon.envoy.failures import local_replies
 from antiphon.envoy.messages import Config
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints, numbered
 from antiphon.envoy.snippet import parts, snippet

@@ -12,8 +12,8 @@ import yaml
 
 from antiphon.config.settings import Settings
 from antiphon.entry import main
+from antiphon.envoy.gateway_api import rules
 from antiphon.envoy.gateway_pod import inside
-from antiphon.envoy.gateway_routes import rules
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import parse_version

@@ -2,7 +2,7 @@
 
 Lives here: the classification of errors, including transport errors and local replies. A local reply is an answer that
 Envoy sends because no upstream answered. Not here: the client's error (`errors.py`,
-`translation/answer/upstream_errors.py`), and how Envoy marks its local replies (`envoy/local_replies.py`,
+`translation/answer/upstream_errors.py`), and how Envoy marks its local replies (`envoy/failures.py`,
 `envoy/picker_listener.py`). The servers log the failure with `observability/outcome.py`.
 
 Invariant: a failure contains no content of a request or of an answer. The only exception is an upstream's error
