@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.answer.beside_text import Annotations
+from antiphon.translation.answer.chunk import Annotations
 from antiphon.translation.answer.upstream_errors import media_refusal
 from antiphon.translation.think_tags import ThinkTags
 from antiphon.translation.token_usage import read_usage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ApiError
-from antiphon.translation.answer.ending import ending_by, finish_of, plain_finish
+from antiphon.translation.answer.chunk import ending_by, finish_of, plain_finish
 from antiphon.translation.answer.upstream_errors import (
     as_event_failure,
     map_transport_error,

@@ -16,9 +16,15 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.phase import refused_for
 from antiphon.errors import InvalidRequest
-from antiphon.translation.answer.beside_text import Annotations, ReasoningDetails, read_logprobs
-from antiphon.translation.answer.chunk import NotAChunk, read_chunk, read_transcript
-from antiphon.translation.answer.ending import finish_of
+from antiphon.translation.answer.chunk import (
+    Annotations,
+    NotAChunk,
+    ReasoningDetails,
+    finish_of,
+    read_chunk,
+    read_logprobs,
+    read_transcript,
+)
 from antiphon.translation.chat.call_items import hosted_call
 from antiphon.translation.request.checks import read_value
 from antiphon.translation.request.parameters import read_parameter

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.answer.beside_text import ReasoningDetails
+from antiphon.translation.answer.chunk import ReasoningDetails
 from antiphon.types.json import text_of
 
 

@@ -19,9 +19,21 @@ from msgspec import Raw
 
 from antiphon.redaction import KnownSecrets
 from antiphon.translation.answer.alike import Alike
-from antiphon.translation.answer.beside_text import Annotations, ReasoningDetails, last_logprobs, read_logprobs
-from antiphon.translation.answer.chunk import NotAChunk, fragment, read_chunk, read_transcript
-from antiphon.translation.answer.ending import ending_by, failed, finish_of, plain_finish, reported
+from antiphon.translation.answer.chunk import (
+    Annotations,
+    NotAChunk,
+    ReasoningDetails,
+    ending_by,
+    failed,
+    finish_of,
+    fragment,
+    last_logprobs,
+    plain_finish,
+    read_chunk,
+    read_logprobs,
+    read_transcript,
+    reported,
+)
 from antiphon.translation.answer.event_reader import EventReader
 from antiphon.translation.answer.sse import EventTooLarge
 from antiphon.translation.answer.tool_calls import ToolCalls, TooManyToolCalls

@@ -21,8 +21,7 @@ from typing import Final
 
 import msgspec
 
-from antiphon.translation.answer.chunk import fragment
-from antiphon.translation.answer.ending import failed
+from antiphon.translation.answer.chunk import failed, fragment
 from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.values import Ending
