@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.custom_input import CustomInput
+from antiphon.translation.call_arguments import CustomInput
 from antiphon.translation.request.tools import decode_tools, found_on_servers, hosted_name
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.json import fragment_of, raw, text_of

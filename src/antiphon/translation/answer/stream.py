@@ -3,7 +3,7 @@
 Lives here: the builder calls for each field of a chunk, their order, and the ending of an answer. The limit of bytes
 that an upstream may send without output is here too. Comments, empty deltas and fields that the client did not request
 never count as output. A whole completion is read as one chunk whose delta is its message. Not here: reading bytes
-(`sse.py`, `chunk.py`), the form of an ending and its reason (`ending.py`), events (`translation/events/builder.py`).
+(`sse.py`), a chunk and an ending (`chunk.py`), events (`translation/events/builder.py`).
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
 carries reasoning under several keys, the sidecar uses only one of them.

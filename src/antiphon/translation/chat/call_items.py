@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import invalid_type
+from antiphon.translation.call_arguments import native_arguments
 from antiphon.translation.chat.content import ContentRules, output_content
-from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request.checks import required
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.items import InputItem, shown_of

@@ -2,7 +2,7 @@
 
 Lives here: the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not here: the chat names of
 tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls back into
-items (`translation/native_calls.py`, `translation/events/builder.py`).
+items (`translation/call_arguments.py`, `translation/events/builder.py`).
 
 A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
 A custom tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar

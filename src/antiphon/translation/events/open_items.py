@@ -4,7 +4,7 @@ Lives here: the events of each kind of item, and the item's final text. Not here
 
 - the decision to open an item (`builder.py`);
 - sequence numbers, bytes and counts (`response_draft.py`);
-- the events of finished native calls (`translation/native_calls.py`);
+- the events of finished native calls (`translation/call_arguments.py`);
 - the events of hosted tools (`hosted_events.py`).
 
 Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
@@ -23,11 +23,10 @@ from typing import Any, ClassVar, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
-from antiphon.translation.custom_input import CustomInput
+from antiphon.translation.call_arguments import NATIVE_FORMS, CustomInput, native_call, native_events
 from antiphon.translation.events.hosted_events import begun, ended, opened
 from antiphon.translation.events.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.item_kinds import prefix_of
-from antiphon.translation.native_calls import NATIVE_FORMS, native_call, native_events
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
 from antiphon.translation.values import Seal
 from antiphon.types import events as ev
