@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from antiphon.engine.exchange.stored_items import prepare_input, read_history, stored_input
 from antiphon.errors import InvalidRequest
 from antiphon.translation.chat.body import translate_request
-from antiphon.translation.chat.truncation import keep_latest
+from antiphon.translation.chat.context_size import keep_latest
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.request.body import read_request
 from antiphon.translation.values import ItemSources

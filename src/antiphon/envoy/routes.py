@@ -16,7 +16,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
 from antiphon.envoy.messages import Config, direct_response, error_body, overwritten, typed
 from antiphon.envoy.picker import asked_again, is_picked
 from antiphon.envoy.tracing import untraced
-from antiphon.translation.chat.token_count import COUNTERS, TokenCounter
+from antiphon.translation.chat.context_size import COUNTERS, TokenCounter
 from antiphon.types.transport import (
     BACKEND_HEADER,
     CONSOLE_HEADER,

@@ -1,7 +1,7 @@
 """Splits a text into overlapping chunks.
 
 Lives here: choosing the boundaries of chunks, and estimating a text's number of tokens. Not here: extracting the text
-(`extract.py`), token counts of a model server (`translation/chat/token_count.py`).
+(`extract.py`), token counts of a model server (`translation/chat/context_size.py`).
 
 `cut` first splits a text into pieces: sentences and lines. A chunk contains as many pieces as fit into `size` tokens.
 If a paragraph ends in the second half of a chunk, the chunk ends with the last such paragraph. The next chunk begins

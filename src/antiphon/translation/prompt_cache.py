@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.translation.chat.body import nearest_effort
-from antiphon.translation.chat.truncation import estimate_body
+from antiphon.translation.chat.context_size import estimate_body
 from antiphon.translation.item_kinds import COMPACTIONS
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.fields import EFFORTS, FORWARDED

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from antiphon.translation.chat.context_size import estimate_tokens
 from antiphon.translation.chat.messages import translate_items
-from antiphon.translation.chat.truncation import estimate_tokens
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.values import ItemSources
 from antiphon.types.items import InputItem, Shown, ShownCall, with_shown

@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.sealing import Sealer
-from antiphon.translation.chat.truncation import Named, estimate_body, estimate_tokens, keep_latest
+from antiphon.translation.chat.context_size import Named, estimate_body, estimate_tokens, keep_latest
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.items import InputItem, Shown, ShownCall, with_shown
 from tests.support.exchanges import Outcome, run

@@ -1,7 +1,7 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
 Lives here: the choice between the upstream's count and an estimate. Not here: the request to the upstream's counting
-API and its answer (`translation/chat/token_count.py`).
+API and its answer (`translation/chat/context_size.py`).
 
 Invariant: the client gets an estimated count if the call to the upstream fails.
 """
@@ -15,8 +15,7 @@ from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Context
 from antiphon.errors import ApiError
-from antiphon.translation.chat.token_count import COUNTERS, counted
-from antiphon.translation.chat.truncation import estimate_body
+from antiphon.translation.chat.context_size import COUNTERS, counted, estimate_body
 from antiphon.types.transport import Headers, UpstreamError
 
 

@@ -46,8 +46,8 @@ from antiphon.sealing import Sealer, is_sealed
 from antiphon.translation.chat.body import translate_request
 from antiphon.translation.chat.compaction import expand_compactions
 from antiphon.translation.chat.content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
+from antiphon.translation.chat.context_size import Named, estimate_tokens
 from antiphon.translation.chat.foreign_items import ForeignContent
-from antiphon.translation.chat.truncation import Named, estimate_tokens
 from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.events.initial_response import echo_configuration, start_response
 from antiphon.translation.request.body import allow_fields, missing_input, read_request

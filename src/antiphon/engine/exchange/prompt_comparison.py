@@ -26,7 +26,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.translation.chat.body import translate_request
 from antiphon.translation.chat.compaction import Unseal, expand_compactions
 from antiphon.translation.chat.content import file_ids, file_urls, forgive_history
-from antiphon.translation.chat.truncation import Named
+from antiphon.translation.chat.context_size import Named
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.prompt_cache import cache_miss, changed_tier, first_difference, make_prompt, read_settings
 from antiphon.translation.values import ChatTranslation, ItemSources, Prompt, PromptDifference

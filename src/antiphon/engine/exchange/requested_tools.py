@@ -26,7 +26,7 @@ from msgspec import Raw
 
 from antiphon.engine.ports.hosted_tools import HostedFunction, HostedTool, PreparedTool
 from antiphon.errors import InvalidRequest, invalid_parameter
-from antiphon.translation.chat.truncation import Named
+from antiphon.translation.chat.context_size import Named
 from antiphon.translation.item_kinds import CALLS
 from antiphon.translation.request.tools import decode_tools, may_be_called, runs_here
 from antiphon.translation.tool_map import CallKind, CallTarget

@@ -24,7 +24,7 @@ from antiphon.engine.exchange.requested_tools import Approved, label_of
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.translation.chat.call_items import sound_arguments
-from antiphon.translation.chat.truncation import Named
+from antiphon.translation.chat.context_size import Named
 from antiphon.translation.events.citations import Citations
 from antiphon.translation.item_kinds import prefix_of
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget, HostedFunction, flat_name

@@ -15,9 +15,9 @@ from typing import Final, TypeVar, cast
 from msgspec import UNSET, Raw, UnsetType, defstruct
 
 from antiphon.errors import unsupported_parameter, wrong_value
+from antiphon.translation.chat.context_size import keep_latest
 from antiphon.translation.chat.messages import instruct, translate_items
 from antiphon.translation.chat.tools import make_chat_tools
-from antiphon.translation.chat.truncation import keep_latest
 from antiphon.translation.item_kinds import FOREIGN_REASONING
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.fields import EFFORTS, FORWARDED, SAMPLING, Field

@@ -23,8 +23,8 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
+from antiphon.translation.chat.context_size import Named, estimate_tokens, is_user
 from antiphon.translation.chat.foreign_items import ForeignContent
-from antiphon.translation.chat.truncation import Named, estimate_tokens, is_user
 from antiphon.translation.item_kinds import COMPACTIONS, OUTPUTS
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted, raw

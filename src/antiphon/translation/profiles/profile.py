@@ -96,7 +96,7 @@ class UpstreamProfile:
       `opened`: before `</think>`, because the chat template wrote the opening tag.
     - `stream_usage` says whether Antiphon asks for usage in streams.
 
-    `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/token_count.py`).
+    `tokenizer` is the API by which the server counts the tokens of a request (`translation/chat/context_size.py`).
 
     `by_model` has the flags that differ for some models. `overrides` has the operator's flags (`with_flags`).
 
