@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from antiphon.engine.exchange.prompt_comparison import cache_miss, first_difference
 from antiphon.translation.chat.context_size import estimate_body
-from antiphon.translation.prompt_cache import cache_miss, first_difference
 from antiphon.translation.token_usage import usage_object
 from antiphon.translation.values import Prompt
 

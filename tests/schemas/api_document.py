@@ -22,7 +22,7 @@ from antiphon.api.endpoint import Endpoint, Route, operation_id, tag_of
 from antiphon.api.http import EVENTS, UPSTREAM_ERRORS, AnyItem, Parameter
 from antiphon.engine.exchange.phase import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.translation.events.initial_response import WHOLE_RESPONSE
+from antiphon.translation.events.response_draft import WHOLE_RESPONSE
 from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS
 from antiphon.types import events
 from antiphon.types.response import Response, UsageObject

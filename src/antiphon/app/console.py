@@ -29,7 +29,7 @@ from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.loaded_request import open_sealed
 from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.engine.exchange.prompt_comparison import stored_prompt
+from antiphon.engine.exchange.prompt_comparison import first_difference, read_settings, stored_prompt
 from antiphon.engine.ports.journal import LiveRequest
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.client_keys import KeyManager
@@ -42,7 +42,6 @@ from antiphon.ids import new_id
 from antiphon.observability.log_lines import recent_warnings
 from antiphon.observability.observation import Telemetry
 from antiphon.stores import Stores
-from antiphon.translation.prompt_cache import first_difference, read_settings
 from antiphon.translation.values import PromptDifference
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Lives here: the response object and the usage object. Not here: the request's fields that a response repeats unchanged
 (`translation/request/fields.py`). The order of the keys and the origin of the values are in
-`translation/events/initial_response.py` and `translation/events/builder.py`.
+`translation/events/response_draft.py` and `translation/events/builder.py`.
 
 Invariant: every key is present in every copy of the response. An unknown value is `null`.
 """

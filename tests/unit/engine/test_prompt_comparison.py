@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
-from antiphon.engine.exchange.prompt_comparison import stored_prompt
+from antiphon.engine.exchange.prompt_comparison import first_difference, stored_prompt
 from antiphon.engine.exchange.response_exchange import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, RequestHead, ResponseRecord, StoredItem
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ApiError, NotFound
 from antiphon.translation.profiles import PROFILES, with_flags
-from antiphon.translation.prompt_cache import first_difference
 from antiphon.translation.values import Prompt
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SEALER, SSE, Outcome, make_exchange, pump, run

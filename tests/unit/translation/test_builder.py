@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.events.encode import DONE
-from antiphon.translation.events.initial_response import start_response
+from antiphon.translation.events.response_draft import start_response
 from antiphon.translation.values import BuilderOptions
 from antiphon.types.items import FileSearchCall
 from antiphon.types.request import CreateResponse

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from antiphon.translation.events.initial_response import echo_configuration, start_response, with_fallback
+from antiphon.translation.events.response_draft import echo_configuration, start_response, with_fallback
 from antiphon.translation.request.body import read_request
 from antiphon.types.json import raw
 from antiphon.types.request import CreateResponse

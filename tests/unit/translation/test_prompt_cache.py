@@ -11,8 +11,14 @@ import pytest
 from msgspec import Raw
 from pydantic import TypeAdapter
 
+from antiphon.engine.exchange.prompt_comparison import (
+    cache_miss,
+    changed_tier,
+    first_difference,
+    make_prompt,
+    read_settings,
+)
 from antiphon.translation.profiles import PROFILES
-from antiphon.translation.prompt_cache import cache_miss, changed_tier, first_difference, make_prompt, read_settings
 from antiphon.translation.token_usage import usage_object
 from antiphon.translation.values import Prompt, PromptDifference
 from antiphon.types.items import InputItem

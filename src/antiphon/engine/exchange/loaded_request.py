@@ -49,7 +49,7 @@ from antiphon.translation.chat.content import FileNotFetched, file_ids, file_url
 from antiphon.translation.chat.context_size import Named, estimate_tokens
 from antiphon.translation.chat.foreign_items import ForeignContent
 from antiphon.translation.events.builder import ResponseBuilder
-from antiphon.translation.events.initial_response import echo_configuration, start_response
+from antiphon.translation.events.response_draft import echo_configuration, start_response
 from antiphon.translation.request.body import allow_fields, missing_input, read_request
 from antiphon.translation.request.configuration import read_updates
 from antiphon.translation.request.openai_forms import check_forms

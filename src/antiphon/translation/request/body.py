@@ -7,7 +7,7 @@ Not here:
 
 - plain fields and their limits (`fields.py`, one row for each);
 - tools (`tools.py`);
-- the response object (`translation/events/initial_response.py`);
+- the response object (`translation/events/response_draft.py`);
 - the chat request (`translation/chat/body.py`).
 
 Invariant: for any bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`. Every field that

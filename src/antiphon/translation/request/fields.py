@@ -5,7 +5,7 @@ the rows:
 
 - reading (`body.py`) and checks;
 - the chat request (`translation/chat/body.py`);
-- the response (`translation/events/initial_response.py`);
+- the response (`translation/events/response_draft.py`);
 - the API's OpenAPI document;
 - the table of supported fields, with its page in the docs.
 
