@@ -46,7 +46,7 @@ from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.owner_usage import StorageQuota
 from antiphon.stores.responses import ResponseStore
-from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.chat.body import check_item
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.request.body import read_items
 from antiphon.translation.request.checks import check_metadata

@@ -49,7 +49,7 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, is_id, new_id
 from antiphon.stores.prompts import PromptStore
-from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.chat.body import check_item
 from antiphon.translation.request.body import read_request
 from antiphon.translation.request.checks import check_metadata, read_string
 from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS, variables_of

@@ -9,7 +9,7 @@ import pytest
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.chat.body import check_item
 from antiphon.translation.item_kinds import (
     CALLS,
     COMPACTIONS,

@@ -1,10 +1,13 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: building all fields except messages and tools, in the form that the upstream's profile demands. Not here:
-reading and checking the fields (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
+Lives here: building all fields except messages and tools, in the form that the upstream's profile demands. Also: the
+check of items that a client adds to a conversation or a prompt without a model call, because they must not make every
+later request fail. Not here: reading and checking the fields and items of a request
+(`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
 
-Invariant: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
-tools, `stream_options` without a stream.
+Invariants: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
+tools, `stream_options` without a stream. A checked item can fail later for two reasons only. The conversation has no
+call for an output, or the model's server does not accept the content (images, files).
 """
 
 from __future__ import annotations
@@ -12,23 +15,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar, cast
 
+import msgspec
 from msgspec import UNSET, Raw, UnsetType, defstruct
 
-from antiphon.errors import unsupported_parameter, wrong_value
+from antiphon.errors import invalid_parameter, invalid_value, unsupported_parameter, wrong_value
+from antiphon.translation.chat.call_items import call_of, native_output
+from antiphon.translation.chat.content import ContentRules, FileNotFetched, joined_text, message_content, output_content
 from antiphon.translation.chat.context_size import keep_latest
+from antiphon.translation.chat.foreign_items import agent_content
 from antiphon.translation.chat.messages import instruct, translate_items
 from antiphon.translation.chat.tools import make_chat_tools
-from antiphon.translation.item_kinds import FOREIGN_REASONING
+from antiphon.translation.item_kinds import CALLS, COMPACTIONS, FOREIGN_MESSAGES, FOREIGN_REASONING, OUTPUTS, ROLES
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request.checks import required
+from antiphon.translation.request.configuration import CONFIGURATION, read_updates
 from antiphon.translation.request.fields import EFFORTS, FORWARDED, SAMPLING, Field
 from antiphon.translation.request.openai_forms import check_json_word
 from antiphon.translation.request.parameters import laid_over
+from antiphon.translation.request.tools import decode_tools, read_tools
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.values import ChatTranslation, ItemSources
 from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, raw
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
+from antiphon.types.tolerance import Tolerance
 
 _CHAT_REQUEST: Final = cast(
     type[ChatRequest],
@@ -238,3 +249,46 @@ def _response_format(
     if text.format.strict is not None:
         schema_format["strict"] = text.format.strict
     return raw({"type": "json_schema", "json_schema": schema_format})
+
+
+_MAX_TOOLS: Final = 1_024
+_TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_input=True)
+
+
+def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
+    """Raise `InvalidRequest` for an item that no model can read. `tolerance` decides about unknown parts. The caller
+    has already removed items of unknown types (`only_known`)."""
+    rules = ContentRules(_TAKES_ALL, {}, tolerance=tolerance)
+    kind = item.type or ("message" if item.role is not None else None)
+    if kind is None:
+        required(where, "type", item.type)
+    try:
+        if kind == "message":
+            if item.role not in ROLES:
+                raise invalid_value(
+                    f"{where}.role", f"{str(item.role)[:64]!r}. Supported values are: {', '.join(ROLES)}"
+                )
+            message_content(where, item.role, item.content, rules)
+        elif kind == "reasoning":
+            joined_text(where, item.content, rules)
+            joined_text(where, item.summary, rules)
+        elif kind in CALLS:
+            call_of(where, item, 0)
+        elif kind in OUTPUTS:
+            if native_output(where, item) is None:
+                output_content(where, item.output, rules)
+        elif kind in COMPACTIONS:
+            required(where, "encrypted_content", item.encrypted_content)
+        elif kind in FOREIGN_MESSAGES:
+            message_content(where, "user", agent_content(item)[0], rules)
+        elif kind == "additional_tools":
+            where = f"{where}.tools"
+            read_tools(where, decode_tools(where, item.tools), _MAX_TOOLS, tolerance=tolerance, brought=kind)
+        elif kind == CONFIGURATION:
+            read_updates([(where, item)], tolerance)
+        elif kind in ("item_reference", "compaction_trigger"):
+            raise invalid_value(f"{where}.type", f"items of type {kind!r} are not supported here")
+    except FileNotFetched:
+        pass  # the exchange fetches the file when a response needs it
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        raise invalid_parameter(where, "its content cannot be read") from None
