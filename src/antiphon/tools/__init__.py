@@ -2,7 +2,7 @@
 
 Lives here: one module or package for each tool, and `box.py`, which dispatches calls to the tools. Not here: the order
 of calls in a response (`engine/exchange/tool_turns.py`), the items and events of a call
-(`translation/events/hosted_events.py`).
+(`translation/events/item_events.py`).
 
 To add a hosted tool:
 - Write a class that implements `box.ServerTool`.

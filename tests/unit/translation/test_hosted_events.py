@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.events.hosted_events import begun, ended, opened
+from antiphon.translation.events.item_events import begun, ended, opened
 from antiphon.types import items as it
 
 FOUND = Raw(b'[{"text":"found"}]')

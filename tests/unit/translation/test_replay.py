@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from antiphon.translation.events.encode import DONE
-from antiphon.translation.events.replay import replayed
+from antiphon.translation.events.item_events import replayed
 from tests.support.goldens import replay
 from tests.support.judge import check_stream, fold, parse_sse
 from tests.support.recordings import Recording, all_recordings

@@ -62,7 +62,7 @@ from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.translation.events.encode import DONE, KEEPALIVE
-from antiphon.translation.events.replay import replayed
+from antiphon.translation.events.item_events import replayed
 from antiphon.translation.events.response_draft import with_fallback
 from antiphon.translation.request.body import read_manner, read_model
 from antiphon.translation.request.prompt_template import PromptNotLoaded

@@ -2,7 +2,7 @@
 
 Lives here: the choice of the calls that run, the order of their items, the outputs for the model, and the requests for
 approval. Also: the tokens of `max_output_tokens` that remain for the next turn. Not here: running the calls (`tools/`),
-the turns (`running_tools.py`), events (`translation/events/hosted_events.py`). The module does no I/O.
+the turns (`running_tools.py`), events (`translation/events/item_events.py`). The module does no I/O.
 
 Calls run in parallel, but their items are emitted one after the other, in the order of the calls. At most one item is
 open at a time. Calls of the client's functions and approval requests keep their position in that order.

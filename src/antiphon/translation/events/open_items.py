@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.translation.call_arguments import NATIVE_FORMS, CustomInput, native_call, native_events
-from antiphon.translation.events.hosted_events import begun, ended, opened
+from antiphon.translation.events.item_events import begun, ended, opened
 from antiphon.translation.events.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.item_kinds import prefix_of
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget

@@ -1,18 +1,28 @@
-"""Rebuilds the event stream of a stored response, with one delta for each text.
+"""Makes the events of whole items: of a hosted tool's call, and of a stored response that is sent again.
 
-Lives here: making events from a finished response object, for a repeated request with the same idempotency key. Not
-here: stored streams of background responses, and the streams of models (`builder.py`).
+Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. Also: the
+event stream of a finished response object, for a repeated request with the same idempotency key. Not here: when a tool
+runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response (`builder.py`). Not
+here: stored streams of background responses, and the streams of models.
 
-Invariants: sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that
-applies the events gets the stored object. The stored object does not hold the first stream's deltas, so each text is
-one delta. A hosted call has no events between its added and its done event.
+A hosted call's added event has an empty item. The item's content follows in the later events and in the done event.
+
+Invariants: the deltas of a hosted call together equal the finished item's text. In a stream that is sent again,
+sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that applies the
+events gets the stored object. The stored object does not hold the first stream's deltas, so each text is one delta. A
+hosted call has no events between its added and its done event there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import msgspec
+from msgspec import UNSET, Raw
+
+from antiphon.types import events as ev
+from antiphon.types import items as it
 from antiphon.types.json import decode_any, encode
 
 Made = tuple[str, dict[str, Any]]
@@ -114,3 +124,70 @@ def _part(place: dict[str, Any], part: dict[str, Any], whole: str, piece: str, n
     yield f"response.{piece}.delta", {**place, "delta": part[name]}
     yield f"response.{piece}.done", {**place, name: part[name]}
     yield f"response.{whole}.done", {**place, "part": part}
+
+
+HostedEvent = tuple[Callable[..., ev.Event], tuple[str, ...]]
+"""An event's class, and the values of its members after the sequence number, item id and output index."""
+
+_BEGUN: Final[dict[type, dict[str, object]]] = {
+    it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},
+    it.WebSearchCall: {"status": "in_progress", "action": UNSET},
+    it.CodeInterpreterCall: {"status": "in_progress", "code": "", "outputs": None},
+    it.McpCall: {"status": "in_progress", "arguments": "", "output": None, "error": None},
+    it.McpListTools: {"tools": Raw(b"[]"), "error": UNSET},
+    it.McpApprovalRequest: {},
+    it.HostedToolSearchCall: {"status": "in_progress", "arguments": Raw(b"{}")},
+    it.HostedToolSearchOutput: {"status": "in_progress", "tools": Raw(b"[]")},
+}
+"""The values of members in each kind of item's added event, before the tool has run."""
+
+_BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
+    it.FileSearchCall: ((ev.FileSearchInProgress, ""), (ev.FileSearchSearching, "")),
+    it.WebSearchCall: ((ev.WebSearchInProgress, ""), (ev.WebSearchSearching, "")),
+    it.CodeInterpreterCall: (
+        (ev.CodeInterpreterInProgress, ""),
+        (ev.CodeInterpreterCodeDelta, "code"),
+        (ev.CodeInterpreterCodeDone, "code"),
+        (ev.CodeInterpreterInterpreting, ""),
+    ),
+    it.McpListTools: ((ev.McpListToolsInProgress, ""),),
+    it.McpCall: (
+        (ev.McpCallInProgress, ""),
+        (ev.McpCallArgumentsDelta, "arguments"),
+        (ev.McpCallArgumentsDone, "arguments"),
+    ),
+}
+"""The events after an item's added event. Each entry has the event's class and the item's member that the event
+carries."""
+
+_AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
+    it.FileSearchCall: (ev.FileSearchCompleted, ev.FileSearchCompleted),
+    it.WebSearchCall: (ev.WebSearchCompleted, ev.WebSearchCompleted),
+    it.CodeInterpreterCall: (ev.CodeInterpreterCompleted, ev.CodeInterpreterCompleted),
+    it.McpListTools: (ev.McpListToolsCompleted, ev.McpListToolsFailed),
+    it.McpCall: (ev.McpCallCompleted, ev.McpCallFailed),
+}
+"""The last event before an item's done event, after success and after failure."""
+
+
+def opened(item: it.HostedItem) -> it.HostedItem:
+    """The item for the added event, without the content that follows later."""
+    return msgspec.structs.replace(item, **_BEGUN[type(item)])
+
+
+def begun(item: it.HostedItem) -> Iterator[HostedEvent]:
+    """The events after the item's added event and before the tool runs."""
+    for event, told in _BEFORE.get(type(item), ()):
+        if not told:
+            yield event, ()
+        elif (text := getattr(item, told)) or "delta" not in event.__struct_fields__:
+            yield event, (text,)
+
+
+def ended(item: it.HostedItem) -> Iterator[HostedEvent]:
+    """The events after the tool has run and before the item's done event."""
+    if (events := _AFTER.get(type(item))) is not None:
+        failed = (
+            item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"
+        )
+        yield events[failed], ()
