@@ -34,8 +34,7 @@ from antiphon.translation.answer.chunk import (
     read_transcript,
     reported,
 )
-from antiphon.translation.answer.event_reader import EventReader
-from antiphon.translation.answer.sse import EventTooLarge
+from antiphon.translation.answer.sse import EventReader, EventTooLarge
 from antiphon.translation.answer.tool_calls import ToolCalls, TooManyToolCalls
 from antiphon.translation.answer.upstream_errors import read_stream_error
 from antiphon.translation.events.builder import ResponseBuilder
