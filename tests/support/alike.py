@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.translation.answer import event_reader
+from antiphon.translation.answer import sse
 from antiphon.translation.events import encode
 from antiphon.translation.splice import Splice
 from tests.support.exchanges import Outcome, run
@@ -32,7 +32,7 @@ def _spliced_by(implementation: Splice) -> Iterator[None]:
 @contextmanager
 def _nothing_is_learned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(event_reader, "_TRIES", 0)
+        patch.setattr(sse, "_TRIES", 0)
         yield
 
 

@@ -16,9 +16,9 @@ diff, unless it deletes a file. All other native calls stream nothing.
 
 Invariants: the returned fragments of a custom input join to the input. `complete` is true only when the arguments are a
 JSON object with the key `input`, or text that does not begin with `{`. Text without `{` is the bare input, which some
-models write, and the reader returns all of it. Arguments that do not have the form of a native call become a
-function call instead of a native item. So a client never runs an incomplete command. The deltas of a native call join
-to the content of its item.
+models write, and the reader returns all of it. Arguments that do not have the form of a native call become a function
+call instead of a native item. So a client never runs an incomplete command. The deltas of a native call join to the
+content of its item.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.support import SENT, Rule, Support, handled, ignored, sent
+from antiphon.translation.profiles.profile import SENT, Rule, Support, handled, ignored, sent
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 

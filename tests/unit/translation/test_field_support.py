@@ -14,8 +14,8 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.ports.actions import Chain, Context, StoredItem, StoredPrompt
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES, with_flags
+from antiphon.translation.profiles.profile import SupportKind
 from antiphon.translation.request.field_support import GROUPS, all_names, support_of
-from antiphon.translation.support import SupportKind
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
 

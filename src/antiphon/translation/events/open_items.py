@@ -5,7 +5,7 @@ Lives here: the events of each kind of item, and the item's final text. Not here
 - the decision to open an item (`builder.py`);
 - sequence numbers, bytes and counts (`response_draft.py`);
 - the events of finished native calls (`translation/call_arguments.py`);
-- the events of hosted tools (`hosted_events.py`).
+- the events of hosted tools (`item_events.py`).
 
 Text comes as fragments (`types/json.py`), which are escaped JSON and are never decoded. The events and their fields
 follow OpenAI's service (`types/events.py`).

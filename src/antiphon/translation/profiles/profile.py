@@ -1,8 +1,9 @@
-"""The profile type: all flags that the translation may read about an upstream.
+"""The profile type: all flags that the translation may read about an upstream, and what of a request it supports.
 
-Lives here: the flags, their defaults, and the changes for some models. Lives here too: the families of models. A
-family's flags belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor
-(`vendors.py`).
+Lives here: the flags, their defaults, and the changes for some models. Also: the families of models. A family's flags
+belong to the model (its chat template, its tokenizer) and not to the server. Also: the four kinds of support for a part
+of a request, and how a rule depends on the profile. Not here: any vendor (`vendors.py`), and the rows of the support
+table (`translation/request/fields.py`, `translation/request/field_support.py`, `translation/item_kinds.py`).
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another
 value than the default. Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that
@@ -11,11 +12,11 @@ documents it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -192,3 +193,54 @@ def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> Upstrea
         return profile
     overrides: dict[str, Any] = {**dict(profile.overrides), **flags}
     return replace(profile, **overrides, overrides=tuple(overrides.items()))
+
+
+SupportKind = Literal["sent", "handled", "ignored", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """The treatment of one element of a request.
+
+    - `sent`: the chat request has the element, in the form that chat servers know.
+    - `handled`: Antiphon does the work itself, or gets the same effect with other features of the chat server.
+    - `ignored`: Antiphon serves the request without the element, and lists it in `antiphon-ignored`.
+    - `rejected`: the request gets a 400 that names the element.
+
+    `note` gives details. `note` is empty where the kind says enough.
+    """
+
+    kind: SupportKind
+    note: str = ""
+
+
+Rule = Support | Callable[[UpstreamProfile], Support]
+
+SENT: Final = Support("sent")
+IGNORED: Final = Support("ignored")
+
+
+def sent(note: str) -> Support:
+    """The chat server gets the element. `note` describes the element's form in the chat request."""
+    return Support("sent", note)
+
+
+def handled(note: str) -> Support:
+    """Antiphon does the work itself. `note` describes how."""
+    return Support("handled", note)
+
+
+def ignored(note: str) -> Support:
+    """The element has no effect. `note` names the exceptions."""
+    return Support("ignored", note)
+
+
+def rejected(note: str) -> Support:
+    """The request gets a 400. `note` gives the reason."""
+    return Support("rejected", note)
+
+
+def logprobs(profile: UpstreamProfile) -> Support:
+    """The support for log probabilities. A request can ask for log probabilities with `include` or with
+    `top_logprobs`."""
+    return SENT if profile.logprobs else rejected("this server gives no log probabilities")

@@ -16,11 +16,11 @@ from typing import Final
 
 from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.profiles.profile import IGNORED, SENT, Rule, Support, handled, ignored, rejected, sent
 from antiphon.translation.request.fields import FIELDS, INCLUDES, OF_CHAT
 from antiphon.translation.request.parameters import PARAMETERS
 from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import UNNAMED, WEB_SEARCHES
-from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, rejected, sent
 
 _HOSTED: Final = ignored(
     "Antiphon cannot run this hosted tool and drops it; with `tools.unavailable: refuse` the request gets a 400"

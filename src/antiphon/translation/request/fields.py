@@ -38,8 +38,8 @@ from antiphon.errors import (
     wrong_value,
 )
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.profiles.profile import IGNORED, SENT, Rule, Support, handled, ignored, logprobs, sent
 from antiphon.translation.request.checks import NAME, check_choice, check_metadata, known_choice
-from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, logprobs, sent
 from antiphon.types.json import first, given
 from antiphon.types.request import (
     ContextManagement,
