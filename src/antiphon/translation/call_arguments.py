@@ -1,10 +1,14 @@
 r"""Converts the arguments of chat function calls into the input of custom tools and into native calls.
 
 Lives here: extracting the text inside `{"input": "…"}` from a custom tool call's arguments while they stream. Also:
-converting calls of shells, patches and tool searches into items of the Responses API and back, and the events between a
-native call's added and done events. Not here: deciding which tool a call means (`tool_map.py`), the declarations of the
-functions that the model calls (`chat/tools.py`), the output indices and sequence numbers of events
-(`translation/events/builder.py`).
+converting calls of shells, patches and tool searches into items of the Responses API and back. Also: the events between
+a native call's added and done events.
+
+Not here:
+
+- deciding which tool a call means (`tool_map.py`)
+- the declarations of the functions that the model calls (`chat/tools.py`)
+- the output indices and sequence numbers of events (`translation/events/builder.py`)
 
 Arguments are JSON inside a JSON string. Each fragment of the outer string is complete, since each chunk is a complete
 JSON text. So a newline of the input is `\\n` in a fragment, and `\n` after the outer JSON string is decoded. The server

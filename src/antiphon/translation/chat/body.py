@@ -1,9 +1,9 @@
 """Builds the Chat Completions request body from a create-response request.
 
 Lives here: building all fields except messages and tools, in the form that the upstream's profile demands. Also: the
-check of items that a client adds to a conversation or a prompt without a model call, because they must not make every
-later request fail. Not here: reading and checking the fields and items of a request (`translation/request/body.py`),
-the messages (`messages.py`), tools (`tools.py`).
+check of items that a client adds to a conversation or a prompt, so that later requests do not fail. Not here: reading
+and checking the fields and items of a request (`translation/request/body.py`), the messages (`messages.py`), tools
+(`tools.py`).
 
 Invariants: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
 tools, `stream_options` without a stream. A checked item can fail later for two reasons only. The conversation has no
