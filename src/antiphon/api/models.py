@@ -34,8 +34,8 @@ from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.redaction import KnownSecrets, bearer_token
 from antiphon.translation.answer.upstream_errors import is_about_the_key, map_upstream_answer, own_credentials_refused
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.profiles.profile import SupportKind, handled, rejected, sent
 from antiphon.translation.request.field_support import GROUPS, HOSTED_SUPPORT, support_of
-from antiphon.translation.support import SupportKind, handled, rejected, sent
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, header_value
 
