@@ -29,7 +29,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from antiphon.extras import how_to_install
+from antiphon.config.problems import how_to_install
 from antiphon.supervisor.children import ParentPipe
 from lab.bench.apart import Apart, measure_apart
 from lab.bench.machine import QUIET, Watch

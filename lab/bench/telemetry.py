@@ -34,9 +34,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
 from antiphon.app.owners import make_quotas
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.limits import QuotaSettings, StorageLimits
+from antiphon.config.operators import ConsoleSettings
 from antiphon.config.processes import TracingSettings
-from antiphon.config.quotas import QuotaSettings, StorageLimits
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.engine.ports.callers import Caller

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from antiphon.app.build import build
-from antiphon.config.admin import AdminSettings
+from antiphon.config.operators import AdminSettings
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import AuthMode, PriceSettings
 from antiphon.errors import ConfigError

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from antiphon.config.admin import AdminSettings
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import AdminSettings, ConsoleSettings
 from antiphon.console.console import Console
 from antiphon.engine.ports.journal import EntryFilter
 from antiphon.recordings.format import read_entries

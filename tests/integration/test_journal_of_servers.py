@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from tests.support.chat_server import (
     DEADLINE,
     Reset,

@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.ports.actions import RequestHead
 from tests.support.exchanges import JSON, SSE, Outcome, exchange_options, pump
 from tests.support.fixed import SequentialIds, fixed_clock

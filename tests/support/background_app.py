@@ -21,11 +21,9 @@ import aiohttp
 from pydantic import SecretStr
 
 from antiphon.app.build import App, build
-from antiphon.config.admin import AdminSettings
-from antiphon.config.console import ConsoleSettings
-from antiphon.config.limits import LimitSettings
+from antiphon.config.limits import LimitSettings, QuotaSettings
+from antiphon.config.operators import AdminSettings, ConsoleSettings
 from antiphon.config.owners import JwtSettings, OwnerSettings, SealingSettings
-from antiphon.config.quotas import QuotaSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.tools import CodeInterpreterSettings

@@ -14,8 +14,8 @@ from typing import Any
 
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import ReadyProbe, Router
-from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings, TimeoutSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
 from antiphon.doors.owners import OwnerResolver

@@ -20,8 +20,8 @@ from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import ReadyProbe, Router
-from antiphon.config.console import ConsoleSettings
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.doors.context import Admission, ConsolePages, DoorContext
 from antiphon.doors.http.console import ConsoleAt
 from antiphon.doors.http.server import HttpDoor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.exchange.phase import ExchangeOptions
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.ports.journal import Entry, Recording

@@ -107,5 +107,5 @@ def test_sections_of_the_settings_are_alone() -> None:
     for path in (ROOT / "config").glob("*.py"):
         if path.stem not in ("settings", "sources", "live", "section", "yaml_text"):
             ours = {name for name in _imported(path) if name.startswith("antiphon.config")}
-            common = {"antiphon.config.section", "antiphon.config.state_url", "antiphon.config.shown_urls"}
+            common = {"antiphon.config.section", "antiphon.config.urls"}
             assert ours <= common, path.stem

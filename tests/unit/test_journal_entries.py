@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule

@@ -15,7 +15,7 @@ import yaml
 
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings, load_settings
-from antiphon.config.shown_urls import shown_text, url_secrets
+from antiphon.config.urls import shown_text, url_secrets
 from antiphon.entry import main
 from antiphon.errors import ConfigError
 from antiphon.supervisor.child_settings import file_values, secret_environment

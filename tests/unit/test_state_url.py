@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.settings import load_settings
-from antiphon.config.state_url import StateUrl, read_state_url, without_servers
+from antiphon.config.urls import StateUrl, read_state_url, without_servers
 from antiphon.errors import ConfigError
 
 SECRET = "hunter2-hunter2"

@@ -36,7 +36,7 @@ from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.upstreams import direct_target, learn, make_fetcher, make_routes, several_upstreams
 from antiphon.app.vector_stores import VectorSearch, open_search
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import price_of

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from antiphon.config.admin import check_admin_token
+from antiphon.config.operators import check_admin_token
 from antiphon.config.owners import key_digest
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.callers import NAMED, Access, Caller

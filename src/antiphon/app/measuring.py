@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from antiphon import __version__, compiled
+from antiphon.config.problems import extra_missing
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.jobs import Queue
 from antiphon.engine.waiting import SIZES, all_pools
-from antiphon.extras import extra_missing
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from antiphon.app.keys import known_bodies
 from antiphon.app.trust import trusted
+from antiphon.config.limits import QuotaLimits, QuotaSettings
 from antiphon.config.owners import JwtSettings, OwnerSettings
-from antiphon.config.quotas import QuotaLimits, QuotaSettings
+from antiphon.config.problems import extra_missing
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings
 from antiphon.doors.owners import ClaimNames, LeftClaims
@@ -32,7 +33,6 @@ from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
 from antiphon.engine.running.issuer_keys import IssuerKeys
 from antiphon.engine.running.quotas import Quotas
-from antiphon.extras import extra_missing
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from antiphon.api.endpoint import Endpoint
 from antiphon.api.vector_stores import VectorStoreApi
+from antiphon.config.problems import extra_missing
 from antiphon.config.settings import Settings
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.ports.state import Upstream
 from antiphon.engine.ports.vector_stores import Embedder
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.extras import extra_missing
 from antiphon.observability.metrics import Metrics
 from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders

@@ -116,7 +116,7 @@ def _shown(place: str) -> str:
     """The address without credentials. Only an address with `@` or `?` needs the slow import."""
     if "@" not in place and "?" not in place:
         return place
-    from antiphon.config.shown_urls import shown_text
+    from antiphon.config.urls import shown_text
 
     return shown_text(place)
 

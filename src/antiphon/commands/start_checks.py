@@ -20,11 +20,11 @@ from importlib.util import find_spec
 import structlog
 
 from antiphon.app.trust import upstream_trust
+from antiphon.config.problems import extra_missing
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.doors.listening import TlsFiles, check_readable, max_requests
-from antiphon.extras import extra_missing
 from antiphon.local_keys import exposed
 from antiphon.types.transport import CONSOLE_PATH
 

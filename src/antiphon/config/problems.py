@@ -1,21 +1,25 @@
-"""Formats validation errors of settings: the path of the wrong setting, and advice.
+"""Formats errors about settings: the path of the wrong setting, advice, and how to install a missing package.
 
 Lives here: the messages for pydantic's errors, the search for the nearest known name, and the printable part of an
-unknown name. Not here: rules between settings, whose messages pass unchanged (`settings.py`), unknown names in sources
-(`sources.py`).
+unknown name. The message about a missing optional dependency ("extra") has the command that installs it. Not here:
+rules between settings, whose messages pass unchanged (`settings.py`), unknown names in sources (`sources.py`), which
+code needs an extra, and what works without it.
 
 Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
-text, which mentions Python types.
+text, which mentions Python types. The command of an extra installs packages from a package index into the environment
+of the running Python. Therefore it works however Antiphon itself was installed.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
-from antiphon.config.shown_urls import shown_text
+from antiphon.config.urls import shown_text
 from antiphon.errors import ConfigError
 from antiphon.redaction import KEYS
 
@@ -139,3 +143,33 @@ def advice(name: str, known: Iterable[str]) -> str:
         if close and (name, near) not in _NOT_MEANT:
             return f"; did you mean {near}?"
     return ""
+
+
+def how_to_install(extra: str) -> str:
+    """The instructions to install the packages of this extra into this installation, without a final period."""
+    # Only error messages need this import.
+    from importlib.util import find_spec
+
+    packages = " ".join(shlex.quote(one) for one in _packages(extra))
+    if not packages:
+        return f"install the packages of the extra '{extra}' in pyproject.toml"
+    if find_spec("pip") is None:
+        # An environment that uv created has no pip. The container image has no pip either.
+        return f"install {packages} into {sys.prefix}; an image gets it by the build argument EXTRAS"
+    return f"{shlex.quote(sys.executable)} -m pip install {packages}"
+
+
+def extra_missing(what: str, extra: str) -> ConfigError:
+    """The error for a setting or command (`what`) that needs an extra which is not installed."""
+    return ConfigError(f"{what} needs the extra '{extra}', which is not installed: {how_to_install(extra)}")
+
+
+def _packages(extra: str) -> list[str]:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        needed = requires("antiphon") or []
+    except PackageNotFoundError:
+        return []
+    of_extra = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
+    return [name.strip() for name, _, marker in (one.partition(";") for one in needed) if of_extra.search(marker)]

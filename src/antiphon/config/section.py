@@ -22,8 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
 
-from antiphon.config.shown_urls import shown_text, shown_value
-from antiphon.config.state_url import HIDDEN
+from antiphon.config.urls import HIDDEN, shown_text, shown_value
 
 MIB = 1 << 20
 _MASK = str(SecretStr("x"))

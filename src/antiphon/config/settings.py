@@ -17,9 +17,15 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
-from antiphon.config.admin import AdminSettings
-from antiphon.config.console import ConsoleSettings
-from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
+from antiphon.config.limits import (
+    CorsSettings,
+    FetchSettings,
+    LimitSettings,
+    QuotaSettings,
+    TimeoutSettings,
+    WebSocketSettings,
+)
+from antiphon.config.operators import AdminSettings, ConsoleSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings, key_digest
 from antiphon.config.problems import lines_of, raise_wrong
 from antiphon.config.processes import (
@@ -30,9 +36,7 @@ from antiphon.config.processes import (
     SidecarSettings,
     TracingSettings,
 )
-from antiphon.config.quotas import QuotaSettings
 from antiphon.config.section import Address, Section, parse_address
-from antiphon.config.shown_urls import shown_value, url_secrets
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, without_unknown
 from antiphon.config.state import (
     BackgroundSettings,
@@ -45,9 +49,9 @@ from antiphon.config.state import (
     StateSettings,
     VectorStoreSettings,
 )
-from antiphon.config.state_url import read_state_url
 from antiphon.config.tools import CodeInterpreterSettings, McpSettings, ToolSettings, WebSearchSettings
 from antiphon.config.upstreams import AuthMode, ModelSettings, PriceSettings, UpstreamGroup, UpstreamSettings
+from antiphon.config.urls import read_state_url, shown_value, url_secrets
 
 _SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, field_validator, model_validator
 
 from antiphon.config.section import MIB, NO_SECRET, BaseUrl, HeaderSecret, Secret, Section
-from antiphon.config.state_url import HIDDEN, StateUrl, read_state_url, shown_url
+from antiphon.config.urls import HIDDEN, StateUrl, read_state_url, shown_url
 
 
 def _checked_url(value: SecretStr) -> SecretStr:

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from antiphon.config.problems import how_to_install
 from antiphon.envoy.messages import EXTENSIONS
 from antiphon.errors import ConfigError
-from antiphon.extras import how_to_install
 
 _T = TypeVar("_T")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from antiphon.config.problems import extra_missing
 from antiphon.config.state import StateSettings
-from antiphon.extras import extra_missing
 from antiphon.stores.backend import Backend
 
 if TYPE_CHECKING:

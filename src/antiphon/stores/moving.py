@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from antiphon.config.state import BlobSettings
-from antiphon.config.state_url import read_state_url
+from antiphon.config.urls import read_state_url
 from antiphon.engine.ports.files import BlobReader, BlobStore
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.backend import Report, unreported

@@ -1,7 +1,7 @@
 """Stores the counters of quotas, and the leases of processes on these counters, for any backend.
 
 Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
-process (`engine/running/quotas.py`), the settings (`config/quotas.py`).
+process (`engine/running/quotas.py`), the settings (`config/limits.py`).
 
 A process leases a part of a limit, and serves requests out of its lease without a query. The closer a counter is to its
 limit, the smaller are the leases. So the unused leases of one process delay few requests of other processes.

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from antiphon.config.processes import MetricsSettings
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings
-from antiphon.config.shown_urls import shown_text
+from antiphon.config.urls import shown_text
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
 

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from antiphon.config.shown_urls import url_secrets
+from antiphon.config.urls import url_secrets
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import invalid_value, missing_parameter, missing_value, unsupported_parameter, wrong_value
 from antiphon.tools.box import read_declared

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.ports.journal import Entry, Part, Recording
 from antiphon.engine.running.journal import HELD_SECONDS, JournalRecorder
 from antiphon.errors import StoreError

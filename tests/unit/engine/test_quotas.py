@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.app.owners import quota_rules
-from antiphon.config.quotas import QuotaSettings
+from antiphon.config.limits import QuotaSettings
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.quotas import Grant, QuotaExceeded, Report, Wanted
 from antiphon.engine.running.quota_reservation import QuotaReservation

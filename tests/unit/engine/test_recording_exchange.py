@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.exchange.recording_exchange import (
     LOOK,
     MOST,

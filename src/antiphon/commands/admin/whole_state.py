@@ -17,7 +17,7 @@ from pathlib import Path
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
 from antiphon.commands.terminal import progress, write_table
 from antiphon.config.settings import Settings
-from antiphon.config.state_url import read_state_url
+from antiphon.config.urls import read_state_url
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, KeyName
 from antiphon.stores.choice import backend_of

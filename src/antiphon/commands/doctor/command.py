@@ -31,6 +31,7 @@ from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
 from antiphon.commands.start_checks import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
 from antiphon.commands.terminal import printable
+from antiphon.config.problems import how_to_install
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
@@ -38,7 +39,6 @@ from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, FIXES, NEWEST, OLDEST, find_envoy, full_version, parse_version
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
-from antiphon.extras import how_to_install
 from antiphon.local_keys import exposed, prepare_data
 from antiphon.stores import examine_state
 from antiphon.stores.backend import StateNeeds

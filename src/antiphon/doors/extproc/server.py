@@ -20,6 +20,7 @@ from typing import Literal
 
 import structlog
 
+from antiphon.config.problems import extra_missing
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.answers import Accounting
 from antiphon.doors.extproc.immediate_response import Ahead
@@ -41,7 +42,6 @@ from antiphon.doors.extproc.transport import (
 )
 from antiphon.doors.listening import TlsFiles, make_room
 from antiphon.errors import ConfigError
-from antiphon.extras import extra_missing
 from antiphon.types.transport import SECRET_HEADER
 
 __all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]

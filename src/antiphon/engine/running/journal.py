@@ -25,7 +25,7 @@ from typing import NamedTuple
 import structlog
 from msgspec.structs import replace
 
-from antiphon.config.console import ConsoleSettings
+from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError, Unavailable

@@ -3,7 +3,7 @@
 Lives here: leasing more when a request does not fit, refusing it when no amount is free, and reporting to the shared
 counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a request's
 reservation (`quota_reservation.py`), which limits apply to a request (`engine/ports/quotas.py`), the shared counters
-(`stores/quotas.py`), the settings (`config/quotas.py`).
+(`stores/quotas.py`), the settings (`config/limits.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from antiphon.config.problems import extra_missing
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.extras import extra_missing
 from antiphon.stores.blobs.disk import DiskBlobs
 
 

@@ -36,7 +36,7 @@ from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
-from antiphon.config.state_url import read_state_url, without_servers
+from antiphon.config.urls import read_state_url, without_servers
 from antiphon.errors import StoreError
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"

@@ -1,19 +1,27 @@
-"""Parses `state.url`, the location of the stored state.
+"""Parses `state.url`, the location of the stored state, and masks the credentials of URLs in the settings.
 
-Lives here: the allowed URLs, and masking their passwords. Not here: the setting (`state.py`), opening a
-store (`stores/`).
+Lives here: the allowed locations of the state, the shown parts of a URL, and the list of secrets in a URL. The
+functions that mask take any text of the settings, because any text may contain a URL. Not here: the setting
+(`state.py`), opening a store (`stores/`), texts of upstreams (`redaction.py`).
 
-Invariant: no error message repeats the URL, because the URL may contain a password.
+In an http URL, the account and the values of all parameters are masked, because parameter names differ between
+services. Path segments that look like keys are masked too. In other URLs, the password is masked, and parameters whose
+name suggests a secret.
+
+Invariants: no error message repeats a URL, because it may contain a password. A text without a URL is returned
+unchanged. Masking a masked text again does not change it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from antiphon.redaction import KEYS
 
 Kind = Literal["sqlite", "postgresql", "memory"]
 
@@ -74,7 +82,7 @@ def shown_url(text: str) -> str:
     account, at, hosts = parts.netloc.rpartition("@")
     user, colon, password = account.partition(":")
     netloc = f"{user}{colon}{HIDDEN if password else ''}{at}{hosts}"
-    query = "&".join(_shown_parameter(one) for one in parts.query.split("&"))
+    query = "&".join(_shown_pair(one) for one in parts.query.split("&"))
     # The fragment is left out: in a password with a '#' that is not percent-encoded, it is part of the password.
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
 
@@ -105,7 +113,7 @@ def _split(text: str) -> SplitResult:
     return urlsplit(f"{found['scheme']}//{text[found.end() :]}")._replace(netloc=found["netloc"])
 
 
-def _shown_parameter(text: str) -> str:
+def _shown_pair(text: str) -> str:
     name, equals, _ = text.partition("=")
     return f"{name}{equals}{HIDDEN}" if unquote(name).lower() in _SECRET_PARAMETERS else text
 
@@ -157,3 +165,95 @@ def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65536):
         raise ValueError("port")
     return int(text)
+
+
+_URL = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]+)", re.IGNORECASE)
+# A text that begins like a URL counts as one URL to its end, because a password may contain any character.
+_WHOLE = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
+_WEB = ("http", "https", "ws", "wss")
+_EXAMPLE = "PASSWORD"
+_WRONG_PORT = re.compile(r":(?!\d*$)[^\]]*$")
+_NAMES = re.compile(r"key|token|secret|passw|pwd|\bpass\b|sig|auth|cred|^code$|session|jwt", re.IGNORECASE)
+# A random key: at least 24 characters with upper-case letters, lower-case letters and digits.
+_RANDOM = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[A-Za-z0-9_=~.-]{24,}")
+
+
+class _Parts(NamedTuple):
+    scheme: str
+    account: str
+    host: str
+    path: str
+    query: str
+    fragment: str
+
+
+def shown_text(text: str) -> str:
+    """The text with `***` in place of each credential in its URLs."""
+    return _pattern(text).sub(lambda found: _shown(_parts(found)), text) if "://" in text else text
+
+
+def shown_value(value: Any) -> Any:
+    """Apply `shown_text` to every string in a nested value. Other values stay unchanged."""
+    if isinstance(value, str):
+        return shown_text(value)
+    if isinstance(value, Mapping):
+        return {name: shown_value(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(shown_value, value)) if type(value) in (list, tuple) else value
+    return value
+
+
+def url_secrets(text: str) -> Iterator[str]:
+    """Yield the credentials of the URLs in a text, in clear text. A parameter counts only if its name or value looks
+    like a secret, because other values may be ordinary words."""
+    for found in _pattern(text).finditer(text):
+        parts = _parts(found)
+        user, _, password = parts.account.partition(":")
+        yield from (unquote(one) for one in (password or (user if parts.scheme.lower() in _WEB else ""),) if one)
+        for one in re.split("[&;]", parts.query):
+            name, _, value = one.partition("=")
+            if value and (_NAMES.search(unquote(name)) or _is_key(unquote(value))):
+                yield unquote(value)
+        yield from (one for one in parts.path.split("/") if _is_key(one))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return _WHOLE if _WHOLE.match(text) else _URL
+
+
+def _parts(found: re.Match[str]) -> _Parts:
+    rest = found["rest"]
+    at = len(re.split("[/?#]", rest, maxsplit=1)[0])
+    late = rest.rfind("@")
+    if late > at and "@" not in rest[:at] and _WRONG_PORT.search(rest[:at]):
+        # The password contains a '/', '?' or '#' that is not percent-encoded.
+        at = late + len(re.split("[/?#]", rest[late:], maxsplit=1)[0])
+    account, _, host = rest[:at].rpartition("@")
+    before, _, fragment = rest[at:].partition("#")
+    path, _, query = before.partition("?")
+    return _Parts(found["scheme"], account, host, path, query, fragment)
+
+
+def _shown(parts: _Parts) -> str:
+    web = parts.scheme.lower() in _WEB
+    user, colon, password = parts.account.partition(":")
+    # Error messages contain an example of a database URL, whose password `PASSWORD` stays visible.
+    hidden = HIDDEN if password not in ("", _EXAMPLE) else password
+    account = HIDDEN if web else f"{user}{colon}{hidden}"
+    at = f"{account}@" if parts.account else ""
+    path = "/".join(HIDDEN if web and _is_key(one) else one for one in parts.path.split("/"))
+    query = re.sub(r"[^&;]+", lambda one: _shown_parameter(one[0], everything=web), parts.query)
+    fragment = f"#{HIDDEN}" if parts.fragment else ""
+    return f"{parts.scheme}://{at}{parts.host}{path}{'?' if query else ''}{query}{fragment}"
+
+
+def _shown_parameter(text: str, *, everything: bool) -> str:
+    name, equals, value = text.partition("=")
+    if not equals:
+        # Some services accept a key as a parameter without a name.
+        return HIDDEN if everything else text
+    return f"{name}={HIDDEN}" if value and (everything or _NAMES.search(unquote(name)) or _is_key(value)) else text
+
+
+def _is_key(text: str) -> bool:
+    return KEYS.search(text) is not None or _RANDOM.fullmatch(text) is not None

@@ -1,16 +1,20 @@
-"""Settings of the console: its address, what it records, and what its users may change.
+"""Settings for operators: the console, and the admin API over which they manage client keys.
 
-Lives here: the model of this section. Not here: the token of operators (`admin.token`), the pages (`console/`), the
-records (`engine/running/journal.py`).
+Lives here: both sections, and the form of the admin token. Not here: the token file in the data folder (`app/keys.py`),
+the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`, the pages in `console/`, the
+records in `engine/running/journal.py`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
-from antiphon.config.section import MIB, Section, TcpAddress
+from antiphon.config.section import MIB, Secret, Section, TcpAddress
+
+_TOKEN = re.compile(r"[!-+\--~]{32,512}")
 
 
 class ConsoleSettings(Section):
@@ -47,3 +51,28 @@ class ConsoleSettings(Section):
     record_request_bytes: int = Field(default=2 * MIB, ge=1024, le=64 * MIB)
     """Maximum bytes of the recorded contents of one request. The record of a larger request is cut, and the console
     shows where."""
+
+
+class AdminSettings(Section):
+    api: bool = False
+    """Whether the gateway serves the admin API under `/v1/antiphon/admin`. Operators with the admin token create,
+    rotate and revoke client keys there, and read quotas, usage and the audit."""
+    token: Secret | None = None
+    """The admin token: 32 to 512 ASCII characters without blanks and commas. A client's key cannot be the admin token.
+    The admin API and the console use it. Unset: Antiphon creates the file `admin.token` in the data folder (mode 0600),
+    which all workers share. With PostgreSQL the setting is required."""
+
+    @field_validator("token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_admin_token(value.get_secret_value())
+        return value
+
+
+def check_admin_token(text: str) -> None:
+    """Raise `ValueError`, without the token, if the text has not the form of an admin token."""
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(
+            "a token has 32 to 512 ASCII characters, no blank and no comma; 'openssl rand -hex 32' generates a token"
+        )
