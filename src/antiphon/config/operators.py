@@ -1,8 +1,8 @@
 """Settings for operators: the console, and the admin API over which they manage client keys.
 
 Lives here: both sections, and the form of the admin token. Not here: the token file in the data folder (`app/keys.py`),
-the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`, the pages in `console/`, the
-records in `engine/running/journal.py`.
+the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`, the pages in `console/`,
+the records in `engine/running/journal.py`.
 """
 
 from __future__ import annotations
