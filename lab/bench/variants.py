@@ -55,12 +55,30 @@ LABELS = {
     "http": "Antiphon, HTTP server (no Envoy)",
     "relay-pure": "Antiphon, relay, not compiled",
     "http-pure": "Antiphon, HTTP server, not compiled",
+    "relay-quotas": "Antiphon, relay, with quotas",
+    "relay-console": "Antiphon, relay, with the console",
 }
+
+_PLENTY = 1_000_000
+_RATES = ("REQUESTS_PER_MINUTE", "TOKENS_PER_MINUTE", "TOKENS_PER_MONTH", "COST_PER_MONTH")
+_FEATURES = {
+    "-quotas": {
+        **{f"ANTIPHON_QUOTAS__EACH_OWNER__{limit}": str(1000 * _PLENTY) for limit in _RATES},
+        "ANTIPHON_QUOTAS__EACH_OWNER__PARALLEL_REQUESTS": str(_PLENTY),
+    },
+    "-console": {"ANTIPHON_CONSOLE__ENABLED": "true", "ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0"},
+}
+"""Settings of the variants that switch a feature on, by the end of the variant's name. No request reaches a quota. The
+console records no contents."""
 
 
 def usual() -> list[str]:
-    """The default variants: both builds if Antiphon is compiled."""
-    return [name for name in LABELS if antiphon.compiled() or not name.endswith(_PURE)]
+    """The default variants: both builds if Antiphon is compiled, without the variants of a feature."""
+    return [
+        name
+        for name in LABELS
+        if (antiphon.compiled() or not name.endswith(_PURE)) and not name.endswith(tuple(_FEATURES))
+    ]
 
 
 @dataclass(frozen=True)
@@ -252,6 +270,9 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
     environment = {"PYTHONPATH": str(_SOURCES)} if name.endswith(_PURE) else {}
+    for ending, values in _FEATURES.items():
+        if name.endswith(ending):
+            environment |= values
     door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
@@ -290,7 +311,9 @@ def _store_chain(port: int, turns: int) -> str:
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
     """The mode and transport in a variant's name; the default transport is the fast one."""
-    mode, _, transport = name.removesuffix(_PURE).partition("-")
+    for ending in (_PURE, *_FEATURES):
+        name = name.removesuffix(ending)
+    mode, _, transport = name.partition("-")
     return mode, transport or "http2"
 
 
