@@ -96,6 +96,12 @@ async def test_the_client_leaves_a_relay_before_the_first_event(tmp_path: Path, 
         await stream.forwarded()
         if head:
             await stream.response_headers(200, SSE)
+            # The sidecar answers a head with the first event. A later request on the same connection shows that it read
+            # the head.
+            other = opened.stream()
+            await other.request_headers()
+            await _in_flight(opened, 2)
+            await other.leave()
         await stream.leave()
         await _idle(opened)
         (record,) = opened.store.records.values()
