@@ -23,8 +23,7 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vectors.chunk_index import APPROXIMATE, SEARCH_SETTINGS
-from antiphon.stores.postgres.vectors.indexes import VectorIndexes
-from antiphon.stores.postgres.vectors.table import VectorTable, vector_text
+from antiphon.stores.postgres.vectors.table import VectorIndexes, VectorTable, vector_text
 from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter

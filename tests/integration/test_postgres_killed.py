@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.engine.ports.jobs import TooManyJobs
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.turn_groups import GroupLimits
+from antiphon.stores.postgres.group_commit import GroupLimits
 from tests.contracts.job_contract import EVENTS, queued
 from tests.contracts.store_contract import ALICE, BOB, record
 from tests.support.postgres import PostgresServer
@@ -96,7 +96,7 @@ async def test_a_server_that_is_killed(server: PostgresServer, url: str, stores:
         await asyncio.to_thread(server.start)
     stopped = True
     await asyncio.gather(*callers)
-    await until(lambda: not stores.withdrawals.waiting)
+    await until(lambda: not stores.late_saves.waiting)
 
     connection = await asyncpg.connect(url, statement_cache_size=0)
     try:

@@ -24,7 +24,7 @@ from antiphon.stores.compatibility import KeyFingerprints
 from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.postgres import owner_data
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.figures import TABLES
+from antiphon.stores.postgres.health import TABLES
 from antiphon.stores.postgres.owner_data import open_postgres_owners
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.file_contract import fields, keep
@@ -87,7 +87,7 @@ async def test_closed_stores_refuse(state: StateSettings, tmp_path: Path) -> Non
 
 async def test_figures(stores: Stores) -> None:
     await stores.responses.save(record("a"))
-    (figures,) = stores.figures
+    (figures,) = stores.statistics
     assert (figures.name, figures.waiting, figures.busy) == ("postgresql", 0, 0)
     assert dict(figures.groups) == {1: 1}
 
@@ -96,7 +96,7 @@ async def test_what_a_database_and_its_server_say_of_themselves(stores: Stores, 
     vectors = await stores.open_vectors()
     await vectors.check_vectors()
     await vectors.aclose()
-    (figures,) = stores.figures
+    (figures,) = stores.statistics
     said = await figures.look()
     assert set(said.tables) == TABLES, "every table of the schema, and none besides, has a name of its own"
     assert 0 < max(said.tables.values()) < sum(said.tables.values()) < said.size

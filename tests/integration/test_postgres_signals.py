@@ -20,7 +20,7 @@ from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
-from antiphon.stores.postgres.notify import (
+from antiphon.stores.postgres.signals import (
     CHANNEL,
     ListenTimes,
     Note,

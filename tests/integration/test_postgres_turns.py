@@ -13,7 +13,7 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import DatabaseLimits
-from antiphon.stores.postgres.turn_groups import GroupLimits
+from antiphon.stores.postgres.group_commit import GroupLimits
 from tests.contracts.store_contract import ALICE, record
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
@@ -76,7 +76,7 @@ async def test_saves_on_connections_that_are_cut(stores: TurnStores, other: asyn
         cuts += len(await other.fetch(CUT))
         await until(lambda: done > before or saving.done())  # noqa: B023
     results = await saving
-    await until(lambda: not stores.withdrawals.waiting)
+    await until(lambda: not stores.late_saves.waiting)
     there = {row[0] for row in await other.fetch("SELECT id FROM responses WHERE owner = $1", ALICE)}
     assert cuts > 3 and results == [None] * len(names)
     assert there == {"resp_root"} | {f"resp_{name}" for name in names}
@@ -100,7 +100,7 @@ async def test_what_is_carried_out_too_late_is_not_there(url: str, other: asyncp
         # Its statement waits on the server still, and goes on from here; the withdrawal comes behind it.
         assert await other.fetchval(WAITING) > 0
         await held.commit()
-        await until(lambda: not stores.withdrawals.waiting)
+        await until(lambda: not stores.late_saves.waiting)
     async with aclosing(turn_stores(url)) as stores:
         assert await stores.responses.get(ALICE, "resp_late") is None
         assert await stores.keys.made(once) is None
@@ -159,8 +159,8 @@ async def test_a_withdrawal_leaves_the_key_to_the_response_that_has_it(stores: T
     await stores.keys.claim(once, "resp_kept", 1000)
     await stores.responses.save(replace(record("kept"), once=once))
     await stores.responses.save(record("late"))
-    stores.withdrawals.add(replace(record("late"), once=once))
-    await until(lambda: not stores.withdrawals.waiting)
+    stores.late_saves.add(replace(record("late"), once=once))
+    await until(lambda: not stores.late_saves.waiting)
     assert await stores.responses.get(ALICE, "resp_late") is None
     assert await stores.responses.get(ALICE, "resp_kept") is not None
     assert await stores.keys.made(once) == "resp_kept"

@@ -15,21 +15,24 @@ from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.jobs import JobStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.files import SQL
-from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
+from antiphon.stores.postgres.group_commit import GroupCommit, GroupLimits
+from antiphon.stores.postgres.health import DatabaseReadiness
+from antiphon.stores.postgres.jobs import SQL as JOB_SQL
 from antiphon.stores.postgres.jobs import (
     AddedEvents,
     Addition,
     NewJob,
     PostgresJobWriter,
-    QueuedTurns,
+    QueuedResponses,
 )
-from antiphon.stores.postgres.notify import ListenTimes
-from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
-from antiphon.stores.postgres.signals import HEARING, PostgresSignals
+from antiphon.stores.postgres.responses import (
+    LOAD_ITEMS,
+    FinishedResponses,
+    LateSaves,
+    PostgresResponseWriter,
+)
+from antiphon.stores.postgres.signals import HEARING, ListenTimes, PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
-from antiphon.stores.postgres.turns import SavedTurns
-from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.responses import ResponseStore
 
 CHAIN_ITEMS = 1000
@@ -41,11 +44,11 @@ class TurnStores:
 
     database: Database
     keys: IdempotencyStore
-    withdrawals: Withdrawals
-    turns: Groups[ResponseRecord]
+    late_saves: LateSaves
+    turns: GroupCommit[ResponseRecord]
     responses: ResponseStore
-    queued: Groups[NewJob]
-    added: Groups[Addition]
+    queued: GroupCommit[NewJob]
+    added: GroupCommit[Addition]
     background: JobStore
     signals: PostgresSignals
 
@@ -53,7 +56,7 @@ class TurnStores:
         for groups in (self.turns, self.queued, self.added):
             await groups.aclose()
         await self.signals.aclose()
-        await self.withdrawals.aclose()
+        await self.late_saves.aclose()
         await self.database.aclose()
 
 
@@ -74,13 +77,13 @@ def turn_stores(
     database = Database(url, connections)
     tables = PostgresTables(database)
     keys = IdempotencyStore(tables)
-    withdrawals = Withdrawals(database)
+    late_saves = LateSaves(database)
     limits = limits or GroupLimits()
-    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep), clock=clock)
-    turns = Groups(saved, limits)
-    queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
+    saved = FinishedResponses(database, late_saves, keep=timedelta(seconds=keys.keep), clock=clock)
+    turns = GroupCommit(saved, limits)
+    queued = GroupCommit(QueuedResponses(database, saved), replace(limits, group=1))
     signals = PostgresSignals(database, direct_url, times, hearing=hearing)
-    added = Groups(AddedEvents(database, signals.changed), limits)
+    added = GroupCommit(AddedEvents(database, signals.changed), limits)
     writer = PostgresResponseWriter(turns, DatabaseReadiness(database, patience))
     responses = ResponseStore(
         tables, writer, LOAD_ITEMS, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
@@ -88,7 +91,7 @@ def turn_stores(
     jobs = JobStore(
         tables, PostgresJobWriter(database, queued, added, signals.changed, clock=clock), JOB_SQL, ended=signals.changed
     )
-    return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
+    return TurnStores(database, keys, late_saves, turns, responses, queued, added, jobs, signals)
 
 
 def postgres_files(

@@ -382,7 +382,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         settings,
         stores,
         door=door,
-        databases=(*stores.figures, *(vector_search.stores.figures if vector_search is not None else ())),
+        databases=(*stores.statistics, *(vector_search.stores.statistics if vector_search is not None else ())),
         sandbox=settings.code_interpreter.sandbox if rooms is not None else "",
     )
     opened.callback(measuring.close)

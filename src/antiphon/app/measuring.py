@@ -35,7 +35,7 @@ from antiphon.observability.logs import dropped_lines
 from antiphon.observability.metric_values import Labels
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
-from antiphon.stores.backend import DatabaseFigures, StoreFigures
+from antiphon.stores.backend import DatabaseStatistics, StoreStatistics
 
 if TYPE_CHECKING:
     from antiphon.observability.otel import Tracer
@@ -46,7 +46,7 @@ _LAG_SECONDS = 0.25
 
 
 class Measuring:
-    """Supplies the metrics of one process. `databases` are the objects that return figures about each database."""
+    """Supplies the metrics of one process. `databases` are the objects that return statistics of each database."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Measuring:
         stores: Stores,
         *,
         door: Literal["envoy", "http"],
-        databases: Sequence[StoreFigures],
+        databases: Sequence[StoreStatistics],
         sandbox: str,
     ) -> None:
         self._metrics = metrics
@@ -64,7 +64,7 @@ class Measuring:
         self._databases = databases
         self._groups: dict[str, Counter[int]] = {one.name: Counter() for one in databases}
         self._queue = Queue(0)
-        self._said: dict[str, DatabaseFigures] = {}
+        self._said: dict[str, DatabaseStatistics] = {}
         self._blobs = self._free = 0
         self._lag = LoopLag(metrics.lag.add)
         code = "compiled" if compiled() else "sources"

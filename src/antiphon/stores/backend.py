@@ -142,7 +142,7 @@ def all_options(given: StoreOptions) -> StoreOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseFigures:
+class DatabaseStatistics:
     """Statistics that one query reads from a database. All fields except `size` describe a database server, so SQLite
     leaves them empty."""
 
@@ -158,7 +158,7 @@ class DatabaseFigures:
     """The age of the oldest snapshot in use, as the number of transactions that began after that snapshot."""
 
 
-class StoreFigures(Protocol):
+class StoreStatistics(Protocol):
     """Current statistics of one database, and of this process's use of it, for metrics."""
 
     @property
@@ -177,7 +177,7 @@ class StoreFigures(Protocol):
     def groups(self) -> Mapping[int, int]:
         """The number of write transactions since the process started, by the number of writes in each transaction."""
 
-    async def look(self) -> DatabaseFigures:
+    async def look(self) -> DatabaseStatistics:
         """Read the database's statistics with one query. Raises `StoreError`."""
 
 
@@ -190,7 +190,7 @@ class VectorDatabase(ABC):
     ingestion: Ingestion
     index: ChunkIndex
     keys: IdempotencyStore
-    figures: tuple[StoreFigures, ...]
+    statistics: tuple[StoreStatistics, ...]
     """Statistics of the separate database of the vector stores. The tuple is empty when the vector stores share a
     database with the other stores."""
 
@@ -207,7 +207,7 @@ class VectorDatabase(ABC):
 class Stores(ABC):
     """All stores of one backend. `open_vectors` opens the vector stores only when a caller needs them."""
 
-    figures: tuple[StoreFigures, ...]
+    statistics: tuple[StoreStatistics, ...]
     """Statistics of every database that these stores use."""
     containers: ContainerRows | None = None
     """The rows of code containers that several machines share. None means that the data folder of this machine holds

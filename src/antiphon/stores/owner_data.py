@@ -36,7 +36,7 @@ AT_ONCE = 100
 """The number of rows per read or deletion."""
 
 _COUNTED = {
-    # A withdrawn id belongs to no owner (`postgres/withdrawals.py`).
+    # A withdrawn id belongs to no owner (`LateSaves` in `postgres/responses.py`).
     "responses": "responses WHERE status <> 'withdrawn'",
     "conversations": "conversations",
     "prompts": "prompts",

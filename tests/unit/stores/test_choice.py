@@ -41,7 +41,7 @@ async def test_databases_lie_where_the_url_says_and_contents_in_the_data_folder(
     await keep(stores.files, fields("a"), b"x")
     vectors = await stores.open_vectors()
     assert stores.has_vectors()
-    assert [one.name for one in (*stores.figures, *vectors.figures)] == ["sessions", "vectors"]
+    assert [one.name for one in (*stores.statistics, *vectors.statistics)] == ["sessions", "vectors"]
     await vectors.aclose()
     await stores.aclose()
     assert {one.name for one in folder.iterdir() if one.is_file()} == {SESSIONS_FILE, VECTORS_FILE}

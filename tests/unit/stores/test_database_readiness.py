@@ -10,7 +10,7 @@ import pytest
 
 from antiphon.errors import StoreError, StoreReason
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.responses import DatabaseReadiness
+from antiphon.stores.postgres.health import DatabaseReadiness
 
 PATIENCE = 20.0
 

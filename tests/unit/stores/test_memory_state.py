@@ -47,14 +47,14 @@ async def test_nothing_touches_the_disk_and_nothing_is_left(stores: SqliteStores
         expires_days=None,
         files=[NewFile("f", "f")],
     )
-    figures = (*stores.figures, *vectors.figures)
+    figures = (*stores.statistics, *vectors.statistics)
     assert [one.name for one in figures] == ["sessions", "vectors"]
     assert all([(await one.look()).size > 4096 for one in figures])
     await vectors.aclose()
     await stores.aclose()
     assert list(tmp_path.iterdir()) == []
     # It went with the last connection.
-    assert (await stores.figures[0].look()).size == 0
+    assert (await stores.statistics[0].look()).size == 0
 
 
 async def test_each_opening_is_a_state_of_its_own(stores: SqliteStores, tmp_path: Path) -> None:

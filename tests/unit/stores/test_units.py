@@ -1,4 +1,4 @@
-"""Groups of units that are alike: what they add is added together, and means what each would mean alone."""
+"""GroupCommit of units that are alike: what they add is added together, and means what each would mean alone."""
 
 from __future__ import annotations
 

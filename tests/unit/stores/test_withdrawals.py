@@ -8,7 +8,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.postgres.responses import LateSaves
 from tests.contracts.store_contract import record
 from tests.support.fake_time import in_fake_time
 
@@ -28,13 +28,13 @@ class Away:
 
 def test_what_waited_for_the_database_is_told_when_it_is_done() -> None:
     async def work() -> None:
-        withdrawals: Any = Withdrawals(Away(7))  # type: ignore[arg-type]
+        late_saves: Any = LateSaves(Away(7))  # type: ignore[arg-type]
         for name in ("a", "b", "c"):
-            withdrawals.add(record(name))
+            late_saves.add(record(name))
         await asyncio.sleep(10_000.0)
-        withdrawals.add(record("d"))
+        late_saves.add(record("d"))
         await asyncio.sleep(10_000.0)
-        await withdrawals.aclose()
+        await late_saves.aclose()
 
     with capture_logs() as lines:
         in_fake_time(work())

@@ -3,7 +3,7 @@
 Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL. A
 missing index makes no result wrong, but makes many queries slow. Not here: the checks at a start (`migrate.py`), the
 schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon recreates itself
-(`vectors/indexes.py`).
+(`vectors/table.py`).
 
 Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
 sends an invented id. If the pooler runs in transaction mode, two clients that send queries in turn get the same backend

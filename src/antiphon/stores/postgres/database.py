@@ -2,7 +2,7 @@
 
 Lives here: the pool of connections, the deadline of an operation, retries, and the query for the outcome of a commit.
 Not here: SQL, opening a connection and choosing the server (`connecting.py`), the meaning of an error (`failures.py`),
-LISTEN (`notify.py`, on a separate connection).
+LISTEN (`signals.py`, on a separate connection).
 
 One deadline covers the wait for a connection, opening a connection, and all statements of the operation. At the
 deadline, this module aborts the socket, because a hanging server would not answer a cancel request. For half a second

@@ -23,23 +23,25 @@ from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import SQL as FILE_SQL
-from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
-from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedTurns
+from antiphon.stores.postgres.group_commit import GroupCommit, group_limits
+from antiphon.stores.postgres.health import DatabaseReadiness, PostgresStatistics
+from antiphon.stores.postgres.jobs import SQL as JOB_SQL
+from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedResponses
 from antiphon.stores.postgres.migrate import migrate, packaged_steps, reach_server
-from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
+from antiphon.stores.postgres.responses import (
+    LOAD_ITEMS,
+    FinishedResponses,
+    LateSaves,
+    PostgresResponseWriter,
+)
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.postgres.turn_groups import Groups, group_limits
-from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.vectors.chunk_index import PostgresChunkIndex
-from antiphon.stores.postgres.vectors.indexes import EXACT_VECTORS, VectorIndexes
 from antiphon.stores.postgres.vectors.ingestion import PostgresIngestion
 from antiphon.stores.postgres.vectors.sql import PostgresVectorSql
-from antiphon.stores.postgres.vectors.table import VectorTable
-from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.postgres.vectors.table import EXACT_VECTORS, VectorIndexes, VectorTable
 from antiphon.stores.vector_stores import VectorStores
 
 _CONNECT_SECONDS = 3.0
@@ -70,13 +72,13 @@ class PostgresStores(Stores):
     def __init__(self, database: Database, state: StateSettings, blobs: BlobStore, options: StoreOptions) -> None:
         tables = PostgresTables(database)
         keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
-        self._withdrawals = Withdrawals(database)
-        saved = SavedTurns(database, self._withdrawals, keep=timedelta(seconds=keys.keep))
+        self._late_saves = LateSaves(database)
+        saved = FinishedResponses(database, self._late_saves, keep=timedelta(seconds=keys.keep))
         limits = group_limits(options["timeouts"], connections=state.pool)
         _, self._direct_url = urls(state)
         signals = PostgresSignals(database, None if state.direct_url is None else self._direct_url)
-        turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
-        queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
+        finished, added = GroupCommit(saved, limits), GroupCommit(AddedEvents(database, signals.changed), limits)
+        queued = GroupCommit(QueuedResponses(database, saved), replace(limits, group=1))
         pending = PendingBlobs(PendingRows(tables), blobs, options["upload_lease"])
         # `unready_after` of 0 means that the database never makes the process unready.
         readiness = DatabaseReadiness(database, state.unready_after or math.inf)
@@ -84,7 +86,7 @@ class PostgresStores(Stores):
             tables,
             keys,
             options,
-            responses=(PostgresResponseWriter(turns, readiness), LOAD_ITEMS),
+            responses=(PostgresResponseWriter(finished, readiness), LOAD_ITEMS),
             jobs=(PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL),
             files=(FILE_SQL, pending, blobs),
             pieces=PostgresPieces(database),
@@ -92,8 +94,8 @@ class PostgresStores(Stores):
             ended=signals.changed,
         )
         self.database = database
-        self._groups: tuple[Groups[Any], ...] = (turns, queued, added)
-        self.figures = (PostgresFigures(database, self._groups),)
+        self._groups: tuple[GroupCommit[Any], ...] = (finished, queued, added)
+        self.statistics = (PostgresStatistics(database, self._groups),)
         self.containers = PostgresContainerRows(tables, pending)
 
     def has_vectors(self) -> bool:
@@ -110,7 +112,7 @@ class PostgresStores(Stores):
         for groups in self._groups:
             await groups.aclose()
         await self.signals.aclose()
-        await self._withdrawals.aclose()
+        await self._late_saves.aclose()
         await self.database.aclose()
 
 

@@ -1,28 +1,309 @@
-"""Detects changes that other processes have written to PostgreSQL.
+"""Tells processes about changes that other processes have written to PostgreSQL: streams, ended jobs and queued jobs.
 
-Lives here: the polling query, its interval, and the marks of watched streams. Not here: notifications between processes
-("notes", `notify.py`), the waiting callers (`engine/running/signal_watcher.py`).
+Lives here: the polling query, its interval, and the marks of watched streams. Also the notifications between processes
+("notes", sent with `NOTIFY`), their rate, and the connection that receives them (`LISTEN`) directly from the server.
+Not here: the choice of changes that need a note (`jobs.py`, `engine/running/workers.py`), the waiting callers
+(`engine/running/signal_watcher.py`).
 
 Without `state.direct_url`, each process polls the database at a fast interval. With `state.direct_url`, processes also
 send each other notes. A process that receives notes polls rarely, only to detect lost notes. A writer sends a note
 about a stream only while another process watches the stream. A watcher marks the stream in the job's row
 (`watched_until`) before it polls. So the poll sees all events that a writer added without a note.
 
-Invariant: a poll takes one round trip, plus one more when the process must mark a stream as watched.
+PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
+serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
+covers all changes since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow
+server. A lost note only delays a reaction, because processes also poll.
+
+Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
+arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in between,
+because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead connection.
+
+Invariants: a poll takes one round trip, plus one more when the process must mark a stream as watched. No caller waits
+until a note is sent. The changes that wait for the next note always fit into one note. Every wait in this module has a
+timeout. The log has one line when listening begins, one line when listening ends, and one line when listening cannot
+begin.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
+
 from antiphon.engine.ports.jobs import News, Pace, Seen
+from antiphon.errors import StoreError
 from antiphon.ids import new_id
+from antiphon.observability.outages import Outage
 from antiphon.stores.jobs import look
+from antiphon.stores.postgres.connecting import READ_ONLY, Connection, connect
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.notify import ListenTimes, NotificationListener, Notifier
+from antiphon.stores.postgres.failures import DIRECT_URL, connecting_failed
 from antiphon.stores.postgres.tables import PostgresTables
+
+_log = structlog.get_logger(__name__)
+
+CHANNEL = "antiphon"
+_NOTIFY = "SELECT pg_notify($1::text, $2::text)"
+# PostgreSQL refuses a payload of 8,000 bytes or more.
+_MOST_BYTES = 7_900
+_APART = 0.03
+# The pause after a statement, as a multiple of the statement's duration.
+_REST = 1.0
+_QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One notification. `sender`: the name of the sending process. `news`: the changes. `echo`: the sender checks
+    whether its own notes arrive."""
+
+    sender: str
+    news: News
+    echo: bool = False
+
+    def encode(self) -> str:
+        """Encode the note as a payload of words. A note that is too long for one payload becomes a note that anything
+        may have changed."""
+        words = [self.sender]
+        if self.echo:
+            words.append(_ECHO)
+        if self.news.anything:
+            words.append(_ANYTHING)
+        if self.news.queued:
+            words.append(_QUEUED)
+        text = " ".join([*words, *sorted(self.news.responses)])
+        if len(text.encode()) <= _MOST_BYTES:
+            return text
+        return Note(self.sender, News(queued=self.news.queued, anything=True)).encode()
+
+
+def read_note(payload: str) -> Note:
+    """Decode the payload of a note. An invalid payload becomes a note that anything may have changed."""
+    sender, *words = payload.split() or [""]
+    marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
+    news = News(
+        frozenset(words) - marks, queued=_QUEUED in marks, anything=_ANYTHING in marks or (not words and not marks)
+    )
+    return Note(sender, news, _ECHO in marks)
+
+
+class Notifier:
+    """Sends the notes of one process. `name` identifies the process in its notes."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self.name = name
+        self._responses: set[str] = set()
+        self._size = 0
+        self._queued = False
+        self._anything = False
+        self._task: asyncio.Task[None] | None = None
+        self._outage = Outage(_log, "others_not_told", "others_told_again")
+        self._closed = False
+        self.sent = 0
+        """The number of notes sent so far."""
+
+    @property
+    def sending(self) -> bool:
+        """Whether the background task is sending a note or has a waiting note."""
+        return self._task is not None and not self._task.done()
+
+    def changed(self, response_ids: Collection[str]) -> None:
+        """Schedule a note that the streams of these responses have new events, or that the responses have ended."""
+        for response_id in response_ids:
+            if response_id not in self._responses and not self._anything:
+                self._responses.add(response_id)
+                self._size += len(response_id) + 1
+        if self._size > _MOST_BYTES:
+            self._responses.clear()
+            self._size, self._anything = 0, True
+        if response_ids:
+            self._wake()
+
+    def queued(self) -> None:
+        """Schedule a note that the queue has jobs for other processes."""
+        self._queued = True
+        self._wake()
+
+    async def ask_for_echo(self) -> None:
+        """Send a note to this process itself, to check that notes arrive. Raises `StoreError`."""
+        await self._database.write(_NOTIFY, CHANNEL, Note(self.name, News(), echo=True).encode(), again=True)
+
+    async def aclose(self) -> None:
+        """Send the waiting note, then stop."""
+        self._closed = True
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def _wake(self) -> None:
+        if not self.sending and not self._closed:
+            self._task = asyncio.get_running_loop().create_task(self._send_on())
+
+    async def _send_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (news := self._take()) is not None:
+            began = loop.time()
+            try:
+                await self._database.write(_NOTIFY, CHANNEL, Note(self.name, news).encode(), again=True)
+                self.sent += 1
+                self._outage.recovered()
+            except StoreError as error:
+                self._outage.failed(error=str(error))
+            if not self._closed:
+                await asyncio.sleep(max(_APART, _REST * (loop.time() - began)))
+
+    def _take(self) -> News | None:
+        if not (self._responses or self._queued or self._anything):
+            return None
+        news = News(frozenset(self._responses), self._queued, self._anything)
+        self._responses.clear()
+        self._size, self._queued, self._anything = 0, False, False
+        return news
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTimes:
+    """Timeouts and intervals of the listener in seconds. `connect`: the timeout for opening the connection. `answer`:
+    the timeout for an answer or an echo. `ping`: the interval of pings. The pause between attempts grows from
+    `first_pause` to `longest_pause`."""
+
+    connect: float = 3.0
+    answer: float = 4.0
+    ping: float = 5.0
+    first_pause: float = 0.25
+    longest_pause: float = 10.0
+
+
+class NotificationListener:
+    """Receives notes from `start` to `aclose`. The listener calls `hear` with the news of other processes. The listener
+    also calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this process
+    itself."""
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        hear: Callable[[News], None],
+        ask_for_echo: Callable[[], Awaitable[None]],
+        times: ListenTimes | None = None,
+    ) -> None:
+        """`url`: the direct URL of the server, which no message shows. `name`: the name of this process in notes."""
+        self._url = url
+        self._name = name
+        self._hear = hear
+        self._ask_for_echo = ask_for_echo
+        self._times = times or ListenTimes()
+        self._echo = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.hears = False
+        """Whether the listening connection works, so that all notes of other processes arrive."""
+
+    def start(self) -> None:
+        """Start the task that listens until `aclose`, and reconnects after failures."""
+        self._task = asyncio.get_running_loop().create_task(self._stay())
+
+    async def aclose(self) -> None:
+        """Stop the task and close the listening connection."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self.hears = False
+
+    async def _stay(self) -> None:
+        pause, told = self._times.first_pause, False
+        while True:
+            why: str
+            try:
+                await self._listen()
+                why = "the connection was closed"
+            except StoreError as error:
+                why = str(error)
+            except Exception as error:
+                _log.error("listening_failed", exc_info=True)
+                why = type(error).__name__
+            if self.hears:
+                self.hears, told, pause = False, False, self._times.first_pause
+            if not told:
+                _log.warning(
+                    "notifications_lost",
+                    error=why,
+                    advice=(
+                        "the process polls the store until notifications work again; check the connection of "
+                        "state.direct_url"
+                    ),
+                )
+                told = True
+                self._hear(News(anything=True))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(self._times.longest_pause, pause * 2)
+
+    async def _listen(self) -> None:
+        """Open a connection and listen until the connection closes. Raises `StoreError` with the reason of a
+        failure."""
+        try:
+            connection = await connect(self._url, self._times.connect)
+        except Exception as error:
+            raise connecting_failed(error, DIRECT_URL) from error
+        closed = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: closed.set())
+            with self._answered(connection):
+                await connection.add_listener(CHANNEL, self._note)
+            await self._wait_for_echo(closed)
+            self.hears = True
+            _log.info("notifications_heard")
+            self._hear(News(anything=True))
+            while not closed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._times.ping):
+                        await closed.wait()
+                        return
+                with self._answered(connection):
+                    # After a failover, the old primary still answers queries but receives no notes, so the listener
+                    # must reconnect.
+                    if await connection.fetchval(f"SELECT {READ_ONLY}"):
+                        return
+        finally:
+            connection.terminate()
+
+    @contextlib.contextmanager
+    def _answered(self, connection: Connection) -> Iterator[None]:
+        # A timer aborts the socket, because on a task cancellation the driver would send a cancel request over another
+        # connection and wait for its result.
+        timer = asyncio.get_running_loop().call_later(self._times.answer, connection.terminate)
+        try:
+            yield
+        except Exception as error:
+            raise StoreError("PostgreSQL does not answer, or has closed the connection.") from error
+        finally:
+            timer.cancel()
+
+    async def _wait_for_echo(self, closed: asyncio.Event) -> None:
+        self._echo.clear()
+        await self._ask_for_echo()
+        try:
+            async with asyncio.timeout(self._times.answer):
+                await self._echo.wait()
+        except TimeoutError:
+            raise StoreError(
+                "Notifications do not arrive: state.direct_url must name the server itself, not a pooler, and the "
+                "database of state.url."
+            ) from None
+
+    def _note(self, connection: object, pid: int, channel: str, payload: object) -> None:
+        note: Note = read_note(str(payload))
+        if note.sender == self._name:
+            if note.echo:
+                self._echo.set()
+        elif not note.echo:
+            self._hear(note.news)
+
 
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
 HEARING = Pace(look=2.0, claim=1.0, claim_most=4.0)

@@ -100,7 +100,7 @@ class SqliteStores(Stores):
         )
         self.folder = folder
         self.tables = tables
-        self.figures = (tables,)
+        self.statistics = (tables,)
         self._timeouts = options["timeouts"]
 
     def has_vectors(self) -> bool:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
-from antiphon.stores.backend import DatabaseFigures
+from antiphon.stores.backend import DatabaseStatistics
 from antiphon.stores.sqlite.database import Place, locked
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
@@ -102,7 +102,7 @@ def prepare_lease_clock(
 
 
 class SqliteTables:
-    """Implements `Tables` with one writer and a pool of readers. Also implements `StoreFigures`, the metrics of the
+    """Implements `Tables` with one writer and a pool of readers. Also implements `StoreStatistics`, the metrics of the
     database."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, leases: LeaseClock = lease_now) -> None:
@@ -158,9 +158,9 @@ class SqliteTables:
         the writer's thread changes the original."""
         return Counter(dict(self.writer.groups))
 
-    async def look(self) -> DatabaseFigures:
+    async def look(self) -> DatabaseStatistics:
         """Measure the size of the database in a worker thread."""
-        return DatabaseFigures(await SIZES.run(self.writer.place.size))
+        return DatabaseStatistics(await SIZES.run(self.writer.place.size))
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> list[Row]:
         """See `Tables.fetch`."""

@@ -1,8 +1,8 @@
 """Implements the `ChunkIndex` port for PostgreSQL: the queries of a search.
 
 Lives here: word search with BM25 ranking, and vector search. Not here: the code that all backends share
-(`stores/vector_stores.py`), the definition of a word (`words.py`), writing chunks (`ingestion.py`), creating vector
-indexes (`indexes.py`).
+(`stores/vector_stores.py`), the definition of a word (`words.py`), writing chunks (`ingestion.py`), vector indexes
+(`table.py`).
 
 A vector search considers the vectors of completed files that the filter accepts. If at most `exact` vectors qualify,
 the SQL compares each of them with the query's vector. If more vectors qualify, the SQL searches the store's HNSW index,
@@ -16,9 +16,8 @@ filter never shortens the result.
 from __future__ import annotations
 
 from antiphon.engine.ports.vector_stores import CHUNK_BITS, ChunkHit, KnownStore
-from antiphon.stores.postgres.vectors.indexes import VectorIndexes, index_name
 from antiphon.stores.postgres.vectors.sql import ATTRIBUTES
-from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vectors.table import VectorIndexes, VectorTable, index_name, vector_text, width_of
 from antiphon.stores.postgres.vectors.words import query_words
 from antiphon.stores.tables import Row, Statement, Tables
 from antiphon.stores.vector_stores import SqlChunkIndex, VectorStores, chunk_hits

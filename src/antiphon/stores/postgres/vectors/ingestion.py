@@ -2,7 +2,7 @@
 
 Lives here: claiming files, writing chunks with their words and vectors, and deleting the chunks of removed files. Not
 here: the code that all backends share (`stores/vector_stores.py`), searches (`chunk_index.py`), the table of vectors
-(`table.py`), vector indexes (`indexes.py`).
+and its indexes (`table.py`).
 
 A statement that writes chunks first locks the file's row. The statement writes nothing unless the row still has the
 worker's claim and file number. When a file is removed or gets a new number, a trigger records the old number in
@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from antiphon.engine.ports.vector_stores import DocumentChunk, IngestJob
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.vectors.indexes import VectorIndexes
-from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vectors.table import VectorIndexes, VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vectors.words import chunk_words
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from antiphon.errors import StoreError, StoreReason
-from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
+from antiphon.stores.postgres.group_commit import GroupCommit, GroupLimits
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ async def test_nobody_is_forgotten(seed: int) -> None:
     """Whoever comes while a writer ends, at whatever moment, is written."""
     random.seed(seed)
     units = Scripted()
-    groups = Groups(units, GroupLimits(group=random.choice((1, 2, 8)), writers=random.choice((1, 2, 3))))
+    groups = GroupCommit(units, GroupLimits(group=random.choice((1, 2, 8)), writers=random.choice((1, 2, 3))))
 
     async def come(name: str) -> None:
         for _ in range(random.randrange(6)):
@@ -104,7 +104,7 @@ async def test_nobody_is_forgotten(seed: int) -> None:
 
 async def test_what_waits_goes_together() -> None:
     units = Scripted()
-    groups = Groups(units, GroupLimits(writers=1, group=3, group_bytes=10))
+    groups = GroupCommit(units, GroupLimits(writers=1, group=3, group_bytes=10))
     sizes = (1, 1, 1, 9, 2, 50, 1)
     await asyncio.gather(*[groups.run(Thing(str(n), size)) for n, size in enumerate(sizes)])
     assert units.groups == [["0", "1", "2"], ["3"], ["4"], ["5"], ["6"]]
@@ -112,14 +112,14 @@ async def test_what_waits_goes_together() -> None:
 
 async def test_two_with_one_id_never_go_together() -> None:
     units = Scripted()
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     results = await asyncio.gather(*[groups.run(Thing("a")) for _ in range(3)], return_exceptions=True)
     assert results.count(None) == 1 and units.kept == {"a": 1}
 
 
 async def test_only_so_many_and_so_much_waits() -> None:
     units = Scripted(gate=asyncio.Event())
-    groups = Groups(units, GroupLimits(writers=1, group=1, waiting=2, waiting_bytes=10))
+    groups = GroupCommit(units, GroupLimits(writers=1, group=1, waiting=2, waiting_bytes=10))
     running = [asyncio.ensure_future(groups.run(Thing("0")))]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_only_so_many_and_so_much_waits() -> None:
 
 async def test_closing_finishes_what_was_accepted() -> None:
     units = Scripted(gate=asyncio.Event())
-    groups = Groups(units, GroupLimits(writers=2, group=2))
+    groups = GroupCommit(units, GroupLimits(writers=2, group=2))
     running = [asyncio.ensure_future(groups.run(Thing(str(n)))) for n in range(20)]
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(groups.aclose())
@@ -156,7 +156,7 @@ async def test_closing_finishes_what_was_accepted() -> None:
 
 async def test_what_does_not_begin_in_time_has_failed() -> None:
     units = Scripted(gate=asyncio.Event())
-    groups = Groups(units, GroupLimits(writers=1, group=1, seconds=0.01))
+    groups = GroupCommit(units, GroupLimits(writers=1, group=1, seconds=0.01))
     first = asyncio.ensure_future(groups.run(Thing("first")))
     await asyncio.sleep(0)
     with pytest.raises(StoreError, match="did not begin") as told:
@@ -171,7 +171,7 @@ async def test_what_does_not_begin_in_time_has_failed() -> None:
 
 async def test_a_caller_that_leaves_takes_back_what_has_not_begun() -> None:
     units = Scripted(gate=asyncio.Event())
-    groups = Groups(units, GroupLimits(writers=1, group=1))
+    groups = GroupCommit(units, GroupLimits(writers=1, group=1))
     running = [asyncio.ensure_future(groups.run(Thing(str(n)))) for n in range(3)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -184,7 +184,7 @@ async def test_a_caller_that_leaves_takes_back_what_has_not_begun() -> None:
 
 async def test_one_that_cannot_be_stored_fails_alone() -> None:
     units = Scripted(left_out={"bad"})
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     results = await asyncio.gather(*[groups.run(Thing(name)) for name in ("a", "bad", "b")], return_exceptions=True)
     assert [str(result) for result in results] == ["None", "bad cannot be stored", "None"]
     assert len(units.groups) == 1 and units.withdrawn == []
@@ -199,7 +199,7 @@ async def test_a_value_that_fails_the_group_is_found_one_by_one() -> None:
             raise fails("failed")
 
     units.steps = [step]
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     results = await asyncio.gather(*[groups.run(Thing(name)) for name in ("a", "bad", "b")], return_exceptions=True)
     assert [str(result) for result in results] == ["None", "failed", "None"]
     assert units.kept == {"a": 1, "b": 1} and units.withdrawn == []
@@ -210,7 +210,7 @@ async def test_a_value_that_fails_the_group_is_found_one_by_one() -> None:
 async def test_a_lost_statement_is_asked_for(done: bool, unanswered: int) -> None:
     units = Scripted(unanswered=unanswered)
     units.steps = [units.lost(done=done)]
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     await asyncio.gather(groups.run(Thing("a")), groups.run(Thing("b")))
     assert units.kept == {"a": 1, "b": 1} and units.withdrawn == []
     assert len(units.groups) == (1 if done else 2)
@@ -224,7 +224,7 @@ async def test_a_lost_statement_that_takes_effect_beside_the_second_is_asked_for
 
     # Asked at once it is not there; the second statement waits for the first.
     units.steps = [units.lost(done=False), finds_it_done]
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     await groups.run(Thing("a"))
     assert units.kept == {"a": 1} and units.asked == 2
 
@@ -232,7 +232,7 @@ async def test_a_lost_statement_that_takes_effect_beside_the_second_is_asked_for
 async def test_what_stays_unknown_is_withdrawn() -> None:
     units = Scripted(unanswered=1000)
     units.steps = [units.lost(done=False)]
-    groups = Groups(units, GroupLimits(writers=1, seconds=5, settle_seconds=0.05))
+    groups = GroupCommit(units, GroupLimits(writers=1, seconds=5, settle_seconds=0.05))
     with pytest.raises(StoreError, match=r"timeouts\.settle") as told:
         await groups.run(Thing("a"))
     assert told.value.reason == "unknown" and units.withdrawn == ["a"]
@@ -242,7 +242,7 @@ async def test_so_is_what_is_refused_after_a_lost_statement() -> None:
     """It may be carried out yet, when what refused it is gone."""
     units = Scripted(left_out={"a"})
     units.steps = [units.lost(done=False)]
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     with pytest.raises(StoreError, match="cannot be stored"):
         await groups.run(Thing("a"))
     assert units.withdrawn == ["a"]
@@ -257,7 +257,7 @@ async def test_a_group_that_the_server_does_not_survive_is_taken_apart() -> None
             raise fails("unknown")
 
     units.steps = [step]
-    groups = Groups(units, GroupLimits(writers=1, settle_seconds=0.3))
+    groups = GroupCommit(units, GroupLimits(writers=1, settle_seconds=0.3))
     results = await asyncio.gather(*[groups.run(Thing(name)) for name in ("a", "bad", "b")], return_exceptions=True)
     assert results[0] is None and results[2] is None and isinstance(results[1], StoreError)
     assert units.kept == {"a": 1, "b": 1} and units.withdrawn == ["bad"]
@@ -265,19 +265,19 @@ async def test_a_group_that_the_server_does_not_survive_is_taken_apart() -> None
 
 async def test_a_server_that_is_away_is_waited_for() -> None:
     units = Scripted(steps=[refused("unavailable")] * 3)
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     await groups.run(Thing("a"))
     assert units.kept == {"a": 1} and len(units.groups) == 4
     units.steps = [refused("unavailable")]
     with pytest.raises(StoreError, match="unavailable") as told:
-        await Groups(units, GroupLimits(seconds=0)).run(Thing("b"))
+        await GroupCommit(units, GroupLimits(seconds=0)).run(Thing("b"))
     assert told.value.reason == "unavailable" and units.withdrawn == []
 
 
 async def test_what_no_second_try_mends_fails_at_once() -> None:
     units = Scripted(steps=[refused("read_only")])
     with pytest.raises(StoreError, match="read_only"):
-        await Groups(units).run(Thing("a"))
+        await GroupCommit(units).run(Thing("a"))
     assert len(units.groups) == 1
 
 
@@ -286,7 +286,7 @@ async def test_a_mistake_of_the_program_leaves_nobody_waiting() -> None:
         raise ZeroDivisionError
 
     units = Scripted(steps=[step])
-    groups = Groups(units, GroupLimits(writers=1))
+    groups = GroupCommit(units, GroupLimits(writers=1))
     with pytest.raises(StoreError, match="ZeroDivisionError"):
         await groups.run(Thing("a"))
     await groups.run(Thing("b"))

@@ -1,7 +1,7 @@
 """Implements group commit for PostgreSQL: a free writer task writes the queued units as one group, without a delay.
 
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
-statements (`turns.py`, `jobs.py`), connections.
+statements (`responses.py`, `jobs.py`), connections.
 
 A unit is one object to store, for example a finished response. One statement writes a group of units. The statement
 stores the units that can be stored and returns their ids. If the statement fails because of a value of one unit, the
@@ -103,7 +103,7 @@ class _Waiting(Generic[U]):
     """Whether a statement with an unknown outcome may have stored the unit."""
 
 
-class Groups(Generic[U]):
+class GroupCommit(Generic[U]):
     """The write queue of one kind of units."""
 
     def __init__(self, units: Units[U], limits: GroupLimits | None = None) -> None:
