@@ -27,7 +27,7 @@ import aiohttp
 
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY
 from antiphon.local_keys import local_key
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, open_sqlite
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import start_gateway
 

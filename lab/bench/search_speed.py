@@ -28,7 +28,7 @@ from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
-from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.backend import SqliteVectorDatabase, open_vector_database
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, open_vector_store_setup
 

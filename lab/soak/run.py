@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from antiphon.stores.blobs.disk import FILES_FOLDER
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.backend import SESSIONS_FILE
 from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench.variants import Process

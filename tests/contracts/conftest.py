@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from antiphon.stores import Stores
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from tests.contracts.states import KINDS, PEERS, SEALED, open_state, parameter
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.store_process import ProcessStores, StoreProcess

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from tests.contracts.store_contract import item, record
 
 OWNER = "o"

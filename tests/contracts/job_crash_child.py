@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 from tests.contracts.job_contract import EVENTS, finished, piece, queued
 
 _WRITERS = 6

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 _WRITERS = 12
 _TEXT = b"x" * 1500

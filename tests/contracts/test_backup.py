@@ -20,9 +20,9 @@ import pytest
 
 from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, SqliteStores, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, SqliteStores, open_sqlite, open_vector_database
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE, item, record
 

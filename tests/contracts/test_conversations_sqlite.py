@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from antiphon.errors import ConversationLocked
-from antiphon.stores.sqlite.opening import SqliteStores
+from antiphon.stores.sqlite.backend import SqliteStores
 from tests.contracts.conversation_contract import LONG, NO_METADATA, in_conversation
 from tests.contracts.store_contract import ALICE
 from tests.contracts.store_process import ProcessStores, StoreProcess

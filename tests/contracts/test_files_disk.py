@@ -19,7 +19,7 @@ from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import FORGET, KEEP
 from antiphon.stores.files import FileStore
 from antiphon.stores.leases import Leases
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
@@ -446,7 +446,7 @@ CHILD = """
 import asyncio, sys, time
 from pathlib import Path
 from antiphon.engine.ports.files import FileFields
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 async def main():
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)

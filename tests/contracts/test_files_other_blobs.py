@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.files import FileStore
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.support.sqlite_files import files_of

@@ -17,8 +17,8 @@ from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.postgres.backend import FILE_SQL
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, BOB
@@ -35,7 +35,7 @@ async def opened(url: str, folder: Path) -> AsyncIterator[FileStore]:
     database, blobs = Database(url, PATIENT), DiskBlobs(folder)
     tables = PostgresTables(database)
     pending = PendingBlobs(PendingRows(tables), blobs, lease=900.0)
-    files = FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=OWNER_BYTES)
+    files = FileStore(tables, IdempotencyStore(tables), FILE_SQL, pending, blobs, owner_bytes=OWNER_BYTES)
     yield files
     await files.aclose()
     await database.aclose()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.engine.ports.jobs import EventPiece, count_events
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.backend import SESSIONS_FILE
 from tests.contracts import job_crash_child
 from tests.contracts.killed import killed_at_work
 

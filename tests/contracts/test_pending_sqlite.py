@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from antiphon.stores.blobs.pending import KEEP, LET_GO, UPLOAD_LEASE_SECONDS
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.files import SqlitePendingRows
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.contracts.store_contract import CHAIN_ITEMS

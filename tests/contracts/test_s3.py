@@ -22,7 +22,7 @@ from antiphon.stores import open_stores
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.files import FileStore
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
@@ -100,7 +100,7 @@ from pathlib import Path
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import FileFields
 from antiphon.stores.blobs.s3 import S3Blobs
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 async def main():
     settings = BlobSettings.model_validate(json.loads(sys.argv[2]))

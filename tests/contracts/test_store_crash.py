@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, open_sqlite
 from tests.contracts import store_crash_child
 from tests.contracts.killed import killed_at_work
 

@@ -10,7 +10,7 @@ import pytest
 
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, SqliteStores, open_sqlite
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS, record
 from tests.contracts.store_process import ProcessStores, StoreProcess
 

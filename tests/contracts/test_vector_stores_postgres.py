@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.postgres.backend import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.vector_store_contract import VectorStoreContract
 from tests.support.postgres import PATIENT

@@ -12,7 +12,7 @@ import pytest
 
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.opening import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.backend import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.vectors.sql import index_table
 from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, claim, found, ingest, make, sweep
 from tests.support.sqlite_files import failing_statement

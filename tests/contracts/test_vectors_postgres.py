@@ -19,12 +19,12 @@ from antiphon.engine.ports.vector_stores import ChunkHit, FileError, NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.postgres.backend import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vectors.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.vectors.table import VectorIndexes, VectorTable, vector_text
-from antiphon.stores.sqlite.opening import open_vector_database
+from antiphon.stores.sqlite.backend import open_vector_database
 from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter
 from tests.contracts.made_up_vectors import MODEL, clustered, filled

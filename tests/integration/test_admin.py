@@ -18,7 +18,7 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import DocumentChunk, NewFile
 from antiphon.entry import main
 from antiphon.local_keys import local_key
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.owner_data import OWNED
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox

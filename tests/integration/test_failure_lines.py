@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.backend import SESSIONS_FILE
 from antiphon.stores.sqlite.writer import WriterLimits
 from antiphon.stores.tables import Statement
 from tests.support.background_app import BackgroundApp, processes

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.stores.sqlite.opening import VECTORS_FILE
+from antiphon.stores.sqlite.backend import VECTORS_FILE
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Reset, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_stream, parse_sse

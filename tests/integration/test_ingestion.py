@@ -20,7 +20,7 @@ from antiphon.engine.ports.vector_stores import Chunking, EmbeddingFailed
 from antiphon.errors import StoreError
 from antiphon.search.ingest import IngestPace
 from antiphon.search.readers import DocumentReaders, ReadingFailed
-from antiphon.stores.sqlite.opening import open_vector_database
+from antiphon.stores.sqlite.backend import open_vector_database
 from antiphon.stores.tables import Statement
 from tests.contracts.store_process import child_environment
 from tests.support.memory_files import MemoryFileStore

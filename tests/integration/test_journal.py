@@ -15,7 +15,7 @@ from antiphon.app.build import App, build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.ports.journal import Entry, EntryFilter
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 from tests.support.chat_server import ChatServer, WaitGone, answer, event, text_stream
 from tests.support.waiting import until
 

@@ -14,7 +14,7 @@ from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.entry import main
 from antiphon.errors import ConfigError
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 from tests.contracts.store_contract import record
 
 

@@ -31,7 +31,7 @@ from antiphon.stores.compatibility import MOVING, KeyFingerprints, keys_to_recor
 from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres.importing import DatabaseImport
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.gateway import start_gateway
 from tests.support.postgres import PostgresServer, free_port

@@ -13,8 +13,8 @@ import pytest
 
 from antiphon.engine.ports.vector_stores import DocumentChunk, FileError, FileStateCounts, IngestJob, NewFile
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.postgres.backend import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vectors import ingestion as work
 from antiphon.stores.postgres.vectors.sql import PostgresVectorSql

@@ -16,7 +16,7 @@ from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.units import Step
 from antiphon.stores.sqlite.writer import SqliteWriter

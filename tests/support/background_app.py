@@ -29,7 +29,7 @@ from antiphon.config.state import BackgroundSettings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import AuthMode, PriceSettings, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
-from antiphon.stores.sqlite.opening import SqliteStores
+from antiphon.stores.sqlite.backend import SqliteStores
 from tests.support.chat_server import ChatServer
 from tests.support.state import lapse, look, needs_sqlite, state_settings
 from tests.support.waiting import until

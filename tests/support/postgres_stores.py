@@ -13,8 +13,8 @@ from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, Pe
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.jobs import JobStore
+from antiphon.stores.postgres.backend import FILE_SQL
 from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.group_commit import GroupCommit, GroupLimits
 from antiphon.stores.postgres.health import DatabaseReadiness
 from antiphon.stores.postgres.jobs import SQL as JOB_SQL
@@ -100,4 +100,4 @@ def postgres_files(
     """A file store in this database, with the test's blob store and clock."""
     tables = PostgresTables(database)
     pending = PendingBlobs(PendingRows(tables), blobs, UPLOAD_LEASE_SECONDS)
-    return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)
+    return FileStore(tables, IdempotencyStore(tables), FILE_SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

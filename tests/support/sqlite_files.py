@@ -16,8 +16,8 @@ from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.leases import Leases
+from antiphon.stores.sqlite.backend import SESSION_STEPS, SqliteStores, prepare
 from antiphon.stores.sqlite.files import SQL, SqlitePendingRows
-from antiphon.stores.sqlite.opening import SESSION_STEPS, SqliteStores, prepare
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.writer import SqliteWriter

@@ -28,7 +28,7 @@ from pydantic import SecretStr
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.state import StateSettings
 from antiphon.stores import StoreOptions, Stores, open_stores
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.backend import SESSIONS_FILE
 from tests.support.postgres import PATIENT, Pooler, PostgresServer
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from antiphon.search.extract import Unreadable, extract
 from antiphon.search.ingest import Ingester, IngestPace
 from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed
 from antiphon.search.searcher import VectorStoreSearcher
-from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.backend import SqliteVectorDatabase, open_vector_database
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.asked_router import AskedRouter
 from tests.support.memory_files import MemoryFileStore

@@ -16,7 +16,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
 from antiphon.engine.ports.usage_sums import FindNames, OwnerName, UsageSum
 from antiphon.errors import ConfigError
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 _PRICE = PriceSettings(model="m*", input=3.0, output=15.0, cached_input=0.3)
 

@@ -1,7 +1,7 @@
 """Stores uploaded files: the metadata in rows of any backend, the contents in any `BlobStore`.
 
 Lives here: the SQL, the order in which the store writes row and content, and the sweep that deletes expired files. Not
-here: the SQL that differs by backend (`sqlite/files.py`, `postgres/files.py`), contents that belong to no file
+here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that belong to no file
 (`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction

@@ -13,7 +13,7 @@ from antiphon.engine.running.client_keys import KeyEnded, KeyManager, KeyMissing
 from antiphon.stores import Stores
 from antiphon.stores.audit import Noted
 from antiphon.stores.client_keys import ClientKeyStore
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 from tests.support.state import open_state
 
 

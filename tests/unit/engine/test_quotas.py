@@ -18,7 +18,7 @@ from antiphon.engine.running.quota_reservation import QuotaReservation
 from antiphon.engine.running.quotas import Quotas
 from antiphon.errors import StoreError, Unavailable
 from antiphon.stores.quotas import QuotaStore
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 
 ANNA = Caller("n:anna", "anna", "research", "key_1")
 BO = Caller("n:bo", "bo", "research", "key_2")

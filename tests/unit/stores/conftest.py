@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.backend import SqliteStores, open_sqlite
 from tests.support.left_open import left_open
 
 

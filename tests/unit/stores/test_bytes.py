@@ -20,9 +20,9 @@ from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
 from antiphon.stores.backend import StoreOptions
 from antiphon.stores.retention import Retention
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.writer import SqliteWriter

@@ -14,7 +14,7 @@ from antiphon.errors import ConfigError
 from antiphon.stores import backend_of, open_stores
 from antiphon.stores.backend import Backend
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, SqliteStores
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, SqliteStores
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, record
 

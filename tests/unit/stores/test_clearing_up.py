@@ -23,9 +23,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import backup
-from antiphon.stores.sqlite.backup import link_or_copy, make_archive, open_archive
-from antiphon.stores.sqlite.database import FilePlace, create_file, free_bytes
-from antiphon.stores.sqlite.opening import (
+from antiphon.stores.sqlite.backend import (
     SESSIONS_FILE,
     VECTORS_FILE,
     SqliteStores,
@@ -33,6 +31,8 @@ from antiphon.stores.sqlite.opening import (
     open_sqlite,
     open_vector_database,
 )
+from antiphon.stores.sqlite.backup import link_or_copy, make_archive, open_archive
+from antiphon.stores.sqlite.database import FilePlace, create_file, free_bytes
 from antiphon.stores.sqlite.readers import SqliteReaders, daemonic_connection
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.units import Unit

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from antiphon import ids
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, SqliteStores
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from antiphon.stores.sqlite.response_rows import save_steps
 from antiphon.stores.sqlite.units import run_steps
 

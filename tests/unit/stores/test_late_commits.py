@@ -18,8 +18,8 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.sqlite.backend import VECTOR_STEPS, VECTORS_FILE, prepare
 from antiphon.stores.sqlite.database import place_in
-from antiphon.stores.sqlite.opening import VECTOR_STEPS, VECTORS_FILE, prepare
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits

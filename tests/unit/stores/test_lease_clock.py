@@ -18,7 +18,7 @@ from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import tables as sqlite_tables
-from antiphon.stores.sqlite.opening import (
+from antiphon.stores.sqlite.backend import (
     SESSIONS_FILE,
     VECTORS_FILE,
     SqliteStores,

@@ -15,8 +15,8 @@ from antiphon.config.state import StateSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
+from antiphon.stores.sqlite.backend import SqliteStores
 from antiphon.stores.sqlite.database import MemoryPlace
-from antiphon.stores.sqlite.opening import SqliteStores
 from antiphon.stores.sqlite.readers import SqliteReaders
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE, record

@@ -12,9 +12,9 @@ import pytest
 
 from antiphon.errors import StoreError
 from antiphon.stores.compatibility import SchemaStep
+from antiphon.stores.sqlite.backend import SESSIONS_FILE
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.contracts.store_process import StoreProcess
 
 ONE = SchemaStep(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")

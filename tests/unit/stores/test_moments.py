@@ -23,7 +23,7 @@ from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.backend import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item

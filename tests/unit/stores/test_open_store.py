@@ -20,7 +20,7 @@ import pytest
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import PLAIN
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 from antiphon.stores.sqlite.readers import SqliteReaders
 from tests.contracts.store_contract import ALICE, record, save_chain
@@ -153,7 +153,7 @@ _UNPRIVILEGED = """
 import asyncio, ctypes, os, struct, sys
 from pathlib import Path
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 if os.geteuid() == 0:
     # Root, but for writing where modes do not let it (CAP_DAC_OVERRIDE): so it reads the installation wherever that is.
@@ -273,7 +273,7 @@ async def test_pings_at_once_are_one_write(tmp_path: Path) -> None:
 
 async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores.sqlite.opening import open_sqlite\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom antiphon.stores.sqlite.backend import open_sqlite\n"
         "async def main():\n    global stores\n    stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)\n"
         "    raise SystemExit(3)\nasyncio.run(main())\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.sqlite import owner_data as admin
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, SqliteStores
 from tests.contracts.store_contract import ALICE, record
 
 # Room of an owner

@@ -16,8 +16,8 @@ from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite import jobs as own_jobs
 from antiphon.stores.sqlite import response_rows, retention
 from antiphon.stores.sqlite import responses as own_responses
+from antiphon.stores.sqlite.backend import SESSION_STEPS, SqliteStores, open_sqlite, prepare
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.opening import SESSION_STEPS, SqliteStores, open_sqlite, prepare
 from antiphon.stores.sqlite.readers import Row
 from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
 from tests.contracts.store_contract import ALICE, record, save_chain

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from antiphon.engine.ports.quotas import Grant, Limit, Measure, Wanted
 from antiphon.stores.quotas import QuotaStore
-from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.backend import open_sqlite
 
 
 def _wanted(measure: Measure) -> Wanted:

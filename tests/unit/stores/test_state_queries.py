@@ -13,9 +13,9 @@ from antiphon.stores import conversations, prompts
 from antiphon.stores.responses import LOAD_BEFORE
 from antiphon.stores.sqlite import response_rows
 from antiphon.stores.sqlite import tables as sqlite_tables
+from antiphon.stores.sqlite.backend import open_sqlite
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.opening import open_sqlite
 from antiphon.stores.sqlite.tables import sqlite_sql
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE

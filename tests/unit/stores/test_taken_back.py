@@ -18,7 +18,7 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.sqlite.opening import (
+from antiphon.stores.sqlite.backend import (
     SESSIONS_FILE,
     VECTOR_STEPS,
     VECTORS_FILE,

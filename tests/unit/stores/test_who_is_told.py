@@ -16,7 +16,7 @@ from antiphon.engine.ports.vector_stores import DocumentChunk, FileError, Ingest
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.backend import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.vectors import sql as vector_sql
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued

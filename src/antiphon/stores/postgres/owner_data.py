@@ -41,11 +41,11 @@ from antiphon.stores.owner_data import (
     owned_vectors,
 )
 from antiphon.stores.owner_usage import MOST
+from antiphon.stores.postgres.backend import open_vectors, urls
 from antiphon.stores.postgres.connecting import Connection, connect
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.migrate import applied_steps, packaged_steps
-from antiphon.stores.postgres.opening import open_vectors, urls
 from antiphon.stores.postgres.tables import PostgresTables, postgres_sql
 from antiphon.stores.tables import Statement
 

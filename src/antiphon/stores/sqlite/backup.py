@@ -37,9 +37,9 @@ from msgspec import Struct
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Archived, KeyFiles, KeyName, Report, unreported
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.database import opened, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.vectors.sql import INDEX_PREFIX, INDEX_TABLE, index_table
 
 _MANIFEST = "manifest.json"

@@ -17,9 +17,9 @@ from antiphon.errors import StoreError
 from antiphon.stores.compatibility import missing_steps
 from antiphon.stores.moved import COLUMNS, EXTRA, VECTORS, Row
 from antiphon.stores.retention import SWEEPER
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.database import store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 
 _STEP_BITS = 20
 _PLACES = (1 << _STEP_BITS) - 1

@@ -36,8 +36,8 @@ from antiphon.stores.owner_data import (
     owned_vectors,
 )
 from antiphon.stores.owner_usage import MOST
+from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.database import opened, wait_for_lock
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Statement
 
