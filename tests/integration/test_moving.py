@@ -28,8 +28,8 @@ from antiphon.stores import examine_state, open_stores
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.compatibility import MOVING, KeyFingerprints, keys_to_record
-from antiphon.stores.moved import COLUMNS, MARK_FILE
-from antiphon.stores.moving import CONTENTS, move
+from antiphon.stores.move import CONTENTS, move
+from antiphon.stores.move_format import COLUMNS, MARK_FILE
 from antiphon.stores.postgres.importing import DatabaseImport
 from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from tests.contracts.store_contract import ALICE, BOB, item, record

@@ -72,7 +72,7 @@ def test_an_archive_is_of_a_folder(tmp_path: Path) -> None:
 
 def test_no_backend_is_imported_before_it_is_chosen() -> None:
     program = (
-        "import sys, antiphon.stores, antiphon.stores.moving\n"
+        "import sys, antiphon.stores, antiphon.stores.move\n"
         "print([one for one in sys.modules if one.startswith(('antiphon.stores.sqlite', 'antiphon.stores.postgres'))])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

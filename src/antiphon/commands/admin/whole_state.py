@@ -1,7 +1,7 @@
 """Implements the actions of `antiphon admin` on the whole state: `backup`, `restore`, `move` and `keys`.
 
 Lives here: reading the flags, the keys in force, and the output. Not here: the archive (`stores/sqlite/backup.py`), the
-move (`stores/moving.py`), the check of keys against a database (`stores/compatibility.py`).
+move (`stores/move.py`), the check of keys against a database (`stores/compatibility.py`).
 
 Invariants: these actions create no key, and a restore is complete or leaves nothing. The output shows no password, and
 only the beginning of a fingerprint.
@@ -22,8 +22,8 @@ from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, KeyName
 from antiphon.stores.choice import backend_of
 from antiphon.stores.compatibility import MOVING, OWNER, keys_to_record
-from antiphon.stores.moved import MARK_FILE
-from antiphon.stores.moving import CONTENTS, move
+from antiphon.stores.move import CONTENTS, move
+from antiphon.stores.move_format import MARK_FILE
 
 _SHOWN = 8
 

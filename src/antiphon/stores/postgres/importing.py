@@ -1,7 +1,7 @@
 """Imports rows of another backend into a PostgreSQL database, for `antiphon admin move`.
 
 Lives here: the code that writes the rows, derives other data from them, and reads them back for the comparison. Not
-here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns (`stores/moved.py`).
+here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns (`stores/move_format.py`).
 
 One transaction writes a batch of rows and the source position after the batch. So a killed move continues after the
 last complete batch.
@@ -18,7 +18,7 @@ from decimal import Decimal
 
 from antiphon.errors import StoreError
 from antiphon.stores.compatibility import MOVING
-from antiphon.stores.moved import COLUMNS, Row
+from antiphon.stores.move_format import COLUMNS, Row
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import check_server, migrate, packaged_steps
 from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of

@@ -53,7 +53,7 @@ from antiphon.stores.bodies import Bodies
 from antiphon.stores.compatibility import Applied, Schema, SchemaStep
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import AskingSignals
-from antiphon.stores.moved import check_not_moved
+from antiphon.stores.move_format import check_not_moved
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite.database import create_file, opened, place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL

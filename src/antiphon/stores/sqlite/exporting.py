@@ -1,7 +1,7 @@
 """Exports the rows of a data folder for a move to another backend.
 
-Lives here: locking the folder, and reading its rows in the column order of `stores/moved.py`. Not here: writing to the
-target (`stores/postgres/importing.py`).
+Lives here: locking the folder, and reading its rows in the column order of `stores/move_format.py`. Not here: writing
+to the target (`stores/postgres/importing.py`).
 
 Invariant: no other process has the databases open during the export. SQLite's exclusive locks keep other processes out.
 The operating system releases the locks when the process ends.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from antiphon.errors import StoreError
 from antiphon.stores.compatibility import missing_steps
-from antiphon.stores.moved import COLUMNS, EXTRA, VECTORS, Row
+from antiphon.stores.move_format import COLUMNS, EXTRA, VECTORS, Row
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.database import store_error
@@ -25,7 +25,7 @@ _STEP_BITS = 20
 _PLACES = (1 << _STEP_BITS) - 1
 _MOST_PLACES = 1 << 24
 
-# SQL expressions for columns whose name or format in SQLite differs from `stores/moved.py`.
+# SQL expressions for columns whose name or format in SQLite differs from `stores/move_format.py`.
 _NAMED = {
     "conversations": {
         # Positions start at the microsecond of the conversation's creation.
@@ -87,7 +87,7 @@ class FolderExport:
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
         """Yield each row of a table after a position, with its position, in order of position. Several rows may share a
-        position. The `EXTRA` columns of `stores/moved.py` come last. Raises `StoreError`."""
+        position. The `EXTRA` columns of `stores/move_format.py` come last. Raises `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
         if kind in VECTORS:
             if self._vectors is not None:

@@ -1,15 +1,15 @@
 """Moves all state from a data folder (SQLite) into a shared PostgreSQL database, for `antiphon admin move`.
 
 Lives here: the order of the work, the copy of file contents into a bucket, and the final comparison. Not here: the form
-of rows (`moved.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`), storages for contents
-(`blobs/`), the command line.
+of rows (`move_format.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`), storages for
+contents (`blobs/`), the command line.
 
 An operator can kill a move at any moment and start it again. The move continues after the last batch that the target
 stored. The process holds only one batch of rows, or one part of one file's content, in memory.
 
 Invariants: the move only reads the source, after it has upgraded the source to this build's schema. Before the move
-copies the first row, it checks the target and the bucket, and marks the folder (`moved.py`). So no process starts on
-the marked folder. No process starts on the target database before the move has compared every row and every content.
+copies the first row, it checks the target and the bucket, and marks the folder (`move_format.py`). So no process starts
+on the marked folder. No process starts on the target database before the move has compared every row and every content.
 The move reads each content back from the bucket and compares its hash with the file's row.
 """
 
@@ -33,7 +33,7 @@ from antiphon.stores.backend import Report, unreported
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.choice import export_of, import_into
-from antiphon.stores.moved import COLUMNS, Counted, Mark, Row, Sum, read_mark, write_mark
+from antiphon.stores.move_format import COLUMNS, MoveMark, Row, RowChecksum, RowCount, read_mark, write_mark
 
 if TYPE_CHECKING:
     from antiphon.stores.choice import DatabaseImport, FolderExport
@@ -47,13 +47,13 @@ CONTENTS = "contents of files"
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MoveComparison:
     """The counts of one kind of row at the source and at the target. `move` raises an error unless both counts are
     equal."""
 
     kind: str
-    source: Counted
-    target: Counted
+    source: RowCount
+    target: RowCount
 
 
 async def move(
@@ -67,7 +67,7 @@ async def move(
     importing: Callable[[str, str], DatabaseImport] = import_into,
     bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
     rows: int = _ROWS,
-) -> list[Moved]:
+) -> list[MoveComparison]:
     """Move all rows of the databases in `folder` to the database at `url`. If `blobs` names a bucket, also move the
     file contents from the data folder `data` to that bucket.
 
@@ -93,11 +93,11 @@ async def move(
         return moved
 
 
-async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> Mark:
+async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> MoveMark:
     """Mark the folder, and prepare the target database for a new or a continued move. Returns the folder's mark."""
     before = read_mark(folder)
     name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
-    mark = Mark(name, target.name, whole=False)
+    mark = MoveMark(name, target.name, whole=False)
     write_mark(folder, mark)
     try:
         await target.begin(f"{source.name} (move {name})", vectors=source.has_vectors())
@@ -116,7 +116,7 @@ async def _move(
     said: Callable[[str], None],
     report: Report,
     together: int,
-) -> list[Moved]:
+) -> list[MoveComparison]:
     kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
         after, there = await target.position(kind)
@@ -134,7 +134,7 @@ async def _move(
         moved.append(await _compared(source, target, kind))
     if contents is not None:
         said("contents of files: compared")
-        moved.append(Moved(CONTENTS, *await contents.compared(source)))
+        moved.append(MoveComparison(CONTENTS, *await contents.compared(source)))
     return moved
 
 
@@ -154,14 +154,14 @@ async def _batches(source: FolderExport, kind: str, after: int, together: int) -
         yield rows, last
 
 
-async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> Moved:
-    here, there = Sum(), Sum()
+async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> MoveComparison:
+    here, there = RowChecksum(), RowChecksum()
     width = len(COLUMNS[kind])
     for _, row in source.rows(kind, 0):
         here.add(_comparable(kind, row[:width]))
     async for row in target.rows(kind):
         there.add(_comparable(kind, row))
-    moved = Moved(kind, here.counted, there.counted)
+    moved = MoveComparison(kind, here.counted, there.counted)
     if moved.source != moved.target:
         raise StoreError(
             f"{kind}: {moved.source.rows} rows here and {moved.target.rows} there differ: a process used the "
@@ -212,10 +212,10 @@ class _Contents:
                     "it from a backup, then run the move again."
                 )
 
-    async def compared(self, source: FolderExport) -> tuple[Counted, Counted]:
+    async def compared(self, source: FolderExport) -> tuple[RowCount, RowCount]:
         """Read every content back from the bucket. Returns the counts from the files' rows and from the bucket. Raises
         `StoreError` at the first difference."""
-        here, there, total = Sum(), Sum(), 0
+        here, there, total = RowChecksum(), RowChecksum(), 0
         for key, size, sha256 in _contents(source):
             content = await self._bucket.open(key)
             try:

@@ -2,7 +2,7 @@
 
 Lives here: the columns of each kind of row, the checksum that compares rows, and the check that refuses a start on a
 marked folder. Not here: reading rows (`sqlite/exporting.py`), writing rows (`postgres/importing.py`), the order of the
-work (`moving.py`).
+work (`move.py`).
 
 A move omits data that the target derives from other rows: sums of bytes, the words of chunks, a job's position in the
 queue. A move ends all leases, because no process holds a lease during a move. A move also copies rows that wait for
@@ -96,7 +96,7 @@ store the columns themselves."""
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class RowCount:
     """The number of rows of a kind, and a checksum that does not depend on the order of the rows. For file contents,
     `rows` is their number and `content_bytes` their total size."""
 
@@ -105,7 +105,7 @@ class Counted:
     content_bytes: int = 0
 
 
-class Sum:
+class RowChecksum:
     """Counts rows and adds up their 64-bit hashes, modulo 2^64."""
 
     def __init__(self) -> None:
@@ -118,9 +118,9 @@ class Sum:
         self._sum = (self._sum + int.from_bytes(digest, "big")) & ((1 << 64) - 1)
 
     @property
-    def counted(self) -> Counted:
+    def counted(self) -> RowCount:
         """The count and the checksum of the rows so far."""
-        return Counted(self._rows, self._sum)
+        return RowCount(self._rows, self._sum)
 
 
 # `repr` encodes values of types that msgspec does not support. A text with a lone surrogate must already be bytes.
@@ -131,7 +131,7 @@ MARK_FILE = "moved.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class MoveMark:
     """The content of the mark file. `name`: the random name of the move. `target`: the URL of the target database
     without the password. `whole`: whether the move is complete."""
 
@@ -140,19 +140,19 @@ class Mark:
     whole: bool
 
 
-def read_mark(folder: Path) -> Mark | None:
+def read_mark(folder: Path) -> MoveMark | None:
     """Read the folder's mark file. Returns None if the folder has no mark. Raises `StoreError` when the file is
     unreadable."""
     path = folder / MARK_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Mark)
+        return msgspec.json.decode(path.read_bytes(), type=MoveMark)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise StoreError(f"{path}, the mark of a move, cannot be read: {type(error).__name__}.") from error
 
 
-def write_mark(folder: Path, mark: Mark | None) -> None:
+def write_mark(folder: Path, mark: MoveMark | None) -> None:
     """Write the folder's mark file, or delete the file if `mark` is None. Raises `StoreError`."""
     path = folder / MARK_FILE
     new = path.with_suffix(".new")

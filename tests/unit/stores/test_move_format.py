@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from antiphon.stores.moved import COLUMNS
+from antiphon.stores.move_format import COLUMNS
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 
 # Made of other rows, or of this machine alone.
