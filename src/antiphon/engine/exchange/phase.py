@@ -1,10 +1,11 @@
 """Defines the base class of an exchange's phases, and what the phases share: options, facts and state.
 
-Lives here: the inputs of a phase, refusing, ending, requesting a model call, and following a background response. Also:
-the options of every exchange, the paths that exchanges serve, and the facts of the request that doors and observers
-read (`Known`). Not here: the settings behind the options (`antiphon.config`), the inputs that each state allows
-(`states.py`). The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a
-response that the sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
+Lives here: the inputs of a phase, refusing, ending, requesting a model call, following a background response, and the
+answer to a repeated request. Also: the options of every exchange, the paths that exchanges serve, and the facts of the
+request that doors and observers read (`Known`). Not here: the settings behind the options (`antiphon.config`), the
+inputs that each state allows (`states.py`). The phases are in `native_request.py`, `counted_request.py` and
+`queued_request.py`. The phases of a response that the sidecar makes are in `made_response.py`, `running_tools.py` and
+`response_end.py`.
 
 Invariant: an exchange emits `Finish` once, as its last action. An exchange releases its conversation lock and its
 idempotency key before the client gets the end of the answer.
@@ -20,7 +21,7 @@ from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import forwarded
-from antiphon.engine.exchange.client_answer import Answering
+from antiphon.engine.exchange.client_answer import REPLAYED, Answering
 from antiphon.engine.exchange.failure import Failure, not_answered, refusal
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.states import State, StateMachine
@@ -35,11 +36,14 @@ from antiphon.engine.ports.actions import (
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
+    SendBody,
     UpstreamRequest,
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
+from antiphon.engine.ports.jobs import whole_body
 from antiphon.engine.ports.observer import UNOBSERVED, Observer
+from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, bearer_token
@@ -51,6 +55,8 @@ from antiphon.translation.answer.upstream_errors import (
     own_credentials_refused,
 )
 from antiphon.translation.events.builder import ResponseBuilder
+from antiphon.translation.events.encode import DONE
+from antiphon.translation.events.item_events import replayed
 from antiphon.translation.token_usage import add_usage
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode
@@ -263,6 +269,20 @@ class ExchangeCore:
         self.phase, self.known.builder = Phase(self), None
         self.actions.append(FollowResponse(self.head.owner, response_id))
         self.machine.go(State.FOLLOWING)
+
+    def answer_again(self, manner: Manner, stored: StoredResponse) -> None:
+        """Send the stored response of an earlier request with the same key, as a stream or as one body, as this request
+        asks. The exchange stores nothing."""
+        body = whole_body(stored.body, stored.output_items)
+        if not manner.stream:
+            self.answer.whole(body, (REPLAYED,))
+        else:
+            self.answer.open_followed((REPLAYED,))
+            if manner.background:
+                self.follow(stored.id)
+                return
+            self.actions.append(SendBody(replayed(body) + DONE))
+        self.finish(stored.status)
 
     def refuse(self, error: ApiError) -> None:
         """Answer with an HTTP error."""

@@ -1,7 +1,7 @@
 """Implements one `POST /v1/responses` as a state machine, without I/O.
 
 Lives here: the interface for doors and the runner, the choice of a request's phase, and limits. Also: a request whose
-prompt is not loaded yet, and the answer to a repeated request. Not here:
+prompt is not loaded yet. Not here:
 
 - the states (`states.py`; `docs/reference/exchange.md` has the picture)
 - the other phases (`phase.py` and the phases it names)
@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import Final
 
 from antiphon.engine.exchange.budget import Hold
-from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.counted_request import CountedRequest
 from antiphon.engine.exchange.failure import cancelled, local_fault
 from antiphon.engine.exchange.loaded_request import parse_request, prompt_of
@@ -55,14 +54,13 @@ from antiphon.engine.ports.actions import (
     Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
-from antiphon.engine.ports.jobs import JobRequest, whole_body
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.translation.events.encode import DONE, KEEPALIVE
-from antiphon.translation.events.item_events import replayed
+from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.translation.events.response_draft import with_fallback
 from antiphon.translation.request.body import read_manner, read_model
 from antiphon.translation.request.prompt_template import PromptNotLoaded
@@ -76,7 +74,6 @@ from antiphon.types.transport import (
     UpstreamFault,
     header_value,
 )
-from antiphon.types.views import Manner
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
@@ -278,7 +275,7 @@ class ResponseExchange:
         self._actions.clear()
         core.locked = core.claimed = core.keyed = False
         core.known, core.phase = known, Phase(core)
-        _answer_with(core, manner, stored)
+        core.answer_again(manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
         """Take the answer to `LoadContext`: the loaded objects, or the error."""
@@ -488,18 +485,3 @@ class ResponseExchange:
         if path != COMPACT_PATH and parsed.request.background and self._queued is None:
             return QueuedRequest(core, parsed, body)
         return MadeResponse(core, parsed)
-
-
-def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:
-    """Send the stored response of the earlier request with the same key, as a stream or as one body, as this request
-    asks. The exchange stores nothing."""
-    body = whole_body(stored.body, stored.output_items)
-    if not manner.stream:
-        core.answer.whole(body, (REPLAYED,))
-    else:
-        core.answer.open_followed((REPLAYED,))
-        if manner.background:
-            core.follow(stored.id)
-            return
-        core.actions.append(SendBody(replayed(body) + DONE))
-    core.finish(stored.status)
