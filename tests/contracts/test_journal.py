@@ -16,10 +16,10 @@ from antiphon.engine.ports.journal import (
     Detail,
     Entry,
     EntryFilter,
+    JournalSpan,
     LiveRequest,
     Part,
     Recording,
-    Span,
 )
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.stores import Stores
@@ -74,7 +74,7 @@ def live(state: Stores) -> LiveStore:
 
 
 async def test_an_entry_is_read_as_it_was_stored_and_stored_once(store: JournalStore) -> None:
-    detail = Detail((Span("call", "u", 0.1, 0.9, {"status": 200}),), ("seed",), message="ä", request_bytes=5)
+    detail = Detail((JournalSpan("call", "u", 0.1, 0.9, {"status": 200}),), ("seed",), message="ä", request_bytes=5)
     first = entry(
         1,
         request_id="job-1",

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from antiphon.engine.exchange.prompt_comparison import cache_miss, first_difference
 from antiphon.translation.chat.context_size import estimate_body
 from antiphon.translation.token_usage import usage_object
-from antiphon.translation.values import Prompt
+from antiphon.translation.values import CachedPrompt
 
 _FEW = st.sampled_from(
     [b'"a"', b'"b"', b'{"content":"' + b"long " * 40 + b'"}', b'{"content":"' + b"long " * 39 + b'!"}']
 )
 
 
-def _made(parts: dict[str, Any]) -> Prompt:
+def _made(parts: dict[str, Any]) -> CachedPrompt:
     messages = parts["messages"]
-    return Prompt(**parts, tokens=sum(map(estimate_body, messages)) + 20)
+    return CachedPrompt(**parts, tokens=sum(map(estimate_body, messages)) + 20)
 
 
 _PROMPTS = st.fixed_dictionaries(
@@ -37,8 +37,8 @@ _COUNTS = st.integers(0, 5000)
 
 
 @given(_PROMPTS, st.lists(_FEW, max_size=3))
-def test_a_prompt_that_goes_on_hits(prompt: Prompt, more: list[bytes]) -> None:
-    later = Prompt(
+def test_a_prompt_that_goes_on_hits(prompt: CachedPrompt, more: list[bytes]) -> None:
+    later = CachedPrompt(
         **{name: getattr(prompt, name) for name in prompt.__struct_fields__} | {"messages": (*prompt.messages, *more)}
     )
     assert first_difference(prompt, prompt) is None
@@ -46,7 +46,7 @@ def test_a_prompt_that_goes_on_hits(prompt: Prompt, more: list[bytes]) -> None:
 
 
 @given(_PROMPTS, _PROMPTS)
-def test_there_and_back_the_same_part_differs(earlier: Prompt, later: Prompt) -> None:
+def test_there_and_back_the_same_part_differs(earlier: CachedPrompt, later: CachedPrompt) -> None:
     there, back = first_difference(earlier, later), first_difference(later, earlier)
     assert (there is None) == (back is None)
     if there is None or back is None:
@@ -63,7 +63,7 @@ def test_there_and_back_the_same_part_differs(earlier: Prompt, later: Prompt) ->
 
 @given(_PROMPTS, _PROMPTS, st.none() | st.tuples(_COUNTS, _COUNTS))
 def test_what_is_missed_and_what_is_not_are_the_whole(
-    earlier: Prompt, later: Prompt, counts: tuple[int, int] | None
+    earlier: CachedPrompt, later: CachedPrompt, counts: tuple[int, int] | None
 ) -> None:
     difference = first_difference(earlier, later)
     if difference is None:

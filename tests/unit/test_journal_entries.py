@@ -16,7 +16,7 @@ from antiphon.engine.exchange.recording_exchange import STOPPED, RecordingExchan
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.jobs import JobRequest
-from antiphon.engine.ports.journal import Entry, Span
+from antiphon.engine.ports.journal import Entry, JournalSpan
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.translation.profiles import PROFILES
@@ -80,7 +80,7 @@ def _kinds(entry: Entry) -> list[str]:
     return [span.kind for span in entry.detail.spans]
 
 
-def _span(entry: Entry, kind: str) -> Span:
+def _span(entry: Entry, kind: str) -> JournalSpan:
     return next(span for span in entry.detail.spans if span.kind == kind)
 
 

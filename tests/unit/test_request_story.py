@@ -6,7 +6,7 @@ import json
 
 from antiphon.commands.journal import as_json, contents, facts, row
 from antiphon.console.story import tell
-from antiphon.engine.ports.journal import Detail, Entry, Part, Recording, Span
+from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Part, Recording
 
 ESCAPE = "\x1b[31mred\x07"
 
@@ -50,7 +50,9 @@ def test_colours_are_only_where_they_are_wanted() -> None:
 
 
 def test_no_text_of_a_client_reaches_the_terminal() -> None:
-    hostile = entry(model=ESCAPE, code=ESCAPE, detail=Detail(message=ESCAPE, spans=(Span("call", ESCAPE, 0.0, 1.0),)))
+    hostile = entry(
+        model=ESCAPE, code=ESCAPE, detail=Detail(message=ESCAPE, spans=(JournalSpan("call", ESCAPE, 0.0, 1.0),))
+    )
     story = tell(Recording((Part(0.0, "request", ESCAPE.encode()), Part(0.1, "event", f"data: {ESCAPE}\n\n".encode()))))
     shown = "\n".join([*facts(hostile, colors=False), *contents(story, colors=False)])
     assert "\x1b" not in shown and "\x07" not in shown and "red" in shown
@@ -59,7 +61,7 @@ def test_no_text_of_a_client_reaches_the_terminal() -> None:
 def test_the_failure_and_the_steps_are_told() -> None:
     detail = Detail(
         message="The upstream failed.", cause="status 500", advice="look at its log", ignored=("user",),
-        spans=(Span("call", "default", 0.5, 2.0), Span("load", "", 0.0, 0.5)),
+        spans=(JournalSpan("call", "default", 0.5, 2.0), JournalSpan("load", "", 0.0, 0.5)),
     )  # fmt: skip
     lines = list(facts(entry(fault="upstream", detail=detail), colors=False))
     assert any("cause" in line and "status 500" in line for line in lines)

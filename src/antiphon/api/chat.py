@@ -36,7 +36,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, UpstreamRequest
 from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.engine.ports.journal import Journal, Span
+from antiphon.engine.ports.journal import Journal, JournalSpan
 from antiphon.engine.ports.quotas import Reservation
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
@@ -411,11 +411,13 @@ class PassedEntry:
         request, seconds = self._request, time.perf_counter() - self._started
         entry = plain_entry(PASSED, request.request_id, request.caller, request.path, failure, message)
         usage = usage_in(answer) or PassedUsage()
-        spans: tuple[Span, ...] = ()
+        spans: tuple[JournalSpan, ...] = ()
         if self._upstream:
-            spans = (Span("call", self._upstream, self._called, seconds, {"operation": PASSED, "status": status}),)
+            spans = (
+                JournalSpan("call", self._upstream, self._called, seconds, {"operation": PASSED, "status": status}),
+            )
         if self._upstream and self._first is not None:
-            spans = (*spans, Span("first_token", self._upstream, self._called, self._first))
+            spans = (*spans, JournalSpan("first_token", self._upstream, self._called, self._first))
         detail = msgspec.structs.replace(
             entry.detail, spans=spans, request_bytes=len(request.body), output_bytes=size, stream=stream
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from antiphon.engine.ports.journal import Span
+from antiphon.engine.ports.journal import JournalSpan
 
 _COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_token": 2, "tool": 4}
 
@@ -23,7 +23,7 @@ class Bar(NamedTuple):
     label: str
     at: float
     seconds: float
-    span: Span
+    span: JournalSpan
 
 
 class Slice(NamedTuple):
@@ -37,7 +37,7 @@ class Slice(NamedTuple):
     color: int
 
 
-def waterfall(spans: Sequence[Span], seconds: float, *, width: float = 1000.0) -> list[Bar]:
+def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
     """The bars of a request's steps, scaled so that `seconds` is `width` wide. Of steps with one start, the longer one
     is first."""
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)

@@ -18,7 +18,7 @@ from antiphon.engine.exchange.recording_exchange import RecordingExchange
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.callers import Caller
-from antiphon.engine.ports.journal import Detail, Entry, Recording, Span
+from antiphon.engine.ports.journal import Detail, Entry, JournalSpan, Recording
 from antiphon.ids import new_id
 from antiphon.observability.outcome import advice_for
 
@@ -143,10 +143,10 @@ class Trail:
             attempt=self.attempt,
         )
 
-    def _spans(self, started: float) -> tuple[Span, ...]:
+    def _spans(self, started: float) -> tuple[JournalSpan, ...]:
         spans = []
         if self._queued:
-            spans.append(Span("queue", "", -self._queued, 0.0))
+            spans.append(JournalSpan("queue", "", -self._queued, 0.0))
         for call in self._calls:
             begin = call.began - started
             end = (call.ended if call.ended is not None else call.began) - started
@@ -156,14 +156,14 @@ class Trail:
                 facts |= {"input_tokens": call.usage.input_tokens, "output_tokens": call.usage.output_tokens}
                 facts["estimated"] = call.estimated
             facts = {name: value for name, value in facts.items() if value not in ("", None)}
-            spans.append(Span("call", call.upstream, begin, end, facts))
+            spans.append(JournalSpan("call", call.upstream, begin, end, facts))
             if call.first is not None:
-                spans.append(Span("first_token", call.upstream, begin, begin + call.first))
+                spans.append(JournalSpan("first_token", call.upstream, begin, begin + call.first))
         for call, at in self._compactions:
-            spans.append(Span("compaction", "", call.began - started, at - started))
+            spans.append(JournalSpan("compaction", "", call.began - started, at - started))
         for step in self._exchange.steps if self._exchange is not None else ():
             failed = {"error": step.error} if step.error else {}
-            spans.append(Span(step.kind, step.name, step.began - started, step.ended - started, failed))
+            spans.append(JournalSpan(step.kind, step.name, step.began - started, step.ended - started, failed))
         # A longer step comes before the steps that begin with it.
         spans.sort(key=lambda span: (span.start, -span.end))
         return tuple(spans)

@@ -128,7 +128,7 @@ class PromptTemplate(Struct, frozen=True):
     body: bytes
 
 
-class Prompt(Struct, frozen=True):
+class CachedPrompt(Struct, frozen=True):
     """The parts of a model call, as the server gets them, that decide whether the server can reuse an earlier prompt.
 
     A part that the server does not get has its default value. `tools` holds the tools in order, each as canonical JSON.

@@ -9,7 +9,7 @@ import pytest
 from antiphon.console.charts import line, stacked, waterfall
 from antiphon.console.formats import NONE, age, clock, cost, count, duration, owner_name, percent, short, short_id, size
 from antiphon.console.views.threads import KINDS, read_items, weigh, within_budget
-from antiphon.engine.ports.journal import Span
+from antiphon.engine.ports.journal import JournalSpan
 
 ITEMS: list[tuple[dict[str, Any], str, str]] = [
     ({"role": "user", "content": "hello"}, "user", "hello"),
@@ -72,7 +72,11 @@ def test_a_stacked_bar_fills_its_width() -> None:
 
 
 def test_a_waterfall_is_in_order_and_inside() -> None:
-    spans = [Span("save", "", 9.9, 10.0), Span("call", "default", 0.0, 5.0), Span("tool", "x", 12.0, 11.0)]
+    spans = [
+        JournalSpan("save", "", 9.9, 10.0),
+        JournalSpan("call", "default", 0.0, 5.0),
+        JournalSpan("tool", "x", 12.0, 11.0),
+    ]
     bars = waterfall(spans, 10.0)
     assert [bar.label for bar in bars] == ["call default", "save", "tool x"]
     assert all(bar.x >= 0 and bar.x + bar.width <= 1000.01 for bar in bars)

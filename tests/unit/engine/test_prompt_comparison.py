@@ -15,7 +15,7 @@ from antiphon.engine.ports.actions import Chain, ComparedResponse, Context, Requ
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ApiError, NotFound
 from antiphon.translation.profiles import PROFILES, with_flags
-from antiphon.translation.values import Prompt
+from antiphon.translation.values import CachedPrompt
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SEALER, SSE, Outcome, make_exchange, pump, run
 from tests.support.hosted_tools import ScriptedTools
@@ -406,7 +406,7 @@ def test_two_stored_prompts_are_compared_without_a_request() -> None:
     long = [asked, _message("assistant", LONG), _message("user", "And?")]
     profile = PROFILES["generic"]
 
-    def prompt(request: dict[str, Any], **options: Any) -> Prompt:
+    def prompt(request: dict[str, Any], **options: Any) -> CachedPrompt:
         outcome = run({"model": "m", **request}, [_answer()], headers=JSON, context=Context(files=files), **options)
         return stored_prompt(_compared(outcome.records[0]), profile, _unseal)
 

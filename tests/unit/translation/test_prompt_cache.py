@@ -20,7 +20,7 @@ from antiphon.engine.exchange.prompt_comparison import (
 )
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.token_usage import usage_object
-from antiphon.translation.values import Prompt, PromptDifference
+from antiphon.translation.values import CachedPrompt, PromptDifference
 from antiphon.types.items import InputItem
 from antiphon.types.response import (
     CacheHit,
@@ -31,11 +31,11 @@ from antiphon.types.response import (
     PromptCacheDiagnostics,
 )
 
-PROMPT = Prompt("m", (b'"one"', b'"two"', b'"three"'), 100, tools=(b'"a"', b'"b"'), service_tier="default")
+PROMPT = CachedPrompt("m", (b'"one"', b'"two"', b'"three"'), 100, tools=(b'"a"', b'"b"'), service_tier="default")
 OFFICIAL: TypeAdapter[Any] = TypeAdapter(official.PromptCacheDiagnostics)
 
 
-def _changed(**parts: Any) -> Prompt:
+def _changed(**parts: Any) -> CachedPrompt:
     return msgspec.structs.replace(PROMPT, **parts)
 
 
@@ -80,19 +80,19 @@ def test_what_goes_on_is_no_difference() -> None:
 
 def test_a_message_costs_what_comes_behind_its_first_difference() -> None:
     start, end = b"s" * 400, b"e" * 400
-    earlier = Prompt("m", (b"x" * 400, start + b"1" + end), 300)
-    later = Prompt("m", (b"x" * 400, start + b"2" + end, b"y" * 80), 320)
+    earlier = CachedPrompt("m", (b"x" * 400, start + b"1" + end), 300)
+    later = CachedPrompt("m", (b"x" * 400, start + b"2" + end, b"y" * 80), 320)
     assert first_difference(earlier, later) == PromptDifference("input_changed", "messages[1]", 120)
-    whole = Prompt("m", (b"n" * 400,), 100)
+    whole = CachedPrompt("m", (b"n" * 400,), 100)
     assert first_difference(earlier, whole) == PromptDifference("input_changed", "messages[0]", 100)
     compacted = msgspec.structs.replace(whole, compactions=("c",))
     assert first_difference(earlier, compacted) == PromptDifference("context_compacted", "messages[0]", 100)
     # A prefix of a message is not the message.
-    cut = Prompt("m", (b"x" * 200, b"z"), 50)
+    cut = CachedPrompt("m", (b"x" * 200, b"z"), 50)
     assert first_difference(earlier, cut) == PromptDifference("input_changed", "messages[0]", 0)
     # A picture counts whole: no part of its data is a beginning of another's.
     picture = b'{"url":"data:image/png;base64,%b"}'
-    one, two = (Prompt("m", (picture % (b"A" * 400 + last),), 1000) for last in (b"B", b"C"))
+    one, two = (CachedPrompt("m", (picture % (b"A" * 400 + last),), 1000) for last in (b"B", b"C"))
     found = first_difference(one, two)
     assert found is not None and found.missed >= 1000
 
@@ -132,13 +132,13 @@ SETTINGS: dict[str, Any] = {
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"ho"}]}'
 
 
-def _made(profile: str = "openai", items: tuple[InputItem, ...] = (), **settings: Any) -> Prompt:
+def _made(profile: str = "openai", items: tuple[InputItem, ...] = (), **settings: Any) -> CachedPrompt:
     body = json.dumps({**SETTINGS, **settings}).encode()
     return make_prompt(read_settings(body), CHAT, items, PROFILES[profile])
 
 
 def test_a_prompt_is_what_the_server_gets() -> None:
-    assert _made() == Prompt(
+    assert _made() == CachedPrompt(
         model="m",
         messages=(b'{"role":"user","content":"hi"}', b'{"role":"assistant","content":"ho"}'),
         tokens=len(CHAT) // 4,

@@ -39,7 +39,7 @@ from antiphon.translation.item_kinds import COMPACTIONS
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.fields import EFFORTS, FORWARDED
 from antiphon.translation.request.tools import SEARCHED
-from antiphon.translation.values import ChatTranslation, ItemSources, Prompt, PromptDifference
+from antiphon.translation.values import CachedPrompt, ChatTranslation, ItemSources, PromptDifference
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.json import decode_any, encode, first
@@ -102,7 +102,7 @@ class PromptComparison:
         found = self._difference or changed_tier(self._tier, tier, self._tokens)
         return CacheHit() if found is None else cache_miss(found, self._tokens, usage)
 
-    def _later(self, chat: ChatTranslation) -> Prompt:
+    def _later(self, chat: ChatTranslation) -> CachedPrompt:
         loaded = self._loaded
         settings = read_settings(encode(loaded.builder.response))
         # Until the upstream answers, the response has the requested tier.
@@ -110,7 +110,7 @@ class PromptComparison:
         items = [item for _, item in loaded.items]
         return make_prompt(settings, chat.body, items, loaded.profile, model=_called(loaded.core.route, settings.model))
 
-    def _earlier(self, compared: ComparedResponse) -> Prompt:
+    def _earlier(self, compared: ComparedResponse) -> CachedPrompt:
         """The earlier prompt. Raises `ApiError` if it cannot be translated."""
         loaded, settings = self._loaded, read_settings(compared.body)
         items = _prompt_items(settings, compared, loaded.unseal)
@@ -122,7 +122,7 @@ class PromptComparison:
         return make_prompt(settings, chat.body, [item for _, item in items], loaded.profile, model=model)
 
 
-def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: Unseal) -> Prompt:
+def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: Unseal) -> CachedPrompt:
     """The prompt of a stored response, for `first_difference` between two stored prompts.
 
     `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains no
@@ -198,7 +198,7 @@ def make_prompt(
     profile: UpstreamProfile,
     *,
     model: str | None = None,
-) -> Prompt:
+) -> CachedPrompt:
     """The prompt of a response with these settings. `chat` is the body of its chat request, and `items` are the items
     that the chat request was translated from.
 
@@ -213,7 +213,7 @@ def make_prompt(
             compactions.append(item.encrypted_content)
     effort = settings.reasoning.effort
     sends_effort = profile.reasoning_effort and effort in EFFORTS
-    return Prompt(
+    return CachedPrompt(
         model=model or settings.model,
         messages=tuple([bytes(message) for message in _MESSAGES.decode(chat).messages]),
         tokens=estimate_body(chat),
@@ -228,7 +228,7 @@ def make_prompt(
     )
 
 
-def first_difference(earlier: Prompt, later: Prompt) -> PromptDifference | None:
+def first_difference(earlier: CachedPrompt, later: CachedPrompt) -> PromptDifference | None:
     """The first difference that keeps a model server from reusing `earlier` for `later`.
 
     None if `later` begins with `earlier`, or is the beginning of `earlier`. The order of the checks is the order of

@@ -58,7 +58,7 @@ _SAVE: Final = "save"
 
 
 class Step(NamedTuple):
-    """One step of a request, with its times on the exchange's monotonic clock. `kind` is a kind of `Span`."""
+    """One step of a request, with its times on the exchange's monotonic clock. `kind` is a kind of `JournalSpan`."""
 
     kind: str
     name: str

@@ -17,7 +17,7 @@ from msgspec import Struct
 PART = Literal["request", "call", "head", "data", "end", "tool", "saved", "event_head", "event", "finish"]
 
 
-class Span(Struct, frozen=True, omit_defaults=True):
+class JournalSpan(Struct, frozen=True, omit_defaults=True):
     """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
 
@@ -36,7 +36,7 @@ class Span(Struct, frozen=True, omit_defaults=True):
 class Detail(Struct, frozen=True, omit_defaults=True):
     """The facts of a request that only its own page shows."""
 
-    spans: tuple[Span, ...] = ()
+    spans: tuple[JournalSpan, ...] = ()
     ignored: tuple[str, ...] = ()
     """The fields and tools of the request that Antiphon ignored."""
     message: str = ""

@@ -102,7 +102,7 @@ class JobRun:
 
 
 @dataclass
-class Outcome:
+class JobOutcome:
     """The HTTP answer that an exchange sent without events: its head, its body and its end."""
 
     head: SendHead | None = None
@@ -128,7 +128,7 @@ class DeferredHistory:
         self._on_save()
 
 
-def refusal(outcome: Outcome) -> _Error:
+def refusal(outcome: JobOutcome) -> _Error:
     """Return the error in the outcome's body, or a default error when the body is not valid."""
     return (try_decode(_ERROR_BODY, b"".join(outcome.body)) or _ErrorBody()).error
 

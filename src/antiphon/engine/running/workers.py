@@ -33,9 +33,9 @@ from antiphon.engine.running.job_run import (
     DeferredHistory,
     DoorGone,
     JobEnvironment,
+    JobOutcome,
     JobRun,
     JobStream,
-    Outcome,
     PatientUpstream,
     no_door,
     refusal,
@@ -389,8 +389,8 @@ class Workers:
         """Whether the settings allow attempt number `attempt` of a response."""
         return attempt <= 1 or (self._settings.on_restart == "retry" and attempt <= self._settings.attempts)
 
-    async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> Outcome:
-        outcome = Outcome()
+    async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> JobOutcome:
+        outcome = JobOutcome()
         async with aclosing(runner.drive(exchange)) as actions:
             async for action in actions:
                 if isinstance(action, SendHead):
