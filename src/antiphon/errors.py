@@ -4,8 +4,8 @@ Lives here: every exception that can reach a client, with its HTTP status, `type
 wrong parameters. Not here: exceptions that a package raises and catches itself, the mapping of an upstream's error
 (`translation/answer/upstream_errors.py`), writing an error to a socket (`doors/`).
 
-Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and
-`request_id` if the request has an id. No message ever holds a secret or an upstream credential.
+Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
+the request has an id. No message ever holds a secret or an upstream credential.
 
 ```
     AntiphonError
@@ -245,8 +245,8 @@ class OwnerFull(ApiError):
 
 class AtCapacity(ApiError):
     """The requests in flight have reached the limit `setting`, of the whole process or, if `owner` is given, of one
-    owner. A client may retry after a second. Overload causes many of these errors, so `observability/refusals.py`
-    counts them and logs one line for many."""
+    owner. A client may retry after a second. Overload causes many of these errors, so
+    `observability/repeated_failures.py` counts them and logs one line for many."""
 
     status = 503
 

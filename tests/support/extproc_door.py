@@ -26,7 +26,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from antiphon.observability.refusals import Refusals
+from antiphon.observability.repeated_failures import Refusals
 from antiphon.stores.responses import ResponseStore
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget

@@ -37,7 +37,7 @@ from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from antiphon.observability.refusals import Refusals
+from antiphon.observability.repeated_failures import Refusals
 from antiphon.sealing import Sealer
 from antiphon.stores.files import FileStore
 from antiphon.stores.leases import Leases

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from antiphon.observability.log_output import LogOutput
+from antiphon.observability.log_lines import LogOutput
 from tests.support.file_room import file_room
 
 

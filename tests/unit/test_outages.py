@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from antiphon.api.router import ReadyProbe
 from antiphon.errors import StoreError
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 
 
 def test_an_outage_is_two_lines_however_often_it_is_met() -> None:

@@ -8,7 +8,7 @@ import structlog
 
 from antiphon.errors import AtCapacity
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.refusals import Refusals
+from antiphon.observability.repeated_failures import Refusals
 from tests.support.fake_time import FakeTimeLoop, in_fake_time
 
 

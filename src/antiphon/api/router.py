@@ -42,7 +42,7 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.responses import ResponseStore
 
 Readiness = Callable[[], Awaitable[None]]

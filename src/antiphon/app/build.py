@@ -67,7 +67,7 @@ from antiphon.observability.endings import Endings
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from antiphon.observability.refusals import Refusals
+from antiphon.observability.repeated_failures import Refusals
 from antiphon.observability.served_ids import ServedIds
 from antiphon.redaction import SecretSearch
 from antiphon.stores import Stores, check_deployment, open_stores

@@ -1,7 +1,7 @@
 """Configures logging: JSON lines with a request id, or readable lines on a terminal.
 
-This module sets up structlog and the standard library's loggers. `log_lines.py` formats and redacts lines, and
-`log_output.py` writes them without blocking.
+This module sets up structlog and the standard library's loggers. `log_lines.py` formats and redacts lines,
+and writes them without blocking.
 
 Invariants: all lines go to standard error. No request or response body is ever logged.
 """
@@ -18,8 +18,7 @@ from typing import Literal
 
 import structlog
 
-from antiphon.observability.log_lines import as_console, as_json, colors_wanted, render
-from antiphon.observability.log_output import LogOutput
+from antiphon.observability.log_lines import LogOutput, as_console, as_json, colors_wanted, render
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 

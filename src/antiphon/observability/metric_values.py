@@ -1,23 +1,31 @@
 """Stores counters, histograms and gauges as plain numbers, which a scrape reads.
 
 `exposition.py` converts the numbers to Prometheus' text format. `metric_names.py` lists the metrics, and `metrics.py`
-changes their numbers at events.
+changes their numbers at events. `StorageOperation` counts, times and traces one operation of a store.
 
 Every response updates about twelve metrics. With prometheus_client's own objects, a small request would take 3.3 % more
 instructions. So this module stores the values as numbers in dictionaries, and a scrape builds prometheus_client's
 metric families from them.
 
 Invariants: only the event loop's thread updates the values. A label without a closed set of values has at most
-`_MOST_VALUES` values, and every further value becomes `other`.
+`_MOST_VALUES` values, and every further value becomes `other`. A cancelled operation of a store is not counted, because
+its outcome is unknown.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Final
 
+from antiphon.errors import StoreError
+from antiphon.observability import span_names
 from antiphon.observability.metric_names import MetricDefinition
+from antiphon.observability.tracing import is_traced, span
 
 Labels = tuple[str, ...]
 Reading = float | Mapping[Labels, float]
@@ -103,3 +111,33 @@ class LabelledHistogram:
             below += number
             yield repr(float(bound)), below
         yield "+Inf", below + row[-2]
+
+
+class StorageOperation:
+    """The context manager for one store operation. A generator-based context manager would take five times as long,
+    even without a span."""
+
+    def __init__(self, operation: str, database: str, ended: LabelledCounter, seconds: LabelledHistogram) -> None:
+        self._operation = operation
+        self._database = database
+        self._ended = ended
+        self._seconds = seconds
+        self._span: AbstractContextManager[object] | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+        if is_traced():
+            name = f"{span_names.STORE} {self._operation}"
+            self._span = span(name, "client", db__system__name=self._database, db__operation__name=self._operation)
+            self._span.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._span is not None:
+            self._span.__exit__(kind, error, traceback)
+        if kind is None or not issubclass(kind, asyncio.CancelledError):
+            result = "error" if kind is not None and issubclass(kind, StoreError) else "ok"
+            self._ended.add(self._operation, result)
+            self._seconds.add(time.perf_counter() - self._started, self._operation)

@@ -20,9 +20,14 @@ import structlog
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
-from antiphon.observability.metric_values import BoundedLabelValues, LabelledCounter, LabelledHistogram, Reading
-from antiphon.observability.outages import Outage
-from antiphon.observability.storage_operation import StorageOperation
+from antiphon.observability.metric_values import (
+    BoundedLabelValues,
+    LabelledCounter,
+    LabelledHistogram,
+    Reading,
+    StorageOperation,
+)
+from antiphon.observability.repeated_failures import Outage
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition

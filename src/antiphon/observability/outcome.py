@@ -7,7 +7,7 @@ servers write the line at the end of a response. The documentation has runbooks 
 Invariant: a failed response writes one line at `warning` with a cause, unless the client caused the failure. All
 durations are in seconds. A failure gets at most one piece of advice. `advice_for` first checks for a missing listener
 of Envoy, then the code, the upstream's status and the operation. A client's mistake gets no advice, because the client
-has the error message. Requests refused for lack of capacity share one line (`refusals.py`).
+has the error message. Requests refused for lack of capacity share one line (`repeated_failures.py`).
 """
 
 from __future__ import annotations

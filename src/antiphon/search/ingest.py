@@ -39,7 +39,7 @@ from antiphon.engine.ports.vector_stores import (
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.search.readers import DocumentReaders, ReadingFailed
 from antiphon.stores.files import FileStore
 

@@ -17,7 +17,7 @@ import structlog
 
 from antiphon.engine.ports.state import Leased
 from antiphon.errors import StoreError
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 
 _log = structlog.get_logger(__name__)
 

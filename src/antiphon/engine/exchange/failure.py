@@ -78,7 +78,8 @@ class Failure:
     upstream: str = ""
     upstream_status: int = 0
     counted: bool = False
-    """Whether the log counts failures of this kind instead of writing a line for each (`observability/refusals.py`)."""
+    """Whether the log counts failures of this kind instead of writing a line for each
+    (`observability/repeated_failures.py`)."""
 
     @property
     def loud(self) -> bool:

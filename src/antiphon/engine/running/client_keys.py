@@ -28,7 +28,7 @@ from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.waiting import stop
 from antiphon.errors import InvalidRequest, NotFound, StoreError, Unavailable
 from antiphon.ids import IdFactory, new_id
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.audit import AuditStore, Noted, log_noted
 from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
 

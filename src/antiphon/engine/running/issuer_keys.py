@@ -17,7 +17,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 
 from antiphon.engine.waiting import stop
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.upstream.issuer import IssuerUnread
 
 PAUSE_SECONDS: Final = 10.0

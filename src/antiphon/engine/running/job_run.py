@@ -35,7 +35,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.jobs import JobStore
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.translation.events.encode import DONE, KEEPALIVE

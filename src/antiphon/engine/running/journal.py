@@ -29,7 +29,7 @@ from antiphon.config.operators import ConsoleSettings
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError, Unavailable
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.journal import MOST_WRITTEN, JournalStore
 
 _log = structlog.get_logger(__name__)

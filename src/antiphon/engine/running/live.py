@@ -17,7 +17,7 @@ import structlog
 from antiphon.engine.ports.journal import LiveRequest
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.live import LiveStore
 
 _log = structlog.get_logger(__name__)

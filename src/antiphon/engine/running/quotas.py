@@ -40,7 +40,7 @@ from antiphon.engine.running.quota_reservation import BYTES_PER_TOKEN, FOREVER, 
 from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import IdFactory
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.quotas import QuotaStore, StoredCounter
 
 GRANT_SECONDS: Final = 5.0

@@ -21,7 +21,7 @@ import structlog
 
 from antiphon.engine.ports.jobs import News, Pace, Signals
 from antiphon.errors import StoreError
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 
 if TYPE_CHECKING:
     from antiphon.engine.running.followers import Followers

@@ -21,7 +21,7 @@ import structlog
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.engine.waiting import stop
 from antiphon.errors import StoreError
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.owner_usage import UsageStore
 
 _log = structlog.get_logger(__name__)

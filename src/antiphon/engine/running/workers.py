@@ -44,7 +44,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import ClaimPace, SignalWatcher
 from antiphon.errors import ApiError, AtCapacity, StoreError, Unavailable
 from antiphon.observability.observation import Observation
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.jobs import JobStore
 
 _log = structlog.get_logger(__name__)

@@ -33,7 +33,7 @@ import structlog
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import PredecessorGone, StoreError
 from antiphon.ids import Clock, now
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.group_commit import GroupCommit
 from antiphon.stores.postgres.health import DatabaseReadiness

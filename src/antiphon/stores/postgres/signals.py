@@ -39,7 +39,7 @@ import structlog
 from antiphon.engine.ports.jobs import News, Pace, Seen
 from antiphon.errors import StoreError
 from antiphon.ids import new_id
-from antiphon.observability.outages import Outage
+from antiphon.observability.repeated_failures import Outage
 from antiphon.stores.jobs import look
 from antiphon.stores.postgres.connecting import READ_ONLY, Connection, connect
 from antiphon.stores.postgres.database import Database
