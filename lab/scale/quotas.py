@@ -140,6 +140,9 @@ class _Load:
                 self.refused_in[owner, minute] += 1
                 if "retry-after" not in got.headers or owner not in text:
                     self.wrong.append(f"a 429 without its limit or its end: {text[:200]}")
+            elif got.status == 503 and "adapter_unavailable" in text:
+                # The replica was killed, and its Envoy lived a moment longer.
+                self.cut[owner] += 1
             elif got.status != 200:
                 self.wrong.append(f"{got.status}: {text[:200]}")
 

@@ -1,4 +1,4 @@
-"""Runs replicas: HTTP servers that share only a state and their keys.
+"""Runs replicas: HTTP servers, or gateways with Envoy, that share only a state and their keys.
 
 Lives here: the replicas' settings, addresses, kills and restarts. Not here: the state (`states.py`), clients.
 
@@ -39,7 +39,8 @@ async def demo(folder: Path, pause: float = 0.0) -> AsyncIterator[str]:
 
 
 class Replicas:
-    """The replicas of a run. `environ` has additional environment variables of a replica by its number."""
+    """The replicas of a run. `environ` has additional environment variables of a replica by its number. With the door
+    `envoy` each replica is an `antiphon up` with its own Envoy."""
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class Replicas:
         count: int = 3,
         settings: Mapping[str, Any] | None = None,
         environ: Mapping[int, Mapping[str, str]] | None = None,
+        door: str = "http",
     ) -> None:
         self._folder = folder
+        self._command = "serve" if door == "http" else "up"
         self._state = state
         self._environ = environ or {}
         self._ports = [free_port() for _ in range(count)]
@@ -153,7 +156,7 @@ class Replicas:
         listen = self.url(number).removeprefix("http://")
         environ = {"ANTIPHON_STATE__URL": self._state, **self._environ.get(number, {})}
         one = await start_gateway(
-            None, data, "--config", str(self._file), "--listen", listen, environ=environ, command="serve"
+            None, data, "--config", str(self._file), "--listen", listen, environ=environ, command=self._command
         )
         running.remove(one)
         self._processes[number] = one

@@ -111,7 +111,9 @@ async def _quotas(given: argparse.Namespace, folder: Path) -> Report:
     async with (
         oracle(chance) as ledger,
         opened(given.state, folder) as state,
-        Replicas(state.url, ledger.url, folder, count=given.replicas, settings=QUOTA_SETTINGS) as replicas,
+        Replicas(
+            state.url, ledger.url, folder, count=given.replicas, settings=QUOTA_SETTINGS, door=given.door
+        ) as replicas,
     ):
         size = {"requests": given.requests, "clients": given.clients, "every": given.replica_every}
         return await quotas(replicas, state, ledger, folder, chance=chance, **size)
@@ -161,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = add("quotas", _quotas, "owners with limits, while replicas are killed")
     one.add_argument("--requests", type=int, default=100_000, help="default 100000")
+    one.add_argument("--door", choices=("http", "envoy"), default="http", help="with `envoy`, each has its own Envoy")
     one.add_argument(
         "--replica-every", type=float, default=20.0, help="seconds between two kills; 0: none (default 20)"
     )
