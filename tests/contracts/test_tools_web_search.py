@@ -11,8 +11,7 @@ import pytest
 from antiphon.config.limits import FetchSettings
 from antiphon.tools.web_search import WebSearch
 from antiphon.tools.web_search_providers import Searxng
-from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher
+from antiphon.upstream.fetch import AddressRule, GuardedFetcher
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.chat_server import Answer, ChatServer, Mark, Received, WaitGone, answer, json_answer
 

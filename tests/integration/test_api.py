@@ -22,7 +22,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.stores.responses import ResponseStore
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
-from antiphon.upstream.several import UpstreamPool
+from antiphon.upstream.routing import UpstreamPool
 from tests.support.chat_server import CHAT_MODELS, ChatServer, Close, WaitGone, answer, json_answer
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.state import open_state

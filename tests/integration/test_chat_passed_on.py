@@ -15,7 +15,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, Model
 from antiphon.errors import ApiError
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
-from antiphon.upstream.several import UpstreamPool
+from antiphon.upstream.routing import UpstreamPool
 from tests.support.chat_server import (
     ChatServer,
     Close,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.upstream.door_watch import watch_door
 from antiphon.upstream.http import UpstreamTarget
+from antiphon.upstream.routing import watch_door
 
 
 @asynccontextmanager

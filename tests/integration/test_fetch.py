@@ -17,8 +17,7 @@ from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import load_settings
 from antiphon.errors import ApiError, ConfigError
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher, only_to
+from antiphon.upstream.fetch import AddressRule, GuardedFetcher, only_to
 from antiphon.upstream.fetch import HostResolver as SystemNames
 from tests.support.chat_server import Answer, ChatServer, Close, Raw, Reset, Wait, answer, never
 from tests.support.tls import client_context, server_context

@@ -10,7 +10,7 @@ import pytest
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
-from antiphon.search.rewrite import ModelRewriter
+from antiphon.search.searcher import ModelRewriter
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget

@@ -16,7 +16,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, Model
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.several import UpstreamPool
+from antiphon.upstream.routing import UpstreamPool
 from tests.support.chat_server import DEADLINE, Answer, ChatServer, Close, json_answer
 from tests.support.gateway import post, start_gateway
 from tests.support.metrics import value_of

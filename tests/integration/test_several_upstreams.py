@@ -15,7 +15,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
-from antiphon.upstream.several import SeveralUpstreams, UpstreamPool
+from antiphon.upstream.routing import SeveralUpstreams, UpstreamPool
 from tests.support.chat_server import (
     Answer,
     ChatServer,

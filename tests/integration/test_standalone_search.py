@@ -19,8 +19,7 @@ from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import Toolbox
 from antiphon.tools.web_search import WebSearch
 from antiphon.tools.web_search_providers import Searxng
-from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher
+from antiphon.upstream.fetch import AddressRule, GuardedFetcher
 from tests.support.chat_server import Answer, ChatServer, Received, answer, json_answer
 
 NOON = 1_795_867_200.0

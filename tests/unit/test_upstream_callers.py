@@ -17,7 +17,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.several import ModelDoor, SeveralUpstreams, UpstreamPool
+from antiphon.upstream.routing import ModelDoor, SeveralUpstreams, UpstreamPool
 from tests.support.fake_time import in_fake_time
 
 POST = UpstreamRequest("POST", "/chat/completions", (("authorization", "Bearer x"),), b"{}", "m", False, "a,b", tries=2)

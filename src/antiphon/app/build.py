@@ -75,10 +75,9 @@ from antiphon.stores.leases import Leases
 from antiphon.tools.box import Places, Toolbox
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
-from antiphon.upstream.door_watch import watch_door
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.several import ModelDoor, UpstreamPool
+from antiphon.upstream.routing import ModelDoor, UpstreamPool, watch_door
 
 if TYPE_CHECKING:
     # Imported at run time only if the settings enable the tool.

@@ -34,7 +34,7 @@ from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.tools.box import Toolbox
-from antiphon.upstream.several import ModelDoor, UpstreamPool
+from antiphon.upstream.routing import ModelDoor, UpstreamPool
 
 
 def make_router(

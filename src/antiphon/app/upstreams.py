@@ -25,11 +25,10 @@ from antiphon.errors import ConfigError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile, choose_profile, read_flags, with_flags
 from antiphon.types.json import raw
 from antiphon.types.transport import Headers
-from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.client import HttpUpstream
-from antiphon.upstream.fetch import GuardedFetcher, HostResolver, Resolve
+from antiphon.upstream.fetch import AddressRule, GuardedFetcher, HostResolver, Resolve
 from antiphon.upstream.http import UpstreamTarget
-from antiphon.upstream.several import SeveralUpstreams
+from antiphon.upstream.routing import SeveralUpstreams
 
 _log = structlog.get_logger(__name__)
 

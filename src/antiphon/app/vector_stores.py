@@ -21,8 +21,7 @@ from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.observability.metrics import Metrics
 from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders
-from antiphon.search.rewrite import ModelRewriter
-from antiphon.search.searcher import VectorStoreSearcher
+from antiphon.search.searcher import ModelRewriter, VectorStoreSearcher
 from antiphon.stores import Stores, VectorDatabase
 from antiphon.stores.files import FileStore
 from antiphon.stores.owner_usage import StorageQuota

@@ -1,7 +1,9 @@
-"""Implements the `Searcher` port: keyword, vector and hybrid search in vector stores.
+"""Searches vector stores by keywords, vectors or both (the `Searcher` port), and rewrites search texts into better
+queries.
 
-Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. Not here: SQL
-and comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
+Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. Also the
+prompt that makes a model rewrite a search text, and extracting the query from the model's response. Not here: SQL and
+comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
 
 Each search requests more hits than the caller's limit, at least a hundred. A hit at rank ten in both searches can be
 first after merging. The keyword search and the vector search both apply the client's filters.
@@ -12,32 +14,48 @@ is `s / (s + 10)`, where `s` is the BM25 score. The keyword score grows with the
 words, and never reaches 1.
 
 Invariants: if the embeddings server fails, the search uses keywords only and does not fail. Equal data gives equal
-results, because hits with equal scores are sorted by chunk number.
+results, because hits with equal scores are sorted by chunk number. `rewrite` always returns a query. If the model or
+its server fails, `rewrite` returns the original text.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+import msgspec
 import structlog
 
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.ports.actions import UpstreamRequest
+from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.engine.ports.vector_stores import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, FoundChunk, KnownStore
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import is_id
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tracing import span
+from antiphon.types.json import encode
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
+from antiphon.types.transport import Headers
 
 _log = structlog.get_logger(__name__)
 
 _CANDIDATES = 100
 _PER_RESULT = 4
 _SHOWN_ID = 128
+_ASKED = (
+    "Rewrite the user's message as one query for a search over documents: the words and names that a passage with the "
+    "answer would hold, in the language of the message. Leave out polite words and instructions. Answer with the query "
+    "alone."
+)
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+_MAX_QUERY = 1_024
+_OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
 
 
 class VectorStoreSearcher:
@@ -179,3 +197,70 @@ def fuse(keywords: list[ChunkHit], vectors: list[ChunkHit], ranking: Ranking) ->
             scores[hit.chunk] = scores.get(hit.chunk, 0.0) + weight / (_K + place)
     best = (ranking.text_weight + ranking.embedding_weight) / (_K + 1)
     return {chunk: score / best for chunk, score in scores.items()}
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _CompletionChoice(msgspec.Struct):
+    message: _Message
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_CompletionChoice]
+
+
+class ModelRewriter:
+    """Calls `model` through the route that Antiphon's settings give this model, with a timeout of `seconds`."""
+
+    def __init__(self, upstream: Upstream, routes: ModelRoutes, model: str, *, seconds: float) -> None:
+        self._upstream = upstream
+        self._model = model
+        self._route = routes.choose(model)
+        self._seconds = seconds
+
+    async def rewrite(self, query: str, headers: Headers) -> str:
+        """Return the rewritten query, or `query` itself on a failure. `headers`: the client's request headers. If the
+        route passes credentials through, the model server receives the client's credentials."""
+        passed = _OF_THE_ACCOUNT if self._route.passthrough else frozenset()
+        model = self._route.model or self._model
+        body = {
+            "model": model,
+            "messages": [{"role": "system", "content": _ASKED}, {"role": "user", "content": query}],
+            "stream": False,
+        }
+        request = UpstreamRequest(
+            method="POST",
+            path="/chat/completions",
+            headers=(
+                ("content-type", "application/json"),
+                ("accept", "application/json"),
+                *((name, value) for name, value in headers if name in passed),
+            ),
+            body=encode(body),
+            model=model,
+            stream=False,
+            upstream=self._route.upstream,
+            tries=len(self._route.upstreams),
+        )
+        try:
+            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
+                data = b"".join([part async for part in answer.body()])
+                if answer.status == 200:
+                    return _query(msgspec.json.decode(data, type=_Completion)) or query
+                problem = f"status {answer.status}"
+        except TimeoutError:
+            problem = "timed out"
+        except UpstreamCallFailed as error:
+            problem = error.error.fault.value
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            problem = "unreadable answer"
+        _log.warning("query_not_rewritten", problem=problem)
+        return query
+
+
+def _query(answer: _Completion) -> str:
+    text = answer.choices[0].message.content if answer.choices else None
+    lines = _THOUGHTS.sub("", text or "").strip().splitlines()
+    return lines[0].strip().strip("\"'`").strip()[:_MAX_QUERY] if lines else ""

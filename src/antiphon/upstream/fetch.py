@@ -1,7 +1,8 @@
 """Fetches files that a client names by URL, guarded against access to this server's own network.
 
-This module fetches all files of a request, with guards and limits. `addresses.py` decides which addresses are public,
-and the package `translation` uses the files.
+This module fetches all files of a request, with guards and limits. It has the special-purpose networks as tables, and
+checks the operator's exceptions. The package `translation` uses the files. The tables come from IANA's special-purpose
+address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud providers.
 
 The guards check the URL's scheme and port, and refuse credentials in it. The guards also resolve the host and check
 every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So an
@@ -9,7 +10,10 @@ attacker gains nothing from a name that resolves differently a moment later (DNS
 that gets the same checks. A fetch uses no cookies, proxies or credentials. Limits apply to the total size of all files,
 the total time, the number of files and redirects, and the number of concurrent fetches.
 
-Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists.
+Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists. An IPv4
+address is public only if it is in no network of the IPv4 table. An IPv6 address is public only if it is in 2000::/3 and
+in no network of the IPv6 table. An IPv6 address that contains an IPv4 address (mapped, NAT64, 6to4, Teredo) is never
+public.
 """
 
 from __future__ import annotations
@@ -19,10 +23,10 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from mimetypes import MimeTypes
 from urllib.parse import unquote
 
@@ -35,7 +39,95 @@ from antiphon.config.limits import FetchSettings
 from antiphon.engine.waiting import Pool
 from antiphon.errors import ApiError, InvalidRequest, Unavailable
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.upstream.addresses import AddressRule
+
+_NOT_PUBLIC_4 = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",  # "This network" in IANA's registry.
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # Carrier-grade NAT; cloud providers also use it for internal services.
+        "127.0.0.0/8",
+        "168.63.129.16/32",  # The address at which Azure's virtual machines reach their host.
+        "169.254.0.0/16",  # Link-local; 169.254.169.254 is the metadata service of most clouds.
+        "172.16.0.0/12",
+        "192.0.0.0/24",  # Protocol assignments; 192.0.0.192 is Oracle's metadata service.
+        "192.0.2.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",  # 6to4 relays.
+        "192.168.0.0/16",
+        "192.175.48.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",  # Multicast, reserved and broadcast addresses.
+    )
+)
+_PUBLIC_6 = IPv6Network("2000::/3")
+_NOT_PUBLIC_6 = tuple(
+    IPv6Network(text)
+    for text in (
+        "2001::/23",  # Protocol assignments, which include Teredo.
+        "2001:db8::/32",
+        "2002::/16",  # 6to4
+        "2620:4f:8000::/48",
+        "3fff::/20",
+    )
+)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Return whether an address belongs to the public internet."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _NOT_PUBLIC_4)
+    if address.scope_id is not None or address not in _PUBLIC_6:
+        return False
+    return not any(address in network for network in _NOT_PUBLIC_6)
+
+
+class AddressRule:
+    """The addresses to which Antiphon may connect: public addresses, and the exceptions that the operator configures.
+
+    `exceptions` are host names, addresses and networks in CIDR form. A host whose name is an exception may have any
+    address. Raises `ValueError` for an entry of another form.
+    """
+
+    def __init__(self, exceptions: Iterable[str] = ()) -> None:
+        self._networks: list[IPv4Network | IPv6Network] = []
+        self._hosts: set[str] = set()
+        for entry in exceptions:
+            text = entry.strip().lower()
+            try:
+                self._networks.append(ip_network(text))
+            except ValueError:
+                if not text or any(ch in text for ch in "/:@?# *"):
+                    raise ValueError(f"{entry!r} is no host name, address or network (such as 10.1.0.0/16)") from None
+                self._hosts.add(text.rstrip("."))
+
+    def is_named(self, host: str) -> bool:
+        """Return whether the operator configured this host as an exception: by name, or as an address in one of the
+        networks."""
+        name = host.lower().rstrip(".")
+        if name in self._hosts:
+            return True
+        try:
+            return self._is_listed(ip_address(name))
+        except ValueError:
+            return False
+
+    def allows(self, host: str, address: str) -> bool:
+        """Return whether Antiphon may connect to this host at this address."""
+        if host.lower().rstrip(".") in self._hosts:
+            return True
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return False
+        return is_public(found) or self._is_listed(found)
+
+    def _is_listed(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
 
 _log = structlog.get_logger(__name__)
 

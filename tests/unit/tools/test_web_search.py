@@ -26,8 +26,7 @@ from antiphon.tools.web_search_providers import (
 )
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher
+from antiphon.upstream.fetch import AddressRule, GuardedFetcher
 from tests.support.chat_server import ChatServer, Close, answer, json_answer
 from tests.support.web_services import ask_service
 

@@ -1,13 +1,22 @@
-"""Routes calls to several upstreams with one name, and tries the next upstream until one answers.
+"""Routes each model call to an upstream, directly or through Envoy, and detects whether Envoy itself went away.
 
 This module finds the upstream that a call names. The call reaches the upstream directly or through Envoy's model
-listener. For several upstreams, this module decides the order of attempts, and moves failing upstreams to the end for a
-while. `client.py` makes the calls. `engine/exchange/model_routes.py` selects the upstream for a model. Behind Envoy,
-Envoy itself tries several upstreams (`envoy/several.py`).
+listener. For several upstreams with one name, this module decides the order of attempts, and moves failing upstreams to
+the end for a while. `client.py` makes the calls. `engine/exchange/model_routes.py` selects the upstream for a model.
+Behind Envoy, Envoy itself tries several upstreams (`envoy/several.py`).
+
+While a background response runs, the process holds one idle connection to the model listener of Envoy. This module
+interprets the end of the idle connection. `engine/running/workers.py` decides what happens to the response. On the
+call's own connection, a model server that breaks off its response and an Envoy that dies look the same. On another
+connection, a broken response and a dead Envoy look different. The model server ends only the call, but a dead Envoy (or
+a closed listener) ends all connections. Envoy also closes an idle connection when it is too old. After such an end the
+watch connects again, and forgets the end after a moment. An Envoy that hangs ends no connection and answers no request.
+So the watch also sends Envoy a request and waits for an answer.
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
 upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an
-upstream with `auth: passthrough` gets the client's credential.
+upstream with `auth: passthrough` gets the client's credential. Each watch holds at most one idle connection, and none
+after the watch ends. The request to Envoy has a timeout.
 """
 
 from __future__ import annotations
@@ -16,8 +25,9 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import structlog
 from msgspec.structs import replace
@@ -26,12 +36,20 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.types.transport import BACKEND_HEADER, TRIED_HEADER, UPSTREAM_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
 
 _log = structlog.get_logger(__name__)
 
 # After three failed calls in a row, an upstream is tried last for ten seconds.
 _FAILURES, _LEFT_OUT = 3, 10.0
 _NOBODY_THERE = frozenset({502, 503, 504})
+_CONNECT_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
+_ANSWER_SECONDS = 2.0
+_QUESTION = b"GET / HTTP/1.1\r\nhost: model-door\r\nconnection: close\r\n\r\n"
+"""A request to the model listener. Any response shows that Envoy runs."""
+_GRACE = 1.0
+"""If two connections end within this many seconds, the watch treats their ends as one event."""
 
 
 @dataclass
@@ -167,3 +185,80 @@ class ModelDoor:
 
     async def aclose(self) -> None:
         await self._door.aclose()
+
+
+class EnvoyDoorWatch:
+    """Watches one connection to Envoy's model listener. `watch_door` creates this object."""
+
+    def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
+        self._target = target
+        self._grace = grace
+        self._answer_seconds = answer
+        self._gone_at = float("-inf")
+        self._noticed = asyncio.Event()
+        self.tried = asyncio.Event()
+        """Set when the first connection is open or has failed."""
+
+    async def gone(self, at: float) -> bool:
+        """Return whether Envoy ended or refused the idle connection about the time `at`, or hangs now. `at` is a time
+        on the event loop's clock."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                while self._gone_at < at - self._grace:
+                    self._noticed.clear()
+                    await self._noticed.wait()
+        return self._gone_at >= at - self._grace or not await self._answers()
+
+    async def _answers(self) -> bool:
+        """Return whether Envoy answers a request."""
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                reader, writer = await self._connect()
+                try:
+                    writer.write(_QUESTION)
+                    return bool(await reader.read(1))
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
+    async def run(self) -> None:
+        """Hold an idle connection, and open another one whenever it ends."""
+        loop = asyncio.get_running_loop()
+        while True:
+            # `TimeoutError` is a subclass of `OSError`.
+            with suppress(OSError):
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    reader, writer = await self._connect()
+                self.tried.set()
+                try:
+                    # The watch sent no request, so the read returns only when the connection ends.
+                    await reader.read(1)
+                finally:
+                    writer.close()
+            self._gone_at = loop.time()
+            self._noticed.set()
+            self.tried.set()
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._target.unix_path is not None:
+            return await asyncio.open_unix_connection(self._target.unix_path)
+        url = urlsplit(self._target.base_url)
+        return await asyncio.open_connection(url.hostname, url.port)
+
+
+@asynccontextmanager
+async def watch_door(
+    target: UpstreamTarget, *, grace: float = _GRACE, answer: float = _ANSWER_SECONDS
+) -> AsyncIterator[EnvoyDoorWatch]:
+    """Watch Envoy's model listener during the `with` block. If Envoy does not answer within `answer` seconds, the watch
+    treats it as hanging. `grace` is the tolerance in seconds when ends of connections are compared."""
+    watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
+    task = asyncio.get_running_loop().create_task(watch.run())
+    try:
+        await watch.tried.wait()
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
