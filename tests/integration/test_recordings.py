@@ -18,9 +18,8 @@ from aiohttp import web
 
 from antiphon.errors import ConfigError
 from antiphon.recordings.file import CassetteFile, read_file
-from antiphon.recordings.format import Entry, entry_line, make_entry
-from antiphon.recordings.recorder import Outcome, Recorder
-from antiphon.recordings.replayer import Played, Replayer
+from antiphon.recordings.format import CassetteEntry, entry_line, make_entry
+from antiphon.recordings.servers import RecordedExchange, Recorder, ReplayedExchange, Replayer
 from tests.support.chat_server import (
     ChatServer,
     Close,
@@ -100,9 +99,9 @@ class Recording:
     origin: str
     chat: ChatServer
     path: Path
-    outcomes: list[Outcome]
+    outcomes: list[RecordedExchange]
 
-    async def entries(self, number: int) -> tuple[Entry, ...]:
+    async def entries(self, number: int) -> tuple[CassetteEntry, ...]:
         """The entries, after the recorder has reported `number` exchanges."""
         await until(lambda: len(self.outcomes) >= number)
         return read_file(self.path)
@@ -110,7 +109,7 @@ class Recording:
 
 @asynccontextmanager
 async def recording(folder: Path, change: Callable[[str], str] = str, **options: Any) -> AsyncIterator[Recording]:
-    outcomes = list[Outcome]()
+    outcomes = list[RecordedExchange]()
     path = folder / "cassette.jsonl"
     async with ChatServer() as chat:
         recorder = Recorder(change(chat.base_url), CassetteFile(path), report=outcomes.append, **options)
@@ -119,8 +118,8 @@ async def recording(folder: Path, change: Callable[[str], str] = str, **options:
 
 
 @asynccontextmanager
-async def replaying(entries: Any, **options: Any) -> AsyncIterator[tuple[str, list[Played]]]:
-    played = list[Played]()
+async def replaying(entries: Any, **options: Any) -> AsyncIterator[tuple[str, list[ReplayedExchange]]]:
+    played = list[ReplayedExchange]()
     async with served(Replayer(entries, report=played.append, **options).app) as origin:
         yield origin, played
 
@@ -313,7 +312,7 @@ async def test_a_compressed_request_is_recorded_as_its_content(tmp_path: Path) -
 # The replayer.
 
 
-def _entry(body: Any, said: str, *seconds: float, **values: Any) -> Entry:
+def _entry(body: Any, said: str, *seconds: float, **values: Any) -> CassetteEntry:
     chunks = [(second, f"data: {said} {second}\n\n".encode()) for second in seconds or (0.0,)]
     return make_entry(json.dumps(body).encode() if body else b"", 200, STREAM, chunks, **values)
 

@@ -27,7 +27,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.search.chunking import cut
 from antiphon.search.extract import Unreadable, extract
 from antiphon.search.ingest import Ingester, IngestPace
-from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed
+from antiphon.search.readers import ChunkBatch, DocumentReaders, ReadingFailed
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.stores.sqlite.backend import SqliteVectorDatabase, open_vector_database
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -76,14 +76,14 @@ def _vector(text: str) -> bytes:
 class DirectReaders(DocumentReaders):
     """Reads documents in this process, because a separate reading process takes time to start."""
 
-    async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
+    async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[ChunkBatch, None]:
         try:
             document = extract(path, name, 1 << 20)
         except Unreadable as error:
             raise ReadingFailed(FileError(error.code, error.message)) from None
         await asyncio.sleep(0)
         chunks = cut(document.text, chunking.size, chunking.overlap)
-        yield Piece(document.title, [DocumentChunk(text, tokens) for text, tokens in chunks])
+        yield ChunkBatch(document.title, [DocumentChunk(text, tokens) for text, tokens in chunks])
 
     async def rest(self, seconds: float) -> None:
         pass

@@ -27,9 +27,8 @@ from antiphon.config.section import BaseUrl, parse_address
 from antiphon.errors import ConfigError
 from antiphon.observability.log_lines import colors_wanted
 from antiphon.recordings.file import CassetteFile, read_file
-from antiphon.recordings.recorder import Outcome, Recorder
-from antiphon.recordings.replayer import Played, Replayer
 from antiphon.recordings.scrubbing import environment_secrets
+from antiphon.recordings.servers import RecordedExchange, Recorder, ReplayedExchange, Replayer
 from antiphon.supervisor.process import run_loop
 
 _DIM, _RED, _GREEN, _YELLOW, _END = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
@@ -47,9 +46,9 @@ def run_recorder(arguments: argparse.Namespace) -> int:
     secrets = environment_secrets(os.environ) + tuple(_variable("--secret-env", name) for name in arguments.secret_env)
     key = _variable("--key-env", arguments.key_env) if arguments.key_env else ""
     file = CassetteFile(arguments.target, append=arguments.append)
-    failed = list[Outcome]()
+    failed = list[RecordedExchange]()
 
-    def report(outcome: Outcome) -> None:
+    def report(outcome: RecordedExchange) -> None:
         if outcome.failed:
             failed.append(outcome)
         _print_recorded(outcome)
@@ -84,7 +83,7 @@ def _variable(flag: str, name: str) -> str:
     return value
 
 
-def _print_recorded(outcome: Outcome) -> None:
+def _print_recorded(outcome: RecordedExchange) -> None:
     model = f" {outcome.model}" if outcome.model else ""
     line = f"{outcome.method} {outcome.path}{model}  {counted(outcome.chunks, 'chunk')}  {outcome.seconds:.2f} s"
     print_exchange(outcome.number, line, status=outcome.status, cut=outcome.cut, note=outcome.note)
@@ -104,7 +103,7 @@ def run_replayer(arguments: argparse.Namespace) -> int:
     return serve_app(replayer.app, arguments.listen, values if arguments.json else None)
 
 
-def _print_played(played: Played) -> None:
+def _print_played(played: ReplayedExchange) -> None:
     model = f" {played.model}" if played.model else ""
     line = f"{played.method} {played.path}{model}  {counted(played.chunks, 'chunk')}"
     print_exchange(played.number, line, status=played.status, cut=played.cut, note=played.note)

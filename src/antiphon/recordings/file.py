@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from antiphon.errors import ConfigError, unusable_path
-from antiphon.recordings.format import DamagedRecording, Entry, read_entries
+from antiphon.recordings.format import CassetteEntry, DamagedRecording, read_entries
 
 FILE_BYTES: Final = 1 << 30
 """The most bytes of a cassette."""
 
 
-def read_file(path: Path) -> tuple[Entry, ...]:
+def read_file(path: Path) -> tuple[CassetteEntry, ...]:
     """The entries of a cassette. Raises `ConfigError` if the file cannot be read, has no entry, or is damaged."""
     try:
         with path.open("rb") as file:
@@ -36,7 +36,7 @@ def read_file(path: Path) -> tuple[Entry, ...]:
     return entries
 
 
-def _entries(path: Path, data: bytes) -> tuple[Entry, ...]:
+def _entries(path: Path, data: bytes) -> tuple[CassetteEntry, ...]:
     if len(data) > FILE_BYTES:
         raise ConfigError(f"{path}: the file is larger than {FILE_BYTES >> 20} MiB; split it into several files")
     try:

@@ -58,7 +58,7 @@ class DamagedRecording(AntiphonError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class CassetteEntry:
     """One exchange. `make_entry` builds it from raw values.
 
     `request` is the body of the request, as compact JSON if it is JSON. `chunks` has the parts of the answer's body,
@@ -108,7 +108,7 @@ def make_entry(
     path: str = CHAT_PATH,
     cut: bool = False,
     secrets: Secrets = (),
-) -> Entry:
+) -> CassetteEntry:
     """The entry for one exchange, without the secrets and without the headers that a recording must not hold.
 
     `chunks` are the parts of the answer's body with the seconds from the request to their arrival. Empty parts are left
@@ -119,7 +119,7 @@ def make_entry(
     for length, limit, name in ((len(request), REQUEST_BYTES, "request"), (size, ANSWER_BYTES, "answer")):
         if length > limit:
             raise CannotRecord(f"The {name} has more than {limit >> 20} MiB.")
-    entry = Entry(
+    entry = CassetteEntry(
         request=normal_request(request, secrets),
         status=status,
         headers=_kept(headers, secrets),
@@ -141,7 +141,7 @@ def normal_request(request: bytes, secrets: Secrets) -> bytes:
     return _compact(bytes_without(_compact(request), secrets))
 
 
-def entry_line(entry: Entry, labels: Mapping[str, Any] | None = None) -> bytes:
+def entry_line(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) -> bytes:
     """The entry as a line of a cassette, with its digest and a line end. `labels` as for `document_of`. Raises
     `CannotRecord`."""
     document = document_of(entry, labels)
@@ -151,7 +151,7 @@ def entry_line(entry: Entry, labels: Mapping[str, Any] | None = None) -> bytes:
         raise CannotRecord("The request is nested too deeply.") from None
 
 
-def document_of(entry: Entry, labels: Mapping[str, Any] | None = None) -> Object:
+def document_of(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) -> Object:
     """The entry as a JSON object without a digest. `labels` are further values: `provider`, `source`, `provenance` and
     `features`. Values that are the default of an entry are left out."""
     given = dict(labels or {})
@@ -264,7 +264,7 @@ def _compact(request: bytes) -> bytes:
 # Reading.
 
 
-def read_entries(data: bytes) -> tuple[Entry, ...]:
+def read_entries(data: bytes) -> tuple[CassetteEntry, ...]:
     """The entries of a cassette, or the one entry of a recording in several lines. Raises `DamagedRecording`, which
     names the damaged entries.
 
@@ -278,7 +278,7 @@ def read_entries(data: bytes) -> tuple[Entry, ...]:
             return (entry_of(whole),)
         except ValueError as error:
             raise DamagedRecording(f"The recording is damaged: {error}.") from None
-    entries, damaged = list[Entry](), list[str]()
+    entries, damaged = list[CassetteEntry](), list[str]()
     for number, line in enumerate(lines, 1):
         try:
             entries.append(_entry_of_line(line))
@@ -293,7 +293,7 @@ def read_entries(data: bytes) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _entry_of_line(line: bytes) -> Entry:
+def _entry_of_line(line: bytes) -> CassetteEntry:
     document = decoded(line)
     if not isinstance(document, dict):
         raise ValueError("is not a JSON object, perhaps because its end is missing")
@@ -302,7 +302,7 @@ def _entry_of_line(line: bytes) -> Entry:
     return entry_of(document)
 
 
-def entry_of(document: Mapping[str, Any]) -> Entry:
+def entry_of(document: Mapping[str, Any]) -> CassetteEntry:
     """The entry of its JSON object. Raises ValueError with the problem, as the end of a sentence about the entry."""
     given = document.get("sha256")
     try:
@@ -320,7 +320,7 @@ def entry_of(document: Mapping[str, Any]) -> Entry:
     return entry
 
 
-def _entry(document: Mapping[str, Any]) -> Entry:
+def _entry(document: Mapping[str, Any]) -> CassetteEntry:
     content_type = document.get("content_type") or ("text/event-stream" if document.get("stream") else "")
     headers = {**(document.get("headers") or {}), **({"content-type": content_type} if content_type else {})}
     request = _encoded(document["request"]) if "request" in document else _bytes("request", document, "request_text")
@@ -335,7 +335,7 @@ def _entry(document: Mapping[str, Any]) -> Entry:
     for size, second in zip(sizes, seconds, strict=True):
         chunks.append((second, body[at : at + size]))
         at += size
-    return Entry(
+    return CassetteEntry(
         request=request,
         status=document["status"],
         headers=tuple((name, headers[name]) for name in sorted(headers)),
@@ -354,7 +354,7 @@ def _bytes(name: str, document: Mapping[str, Any], plain: str) -> bytes:
     return text.encode()
 
 
-def _problem(entry: Entry) -> str:
+def _problem(entry: CassetteEntry) -> str:
     """What is wrong with the values of an entry. Empty if they are valid."""
     if type(entry.status) is not int or not (200 <= entry.status <= 599 or (entry.status == 0 and entry.cut)):
         return "the status is not a number from 200 to 599"

@@ -1,7 +1,7 @@
 """Chooses the recorded answer for a request, and explains why there is none.
 
 Lives here: the comparison of requests, the order of repeated answers, the nearest entry and the first difference to it.
-Not here: HTTP (`replayer.py`), reading entries (`format.py`).
+Not here: HTTP (`servers.py`), reading entries (`format.py`).
 
 Two requests match if method, path and body are equal. Two JSON bodies are equal if their values are equal, in any order
 of keys. The numbers 1 and 1.0 are equal.
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from antiphon.recordings.format import Entry, decoded, is_json
+from antiphon.recordings.format import CassetteEntry, decoded, is_json
 
-Numbered = tuple[int, Entry]
+Numbered = tuple[int, CassetteEntry]
 
 _COMPARED: Final = 200
 _COUNTED: Final = 50
@@ -48,14 +48,14 @@ class Mismatch:
     """The entry that is nearest to a request without an answer, and the first difference to it."""
 
     number: int
-    entry: Entry
+    entry: CassetteEntry
     difference: Difference
 
 
 class Playlist:
     """The answers of a cassette, in their recorded order."""
 
-    def __init__(self, entries: Sequence[Entry], *, loop: bool = False) -> None:
+    def __init__(self, entries: Sequence[CassetteEntry], *, loop: bool = False) -> None:
         """With `loop`, the first answer follows after the last one. Otherwise, the last answer repeats."""
         self.entries: tuple[Numbered, ...] = tuple(enumerate(entries, 1))
         self._loop = loop
@@ -108,7 +108,7 @@ def differences(recorded: Any, requested: Any, path: str = "") -> Iterator[Diffe
             yield Difference(at or "the body", *_short(one, other))
 
 
-def summary(entry: Entry) -> str:
+def summary(entry: CassetteEntry) -> str:
     """The entry in a few words: method, path, model, and the beginning of its last message."""
     value = decoded(entry.request)
     messages = value.get("messages") if isinstance(value, dict) else None

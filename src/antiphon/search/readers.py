@@ -39,7 +39,7 @@ _FILES_PER_PROCESS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChunkBatch:
     """A batch of consecutive chunks of a document, with the document's title."""
 
     title: str
@@ -85,7 +85,7 @@ class DocumentReaders:
         self._files_per_process = files_per_process
         self._idle: list[_Process] = []
 
-    async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
+    async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[ChunkBatch, None]:
         """Yield the chunks of a file in batches. `path` must be absolute. `name`: the uploaded file's name. Raises
         `ReadingFailed`."""
         limits = self._limits
@@ -113,7 +113,7 @@ class DocumentReaders:
                     raise _failed(_why_ended(death.status)) from None
                 _log.warning("reader_died_idle", status=death.status)
 
-    async def _ask(self, process: _Process, request: bytes) -> AsyncGenerator[Piece, None]:
+    async def _ask(self, process: _Process, request: bytes) -> AsyncGenerator[ChunkBatch, None]:
         """Read one file with this process, and afterwards return the process to the pool or end it. Raises
         `ReadingFailed` and `_Died`."""
         reusable = False
@@ -129,7 +129,7 @@ class DocumentReaders:
                     reusable = not answer.dying
                     raise ReadingFailed(FileError(_code(answer.code), answer.message))
                 reusable = answer.end
-                yield Piece(answer.title, [DocumentChunk(text, tokens) for text, tokens in answer.chunks])
+                yield ChunkBatch(answer.title, [DocumentChunk(text, tokens) for text, tokens in answer.chunks])
                 if answer.end:
                     return
         finally:

@@ -16,8 +16,8 @@ from antiphon.recordings.format import (
     CHAT_PATH,
     REQUEST_BYTES,
     CannotRecord,
+    CassetteEntry,
     DamagedRecording,
-    Entry,
     digest_of,
     document_of,
     entry_line,
@@ -72,7 +72,7 @@ def test_an_entry_is_read_as_it_was_written(**values: Any) -> None:
     ) == (entry)
 
 
-def status_and_more(entry: Entry) -> tuple[int, Any, Any]:
+def status_and_more(entry: CassetteEntry) -> tuple[int, Any, Any]:
     return entry.status, entry.headers, entry.chunks
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.recordings.format import CHAT_PATH, Entry, make_entry
+from antiphon.recordings.format import CHAT_PATH, CassetteEntry, make_entry
 from antiphon.recordings.matching import Playlist, differences, summary
 
 JSON = [("content-type", "application/json")]
@@ -20,7 +20,7 @@ def _asked(text: Any = "hi", **fields: Any) -> dict[str, Any]:
     } | (fields)
 
 
-def _entry(request: Any, answer: str = "", **values: Any) -> Entry:
+def _entry(request: Any, answer: str = "", **values: Any) -> CassetteEntry:
     return make_entry(_bytes(request), 200, JSON, [(0.0, answer.encode())], **values)
 
 

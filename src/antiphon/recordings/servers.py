@@ -1,23 +1,30 @@
-"""An HTTP reverse proxy that records the exchanges with a chat server.
+"""Two HTTP servers for recordings: a reverse proxy that records exchanges with a chat server, and a server that replays
+them.
 
-Lives here: forwarding a request, streaming the answer, and appending the entry. Not here: the format of an entry
-(`format.py`), the file (`file.py`), the command (`commands/chat_servers.py`).
+Lives here: forwarding a request, streaming the answer and appending the entry (`Recorder`). Also sending a recorded
+answer with its chunks and times, the list of models, and the error for a request without an answer (`Replayer`). Not
+here: the format of an entry (`format.py`), the file (`file.py`), the choice of the answer (`matching.py`), the commands
+(`commands/chat_servers.py`).
 
 The client sends to `/v1/…` of the proxy, which is the upstream's base URL. A path outside `/v1` belongs to the
 upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in compressed bytes.
 A compressed request goes to the upstream without its compression.
 
-Invariants: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client that has read
-the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers ended. An
-answer whose upstream broke off is cut for the client too, and its entry has `cut`. An exchange whose client left is not
-recorded. The proxy stores at most `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
+Invariants of the recorder: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client
+that has read the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers
+ended. An answer whose upstream broke off is cut for the client too, and its entry has `cut`. An exchange whose client
+left is not recorded. The proxy stores at most `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
+
+Invariants of the replayer: a client gets the recorded status, body and chunks. An answer that the recording has cut
+ends with a closed connection. The replayer never calls a model server. A client of either server gets each error as
+OpenAI's error object, unless an answer has begun.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,20 +35,25 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, InternalError, NotFound, RequestRefused, UpstreamFailed, UpstreamTimedOut
 from antiphon.recordings.file import CassetteFile
 from antiphon.recordings.format import (
     ANSWER_BYTES,
     REQUEST_BYTES,
     CannotRecord,
-    Entry,
+    CassetteEntry,
     entry_line,
     make_entry,
     normal_request,
 )
+from antiphon.recordings.matching import Playlist, summary
 from antiphon.recordings.scrubbing import Secrets, header_secrets
-from antiphon.recordings.serving import SEND_SECONDS, cut_off, openai_errors
 
+_SEND_SECONDS: Final = 300.0
+"""The most seconds for which a client may read nothing."""
+MODELS_PATH: Final = "/v1/models"
+_LISTED: Final = 20
+_NO_BODY: Final = frozenset({204, 304})
 _BYTES_IN_FLIGHT: Final = 256 << 20
 _CONNECT_SECONDS: Final = 10.0
 _SILENT_SECONDS: Final = 600.0
@@ -54,7 +66,7 @@ _HOP_BY_HOP: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecordedExchange:
     """The result of one exchange, for the line that the command prints. `number` is the entry's number, or 0 if the
     exchange is not recorded. `note` gives the reason, or another hint. `failed` means that the file cannot be
     written."""
@@ -89,9 +101,9 @@ class _Exchange:
     def path(self) -> str:
         return self.request.rel_url.raw_path
 
-    def outcome(self, note: str) -> Outcome:
+    def outcome(self, note: str) -> RecordedExchange:
         seconds, chunks = time.monotonic() - self.started, len(self.chunks or ())
-        return Outcome(self.request.method, self.path, self.status, chunks=chunks, seconds=seconds, note=note)
+        return RecordedExchange(self.request.method, self.path, self.status, chunks=chunks, seconds=seconds, note=note)
 
 
 class _NoStatus(Exception):
@@ -108,7 +120,7 @@ class Recorder:
         *,
         key: str = "",
         secrets: Secrets = (),
-        report: Callable[[Outcome], None] = lambda _: None,
+        report: Callable[[RecordedExchange], None] = lambda _: None,
     ) -> None:
         """`upstream` is a base URL with its prefix (`/v1`). With a `key`, the proxy sends this key instead of the
         client's. No entry contains `secrets`, `key` or a credential of the request. `report` gets each outcome."""
@@ -121,7 +133,7 @@ class Recorder:
         self._recorded: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._sessions: list[aiohttp.ClientSession] = []
-        self.app = web.Application(client_max_size=REQUEST_BYTES, middlewares=[openai_errors])
+        self.app = web.Application(client_max_size=REQUEST_BYTES, middlewares=[_openai_errors])
         self.app.router.add_route("*", "/{path:.*}", self._handle)
         self.app.cleanup_ctx.append(self._open)
 
@@ -173,7 +185,7 @@ class Recorder:
         # A client that has read all bytes may leave now, and its exchange is complete.
         await asyncio.shield(recorded)
         if exchange.cut:
-            return cut_off(request, response)
+            return _cut_off(request, response)
         await response.write_eof()
         return response
 
@@ -213,7 +225,7 @@ class Recorder:
                 return
             if data:
                 self._keep(exchange, data)
-                async with asyncio.timeout(SEND_SECONDS):
+                async with asyncio.timeout(_SEND_SECONDS):
                     await response.write(data)
 
     def _keep(self, exchange: _Exchange, data: bytes) -> None:
@@ -241,7 +253,7 @@ class Recorder:
                 outcome = replace(outcome, note=f"not recorded: cannot write: {error.strerror}", failed=True)
         self._report(outcome)
 
-    def _entry(self, exchange: _Exchange) -> tuple[Entry, bytes, str]:
+    def _entry(self, exchange: _Exchange) -> tuple[CassetteEntry, bytes, str]:
         """The entry, its line, and a note for the user."""
         request = exchange.request
         if exchange.chunks is None:
@@ -290,3 +302,136 @@ def _end_to_end(headers: Mapping[str, str], but: tuple[str, ...] = ()) -> CIMult
     own = {one.strip().lower() for one in headers.get("connection", "").split(",")}
     left_out = {*_HOP_BY_HOP, *own, *but}
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out)
+
+
+@dataclass(frozen=True)
+class ReplayedExchange:
+    """The answer to one request, for the line that the command prints. `number` is the entry's number. It is 0 if the
+    recording has no answer, and for a list of models that the replayer made. `note` gives the reason, or is empty."""
+
+    method: str
+    path: str
+    status: int
+    number: int = 0
+    model: str = ""
+    chunks: int = 0
+    cut: bool = False
+    note: str = ""
+
+
+class Replayer:
+    """The server as an aiohttp application, `app`."""
+
+    def __init__(
+        self,
+        entries: Sequence[CassetteEntry],
+        *,
+        in_time: bool = False,
+        loop: bool = False,
+        secrets: Secrets = (),
+        report: Callable[[ReplayedExchange], None] = lambda _: None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` as for
+        `Playlist`. The recorder has removed `secrets` and the credentials of each request, so the server removes them
+        from a request too. `report` gets each answer. `pause` waits for some seconds, and `clock` is the time in
+        seconds."""
+        self._playlist = Playlist(entries, loop=loop)
+        self._in_time = in_time
+        self._secrets = secrets
+        self._report = report
+        self._pause = pause
+        self._clock = clock
+        self.app = web.Application(client_max_size=REQUEST_BYTES, middlewares=[_openai_errors])
+        self.app.router.add_route("*", "/{path:.*}", self._handle)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        started = self._now()
+        method, path = request.method, request.rel_url.raw_path
+        body = await request.read()
+        # Removing the secrets of a large body takes some time.
+        asked = await asyncio.to_thread(
+            normal_request, body, (*self._secrets, *header_secrets(request.headers.items()))
+        )
+        found = self._playlist.take(method, path, asked)
+        if found is None:
+            if (method, path) == ("GET", MODELS_PATH):
+                return self._models(method, path)
+            raise self._unknown(method, path, asked)
+        number, entry = found
+        self._report(ReplayedExchange(method, path, entry.status, number, entry.model, len(entry.chunks), entry.cut))
+        return await self._send(request, entry, started)
+
+    async def _send(self, request: web.Request, entry: CassetteEntry, started: float) -> web.StreamResponse:
+        if entry.status == 0:
+            return _cut_off(request, web.StreamResponse())
+        response = web.StreamResponse(status=entry.status, headers=dict(entry.headers))
+        if not entry.streamed and not entry.cut and entry.status not in _NO_BODY:
+            response.content_length = len(entry.body)
+        begun = False
+        for seconds, data in entry.chunks:
+            if self._in_time and (wait := started + seconds - self._now()) > 0:
+                await self._pause(wait)
+            if not begun:
+                begun = True
+                await response.prepare(request)
+            async with asyncio.timeout(_SEND_SECONDS):
+                await response.write(data)
+        if not begun:
+            await response.prepare(request)
+        if entry.cut:
+            return _cut_off(request, response)
+        await response.write_eof()
+        return response
+
+    def _now(self) -> float:
+        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+    def _models(self, method: str, path: str) -> web.Response:
+        """The list of models that the recorded requests name."""
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "recording"} for name in self._playlist.models()
+        ]
+        self._report(ReplayedExchange(method, path, 200, note="the models of the recorded requests"))
+        return web.json_response({"object": "list", "data": data})
+
+    def _unknown(self, method: str, path: str, asked: bytes) -> NotFound:
+        near = self._playlist.nearest(method, path, asked)
+        reason = f"It has no entry for {method} {path}."
+        if near is not None:
+            reason = f"Nearest is entry {near.number}: {near.difference}."
+        listed = [f"{number}: {summary(entry)}" for number, entry in self._playlist.entries[:_LISTED]]
+        more = len(self._playlist.entries) - len(listed)
+        self._report(ReplayedExchange(method, path, 404, note=f"no recorded answer: {reason}"))
+        return NotFound(
+            f"The recording has no answer for this request. {reason} Record this request too, or send a recorded one. "
+            f"Entries: {'; '.join(listed)}{f'; and {more} more' if more else ''}.",
+            param=near.difference.path if near is not None else None,
+            code="no_recorded_answer",
+        )
+
+
+@web.middleware
+async def _openai_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer an error with OpenAI's error object."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _answer(error, error.status)
+    except web.HTTPException as error:
+        kind = InternalError if error.status >= 500 else RequestRefused
+        return _answer(kind(f"{error.reason}."), error.status)
+
+
+def _answer(error: ApiError, status: int) -> web.Response:
+    return web.Response(body=error.body(), status=status, content_type="application/json", headers=dict(error.headers))
+
+
+def _cut_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Close the connection before the end of the answer. The client still gets all bytes that were written."""
+    if request.transport is not None:
+        request.transport.close()
+    return response
