@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypedDict
 
 
-class Options(TypedDict, total=False):
+class ArgumentOptions(TypedDict, total=False):
     """The options of one argument, as `argparse.ArgumentParser.add_argument` takes them."""
 
     action: str
@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     type: Callable[[str], object]
 
 
-Arguments = dict[str, Options]
+Arguments = dict[str, ArgumentOptions]
 """The arguments of a command: an argument's name, or its short and long flag, and its options."""
 
 
@@ -41,7 +41,7 @@ class ChatServer(NamedTuple):
     arguments: Arguments
 
 
-_HIDDEN: Options = {"help": argparse.SUPPRESS}
+_HIDDEN: ArgumentOptions = {"help": argparse.SUPPRESS}
 _CHILD: Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": "store_true", **_HIDDEN}}
 OF_COMMANDS: dict[str, Arguments] = {
     "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},

@@ -28,8 +28,8 @@ from antiphon.commands.command_arguments import (
     RUN_MORE,
     TRY_ARGUMENTS,
     TRY_EXAMPLES,
+    ArgumentOptions,
     Arguments,
-    Options,
 )
 from antiphon.commands.flags import (
     DATA,
@@ -303,7 +303,7 @@ class HelpGroup:
         self._group = group
         self._flags = flags
 
-    def add_argument(self, *names: str, **options: Unpack[Options]) -> None:
+    def add_argument(self, *names: str, **options: Unpack[ArgumentOptions]) -> None:
         """See `argparse.ArgumentParser.add_argument`."""
         self._group.add_argument(*names, **options)
         self._flags += names

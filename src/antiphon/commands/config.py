@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import yaml
 
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sources:
         _write_sources(arguments, values)
     elif arguments.changed:
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         for path, value in _changed(values):
             put(changed, path, value)
         write(changed)
@@ -55,10 +54,10 @@ def _write_json(values: object) -> None:
     print(json.dumps(values, indent=2))
 
 
-def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
+def _write_sources(arguments: argparse.Namespace, values: Mapping[str, object]) -> None:
     """Print a table of settings, values and sources. A flag overrides a variable, and a variable overrides the file."""
     file = settings_file(arguments)
-    sources: list[tuple[str, Mapping[Any, Any]]] = [
+    sources: list[tuple[str, object]] = [
         ("flag", given_flags(arguments)),
         ("environment", read_environment(os.environ, Settings, [])),
         (f"file {file}", read_file(file) if file is not None else {}),
@@ -83,7 +82,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
-def _changed(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _changed(values: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
     """Yield the path and value of each setting whose value differs from its default."""
     defaults = Settings().redacted()
     for path in _paths():
@@ -95,9 +94,9 @@ def _paths() -> list[tuple[str, ...]]:
     return [path for path, _ in field_paths(Settings)]
 
 
-def _at(values: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
+def _at(values: object, path: tuple[str, ...]) -> object:
     """The value at `path` in nested mappings, or `_NOT_GIVEN`."""
-    found: Any = values
+    found: object = values
     for name in path:
         if not isinstance(found, Mapping) or name not in found:
             return _NOT_GIVEN

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 MODELS = ("demo", "demo-reasoner")
 
@@ -304,7 +305,7 @@ def make_app(*, pause: float = 0.03) -> web.Application:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         answer: web.StreamResponse = await handler(request)
         return answer

@@ -11,11 +11,12 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Unpack, get_args
+from typing import NamedTuple, Protocol, Unpack, get_args
 
 from antiphon.app.extensions import known_profiles, with_extension_settings
-from antiphon.commands.command_arguments import Options
+from antiphon.commands.command_arguments import ArgumentOptions
 from antiphon.config.problems import advice
+from antiphon.config.section import section_in
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import CONFIG_VARIABLE, put
 from antiphon.data_folder import default_data_folder
@@ -84,7 +85,7 @@ _KEY_VARIABLE = "api_key_env"
 class TakesArguments(Protocol):
     """A parser, or a group of its help."""
 
-    def add_argument(self, *names: str, **options: Unpack[Options]) -> object:
+    def add_argument(self, *names: str, **options: Unpack[ArgumentOptions]) -> object:
         """See `argparse.ArgumentParser.add_argument`."""
 
 
@@ -115,12 +116,14 @@ def add_flags(command: TakesArguments, *groups: FlagGroup) -> None:
                 )
 
 
-def _setting(path: str) -> tuple[Any, object]:
+def _setting(path: str) -> tuple[object, object]:
     """The type and the default of a setting."""
-    kind: Any = Settings
+    kind: object = Settings
     default: object = None
     for name in path.split("."):
-        field = kind.model_fields[name]
+        section = section_in(kind)
+        assert section is not None, f"{path} is no setting"
+        field = section.model_fields[name]
         kind, default = field.annotation, field.default
     return kind, default
 

@@ -19,7 +19,6 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from antiphon.data_folder import IN_THE_CURRENT_FOLDER, default_data_folder
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
+def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, object]:
     """The values for the names in `DEFAULTS`: from the environment, the file, or the defaults. Raises OSError or
     ValueError for an unreadable file."""
     default = {"data": default_data_folder(os.getcwd(), environ)}
@@ -91,7 +90,7 @@ def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any
     return found
 
 
-def _of_file(file: str | None) -> dict[str, Any]:
+def _of_file(file: str | None) -> dict[str, object]:
     if not file:
         return {}
     import yaml
@@ -121,7 +120,7 @@ def _shown(place: str) -> str:
     return shown_text(place)
 
 
-def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
+def _problem(place: str, tls: Mapping[str, object] | None) -> str | None:
     """Check `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`. Returns the problem, or None if `/health` answers 200.
     `tls` has the TLS settings of the sidecar's port, or is None."""
     try:
@@ -140,7 +139,7 @@ def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
     return None if words[1] == b"200" else f"answers {words[1].decode('latin-1')[:16]}"
 
 
-def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
+def _connect(place: str, tls: Mapping[str, object] | None) -> socket.socket:
     if place.startswith("unix:"):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_SECONDS)
@@ -166,8 +165,9 @@ def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
             # The sidecar runs on this machine, so the check does not verify its certificate.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            if tls["sidecar.tls.envoy_cert"]:
-                context.load_cert_chain(tls["sidecar.tls.envoy_cert"], tls["sidecar.tls.envoy_key"])
+            cert, key = tls["sidecar.tls.envoy_cert"], tls["sidecar.tls.envoy_key"]
+            if isinstance(cert, str) and cert:
+                context.load_cert_chain(cert, key if isinstance(key, str) else None)
         return context.wrap_socket(connection, server_hostname=url.hostname)
     except BaseException:
         connection.close()

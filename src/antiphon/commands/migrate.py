@@ -13,7 +13,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from antiphon.commands.flags import settings_of
 from antiphon.commands.terminal import write_table
@@ -62,7 +61,7 @@ async def _up(schemas: Sequence[Schema], *, as_json: bool) -> int:
 
 async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
     rows, said, status = [["database", "step", "state", "serves builds from schema"]], [], 0
-    told: list[dict[str, Any]] = []
+    told: list[dict[str, object]] = []
     for schema in schemas:
         applied = await schema.applied()
         steps = _rows(schema, applied)

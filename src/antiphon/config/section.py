@@ -51,7 +51,7 @@ class Section(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, json_schema_extra=_describe
     )
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
         for name, value in super().__repr_args__():
             yield name, shown_value(value)
 
@@ -70,7 +70,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def section_in(kind: Any) -> type[Section] | None:
+def section_in(kind: object) -> type[Section] | None:
     """The section class in the type of a setting: the type itself, or the type of its elements. None without one."""
     parts = (one for one in (kind, *typing.get_args(kind)) if isinstance(one, type))
     return next((one for one in parts if issubclass(one, Section)), None)
@@ -80,7 +80,7 @@ def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple
     """The path and the type of every setting in `model` and its nested sections, in order."""
     found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
-        kind: Any = field.annotation
+        kind: object = field.annotation
         section = section_in(kind)
         if section is not None and section is kind:
             found += field_paths(section, (*above, name))

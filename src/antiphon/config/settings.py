@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
@@ -121,7 +121,7 @@ class Settings(Section):
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
     console: ConsoleSettings = ConsoleSettings()
-    extensions: dict[str, Any] = Field(default_factory=dict, repr=False)
+    extensions: dict[str, object] = Field(default_factory=dict, repr=False)
     """Settings of tools from other packages, by the tool's type. Each package documents its settings. The environment
     variable for the setting `sides` of the tool `dice` is `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
 
@@ -322,7 +322,7 @@ class Settings(Section):
 
     def redacted(self) -> dict[str, Any]:
         """The effective settings as JSON values. Secrets are masked, including secrets in URLs."""
-        return cast(dict[str, Any], shown_value(self.model_dump(mode="json")))
+        return {name: shown_value(one) for name, one in self.model_dump(mode="json").items()}
 
 
 def _in_any_order(value: object) -> object:
@@ -354,10 +354,10 @@ def settings_schema() -> dict[str, Any]:
 
 
 def load_settings(
-    flags: dict[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
     environ: dict[str, str] | None = None,
     file: Path | None = None,
-    defaults: dict[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Settings:
     """Merge the sources and validate the result. Flags override the environment, and the environment overrides the
     file.

@@ -57,10 +57,12 @@ def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str,
     return merged
 
 
-def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def put(values: dict[str, object], path: Sequence[str], value: object) -> None:
     """Set the value at `path` in nested mappings. Missing mappings are created."""
     for part in path[:-1]:
-        values = values.setdefault(part, {})
+        below = values.setdefault(part, {})
+        assert isinstance(below, dict)
+        values = below
     values[path[-1]] = value
 
 
@@ -87,18 +89,11 @@ def _yaml(text: str) -> object:
     return read_yaml(text)
 
 
-def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "", place: Place = ()) -> Any:
-    """Return `values`, the value of a setting of the type `kind`, without unknown names. A message for each unknown
-    name is appended to `wrong`."""
-    section = section_in(kind)
-    if section is None:
-        return values
-    if isinstance(values, list | tuple):
-        return [without_unknown(one, section, wrong, source, (*place, number)) for number, one in enumerate(values)]
-    if not isinstance(values, Mapping):
-        return values
-    if typing.get_origin(kind) is dict:
-        return {name: without_unknown(one, section, wrong, source, (*place, name)) for name, one in values.items()}
+def without_unknown(
+    values: Mapping[Any, object], section: type[Section], wrong: list[str], source: str = "", place: Place = ()
+) -> dict[str, object]:
+    """Return `values`, the settings of a section, without unknown names. A message for each unknown name is appended
+    to `wrong`."""
     found = {}
     for name, value in values.items():
         here = (*place, str(name))
@@ -111,8 +106,22 @@ def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "
         elif Path in (field.annotation, *typing.get_args(field.annotation)) and (problem := _wrong_path(value)):
             wrong.append(f"{source}{written_place(here)} {problem}")
         else:
-            found[str(name)] = without_unknown(value, field.annotation, wrong, source, here)
+            found[str(name)] = _known(value, field.annotation, wrong, source, here)
     return found
+
+
+def _known(value: object, kind: object, wrong: list[str], source: str, place: Place) -> object:
+    """Return the value of a setting of the type `kind`, without the unknown names in its sections."""
+    section = section_in(kind)
+    if section is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [_known(one, section, wrong, source, (*place, number)) for number, one in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if typing.get_origin(kind) is dict:
+        return {name: _known(one, section, wrong, source, (*place, name)) for name, one in value.items()}
+    return without_unknown(value, section, wrong, source, place)
 
 
 def _wrong_path(value: object) -> str:
@@ -157,7 +166,7 @@ def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, 
     for name, text in environ.items():
         if not name.startswith(_EXTENSIONS_PREFIX):
             continue
-        kind = dict[str, Any] if text.lstrip()[:1] in ("[", "{") else str
+        kind: object = dict[str, object] if text.lstrip()[:1] in ("[", "{") else str
         found: dict[str, object] = {}
         try:
             put(found, name.removeprefix(_PREFIX).lower().split("__"), _value(name, text, kind))

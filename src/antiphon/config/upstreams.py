@@ -13,7 +13,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -31,7 +31,7 @@ _OF_THE_BODY = frozenset(
 _MOST_WEIGHT = 100
 _HIGHEST_PRICE = 1e9
 
-ProfileFlags = Annotated[dict[str, Any], AfterValidator(read_flags)]
+ProfileFlags = Annotated[dict[str, object], AfterValidator(read_flags)]
 
 
 class AuthMode(StrEnum):
@@ -181,7 +181,7 @@ class ModelSettings(Section):
     `truncation: auto`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Flags that override those of the profile for these models. These flags also override `upstream.profile_flags`."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: dict[str, object] = Field(default_factory=dict)
     """Members that Antiphon adds to the chat requests of responses with these models, unless the client sets them (for
     example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). If the client and this setting both have an
     object, the objects are merged member by member. Requests to `/v1/chat/completions` pass unchanged."""
@@ -193,7 +193,7 @@ class ModelSettings(Section):
 
     @field_validator("extra")
     @classmethod
-    def _check_extra(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_extra(cls, value: dict[str, object]) -> dict[str, object]:
         if taken := sorted(DECIDED_HERE.intersection(value)):
             raise ValueError(f"{', '.join(taken)} cannot be added: Antiphon itself sets this field")
         try:
@@ -254,9 +254,14 @@ def _read_shares(value: object) -> object:
     return names[0] if len(names) == 1 else tuple(shares)
 
 
-def _read_share(value: object) -> dict[str, Any]:
+class _Share(TypedDict):
+    name: str
+    weight: int | None
+
+
+def _read_share(value: object) -> _Share:
     if isinstance(value, UpstreamShare):
-        return value.model_dump()
+        return {"name": value.name, "weight": value.weight}
     if isinstance(value, str):
         return {"name": value, "weight": None}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from antiphon.redaction import KEYS
@@ -192,7 +192,7 @@ def shown_text(text: str) -> str:
     return _pattern(text).sub(lambda found: _shown(_parts(found)), text) if "://" in text else text
 
 
-def shown_value(value: Any) -> Any:
+def shown_value(value: object) -> object:
     """Apply `shown_text` to every string in a nested value. Other values stay unchanged."""
     if isinstance(value, str):
         return shown_text(value)

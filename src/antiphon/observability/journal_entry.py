@@ -11,7 +11,7 @@ trail only if the process has a journal.
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.recording_exchange import RecordingExchange
@@ -150,7 +150,7 @@ class Trail:
         for call in self._calls:
             begin = call.began - started
             end = (call.ended if call.ended is not None else call.began) - started
-            facts: dict[str, Any] = {"operation": call.operation, "status": call.status, "fault": call.fault}
+            facts: dict[str, object] = {"operation": call.operation, "status": call.status, "fault": call.fault}
             facts |= {"head": call.head, "first": call.first}
             if call.usage is not None:
                 facts |= {"input_tokens": call.usage.input_tokens, "output_tokens": call.usage.output_tokens}

@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -111,7 +111,7 @@ _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
 for credentials would take most of the search's time."""
 
 
-def _holds_secret(event: Mapping[str, Any]) -> bool:
+def _holds_secret(event: Mapping[str, object]) -> bool:
     """Return whether a text in the event has the shape of a credential. Most texts are too short to be a credential and
     are not searched."""
     for name, value in event.items():
@@ -151,7 +151,7 @@ def _without(text: str) -> str:
     return KEYS.sub("[redacted]", _SECRET_TEXT.sub(r"\1[redacted]", text))
 
 
-def render(event: Mapping[str, Any]) -> bytes:
+def render(event: Mapping[str, object]) -> bytes:
     try:
         return _encode(event)
     except (TypeError, ValueError, OverflowError):
@@ -174,7 +174,7 @@ def colors_wanted() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
-def console_line(line: Mapping[str, Any], *, colors: bool) -> str:
+def console_line(line: Mapping[str, object], *, colors: bool) -> str:
     """Format a line for a terminal. The advice and a traceback follow on separate lines."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
@@ -199,7 +199,7 @@ def console_line(line: Mapping[str, Any], *, colors: bool) -> str:
     return "\n".join(["  ".join(part for part in parts if part), *below])
 
 
-def _response(line: Mapping[str, Any], paint: Any) -> list[str]:
+def _response(line: Mapping[str, object], paint: Callable[[str, str], str]) -> list[str]:
     outcome = str(line.get("outcome", ""))
     parts = [_shown(line.get("model", "")), paint(_shown(outcome), _GREEN if outcome in _GOOD else _RED)]
     if "output_tokens" in line or "input_tokens" in line:
@@ -208,7 +208,7 @@ def _response(line: Mapping[str, Any], paint: Any) -> list[str]:
     return parts + _why(line)
 
 
-def _request(line: Mapping[str, Any], paint: Any) -> list[str]:
+def _request(line: Mapping[str, object], paint: Callable[[str, str], str]) -> list[str]:
     status = line.get("status", 0)
     good = isinstance(status, int) and status < 400
     parts = [
@@ -218,7 +218,7 @@ def _request(line: Mapping[str, Any], paint: Any) -> list[str]:
     return [*parts, _seconds(line), _shown(line.get("request_id", "")), *_why(line)]
 
 
-def _why(line: Mapping[str, Any]) -> list[str]:
+def _why(line: Mapping[str, object]) -> list[str]:
     """Return the cause of a failure, and the parts of the request that Antiphon ignored."""
     parts = [_shown(line["cause"], spaced=True)] if line.get("cause") else []
     if line.get("ignored"):
@@ -226,7 +226,7 @@ def _why(line: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _seconds(line: Mapping[str, Any]) -> str:
+def _seconds(line: Mapping[str, object]) -> str:
     seconds = line.get("seconds")
     return f"{seconds:.2f} s" if isinstance(seconds, int | float) else ""
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -117,7 +117,7 @@ class _Ended(NamedTuple):
     unknown: bool
     left_out: Sequence[str]
     streamed: tuple[float, float | None] | None
-    known: Mapping[str, Any]
+    known: Mapping[str, object]
 
 
 class Observation:
