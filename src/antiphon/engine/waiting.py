@@ -25,7 +25,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from weakref import WeakSet
 
 from antiphon.errors import Unavailable
@@ -127,7 +127,7 @@ async def apart(work: Callable[[], T]) -> T:
     return await to_the_end(_TRANSLATION.run(work))
 
 
-async def stop(task: asyncio.Task[Any] | None) -> None:
+async def stop(task: asyncio.Task[object] | None) -> None:
     """Cancel a task that runs until it is cancelled, and wait for its end. None: no task was started."""
     if task is not None:
         task.cancel()
@@ -154,7 +154,7 @@ async def to_the_end(work: Awaitable[T]) -> T:
     return result
 
 
-def look_at(task: asyncio.Future[Any]) -> None:
+def look_at(task: asyncio.Future[T]) -> None:
     """Retrieve the outcome of a task that no caller awaits, so that asyncio does not report it as never retrieved."""
     if not task.cancelled():
         task.exception()

@@ -75,7 +75,7 @@ def _details(value: object) -> UsageDetails | None:
     return UsageDetails(**_counts(value, UsageDetails.__struct_fields__)) if isinstance(value, dict) else None
 
 
-def _counts(value: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _counts(value: dict[str, object], names: Sequence[str]) -> dict[str, Any]:
     return {name: _count(value.get(name)) for name in names}
 
 

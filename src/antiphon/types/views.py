@@ -9,8 +9,6 @@ build does not compile (docs/explanation/performance.md).
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.types.json import ABSENT
@@ -33,7 +31,7 @@ class Manner(Struct):
 class DeclaredTools(Struct):
     """A request's body, or one of its input items, decoded only for the tools that it declares."""
 
-    tools: list[dict[str, Any]] | None = None
+    tools: list[dict[str, object]] | None = None
     input: list[DeclaredTools] | str | None = None
 
 
@@ -123,7 +121,7 @@ class Skills(Struct):
 class AllowedTools(Struct):
     """The field `allowed_tools` of an MCP tool."""
 
-    allowed_tools: Any = None
+    allowed_tools: object = None
 
 
 class NamedTool(Struct):

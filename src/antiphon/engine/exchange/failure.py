@@ -12,7 +12,7 @@ message, from which the sidecar has removed credentials.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
@@ -95,9 +95,9 @@ class Failure:
             return self.code != CancelReason.CONNECTION_ENDED.value
         return self.fault in ("upstream", "ours")
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, str | int]:
         """The log fields of the failure, by name. Fields with an empty value are left out."""
-        told = {
+        told: dict[str, str | int] = {
             "fault": self.fault,
             "cause": self.cause[:_MAX_LENGTH],
             "status": self.status,

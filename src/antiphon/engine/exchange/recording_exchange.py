@@ -200,7 +200,7 @@ class RecordingExchange(ResponseExchange):
         elif isinstance(action, CallUpstream):
             if parts is not None:
                 call = action.request
-                facts: dict[str, Any] = {"path": call.path, "upstream": call.upstream, "model": call.model}
+                facts: dict[str, object] = {"path": call.path, "upstream": call.upstream, "model": call.model}
                 facts |= {"stream": call.stream, "headers": shown_headers(call.headers)}
                 parts.add("call", call.body, facts)
         elif isinstance(action, SendHead):
@@ -300,7 +300,7 @@ class RecordedParts:
         self._parts: list[Part] = []
         self._flows: list[_Flow] = []
 
-    def add(self, kind: PART, data: bytes = b"", facts: Mapping[str, Any] | None = None) -> None:
+    def add(self, kind: PART, data: bytes = b"", facts: Mapping[str, object] | None = None) -> None:
         """Add a part. A part without room for its bytes loses their end."""
         self._flush()
         self._append(kind, self._ticks(), self._fitting(data), facts or {})
@@ -338,7 +338,7 @@ class RecordedParts:
             self._append(flow.kind, flow.at, b"".join(flow.pieces), {})
         self._flows.clear()
 
-    def _append(self, kind: PART, at: float, data: bytes, facts: Mapping[str, Any]) -> None:
+    def _append(self, kind: PART, at: float, data: bytes, facts: Mapping[str, object]) -> None:
         if len(self._parts) < MOST:
             self._room -= _PART_BYTES
             self._parts.append(Part(at, kind, data, facts))
@@ -404,9 +404,9 @@ def _clean(data: bytes, searches: tuple[SecretSearch, SecretSearch]) -> bytes:
     return data
 
 
-def _clean_facts(facts: Mapping[str, Any], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, Any]:
+def _clean_facts(facts: Mapping[str, object], searches: tuple[SecretSearch, SecretSearch]) -> Mapping[str, object]:
     """The facts of a part, without secrets in their texts and headers."""
-    clean: dict[str, Any] = {}
+    clean: dict[str, object] = {}
     for name, value in facts.items():
         if isinstance(value, str):
             value = _clean_text(value, searches)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.errors import ApiError, InvalidRequest
@@ -85,7 +84,7 @@ def calls_key(response_id: str) -> str:
     return CALLS + response_id
 
 
-def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
+def explain(once: OnceOnly, rows: Iterable[tuple[object, str, object, object]]) -> None:
     """Raise the error that tells why the key is in use. `AlreadyMade`: an earlier request with this key has created its
     object. `LeftBehind`: the process of that request died after it claimed tool calls. `ApiError`: the earlier request
     still runs, or differs from this request.

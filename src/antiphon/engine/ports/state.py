@@ -218,8 +218,8 @@ class ExportedRow:
     """One exported row of an owner: its type, the two values that identify the row, and its decoded JSON."""
 
     kind: str
-    id: Any
-    of: Any
+    id: object
+    of: object
     data: Any
 
 

@@ -14,9 +14,9 @@ cache of vectors is valid when its file numbers are those in the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from antiphon.errors import AntiphonError
 from antiphon.types.search import DEFAULT_RANKING, Attributes, Filter, Ranking
@@ -121,7 +121,7 @@ class VectorFile:
     created_at: float
     usage_bytes: int
     chunking: Chunking
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
     error: FileError | None = None
 
 

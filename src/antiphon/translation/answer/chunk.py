@@ -115,7 +115,7 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
     """Make an object of this type from the members that fit its fields. None for a value that is not an object."""
     if not isinstance(value, dict):
         return None
-    found = {name: read(value.get(name)) for name, read in _readers(kind)}
+    found: dict[str, Any] = {name: read(value.get(name)) for name, read in _readers(kind)}
     if kind is Delta:
         found["content"], thinking = _content(value.get("content"))
         if not fragment(found["reasoning_content"]):
@@ -124,13 +124,13 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 
 
 @lru_cache(maxsize=8)
-def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[object], object]], ...]:
     """The reader for each field of a type. The field's annotation chooses the reader. For raw JSON, the field's name
     chooses the reader."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 
-def _reader(name: str, kind: Any) -> Callable[[Any], Any]:
+def _reader(name: str, kind: object) -> Callable[[object], object]:
     if kind is Raw:
         return _arguments if name == "arguments" else _text if name in _TEXTS else _raw
     inner = get_args(kind)[0]
@@ -243,7 +243,7 @@ class Annotations:
                 yield self._citation({"url": url, "title": titles.get(url), **place}, len(text))
 
     @staticmethod
-    def _citation(found: dict[str, Any], length: int) -> dict[str, Any]:
+    def _citation(found: dict[str, object], length: int) -> dict[str, object]:
         title = found.get("title")
         start, end = (_offset(found.get(key), length) for key in ("start_index", "end_index"))
         if end == 0 and start == 0:
@@ -301,7 +301,7 @@ def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
     return entries[number:] if left >= 0 else entries[number + 1 :]
 
 
-def _entry(entry: dict[str, Any]) -> dict[str, Any] | None:
+def _entry(entry: dict[str, object]) -> dict[str, object] | None:
     made = _token(entry)
     if made is None:
         return None
@@ -309,7 +309,7 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any] | None:
     return made
 
 
-def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
+def _token(entry: dict[str, object]) -> dict[str, object] | None:
     token, logprob, octets = entry.get("token"), entry.get("logprob"), entry.get("bytes")
     if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
         return None
@@ -329,7 +329,7 @@ class ReasoningDetails:
     these details. The class joins streamed fragments of one detail."""
 
     def __init__(self) -> None:
-        self._kept: list[dict[str, Any]] = []
+        self._kept: list[dict[str, object]] = []
 
     def receive(self, data: Raw) -> bytes:
         """Add the details of a delta. Returns the text of the details as a fragment."""
@@ -346,12 +346,13 @@ class ReasoningDetails:
         kept, self._kept = self._kept, []
         return [Raw(encode(detail)) for detail in kept]
 
-    def _keep(self, detail: dict[str, Any]) -> None:
+    def _keep(self, detail: dict[str, object]) -> None:
         last = self._kept[-1] if self._kept else None
         if last is not None and all(last.get(key) == detail.get(key) for key in ("type", "index", "id")):
             for key, value in detail.items():
-                if key in _JOINED and isinstance(value, str) and isinstance(last.get(key), str):
-                    last[key] += value
+                before = last.get(key)
+                if key in _JOINED and isinstance(value, str) and isinstance(before, str):
+                    last[key] = before + value
                 elif value is not None:
                     last[key] = value
         else:

@@ -34,7 +34,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut, unsupported_parameter
 from antiphon.redaction import KnownSecrets, redacted, without
@@ -259,7 +259,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
     return told
 
 
-def _take(told: _Told, source: dict[str, Any]) -> None:
+def _take(told: _Told, source: dict[str, object]) -> None:
     """Fill the empty fields of `told` with values of one JSON object."""
     for name in ("code", "status", "status_code", "raw_status_code"):
         value = source.get(name)
@@ -273,8 +273,8 @@ def _take(told: _Told, source: dict[str, Any]) -> None:
         value = source.get(name)
         if isinstance(value, str) and value != "error":
             told.type = told.type or value
-    if isinstance(source.get("param"), str):
-        told.param = told.param or source["param"]
+    if isinstance(param := source.get("param"), str):
+        told.param = told.param or param
     if not told.message:
         told.message = _message(source)
 

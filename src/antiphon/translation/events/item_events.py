@@ -25,10 +25,10 @@ from antiphon.types import events as ev
 from antiphon.types import items as it
 from antiphon.types.json import decode_any, encode
 
-Made = tuple[str, dict[str, Any]]
+Made = tuple[str, dict[str, object]]
 
 _ENDS: Final = {"completed": "response.completed", "incomplete": "response.incomplete"}
-_AT_THE_BEGINNING: Final[dict[str, Any]] = {
+_AT_THE_BEGINNING: Final[dict[str, object]] = {
     "status": "in_progress",
     "output": [],
     "usage": None,
@@ -44,18 +44,18 @@ def replayed(response: bytes) -> bytes:
     begun = whole | {name: value for name, value in _AT_THE_BEGINNING.items() if name in whole}
     begun.pop("prompt_cache_diagnostics", None)
     events: list[Made] = [("response.created", {"response": begun}), ("response.in_progress", {"response": begun})]
-    for index, item in enumerate(whole.get("output") or []):
+    for index, item in enumerate(_objects(whole, "output")):
         events += _item(item, index)
     events.append((_ENDS.get(whole.get("status", ""), "response.failed"), {"response": whole}))
     return b"".join(_framed(kind, number, fields) for number, (kind, fields) in enumerate(events))
 
 
-def _framed(kind: str, number: int, fields: dict[str, Any]) -> bytes:
+def _framed(kind: str, number: int, fields: dict[str, object]) -> bytes:
     data = encode({"type": kind, "sequence_number": number, **fields})
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
-def _item(item: dict[str, Any], index: int) -> Iterator[Made]:
+def _item(item: dict[str, object], index: int) -> Iterator[Made]:
     kind = item.get("type")
     bare = dict(item)
     if "status" in bare:
@@ -76,14 +76,20 @@ def _item(item: dict[str, Any], index: int) -> Iterator[Made]:
     yield "response.output_item.done", {"output_index": index, "item": item}
 
 
+def _objects(value: dict[str, object], name: str) -> list[dict[str, object]]:
+    """The objects in this list of a stored response. Empty if there is no list."""
+    found = value.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
 _CALLS: Final = {
     "function_call": ("arguments", "response.function_call_arguments"),
     "custom_tool_call": ("input", "response.custom_tool_call_input"),
 }
 
 
-def _call(item: dict[str, Any], index: int, name: str, events: str) -> Iterator[Made]:
-    place = {"item_id": item["id"], "output_index": index}
+def _call(item: dict[str, object], index: int, name: str, events: str) -> Iterator[Made]:
+    place: dict[str, object] = {"item_id": item["id"], "output_index": index}
     text = item.get(name) or ""
     if text:
         yield f"{events}.delta", {**place, "delta": text}
@@ -91,9 +97,9 @@ def _call(item: dict[str, Any], index: int, name: str, events: str) -> Iterator[
     yield f"{events}.done", {**place, name: text, **named}
 
 
-def _content(item: dict[str, Any], index: int) -> Iterator[Made]:
-    for at, part in enumerate(item.get("content") or []):
-        place = {"item_id": item["id"], "output_index": index, "content_index": at}
+def _content(item: dict[str, object], index: int) -> Iterator[Made]:
+    for at, part in enumerate(_objects(item, "content")):
+        place: dict[str, object] = {"item_id": item["id"], "output_index": index, "content_index": at}
         if part.get("type") == "refusal":
             yield from _part(place, part, "content_part", "refusal", "refusal")
         else:
@@ -102,23 +108,23 @@ def _content(item: dict[str, Any], index: int) -> Iterator[Made]:
             yield "response.content_part.added", {**place, "part": empty}
             if part["text"]:
                 yield "response.output_text.delta", {**place, "delta": part["text"], "logprobs": logprobs}
-            for number, annotation in enumerate(part.get("annotations") or []):
+            for number, annotation in enumerate(_objects(part, "annotations")):
                 noted = {**place, "annotation_index": number, "annotation": annotation}
                 yield "response.output_text.annotation.added", noted
             yield "response.output_text.done", {**place, "text": part["text"], "logprobs": logprobs}
             yield "response.content_part.done", {**place, "part": part}
 
 
-def _reasoning(item: dict[str, Any], index: int) -> Iterator[Made]:
-    place = {"item_id": item["id"], "output_index": index}
-    for at, part in enumerate(item.get("summary") or []):
+def _reasoning(item: dict[str, object], index: int) -> Iterator[Made]:
+    place: dict[str, object] = {"item_id": item["id"], "output_index": index}
+    for at, part in enumerate(_objects(item, "summary")):
         where = {**place, "summary_index": at}
         yield from _part(where, part, "reasoning_summary_part", "reasoning_summary_text", "text")
-    for at, part in enumerate(item.get("content") or []):
+    for at, part in enumerate(_objects(item, "content")):
         yield from _part({**place, "content_index": at}, part, "content_part", "reasoning_text", "text")
 
 
-def _part(place: dict[str, Any], part: dict[str, Any], whole: str, piece: str, name: str) -> Iterator[Made]:
+def _part(place: dict[str, object], part: dict[str, object], whole: str, piece: str, name: str) -> Iterator[Made]:
     """The events of a part with one text. `name` is the part's member that holds the text."""
     yield f"response.{whole}.added", {**place, "part": {**part, name: ""}}
     yield f"response.{piece}.delta", {**place, "delta": part[name]}

@@ -45,6 +45,9 @@ from antiphon.types.items import (
 )
 from antiphon.types.json import encode, quoted, text_of
 
+_Shape = type[Any]
+"""A class of parts or events. The classes of one role differ in the names of their members, but not in the order."""
+
 
 class TextOf(Enum):
     """The kind of item that a text belongs to."""
@@ -182,11 +185,11 @@ class OpenReasoning(OpenItem):
 
     # Subclasses override the member that holds the text part, the type of that part, and the events of part and text.
     _parts: ClassVar[str] = "content"
-    _part: ClassVar[type[Any]] = ReasoningText
-    _part_added: ClassVar[type[Any]] = ev.ContentPartAdded
-    _delta: ClassVar[type[Any]] = ev.ReasoningTextDelta
-    _done: ClassVar[type[Any]] = ev.ReasoningTextDone
-    _part_done: ClassVar[type[Any]] = ev.ContentPartDone
+    _part: ClassVar[_Shape] = ReasoningText
+    _part_added: ClassVar[_Shape] = ev.ContentPartAdded
+    _delta: ClassVar[_Shape] = ev.ReasoningTextDelta
+    _done: ClassVar[_Shape] = ev.ReasoningTextDone
+    _part_done: ClassVar[_Shape] = ev.ContentPartDone
 
     def __init__(self, draft: ResponseDraft, seal: Seal | None) -> None:
         super().__init__(draft)
@@ -241,8 +244,8 @@ class OpenOwnReasoning(OpenReasoning):
 
     __slots__ = ()
 
-    _delta: ClassVar[type[Any]] = ev.ReasoningDelta
-    _done: ClassVar[type[Any]] = ev.ReasoningDone
+    _delta: ClassVar[_Shape] = ev.ReasoningDelta
+    _done: ClassVar[_Shape] = ev.ReasoningDone
 
 
 class OpenSummary(OpenReasoning):
@@ -251,11 +254,11 @@ class OpenSummary(OpenReasoning):
     __slots__ = ()
 
     _parts: ClassVar[str] = "summary"
-    _part: ClassVar[type[Any]] = SummaryText
-    _part_added: ClassVar[type[Any]] = ev.ReasoningSummaryPartAdded
-    _delta: ClassVar[type[Any]] = ev.ReasoningSummaryTextDelta
-    _done: ClassVar[type[Any]] = ev.ReasoningSummaryTextDone
-    _part_done: ClassVar[type[Any]] = ev.ReasoningSummaryPartDone
+    _part: ClassVar[_Shape] = SummaryText
+    _part_added: ClassVar[_Shape] = ev.ReasoningSummaryPartAdded
+    _delta: ClassVar[_Shape] = ev.ReasoningSummaryTextDelta
+    _done: ClassVar[_Shape] = ev.ReasoningSummaryTextDone
+    _part_done: ClassVar[_Shape] = ev.ReasoningSummaryPartDone
 
 
 # Calls

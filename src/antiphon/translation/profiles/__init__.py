@@ -17,7 +17,6 @@ name `""`, never a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from antiphon.translation.profiles.profile import UpstreamProfile, read_flags, with_flags
 from antiphon.translation.profiles.vendors import VENDORS
@@ -48,7 +47,7 @@ _OWNERS[DEMO_OWNER] = "generic"
 _SERVERS = {profile.server: profile.name for profile in VENDORS if profile.server}
 
 
-def named_by_list(listed: Any, server: str) -> str:
+def named_by_list(listed: object, server: str) -> str:
     """The name of the profile that a server's list of models identifies, or `""`. `listed` is the decoded body of the
     list, and `server` is the value of the response's `server` header."""
     entries = listed.get("data") if isinstance(listed, dict) else None

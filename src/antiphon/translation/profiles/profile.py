@@ -166,12 +166,12 @@ def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
 _NO_FLAGS = frozenset({"name", "title", "hosts", "owned_by", "server", "by_model", "overrides"})
 
 
-def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
+def read_flags(values: Mapping[str, object]) -> dict[str, object]:
     """Convert flags from the operator's settings to their types. Raises ValueError that names the wrong flag or
     value."""
     kinds = get_type_hints(UpstreamProfile)
     known = [field.name for field in fields(UpstreamProfile) if field.name not in _NO_FLAGS]
-    read: dict[str, Any] = {}
+    read: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{name!r} is no flag of a profile; known flags are {', '.join(sorted(known))}")
@@ -179,10 +179,10 @@ def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
             # YAML reads the unquoted word `off` as false.
             value = "off"
         try:
-            read[name] = msgspec.convert(value, kinds[name])
+            read[name] = flag = msgspec.convert(value, kinds[name])
         except msgspec.ValidationError as error:
             raise ValueError(f"{name}: {value!r} cannot be used: {error}") from None
-        if name == "parameters" and (unknown := sorted(read[name] - EVERY_PARAMETER)):
+        if name == "parameters" and (unknown := sorted(flag - EVERY_PARAMETER)):
             raise ValueError(f"parameters: {', '.join(unknown)} unknown here; 'field_allow' lets further fields pass")
     return read
 

@@ -85,11 +85,11 @@ class Field:
     forward: Callable[[UpstreamProfile, str], bool] | None = None
     unsent: tuple[str, ...] = ()
     note: str = ""
-    echo: Any = UNSET
+    echo: object = UNSET
     template: bool = False
 
     @property
-    def echo_kind(self) -> Any:
+    def echo_kind(self) -> object:
         """The type of the response member that repeats the field."""
         return self.kind | None if self.echo is None else self.kind
 
@@ -116,7 +116,7 @@ class Field:
         return Support("sent" if self.forwarded_to(profile) else "ignored", self.note)
 
 
-def _members(place: str, kind: Any) -> Iterator[tuple[str, frozenset[str]]]:
+def _members(place: str, kind: object) -> Iterator[tuple[str, frozenset[str]]]:
     if isinstance(kind, type) and issubclass(kind, Struct):
         yield place, frozenset(kind.__struct_fields__)
         for field in structs.fields(kind):

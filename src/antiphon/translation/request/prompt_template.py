@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -180,15 +180,14 @@ class _Values:
             else:
                 content = _parts(pieces, {"type": "input_text"})
         elif first(message.content) == b"[":
-            content = []
-            for part in _RAWS.decode(message.content):
-                content += self._part(part, where, user=user)
+            read = _RAWS.decode(message.content)
+            content = [made for part in read for made in self._part(part, where, user=user)]
         else:
             return source
         fields: dict[str, object] = dict(_FIELDS.decode(source))
         return raw({**fields, "content": content})
 
-    def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
+    def _part(self, part: Raw, where: str, *, user: bool) -> list[object]:
         """The parts that one content part becomes. An image or file inside its text splits the part into several."""
         read = try_decode(_VALUE, part)
         if read is None or read.type not in _TEXT_KINDS or read.text is None:
@@ -220,9 +219,9 @@ class _Values:
         yield text[at:]
 
 
-def _parts(pieces: list[str | Raw], like: dict[str, Any]) -> list[Any]:
+def _parts(pieces: list[str | Raw], like: dict[str, object]) -> list[object]:
     """The content parts for these texts, images and files. Adjacent texts become one part with the keys of `like`."""
-    parts: list[Any] = []
+    parts: list[object] = []
     text = ""
     for piece in pieces:
         if isinstance(piece, Raw):
