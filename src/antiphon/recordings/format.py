@@ -28,7 +28,7 @@ from antiphon.errors import AntiphonError
 from antiphon.recordings.scrubbing import Secrets, scrubbed, shows, streamed
 from antiphon.redaction import bytes_without, without
 
-Object = dict[str, Any]
+Object = dict[str, object]
 Chunks = tuple[tuple[float, bytes], ...]
 Headers = tuple[tuple[str, str], ...]
 
@@ -141,7 +141,7 @@ def normal_request(request: bytes, secrets: Secrets) -> bytes:
     return _compact(bytes_without(_compact(request), secrets))
 
 
-def entry_line(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) -> bytes:
+def entry_line(entry: CassetteEntry, labels: Mapping[str, object] | None = None) -> bytes:
     """The entry as a line of a cassette, with its digest and a line end. `labels` as for `document_of`. Raises
     `CannotRecord`."""
     document = document_of(entry, labels)
@@ -151,7 +151,7 @@ def entry_line(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) ->
         raise CannotRecord("The request is nested too deeply.") from None
 
 
-def document_of(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) -> Object:
+def document_of(entry: CassetteEntry, labels: Mapping[str, object] | None = None) -> Object:
     """The entry as a JSON object without a digest. `labels` are further values: `provider`, `source`, `provenance` and
     `features`. Values that are the default of an entry are left out."""
     given = dict(labels or {})
@@ -179,7 +179,7 @@ def document_of(entry: CassetteEntry, labels: Mapping[str, Any] | None = None) -
     }
 
 
-def digest_of(document: Mapping[str, Any]) -> str:
+def digest_of(document: Mapping[str, object]) -> str:
     """The SHA-256 digest of an entry's JSON object, without `sha256`: of its compact JSON in ASCII, with sorted
     keys."""
     content = {name: value for name, value in document.items() if name != "sha256"}
@@ -220,7 +220,7 @@ class _Nothing:
 _NOTHING: Final = _Nothing()
 
 
-def decoded(data: bytes | str) -> Any:
+def decoded(data: bytes | str) -> object:
     """The value of a JSON text. An object of another type if the text is not JSON, or has numbers that JSON does not
     have."""
     try:

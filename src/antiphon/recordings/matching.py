@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from antiphon.recordings.format import CassetteEntry, decoded, is_json
 
@@ -90,7 +90,7 @@ class Playlist:
         return list(dict.fromkeys(entry.model for _, entry in self.entries if entry.model))
 
 
-def differences(recorded: Any, requested: Any, path: str = "") -> Iterator[Difference]:
+def differences(recorded: object, requested: object, path: str = "") -> Iterator[Difference]:
     """The differences between two JSON values, from the first to the last."""
     waiting = [(path, recorded, requested)]
     while waiting:
@@ -118,7 +118,7 @@ def summary(entry: CassetteEntry) -> str:
     return f"{entry.method} {entry.path}{f' {entry.model}' if entry.model else ''}{text}"
 
 
-def _item(values: list[Any], index: int) -> Any:
+def _item(values: list[object], index: int) -> object:
     return values[index] if index < len(values) else _MISSING
 
 
@@ -131,20 +131,20 @@ def _key(method: str, path: str, request: bytes) -> tuple[str, str, bytes]:
     return method, path, hashlib.sha256(text).digest()
 
 
-def _value(request: bytes) -> Any:
+def _value(request: bytes) -> object:
     """The JSON value of a body, or its text if it is not JSON."""
     value = decoded(request)
     return value if is_json(value) else request.decode("utf-8", "replace")
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     """Whether two values are equal that are not both objects or both lists. `true` and 1 differ."""
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return one is other
     return bool(one == other)
 
 
-def _whole_numbers(value: Any) -> Any:
+def _whole_numbers(value: object) -> object:
     """The value with whole floats as integers, because clients write 1 and 1.0 for the same number."""
     if isinstance(value, dict):
         return {name: _whole_numbers(one) for name, one in value.items()}
@@ -153,7 +153,7 @@ def _whole_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _short(one: Any, other: Any) -> tuple[str, str]:
+def _short(one: object, other: object) -> tuple[str, str]:
     """Two values as short texts. Long texts begin shortly before their first difference."""
     if isinstance(one, str) and isinstance(other, str):
         same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
@@ -163,7 +163,7 @@ def _short(one: Any, other: Any) -> tuple[str, str]:
     return _text(one), _text(other)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is _MISSING:
         return "nothing"
     text = json.dumps(value[: _SHOWN + 1] if isinstance(value, str) else value, ensure_ascii=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from antiphon.redaction import bytes_without, without
 
@@ -110,7 +110,7 @@ def event_data(content_type: str, body: bytes) -> list[str]:
     return [line for line in lines if line != "[DONE]"]
 
 
-def _decoded(text: str) -> Any:
+def _decoded(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -11,7 +11,6 @@ transaction of the change. The sweep keeps at most `MOST_ROWS` rows, the newest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import structlog
@@ -41,6 +40,9 @@ FORGET_MORE = f"""
 DELETE FROM audit WHERE id IN (SELECT id FROM audit ORDER BY at DESC, id DESC LIMIT {_PIECE} OFFSET :most)
 """
 
+Detail = Mapping[str, object]
+"""Further facts of a row, by name, in the types of JSON."""
+
 
 class Noted(msgspec.Struct, frozen=True):
     """One row of the audit. `object` is what the action changed, such as the id of a key. `owner` is empty when the
@@ -50,7 +52,7 @@ class Noted(msgspec.Struct, frozen=True):
     action: str
     object: str = ""
     owner: str = ""
-    detail: Mapping[str, Any] = {}
+    detail: Detail = {}
     at: float = 0.0
 
 
@@ -104,7 +106,7 @@ class AuditStore:
 
 def _noted(row: Row) -> Noted:
     try:
-        detail = msgspec.json.decode(row["detail"], type=dict[str, Any])
+        detail = msgspec.json.decode(row["detail"], type=dict[str, object])
     except msgspec.DecodeError as error:
         raise StoreError(f"the row {row['id']} of the audit is damaged: {error}") from error
     return Noted(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)

@@ -30,7 +30,7 @@ from antiphon.engine.ports.usage_sums import NUMBERS
 from antiphon.ids import now
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.tables import Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 AT_ONCE = 100
 """The number of rows per read or deletion."""
@@ -56,7 +56,7 @@ def counting(*kinds: str) -> str:
     )
 
 
-def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
+def counted(rows: Iterable[Row]) -> list[OwnerCounts]:
     """Convert the rows of a `counting` query to counts per owner, sorted by owner."""
     counts: dict[str, dict[str, int]] = {}
     for kind, owner, count in rows:

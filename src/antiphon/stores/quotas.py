@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
 from antiphon.engine.ports.quotas import Grant, Measure, Report, Wanted
 from antiphon.ids import Clock, now
-from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds
 
 MINUTE = 60_000
 _SHRINK = 16
@@ -126,7 +125,7 @@ class QuotaStore:
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
         """See `QuotaCounters.grant`."""
         months = _months(self._clock())
-        rows: list[list[Any]] = [[] for _ in wanted]
+        rows: list[list[Row]] = [[] for _ in wanted]
         unit = [Statement(ALIVE, {"holder": holder, **self._now}, rows=1)]
         for number in sorted(range(len(wanted)), key=lambda one: _key(wanted[one])):
             one = wanted[number]
@@ -225,7 +224,7 @@ def _month(number: int) -> int:
     return int(datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
-def _grant(measure: Measure, row: Any) -> Grant:
+def _grant(measure: Measure, row: Row) -> Grant:
     amount, starts, used, leased, warned, date = row
     period = _period(measure)
     ends = starts + MINUTE if period == "minute" else 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import Page, PageQuery
@@ -403,7 +402,7 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
         return int((await self._tables.fetch(self.count_waiting, {}))[0][0])
 
 
-def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
+def ingest_job(row: Row) -> IngestJob:
     """Convert a row to the claimed file. The row has the columns in the order of the fields below."""
     return IngestJob(
         number=row[0],

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Unpack
+from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import BlobStore
@@ -43,7 +43,7 @@ from antiphon.stores.files import COLUMNS, FileSql
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
-from antiphon.stores.postgres.group_commit import GroupCommit, group_limits
+from antiphon.stores.postgres.group_commit import GroupCommit, WriteQueue, group_limits
 from antiphon.stores.postgres.health import DatabaseReadiness, PostgresStatistics
 from antiphon.stores.postgres.jobs import SQL as JOB_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedResponses
@@ -218,7 +218,7 @@ class PostgresStores(Stores):
             ended=signals.changed,
         )
         self.database = database
-        self._groups: tuple[GroupCommit[Any], ...] = (finished, queued, added)
+        self._groups: tuple[WriteQueue, ...] = (finished, queued, added)
         self.statistics = (PostgresStatistics(database, self._groups),)
         self.containers = PostgresContainerRows(tables, pending)
 

@@ -32,6 +32,7 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
@@ -200,5 +201,5 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
     async def execute(self, query: str, *args: object, **options: object) -> object:
         return await super().execute(query, *map(storable, args), **options)
 
-    async def executemany(self, command: str, args: Any, **options: Any) -> Any:
+    async def executemany(self, command: str, args: Iterable[Sequence[object]], **options: object) -> object:
         return await super().executemany(command, [[*map(storable, each)] for each in args], **options)

@@ -103,6 +103,20 @@ class _Waiting(Generic[U]):
     """Whether a statement with an unknown outcome may have stored the unit."""
 
 
+class WriteQueue(Protocol):
+    """The write queue of any kind of units."""
+
+    groups: Counter[int]
+    """The number of written groups, by the number of units in a group."""
+
+    @property
+    def waiting(self) -> int:
+        """The number of units in the queue that no writer has taken yet."""
+
+    async def aclose(self) -> None:
+        """Wait until all accepted units are written, or until their deadlines."""
+
+
 class GroupCommit(Generic[U]):
     """The write queue of one kind of units."""
 

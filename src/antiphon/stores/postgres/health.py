@@ -23,13 +23,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, StoreReason
 from antiphon.stores.backend import DatabaseStatistics
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.group_commit import GroupCommit
+from antiphon.stores.postgres.group_commit import WriteQueue
 
 TABLES = frozenset(
     {
@@ -157,7 +156,7 @@ class PostgresStatistics:
 
     name: str = "postgresql"
 
-    def __init__(self, database: Database, groups: Sequence[GroupCommit[Any]]) -> None:
+    def __init__(self, database: Database, groups: Sequence[WriteQueue]) -> None:
         self._database = database
         self._groups = groups
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
@@ -33,7 +32,7 @@ from antiphon.stores.sqlite.response_rows import (
 from antiphon.stores.sqlite.tables import LeaseClock, lease_now, sqlite_steps
 from antiphon.stores.sqlite.units import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
-from antiphon.stores.tables import RowsMissing, Statement, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, milliseconds
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
@@ -180,7 +179,7 @@ class SqliteJobWriter:
             "limit": limit,
             "besides": json.dumps(besides),
         }
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Row] = []
         unit = [Statement(CLAIM_JOBS, named), Statement(START_RESPONSES, named), Statement(CLAIMED, named, into=rows)]
         await self._writer.run(unit)
         return [

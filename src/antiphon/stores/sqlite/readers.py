@@ -51,8 +51,11 @@ def daemonic_connection(uri: str) -> aiosqlite.Connection:
     aiosqlite connection, which creates its thread in its constructor.
     """
     made: list[aiosqlite.Connection] = []
-    options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
-    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(uri, **options)), daemon=True)
+
+    def make() -> None:
+        made.append(aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS))
+
+    maker = threading.Thread(target=make, daemon=True)
     maker.start()
     maker.join()
     return made[0]
@@ -146,7 +149,7 @@ class SqliteReaders:
         self,
         free: _Free,
         connection: aiosqlite.Connection,
-        query: asyncio.Future[Any],
+        query: asyncio.Future[object],
     ) -> None:
         look_at(query)  # without this call, asyncio warns if the caller was cancelled
         free.put_nowait(connection)

@@ -65,7 +65,7 @@ class Rows:
 
 Step = Statement | Rows
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
-Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
+Answer = tuple[asyncio.Future[Any], object, StoreError | None]
 
 # SQLite prepares a separate statement for each number of rows. To limit the number of prepared statements, an INSERT
 # has 1 to `_FEW` rows, or one of the numbers in `_MANY`.
@@ -224,7 +224,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
     return changed
 
 
-def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[Any]) -> int:
+def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[object]) -> int:
     """Insert the rows in few statements. Returns the number of rows. Raises `RowsMissing` if a row was not inserted."""
     width = insertion.width
     count = len(values) // width
@@ -281,7 +281,7 @@ def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
     counts: list[list[int]] = [[] for _ in units]
     for number, first in enumerate(units[0].steps):
         if isinstance(first, Rows):
-            values: list[Any] = []
+            values: list[object] = []
             for unit, counted in zip(units, counts, strict=True):
                 step = unit.steps[number]
                 assert isinstance(step, Rows)

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import snowballstemmer
 
@@ -102,11 +102,15 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
 
 
+class _Stemmer(Protocol):
+    def stemWord(self, word: str, /) -> str: ...
+
+
 @lru_cache(1 << 16)
 def _stem(word: str) -> str:
     if len(word) <= _NOT_STEMMED:
         return word
-    stemmer: Any = getattr(_stemmers, "porter", None)
+    stemmer: _Stemmer | None = getattr(_stemmers, "porter", None)
     if stemmer is None:
         # Each thread has a separate stemmer, because a stemmer has mutable state.
         stemmer = _stemmers.porter = snowballstemmer.stemmer("porter")

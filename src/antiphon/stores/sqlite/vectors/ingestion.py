@@ -16,7 +16,7 @@ from antiphon.engine.ports.vector_stores import CHUNK_BITS, DocumentChunk, Inges
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
-from antiphon.stores.tables import Statement, changed, milliseconds
+from antiphon.stores.tables import Row, Statement, changed, milliseconds
 from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job
 from antiphon.types.search import index_text
 
@@ -88,7 +88,7 @@ class SqliteIngestion(SqlIngestion):
         for claim in claims:
             named = {"claim": claim, "lease": milliseconds(seconds)}
             unit += [Statement(TRASH_ATTEMPT, {}), Statement(NEW_NUMBER, {}), Statement(CLAIM, named)]
-        jobs: list[tuple[object, ...]] = []
+        jobs: list[Row] = []
         await self._tables.run([*unit, Statement(CLAIMED, {"claims": list(claims)}, into=jobs)])
         return [ingest_job(job) for job in jobs]
 
