@@ -10,7 +10,7 @@ CSRF token, the same origin, and the right to act. `handle` never raises, except
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import structlog
@@ -211,7 +211,7 @@ class Console:
     def _sign_in_page(
         self, target: str, problem: str = "", status: int = 200, headers: Sequence[tuple[str, str]] = ()
     ) -> ApiResponse:
-        values: dict[str, Any] = {"keys": self._sessions.takes_keys, "gateway": self._sessions.by_gateway}
+        values: dict[str, object] = {"keys": self._sessions.takes_keys, "gateway": self._sessions.by_gateway}
         page = render("sign_in.html", call=None, problem=problem, target=_local(target), **values)
         return html(page, status, tuple(headers))
 

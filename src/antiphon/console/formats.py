@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 NONE: Final = "\N{EN DASH}"
 """Stands for a value that does not exist."""
@@ -105,7 +105,7 @@ def short_id(text: str) -> str:
     return text if len(text) <= 18 else f"{text[:9]}…{text[-7:]}"
 
 
-FILTERS: Final[dict[str, Callable[..., Any]]] = {
+FILTERS: Final[dict[str, Callable[..., object]]] = {
     "age": age,
     "clock": clock,
     "cost": cost,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
@@ -19,15 +19,16 @@ from antiphon.console.site import PageCall
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 
 MOST: Final = 10_000_000
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True)
-class ListPart:
+class ListPart(Generic[_Row]):
     """A page of a list. `first` is the number of its first entry, from 1. `more`: the list has more than `total`
     entries. `following` is the number of the next page's first entry, 0 on the last page. `after` is the cursor of the
     next page, if the list has cursors."""
 
-    items: Sequence[Any]
+    items: Sequence[_Row]
     first: int
     total: int
     more: bool = False
@@ -40,7 +41,7 @@ class ListPart:
         return self.first + len(self.items) - 1
 
 
-def part_of(call: PageCall, items: Sequence[Any], *, more: bool = False, per_page: int = 50) -> ListPart:
+def part_of(call: PageCall, items: Sequence[_Row], *, more: bool = False, per_page: int = 50) -> ListPart[_Row]:
     """The page of the list that the query parameter `from` names. Raises `InvalidRequest`."""
     first = call.number("from", 1, least=1, most=MOST)
     shown = items[first - 1 : first - 1 + per_page]

@@ -45,6 +45,49 @@ class Sent(TypedDict, total=False):
     pieces: AsyncIterator[bytes] | None
 
 
+class StoredResponse(TypedDict, total=False):
+    """A stored response of the API: the fields that pages read."""
+
+    model: str
+    instructions: object
+    tools: object
+    previous_response_id: str | None
+    temperature: float | None
+    text: object
+    output: list[Mapping[str, object]]
+
+
+class FileRow(TypedDict):
+    """A file of the API: the fields that pages read. `bytes` is the size."""
+
+    id: str
+    filename: str
+    bytes: int
+
+
+class StoreRow(TypedDict):
+    """A vector store of the API: the fields that pages read. `file_counts` has a count for each state, and `total`."""
+
+    id: str
+    name: str | None
+    file_counts: Mapping[str, int]
+
+
+class FileError(TypedDict):
+    """Why Antiphon could not read a file of a vector store."""
+
+    code: str
+    message: str
+
+
+class StoreFileRow(TypedDict):
+    """A file in a vector store, as the API shows it: the fields that pages read."""
+
+    id: str
+    status: str
+    last_error: FileError | None
+
+
 class Warned(msgspec.Struct, frozen=True):
     """A log line of level warning or above. `at` is the line's timestamp. `fields` are without the event."""
 
@@ -117,7 +160,7 @@ class Reading:
             return ""
         return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
 
-    async def stored(self, owner: str, response_id: str) -> tuple[dict[str, Any], list[Any]] | None:
+    async def stored(self, owner: str, response_id: str) -> tuple[StoredResponse, list[Mapping[str, object]]] | None:
         """A stored response and its first 100 input items. None if the response is not stored."""
         path = f"/v1/responses/{quote(response_id)}"
         try:

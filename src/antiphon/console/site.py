@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import jinja2
@@ -149,9 +149,18 @@ class PageCall:
         query = {name: value for name, value in query.items() if value}
         return (ROOT + path if path else self.request.path) + ("?" + urlencode(query) if query else "")
 
-    def show(self, template: str, *, status: int = 200, headers: Headers = (), **values: Any) -> ApiResponse:
-        """Render a template. Templates get the call as `call`."""
-        return html(render(template, call=self, **values), status, headers)
+    def show(
+        self,
+        template: str,
+        shared: Mapping[str, object] | None = None,
+        /,
+        *,
+        status: int = 200,
+        headers: Headers = (),
+        **values: object,
+    ) -> ApiResponse:
+        """Render a template. Its variables are `values`, those in `shared`, and this call as `call`."""
+        return html(render(template, call=self, **(shared or {}), **values), status, headers)
 
 
 def html(text: str, status: int = 200, headers: Headers = ()) -> ApiResponse:
@@ -178,7 +187,7 @@ def read_form(request: ApiRequest, most: int = 200) -> dict[str, str]:
     return dict(fields)
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Render a template of the console."""
     return _environment().get_template(template).render(**values)
 

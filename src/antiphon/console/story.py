@@ -11,7 +11,6 @@ call whose answer did not end is marked as cut.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 
@@ -53,14 +52,14 @@ class RecordedCall(msgspec.Struct):
 
     at: float
     body: bytes
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
     status: int = 0
     head_at: float | None = None
     headers: list[tuple[str, str]] = []
     answer: bytes = b""
     events: list[RecordedEvent] = []
     more: int = 0
-    ended: Mapping[str, Any] = {}
+    ended: Mapping[str, object] = {}
     ended_at: float | None = None
 
 
@@ -70,7 +69,7 @@ class RecordedToolResult(msgspec.Struct, frozen=True):
     at: float
     name: str
     output: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
 
 
 class CallParts(msgspec.Struct):

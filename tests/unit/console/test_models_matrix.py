@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.console.views.models import alike, hosted_tools, mcp_servers, rows_of
+from antiphon.console.views.models import Support, alike, hosted_tools, mcp_servers, rows_of
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
 
@@ -19,7 +19,7 @@ def test_models_that_are_treated_alike_share_a_column() -> None:
     columns = alike([shown("a", mcp="ignored"), shown("b", mcp="handled"), shown("c", mcp="handled")])
     assert [list(one.models) for one in columns] == [["b", "c"], ["a"]]
     (row,) = rows_of("tools", columns)
-    assert row[0] == "tools.mcp" and [cell["support"] for cell in row[1]] == ["handled", "ignored"]
+    assert row[0] == "tools.mcp" and [cell["support"] for cell in row[1] if cell is not None] == ["handled", "ignored"]
 
 
 def test_a_row_that_a_column_lacks_is_none() -> None:
@@ -28,8 +28,8 @@ def test_a_row_that_a_column_lacks_is_none() -> None:
 
 
 def test_hosted_tools_run_here_only_with_the_note_of_a_hosted_tool() -> None:
-    runs = {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
-    tools = {
+    runs: Support = {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
+    tools: dict[str, Support] = {
         "tools.function": {"support": "sent", "note": None},
         "tools.mcp": runs,
         "tools.web_search": {"support": "ignored", "note": "not here"},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from antiphon.console.views.store_search import left_out, merged
+from antiphon.console.views.store_search import ChunkText, FoundChunk, left_out, merged
 from antiphon.types.search import Filter
 
 
-def hit(name: str, score: float, **attributes: Any) -> dict[str, Any]:
-    content = [{"type": "text", "text": f"text of {name}"}]
+def hit(name: str, score: float, **attributes: int) -> FoundChunk:
+    content: list[ChunkText] = [{"text": f"text of {name}"}]
     return {"file_id": name, "filename": f"{name}.txt", "score": score, "attributes": attributes, "content": content}
 
 

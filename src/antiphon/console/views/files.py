@@ -9,13 +9,12 @@ Invariant: a browser never renders the contents of a file. Every download is an 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 from urllib.parse import quote
 
 from antiphon.api.files import PURPOSES
 from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import check_owner, choose_owner, needs, part_of
-from antiphon.console.reading import Reading
+from antiphon.console.reading import FileRow, Reading, StoreFileRow, StoreRow
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.errors import ApiError
 
@@ -62,7 +61,7 @@ class FilesView:
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         with needs("files.enabled", "files"):
-            file = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
+            file: FileRow = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
         stores, more = await self._stores(call)
         return call.show(
             "file.html", file=file, uses=await self._uses(call, file["id"], stores), searched=len(stores), more=more
@@ -86,25 +85,26 @@ class FilesView:
         await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
         return redirect(call.link("/files"))
 
-    async def _listed(self, call: PageCall, **told: Any) -> ApiResponse:
+    async def _listed(self, call: PageCall, *, problem: str = "", made: FileRow | None = None) -> ApiResponse:
         purpose, name = call.query("purpose"), call.query("name").strip()[:200]
         query = {"limit": str(_LISTED)} | ({"purpose": purpose} if purpose else {})
+        files: list[FileRow]
         with needs("files.enabled", "files"):
             files, more = await self._reading.every("/v1/files", call.caller, query=query, most=_LISTED)
         sought = name.casefold()
         files = [one for one in files if sought in one["filename"].casefold() or name == one["id"]]
-        values = {
-            "part": part_of(call, files, more=more),
-            "purposes": PURPOSES,
-            "name": name,
-            "filtered": bool(purpose or name),
-            "bytes": sum(one["bytes"] for one in files),
-            "problem": "",
-            "made": None,
-        } | told
-        return call.show("files_rows.html" if call.fragment else "files.html", **values)
+        return call.show(
+            "files_rows.html" if call.fragment else "files.html",
+            part=part_of(call, files, more=more),
+            purposes=PURPOSES,
+            name=name,
+            filtered=bool(purpose or name),
+            bytes=sum(one["bytes"] for one in files),
+            problem=problem,
+            made=made,
+        )
 
-    async def _stores(self, call: PageCall) -> tuple[list[Any], bool]:
+    async def _stores(self, call: PageCall) -> tuple[list[StoreRow], bool]:
         try:
             return await self._reading.every("/v1/vector_stores", call.caller, most=_MOST_STORES)
         except ApiError as error:
@@ -112,10 +112,10 @@ class FilesView:
                 return [], False
             raise
 
-    async def _uses(self, call: PageCall, file_id: str, stores: list[Any]) -> list[tuple[Any, Any]]:
+    async def _uses(self, call: PageCall, file_id: str, stores: list[StoreRow]) -> list[tuple[StoreRow, StoreFileRow]]:
         """The stores that have the file, each with the file's state there."""
 
-        async def use_in(store: Any) -> tuple[Any, Any] | None:
+        async def use_in(store: StoreRow) -> tuple[StoreRow, StoreFileRow] | None:
             path = f"/v1/vector_stores/{_part(store['id'])}/files/{_part(file_id)}"
             try:
                 return store, await self._reading.json("GET", path, call.caller)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 
@@ -49,12 +49,32 @@ _HOSTED: Final = {
 """The hosted tools of OpenAI's API, each with the setting that enables it here."""
 
 
+Capabilities = Mapping[str, Any]
+"""The capabilities of a model, as the API shows them: facts by name, and groups of `Support` by name."""
+
+
+class Support(TypedDict):
+    """How the server treats one part of a request."""
+
+    support: str
+    note: str | None
+
+
+class McpServersShown(TypedDict):
+    """The section `mcp` of the effective settings. `connectors` has the URLs by name."""
+
+    known: bool
+    enabled: bool
+    allow: list[str]
+    connectors: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """Models that the server treats alike, with their capabilities."""
 
     models: Sequence[str]
-    shown: Mapping[str, Any]
+    shown: Capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +141,7 @@ class ModelsView:
             problem = error.message
         return list(self._reading.models), problem
 
-    async def _described(self, call: PageCall, models: Iterable[str]) -> list[tuple[str, Any]]:
+    async def _described(self, call: PageCall, models: Iterable[str]) -> list[tuple[str, Capabilities]]:
         found = []
         for model in models:
             shown = await self._capabilities(call, model)
@@ -129,16 +149,17 @@ class ModelsView:
                 found.append((model, shown))
         return found
 
-    async def _capabilities(self, call: PageCall, model: str | None) -> Any:
+    async def _capabilities(self, call: PageCall, model: str | None) -> Capabilities | None:
         query = {} if model is None else {"model": model}
         try:
-            return await self._reading.json("GET", "/v1/antiphon/capabilities", call.caller, query=query)
+            shown: Capabilities = await self._reading.json("GET", "/v1/antiphon/capabilities", call.caller, query=query)
+            return shown
         except ApiError as error:
             if error.status >= 500:
                 raise
             return None
 
-    async def _containers(self, call: PageCall) -> tuple[Any, str]:
+    async def _containers(self, call: PageCall) -> tuple[object, str]:
         """A page of the owner's containers, and why there is none."""
         if not call.owner:
             return None, "Choose an owner to see containers."
@@ -153,9 +174,9 @@ class ModelsView:
             raise InvalidRequest(error.message, code=error.code) from None
 
 
-def alike(described: Iterable[tuple[str, Any]]) -> list[Column]:
+def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
     """The models that have equal capabilities share a column. The first column has the most models."""
-    groups: dict[bytes, tuple[list[str], Any]] = {}
+    groups: dict[bytes, tuple[list[str], Capabilities]] = {}
     for model, shown in described:
         key = msgspec.json.encode({name: value for name, value in shown.items() if name != "model"})
         groups.setdefault(key, ([], shown))[0].append(model)
@@ -163,13 +184,13 @@ def alike(described: Iterable[tuple[str, Any]]) -> list[Column]:
     return sorted(columns, key=lambda one: -len(one.models))
 
 
-def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[Any]]]:
+def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[Support | None]]]:
     """The rows of a group of the matrix: a name, and its support in each column; None where a column lacks it."""
     names = dict.fromkeys(name for column in columns for name in column.shown[group])
     return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
 
 
-def hosted_tools(tools: Mapping[str, Any]) -> list[Tool]:
+def hosted_tools(tools: Mapping[str, Support]) -> list[Tool]:
     """The hosted tools, with the tools of extensions."""
     hosted = {name.removeprefix("tools."): one for name, one in tools.items() if name.count(".") == 1}
     names = [*_HOSTED, *(name for name, one in hosted.items() if name not in _HOSTED and _runs(one))]
@@ -180,8 +201,8 @@ def hosted_tools(tools: Mapping[str, Any]) -> list[Tool]:
     ]
 
 
-def mcp_servers(settings: str) -> dict[str, Any]:
-    """The section `mcp` of the effective settings: whether it is on, the allowed servers, and the connectors."""
+def mcp_servers(settings: str) -> McpServersShown:
+    """What the section `mcp` of the effective settings says."""
     try:
         whole = read_yaml(settings)
     except NotYaml:
@@ -197,5 +218,5 @@ def mcp_servers(settings: str) -> dict[str, Any]:
     }
 
 
-def _runs(shown: Mapping[str, Any]) -> bool:
+def _runs(shown: Support) -> bool:
     return (shown["support"], shown["note"]) == (HOSTED_SUPPORT.kind, HOSTED_SUPPORT.note)

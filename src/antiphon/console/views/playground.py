@@ -7,7 +7,7 @@ Lives here: the page and its first values. Not here: running the request, which 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
@@ -31,7 +31,7 @@ class PlaygroundView:
     @PageRoute("GET", "/playground")
     async def show(self, call: PageCall) -> ApiResponse:
         """The form. Parameters: `request` (a request to run again), `previous`, `conversation`, `prompt`."""
-        body: dict[str, Any] = {"model": call.query("model"), "input": "", "stream": True}
+        body: dict[str, object] = {"model": call.query("model"), "input": "", "stream": True}
         note, owner = "", call.owner
         if request_id := call.query("request"):
             entry = await self._reading.entry(request_id, call.owner)
@@ -58,7 +58,7 @@ class PlaygroundView:
             runs_as=owner,
         )
 
-    async def _body_of(self, entry: Entry) -> tuple[dict[str, Any], str]:
+    async def _body_of(self, entry: Entry) -> tuple[dict[str, object], str]:
         """The body of an earlier request, and a note where it is not exactly what the client sent."""
         recording = await self._reading.recording(entry)
         if recording is not None:
@@ -73,9 +73,9 @@ class PlaygroundView:
         stored = await self._reading.stored(entry.owner, entry.response_id)
         if stored is None:
             return {"model": entry.model}, "The response of this request is deleted, so only its model is known."
-        response, items = stored
+        response: Mapping[str, object] = stored[0]
         kept = {name: response[name] for name in _STORED if response.get(name)}
-        return kept | {"input": items}, "This request is put together from the stored response."
+        return {**kept, "input": stored[1]}, "This request is put together from the stored response."
 
     async def _models(self, owner: str) -> list[str]:
         try:
@@ -85,7 +85,7 @@ class PlaygroundView:
             return list(self._reading.models)
 
 
-def _as_text(body: dict[str, Any]) -> str:
+def _as_text(body: dict[str, object]) -> str:
     """The body as JSON for editing. Indentation would multiply the size of a large body."""
     try:
         text = json.dumps(body, ensure_ascii=False)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
@@ -117,7 +117,7 @@ class PromptsView:
         return redirect(call.link("/prompts"))
 
 
-def template_lines(version: dict[str, Any]) -> list[str]:
+def template_lines(version: Mapping[str, object]) -> list[str]:
     """The template of a version as lines: its instructions first, then each other field."""
     fields = {name: value for name, value in version.items() if name not in _ABOUT and value is not None}
     lines: list[str] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
@@ -157,7 +157,9 @@ def _no_record(entry: Entry) -> str:
     )
 
 
-def _snippets(story: Story | None, stored: Any, items: list[Any]) -> list[tuple[str, str]]:
+def _snippets(
+    story: Story | None, stored: Mapping[str, object] | None, items: Sequence[Mapping[str, object]]
+) -> list[tuple[str, str]]:
     """The request as code, from its recorded body or else from the stored response."""
     if story is not None and story.request:
         if len(story.request) > _LONGEST_CODE:
@@ -183,6 +185,6 @@ def _snippets(story: Story | None, stored: Any, items: list[Any]) -> list[tuple[
     ]
 
 
-def _arguments(body: dict[str, Any]) -> str:
+def _arguments(body: dict[str, object]) -> str:
     known = {name: value for name, value in body.items() if name.isidentifier()}
     return "".join(f"    {name}={value!r},\n" for name, value in known.items())

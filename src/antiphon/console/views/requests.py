@@ -9,7 +9,6 @@ Invariant: a list says how many requests its filter selects and which part it sh
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.reading import Reading
@@ -47,7 +46,7 @@ class RequestsView:
             page = await self._reading.journal.list(wanted, limit=PER_PAGE, after=call.query("after"))
             entries, total, after = list(page.entries), page.total, page.after
         first = call.number("from", 1, least=1, most=10_000_000)
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "entries": entries,
             "total": total,
             "capped": total >= MOST_COUNTED,
@@ -59,9 +58,9 @@ class RequestsView:
         }
         values["live_url"] = "" if text or first > 1 else call.same(than=cursor_of(entries[0]) if entries else "0:0")
         if call.fragment:
-            return call.show("requests_rows.html", **values)
+            return call.show("requests_rows.html", values)
         choices = await self._reading.journal.choices(wanted.owner)
-        return call.show("requests.html", choices=choices, times=_TIMES, **values)
+        return call.show("requests.html", values, choices=choices, times=_TIMES)
 
     async def _has_news(self, wanted: EntryFilter, than: str) -> bool:
         """Whether a request ended after the newest row of the page that polls."""
@@ -82,9 +81,19 @@ class RequestsView:
 
 def read_filter(call: PageCall) -> EntryFilter:
     """The filter in the query of a list, or of a page that was opened from a list. Raises `InvalidRequest`."""
-    fields: dict[str, Any] = {name: call.query(name).strip()[:200] for name in _FIELDS}
+    outcome, fault, code, model, upstream, door, team, thread = (call.query(name).strip()[:200] for name in _FIELDS)
     return EntryFilter(
-        owner=call.owner, failed=call.query("failed") == "1", since=_since(call.query("since")), **fields
+        call.owner,
+        outcome,
+        fault,
+        code,
+        model,
+        upstream,
+        door,
+        team,
+        thread=thread,
+        failed=call.query("failed") == "1",
+        since=_since(call.query("since")),
     )
 
 

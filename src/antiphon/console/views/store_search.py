@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import eq, ge, gt, le, lt
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import choose_owner, needs
@@ -34,7 +34,7 @@ KINDS: Final = {"both": "both", "words": "words", "meaning": "meaning"}
 RANKERS: Final = ("auto", "none", "default-2024-11-15")
 
 
-_COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
+_COMPARE: Final[dict[str, Callable[[str | float | bool, str | float | bool], bool]]] = {
     "eq": eq,
     "ne": eq,
     "gt": gt,
@@ -47,6 +47,22 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
 _SIGNS: Final = {"eq": "=", "ne": "≠", "gt": ">", "gte": "≥", "lt": "<", "lte": "≤", "in": "in", "nin": "not in"}
 _NEGATIONS: Final = frozenset({"ne", "nin"})
 _TYPES: Final = {"s": "text", "n": "a number", "b": "a boolean"}
+
+
+class ChunkText(TypedDict):
+    """A part of a chunk's content."""
+
+    text: str
+
+
+class FoundChunk(TypedDict):
+    """A result of a search, as the API returns it: the fields that the tester reads."""
+
+    file_id: str
+    filename: str
+    score: float
+    attributes: Attributes
+    content: Sequence[ChunkText]
 
 
 class Place(NamedTuple):
@@ -63,7 +79,7 @@ class Hit:
     file_id: str
     filename: str
     text: str
-    attributes: Mapping[str, Any]
+    attributes: Attributes
     places: dict[str, Place] = field(default_factory=dict)
     found: bool = False
 
@@ -74,12 +90,12 @@ class LeftOut(NamedTuple):
     file_id: str
     filename: str
     score: float
-    attributes: Mapping[str, Any]
+    attributes: Attributes
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class TesterOptions:
     """The options of a search, as the form has them."""
 
     query: str
@@ -106,7 +122,7 @@ class StoreSearchView:
         with needs("vector_stores.enabled", "vector stores"):
             store = await self._reading.json("GET", path_of(store_id), call.caller)
         order = call.query("order") if call.query("order") in KINDS else "both"
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "hits": [],
             "left_out": [],
             "problem": "",
@@ -122,9 +138,9 @@ class StoreSearchView:
             if error.status >= 500:
                 raise
             values["problem"] = error.message
-        return call.show("store_search.html", store=store, order=order, rankers=RANKERS, kinds=KINDS, **values)
+        return call.show("store_search.html", values, store=store, order=order, rankers=RANKERS, kinds=KINDS)
 
-    async def _search(self, call: PageCall, store_id: str, options: Options, order: str) -> dict[str, Any]:
+    async def _search(self, call: PageCall, store_id: str, options: TesterOptions, order: str) -> dict[str, object]:
         chosen = read_json(options.filter_text, "filter")
         filters = read_filters(chosen, "filter")
         words, meaning = options.weights
@@ -143,8 +159,14 @@ class StoreSearchView:
         }
 
     async def _run(
-        self, call: PageCall, store_id: str, options: Options, words: float, meaning: float, filters: Any
-    ) -> list[Any]:
+        self,
+        call: PageCall,
+        store_id: str,
+        options: TesterOptions,
+        words: float,
+        meaning: float,
+        filters: Mapping[str, object] | None,
+    ) -> list[FoundChunk]:
         weights = {"text_weight": words, "embedding_weight": meaning}
         body = {
             "query": options.query,
@@ -153,13 +175,13 @@ class StoreSearchView:
             "ranking_options": {"ranker": options.ranker, "hybrid_search": weights},
         }
         answer = await self._reading.json("POST", f"{path_of(store_id)}/search", call.caller, body=body)
-        found: list[Any] = answer["data"]
+        found: list[FoundChunk] = answer["data"]
         return found
 
 
-def read_options(call: PageCall) -> Options:
+def read_options(call: PageCall) -> TesterOptions:
     """The options in the query parameters. Raises `InvalidRequest`."""
-    return Options(
+    return TesterOptions(
         query=call.query("query").strip()[:_LONGEST],
         results=call.number("results", _USUAL, least=1, most=_MOST),
         threshold=_fraction(call, "threshold", 0.0),
@@ -169,7 +191,7 @@ def read_options(call: PageCall) -> Options:
     )
 
 
-def merged(rankings: Mapping[str, Sequence[Any]], results: int, threshold: float, order: str) -> list[Hit]:
+def merged(rankings: Mapping[str, Sequence[FoundChunk]], results: int, threshold: float, order: str) -> list[Hit]:
     """The chunks that are among the first `results` of at least one ranking, in the order of the ranking `order`. Each
     chunk has its places in all rankings."""
     hits: dict[tuple[str, str], Hit] = {}
@@ -190,7 +212,7 @@ def merged(rankings: Mapping[str, Sequence[Any]], results: int, threshold: float
     return sorted(shown, key=place_of)
 
 
-def left_out(ranking: Sequence[Any], filters: Filter) -> list[LeftOut]:
+def left_out(ranking: Sequence[FoundChunk], filters: Filter) -> list[LeftOut]:
     """The files in a ranking without a filter that the filter leaves out, best first."""
     files: dict[str, LeftOut] = {}
     for one in ranking:

@@ -10,7 +10,7 @@ hold.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -179,7 +179,7 @@ def _tree(chain: Sequence[ChainedResponse], here: set[str]) -> list[Branch]:
     return branches
 
 
-def read_items(items: Iterable[Mapping[str, Any]]) -> list[ReadableMessage]:
+def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:
     """The messages of these items, in order."""
     return [_read(item) for item in items if isinstance(item, Mapping)]
 
@@ -200,7 +200,7 @@ def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
     return kept
 
 
-def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, Any]) -> list[tuple[str, float]]:
+def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, object]) -> list[tuple[str, float]]:
     """The estimated tokens by kind. `more` has the response, whose instructions and tools also fill the window."""
     sizes = dict.fromkeys(KINDS, 0.0)
     for message in messages:
@@ -211,7 +211,7 @@ def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, Any]) -> list[
     return [(kind, round(size)) for kind, size in sizes.items() if size >= 1]
 
 
-def _read(item: Mapping[str, Any]) -> ReadableMessage:
+def _read(item: Mapping[str, object]) -> ReadableMessage:
     kind = str(item.get("type") or "message")
     found = str(item.get("id") or "")
     if kind == "message":
@@ -235,7 +235,7 @@ def _read(item: Mapping[str, Any]) -> ReadableMessage:
     return ReadableMessage("user", kind, (_json(item),), folded=True, id=found)
 
 
-def _title(kind: str, item: Mapping[str, Any]) -> str:
+def _title(kind: str, item: Mapping[str, object]) -> str:
     name = item.get("name") or item.get("call_id") or ""
     return f"{kind.replace('_', ' ')} {name}".strip()
 

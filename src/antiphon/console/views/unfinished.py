@@ -11,7 +11,6 @@ seconds, so without a viewer they publish nothing.
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
@@ -41,7 +40,7 @@ class LiveView:
         snapshots = await live.read(call.owner)
         running = sorted((one for each in snapshots for one in each.requests), key=lambda one: -one.age)
         endings = await self._reading.journal.list(EntryFilter(owner=call.owner), limit=_ENDINGS)
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "running": running[:_MOST_SHOWN],
             "more": max(0, len(running) - _MOST_SHOWN) + sum(each.more for each in snapshots),
             "total": len(running),
@@ -49,7 +48,7 @@ class LiveView:
             "entries": endings.entries,
             "rate": _rate,
         }
-        return call.show("live_rows.html" if call.fragment else "live.html", **values)
+        return call.show("live_rows.html" if call.fragment else "live.html", values)
 
     @PageRoute("POST", "/live/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
@@ -79,8 +78,8 @@ class BackgroundView:
         """The queue, oldest first, and the background responses that ended last."""
         jobs, total = await self._reading.queued(call.owner)
         ended = await self._reading.journal.list(EntryFilter(owner=call.owner, door="background"), limit=50)
-        values: dict[str, Any] = {"jobs": jobs, "total": total, "ended": ended}
-        return call.show("background_rows.html" if call.fragment else "background.html", **values)
+        values: dict[str, object] = {"jobs": jobs, "total": total, "ended": ended}
+        return call.show("background_rows.html" if call.fragment else "background.html", values)
 
     @PageRoute("POST", "/background/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:

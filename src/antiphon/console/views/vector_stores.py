@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import MOST, ListPart, check_owner, choose_owner, needs, part_of
-from antiphon.console.reading import Reading
+from antiphon.console.reading import FileRow, Reading, StoreFileRow
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.errors import ApiError, InvalidRequest
 
@@ -101,9 +101,9 @@ class VectorStoresView:
             "words": state_in_words,
         }
         if call.fragment:
-            return call.show("vector_store_files.html", **values)
+            return call.show("vector_store_files.html", values)
         offered = await self._offered(call) if call.may_act else []
-        return call.show("vector_store.html", offered=offered, **values)
+        return call.show("vector_store.html", values, offered=offered)
 
     @PageRoute("POST", "/vector-stores/{}/delete", changes=True)
     async def delete(self, call: PageCall, store_id: str) -> ApiResponse:
@@ -181,10 +181,10 @@ class VectorStoresView:
             names += await asyncio.gather(*map(name_of, ids[start : start + _AT_ONCE]))
         return dict(zip(ids, names, strict=True))
 
-    async def _offered(self, call: PageCall) -> list[Any]:
+    async def _offered(self, call: PageCall) -> list[FileRow]:
         """The newest files, which the form offers."""
         query = {"limit": str(_OFFERED)}
-        found: list[Any] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
+        found: list[FileRow] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
         return found
 
 
@@ -193,7 +193,7 @@ def path_of(store_id: str) -> str:
     return f"{STORES}/{quote(store_id, safe='')}"
 
 
-def state_in_words(file: dict[str, Any]) -> str:
+def state_in_words(file: StoreFileRow) -> str:
     """What the state of a file in a store means, and the cause of a failure."""
     error = file["last_error"]
     if file["status"] != "failed" or error is None:
@@ -202,7 +202,7 @@ def state_in_words(file: dict[str, Any]) -> str:
     return f"{meaning} ({error['message'].rstrip('.')})" if error["message"] else meaning
 
 
-def read_json(text: str, param: str) -> Any:
+def read_json(text: str, param: str) -> dict[str, object] | None:
     """The JSON object of a text field. None for an empty field. Raises `InvalidRequest`."""
     if not text.strip():
         return None
