@@ -10,6 +10,7 @@ key. Every list is limited.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -329,9 +330,9 @@ def _shown(key: ClientKey, token: str | UnsetType = UNSET) -> ClientKeyObject:
     )
 
 
-def _listed(found: list[Any], limit: int) -> ApiResponse:
+def _listed(found: Sequence[Struct], limit: int) -> ApiResponse:
     """The answer with the first `limit` objects. `found` has one more if there are more."""
-    return json_response(AdminList(data=found[:limit], has_more=len(found) > limit), headers=_NO_STORE)
+    return json_response(AdminList(data=list(found[:limit]), has_more=len(found) > limit), headers=_NO_STORE)
 
 
 def _text(request: ApiRequest, name: str) -> str:

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -128,13 +128,22 @@ class StandaloneSearchAnswer(Struct):
     results: list[SearchHit] | UnsetType = UNSET
 
 
+class _Declaration(TypedDict, total=False):
+    """A declaration of the tool `web_search`. `filters` has lists of domains by name."""
+
+    type: str
+    filters: dict[str, list[str]]
+    user_location: Raw
+    search_context_size: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     """One command as a call of the tool, or as an error text if Antiphon cannot run the command."""
 
     title: str
     name: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
     domains: list[str] | None = None
     error: str = ""
 
@@ -183,14 +192,14 @@ class StandaloneSearch(Area):
             answer.results = [hit for _, hits in answers for hit in hits]
         return json_response(answer, headers=ignored_fields(ignored))
 
-    async def _run(self, owner: str, run: str, whole: dict[str, Any], command: _Command) -> tuple[str, list[SearchHit]]:
+    async def _run(self, owner: str, run: str, whole: _Declaration, command: _Command) -> tuple[str, list[SearchHit]]:
         """Run one command. Returns its text for the answer, and its hits if it was a search."""
         if command.error:
             return command.error, []
         declared = whole
         if command.domains is not None:
-            filters = {**whole.get("filters", {}), "allowed_domains": command.domains}
-            declared = {**whole, "filters": filters}
+            declared = whole.copy()
+            declared["filters"] = {**whole.get("filters", {}), "allowed_domains": command.domains}
         result = await self._tools.run(
             HostedCall(
                 new_id("call"),
@@ -207,9 +216,9 @@ class StandaloneSearch(Area):
         return numbered, found
 
 
-def _declaration(settings: SearchSettings, length: str | None) -> dict[str, Any]:
+def _declaration(settings: SearchSettings, length: str | None) -> _Declaration:
     """The request's settings, converted to a declaration of the tool `web_search`."""
-    declared: dict[str, Any] = {"type": _TOOL}
+    declared: _Declaration = {"type": _TOOL}
     if settings.filters is not None:
         declared["filters"] = {
             name: [_domain(one) for one in domains]
@@ -250,7 +259,7 @@ def _commands(commands: SearchCommands, settings: SearchSettings, now: float, *,
 
 def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     title = f"Results for {query.q[:500]!r} (a result's ref_id is its address)"
-    arguments: dict[str, Any] = {"query": query.q}
+    arguments: dict[str, object] = {"query": query.q}
     if query.recency is not None and query.recency > 0:
         arguments["days"] = query.recency
     wanted = [_domain(one) for one in query.domains or ()]
@@ -264,7 +273,7 @@ def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     return _Command(title, "web_search", arguments, domains=both)
 
 
-def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, Any], *, reads: bool) -> _Command:
+def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, object], *, reads: bool) -> _Command:
     if not reads:
         return _Command(title, error="Pages cannot be opened here; only searches work.")
     if settings.external_web_access not in (None, True, "live"):

@@ -208,12 +208,13 @@ def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
     return Chunking("static", size, overlap)
 
 
-def read_attributes(name: str, attributes: Mapping[str, Any] | None) -> Attributes:
+def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attributes:
     """Check the attributes of a file. A null gives no attributes. Raises `InvalidRequest`."""
     if attributes is None:
         return {}
     if len(attributes) > _MAX_ATTRIBUTES:
         raise invalid_parameter(name, f"it may have at most {_MAX_ATTRIBUTES} pairs", "object_above_max_properties")
+    checked: dict[str, str | float | bool] = {}
     for key, value in attributes.items():
         if len(key) > _MAX_KEY:
             raise invalid_parameter(name, f"keys may have at most {_MAX_KEY} characters", "string_above_max_length")
@@ -224,7 +225,8 @@ def read_attributes(name: str, attributes: Mapping[str, Any] | None) -> Attribut
             raise invalid_parameter(
                 where, f"values may have at most {_MAX_VALUE} characters", "string_above_max_length"
             )
-    return dict(attributes)
+        checked[key] = value
+    return checked
 
 
 def show_store(store: VectorStore) -> bytes:

@@ -22,7 +22,7 @@ that the sidecar logs.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
 
 from antiphon.envoy.messages import Config, error_body, log_lines, where
 from antiphon.envoy.routes import NOT_FOUND, NOT_HANDLED, NOTHING, RESPONSES
@@ -164,7 +164,15 @@ def _kept(details: str, content_type: str) -> Config:
     }
 
 
-def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
+def mapper(
+    expression: str,
+    message: str,
+    code: str | None,
+    kind: str = "server_error",
+    *,
+    headers_to_add: Sequence[Config] = (),
+    **fields: object,
+) -> Config:
     """Build a mapper that rewrites Envoy's own response as an error object, if the CEL expression is true."""
     error = json.loads(error_body(message, kind, code))["error"]
     error = {name: _NULL if value is None else value for name, value in error.items()}
@@ -172,7 +180,7 @@ def mapper(expression: str, message: str, code: str | None, kind: str = "server_
     return {
         "filter": where(expression),
         **fields,
-        "headers_to_add": [*fields.get("headers_to_add", ()), REQUEST_ID],
+        "headers_to_add": [*headers_to_add, REQUEST_ID],
         "body_format_override": {"json_format": {"error": {**error, "request_id": "%REQ(X-REQUEST-ID)%"}}},
     }
 

@@ -214,7 +214,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, ver
     shutdown = {"drainTimeout": f"{int(settings.timeouts.drain)}s"}
     merge = {} if place.envoy_proxy else {"mergeType": "StrategicMerge"}
     spec: Config = {**merge, "provider": provider, "shutdown": shutdown}
-    extensions = fitted(bootstrap_extensions(settings), version)
+    extensions = [fitted(one, version) for one in bootstrap_extensions(settings)]
     if extensions:
         # Internal listeners of Envoy need this bootstrap extension.
         spec["bootstrap"] = {"type": "Merge", "value": to_yaml({"bootstrap_extensions": extensions})}

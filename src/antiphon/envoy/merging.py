@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -46,7 +46,7 @@ for _kind, _pattern in _WORDS:
     _EnvoyYamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
 
 
-def read(text: str) -> Any:
+def read(text: str) -> object:
     """Parse the text as JSON or YAML. Raises `yaml.YAMLError`, or `RecursionError` when the text is nested too
     deeply."""
     try:
@@ -71,14 +71,14 @@ class _Place(NamedTuple):
 
 
 def merged(
-    theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None], *, by_token: bool = True
+    theirs: object, parts: Config, wanted: MergeTarget, tell: Callable[[str], None], *, by_token: bool = True
 ) -> Config:
     """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
     `by_token` is False if the settings tell owners apart by something else than the client's token.
 
     Raises `ConfigError` when the target does not exist or is ambiguous, or when a name of Antiphon's exists already.
     """
-    whole: Any = _copied(theirs)
+    whole = _bootstrap(_copied(theirs))
     place = _find(whole, wanted)
     filters = _list(place.manager, "http_filters")
     if not filters or filters[-1].get("name") != router()["name"]:
@@ -104,12 +104,16 @@ def merged(
     for name in ("overload_manager", "bootstrap_extensions"):
         if parts.get(name):
             _into(whole, {name: parts[name]}, "", tell)
-    return dict(whole)
+    return whole
 
 
-def _find(whole: Any, wanted: MergeTarget) -> _Place:
+def _bootstrap(whole: object) -> Config:
     if not isinstance(whole, dict) or not _message(whole, "static_resources"):
         raise ConfigError("--into: the file is no Envoy bootstrap with static_resources")
+    return whole
+
+
+def _find(whole: Config, wanted: MergeTarget) -> _Place:
     places = list(_places(whole))
     if not places:
         raise ConfigError(
@@ -231,7 +235,7 @@ def _list(message: Config, field: str) -> list[Config]:
     return found
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     """Copy the value deeply. YAML anchors share objects, and a change to a shared object would change every use of the
     anchor."""
     if isinstance(value, dict):

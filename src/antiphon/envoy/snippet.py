@@ -16,7 +16,6 @@ trusted headers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import (
@@ -39,7 +38,7 @@ from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
 
-Parts = dict[str, Any]
+Parts = Config
 PREFLIGHT = "preflight"
 """The name of the routes for CORS preflight requests, which only the cors filter answers."""
 _MANAGER_OPTIONS = (

@@ -15,13 +15,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from antiphon.config.problems import how_to_install
-from antiphon.envoy.messages import EXTENSIONS
+from antiphon.envoy.messages import EXTENSIONS, Config
 from antiphon.errors import ConfigError
-
-_T = TypeVar("_T")
 
 
 class EnvoyVersion(NamedTuple):
@@ -96,19 +94,21 @@ def parse_version(text: str) -> EnvoyVersion:
     return version
 
 
-def fitted(config: _T, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> _T:
-    """Return the configuration, or a part of it, without the fields that this version lacks."""
+def fitted(config: Config, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> Config:
+    """Return the configuration, or a message of it, without the fields that this version lacks."""
     missing = {(EXTENSIONS + one.message, one.field) for one in features if version < one.since}
     return _without(config, missing) if missing else config
 
 
-def _without(config: Any, missing: set[tuple[str, str]]) -> Any:
-    if isinstance(config, list):
-        return [_without(one, missing) for one in config]
-    if not isinstance(config, dict):
-        return config
-    kind = config.get("@type")
-    return {name: _without(value, missing) for name, value in config.items() if (kind, name) not in missing}
+def _without(message: Config, missing: set[tuple[str, str]]) -> Config:
+    kind = message.get("@type")
+    return {name: _value(value, missing) for name, value in message.items() if (kind, name) not in missing}
+
+
+def _value(value: object, missing: set[tuple[str, str]]) -> object:
+    if isinstance(value, list):
+        return [_value(one, missing) for one in value]
+    return _without(value, missing) if isinstance(value, dict) else value
 
 
 _SECONDS = 30

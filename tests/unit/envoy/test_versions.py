@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from antiphon.entry import main
 from antiphon.envoy import versions
+from antiphon.envoy.messages import Config
 from antiphon.envoy.versions import (
     FEATURES,
     NEWEST,
@@ -77,9 +77,10 @@ _FIXED = ["CVE-2026-47207", "CVE-2026-73548", "may lose 16 KiB", "envoy.ai.token
 def test_only_what_a_version_does_not_know_is_left_out() -> None:
     rows = (versions.Feature(EnvoyVersion(1, 39), "a.A", "new", "it is old"),)
 
-    def config(*more: str) -> list[Any]:
+    def config(*more: str) -> Config:
         mine = {"@type": "type.googleapis.com/envoy.extensions.a.A", "kept": 1, **dict.fromkeys(more)}
-        return [{"deep": [{"typed_config": mine}]}, {"@type": "type.googleapis.com/envoy.extensions.b.B", "new": 2}]
+        other = {"@type": "type.googleapis.com/envoy.extensions.b.B", "new": 2}
+        return {"mine": [{"deep": [{"typed_config": mine}]}], "other": other}
 
     whole = config("new")
     assert fitted(whole, EnvoyVersion(1, 38), rows) == config()
