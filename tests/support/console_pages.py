@@ -6,7 +6,7 @@ Lives here: pages that show what arrived, an event stream, and a playground. Not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from antiphon.api.http import ApiRequest, ApiResponse, json_response
 from antiphon.engine.ports.callers import Caller
@@ -47,12 +47,12 @@ class FakeConsole:
             raise Unauthorized("Sign in again.", code="no_session")
         return self.runs_for
 
-    async def _download(self) -> AsyncIterator[bytes]:
+    async def _download(self) -> AsyncGenerator[bytes, None]:
         yield b"first"
         await self.goes_on.wait()
         yield b"last"
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         self.open_streams += 1
         try:
             yield b"data: first\n\n"

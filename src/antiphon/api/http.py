@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -161,6 +161,17 @@ class ApiRequest:
         return next((value for key, value in self.headers if key == name), None)
 
 
+class BodyStream(Protocol):
+    """The chunks of a streamed body, such as an asynchronous generator. `aclose` frees what the stream holds, also
+    before the first chunk."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def __anext__(self) -> Awaitable[bytes]: ...
+
+    def aclose(self) -> Awaitable[object]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
     """One answer. The content of the answer is `body`, or the chunks of `stream`. The server closes `stream` if the
@@ -169,7 +180,7 @@ class ApiResponse:
     status: int
     headers: Headers
     body: bytes
-    stream: AsyncIterator[bytes] | None = None
+    stream: BodyStream | None = None
     failure: Failure | None = None
     """The cause of an error answer, for the log. None for a success."""
 

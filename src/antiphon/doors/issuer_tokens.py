@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import jwt
 
@@ -188,7 +188,7 @@ class Identities:
         return found[0]
 
 
-def _key_for(one: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
+def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
     """The key for this algorithm; None when the entry is of another type or for another use."""
     operations = one.get("key_ops")
     if (
@@ -209,7 +209,7 @@ def _key_for(one: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
     return key if getattr(key.key, "key_size", _SMALLEST_RSA) >= _SMALLEST_RSA or one["kty"] != "RSA" else None
 
 
-def _time(claims: dict[str, Any], name: str) -> float:
+def _time(claims: Mapping[str, object], name: str) -> float:
     value = claims[name]
     # JSON's true is an integer for Python, and infinity would never end.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:

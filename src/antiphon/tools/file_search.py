@@ -9,8 +9,6 @@ Invariant: a call searches only vector stores that the declaration names and tha
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
@@ -41,9 +39,9 @@ class _FileSearchDeclaration(Struct):
     vector_store_ids: list[str] = []
     vector_store_id: str | None = None
     max_num_results: int | None = None
-    filters: Any = None
-    ranking_options: Any = None
-    filter: Any = None
+    filters: object = None
+    ranking_options: object = None
+    filter: object = None
 
 
 class _FileSearchArguments(Struct):

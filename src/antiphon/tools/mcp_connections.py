@@ -17,10 +17,9 @@ import contextlib
 import logging
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import cache, partial
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -145,7 +144,7 @@ class _McpSession:
         return self.task.done() or self._closing.is_set()
 
     @contextlib.contextmanager
-    def used(self) -> Any:
+    def used(self) -> Iterator[None]:
         """Mark the session as in use inside the `with` block. The idle timeout starts when the last caller leaves the
         block."""
         self.users += 1

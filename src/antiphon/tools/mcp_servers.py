@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -52,8 +51,8 @@ class RemoteTool(Struct, frozen=True):
 
     name: str
     description: str | None
-    schema: dict[str, Any]
-    annotations: dict[str, Any] | None = None
+    schema: dict[str, object]
+    annotations: dict[str, object] | None = None
 
     @property
     def read_only(self) -> bool:

@@ -29,10 +29,11 @@ Invariant: the shares of all streams together are at most `limits.drive_ahead_by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Final, cast
+from typing import Final
 
+from antiphon.api.http import BodyStream
 from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import (
@@ -75,10 +76,10 @@ async def answer_whole(
         await peer.send(message)
 
 
-async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:
+async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: BodyStream) -> None:
     """Send a response in chunks, after the request's end. When Envoy ends the stream, this function closes `parts`
     immediately."""
-    async with aclosing(cast(Any, parts)):
+    async with aclosing(parts):
         await peer.send(wire.local_head(status, headers, None))
         async for part in parts:
             await peer.send(wire.local_body(part, end=False))

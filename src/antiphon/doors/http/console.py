@@ -11,13 +11,13 @@ serves no other path. Behind Envoy, only requests that the gateway marked reach 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Any, cast
+from typing import Literal
 
-from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.http import ApiRequest, ApiResponse, BodyStream
 from antiphon.api.router import unknown_url
 from antiphon.doors.context import RUN_PATH, ConsolePages, DoorContext, is_console
 from antiphon.doors.http.incoming_body import BodyKind
@@ -128,15 +128,15 @@ class ConsoleAccess:
             if peer in (came_from, None):
                 ended.set()
 
-    async def _until_ended(self, parts: AsyncIterator[bytes], peer: str) -> AsyncIterator[bytes]:
+    async def _until_ended(self, parts: BodyStream, peer: str) -> AsyncGenerator[bytes, None]:
         """Yield the parts of a stream until `end_streams`. The stream of the pages is closed in any case."""
         ended = asyncio.Event()
         if self._leaving:
             ended.set()
         self._streams[ended] = peer
         ending = asyncio.ensure_future(ended.wait())
-        waiting: set[asyncio.Future[Any]] = {ending}
-        async with aclosing(cast(Any, parts)):
+        waiting: set[asyncio.Future[Literal[True]] | asyncio.Future[bytes]] = {ending}
+        async with aclosing(parts):
             try:
                 while True:
                     following = asyncio.ensure_future(anext(parts))

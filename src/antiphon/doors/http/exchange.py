@@ -12,15 +12,14 @@ resume it by sequence number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from typing import Any, cast
 
 import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from antiphon.api.http import AnswerCut
+from antiphon.api.http import AnswerCut, BodyStream
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, SendBody, SendHead
 from antiphon.engine.running.runner import Runner
@@ -143,15 +142,13 @@ def _served(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     return CIMultiDict((*headers, SERVER))
 
 
-async def send_stream(
-    request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
-) -> web.StreamResponse:
+async def send_stream(request: web.BaseRequest, status: int, headers: Headers, parts: BodyStream) -> web.StreamResponse:
     """Send a response in chunks. When the client disconnects, this function closes `parts` immediately.
 
     If `parts` raises an error, the server cuts the client's stream, so that the stream does not look complete.
     """
     response = web.StreamResponse(status=status, headers=_served(headers))
-    async with aclosing(cast(Any, parts)):
+    async with aclosing(parts):
         await response.prepare(request)
         try:
             async for part in parts:

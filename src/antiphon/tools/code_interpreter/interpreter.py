@@ -25,7 +25,7 @@ import sys
 import traceback
 import types
 import warnings
-from typing import Any
+from typing import IO, Any
 
 _FOLDER = "/mnt/data"
 """The path at which models expect their files, as in OpenAI's containers."""
@@ -48,7 +48,7 @@ class Interpreter:
         self._shorter = [(files, _FOLDER), (pictures, "/tmp")]
         self._shorter += [(path + "/", "") for path in sorted(libraries, key=len, reverse=True)]
 
-    def run(self, code: str) -> dict[str, Any]:
+    def run(self, code: str) -> dict[str, object]:
         """Run code like a notebook: print the value of a final expression, or its picture. Print errors to standard
         error. Returns whether the code failed, and the names of new pictures."""
         self._count += 1
@@ -214,7 +214,7 @@ def _room(given: dict[str, Any], space: Any) -> Any:
     return None
 
 
-def _answer(answers: Any, value: dict[str, Any]) -> None:
+def _answer(answers: IO[bytes], value: dict[str, object]) -> None:
     answers.write(json.dumps(value).encode() + b"\n")
     answers.flush()
 
