@@ -45,7 +45,7 @@ class Sent(TypedDict, total=False):
     pieces: AsyncIterator[bytes] | None
 
 
-class StoredResponse(TypedDict, total=False):
+class ResponseJson(TypedDict, total=False):
     """A stored response of the API: the fields that pages read."""
 
     model: str
@@ -57,7 +57,7 @@ class StoredResponse(TypedDict, total=False):
     output: list[Mapping[str, object]]
 
 
-class FileRow(TypedDict):
+class FileJson(TypedDict):
     """A file of the API: the fields that pages read. `bytes` is the size."""
 
     id: str
@@ -65,7 +65,7 @@ class FileRow(TypedDict):
     bytes: int
 
 
-class StoreRow(TypedDict):
+class StoreJson(TypedDict):
     """A vector store of the API: the fields that pages read. `file_counts` has a count for each state, and `total`."""
 
     id: str
@@ -73,19 +73,19 @@ class StoreRow(TypedDict):
     file_counts: Mapping[str, int]
 
 
-class FileError(TypedDict):
+class FileErrorJson(TypedDict):
     """Why Antiphon could not read a file of a vector store."""
 
     code: str
     message: str
 
 
-class StoreFileRow(TypedDict):
+class StoreFileJson(TypedDict):
     """A file in a vector store, as the API shows it: the fields that pages read."""
 
     id: str
     status: str
-    last_error: FileError | None
+    last_error: FileErrorJson | None
 
 
 class Warned(msgspec.Struct, frozen=True):
@@ -160,7 +160,7 @@ class Reading:
             return ""
         return b"\n".join(texts)[:_MOST_TEXT].decode(errors="replace")
 
-    async def stored(self, owner: str, response_id: str) -> tuple[StoredResponse, list[Mapping[str, object]]] | None:
+    async def stored(self, owner: str, response_id: str) -> tuple[ResponseJson, list[Mapping[str, object]]] | None:
         """A stored response and its first 100 input items. None if the response is not stored."""
         path = f"/v1/responses/{quote(response_id)}"
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.console.views.models import Support, alike, hosted_tools, mcp_servers, rows_of
+from antiphon.console.views.models import SupportJson, alike, hosted_tools, mcp_servers, rows_of
 from antiphon.translation.request.field_support import HOSTED_SUPPORT
 
 
@@ -28,8 +28,8 @@ def test_a_row_that_a_column_lacks_is_none() -> None:
 
 
 def test_hosted_tools_run_here_only_with_the_note_of_a_hosted_tool() -> None:
-    runs: Support = {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
-    tools: dict[str, Support] = {
+    runs: SupportJson = {"support": HOSTED_SUPPORT.kind, "note": HOSTED_SUPPORT.note}
+    tools: dict[str, SupportJson] = {
         "tools.function": {"support": "sent", "note": None},
         "tools.mcp": runs,
         "tools.web_search": {"support": "ignored", "note": "not here"},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from antiphon.console.views.store_search import ChunkText, FoundChunk, left_out, merged
+from antiphon.console.views.store_search import ChunkTextJson, SearchResultJson, left_out, merged
 from antiphon.types.search import Filter
 
 
-def hit(name: str, score: float, **attributes: int) -> FoundChunk:
-    content: list[ChunkText] = [{"text": f"text of {name}"}]
+def hit(name: str, score: float, **attributes: int) -> SearchResultJson:
+    content: list[ChunkTextJson] = [{"text": f"text of {name}"}]
     return {"file_id": name, "filename": f"{name}.txt", "score": score, "attributes": attributes, "content": content}
 
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from antiphon.api.files import PURPOSES
 from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import check_owner, choose_owner, needs, part_of
-from antiphon.console.reading import FileRow, Reading, StoreFileRow, StoreRow
+from antiphon.console.reading import FileJson, Reading, StoreFileJson, StoreJson
 from antiphon.console.site import NOT_CACHED, SECURITY, PageCall, PageRoute, redirect
 from antiphon.errors import ApiError
 
@@ -61,7 +61,7 @@ class FilesView:
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         with needs("files.enabled", "files"):
-            file: FileRow = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
+            file: FileJson = await self._reading.json("GET", f"/v1/files/{_part(file_id)}", call.caller)
         stores, more = await self._stores(call)
         return call.show(
             "file.html", file=file, uses=await self._uses(call, file["id"], stores), searched=len(stores), more=more
@@ -85,10 +85,10 @@ class FilesView:
         await self._reading.raw("DELETE", f"/v1/files/{_part(file_id)}", call.caller)
         return redirect(call.link("/files"))
 
-    async def _listed(self, call: PageCall, *, problem: str = "", made: FileRow | None = None) -> ApiResponse:
+    async def _listed(self, call: PageCall, *, problem: str = "", made: FileJson | None = None) -> ApiResponse:
         purpose, name = call.query("purpose"), call.query("name").strip()[:200]
         query = {"limit": str(_LISTED)} | ({"purpose": purpose} if purpose else {})
-        files: list[FileRow]
+        files: list[FileJson]
         with needs("files.enabled", "files"):
             files, more = await self._reading.every("/v1/files", call.caller, query=query, most=_LISTED)
         sought = name.casefold()
@@ -104,7 +104,7 @@ class FilesView:
             made=made,
         )
 
-    async def _stores(self, call: PageCall) -> tuple[list[StoreRow], bool]:
+    async def _stores(self, call: PageCall) -> tuple[list[StoreJson], bool]:
         try:
             return await self._reading.every("/v1/vector_stores", call.caller, most=_MOST_STORES)
         except ApiError as error:
@@ -112,10 +112,12 @@ class FilesView:
                 return [], False
             raise
 
-    async def _uses(self, call: PageCall, file_id: str, stores: list[StoreRow]) -> list[tuple[StoreRow, StoreFileRow]]:
+    async def _uses(
+        self, call: PageCall, file_id: str, stores: list[StoreJson]
+    ) -> list[tuple[StoreJson, StoreFileJson]]:
         """The stores that have the file, each with the file's state there."""
 
-        async def use_in(store: StoreRow) -> tuple[StoreRow, StoreFileRow] | None:
+        async def use_in(store: StoreJson) -> tuple[StoreJson, StoreFileJson] | None:
             path = f"/v1/vector_stores/{_part(store['id'])}/files/{_part(file_id)}"
             try:
                 return store, await self._reading.json("GET", path, call.caller)

@@ -50,10 +50,10 @@ _HOSTED: Final = {
 
 
 Capabilities = Mapping[str, Any]
-"""The capabilities of a model, as the API shows them: facts by name, and groups of `Support` by name."""
+"""The capabilities of a model, as the API shows them: facts by name, and groups of `SupportJson` by name."""
 
 
-class Support(TypedDict):
+class SupportJson(TypedDict):
     """How the server treats one part of a request."""
 
     support: str
@@ -184,13 +184,13 @@ def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
     return sorted(columns, key=lambda one: -len(one.models))
 
 
-def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[Support | None]]]:
+def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[SupportJson | None]]]:
     """The rows of a group of the matrix: a name, and its support in each column; None where a column lacks it."""
     names = dict.fromkeys(name for column in columns for name in column.shown[group])
     return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
 
 
-def hosted_tools(tools: Mapping[str, Support]) -> list[Tool]:
+def hosted_tools(tools: Mapping[str, SupportJson]) -> list[Tool]:
     """The hosted tools, with the tools of extensions."""
     hosted = {name.removeprefix("tools."): one for name, one in tools.items() if name.count(".") == 1}
     names = [*_HOSTED, *(name for name, one in hosted.items() if name not in _HOSTED and _runs(one))]
@@ -218,5 +218,5 @@ def mcp_servers(settings: str) -> McpServersShown:
     }
 
 
-def _runs(shown: Support) -> bool:
+def _runs(shown: SupportJson) -> bool:
     return (shown["support"], shown["note"]) == (HOSTED_SUPPORT.kind, HOSTED_SUPPORT.note)

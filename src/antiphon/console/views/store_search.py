@@ -49,20 +49,20 @@ _NEGATIONS: Final = frozenset({"ne", "nin"})
 _TYPES: Final = {"s": "text", "n": "a number", "b": "a boolean"}
 
 
-class ChunkText(TypedDict):
+class ChunkTextJson(TypedDict):
     """A part of a chunk's content."""
 
     text: str
 
 
-class FoundChunk(TypedDict):
+class SearchResultJson(TypedDict):
     """A result of a search, as the API returns it: the fields that the tester reads."""
 
     file_id: str
     filename: str
     score: float
     attributes: Attributes
-    content: Sequence[ChunkText]
+    content: Sequence[ChunkTextJson]
 
 
 class Place(NamedTuple):
@@ -166,7 +166,7 @@ class StoreSearchView:
         words: float,
         meaning: float,
         filters: Mapping[str, object] | None,
-    ) -> list[FoundChunk]:
+    ) -> list[SearchResultJson]:
         weights = {"text_weight": words, "embedding_weight": meaning}
         body = {
             "query": options.query,
@@ -175,7 +175,7 @@ class StoreSearchView:
             "ranking_options": {"ranker": options.ranker, "hybrid_search": weights},
         }
         answer = await self._reading.json("POST", f"{path_of(store_id)}/search", call.caller, body=body)
-        found: list[FoundChunk] = answer["data"]
+        found: list[SearchResultJson] = answer["data"]
         return found
 
 
@@ -191,7 +191,7 @@ def read_options(call: PageCall) -> TesterOptions:
     )
 
 
-def merged(rankings: Mapping[str, Sequence[FoundChunk]], results: int, threshold: float, order: str) -> list[Hit]:
+def merged(rankings: Mapping[str, Sequence[SearchResultJson]], results: int, threshold: float, order: str) -> list[Hit]:
     """The chunks that are among the first `results` of at least one ranking, in the order of the ranking `order`. Each
     chunk has its places in all rankings."""
     hits: dict[tuple[str, str], Hit] = {}
@@ -212,7 +212,7 @@ def merged(rankings: Mapping[str, Sequence[FoundChunk]], results: int, threshold
     return sorted(shown, key=place_of)
 
 
-def left_out(ranking: Sequence[FoundChunk], filters: Filter) -> list[LeftOut]:
+def left_out(ranking: Sequence[SearchResultJson], filters: Filter) -> list[LeftOut]:
     """The files in a ranking without a filter that the filter leaves out, best first."""
     files: dict[str, LeftOut] = {}
     for one in ranking:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from antiphon.api.http import ApiResponse
 from antiphon.console.owner_lists import MOST, ListPart, check_owner, choose_owner, needs, part_of
-from antiphon.console.reading import FileRow, Reading, StoreFileRow
+from antiphon.console.reading import FileJson, Reading, StoreFileJson
 from antiphon.console.site import PageCall, PageRoute, redirect
 from antiphon.errors import ApiError, InvalidRequest
 
@@ -181,10 +181,10 @@ class VectorStoresView:
             names += await asyncio.gather(*map(name_of, ids[start : start + _AT_ONCE]))
         return dict(zip(ids, names, strict=True))
 
-    async def _offered(self, call: PageCall) -> list[FileRow]:
+    async def _offered(self, call: PageCall) -> list[FileJson]:
         """The newest files, which the form offers."""
         query = {"limit": str(_OFFERED)}
-        found: list[FileRow] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
+        found: list[FileJson] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
         return found
 
 
@@ -193,7 +193,7 @@ def path_of(store_id: str) -> str:
     return f"{STORES}/{quote(store_id, safe='')}"
 
 
-def state_in_words(file: StoreFileRow) -> str:
+def state_in_words(file: StoreFileJson) -> str:
     """What the state of a file in a store means, and the cause of a failure."""
     error = file["last_error"]
     if file["status"] != "failed" or error is None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Literal
+from typing import Any
 
 from antiphon.api.http import ApiRequest, ApiResponse, BodyStream
 from antiphon.api.router import unknown_url
@@ -135,7 +135,7 @@ class ConsoleAccess:
             ended.set()
         self._streams[ended] = peer
         ending = asyncio.ensure_future(ended.wait())
-        waiting: set[asyncio.Future[Literal[True]] | asyncio.Future[bytes]] = {ending}
+        waiting: set[asyncio.Future[Any]] = {ending}
         async with aclosing(parts):
             try:
                 while True:
