@@ -1,4 +1,4 @@
-"""The table of known item types.
+"""Lists every item type that Antiphon knows, and what Antiphon does with each.
 
 Lives here: the complete list of types, and the effect of each. Lives here too: leaving out items of other types, and
 listing unknown members of known items. Not here: converting items into messages (`chat/messages.py`), and resolving

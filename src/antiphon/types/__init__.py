@@ -1,2 +1,2 @@
-"""Data types of both APIs: Responses (items, request, response, events) and Chat Completions. The package holds data
-only."""
+"""Data types of both APIs: Responses (items, request, response, events) and Chat Completions. The package translates
+nothing."""

@@ -1,6 +1,6 @@
-"""Encodes events as bytes.
+"""Encodes events as server-sent events, in bytes.
 
-Lives here: the encoding of events as server-sent events, and the pre-rendered templates of the frequent delta events.
+Lives here: the encoding, and the pre-rendered templates of the frequent delta events.
 Not here: choosing the events and their order (`builder.py`).
 
 Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside it. A delta

@@ -1,4 +1,4 @@
-"""The vendors' profiles, by name.
+"""Describes the chat server of each vendor as a profile.
 
 Lives here: one row for each vendor, with a reason next to each flag: a recording (under `tests/recordings/chat`) or a
 page of documentation. Not here: flags of a family of models that hold on every server (`profile.py`).
