@@ -51,7 +51,8 @@ def around(root: Path, path: str, files: list[str]) -> list[str]:
 def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
     """The test files that are likely to detect a change of a source file, in stages. First come files that name the
     source file's module, then unit tests of its package. Files whose names share a word with the source file come last.
-    Within a stage, files with the most shared words come first."""
+    For the package `commands`, tests of whole commands come with them. Within a stage, files with the most shared words
+    come first."""
     unit = [file for file in files if file.startswith("tests/unit/")]
     group, words = _module(path).partition(".")[0], _words(path.removeprefix("src/antiphon/"))
     shared = {file: len(words & _words(Path(file).name)) for file in files}
@@ -66,7 +67,7 @@ def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
         if len(users) <= _MOST_USERS:
             direct.update(file for user in users for file in near(root, str(user.relative_to(root)), files))
     package = {file for file in unit if file.startswith(f"tests/unit/{group}/")} | set(around(root, path, unit))
-    others = {file for file in files if shared[file]}
+    others = {file for file in files if shared[file] or (group == "commands" and "run_command(" in _text(root / file))}
     stages = [in_order(stage) for stage in (direct, package - direct, others - direct - package)]
     return [stage for stage in stages if stage]
 

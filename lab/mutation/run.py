@@ -309,6 +309,8 @@ def main() -> int:
             print(f"{one.path}:{one.line} {one.operator}", *diff(one), sep="\n")
         return 0
     done: list[Judged] = []
+    # The working tree may change during the run.
+    diffs = {one.key: list(diff(one)) for one in picked}
     # The copies come from a snapshot, so edits in the working tree do not affect the run.
     with tempfile.TemporaryDirectory(prefix="antiphon-snapshot-") as made:
         copy_tree(snapshot := Path(made))
@@ -328,7 +330,7 @@ def main() -> int:
                 f"{number}/{len(picked)} {result.verdict:9} {result.seconds:4.0f} s  {place}  {result.by}", flush=True
             )
             if result.verdict in ("survived", "broken"):
-                print(f"    {mutant.key}", *diff(mutant), sep="\n", flush=True)
+                print(f"    {mutant.key}", *diffs[mutant.key], sep="\n", flush=True)
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {sum(one.seconds for one in done):.0f} s\n{table(done)}")
     counts = Counter(one.verdict for one in done)
     return int(100 * counts["killed"] < options.at_least * (counts["killed"] + counts["survived"]))
