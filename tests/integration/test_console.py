@@ -115,6 +115,18 @@ async def test_a_failure_shows_its_cause_and_advice(tmp_path: Path) -> None:
         assert "Why it failed" in page and "temperature" in page and "the client" in page
 
 
+async def test_a_request_that_stored_nothing_has_nothing_to_delete(tmp_path: Path) -> None:
+    async with place(tmp_path) as there:
+        await there.create(ANNA, model="no model", temperature=9)
+        anna = await there.user(ANNA)
+        (link,) = [
+            one for one in links((await anna.get("/console/requests"))[1]) if one.startswith("/console/requests/")
+        ]
+        answer = await anna.post(f"{link}/delete")
+        assert answer.failure is not None and (answer.status, answer.failure.code) == (404, "not_found")
+        assert b"stored no response" in answer.body
+
+
 async def test_owners_never_see_each_other(tmp_path: Path) -> None:
     async with place(tmp_path, act=True) as there:
         made = await there.create(ANNA, input="only for anna")

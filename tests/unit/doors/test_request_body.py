@@ -203,6 +203,15 @@ def test_a_body_that_grows_without_measure_is_refused_only_when_it_is_large() ->
     assert decode_now(("zstd",), zstd(text), MOST) == text
 
 
+def test_a_frame_may_ask_for_no_more_memory_than_a_body_may_have() -> None:
+    options = zstandard.ZstdCompressionParameters(window_log=24, write_content_size=False)
+    stream = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    body = stream.compress(BODY) + stream.flush()
+    assert decode_now(("zstd",), body, 16 << 20) == BODY
+    with pytest.raises(InvalidRequest, match="damaged"):
+        decode_now(("zstd",), body, 8 << 20)
+
+
 def test_a_bomb_in_a_bomb_is_refused_at_the_first() -> None:
     inner = gzip.compress(gzip.compress(bytes(BOMB)))
     with pytest.raises(RequestTooLarge):

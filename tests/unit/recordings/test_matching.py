@@ -91,6 +91,8 @@ def test_bodies_that_are_not_json_are_compared_as_bytes() -> None:
         ({"messages": []}, {"messages": [1]}, "messages[0]", "recorded nothing, requested 1"),
         ({"messages": [1]}, {"messages": []}, "messages[0]", "recorded 1, requested nothing"),
         (b"a", {}, "the body", 'recorded "a", requested {}'),
+        (_asked("x" * 58), _asked("y"), "messages[1].content", f'recorded "{"x" * 58}", requested'),
+        (_asked("x" * 59), _asked("y"), "messages[1].content", f'recorded "{"x" * 58}…, requested'),
         (_asked("x" * 99 + "one"), _asked("x" * 99 + "two"), "messages[1].content", 'xone", requested …"xxx'),
     ],
 )
