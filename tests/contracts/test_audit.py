@@ -8,7 +8,7 @@ import pytest
 
 from antiphon.engine.ports.callers import Access, ClientKey
 from antiphon.stores import Stores
-from antiphon.stores.audit import AuditStore, Noted
+from antiphon.stores.audit import AuditEntry, AuditStore
 
 KEY = ClientKey("key_1", "laptop", "n:anna", "lab", "ant_abcd", Access(), 0.0)
 
@@ -20,7 +20,7 @@ def store(state: Stores) -> AuditStore:
 
 async def test_the_newest_rows_come_first_and_an_owner_has_two_names(store: AuditStore) -> None:
     for number in range(4):
-        noted = Noted("cli:me", "keys create", f"key_{number}", "n:anna" if number % 2 else "b:1", {"name": "ä"})
+        noted = AuditEntry("cli:me", "keys create", f"key_{number}", "n:anna" if number % 2 else "b:1", {"name": "ä"})
         await store.note(noted)
     rows = await store.list()
     assert sorted(one.object for one in rows) == [f"key_{number}" for number in range(4)]
@@ -32,7 +32,7 @@ async def test_the_newest_rows_come_first_and_an_owner_has_two_names(store: Audi
 
 
 async def test_the_row_of_a_change_is_stored_with_the_change_or_not_at_all(state: Stores, store: AuditStore) -> None:
-    row = store.statement(Noted("cli:me", "keys revoke", "key_1", "n:anna"))
+    row = store.statement(AuditEntry("cli:me", "keys revoke", "key_1", "n:anna"))
     assert not await state.client_keys.revoke("key_1", row)
     assert await store.list() == []
     assert await state.client_keys.create(KEY, hashlib.sha256(b"1").digest(), None)
@@ -42,7 +42,7 @@ async def test_the_row_of_a_change_is_stored_with_the_change_or_not_at_all(state
 
 async def test_a_sweep_keeps_the_newest_rows(store: AuditStore) -> None:
     for number in range(5):
-        await store.note(Noted("cli:me", "purge", str(number)))
+        await store.note(AuditEntry("cli:me", "purge", str(number)))
     rows = await store.list()
     assert await store.sweep(3600.0) == 0 and await store.sweep(None) == 0
     assert await store.sweep(None, most=3) == 2

@@ -36,7 +36,7 @@ from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
-from antiphon.stores.audit import Noted
+from antiphon.stores.audit import AuditEntry
 from antiphon.stores.choice import backend_of
 from antiphon.upstream.issuer import read_discovered, read_file, read_url
 
@@ -106,7 +106,7 @@ def make_adoption(
             if problems := await data.obstacles(old, new):
                 raise NotMovable(" ".join(problems))
             # An interrupted move has already moved data, so the row comes first.
-            await stores.audit.note(Noted("server", "adopt-owner", old, new))
+            await stores.audit.note(AuditEntry("server", "adopt-owner", old, new))
             async with aclosing(data.move(old, new)) as moving:
                 async for kind in moving:
                     moved(kind)

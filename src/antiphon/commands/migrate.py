@@ -20,7 +20,7 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.logs import configure
 from antiphon.stores.choice import backend_of
-from antiphon.stores.compatibility import Applied, Schema, create_step, missing_steps, oldest_schema, step_to_undo
+from antiphon.stores.compatibility import AppliedStep, Schema, create_step, missing_steps, oldest_schema, step_to_undo
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,7 +95,7 @@ async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
     return status
 
 
-def _rows(schema: Schema, applied: Sequence[Applied]) -> list[list[str]]:
+def _rows(schema: Schema, applied: Sequence[AppliedStep]) -> list[list[str]]:
     rows = []
     for one in applied:
         known = schema.steps[one.version - 1] if 0 < one.version <= len(schema.steps) else None

@@ -21,7 +21,7 @@ from antiphon.engine.ports.callers import Caller
 from antiphon.engine.ports.journal import Entry, Recording
 from antiphon.engine.running.quotas import QuotaUse
 from antiphon.errors import ApiError, NotFound
-from antiphon.stores.audit import AuditStore, Noted, log_noted
+from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
 from antiphon.stores.jobs import QueuedJob
 from antiphon.stores.journal import JournalStore
 from antiphon.stores.live import LiveStore
@@ -136,9 +136,9 @@ class Reading:
     async def note(self, session: Session, action: str, object: str, owner: str) -> None:
         """Note a change of an operator in the audit. Owners' changes of their own data are not noted."""
         if session.is_operator and self.audit is not None:
-            noted = Noted("console", action, object, owner)
+            noted = AuditEntry("console", action, object, owner)
             await self.audit.note(noted)
-            log_noted(noted)
+            log_audit_entry(noted)
 
     async def recording(self, entry: Entry) -> Recording | None:
         """The recorded contents of a request, or None."""

@@ -44,7 +44,7 @@ Detail = Mapping[str, object]
 """Further facts of a row, by name, in the types of JSON."""
 
 
-class Noted(msgspec.Struct, frozen=True):
+class AuditEntry(msgspec.Struct, frozen=True):
     """One row of the audit. `object` is what the action changed, such as the id of a key. `owner` is empty when the
     action concerns no single owner. `at` is in seconds since the epoch, and 0 until the row is stored."""
 
@@ -56,7 +56,7 @@ class Noted(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
-def log_noted(noted: Noted) -> None:
+def log_audit_entry(noted: AuditEntry) -> None:
     """Write the log event of a stored row."""
     _log.info("audit", actor=noted.actor, action=noted.action, object=noted.object, owner=noted.owner, **noted.detail)
 
@@ -69,17 +69,17 @@ class AuditStore:
         self._tables = tables
         self._clock = clock
 
-    def statement(self, noted: Noted) -> Statement:
+    def statement(self, noted: AuditEntry) -> Statement:
         """Return the statement that stores this row, for the transaction of the change."""
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         return Statement(INSERT, {**named, "id": new_id("audit"), "detail": detail, **self._now}, rows=1)
 
-    async def note(self, noted: Noted) -> None:
+    async def note(self, noted: AuditEntry) -> None:
         """Store this row."""
         await self._tables.run([self.statement(noted)])
 
-    async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[Noted]:
+    async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[AuditEntry]:
         """Return at most `limit` rows that are not older than the time `since`, newest first. `owner`: the id or the
         name of an owner; an empty string selects all rows."""
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
@@ -104,9 +104,9 @@ class AuditStore:
         return {"now_ms": milliseconds(self._clock())}
 
 
-def _noted(row: Row) -> Noted:
+def _noted(row: Row) -> AuditEntry:
     try:
         detail = msgspec.json.decode(row["detail"], type=dict[str, object])
     except msgspec.DecodeError as error:
         raise StoreError(f"the row {row['id']} of the audit is damaged: {error}") from error
-    return Noted(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)
+    return AuditEntry(row["actor"], row["action"], row["object"], row["owner"], detail, row["at"] / 1000)

@@ -76,12 +76,12 @@ Report = Callable[[int, int | None], None]
 """Receives the progress of a long operation: the number of further rows or bytes, and the total if it is known."""
 
 
-def unreported(done: int, total: int | None) -> None:
+def ignore_progress(done: int, total: int | None) -> None:
     """Ignore the progress."""
 
 
 @dataclass(frozen=True, slots=True)
-class Archived:
+class BackupSummary:
     """A summary of a backup archive of the data folder. `contents`: the number of file contents. `size`: the total
     bytes. `keys`: the names of the keys. `vanished`: the number of files that clients deleted during the backup, so
     that the archive lacks them."""
@@ -343,13 +343,13 @@ class Backend(ABC):
         *,
         with_keys: bool,
         with_contents: bool,
-        report: Report = unreported,
-    ) -> Archived:
+        report: Report = ignore_progress,
+    ) -> BackupSummary:
         """Write an archive of the data folder to `target`. `keys`: all keys in use. `with_keys`: whether the archive
         includes the keys. `with_contents`: whether the data folder holds the contents of files."""
         raise _no_archives(self.state)
 
-    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
+    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
         """Restore the data folder from an archive. `keys`: the keys in the settings, which must include every key that
         the archive lacks."""
         raise _no_archives(self.state)

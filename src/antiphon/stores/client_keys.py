@@ -15,7 +15,7 @@ from antiphon.engine.ports.callers import Access, Caller, ClientKey
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_ways, check_cursors, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_orders, check_cursors, milliseconds
 
 MOST_KEYS = 10_000
 """The maximum of keys that are neither revoked nor expired. Every process holds all of them in memory."""
@@ -47,7 +47,7 @@ LIST = f"""
 SELECT {_COLUMNS} FROM client_keys
 WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owner, created_at, id
 """
-PAGE = both_ways(f"""
+PAGE = both_orders(f"""
 SELECT {_COLUMNS} FROM client_keys
 WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID}))
   AND (CAST(:cursor AS text) IS NULL OR (created_at, id) {{after}} (

@@ -71,7 +71,7 @@ class SchemaStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class AppliedStep:
     """A step that a database has applied. `name` and `serves` come from the database's record, because a newer build
     may have applied the step."""
 
@@ -91,7 +91,7 @@ class Schema(ABC):
     folder: Path
 
     @abstractmethod
-    async def applied(self) -> Sequence[Applied]:
+    async def applied(self) -> Sequence[AppliedStep]:
         """Return the steps that the database has applied. The result is empty when the database does not exist. Raises
         `StoreError`."""
 
@@ -120,7 +120,7 @@ def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
     return tuple(steps)
 
 
-def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
+def missing_steps(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
     """Return the steps that this database lacks. Raises `StoreError` when this build cannot use the database."""
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
@@ -138,12 +138,12 @@ def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Se
     return steps[len(applied) :]
 
 
-def oldest_schema(applied: Sequence[Applied]) -> int:
+def oldest_schema(applied: Sequence[AppliedStep]) -> int:
     """Return the oldest schema version whose builds can use the database, or 0 for an empty database."""
     return max((one.serves for one in applied), default=0)
 
 
-def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> SchemaStep:
+def step_to_undo(applied: Sequence[AppliedStep], steps: Sequence[SchemaStep]) -> SchemaStep:
     """Return the last applied step. Raises `StoreError` when the step cannot be undone."""
     missing_steps(applied, steps)
     if not applied:

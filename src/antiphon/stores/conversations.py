@@ -37,17 +37,17 @@ from antiphon.stores.tables import (
     RowsMissing,
     Statement,
     Tables,
-    both_ways,
-    changed,
+    both_orders,
+    byte_limit,
     check_cursors,
     history_item,
     item_page,
     milliseconds,
     named_items,
     page_parameters,
-    renewed,
+    renew_leases,
+    run_required,
     stored_item,
-    within,
 )
 
 INSERT = """
@@ -72,7 +72,7 @@ _UNLOCKED = """(locked_by IS NULL OR (
 DELETE = f"DELETE FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED}"
 
 # A page contains the conversations strictly between the cursors `:low` and `:high`. Either cursor may be absent.
-LIST = both_ways("""
+LIST = both_orders("""
 SELECT id, created_at, metadata FROM conversations
 WHERE owner = :owner
   AND (created_at, id) > (
@@ -110,7 +110,7 @@ SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
 WHERE c.owner = :owner AND c.id = :id AND {_NOT_SWEPT} ORDER BY i.pos LIMIT :limit
 """
-ITEMS = both_ways(f"""
+ITEMS = both_orders(f"""
 WITH edge (low, high) AS (
   SELECT (SELECT pos FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :low),
          (SELECT pos FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :high)
@@ -121,7 +121,7 @@ page (place, size) AS (
     AND pos > coalesce((SELECT low FROM edge), -1) AND pos < coalesce((SELECT high FROM edge), 9223372036854775807)
   ORDER BY pos {{order}} LIMIT :limit
 ),
-{within("place {order}")}
+{byte_limit("place {order}")}
 SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
 FROM conversations c CROSS JOIN edge LEFT JOIN cut ON true
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos = cut.place
@@ -221,7 +221,7 @@ class ConversationStore:
     async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
         """Replace the metadata and return the conversation, or None if the conversation does not exist."""
         named = self._named(owner, conversation_id, metadata)
-        if not await changed(self._tables, Statement(UPDATE_METADATA, named, rows=1)):
+        if not await run_required(self._tables, Statement(UPDATE_METADATA, named, rows=1)):
             return None
         return await self.get(owner, conversation_id)
 
@@ -317,7 +317,7 @@ class ConversationStore:
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""
-        return await renewed(self._tables, RENEW, holders, seconds)
+        return await renew_leases(self._tables, RENEW, holders, seconds)
 
     async def _take(self, owner: str, conversation_id: str, holder: str, seconds: float, create: bool) -> bool:
         """Create a missing conversation if `create` is set, and lock the conversation if `holder` is not empty. Returns

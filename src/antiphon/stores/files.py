@@ -34,7 +34,7 @@ from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_ways, changed, milliseconds
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_orders, milliseconds, run_required
 
 LEAST_ROOM = 4096
 """The minimum bytes that a file counts toward its owner's limit, because even an empty file uses disk space."""
@@ -43,7 +43,7 @@ _BATCH = 200
 _EVER = (1 << 63) - 1
 
 
-class ContentTaken(Exception):
+class ContentSwept(Exception):
     """A sweep deleted the uploaded content because its lease expired, so the store cannot create the file."""
 
 
@@ -78,7 +78,7 @@ class FileSql:
         there = f"(expires_at IS NULL OR {ends} > now_ms())"
         over = f"expires_at IS NOT NULL AND {ends} <= (SELECT now_ms())"
         self.find = f"SELECT {COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {there}"
-        self.page = both_ways(f"""
+        self.page = both_orders(f"""
 SELECT {COLUMNS} FROM files
 WHERE owner = :owner AND {there} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
   AND (created_at, id) {{after}} (:after_at, :after)
@@ -167,7 +167,7 @@ class FileStore:
 
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
         """Insert the file's row and delete the pending row of its content in one transaction. Raises
-        `OwnerStorageFull`, `ContentTaken`, `AlreadyMade` and `ApiError`."""
+        `OwnerStorageFull`, `ContentSwept`, `AlreadyMade` and `ApiError`."""
         file = kept.file
         ends = file.expires_at
         named: dict[str, object] = {
@@ -191,7 +191,7 @@ class FileStore:
         except RowsMissing:
             if await self._pending.rows.is_held(kept.blob):
                 raise OwnerStorageFull from None
-            raise ContentTaken from None
+            raise ContentSwept from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
         """Delete the file. Returns False when the file does not exist.
@@ -202,7 +202,7 @@ class FileStore:
         if kept is None:
             return False
         named = {"owner": owner, "id": file_id, "blob": kept.blob}
-        if not await changed(self._tables, Statement(DELETE, named, rows=1), Statement(LET_GO, named)):
+        if not await run_required(self._tables, Statement(DELETE, named, rows=1), Statement(LET_GO, named)):
             return False
         await self._pending.forget(kept.blob)
         return True
@@ -286,7 +286,7 @@ class FileUpload:
         try:
             # `settled` keeps the uploaded content as long as the outcome of the insert is unknown.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
-        except ContentTaken:
+        except ContentSwept:
             self.blob.settled = False
             raise self.blob.lost() from None
         except (OwnerStorageFull, AlreadyMade, ApiError):

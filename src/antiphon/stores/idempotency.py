@@ -26,7 +26,7 @@ from antiphon.engine.ports.idempotency import (
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
-from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renewed
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renew_leases
 
 KEEP_SECONDS = 86_400.0
 """The default lifetime in seconds of a key that is bound to an object."""
@@ -274,7 +274,7 @@ class IdempotencyStore:
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Renew these objects' leases on their idempotency keys, so that the leases expire `seconds` from now. Returns
         the objects that still held their key."""
-        return await renewed(self._tables, RENEW, holders, seconds)
+        return await renew_leases(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:
         """Delete expired keys, and keys whose lease expired at least `keep` seconds ago. Returns the number of deleted

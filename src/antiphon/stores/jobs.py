@@ -38,7 +38,7 @@ from antiphon.engine.ports.jobs import (
 )
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import RELEASE
-from antiphon.stores.tables import Row, Statement, Tables, changed, cut_off, milliseconds, within
+from antiphon.stores.tables import Row, Statement, Tables, byte_limit, cut_off, milliseconds, run_required
 
 # A reader reads a stream page by page, and keeps a page in memory until its client has received the page.
 _PAGE_BYTES = 1 << 20
@@ -87,7 +87,7 @@ WITH page (place, size) AS (
   SELECT e.last_seq, length(e.data) FROM response_events e
   WHERE e.response_id = :id AND e.last_seq > :after ORDER BY e.last_seq LIMIT :limit
 ),
-{within("place")}
+{byte_limit("place")}
 SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
 FROM responses r LEFT JOIN cut ON true
 LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
@@ -297,7 +297,7 @@ class JobStore:
         unit = [
             Statement(END_JOB, named, rows=1),
             Statement(RELEASE, named),
-            Statement(END_RESPONSE, named | ended_as(ending.status, body, items, None), rows=1),
+            Statement(END_RESPONSE, named | end_parameters(ending.status, body, items, None), rows=1),
         ]
         if items:
             rows = [
@@ -309,7 +309,7 @@ class JobStore:
         if events is not None:
             unit.append(Statement(INSERT_EVENTS, named | {"last": events.last, "data": events.data}))
         with self._measured("end"):
-            done = await changed(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit)
+            done = await run_required(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit)
         if done:
             self._ended([ending.response_id])
         return done
@@ -363,7 +363,9 @@ class JobStore:
         return EventPiece(events.last, self._bodies.seal(events.data), count_events(events.data))
 
 
-def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, object]:
+def end_parameters(
+    status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None
+) -> dict[str, object]:
     """Return the parameters of `END_RESPONSE`. Without a record, which early ends lack, the response gets no completion
     time and no token usage."""
     size = sum(item.size for item in items)
@@ -381,7 +383,7 @@ def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: Resp
     }
 
 
-class AskingSignals:
+class PollingSignals:
     """Implements `Signals` for a database without notifications (SQLite). Each process polls the database at `pace`."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
@@ -390,7 +392,7 @@ class AskingSignals:
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
         """Read the progress of these streams, and the jobs that this worker holds."""
-        return await look(self._tables, followed, worker)
+        return await read_progress(self._tables, followed, worker)
 
     def tell_queued(self) -> None:
         """Do nothing, because the other processes poll the queue."""
@@ -399,7 +401,7 @@ class AskingSignals:
         """Do nothing, because this database sends no notifications."""
 
 
-async def look(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:
+async def read_progress(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:
     """Read the progress of these streams and the jobs that this worker holds with one query. See `Signals.look`."""
     rows = await tables.fetch(LOOK, {"ids": sorted(followed), "worker": worker}, own=True)
     progress = {row["id"]: _progress(row) for row in rows if row["status"]}

@@ -64,7 +64,7 @@ FORGET_PROCESSES = "DELETE FROM live_processes WHERE seen_at < now_ms() - CAST(:
 FORGET_CANCELS = "DELETE FROM live_cancels WHERE asked_at < now_ms() - CAST(:age AS bigint)"
 
 
-class Look(msgspec.Struct, frozen=True):
+class LiveOrders(msgspec.Struct, frozen=True):
     """What a process must do: publish if `watched`, and cancel those of its requests that `cancels` names. A cancel is
     an entry id and its owner (empty: any owner)."""
 
@@ -93,11 +93,11 @@ class LiveStore:
         ends."""
         await self._tables.run([Statement(WATCH, {"wait": milliseconds(seconds), **self._now})], again=True)
 
-    async def look(self) -> Look:
+    async def look(self) -> LiveOrders:
         """Return whether any viewer watches, and which requests to cancel, with one query."""
         named = {"age": milliseconds(CANCEL_SECONDS), **self._now}
         rows = await self._tables.fetch(LOOK, named, own=True)
-        return Look(
+        return LiveOrders(
             any(not row["entry_id"] for row in rows),
             tuple([(row["entry_id"], row["owner"]) for row in rows if row["entry_id"]]),
         )

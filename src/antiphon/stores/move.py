@@ -29,7 +29,7 @@ from antiphon.config.state import BlobSettings
 from antiphon.config.urls import read_state_url
 from antiphon.engine.ports.files import BlobReader, BlobStore
 from antiphon.errors import ConfigError, StoreError
-from antiphon.stores.backend import Report, unreported
+from antiphon.stores.backend import Report, ignore_progress
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.choice import export_of, import_into
@@ -63,7 +63,7 @@ async def move(
     data: Path,
     blobs: BlobSettings,
     said: Callable[[str], None] = lambda _: None,
-    report: Report = unreported,
+    report: Report = ignore_progress,
     importing: Callable[[str, str], DatabaseImport] = import_into,
     bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
     rows: int = _ROWS,

@@ -8,14 +8,14 @@ while requests run, and the statements that keep foreign keys and counts of byte
 An export contains the vector stores and their files with attributes. The export omits the chunks, because the exported
 files contain their text.
 
-Chains and conversations move in pieces, so that requests of other owners can write in between. While files
-and vector stores move, no process may begin to index one of these files. Otherwise a process could read the old owner
-before the move, and not find the file after the move.
+Chains and conversations move in pieces, so that requests of other owners can write in between. While files and vector
+stores move, no process may begin to index one of these files. Otherwise a process could read the old owner before the
+move, and not find the file after the move.
 
-Invariants: `owned` covers every table with an owner column, except tables that hold only parts or counts of covered
-tables. Tests compare `owned` with the schemas. Each unit of a move is one transaction and leaves both owners' counts of
-bytes correct. A unit moves only rows that still belong to the old owner, so a repeated move moves the rest. No unit
-moves a chain with an unfinished background response, or a conversation that a response has locked.
+Invariants: `owned_rows` covers every table with an owner column, except tables that hold only parts or counts of
+covered tables. Tests compare `owned_rows` with the schemas. Each unit of a move is one transaction and leaves both
+owners' counts of bytes correct. A unit moves only rows that still belong to the old owner, so a repeated move moves the
+rest. No unit moves a chain with an unfinished background response, or a conversation that a response has locked.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ _VECTOR_STORES = "SELECT id FROM vector_stores WHERE owner = :owner"
 _BOTH = "(SELECT 1 = 0 AS more UNION ALL SELECT 1 = 1) AS both_parts"
 
 
-def counting(*kinds: str) -> str:
+def count_query(*kinds: str) -> str:
     """Return a query that counts these kinds of objects. A result row has a kind, an owner and the count."""
     return " UNION ALL ".join(
         f"SELECT '{kind}', owner, count(*) FROM {_COUNTED[kind]} GROUP BY owner" for kind in kinds
     )
 
 
-def counted(rows: Iterable[Row]) -> list[OwnerCounts]:
-    """Convert the rows of a `counting` query to counts per owner, sorted by owner."""
+def owner_counts(rows: Iterable[Row]) -> list[OwnerCounts]:
+    """Convert the rows of a `count_query` query to counts per owner, sorted by owner."""
     counts: dict[str, dict[str, int]] = {}
     for kind, owner, count in rows:
         counts.setdefault(owner, {})[kind] = count
     return [OwnerCounts(owner, **counts[owner]) for owner in sorted(counts)]
 
 
-def owned(place: str) -> dict[str, str]:
+def owned_rows(place: str) -> dict[str, str]:
     """Return the SQL queries that export one owner, by the kind of the rows.
 
     Each query selects two columns that identify a row, then the row's JSON
@@ -107,8 +107,8 @@ def owned(place: str) -> dict[str, str]:
     }
 
 
-def owned_vectors(number: str, store: str) -> dict[str, str]:
-    """Return the queries that export vector stores, by kind, in the form of `owned`. `number`: the column with a
+def owned_vector_rows(number: str, store: str) -> dict[str, str]:
+    """Return the queries that export vector stores, by kind, in the form of `owned_rows`. `number`: the column with a
     store's number. `store`: the column that refers to a store."""
     return {
         "vector_stores": f"""
@@ -123,8 +123,8 @@ def owned_vectors(number: str, store: str) -> dict[str, str]:
     }
 
 
-def exported(kind: str, fields: Mapping[str, Any], bodies: Bodies) -> ExportedRow:
-    """Convert a row of an `owned` query (columns by name) to an exported row. `bodies` decrypts sealed bodies."""
+def export_row(kind: str, fields: Mapping[str, Any], bodies: Bodies) -> ExportedRow:
+    """Convert a row of an `owned_rows` query (columns by name) to an exported row. `bodies` decrypts sealed bodies."""
     (_, row_id), (_, of), *others = fields.items()
     if kind == "responses":
         return ExportedRow(kind, row_id, of, json.loads(bodies.open_response(fields["body"], fields["status"])))

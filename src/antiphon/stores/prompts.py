@@ -20,11 +20,11 @@ from antiphon.stores.tables import (
     RowsMissing,
     Statement,
     Tables,
-    both_ways,
-    changed,
+    both_orders,
+    byte_limit,
     cut_off,
     milliseconds,
-    within,
+    run_required,
 )
 
 INSERT = """
@@ -44,20 +44,20 @@ FROM prompts p JOIN prompt_versions v
 WHERE p.id = :id AND p.owner = :owner
 """
 # Selects the prompts after the cursor in list order, or all prompts if `:cursor` is null.
-LIST = both_ways(f"""{_COLUMNS}, v.body
+LIST = both_orders(f"""{_COLUMNS}, v.body
 FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = p.default_version
 WHERE p.owner = :owner AND (CAST(:cursor AS text) IS NULL OR (p.created_at, p.id) {{after}} (
   SELECT created_at, id FROM prompts WHERE id = :cursor AND owner = :owner
 ))
 ORDER BY p.created_at {{order}}, p.id {{order}} LIMIT :limit
 """)
-VERSIONS = both_ways(f"""
+VERSIONS = both_orders(f"""
 WITH page (place, size) AS (
   SELECT v.version, length(v.body) FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id
   WHERE p.id = :id AND p.owner = :owner AND v.version > :low AND v.version < :high
   ORDER BY v.version {{order}} LIMIT :limit
 ),
-{within("place {order}")}
+{byte_limit("place {order}")}
 {_COLUMNS}, CASE WHEN cut.fits THEN v.body END AS body
 FROM cut JOIN prompts p ON p.id = :id AND p.owner = :owner
 JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = cut.place
@@ -187,13 +187,13 @@ class PromptStore:
     async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
         """Make this version the default and return it. Returns None when the prompt or the version does not exist."""
         named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(self._clock())}
-        if not await changed(self._tables, Statement(SET_DEFAULT, named, rows=1)):
+        if not await run_required(self._tables, Statement(SET_DEFAULT, named, rows=1)):
             return None
         return await self.get(owner, prompt_id)
 
     async def delete(self, owner: str, prompt_id: str) -> bool:
         """Delete the prompt with all its versions. Returns False when the prompt does not exist."""
-        return await changed(self._tables, Statement(DELETE, {"id": prompt_id, "owner": owner}, rows=1))
+        return await run_required(self._tables, Statement(DELETE, {"id": prompt_id, "owner": owner}, rows=1))
 
     def _sealed(self, body: bytes | None) -> bytes | None:
         return None if body is None else self._bodies.seal(body)

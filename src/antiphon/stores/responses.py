@@ -35,7 +35,8 @@ from antiphon.stores.tables import (
     Row,
     Statement,
     Tables,
-    both_ways,
+    both_orders,
+    byte_limit,
     check_cursors,
     history_item,
     item_page,
@@ -43,7 +44,6 @@ from antiphon.stores.tables import (
     page_parameters,
     response_page,
     stored_item,
-    within,
 )
 
 # `turn` has the responses of a chain, newest first. Only the first SELECT checks the owner. `CROSS JOIN` fixes the join
@@ -103,7 +103,7 @@ ORDER BY r.created_at DESC, r.rowid DESC LIMIT {_MOST_IN_CHAIN}
 IS_THERE = "SELECT 1 FROM responses WHERE id = :id AND owner = :owner"
 # A page contains the items strictly between the cursors `:low` and `:high`. Either cursor may be absent. No row means
 # that the response does not exist. A row without an item means that the page is empty.
-INPUT_ITEMS = both_ways(f"""
+INPUT_ITEMS = both_orders(f"""
 WITH edge (low, high) AS (
   SELECT (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :low),
          (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :high)
@@ -114,7 +114,7 @@ page (place, size) AS (
     AND i.seq > coalesce((SELECT low FROM edge), -1) AND i.seq < coalesce((SELECT high FROM edge), 2147483647)
   ORDER BY i.seq {{order}} LIMIT :limit
 ),
-{within("place {order}")}
+{byte_limit("place {order}")}
 SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
 FROM responses r CROSS JOIN edge LEFT JOIN cut ON true
 LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut.place
@@ -127,7 +127,7 @@ ORDER BY cut.place {{order}}
 _AT = "coalesce((SELECT created_at FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _NUMBER = "coalesce((SELECT rowid FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _FIRST, _LAST = "-1", "9223372036854775807"
-LIST = both_ways(f"""
+LIST = both_orders(f"""
 WITH chosen AS MATERIALIZED (
   SELECT r.id AS id, r.created_at AS at, r.rowid AS number, length(r.body) AS size FROM responses r
   WHERE r.owner = :owner
@@ -140,7 +140,7 @@ page (place, at, number, size) AS (
     (SELECT sum(length(o.body)) FROM response_items o WHERE o.response_id = c.id AND o.dir = 1), 0)
   FROM chosen c
 ),
-{within("at {order}, number {order}", "CAST(:bytes AS bigint)")}
+{byte_limit("at {order}, number {order}", "CAST(:bytes AS bigint)")}
 SELECT r.id, r.status, CASE WHEN cut.fits THEN r.body END AS response, i.item_id, i.type, i.body
 FROM cut CROSS JOIN responses r
 LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 1 AND cut.fits
@@ -295,7 +295,7 @@ class ResponseStore:
 
     async def delete(self, owner: str, response_id: str) -> bool:
         """Delete the response and its items. Returns False when the owner has no such response."""
-        return any((await self._tables.run(deleting(owner, response_id)))[-2:])
+        return any((await self._tables.run(delete_statements(owner, response_id)))[-2:])
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """Return a page of the owner's responses by creation time. Cursors are response ids. If the request has both
@@ -345,7 +345,7 @@ class ResponseStore:
         return self._bodies.open_items(tuple(found))
 
 
-def deleting(owner: str, response_id: str) -> list[Statement]:
+def delete_statements(owner: str, response_id: str) -> list[Statement]:
     """Return the statements of the transaction that deletes a response. The response existed if one of the last two
     statements changed a row."""
     named = {"id": response_id, "owner": owner}

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from antiphon.config.state import RetentionSettings
 from antiphon.stores.audit import AuditStore
-from antiphon.stores.tables import R, Statement, Tables, changed, milliseconds
+from antiphon.stores.tables import R, Statement, Tables, milliseconds, run_required
 
 SWEEPER = "retention"
 """The value of `locked_by` in a conversation that a sweep is deleting. A conversation lock with this value never
@@ -65,7 +65,7 @@ class Retention:
         """Return whether this process should run the sweep named `what` now. If this method returns True, it returns
         False to all other processes for `seconds`."""
         named = {"what": what, "pause": milliseconds(seconds)}
-        return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
+        return await run_required(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
         """Delete all expired data, and old rows of the audit, in small transactions. Returns the numbers of deleted
@@ -91,7 +91,7 @@ async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | Non
     return gone
 
 
-def fitting(rows: Sequence[R], most: int) -> Sequence[R]:
+def rows_within(rows: Sequence[R], most: int) -> Sequence[R]:
     """Return the longest prefix of the rows whose column `rows` sums up to at most `most`. The prefix has at least the
     first row."""
     total = 0

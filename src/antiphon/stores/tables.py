@@ -99,7 +99,7 @@ class Tables(Protocol):
         """
 
 
-async def changed(tables: Tables, statement: Statement, *beside: Statement) -> bool:
+async def run_required(tables: Tables, statement: Statement, *beside: Statement) -> bool:
     """Run the statements in one transaction. Returns False, after a rollback, if a statement changed another number of
     rows than its `rows` requires."""
     try:
@@ -109,7 +109,7 @@ async def changed(tables: Tables, statement: Statement, *beside: Statement) -> b
     return True
 
 
-async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
+async def renew_leases(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
     """Extend the leases of these holders to `seconds` from now. Returns the holders that still had a lease, as `sql`
     returns them."""
     rows: list[Row] = []
@@ -119,7 +119,7 @@ async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: flo
     return frozenset([row[0] for row in rows])
 
 
-def within(order: str, most: str = ":bytes") -> str:
+def byte_limit(order: str, most: str = ":bytes") -> str:
     """Return the SQL of a common table expression `cut (place, fits)`, which limits a page by bytes. The query must
     define the common table expression `page (place, size, …)` before it.
 
@@ -133,7 +133,7 @@ def within(order: str, most: str = ":bytes") -> str:
 )"""
 
 
-def both_ways(sql: str) -> tuple[str, str]:
+def both_orders(sql: str) -> tuple[str, str]:
     """Return a list's query in ascending and in descending order. `{order}` in the SQL becomes the direction, and
     `{after}` the matching comparison operator."""
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")

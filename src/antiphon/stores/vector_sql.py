@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
-from antiphon.stores.tables import Statement, both_ways
+from antiphon.stores.tables import Statement, both_orders
 from antiphon.types.search import Attributes, Filter
 
 _OPERATORS = {"eq": "=", "ne": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "IN", "nin": "IN"}
@@ -110,7 +110,7 @@ FROM vector_stores s WHERE s.owner = :owner
 """
         self.get_store = f"{stores} AND s.id = :id"
         at = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = "
-        self.stores = both_ways(f"""{stores}
+        self.stores = both_orders(f"""{stores}
   AND (CAST(:low AS text) IS NULL OR s.{number} > {at} :low))
   AND (CAST(:high AS text) IS NULL OR s.{number} < {at} :high))
 ORDER BY s.{number} {{order}} LIMIT :limit
@@ -167,7 +167,7 @@ WHERE s.owner = :owner AND s.id = :id
 """
         self.get_file = f"{files} AND f.file_id = :file_id"
         cursor = f"(SELECT c.created_at, c.file_id FROM vector_files c WHERE c.{store} = s.{number} AND c.file_id = "
-        self.files = both_ways(f"""{files}
+        self.files = both_orders(f"""{files}
   AND (CAST(:state AS text) IS NULL OR f.status = :state)
   AND (CAST(:batch_id AS text) IS NULL OR EXISTS (
     SELECT 1 FROM vector_batch_files m WHERE m.batch_id = :batch_id AND {batch_file}

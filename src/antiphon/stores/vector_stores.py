@@ -41,11 +41,11 @@ from antiphon.stores.tables import (
     RowsMissing,
     Statement,
     Tables,
-    changed,
     check_cursors,
     milliseconds,
     page_parameters,
-    renewed,
+    renew_leases,
+    run_required,
 )
 from antiphon.stores.vector_sql import Named, VectorSql
 from antiphon.types.search import Attributes
@@ -272,7 +272,7 @@ class VectorStores:
         return unit
 
     async def _changed(self, unit: Sequence[Statement], *, work: bool = False) -> bool:
-        done = await changed(self._tables, *unit)
+        done = await run_required(self._tables, *unit)
         if done and work:
             self.on_work()
         return done
@@ -374,7 +374,7 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
 
     async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
         """Extend the leases of these claims to `seconds` from now. Returns the claims that still hold a file."""
-        return await renewed(self._tables, self.renew_files, claims, seconds)
+        return await renew_leases(self._tables, self.renew_files, claims, seconds)
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
         """Release a claimed file. No worker claims the file again for `pause` seconds. `attempted`: whether the claim
@@ -388,14 +388,14 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
         `model`: the embedding model of the file's vectors, or None."""
         given = {"chunks": chunks, "usage_bytes": usage_bytes, "model": model}
         named = {"claim": job.claim, "no": job.number, **given}
-        return await changed(
+        return await run_required(
             self._tables, Statement(self.bump_store, named), Statement(self.complete_file, named, rows=1)
         )
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
         """Mark the file as failed, and its chunks for deletion. Returns False when the worker has lost its claim."""
         named = {"claim": job.claim, "no": job.number, "code": error.code, "message": error.message}
-        return await changed(self._tables, Statement(self._trash, named), Statement(self.fail_file, named, rows=1))
+        return await run_required(self._tables, Statement(self._trash, named), Statement(self.fail_file, named, rows=1))
 
     async def waiting(self) -> int:
         """Return the number of files whose ingestion is not finished."""

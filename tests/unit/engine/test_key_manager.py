@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.engine.running.client_keys import KeyEnded, KeyManager, KeyMissing, KeyRefused, TooManyKeys, WantedKey
 from antiphon.stores import Stores
-from antiphon.stores.audit import Noted
+from antiphon.stores.audit import AuditEntry
 from antiphon.stores.client_keys import ClientKeyStore
 from antiphon.stores.sqlite.backend import open_sqlite
 from tests.support.state import open_state
@@ -27,7 +27,7 @@ class Managed:
     """A manager, and what it told."""
 
     def __init__(self, stores: Stores, store: ClientKeyStore | None = None) -> None:
-        self.told: list[Noted] = []
+        self.told: list[AuditEntry] = []
         self.store = store or stores.client_keys
         self.keys = KeyManager(self.store, stores.audit, "operator", tell=self.told.append)
 

@@ -11,7 +11,7 @@ import structlog
 from antiphon.engine.ports.journal import LiveRequest
 from antiphon.engine.running.live import LiveReporter
 from antiphon.errors import StoreError
-from antiphon.stores.live import LiveStore, Look
+from antiphon.stores.live import LiveOrders, LiveStore
 from tests.support.fake_time import fake_time
 
 
@@ -27,13 +27,13 @@ class Scripted(LiveStore):
         self.failure: Exception | None = None
         self.hangs = False
 
-    async def look(self) -> Look:
+    async def look(self) -> LiveOrders:
         self.looks += 1
         if self.hangs:
             await asyncio.Event().wait()
         if self.failure is not None:
             raise self.failure
-        return Look(self.watched, tuple(self.cancels))
+        return LiveOrders(self.watched, tuple(self.cancels))
 
     async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
         assert process == "p"

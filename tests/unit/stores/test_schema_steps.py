@@ -9,7 +9,7 @@ import pytest
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.choice import backend_of
-from antiphon.stores.compatibility import Applied, SchemaStep, create_step, missing_steps, oldest_schema, read_steps
+from antiphon.stores.compatibility import AppliedStep, SchemaStep, create_step, missing_steps, oldest_schema, read_steps
 
 STEPS = (
     SchemaStep(1, "0001_a.sql", "a"),
@@ -18,8 +18,8 @@ STEPS = (
 )
 
 
-def had(*steps: SchemaStep) -> list[Applied]:
-    return [Applied(step.version, step.name, step.sha256, step.serves) for step in steps]
+def had(*steps: SchemaStep) -> list[AppliedStep]:
+    return [AppliedStep(step.version, step.name, step.sha256, step.serves) for step in steps]
 
 
 def write(folder: Path, **texts: str) -> Path:
@@ -52,7 +52,7 @@ def test_a_folder_with_a_gap_is_refused(tmp_path: Path, names: list[str]) -> Non
     ],
 )
 def test_what_is_missing(
-    applied: list[Applied], known: tuple[SchemaStep, ...], missing: tuple[SchemaStep, ...]
+    applied: list[AppliedStep], known: tuple[SchemaStep, ...], missing: tuple[SchemaStep, ...]
 ) -> None:
     assert tuple(missing_steps(applied, known)) == missing
 
@@ -67,7 +67,7 @@ def test_what_is_missing(
         (had(SchemaStep(2, "0002_b.sql", "b")), STEPS, "differs from the one"),
     ],
 )
-def test_what_cannot_be_served(applied: list[Applied], known: tuple[SchemaStep, ...], words: str) -> None:
+def test_what_cannot_be_served(applied: list[AppliedStep], known: tuple[SchemaStep, ...], words: str) -> None:
     with pytest.raises(StoreError, match=words):
         missing_steps(applied, known)
 

@@ -13,12 +13,12 @@ from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import (
     FilePlace,
     free_bytes,
-    locked,
-    opened,
+    open_connection,
     place_in,
     place_of,
     store_error,
     wait_for_lock,
+    write_lock,
 )
 
 WHERE = Path("/data/sessions.db")
@@ -98,23 +98,23 @@ def test_a_transaction_is_all_or_nothing_and_holds_the_lock(tmp_path: Path, erro
     with closing(place.connect()) as one, closing(place.connect()) as other:
         settings = ("journal_mode", "synchronous", "foreign_keys", "journal_size_limit")
         assert [one.execute(f"PRAGMA {name}").fetchone()[0] for name in settings] == ["wal", 2, 1, 64 << 20]
-        with locked(one):
+        with write_lock(one):
             one.execute("CREATE TABLE t (a)")
-            with pytest.raises(sqlite3.OperationalError), locked(other, 0.0):
+            with pytest.raises(sqlite3.OperationalError), write_lock(other, 0.0):
                 pass
-        with pytest.raises(error), locked(one):
+        with pytest.raises(error), write_lock(one):
             one.execute("INSERT INTO t VALUES (1)")
             raise error
         assert not one.in_transaction
-        with locked(other), opened(path, "Reading") as reader:
+        with write_lock(other), open_connection(path, "Reading") as reader:
             assert reader.execute("SELECT count(*) FROM t").fetchone() == (0,)
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
                 reader.execute("INSERT INTO t VALUES (1)")
         assert place.size() == sum((tmp_path / "a" / f"x.db{end}").stat().st_size for end in ("", "-wal", "-shm"))
-    with opened(path, "Writing", writes=True) as connection:
+    with open_connection(path, "Writing", writes=True) as connection:
         connection.execute("INSERT INTO t VALUES (1)")
     refused = pytest.raises(StoreError, match=r"^Doing failed in database .*: SQLite refused it")
-    with refused, opened(path, "Doing") as connection:
+    with refused, open_connection(path, "Doing") as connection:
         connection.execute("SELECT * FROM none")
 
 

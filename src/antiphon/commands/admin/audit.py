@@ -23,14 +23,14 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage_sums import day_start
 from antiphon.errors import ConfigError
 from antiphon.observability.logs import configure
-from antiphon.stores.audit import AuditStore, Noted, log_noted
+from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
 
 _MOST = 10_000
 
 
-def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> Noted:
+def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> AuditEntry:
     """The row of an action by the user who runs this command."""
-    return Noted(actor(), action, object, owner, detail)
+    return AuditEntry(actor(), action, object, owner, detail)
 
 
 def actor() -> str:
@@ -38,13 +38,13 @@ def actor() -> str:
     return f"cli:{_user()}"
 
 
-def log_action(settings: Settings, noted: Noted) -> None:
+def log_action(settings: Settings, noted: AuditEntry) -> None:
     """Write the log event of a stored row to standard error."""
     configure(settings.log.level, settings.log.format)
-    log_noted(noted)
+    log_audit_entry(noted)
 
 
-async def note_action(settings: Settings, store: AuditStore, noted: Noted) -> None:
+async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
     """Store a row that belongs to no other change, and log it. Raises `StoreError`."""
     await store.note(noted)
     log_action(settings, noted)

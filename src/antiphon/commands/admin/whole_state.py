@@ -19,7 +19,7 @@ from antiphon.commands.terminal import progress, write_table
 from antiphon.config.settings import Settings
 from antiphon.config.urls import read_state_url
 from antiphon.errors import ConfigError
-from antiphon.stores.backend import Archived, KeyName
+from antiphon.stores.backend import BackupSummary, KeyName
 from antiphon.stores.choice import backend_of
 from antiphon.stores.compatibility import MOVING, OWNER, keys_to_record
 from antiphon.stores.move import CONTENTS, move
@@ -68,11 +68,11 @@ def restore(settings: Settings, source: Path, *, as_json: bool = False) -> str:
     return f"{settings.data}: {_counted(done)}"
 
 
-def _facts(done: Archived) -> dict[str, object]:
+def _facts(done: BackupSummary) -> dict[str, object]:
     return {"bytes": done.size, "contents": done.contents}
 
 
-def _counted(done: Archived) -> str:
+def _counted(done: BackupSummary) -> str:
     return f"{done.size} bytes, the databases and the contents of {done.contents} files"
 
 

@@ -29,7 +29,7 @@ from antiphon.engine.waiting import stop
 from antiphon.errors import InvalidRequest, NotFound, StoreError, Unavailable
 from antiphon.ids import IdFactory, new_id
 from antiphon.observability.repeated_failures import Outage
-from antiphon.stores.audit import AuditStore, Noted, log_noted
+from antiphon.stores.audit import AuditEntry, AuditStore, log_audit_entry
 from antiphon.stores.client_keys import MOST_KEYS, ClientKeyStore
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class KeyManager:
         audit: AuditStore,
         actor: str,
         *,
-        tell: Callable[[Noted], None] = log_noted,
+        tell: Callable[[AuditEntry], None] = log_audit_entry,
         make_id: IdFactory = new_id,
     ) -> None:
         """`tell` gets each audit row after it is stored, and writes its log event."""
@@ -116,7 +116,7 @@ class KeyManager:
         named = (wanted.name, NAMED + wanted.owner, wanted.team)
         key = ClientKey(self._new_id("key"), *named, given[:_PREFIX], access, 0.0)
         detail = {"name": key.name, "team": key.team, "models": access.models, "tools": access.tools}
-        noted = Noted(self._actor, "keys create", key.id, key.owner, detail)
+        noted = AuditEntry(self._actor, "keys create", key.id, key.owner, detail)
         made = await self._keys.create(key, digest, wanted.lifetime, self._audit.statement(noted))
         if made is None:
             raise TooManyKeys()
@@ -129,7 +129,7 @@ class KeyManager:
         `KeyMissing`, `KeyEnded` and `TooManyKeys`."""
         former = await self._known(key_id)
         token, new = _new_token(), self._new_id("key")
-        noted = Noted(self._actor, "keys rotate", key_id, former.owner, {"successor": new})
+        noted = AuditEntry(self._actor, "keys rotate", key_id, former.owner, {"successor": new})
         digest = hashlib.sha256(token.encode()).digest()
         beside = self._audit.statement(noted)
         made = await self._keys.rotate(key_id, new, token[:_PREFIX], digest, beside, lifetime=lifetime, overlap=overlap)
@@ -143,7 +143,7 @@ class KeyManager:
     async def revoke(self, key_id: str) -> None:
         """Revoke a key. Within a second every process refuses it. Raises `KeyMissing`, and `KeyEnded` for a revoked
         key."""
-        noted = Noted(self._actor, "keys revoke", key_id, (await self._known(key_id)).owner)
+        noted = AuditEntry(self._actor, "keys revoke", key_id, (await self._known(key_id)).owner)
         if not await self._keys.revoke(key_id, self._audit.statement(noted)):
             raise KeyEnded(await self._known(key_id))
         self._tell(noted)

@@ -21,7 +21,7 @@ from antiphon.engine.ports.files import Blob, BlobReader, BlobStore, BlobWriter,
 from antiphon.engine.waiting import to_the_end
 from antiphon.errors import StoreError
 from antiphon.stores.leases import Leases
-from antiphon.stores.tables import Statement, Tables, milliseconds, renewed
+from antiphon.stores.tables import Statement, Tables, milliseconds, renew_leases
 
 _log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class PendingRows:
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Renew the leases of these keys for `seconds`. An expired lease is renewed too, unless a sweep has taken its
         row. Returns the renewed keys."""
-        return await renewed(self.tables, RENEW, holders, seconds)
+        return await renew_leases(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
         """Return whether the key's row exists and is not taken."""

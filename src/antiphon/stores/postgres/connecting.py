@@ -136,7 +136,7 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
         )
         try:
             await connection.set_type_codec(
-                "text", schema="pg_catalog", encoder=str.encode, decoder=plain, format="binary"
+                "text", schema="pg_catalog", encoder=str.encode, decoder=unescape_text, format="binary"
             )
             (row,) = await connection.fetch(_ASK)
             if row["read_only"]:
@@ -172,18 +172,18 @@ def _most_telling(failures: list[Exception]) -> Exception:
     return failures[-1]
 
 
-def storable(value: object) -> object:
+def escape_text(value: object) -> object:
     """Escape a text, or each text in a list, so that the server can store the parameter. Other values stay
     unchanged."""
     if type(value) is str:
         return _ODD.sub(_write, value) if _ODD.search(value) else value
     if type(value) is list and any(type(each) is str and _ODD.search(each) for each in value):
-        return [storable(each) for each in value]
+        return [escape_text(each) for each in value]
     return value
 
 
-def plain(data: bytes) -> str:
-    """Decode a text column's bytes and undo the escapes of `storable`."""
+def unescape_text(data: bytes) -> str:
+    """Decode a text column's bytes and undo the escapes of `escape_text`."""
     text = data.decode()
     return _WRITTEN.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
 
@@ -193,13 +193,13 @@ def _write(found: re.Match[str]) -> str:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection that escapes every text parameter with `storable`."""
+    """A connection that escapes every text parameter with `escape_text`."""
 
     async def fetch(self, query: str, *args: object, **options: object) -> object:
-        return await super().fetch(query, *map(storable, args), **options)
+        return await super().fetch(query, *map(escape_text, args), **options)
 
     async def execute(self, query: str, *args: object, **options: object) -> object:
-        return await super().execute(query, *map(storable, args), **options)
+        return await super().execute(query, *map(escape_text, args), **options)
 
     async def executemany(self, command: str, args: Iterable[Sequence[object]], **options: object) -> object:
-        return await super().executemany(command, [[*map(storable, each)] for each in args], **options)
+        return await super().executemany(command, [[*map(escape_text, each)] for each in args], **options)

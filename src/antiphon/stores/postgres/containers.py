@@ -22,7 +22,7 @@ from antiphon.engine.ports.containers import (
     TooManyContainers,
 )
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlobs
-from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renewed
+from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, milliseconds, renew_leases
 
 # Selects the columns in the order of the fields of `ContainerHead`.
 _HEAD = """
@@ -135,7 +135,7 @@ class PostgresContainerRows:
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""
-        return await renewed(self._tables, RENEW, holders, seconds)
+        return await renew_leases(self._tables, RENEW, holders, seconds)
 
     async def put_back(
         self, row: ContainerRow, holder: str, *, came: Sequence[str] = (), went: Sequence[str] = ()

@@ -30,7 +30,7 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.jobs import ChangeListener, JobSql, ended_as, notify_nobody
+from antiphon.stores.jobs import ChangeListener, JobSql, end_parameters, notify_nobody
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.group_commit import GroupCommit
@@ -423,7 +423,7 @@ class PostgresJobWriter:
         """See `JobWriter.finish`."""
         joins = record.joins_conversation
         pieces = (events.first, events.last, events.data) if events is not None else (None, None, None)
-        ended, items = ended_as(record.status, record.body, record.output_items, record), record.output_items
+        ended, items = end_parameters(record.status, record.body, record.output_items, record), record.output_items
         given = [
             record.id,
             worker,

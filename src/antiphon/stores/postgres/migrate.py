@@ -28,7 +28,7 @@ from typing import TypeVar
 import structlog
 
 from antiphon.errors import StoreError
-from antiphon.stores.compatibility import Applied, Schema, SchemaStep, missing_steps, read_steps, step_to_undo
+from antiphon.stores.compatibility import AppliedStep, Schema, SchemaStep, missing_steps, read_steps, step_to_undo
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.failures import URL, code_of, may_heal
 
@@ -190,15 +190,15 @@ async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCH
     return await _alone(database, "the last one", one)
 
 
-async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
+async def applied_steps(database: Database, table: str = SCHEMA) -> list[AppliedStep]:
     """Return the steps that the database has applied. The result is empty for a new database."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
-    return [Applied(*row) for row in await database.fetch(_READ.format(table=table))]
+    return [AppliedStep(*row) for row in await database.fetch(_READ.format(table=table))]
 
 
-async def _read(connection: Connection, table: str) -> list[Applied]:
-    return [Applied(*row) for row in await connection.fetch(_READ.format(table=table))]
+async def _read(connection: Connection, table: str) -> list[AppliedStep]:
+    return [AppliedStep(*row) for row in await connection.fetch(_READ.format(table=table))]
 
 
 async def _alone(
@@ -267,7 +267,7 @@ class PostgresSchema(Schema):
     database: Database
     table: str = SCHEMA
 
-    async def applied(self) -> Sequence[Applied]:
+    async def applied(self) -> Sequence[AppliedStep]:
         """See `Schema`."""
         return await applied_steps(self.database, self.table)
 

@@ -33,12 +33,12 @@ from antiphon.stores.owner_data import (
     USAGE_COLUMNS,
     MoveSql,
     OwnerMoves,
-    counted,
-    counting,
+    count_query,
     delete_vector_stores,
-    exported,
-    owned,
-    owned_vectors,
+    export_row,
+    owned_rows,
+    owned_vector_rows,
+    owner_counts,
 )
 from antiphon.stores.owner_usage import MOST
 from antiphon.stores.postgres.backend import open_vectors, urls
@@ -50,7 +50,7 @@ from antiphon.stores.postgres.tables import PostgresTables, postgres_sql
 from antiphon.stores.tables import Statement
 
 _CONNECT_SECONDS = 5.0
-OWNED = owned("pos::text") | owned_vectors("number", "store_number")
+OWNED = owned_rows("pos::text") | owned_vector_rows("number", "store_number")
 ELSEWHERE = frozenset(
     {
         *("audit", "chains", "client_keys", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files"),
@@ -63,7 +63,7 @@ audit belong to the operator. The recorded contents of requests repeat exported 
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"
-_COUNTS = counting("responses", "conversations", "prompts", "files", "vector_stores")
+_COUNTS = count_query("responses", "conversations", "prompts", "files", "vector_stores")
 _SIZE = "SELECT pg_database_size(current_database())"
 _TABLES = """
 SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables WHERE schemaname = current_schema() ORDER BY 1
@@ -86,7 +86,7 @@ class PostgresOwnerData:
         """Return the counts of every owner that has stored objects, sorted by owner."""
         async with self._connected("Reading") as connection:
             await connection.execute(_BEGIN)
-            return counted(await connection.fetch(_COUNTS))
+            return owner_counts(await connection.fetch(_COUNTS))
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
         """Yield all data of an owner except files, read from one snapshot."""
@@ -98,7 +98,7 @@ class PostgresOwnerData:
                 await connection.execute(f"DECLARE exported NO SCROLL CURSOR FOR {text}", *order({"owner": owner}))
                 while rows := await connection.fetch(f"FETCH {self._at_once} FROM exported"):
                     for row in rows:
-                        yield exported(kind, dict(row.items()), self._bodies)
+                        yield export_row(kind, dict(row.items()), self._bodies)
                 await connection.execute("CLOSE exported")
 
     async def delete(self, owner: str) -> int:

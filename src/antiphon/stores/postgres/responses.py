@@ -38,7 +38,7 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.group_commit import GroupCommit
 from antiphon.stores.postgres.health import DatabaseReadiness
 from antiphon.stores.postgres.tables import NOW, run_steps
-from antiphon.stores.responses import deleting
+from antiphon.stores.responses import delete_statements
 from antiphon.stores.tables import milliseconds
 
 _log = structlog.get_logger(__name__)
@@ -342,7 +342,7 @@ class LateSaves:
         async def work(connection: Connection) -> bool:
             was_stored = False
             for _ in range(_TRIES):
-                if any((await run_steps(connection, deleting(record.owner, record.id)))[-2:]):
+                if any((await run_steps(connection, delete_statements(record.owner, record.id)))[-2:]):
                     was_stored = True
                     await connection.fetch(_UNJOIN, record.owner, record.conversation_id, record.id)
                     if record.once is not None:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.retention import SWEEPER, Piece, fitting
+from antiphon.stores.retention import SWEEPER, Piece, rows_within
 
 _ROWS = 500
 _FEWEST_ROWS = 20
@@ -179,7 +179,7 @@ class PostgresPieces:
         if not chains:
             return 0, 0
         found = await connection.fetch(RESPONSES, chains, self._rows + 1)
-        piece = fitting(found, self._rows)
+        piece = rows_within(found, self._rows)
         # Only the last chain may have more responses than fit into the piece.
         cut = found[len(piece)]["chain_id"] if len(piece) < len(found) else None
         whole = sorted({row["chain_id"] for row in piece} - {cut})
@@ -195,7 +195,7 @@ class PostgresPieces:
         # This query checks the conversations again after the lock, because another transaction may have stored a job
         # meanwhile.
         owners, ids = [row["owner"] for row in locked], [row["id"] for row in locked]
-        piece = fitting(await connection.fetch(CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
+        piece = rows_within(await connection.fetch(CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
         if not piece:
             return 0, 0
         if piece[0]["rows"] > self._rows:
@@ -208,7 +208,7 @@ class PostgresPieces:
 
     async def _delete_events(self, connection: Connection, age: int) -> Piece:
         locked = [row[0] for row in await connection.fetch(LOCK_STREAMS, age, _LOOKED_AT)]
-        piece = fitting(await connection.fetch(STREAMS, locked, self._rows + 1), self._rows)
+        piece = rows_within(await connection.fetch(STREAMS, locked, self._rows + 1), self._rows)
         ids = [row["id"] for row in piece]
         await connection.fetch(DELETE_EVENTS, ids)
         went = len(await connection.fetch(CLOSE_STREAMS, ids))

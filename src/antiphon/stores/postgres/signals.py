@@ -40,7 +40,7 @@ from antiphon.engine.ports.jobs import News, Pace, Seen
 from antiphon.errors import StoreError
 from antiphon.ids import new_id
 from antiphon.observability.repeated_failures import Outage
-from antiphon.stores.jobs import look
+from antiphon.stores.jobs import read_progress
 from antiphon.stores.postgres.connecting import READ_ONLY, Connection, connect
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import DIRECT_URL, connecting_failed
@@ -376,7 +376,7 @@ class PostgresSignals:
         this process receives notes."""
         if self.hears:
             await self._watch(followed)
-        return await look(self._tables, followed, worker)
+        return await read_progress(self._tables, followed, worker)
 
     async def aclose(self) -> None:
         """Close the listening connection, send the waiting note, and stop the sender."""

@@ -34,8 +34,8 @@ from antiphon.errors import ConfigError
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import (
     MATRIX_BYTES,
-    Archived,
     Backend,
+    BackupSummary,
     KeyFiles,
     Report,
     StateFinding,
@@ -44,23 +44,23 @@ from antiphon.stores.backend import (
     Stores,
     VectorDatabase,
     all_options,
-    unreported,
+    ignore_progress,
 )
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import PendingBlobs
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.compatibility import Applied, Schema, SchemaStep
+from antiphon.stores.compatibility import AppliedStep, Schema, SchemaStep
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
-from antiphon.stores.jobs import AskingSignals
+from antiphon.stores.jobs import PollingSignals
 from antiphon.stores.move_format import check_not_moved
 from antiphon.stores.retention import SWEEPER
-from antiphon.stores.sqlite.database import create_file, opened, place_in
+from antiphon.stores.sqlite.database import create_file, open_connection, place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.files import SqlitePendingRows
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
-from antiphon.stores.sqlite.migrate import applied_steps, check_triggers, lacking, migrate, packaged_steps, undo
+from antiphon.stores.sqlite.migrate import applied_steps, check_triggers, migrate, missing_objects, packaged_steps, undo
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.tables import LeaseClock, SqliteTables, lease_now, prepare_lease_clock
@@ -135,8 +135,8 @@ class SqliteBackend(Backend):
             yield said
 
     def make_archive(
-        self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool, report: Report = unreported
-    ) -> Archived:
+        self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool, report: Report = ignore_progress
+    ) -> BackupSummary:
         """See `Backend`."""
         from antiphon.stores.sqlite.backup import make_archive
 
@@ -150,7 +150,7 @@ class SqliteBackend(Backend):
             report=report,
         )
 
-    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
+    def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
         """See `Backend`."""
         from antiphon.stores.sqlite.backup import open_archive
 
@@ -205,7 +205,7 @@ class SqliteSchema(Schema):
 
     path: Path
 
-    async def applied(self) -> Sequence[Applied]:
+    async def applied(self) -> Sequence[AppliedStep]:
         """See `Schema`."""
         if not self.path.exists():
             return []
@@ -222,14 +222,18 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
 
     async def lacking(self) -> tuple[int, dict[str, str]]:
-        """Return the number of expected tables and indexes, and the missing ones (see `lacking` in `migrate.py`).
-        Returns `(0, {})` when the database file does not exist. Raises `StoreError`."""
+        """Return the number of expected tables and indexes, and the missing ones (see `missing_objects`). Returns
+        `(0, {})` when the database file does not exist. Raises `StoreError`."""
         if not self.path.exists():
             return 0, {}
-        return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
+        return await asyncio.to_thread(
+            self._on, lambda connection: missing_objects(connection, self.steps), writes=False
+        )
 
     def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
-        with opened(self.path, "Changing the schema" if writes else "Reading the schema", writes=writes) as connection:
+        with open_connection(
+            self.path, "Changing the schema" if writes else "Reading the schema", writes=writes
+        ) as connection:
             return work(connection)
 
 
@@ -294,7 +298,7 @@ class SqliteStores(Stores):
             jobs=(SqliteJobWriter(writer, readers, keys, leases), JOB_SQL),
             files=(FILE_SQL, pending, blobs),
             pieces=SqlitePieces(writer, readers, leases=leases),
-            signals=AskingSignals(tables, _PACE),
+            signals=PollingSignals(tables, _PACE),
         )
         self.folder = folder
         self.tables = tables

@@ -35,10 +35,10 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
-from antiphon.stores.backend import Archived, KeyFiles, KeyName, Report, unreported
+from antiphon.stores.backend import BackupSummary, KeyFiles, KeyName, Report, ignore_progress
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
 from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
-from antiphon.stores.sqlite.database import opened, store_errors
+from antiphon.stores.sqlite.database import open_connection, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.vectors.sql import INDEX_PREFIX, INDEX_TABLE, index_table
 
@@ -80,9 +80,9 @@ def make_archive(
     with_keys: bool,
     with_contents: bool = True,
     databases: Path | None = None,
-    report: Report = unreported,
+    report: Report = ignore_progress,
     link: Link = os.link,
-) -> Archived:
+) -> BackupSummary:
     """Write the archive to `target`. `keys`: all keys in use, by their file name in the data folder. `databases`: the
     folder of the database files, or None if it is `data`.
 
@@ -119,10 +119,10 @@ def make_archive(
         raise StoreError(f"The backup failed: {error.strerror or error} ({error.filename or target}).") from error
     finally:
         draft.unlink(missing_ok=True)
-    return Archived(len(contents), target.stat().st_size, tuple(included), vanished)
+    return BackupSummary(len(contents), target.stat().st_size, tuple(included), vanished)
 
 
-def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = unreported) -> Archived:
+def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
     """Restore the data folder from an archive. `keys`: the keys from the settings, by their file name in the data
     folder. `report` receives the restored bytes.
 
@@ -154,7 +154,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = u
         shutil.rmtree(draft, ignore_errors=True)
     names = manifest.members
     contents = sum(1 for name in names if name.startswith(f"{FILES_FOLDER}/"))
-    return Archived(contents, source.stat().st_size, tuple(name for name in keys if name in names))
+    return BackupSummary(contents, source.stat().st_size, tuple(name for name in keys if name in names))
 
 
 # Making
@@ -285,7 +285,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, link: Link | None) 
 
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
-    with opened(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
+    with open_connection(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
         # Copy the database in one read transaction. Otherwise each write of another process would restart the online
         # backup.
         source.execute("BEGIN")
@@ -383,7 +383,7 @@ def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
 
 def _check_contents(draft: Path) -> None:
     path = draft / SESSIONS_FILE
-    with opened(path, "Checking") as connection:
+    with open_connection(path, "Checking") as connection:
         wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
     held = {path.name for path in (draft / FILES_FOLDER).glob("??/??/*")}
     if missing := wanted - held:

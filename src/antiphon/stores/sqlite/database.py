@@ -126,7 +126,7 @@ def wait_for_lock(
 
 
 @contextmanager
-def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def write_lock(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Run the block in a transaction that holds the write lock from its beginning. An exception rolls the transaction
     back."""
     wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), seconds)
@@ -164,7 +164,7 @@ def store_errors(doing: str, where: object) -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path, doing: str, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
+def open_connection(path: Path, doing: str, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
     """Open a new connection for the block, read-only unless `writes` is set. `doing` names the operation in error
     messages. Raises `StoreError`."""
     with (

@@ -19,7 +19,7 @@ from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.conversations import RELEASE
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
+from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, end_parameters
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
@@ -201,7 +201,7 @@ class SqliteJobWriter:
             "owner": record.owner,
             "conversation_id": record.conversation_id,
             "joining": len(record.input_items) + len(record.output_items),
-        } | ended_as(record.status, record.body, record.output_items, record)
+        } | end_parameters(record.status, record.body, record.output_items, record)
         unit: list[Step] = [
             # Write the events before FINISH_JOB deletes the job's row, because they copy `claim` from that row.
             *_writing(worker, record.id, events, restart=restart),

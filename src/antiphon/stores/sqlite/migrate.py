@@ -23,8 +23,8 @@ from functools import cache
 from importlib.resources import files
 
 from antiphon.errors import StoreError
-from antiphon.stores.compatibility import Applied, SchemaStep, missing_steps, read_steps, step_to_undo
-from antiphon.stores.sqlite.database import locked
+from antiphon.stores.compatibility import AppliedStep, SchemaStep, missing_steps, read_steps, step_to_undo
+from antiphon.stores.sqlite.database import write_lock
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)"
@@ -57,7 +57,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list
     if not missing_steps(applied_steps(connection), steps):
         return []
 
-    with locked(connection):
+    with write_lock(connection):
         missing = list(missing_steps(applied_steps(connection), steps))  # another process may have applied them
         connection.execute(_CREATE_TABLE)
         for step in missing:
@@ -70,21 +70,21 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list
 
 def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaStep:
     """Undo the last applied schema step and return it. Raises `StoreError` when the step cannot be undone."""
-    with locked(connection):
+    with write_lock(connection):
         step = step_to_undo(applied_steps(connection), steps)
         _run(connection, step.name, step.down)
         connection.execute(_FORGET, (step.version,))
     return step
 
 
-def applied_steps(connection: sqlite3.Connection) -> list[Applied]:
+def applied_steps(connection: sqlite3.Connection) -> list[AppliedStep]:
     """Return the steps recorded in `schema_migrations`. A new database returns an empty list."""
     if not connection.execute(_HAS_TABLE).fetchone():
         return []
     found = []
     for version, sha256, *more in connection.execute(_READ):
         name, serves = (*more, None, None)[:2]
-        found.append(Applied(version, name or f"{version:04}", sha256, version if serves is None else serves))
+        found.append(AppliedStep(version, name or f"{version:04}", sha256, version if serves is None else serves))
     return found
 
 
@@ -137,7 +137,7 @@ def check_schema(
             _compare(found, _entries(ours))
 
 
-def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
+def missing_objects(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
     """Return the number of tables and indexes that the applied steps create, and the missing ones (`index jobs_due`)
     with their CREATE statements. Returns `(0, {})` for the schema of a newer build, which may have dropped tables or
     indexes."""

@@ -28,21 +28,21 @@ from antiphon.stores.owner_data import (
     USAGE_COLUMNS,
     MoveSql,
     OwnerMoves,
-    counted,
-    counting,
+    count_query,
     delete_vector_stores,
-    exported,
-    owned,
-    owned_vectors,
+    export_row,
+    owned_rows,
+    owned_vector_rows,
+    owner_counts,
 )
 from antiphon.stores.owner_usage import MOST
 from antiphon.stores.sqlite.backend import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
-from antiphon.stores.sqlite.database import opened, wait_for_lock
+from antiphon.stores.sqlite.database import open_connection, wait_for_lock
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Statement
 
-OWNED = {kind: sqlite_sql(sql) for kind, sql in owned("pos").items()}
-OWNED_VECTORS = owned_vectors("no", "store_no")
+OWNED = {kind: sqlite_sql(sql) for kind, sql in owned_rows("pos").items()}
+OWNED_VECTORS = owned_vector_rows("no", "store_no")
 _FORGET_KEYS = "DELETE FROM idempotency WHERE owner = :owner"
 
 # Owners that are hashes of a token have names that begin with "b:" (`doors/owners.py`).
@@ -72,7 +72,7 @@ class SqliteOwnerData:
         for path, kinds in ((self._path, OWNED), (self._vectors, OWNED_VECTORS)):
             if path == self._path or path.exists():
                 for kind, fields in export_owner(path, owner, kinds):
-                    yield exported(kind, fields, self._bodies)
+                    yield export_row(kind, fields, self._bodies)
 
     async def delete(self, owner: str) -> int:
         """Delete all data of an owner except files. Vector stores are deleted first, because they refer to files.
@@ -122,7 +122,7 @@ def has_rows(folder: Path, *, hashed: bool) -> bool:
         path = folder / name
         if not path.exists():
             continue
-        with opened(path, "Reading") as connection:
+        with open_connection(path, "Reading") as connection:
             there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
             for table in tables:
                 if table in there and connection.execute(question.format(table=table)).fetchone()[0]:
@@ -135,15 +135,15 @@ def list_owners(folder: Path) -> list[OwnerCounts]:
     rows = []
     for name, kinds in _TABLES.items():
         if name == SESSIONS_FILE or (folder / name).exists():
-            with opened(folder / name, "Reading") as connection:
-                rows += connection.execute(counting(*kinds)).fetchall()
-    return counted(rows)
+            with open_connection(folder / name, "Reading") as connection:
+                rows += connection.execute(count_query(*kinds)).fetchall()
+    return owner_counts(rows)
 
 
 def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield an owner's rows in this database, kind by kind, from one snapshot. Each element is the kind and a dict from
     column to value. Raises `StoreError`."""
-    with opened(path, "Reading") as connection:
+    with open_connection(path, "Reading") as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
         for kind, sql in kinds.items():
@@ -158,7 +158,7 @@ def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
     Returns the number of deleted chains, conversations, prompts, keys and days of usage. Raises `StoreError`.
     """
     gone = 0
-    with opened(path, "Deleting", writes=True) as connection:
+    with open_connection(path, "Deleting", writes=True) as connection:
         for sql in map(sqlite_sql, DELETE):
             piece = partial(connection.execute, sql, {"owner": owner, "limit": at_once})
             while changed := wait_for_lock(piece).rowcount:
@@ -173,7 +173,7 @@ def vacuum(path: Path) -> tuple[int, int]:
     SQLite rewrites the whole file: other writers wait meanwhile, and the disk needs free space for a second copy.
     """
     before = _size(path)
-    with opened(path, "Rewriting", writes=True) as connection:
+    with open_connection(path, "Rewriting", writes=True) as connection:
         wait_for_lock(lambda: connection.execute("VACUUM"))
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return before, _size(path)

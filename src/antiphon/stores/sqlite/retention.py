@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 
 from antiphon.ids import Clock, now
-from antiphon.stores.retention import SWEEPER, Piece, fitting
+from antiphon.stores.retention import SWEEPER, Piece, rows_within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.tables import LeaseClock, lease_now
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -153,7 +153,7 @@ class SqlitePieces:
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}
         rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": self._lease_now()})
-        return fitting(rows, self._most), named
+        return rows_within(rows, self._most), named
 
     async def _delete(self, *unit: Statement) -> Piece:
         """Run the statements as one unit. Returns the number of changed rows, and of objects that the last statement

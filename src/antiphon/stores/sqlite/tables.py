@@ -29,7 +29,7 @@ from pathlib import Path
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
 from antiphon.stores.backend import DatabaseStatistics
-from antiphon.stores.sqlite.database import Place, locked
+from antiphon.stores.sqlite.database import Place, write_lock
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.tables import Counts, Parameters, Statement
@@ -92,7 +92,7 @@ def prepare_lease_clock(
     noted = [(boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return
-    with locked(connection):
+    with write_lock(connection):
         # Check again under the lock: another process may have ended the old leases and may hold new ones.
         if connection.execute(_NOTED).fetchall() != noted:
             for statement in end_leases:

@@ -39,7 +39,7 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, locked, place_of, store_error, wait_for_lock
+from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, place_of, store_error, wait_for_lock, write_lock
 from antiphon.stores.sqlite.units import (
     Answer,
     Deadlines,
@@ -371,7 +371,7 @@ class SqliteWriter:
     def _undo(self, connection: sqlite3.Connection, wrong: Sequence[Unit]) -> None:
         undone = [unit for unit in wrong if unit.undo]
         try:
-            with locked(connection, self.limits.lock_seconds):
+            with write_lock(connection, self.limits.lock_seconds):
                 for unit in undone:
                     run_steps(connection, unit.undo() if callable(unit.undo) else unit.undo)
         except Exception as cause:

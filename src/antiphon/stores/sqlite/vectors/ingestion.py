@@ -16,7 +16,7 @@ from antiphon.engine.ports.vector_stores import CHUNK_BITS, DocumentChunk, Inges
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
-from antiphon.stores.tables import Row, Statement, changed, milliseconds
+from antiphon.stores.tables import Row, Statement, milliseconds, run_required
 from antiphon.stores.vector_stores import HELD, SqlIngestion, ingest_job
 from antiphon.types.search import index_text
 
@@ -99,7 +99,7 @@ class SqliteIngestion(SqlIngestion):
         rows = [(start + place, one.tokens, one.vector, one.text) for place, one in enumerate(chunks)]
         title = index_text(title)
         words = [(start + place, title, index_text(one.text)) for place, one in enumerate(chunks)]
-        return await changed(
+        return await run_required(
             self._tables,
             Statement(HOLD, {"claim": job.claim, "no": job.number, "title": title}, rows=1),
             Statement(INSERT_CHUNK, rows, many=True),
@@ -140,5 +140,5 @@ class SqliteIngestion(SqlIngestion):
                 words = [(chunk, title, index_text(text)) for chunk, text in chunks]
                 deleted.append(Statement(DELETE_WORDS.format(table=index_table(store_id)), words, many=True))
             unit = [*deleted, *unit]
-        await changed(self._tables, *unit)
+        await run_required(self._tables, *unit)
         return True
