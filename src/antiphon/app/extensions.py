@@ -127,7 +127,7 @@ def _of_group(kind: Literal["tool", "profile"], group: str) -> Iterator[Extensio
         yield Extension(kind, entry.name, package, _loaded(one, entry))
 
 
-def _loaded(one: Extension, entry: EntryPoint) -> Any:
+def _loaded(one: Extension, entry: EntryPoint) -> object:
     try:
         value = entry.load()
     except Exception as error:
@@ -178,7 +178,7 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
     return None
 
 
-def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
+def _raising(model: type[BaseModel], given: Mapping[str, object]) -> Iterator[str]:
     """Yield the first setting that makes its validator raise an unexpected error when validated without the others.
     Yields nothing if no setting does."""
     for name, value in given.items():
@@ -191,7 +191,7 @@ def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
             return
 
 
-def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, Any]) -> str:
+def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, object]) -> str:
     """Return a validator's message with `…` in place of texts from the settings. For a secret setting the result is a
     fixed text, because the message may contain part of the secret."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
@@ -203,7 +203,7 @@ def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapp
     return without(words, texts)
 
 
-def _holds_secret(kind: Any) -> bool:
+def _holds_secret(kind: object) -> bool:
     if isinstance(kind, type) and issubclass(kind, SecretStr | SecretBytes):
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -211,7 +211,7 @@ def _holds_secret(kind: Any) -> bool:
     return any(map(_holds_secret, get_args(kind)))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield from (value,) if value.strip() else ()
     elif isinstance(value, Mapping):

@@ -100,7 +100,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
     return {**plain_environment(), **given}
 
 
-def _secrets(settings: Settings) -> dict[tuple[str, ...], Any]:
+def _secrets(settings: Settings) -> dict[tuple[str, ...], object]:
     """Return the settings that are or contain a secret, by path."""
     values = settings.model_dump()
     found = {path: _at(values, path) for path, _ in field_paths(Settings)}
