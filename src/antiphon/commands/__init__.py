@@ -1,1 +1,2 @@
-"""Contains the commands of `antiphon`: one module or package each."""
+"""Contains the commands of `antiphon`: each is a function of a module here, which `antiphon/entry.py` imports when the
+command runs."""
