@@ -4,7 +4,7 @@ Lives here: building these parts from the settings, in one process. Not here: th
 (`doors/issuer_tokens.py`), reading the issuer's keys (`upstream/issuer.py`), which quotas apply to a request
 (`engine/ports/quotas.py`), counting (`engine/running/quotas.py`). The time of an adoption, in which named owners take
 over the data of their tokens, is in `engine/running/adoption.py`. The move in the database is in
-`stores/owner_moves.py`.
+`stores/owner_data.py`.
 
 The extra `jwt` is imported only here, so that a gateway with another source of owners needs no such package.
 
