@@ -177,6 +177,13 @@ def test_a_key_file_that_holds_no_key_is_named(tmp_path: Path) -> None:
         local_key(tmp_path, "sealing.key")
 
 
+def test_a_key_is_made_once_and_leaves_no_other_file(tmp_path: Path) -> None:
+    made = local_key(tmp_path, "sealing.key")
+    assert re.fullmatch(rb"[0-9a-f]{64}", made) and local_key(tmp_path, "sealing.key") == made
+    (file,) = tmp_path.iterdir()
+    assert file.name == "sealing.key" and file.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_key_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made or read"):
         local_key(tmp_path / "missing", "sealing.key")

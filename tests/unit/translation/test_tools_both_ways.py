@@ -353,11 +353,14 @@ def test_a_command_that_is_none_is_no_command(arguments: str) -> None:
     assert item["type"] == "function_call" and item["arguments"] == arguments
 
 
-def test_the_servers_own_custom_calls() -> None:
-    call = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "sum", "input": "1 + "}}
-    more = {"index": 0, "custom": {"input": "1"}}
-    (item,) = _items(_run([GRAMMAR], {"tool_calls": [call]}, {"tool_calls": [more]}))
-    assert (item["type"], item["input"], item["name"]) == ("custom_tool_call", "1 + 1", "sum")
+@pytest.mark.parametrize(
+    ("name", "first", "then"), [("sum", "1 + ", "1"), ("sum", '{"input": ', '"1"}'), ("f", "1", "2")]
+)
+def test_the_servers_own_custom_calls(name: str, first: str, then: str) -> None:
+    call = {"index": 0, "id": "c", "type": "custom", "custom": {"name": name, "input": first}}
+    more = {"index": 0, "custom": {"input": then}}
+    (item,) = _items(_run([GRAMMAR, FUNCTION], {"tool_calls": [call]}, {"tool_calls": [more]}))
+    assert (item["type"], item["input"], item["name"]) == ("custom_tool_call", first + then, name)
 
 
 @pytest.mark.parametrize("call_id", ["x" * 65, 'a"b', "é", ""])
