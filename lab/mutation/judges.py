@@ -61,12 +61,12 @@ def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
         return sorted(stage, key=lambda file: (-shared[file], files.index(file)))
 
     direct = set(near(root, path, files))
+    package = {file for file in unit if file.startswith(f"tests/unit/{group}/")} | set(around(root, path, unit))
     if path.count("/") == 2:
         # A file in no package has no folder of unit tests. The tests of the modules that use it run instead.
         users = [user for user in sorted((root / "src/antiphon").rglob("*.py")) if _names(user, _module(path))]
         if len(users) <= _MOST_USERS:
-            direct.update(file for user in users for file in near(root, str(user.relative_to(root)), files))
-    package = {file for file in unit if file.startswith(f"tests/unit/{group}/")} | set(around(root, path, unit))
+            package.update(file for user in users for file in near(root, str(user.relative_to(root)), files))
     others = {file for file in files if shared[file] or (group == "commands" and "run_command(" in _text(root / file))}
     stages = [in_order(stage) for stage in (direct, package - direct, others - direct - package)]
     return [stage for stage in stages if stage]
