@@ -1,6 +1,6 @@
 """Hosted tools: tools that the sidecar itself runs when the model calls them.
 
-Lives here: one module or package for each tool, and `box.py`, which dispatches calls to the tools. Not here: the order
+Lives here: the modules of each tool, and `box.py`, which dispatches calls to the tools. Not here: the order
 of calls in a response (`engine/exchange/tool_turns.py`), the items and events of a call
 (`translation/events/item_events.py`).
 

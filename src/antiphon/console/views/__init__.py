@@ -1,1 +1,1 @@
-"""The views of the console, one module for each entry of the navigation."""
+"""The views of the console: the pages below each entry of the navigation."""
