@@ -85,7 +85,7 @@ class Field:
     forward: Callable[[UpstreamProfile, str], bool] | None = None
     unsent: tuple[str, ...] = ()
     note: str = ""
-    echo: object = UNSET
+    echo: Any = UNSET
     template: bool = False
 
     @property
