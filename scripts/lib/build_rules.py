@@ -96,6 +96,15 @@ def bodies_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
                     yield statement, "the body of a class holds functions and values with one name each, no more"
 
 
+def fields_of_dataclasses(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in _classes_in(tree):
+        if any(_last_name(_called(each)) == "dataclass" for each in node.decorator_list):
+            for statement in node.body:
+                match statement:
+                    case ast.AnnAssign(annotation=ast.Name(id="object")):
+                        yield statement, "the field of a dataclass is not annotated as object: say Any"
+
+
 def leaving_loops(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
     for node in ast.walk(tree):
         match node:
@@ -158,6 +167,7 @@ _RULES: tuple[Rule, ...] = (
     nested_classes,
     several_bases,
     bodies_of_classes,
+    fields_of_dataclasses,
     leaving_loops,
     unknown_syntax,
     no_dictionary,
@@ -165,6 +175,11 @@ _RULES: tuple[Rule, ...] = (
 # Interpreted modules also use compiled classes.
 _RULES_FOR_ALL: tuple[Rule, ...] = (values_of_classes, held_weakly)
 _RULES_FOR_OTHERS: tuple[Rule, ...] = (interpreted_subclasses,)
+
+
+def _called(node: ast.expr) -> ast.expr:
+    """`f` of `f` and `f(x)`."""
+    return node.func if isinstance(node, ast.Call) else node
 
 
 def _last_name(node: ast.expr) -> str:
