@@ -1,4 +1,4 @@
-"""The public names for tools and profiles in other packages. Only these names stay compatible between versions.
+"""Exports the public names for tools and profiles in other packages. Only these names stay compatible.
 
 Lives here: re-exports, and nothing else. Not here: loading packages (`app/extensions.py`), the tools and profiles that
 are part of Antiphon. docs/how-to/extensions.md explains how to write a package.
@@ -22,6 +22,19 @@ The names that a tool uses:
 - `HostedCall` is a call that the model makes. `read_arguments` parses the arguments of the call.
 - `ToolResult` is the result of a call. `Source` is a document, such as a web page, that the model may cite.
 - `ToolFailed` tells the model that a call failed. `InvalidRequest` tells the client that a declaration is wrong.
+
+A tool has the attribute `types` and three coroutines (docs/how-to/extensions.md has a whole package):
+
+    class Dice:
+        types = frozenset({"dice"})
+
+        async def prepare(self, owner, response_id, tool):
+            return PreparedTool(tool, (HostedFunction(CallKind.MCP, "roll", "Roll a die.", SCHEMA, namespace="dice"),))
+
+        async def run(self, call):
+            return ToolResult(call.call_id, "You rolled 4.", {"output": "4"})
+
+        async def aclose(self): ...
 
 A profile is an `UpstreamProfile`. `on_models` declares the flags of a profile that differ for some models.
 """

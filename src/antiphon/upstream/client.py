@@ -38,7 +38,7 @@ _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "
 
 
 class HttpUpstream:
-    """The HTTP client for one upstream, with a connection pool. Each process has one client per upstream.
+    """Sends calls to one upstream over HTTP, with a connection pool. Each process has one client per upstream.
 
     `connect_seconds` limits name resolution, TCP and TLS. `head_seconds` limits the wait for the response head, which
     includes connecting. `idle_seconds` limits silence within the body. `body_limit` is the maximum size in bytes of a
@@ -68,7 +68,12 @@ class HttpUpstream:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Send the request and wait for the response head. Raises `UpstreamCallFailed` when no head arrives."""
+        """Send the request and wait for the response head. Yields the response, whatever its status.
+
+        Raises `UpstreamCallFailed` when no head arrives: `UNREACHABLE` without a connection, `TIMED_OUT` after
+        `head_seconds` for each of `request.tries`, `CUT` when the connection breaks. The end of the block closes the
+        connection unless the body is complete.
+        """
         try:
             # Behind Envoy a call may try several upstreams, and each may use the whole timeout.
             head_seconds = self._head_seconds * request.tries
@@ -95,7 +100,7 @@ class HttpUpstream:
             response.close()
 
     async def aclose(self) -> None:
-        """Close the connections. Calls after `aclose` fail."""
+        """Close the connections. A later call raises `UpstreamCallFailed` (`UNREACHABLE`)."""
         self._closed = True
         connections, self._connections = self._connections, None
         if connections is not None:
@@ -128,10 +133,11 @@ class _UpstreamAnswer:
         self._body_limit = None if kind == "text/event-stream" else body_limit
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Yield the chunks of the body as they arrive. Raises `UpstreamCallFailed` when the connection breaks or is
-        silent for too long.
+        """Yield the chunks of the body as they arrive. Can be used once.
 
-        All received bytes are yielded before the failure is raised.
+        Raises `UpstreamCallFailed` when the connection breaks (`CUT`), is silent for `idle_seconds` (`TIMED_OUT`), or
+        a body that is no event stream exceeds `body_limit` (`TOO_LARGE`). The caller gets all bytes that arrived before
+        a break or a silence.
         """
         content = self._response.content
         received = 0

@@ -37,8 +37,10 @@ class _EmbeddingsAnswer(msgspec.Struct):
 
 
 class HttpEmbedder:
-    """Embeds texts. Each call has at most `batch` texts and a timeout of `seconds`, and at most `concurrent` calls run
-    concurrently."""
+    """Embeds texts through the endpoint `POST /embeddings` of an upstream.
+
+    The settings limit each call to `batch` texts and `seconds`, and the process to `concurrent` calls at a time.
+    """
 
     def __init__(
         self,
@@ -52,13 +54,16 @@ class HttpEmbedder:
 
     @property
     def model(self) -> str:
-        """The model's name, followed by the number of dimensions if the settings contain that number."""
+        """The model's name, and the number of dimensions if the settings have it: `nomic-embed-text/256`."""
         return (
             f"{self._settings.model}/{self._settings.dimensions}" if self._settings.dimensions else self._settings.model
         )
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        """Return one vector per text; see `Embedder.embed`."""
+        """Return one vector per text; see `Embedder.embed`.
+
+        Raises `EmbeddingFailed`. Its `retry` is False after a 400, 413 or 422.
+        """
         vectors: list[bytes] = []
         for start in range(0, len(texts), self._settings.batch):
             async with self._calls:

@@ -77,7 +77,10 @@ _NOT_PUBLIC_6 = tuple(
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Return whether an address belongs to the public internet."""
+    """Return whether an address belongs to the public internet, by IANA's special-purpose address registries.
+
+    For example, `8.8.8.8` is public, and `10.0.0.1`, `169.254.169.254` and `::1` are not.
+    """
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address.scope_id is not None or address not in _PUBLIC_6:
@@ -90,6 +93,9 @@ class AddressRule:
 
     `exceptions` are host names, addresses and networks in CIDR form. A host whose name is an exception may have any
     address. Raises `ValueError` for an entry of another form.
+
+        rule = AddressRule(["files.internal", "10.1.0.0/16"])
+        rule.allows("files.internal", "192.168.0.4") and rule.allows("example.com", "10.1.2.3")
     """
 
     def __init__(self, exceptions: Iterable[str] = ()) -> None:
@@ -176,13 +182,13 @@ class GuardedFetcher:
     async def fetch(
         self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
     ) -> dict[str, FetchedFile | ApiError]:
-        """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error (without
-        `param`) of each URL.
+        """Fetch all URLs concurrently, within the limits of one request. Returns the file or the error of each URL.
 
         Each URL is fetched once. A file's size counts once for each time the request names its URL, because the model
-        gets the file that many times.
+        gets the file that many times. `fits` returns whether a URL, or the target of a redirect, may be fetched.
 
-        `fits` returns whether a URL, or the target of a redirect, may be fetched.
+        An error is a 400 without `param`, and never raised. The codes are `invalid_file_url`, `file_download_failed`,
+        `file_too_large` and `unsupported_file`.
         """
         times = Counter(urls)
         urls = tuple(times)
@@ -407,8 +413,10 @@ class _Pinned(AbstractResolver):
 
 
 def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
-    """Return a factory for sockets that connect only to these addresses. The factory is the last check, after all
-    resolvers."""
+    """Return a factory for sockets that connect only to these addresses, for `aiohttp.TCPConnector`.
+
+    The factory is the last check, after all resolvers. It raises `OSError` for another address.
+    """
     allowed = {ip_address(address) for address in addresses}
 
     def make(info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:

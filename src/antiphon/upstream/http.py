@@ -1,4 +1,4 @@
-"""A process's HTTP connections to one upstream, on aiohttp's connector without its session.
+"""Opens, keeps and uses a process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
 This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits).
 This module also sends requests, and holds the connection until the end of the response. `client.py` classifies failures
@@ -46,11 +46,13 @@ _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aioht
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """The target of model calls.
+    """The target of model calls: the URL of an upstream or of Envoy's model listener, and how to reach it.
 
     `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. `headers`
     are added to every call (the host, an API key, the secret of the model listener) and replace the caller's headers.
     `ssl` has the trusted authorities for an https URL.
+
+        UpstreamTarget("https://api.example.com/v1", headers=(("authorization", "Bearer …"),))
     """
 
     base_url: str
@@ -60,8 +62,9 @@ class UpstreamTarget:
 
 
 class Connections:
-    """The connections to one target. Connections are opened when a call needs them and kept for a while. The
-    constructor needs a running event loop.
+    """The connections to one target. A call opens a connection when none is idle, and the pool keeps it for 4 seconds.
+
+    The constructor needs a running event loop. `connect_seconds` limits name resolution, TCP and TLS.
 
     If a reused connection breaks within `stale_seconds`, `send` sends the request again. In this case the server closed
     the idle connection before it received the request.
@@ -89,7 +92,10 @@ class Connections:
         self._stale_seconds = stale_seconds
 
     async def send(self, request: UpstreamRequest) -> HttpAnswer:
-        """Send the request and wait for the response head. Raises the exceptions that aiohttp's session would raise."""
+        """Send the request and wait for the response head. Interim (1xx) heads are skipped.
+
+        Raises the exceptions that aiohttp's session would raise: `aiohttp.ClientError` and `OSError`.
+        """
         more = _STALE_CONNECTIONS
         while True:
             connection, kept_at = await self._connect()
@@ -177,7 +183,7 @@ class Connections:
                 return head, content
 
     async def aclose(self) -> None:
-        """Close all connections. `send` fails after `aclose`."""
+        """Close all connections. `send` raises an exception after `aclose`."""
         await self._connector.close()
 
 

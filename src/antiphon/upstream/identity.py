@@ -30,8 +30,11 @@ _MAX_BYTES = 4 << 20
 
 
 class ServerIdentities:
-    """Requests the model lists of the upstreams in `names`. For each identified upstream, the object calls `found` with
-    the upstream's name and the profile's name."""
+    """Requests the model lists of the upstreams in `names`, to find out which kind of server each one is.
+
+    For each identified upstream, the object calls `found` with the upstream's name and the profile's name. The log has
+    a warning for an upstream that gave no answer for `warn_seconds`.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class ServerIdentities:
         self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
 
     async def answered(self) -> None:
-        """Wait until every upstream has answered once."""
+        """Wait until every upstream has answered once. This may take forever, so the caller sets a timeout."""
         await asyncio.gather(*self._tasks)
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads the public keys of a token issuer: from its server, or from a file.
+"""Reads the public keys (JWK Set, RFC 7517) of a token issuer: from its server, or from a file.
 
 Lives here: one reading, with bounds of time and size. Not here: when the keys are read
 (`engine/running/issuer_keys.py`), what they mean (`doors/issuer_tokens.py`).
@@ -20,7 +20,9 @@ import aiohttp
 from antiphon.config.owners import check_issuer_url
 
 SECONDS: Final = 10.0
+"""The longest duration of a reading."""
 MOST_BYTES: Final = 1 << 18
+"""The largest size of an answer or a file."""
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
@@ -29,7 +31,7 @@ class IssuerUnread(Exception):
 
 
 async def read_file(path: Path) -> bytes:
-    """Return the key set in a file. Raises `IssuerUnread`."""
+    """Return the bytes of the key set in a file, unparsed. Raises `IssuerUnread`."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -43,13 +45,19 @@ async def read_file(path: Path) -> bytes:
 
 
 async def read_url(url: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """Return the key set at this URL. Raises `IssuerUnread`."""
+    """Return the bytes of the key set at this URL (`jwks_uri`), unparsed. Raises `IssuerUnread`.
+
+    `tls` has the trusted authorities. Without `tls`, the system's authorities apply.
+    """
     async with _session(tls) as session:
         return await _get(session, url)
 
 
 async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """Return the key set that the issuer's OpenID configuration names. Raises `IssuerUnread`."""
+    """Return the bytes of the key set that the issuer's configuration names (OpenID Connect Discovery 1.0).
+
+    The configuration must have the same `issuer`, and an https URL as `jwks_uri`. Raises `IssuerUnread`.
+    """
     async with _session(tls) as session:
         said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
         try:

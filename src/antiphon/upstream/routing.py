@@ -75,10 +75,10 @@ class _Answered:
 
 
 class SeveralUpstreams:
-    """Several upstreams with one name, in their order of preference. If `weights` are given, the order is random by
-    weight instead.
+    """Tries several upstreams that share one name, in their order of preference, or in random order by weight.
 
-    `passthrough` has the names of the upstreams that get the client's Authorization header.
+    `upstreams` is in the order of preference. If `weights` are given, one for each upstream, the order is random by
+    weight instead. `passthrough` has the names of the upstreams that get the client's Authorization header.
     """
 
     def __init__(
@@ -101,7 +101,10 @@ class SeveralUpstreams:
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
         """Call the upstreams in order. Yields the first usable response, or else the response of the last upstream.
-        Raises the failure of the last upstream."""
+
+        A 429 and every 5xx is not usable. The headers `antiphon-upstream` and `x-antiphon-tried` name the upstream that
+        answered, and the number of tries. Raises the `UpstreamCallFailed` of the last upstream.
+        """
         order = self._order()
         for tried, member in enumerate(order, 1):
             last = tried == len(order)
@@ -155,8 +158,11 @@ def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest
 
 
 class UpstreamPool:
-    """Implements `Upstream` for a process that calls each upstream itself. `several` has the groups of upstreams that
-    share one name."""
+    """Implements `Upstream` for a process that calls each upstream itself.
+
+    `upstreams` and `several` map the names in `UpstreamRequest.upstream` to single upstreams, and to groups of
+    upstreams with one name. A call of an unknown name raises `KeyError`, because the routes name only known upstreams.
+    """
 
     def __init__(
         self, upstreams: Mapping[str, HttpUpstream], several: Mapping[str, SeveralUpstreams] | None = None
@@ -172,8 +178,10 @@ class UpstreamPool:
 
 
 class ModelDoor:
-    """Implements `Upstream` for a process whose calls go through Envoy. A header tells Envoy the name of the
-    upstream."""
+    """Implements `Upstream` for a process whose calls go through Envoy's model listener.
+
+    The header `x-antiphon-backend` gives Envoy the name of the upstream, except for `default`.
+    """
 
     def __init__(self, door: HttpUpstream) -> None:
         self._door = door
@@ -188,7 +196,7 @@ class ModelDoor:
 
 
 class EnvoyDoorWatch:
-    """Watches one connection to Envoy's model listener. `watch_door` creates this object."""
+    """Watches one connection to Envoy's model listener: implements `DoorWatch`. `watch_door` creates this object."""
 
     def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
         self._target = target
@@ -223,7 +231,7 @@ class EnvoyDoorWatch:
             return False
 
     async def run(self) -> None:
-        """Hold an idle connection, and open another one whenever it ends."""
+        """Hold an idle connection, and open another one whenever it ends. Runs until its task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             # `TimeoutError` is a subclass of `OSError`.
@@ -252,8 +260,11 @@ class EnvoyDoorWatch:
 async def watch_door(
     target: UpstreamTarget, *, grace: float = _GRACE, answer: float = _ANSWER_SECONDS
 ) -> AsyncIterator[EnvoyDoorWatch]:
-    """Watch Envoy's model listener during the `with` block. If Envoy does not answer within `answer` seconds, the watch
-    treats it as hanging. `grace` is the tolerance in seconds when ends of connections are compared."""
+    """Watch Envoy's model listener during the `async with` block.
+
+    If Envoy does not answer within `answer` seconds, the watch treats it as hanging. `grace` is the tolerance in
+    seconds when ends of connections are compared.
+    """
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:

@@ -30,7 +30,8 @@ class RequestHead(Struct, frozen=True):
     """The client's request line and headers, and the owner of the request.
 
     The door derives `owner`, `access` and `caller` from a trusted header or the bearer token (`doors/owners.py`). The
-    exchange passes the owner to the stores and never interprets it. `request_id` identifies the request in logs.
+    exchange passes the owner to the stores and never interprets it. `request_id` (`req_…`, or the client's
+    `x-request-id`) identifies the request in logs.
     """
 
     method: str
@@ -48,10 +49,12 @@ class RequestHead(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """An item as the store holds it and as the endpoint `input_items` returns it. `body` is the item's JSON object.
+    """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
-    `shown` is JSON that only later requests read. `shown` has the text that the model saw and that the item lacks
-    (`types/items.py`).
+    `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read. It
+    has the text that the model saw and that the item lacks (`types/items.py`).
+
+        StoredItem("msg_0198…", "message", b'{"id":"msg_0198…","type":"message","role":"user","content":"Hi"}')
     """
 
     id: str
@@ -74,9 +77,10 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """One version of a prompt. `metadata` and `body` (the template) are JSON objects.
+    """One version of a prompt (`pmpt_…`). `metadata` and `body` (the template) are JSON objects.
 
-    Times are seconds since the epoch. `updated_at` is the time of the prompt's last change, such as a new version.
+    Versions are numbered from 1 on. Times are seconds since the epoch. `updated_at` is the time of the prompt's last
+    change, such as a new version.
     """
 
     id: str
@@ -136,7 +140,10 @@ _BYTES_PER_TOKEN = 4
 
 
 class Usage(Struct, frozen=True):
-    """The token counts of one response. No count is negative."""
+    """The token counts of one response, as in OpenAI's usage object. No count is negative.
+
+    By OpenAI's definition, `cached_tokens` are a part of `input_tokens`, and `reasoning_tokens` of `output_tokens`.
+    """
 
     input_tokens: int
     output_tokens: int
@@ -160,14 +167,20 @@ class Usage(Struct, frozen=True):
 
     @classmethod
     def estimated(cls, asked: int, written: int) -> Usage:
-        """Estimate the token counts of a model call with a body of `asked` bytes and an answer of `written` bytes."""
+        """Estimate the token counts of a model call with a body of `asked` bytes and an answer of `written` bytes.
+
+        The estimate counts four bytes as one token.
+        """
         read, made = asked // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
         return cls(read, made, read + made)
 
 
 @dataclass(frozen=True, slots=True)
 class OnceOnly:
-    """An `Idempotency-Key` with the hash of the request that first used the key (`engine/ports/idempotency.py`)."""
+    """An owner's `Idempotency-Key` with the hash of the request that sends it.
+
+    `fingerprint` is the result of `engine.ports.idempotency.fingerprint`: 64 hexadecimal digits.
+    """
 
     owner: str
     key: str
@@ -178,8 +191,9 @@ class OnceOnly:
 class ResponseRecord:
     """A finished response as the store holds it.
 
-    `body` is the Response JSON object *without* its `output` array. `input_items` are the input of this request,
-    without the history. `output_items` are the items that the response produced.
+    `id` begins with `resp_`. `status` is a status of OpenAI's Response object, such as `completed`. Times are seconds
+    since the epoch. `body` is the Response JSON object *without* its `output` array. `input_items` are the input of
+    this request, without the history. `output_items` are the items that the response produced.
     """
 
     id: str
@@ -218,10 +232,13 @@ class ResponseRecord:
 class UpstreamRequest(Struct, frozen=True):
     """One call of an upstream, usually of Chat Completions. `body` is JSON.
 
-    `path` is relative to the upstream's base URL (`/chat/completions`). When `above` is true, `path` replaces the `/v1`
+    `path` is relative to the upstream's base URL, and may have a query. When `above` is true, `path` replaces the `/v1`
     at the end of the base URL. `headers` are the client's headers that may reach the upstream. The HTTP client or Envoy
     makes the call and adds the credentials. `upstream` is the name of one upstream or of a list of upstreams. `tries`
     is the number of upstreams in the list that one call may try.
+
+        json = ("content-type", "application/json")
+        UpstreamRequest("POST", "/chat/completions", (json,), body, model="qwen3", stream=True, upstream="local")
     """
 
     method: str
@@ -272,7 +289,9 @@ class LoadContext:
 @dataclass(frozen=True, slots=True)
 class PrepareTools:
     """Get the functions that the model sees for these hosted tools. The runner passes them to `receive_tools`.
-    `caller`: whose limits of stored data the runner checks, if a tool creates such data."""
+
+    If a tool creates stored data, the runner checks the limits of `caller`.
+    """
 
     owner: str
     response_id: str
@@ -303,9 +322,9 @@ class CallUpstream(Struct, frozen=True):
 class ReleaseConversation:
     """Release the conversation lock, the idempotency key and the approvals that this response holds.
 
-    The exchange gets no answer. The runner releases them before the client gets the last event, so that the client can
-    send its next request immediately. When `counts` is true, the key and the approvals stay used, because the response
-    succeeded or sent a call that may have changed external state.
+    The runner releases them before the client gets the last event, so that the client can send its next request
+    immediately. When `counts` is true, the key and the approvals stay used, because the response succeeded or sent a
+    call that may have changed external state. The exchange gets no result of this action.
     """
 
     owner: str

@@ -1,4 +1,4 @@
-"""Defines who sends a request, and what the client key allows.
+"""Defines the sender of a request (the caller), client keys, and the models and tools that a client key allows.
 
 Lives here: callers, client keys and the admin token as values, the permissions of a key, and the port that finds a key.
 Not here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the
@@ -31,7 +31,10 @@ CLAIMED: Final = "j:"
 
 
 class Access(Struct, frozen=True):
-    """The models and tool types that a client key may use, as case-sensitive globs (`qwen*`). Empty lists allow all."""
+    """The models and tool types that a client key may use, as case-sensitive globs. Empty lists allow all.
+
+    For example, `Access(models=("qwen*",), tools=("web_search", "mcp"))` allows the model `qwen3` and two tools.
+    """
 
     models: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
@@ -43,7 +46,7 @@ class Access(Struct, frozen=True):
     def check_tool(self, kind: str, param: str | None = None) -> None:
         """Raise `InvalidRequest` when the client key does not allow tools of the type `kind` (`web_search`, `mcp`).
 
-        `param` is the field of the request that declares the tool. The error names this field.
+        The error has the code `tool_not_allowed`. It names `param`, the field of the request that declares the tool.
         """
         if not _fits(kind, self.tools):
             raise InvalidRequest(
@@ -54,13 +57,17 @@ class Access(Struct, frozen=True):
             )
 
     def check_tools(self, kinds: Iterable[str]) -> None:
-        """Raise `InvalidRequest` for the first tool type in the request that the client key does not allow."""
+        """Raise `InvalidRequest` (`tool_not_allowed`) for the first tool that the client key does not allow.
+
+        `kinds` are the types of the request's `tools`, in order. The error names `tools[i]`.
+        """
         if self.tools:
             for number, kind in enumerate(kinds):
                 self.check_tool(kind, f"tools[{number}]")
 
 
 EVERYTHING: Final = Access()
+"""The access of a caller whose key has no restriction, or who has no client key."""
 
 
 class Caller(Struct, frozen=True):
@@ -68,6 +75,8 @@ class Caller(Struct, frozen=True):
 
     `team` and `key_id` are empty when the caller has no client key with these fields. A client key that names no owner
     has an empty `owner`. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.
+
+        Caller("n:anna", name="anna", team="ops", key_id="key_0198…")
     """
 
     owner: str
@@ -93,7 +102,7 @@ class AdminToken:
         self._digest = hashlib.sha256(token.encode()).digest()
 
     def equals(self, token: bytes) -> bool:
-        """Whether `token` is the admin token."""
+        """Whether `token` (without a scheme such as `Bearer`) is the admin token."""
         return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
 
     def is_in(self, headers: Headers) -> bool:
@@ -107,8 +116,8 @@ class AdminToken:
 class ClientKey(Struct, frozen=True):
     """A client key that an operator created at run time, without its token.
 
-    `id` starts with `key_`. `prefix` is the first characters of the token. Times are seconds since the epoch. A key
-    without `expires_at` never expires.
+    `id` starts with `key_`. `owner` is an owner id (`n:anna`). `prefix` is the first characters of the token, by which
+    an operator recognizes the key. Times are seconds since the epoch. A key without `expires_at` never expires.
     """
 
     id: str
@@ -126,9 +135,9 @@ class KnownKeys(Protocol):
     """The client keys that a process accepts. A `dict` that maps token digests to callers satisfies this protocol."""
 
     def get(self, digest: bytes, /) -> Caller | None:
-        """Return the caller of the key whose token has this SHA-256 digest. Returns None when no key has this digest.
+        """Return the caller of the key whose token has this SHA-256 digest (32 bytes), or None without such a key.
 
-        Raises `Unavailable` when the process cannot read the stored keys.
+        Raises `Unavailable` (503) when the process cannot read the stored keys.
         """
 
 
@@ -136,8 +145,11 @@ class KnownTokens(Protocol):
     """The tokens of an issuer that a process accepts."""
 
     def caller_of(self, token: bytes, /) -> Caller:
-        """The caller whom this token names. Raises `Unauthorized` when the token is not valid. Raises `Unavailable`
-        when the process cannot tell."""
+        """Return the caller that this token names.
+
+        Raises `Unauthorized` (401) for an invalid token. Raises `Unavailable` (503) when the process lacks the issuer's
+        keys.
+        """
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

@@ -37,7 +37,7 @@ MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
 
 
 class ContainerFailed(InvalidRequest):
-    """The container refuses an operation, for example because a file is too large. The message is for the client."""
+    """The container refuses an operation, for example because a file is too large: a 400 with `container_error`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="container_error")
@@ -64,10 +64,11 @@ class TooManyContainers(ContainerFailed):
 
 
 class RowFile(Struct):
-    """A file of a container, with an id. `path` and `version` come from the sandbox on the machine that the row names.
+    """A file of a container. `id` begins with `cfile_`, and changes when code writes the file again.
 
-    `source` is `user` or `assistant`. `blob` is the key of the snapshot that contains the file, starting at offset
-    `at`. `blob` is empty when no snapshot contains the file.
+    `path` and `version` come from the sandbox on the machine that the row names. `size` is in bytes. `source` is `user`
+    or `assistant`. `blob` is the key of the snapshot that contains the file, starting at the byte offset `at`. `blob`
+    is empty when no snapshot contains the file.
     """
 
     id: str
@@ -86,7 +87,11 @@ class RowFile(Struct):
 
 
 class ContainerHead(Struct):
-    """A container without its contents. Times are seconds since the epoch, by the store's clock. `memory`: bytes."""
+    """A container (`cntr_…`) without its contents.
+
+    Times are seconds since the epoch, by the store's clock. `memory` is in bytes. The container expires when no client
+    and no code has used it for `idle_seconds`.
+    """
 
     id: str
     owner: str
@@ -135,7 +140,7 @@ class SnapshotWriter(BlobWriter, Protocol):
 
 
 class ContainerContents(Protocol):
-    """Stores snapshots where all machines can read them. Every method raises `StoreError`."""
+    """Stores snapshots in object storage, where all machines can read them. Every method raises `StoreError`."""
 
     def uploading(self) -> AbstractAsyncContextManager[SnapshotWriter]:
         """Begin a snapshot, and add a pending row for it."""
@@ -148,7 +153,14 @@ class ContainerContents(Protocol):
 
 
 class ContainerRows(Leased, Protocol):
-    """Stores the rows of all containers. Every method may raise `StoreError`. `seconds` is the length of a lease."""
+    """Stores the rows of all containers. Every method may raise `StoreError`. `seconds` is the duration of a lease.
+
+    A caller changes a container in three steps:
+
+        row = await rows.take(container_id, holder, 30.0, owner)
+        …
+        await rows.put_back(row, holder)
+    """
 
     @property
     def contents(self) -> ContainerContents | None:
@@ -157,8 +169,8 @@ class ContainerRows(Leased, Protocol):
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
 
-        Raises `TooManyContainers` if the new container would exceed `limit` for all owners or `per_owner` for its
-        owner. Raises `ContainerInUse` if a container with this id exists.
+        `limit` and `per_owner` are the maximum numbers of containers of all owners and of one owner. Raises
+        `TooManyContainers` beyond them. Raises `ContainerInUse` if a container with this id exists.
         """
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
@@ -203,7 +215,7 @@ class ContainerRows(Leased, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """A client's request for a new container. `file_ids` are the owner's uploaded files."""
+    """A client's request for a new container. `memory` is in bytes. `file_ids` are uploaded files to copy into it."""
 
     name: str
     memory: int
@@ -221,7 +233,13 @@ def shown_path(path: str) -> str:
 
 
 def read_memory(where: str, asked: str | None, limit: int) -> int:
-    """Return the bytes of a client's `memory_limit`, at most `limit`. Raises `InvalidRequest`."""
+    """Return the bytes of a client's `memory_limit`, at most `limit`, or `limit` itself if the client set none.
+
+    `where` is the field's name in errors. Raises `InvalidRequest`: `invalid_value` for a value that is not in
+    `MEMORY_LIMITS`, `unsupported_value` for a value above `limit`.
+
+        read_memory("memory_limit", "4g", 4 << 30) == 4294967296
+    """
     if asked is None:
         return limit
     if asked not in MEMORY_LIMITS:
@@ -240,5 +258,5 @@ def read_memory(where: str, asked: str | None, limit: int) -> int:
 
 
 def memory_limit(memory: int) -> str:
-    """Return the smallest `memory_limit` that is at least `memory` bytes."""
+    """Return the smallest `memory_limit` (`1g`, `4g`, …) that is at least `memory` bytes."""
     return next((name for name, size in MEMORY_LIMITS.items() if memory <= size), "64g")

@@ -42,12 +42,12 @@ from typing import Protocol
 
 
 class OwnerStorageFull(Exception):
-    """The total size of the owner's files would exceed the owner's storage limit."""
+    """The total size of the owner's files would exceed the owner's storage limit. The API answers with a 400."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A stored content: `size` in bytes, `sha256` in hexadecimal digits."""
+    """A stored content. `key` comes from `new_blob_key`, `size` is in bytes, `sha256` has 64 hexadecimal digits."""
 
     key: str
     size: int
@@ -56,11 +56,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFields:
-    """The properties that a client gives a file.
+    """The properties of a new file, without its size and hash.
 
-    `name` is a plain file name. `media_type` is in lower case, without parameters.
-
-    `created_at` and `expires_at` are in seconds since the epoch.
+    `id` begins with `file-`. `name` is a plain file name. `media_type` is in lower case, without parameters.
+    `created_at` and `expires_at` are in seconds since the epoch. None: the file never expires.
     """
 
     id: str
@@ -73,7 +72,7 @@ class FileFields:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file without its content."""
+    """The properties of a stored file: the fields of `FileFields`, the size in bytes, and the SHA-256 (hexadecimal)."""
 
     id: str
     name: str
@@ -87,7 +86,11 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileQuery:
-    """Selects one page of a list of files. `after` is a file's id. `descending` means newest first."""
+    """Selects one page of a list of files. `after` is the id of the previous page's last file. `descending`: newest
+    first.
+
+        FileQuery(limit=100, after="file-0198…", purpose="user_data")
+    """
 
     limit: int = 10_000
     after: str | None = None
@@ -109,7 +112,7 @@ class BlobWriter(Protocol):
         """Append these bytes."""
 
     async def seal(self) -> Blob:
-        """Make the content durable under its key. Before that, no reader can open the content."""
+        """Make the content durable under its key, and return its size and hash. No reader can open it before that."""
 
 
 class BlobReader(Protocol):
@@ -125,7 +128,8 @@ class BlobReader(Protocol):
         """The path of the content on this machine's disk, for other processes. None when it is not on this disk."""
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Read `limit` bytes from `start` on, or fewer at the end of the content. Raises `StoreError`."""
+        """Read `limit` bytes from the byte offset `start` on, or fewer at the end of the content. Raises
+        `StoreError`."""
 
     async def aclose(self) -> None:
         """Close the content."""

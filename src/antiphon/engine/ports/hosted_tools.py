@@ -24,11 +24,13 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 
 @dataclass(frozen=True, slots=True)
 class HostedTool:
-    """One entry of the request's `tools` that the sidecar runs. `declaration` is the entry's JSON object, with
-    its secrets.
+    """One entry of the request's `tools` that the sidecar runs.
 
-    `earlier` is the id of the container in which the code interpreter last ran code for this conversation. `searchable`
-    holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.
+    `index` is the entry's position, so an error names `tools[index]`. `declaration` is the entry's JSON object, with
+    its secrets. `earlier` is the id of the container in which the code interpreter last ran code for this conversation.
+    `searchable` holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.
+
+        HostedTool(0, "dice", b'{"type":"dice","sides":20}')
     """
 
     index: int
@@ -56,7 +58,12 @@ class PreparedTool:
 
 @dataclass(frozen=True, slots=True)
 class HostedCall:
-    """A tool call by the model. `arguments` is the JSON text that the model wrote. This text may be invalid JSON."""
+    """A tool call by the model.
+
+    `call_id` is the id of the call, and `item_id` the id of its output item (`mcp_…`, `ws_…`). `target` is the called
+    function. `arguments` is the JSON text that the model wrote, which may be invalid JSON. `tool` is the declaration in
+    the request.
+    """
 
     call_id: str
     item_id: str
@@ -74,6 +81,8 @@ class ToolResult:
     `sources` are the texts that the model may cite, in the order in which `output` names them. The engine
     replaces each `{cite:N}` in `output` by the citation mark of the source with index N, counted from 0. `images` are
     data URLs, for models that accept images.
+
+        ToolResult(call.call_id, "You rolled 17.", {"output": "17"})
     """
 
     call_id: str
@@ -85,7 +94,7 @@ class ToolResult:
 
 
 class ToolRunner(Protocol):
-    """Runs the hosted tools of this server."""
+    """Runs hosted tools: the tools that the sidecar runs itself, such as `web_search` or `mcp`."""
 
     types: frozenset[str]
     """The tool types that this server can run. The sidecar ignores or refuses tools of all other types."""
@@ -93,7 +102,10 @@ class ToolRunner(Protocol):
     async def prepare(
         self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
     ) -> tuple[PreparedTool, ...] | ApiError:
-        """Check the declarations and return the prepared tools. The client gets a returned `ApiError` as the answer."""
+        """Check the declarations and return the prepared tools, in their order.
+
+        Returns an `ApiError`, and raises none, when a declaration is wrong. The client gets this error as the answer.
+        """
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run one call within the tool's limits. Raises no error except `CancelledError`."""

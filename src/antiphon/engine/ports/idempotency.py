@@ -1,4 +1,4 @@
-"""Defines the values of `Idempotency-Key`, so that a repeated request has no second effect.
+"""Defines the meaning of `Idempotency-Key`, the header by which a repeated request has no second effect.
 
 Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
 (`stores/idempotency.py`), which shares a transaction with the created object. Not here: the keys that responses of this
@@ -6,9 +6,10 @@ process hold (`engine/running/idempotency.py`), and the replay of an answer (`ap
 
 A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have
 the same bytes. For an upload, the form fields and the file's content replace the body. A different request with the
-same key gets a 422, as in the IETF's draft of the header. A repeated request gets a 409 while the first request runs,
-because clients retry after a 409. The store binds the key to the object that the request created. A failed request
-releases its key, unless one of its tool calls may have changed external state.
+same key gets a 422, as in the IETF's draft of the header (draft-ietf-httpapi-idempotency-key-header). A repeated
+request gets a 409 while the first request runs, because clients retry after a 409. The store binds the key to the
+object that the request created. A failed request releases its key, unless one of its tool calls may have changed
+external state.
 
 The store also records which response used the answer to an approval request, because each answer is valid once. Before
 a response sends tool calls that may change external state, the store records that the response has claimed these calls.
@@ -28,6 +29,7 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.errors import ApiError, InvalidRequest
 
 HEADER = "idempotency-key"
+"""The header's name in lower case."""
 _MAX_LENGTH = 255
 APPROVALS = "approval\t"
 """The prefix of the keys of answered approvals. The prefix contains a tab. `read_key` accepts only printable
@@ -55,7 +57,10 @@ class LeftBehind(Exception):
 
 
 def read_key(value: str | None) -> str | None:
-    """Return the key in the header's value, or None without a header. Raises `InvalidRequest` for an invalid key."""
+    """Return the key in the header's value, or None without a header.
+
+    A key has 1 to 255 printable ASCII characters. Raises `InvalidRequest` (`invalid_idempotency_key`) for another text.
+    """
     if value is None:
         return None
     if not 0 < len(value) <= _MAX_LENGTH or not value.isascii() or not value.isprintable():
@@ -66,7 +71,12 @@ def read_key(value: str | None) -> str | None:
 
 
 def fingerprint(method: str, path: str, *parts: bytes) -> str:
-    """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same."""
+    """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same.
+
+    `parts` is the body, or the parts of a form that identify it.
+
+        fingerprint("POST", "/v1/conversations", b'{"metadata":{}}')
+    """
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
         digest.update(len(part).to_bytes(8, "big"))
@@ -85,12 +95,14 @@ def calls_key(response_id: str) -> str:
 
 
 def explain(once: OnceOnly, rows: Iterable[tuple[object, str, object, object]]) -> None:
-    """Raise the error that tells why the key is in use. `AlreadyMade`: an earlier request with this key has created its
-    object. `LeftBehind`: the process of that request died after it claimed tool calls. `ApiError`: the earlier request
-    still runs, or differs from this request.
+    """Raise the error that tells why the key is in use, or nothing if `rows` is empty, because the key is free.
 
-    Raises nothing if `rows` is empty, because the key is free. A row has the fingerprint, the object's id, the end of
-    the lease or None, and whether the holder died with claimed calls.
+    - `AlreadyMade`: an earlier request with this key has created its object.
+    - `LeftBehind`: the process of that request died after it claimed tool calls.
+    - `ApiError`: the earlier request still runs (`in_progress`), or differs from this request (`reused`).
+
+    A row has the fingerprint, the object's id, the end of the lease or None, and whether the holder died with claimed
+    calls.
     """
     for known, object_id, lease_until, left in rows:
         if known != once.fingerprint:
@@ -103,7 +115,7 @@ def explain(once: OnceOnly, rows: Iterable[tuple[object, str, object, object]]) 
 
 
 def reused() -> ApiError:
-    """Return the 422 for a key that was first used with a different request."""
+    """Return the 422 (`idempotency_key_reused`) for a key that was first used with a different request."""
     return ApiError(
         "This Idempotency-Key was used with a different request. Use a new key for each request; a retry "
         "must have the same bytes.",
@@ -114,7 +126,7 @@ def reused() -> ApiError:
 
 
 def in_progress() -> ApiError:
-    """Return the 409 for a key whose first request still runs."""
+    """Return the 409 (`idempotency_key_in_use`) for a key whose first request still runs."""
     return ApiError(
         "Another request with this Idempotency-Key is in progress. Try again when it has ended.",
         status=409,

@@ -1,4 +1,4 @@
-"""Defines background jobs as values: the job, its stored event stream, its stored response, and the signals about them.
+"""Defines background jobs as values: the job, its stored event stream, its response, and the signals between processes.
 
 Lives here: a job, the state of the job queue, and the event stream in chunks. Also: the change of a status in a stored
 body, and the last events of a response that ends early. Also: the signals by which processes notify each other of new
@@ -50,20 +50,26 @@ _END_OF_EVENT = b"\n\n"
 
 
 def count_events(data: bytes) -> int:
-    """Count the SSE events in `data`. Each event ends with a blank line and contains no other blank line."""
+    """Count the SSE events (WHATWG HTML) in `data`. Each event ends with a blank line and has no other blank line."""
     return data.count(_END_OF_EVENT)
 
 
 def split_events(data: bytes) -> list[bytes]:
-    """Split `data` into framed events. Each event keeps the blank line that ends it."""
+    r"""Split `data` into framed events. Each event keeps the blank line that ends it.
+
+    For example, `data: 1\n\ndata: 2\n\n` gives the events `data: 1\n\n` and `data: 2\n\n`.
+    """
     return [part + _END_OF_EVENT for part in data.split(_END_OF_EVENT)[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
 class EventPiece:
-    """A chunk of consecutive, whole, framed events. `last` is the `sequence_number` of the last event.
+    r"""A chunk of consecutive, whole, framed events. `last` is the `sequence_number` of the last event.
 
     `count` is the number of events when `data` is encrypted (sealed). `count` is None when `data` is readable.
+
+        piece = EventPiece(8, b"data: 7\n\ndata: 8\n\n")
+        piece.first == 7 and piece.after(7) == b"data: 8\n\n"
     """
 
     last: int
@@ -76,7 +82,7 @@ class EventPiece:
         return self.last - (count_events(self.data) if self.count is None else self.count) + 1
 
     def after(self, number: int) -> bytes:
-        """Return the bytes of the events whose `sequence_number` is greater than `number`."""
+        """Return the bytes of the events whose `sequence_number` is greater than `number`. `data` must be readable."""
         first = self.first
         if number < first:
             return self.data
@@ -85,9 +91,9 @@ class EventPiece:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A page of a response's stream, with the response's status at the time of the read.
+    """A page of a response's stream, in order, with the response's status at the time of the read.
 
-    `more` is true when further chunks of the stream follow this page.
+    `more` is true when further stored chunks follow this page.
     """
 
     status: str
@@ -115,7 +121,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     """A request as a job stores it, so that a worker can run it: its body, and the headers that may reach the upstream.
 
     `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
-    `caller` has the readable name of the owner, the team, and the id of the client key. Each may be empty.
+    `created_at` is in seconds since the epoch. `caller` has the readable name of the owner, the team, and the id of the
+    client key. Each may be empty.
     """
 
     body: Raw
@@ -126,7 +133,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     caller: tuple[str, str, str] = ("", "", "")
 
     def sender(self, owner: str) -> Caller:
-        """The caller who sent the request. `owner`: the job's owner, who may have changed since then."""
+        """Return the caller of the request. `owner` is the present owner of the job, which may have changed since."""
         return Caller(owner, *self.caller)
 
 
@@ -165,7 +172,7 @@ class JobEnd:
 
 
 class TooManyJobs(ApiError):
-    """The owner has reached the limit of unfinished background responses."""
+    """The owner has reached the limit of unfinished background responses: a 429 (`rate_limit_exceeded`)."""
 
     status = 429
     type = "rate_limit_exceeded"
@@ -194,7 +201,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The result of one poll: the progress of the streams that exist, and the ids of the jobs that the worker holds."""
+    """The result of one poll of the store.
+
+    `progress` maps the id of each polled response that exists to its progress. `held` are the response ids of the jobs
+    that the worker holds.
+    """
 
     progress: Mapping[str, Progress]
     held: frozenset[str]
@@ -226,7 +237,7 @@ class Signals(Protocol):
         """
 
     def tell_queued(self) -> None:
-        """Notify other processes of queued jobs that this process does not claim. The call never fails or blocks."""
+        """Notify other processes of queued jobs that this process does not claim. The call never raises or blocks."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
         """Register `hear`. The event loop calls `hear` with each later notification."""
@@ -257,12 +268,12 @@ _ITEM_DONE = msgspec.json.Decoder(_ItemDone)
 
 
 def is_over(status: str) -> bool:
-    """Return whether a response with this status is over."""
+    """Return whether a response with this status has ended: `completed`, `incomplete`, `failed` or `cancelled`."""
     return status in _OVER
 
 
 def unfinished_response(response_id: str) -> InvalidRequest:
-    """Return the 400 for a request that continues an unfinished response."""
+    """Return the error for a request that continues an unfinished response: 400, `previous_response_not_finished`."""
     return InvalidRequest(
         f"Previous response with id '{response_id}' is not finished yet. Wait until it is, or cancel it.",
         param="previous_response_id",
@@ -271,7 +282,7 @@ def unfinished_response(response_id: str) -> InvalidRequest:
 
 
 def is_background(body: bytes) -> bool:
-    """Whether a stored response is a background response."""
+    """Return whether a stored response object has `background: true`."""
     return _KIND.decode(body).background
 
 
@@ -281,14 +292,20 @@ def with_status(body: bytes, status: str) -> bytes:
 
 
 def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -> bytes:
-    """Return the stored object of a response that ended early. A `failed` response's object contains the error."""
+    """Return the stored object of a response that ended early, with its `status`.
+
+    The object of a `failed` response contains the error `{"code": …, "message": …}`.
+    """
     if status == "failed":
         return _changed(body, status=status, error={"code": code, "message": message})
     return _changed(body, status=status)
 
 
 def whole_body(body: bytes, items: Iterable[StoredItem]) -> bytes:
-    """Return the response object with its output. The function joins bytes, because both are already JSON."""
+    """Return the whole Response object: `body`, which lacks `output`, with these items as its `output`.
+
+    The function joins bytes, because both are already JSON.
+    """
     output = b",".join(item.body for item in items)
     return b'%b,"output":[%b]}' % (body.rstrip()[:-1], output)
 

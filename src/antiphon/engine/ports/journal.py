@@ -21,6 +21,8 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
     """One step of a request, such as a model call. `start` and `end` are in seconds after the request's start. The time
     of a background response in the queue lies before its start, so `start` of a `queue` span is negative.
 
+    `name` is the name of the step's object, such as the upstream of a `call` or the function of a `tool` step.
+
     The facts of a `call` are `operation`, `status`, `fault`, `head` and `first` (seconds after the call's start),
     `input_tokens`, `output_tokens` and `estimated`. The facts of other steps have an `error` if the step failed.
     """
@@ -34,7 +36,7 @@ class JournalSpan(Struct, frozen=True, omit_defaults=True):
 
 
 class Detail(Struct, frozen=True, omit_defaults=True):
-    """The facts of a request that only its own page shows."""
+    """The facts of a request that only its page in the console shows."""
 
     spans: tuple[JournalSpan, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -61,11 +63,13 @@ class Detail(Struct, frozen=True, omit_defaults=True):
 class Entry(Struct, frozen=True):
     """One finished request.
 
-    `id` is an id that Antiphon makes, because a client may choose `request_id`, and each attempt to run a background
-    response has a separate entry. `fault` is empty if the request succeeded. `ended_at` is the time of the end
-    in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time since the end
-    in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency. `first` is the
-    time to the first byte of the upstream's answer. `stored` tells whether Antiphon stores the response `response_id`.
+    `id` (`entry_…`) is an id that Antiphon makes, because a client may choose `request_id`. Each attempt to run a
+    background response has a separate entry. `fault` is empty if the request succeeded. `status` is the HTTP status
+    that the client got, and `code` the error's code. `seconds` is the duration of the request. `ended_at` is the time
+    of the end in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time
+    since the end in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency.
+    `first` is the time in seconds to the first byte of the upstream's answer, None without an answer. `calls` counts
+    the model calls. `stored` tells whether Antiphon stores the response `response_id`.
     The contents of a stored response that is completed or incomplete are recorded only while the response exists.
     """
 
@@ -120,10 +124,13 @@ class Recording(Struct, frozen=True):
 
 
 class EntryFilter(Struct, frozen=True, omit_defaults=True):
-    """Selects entries. An empty field selects all entries. `owner` is the exact id of an owner. `outcome`, `code`,
-    `model`, `upstream` and `door` are exact values. `failed` selects entries with a fault. `thread` is the id of a
-    response or of a conversation: entries that created, continue or use it. `since` and `until` are in seconds since
-    the epoch."""
+    """Selects entries. An empty field selects all entries, and an entry must match every other field exactly.
+
+    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation: entries that created,
+    continue or use it. `since` and `until` are in seconds since the epoch.
+
+        EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
+    """
 
     owner: str = ""
     outcome: str = ""
@@ -142,7 +149,10 @@ class EntryFilter(Struct, frozen=True, omit_defaults=True):
 
 class EntryPage(Struct, frozen=True):
     """A page of entries, newest first. `total` counts all entries that the filter selects, at most `MOST_COUNTED`.
-    `after` is the cursor of the next page, empty on the last page."""
+
+    `after` is the cursor of the next page, empty on the last page. Callers treat a cursor as opaque text. Its form is
+    `1769817600123:entry_…`: the end of the page's last entry in milliseconds, and its id.
+    """
 
     entries: tuple[Entry, ...]
     total: int
@@ -150,6 +160,7 @@ class EntryPage(Struct, frozen=True):
 
 
 MOST_COUNTED = 100_000
+"""The largest `EntryPage.total`. A larger number of entries is not counted, because counting reads every entry."""
 
 
 class Choices(Struct, frozen=True):
@@ -175,8 +186,11 @@ class _Sums(Struct, frozen=True, kw_only=True):
 
 
 class EntrySum(_Sums, frozen=True):
-    """The sums of the entries of one model, upstream or owner (`name`). `seconds` and `first` are the median and the
-    95th percentile of the newest entries, None without values."""
+    """The sums of the entries of one model, upstream or owner (`name`).
+
+    `seconds` (duration) and `first` (time to the first byte) are pairs of the median and the 95th percentile in
+    seconds, over the newest entries. They are None without values.
+    """
 
     name: str
     seconds: tuple[float, float] | None = None
@@ -190,7 +204,11 @@ class Slot(_Sums, frozen=True):
 
 
 class LiveRequest(Struct, frozen=True):
-    """One request in flight, as its process reports it. `age` is in seconds. `tokens` counts output tokens so far."""
+    """One request in flight, as its process reports it.
+
+    `id` is the id that the journal's entry gets (`entry_…`). `age` is the time since the start in seconds. `tokens`
+    counts the output tokens so far. `first` is the time to the first byte in seconds.
+    """
 
     id: str
     owner: str

@@ -30,7 +30,10 @@ class Observer(Protocol):
         """
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
-        """Record that the exchange requests a model call. Returns the headers that continue the trace in the call."""
+        """Record that the exchange requests a model call. Returns the headers that continue the trace in the call.
+
+        The headers are `traceparent` and `tracestate` of W3C Trace Context, or none. `body` is the body of the call.
+        """
 
     def head_came(self, upstream: str, status: int) -> None:
         """Record the head of the call's answer. `status` is 0 when a proxy answered instead of the upstream."""
@@ -39,7 +42,7 @@ class Observer(Protocol):
         """Record that the first bytes of the answer's body have arrived."""
 
     def call_ended(self, fault: str = "") -> None:
-        """Record the end of the model call. `fault` is the reason when the call ended early.
+        """Record the end of the model call. `fault` is a value of `UpstreamFault` when the call ended early.
 
         Only the first report of a call's end counts. The exchange does not report the end of a cancelled call, because
         the cause may be known only later.
@@ -52,7 +55,10 @@ class Observer(Protocol):
         """Record that the sidecar has compacted the conversation into a summary."""
 
     def prompts_compared(self, result: str, reason: str) -> None:
-        """Record the result of a comparison of prompts. `reason` is empty unless the result is `cache_miss`."""
+        """Record the result of a comparison of prompts: `cache_hit`, `cache_miss`, or why there was no comparison.
+
+        `reason` is empty unless the result is `cache_miss`.
+        """
 
 
 class Unobserved:

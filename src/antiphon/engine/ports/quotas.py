@@ -37,8 +37,12 @@ MEASURES: Final[tuple[Measure, ...]] = (
 class Limit(Struct, frozen=True):
     """One limit of one subject, for example 60 requests per minute of the owner `anna`.
 
-    `subject` is the id of the counter, such as `owner:n:anna`. `name` is the readable name of the subject. `amount` is
-    the maximum of `measure`; cost is in millionths of the prices' currency.
+    `subject` is the id of the counter: the kind, a colon, and an owner id, key id, team, or model name or glob. `name`
+    is the readable name of the subject. `amount` is the maximum of `measure`. A cost is in millionths of the prices'
+    currency. A month is a calendar month in UTC.
+
+        Limit("owner", "owner:n:anna", "anna", "requests_per_minute", 60)
+        Limit("team", "team:ops", "ops", "cost_per_month", 25_000_000)  # 25.00
     """
 
     kind: Kind
@@ -54,13 +58,19 @@ class Limit(Struct, frozen=True):
 
 
 Amounts = Mapping[Measure | Stock, int]
-"""The limits of one subject. A measure that is not in the mapping has no limit."""
+"""The limits of one subject: `{"requests_per_minute": 60, "stored_bytes": 1 << 30}`. A missing measure has no limit."""
 
 
 class QuotaRules(Struct, frozen=True):
     """All quota limits in the settings. `each` has the limits of every owner, key or team. `named` has the limits of
     single subjects. Owners are listed by name or id, keys by id, teams by name, and models by name or glob. An entry in
-    `named` already contains the limits that it inherits from `each`."""
+    `named` already contains the limits that it inherits from `each`.
+
+        QuotaRules(
+            each={"owner": {"requests_per_minute": 60}},
+            named={"model": {"qwen*": {"parallel_requests": 8}}},
+        )
+    """
 
     each: Mapping[Kind, Amounts] = {}
     named: Mapping[Kind, Mapping[str, Amounts]] = {}
@@ -87,7 +97,10 @@ class QuotaRules(Struct, frozen=True):
         return any(stock in amounts for amounts in every for stock in STOCKS)
 
     def stock(self, kind: Literal["owner", "team"], names: Sequence[str], stock: Stock) -> tuple[int, str] | None:
-        """Return the limit of stored data of an owner or a team with one of these names, and the limit's setting."""
+        """Return the limit of stored data of an owner or a team with one of these names, and the limit's setting.
+
+        The setting is a dotted name, such as `quotas.each_owner.stored_bytes`. Returns None without a limit.
+        """
         named, each = self.named.get(kind, {}), self.each.get(kind, {})
         name = next((one for one in names if one and one in named), "")
         amount = (named[name] if name else each).get(stock)
@@ -97,8 +110,10 @@ class QuotaRules(Struct, frozen=True):
         return amount, f"{section}.{stock}"
 
     def limit_of(self, subject: str, measure: str) -> int | None:
-        """Return the limit of the counter of this subject, such as `owner:n:anna`. None: the settings have no such
-        limit. A named owner whose entry uses another name than the subject has the limit of all owners."""
+        """Return the limit of the counter of this subject, such as `owner:n:anna`, or None without such a limit.
+
+        A named owner whose entry uses another name than the subject has the limit of all owners.
+        """
         kind, _, name = subject.partition(":")
         for known in KINDS:
             if known == kind:
@@ -176,8 +191,12 @@ _MEASURED = {
 
 
 class QuotaExceeded(ApiError):
-    """A request does not fit into a limit of the settings' `quotas`. The header `retry-after` has the seconds until the
-    limit's period ends. For a monthly limit, or a request that can never fit, a header tells SDKs not to retry."""
+    """A request does not fit into a limit of the settings' `quotas`: a 429.
+
+    The code is `insufficient_quota` for a monthly limit, else `rate_limit_exceeded`. `type` is `insufficient_quota`,
+    `tokens` or `requests`, as at OpenAI. The header `retry-after` has the seconds until the limit's period ends. For a
+    monthly limit, or a request that can never fit, `x-should-retry: false` tells SDKs not to retry.
+    """
 
     status = 429
     type = "rate_limit_exceeded"
@@ -192,7 +211,8 @@ class QuotaExceeded(ApiError):
         seconds: float | None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """`seconds`: the time until the period ends. None: the limit has no period."""
+        """`amount` is the limit, and `need` the amount that the request needs. `seconds`: the time until the period
+        ends; None: the limit has no period."""
         words, monthly, never = _MEASURED[measure], measure.endswith("_month"), need > amount
         shown = f"{amount / 1e6:.2f}" if measure == "cost_per_month" else str(amount)
         wanted = f"{need / 1e6:.6f}" if measure == "cost_per_month" else str(need)
@@ -252,8 +272,10 @@ class Reservation(Protocol):
         """
 
     def take(self) -> Awaitable[None]:
-        """Lease the missing amounts from the shared counters, and reserve the request of `take_now`. Raises
-        `QuotaExceeded` and `Unavailable`."""
+        """Lease the missing amounts from the shared counters, and reserve the request of `take_now`.
+
+        Raises `QuotaExceeded` (429), and `Unavailable` (503) when the counters cannot be reached.
+        """
 
     def add(self, size: int) -> None:
         """Reserve tokens for `size` more bytes of history or files, at most the free tokens of each lease."""
@@ -261,8 +283,8 @@ class Reservation(Protocol):
     def close(self, tokens: int, output: int, cost: int, *, queued: bool = False) -> None:
         """Settle the reservation with the actual usage of all model calls. A second call has no effect.
 
-        `output`: the output tokens among `tokens`. `cost`: in millionths. `queued`: the response is queued, so its
-        estimate counts as used until the response ends.
+        `output`: the output tokens among `tokens`. `cost`: in millionths of the prices' currency. `queued`: the
+        response is queued, so its estimate counts as used until the response ends.
         """
 
     def close_read(self, read: int, written: int) -> None:
@@ -287,8 +309,11 @@ class QuotaCounters(Protocol):
         """Register a process under a new id."""
 
     async def grant(self, holder: str, wanted: Sequence[Wanted]) -> list[Grant] | None:
-        """Lease amounts of these limits, in order. Returns None when the holder is no longer registered, because its
-        heartbeat was too late. In that case, the store has settled the holder's leases as used."""
+        """Lease amounts of these limits. Returns one grant for each element of `wanted`, in order.
+
+        Returns None when the holder is no longer registered, because its heartbeat was too late. In that case, the
+        store has settled the holder's leases as used.
+        """
 
     async def report(self, holder: str, reports: Sequence[Report]) -> bool:
         """Settle used amounts, return unused amounts, and record a heartbeat. Returns False when the holder is no

@@ -30,7 +30,10 @@ _Listed = TypeVar("_Listed")
 
 
 class UpstreamCallFailed(AntiphonError):
-    """A model call failed in transport, before the answer's head or in the middle of its body."""
+    """A model call failed in transport, before the answer's head or in the middle of its body.
+
+    `error.fault` is the kind of failure, such as `UpstreamFault.UNREACHABLE`. `error.detail` is a text for the log.
+    """
 
     def __init__(self, error: UpstreamError) -> None:
         super().__init__(f"{error.fault.value}: {error.detail}")
@@ -49,7 +52,10 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_Listed]):
-    """One page of a list, in the requested order."""
+    """One page of a list, in the requested order. `has_more`: more entries follow the page.
+
+    With only `before`, the store reads backward from the cursor, so `has_more` means that earlier entries exist.
+    """
 
     items: tuple[_Listed, ...]
     has_more: bool
@@ -57,9 +63,14 @@ class Page(Generic[_Listed]):
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Selects one page of a list.
+    """Selects one page of a list. `after` and `before` are cursors: ids of entries that the page does not include.
 
-    `limit` is between 1 and 100. `after` and `before` are item ids. `descending` means newest first.
+    `limit` is between 1 and 100. `descending` means newest first. With only `before`, the page has the entries directly
+    before the cursor.
+
+        PageQuery(limit=2)                       # the two newest entries: c, b
+        PageQuery(limit=2, after="b")            # the next page: a
+        PageQuery(limit=2, before="a")           # the entries directly before a: c, b
     """
 
     limit: int = 20
@@ -89,7 +100,10 @@ class PageQuery:
         return (self.before, self.after) if self.descending else (self.after, self.before)
 
     def shown(self, walked: Sequence[_Listed]) -> tuple[_Listed, ...]:
-        """Return the page in the requested order. `walked` has an entry beyond `limit` if more entries exist."""
+        """Return the page in the requested order.
+
+        `walked` are the entries in the order in which the store read them, with one beyond `limit` if more exist.
+        """
         found = walked[: self.limit]
         return tuple(reversed(found) if self.turned else found)
 
@@ -107,18 +121,24 @@ class History(Protocol):
         back.
 
         With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
-        belongs to another owner raises `StoreError`.
+        belongs to another owner raises `PredecessorGone`, a `StoreError`.
         """
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
         """Return every item of the chain that ends in `response_id`, oldest first.
 
-        Returns None when the owner has no such response. Raises `ChainBroken` when the response or the
-        conversation that it continues was deleted.
+        Returns None when the owner has no such response. Raises an `InvalidRequest`:
+
+        - `ChainBroken` when the response or the conversation that it continues was deleted.
+        - `ChainTooLong` or `HistoryTooLarge` when the history exceeds the limit of items or of bytes.
+        - `unfinished_response` (`jobs.py`) when the response has not ended.
         """
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        """Return the owner's input and output items with these ids. The result omits missing items."""
+        """Return the owner's input and output items with these ids, by id. The result omits missing items.
+
+        Raises `HistoryTooLarge` when the items exceed the limit of bytes.
+        """
 
     async def load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
         """Return a response with the items of its prompt, or None when the owner has no such response.
@@ -129,7 +149,7 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
-    """A conversation without its items. `created_at` is in seconds, and `metadata` is its JSON object."""
+    """A conversation (`conv_…`) without its items. `created_at`: seconds since the epoch. `metadata`: a JSON object."""
 
     id: str
     created_at: float
@@ -148,7 +168,7 @@ class Leased(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PromptChange:
-    """A change of a prompt.
+    """A change of a prompt's template, name or metadata.
 
     If `body` is set, the change creates a new version. This version becomes the default unless `make_default` is False.
     With an `expected_version`, the change applies only if `expected_version` is the last version. `name` applies only
@@ -174,7 +194,7 @@ class FileFetcher(Protocol):
 
 
 class UpstreamAnswer(Protocol):
-    """An upstream's answer, whose head has arrived."""
+    """An upstream's answer, whose head has arrived. `status` is the HTTP status. Header names are in lower case."""
 
     status: int
     headers: Headers
@@ -191,8 +211,13 @@ class DoorWatch(Protocol):
 
 
 class Upstream(Protocol):
-    """Makes model calls. The caller makes one call with one `async with` block. An early exit from the block aborts the
-    call immediately."""
+    """Makes model calls. One `async with` block is one call, and an early exit from the block aborts the call.
+
+    For example, a caller that reads the whole body:
+
+        async with upstream.call(request) as answer:
+            body = b"".join([chunk async for chunk in answer.body()])
+    """
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
         """Send the request and wait for the answer's head. Raises `UpstreamCallFailed` when no head arrives."""
@@ -215,7 +240,11 @@ class OwnerCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRow:
-    """One exported row of an owner: its type, the two values that identify the row, and its decoded JSON."""
+    """One exported row of an owner: its kind, the two values that identify the row, and its decoded JSON.
+
+    `kind` is such as `responses` or `response_items`. The values for an item of a response are the response's id and
+    the item's part (`input`, `output` or `shown`).
+    """
 
     kind: str
     id: object

@@ -23,7 +23,7 @@ KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
 
 
 class CallUsage(Struct, frozen=True):
-    """The usage of one model call, for its owner.
+    """The token usage and the cost of one model call of an owner.
 
     `estimated` is true when the sidecar estimated the counts from sizes, because the upstream returned no usage. `cost`
     is in millionths of the prices' currency.
@@ -45,13 +45,16 @@ class OwnerName(Struct, frozen=True):
 
 
 FindNames = Callable[[Sequence[str]], Awaitable[Mapping[str, OwnerName]]]
-"""Finds the names of those of these owners that have one. Raises `StoreError`."""
+"""Finds the names of owners by their ids. The result lacks owners without a name. Raises `StoreError`."""
 _NO_NAMES: Mapping[str, OwnerName] = {}
 
 
 class UsageSum(Struct):
-    """The sum of the usage of all model calls with the same `KEY` fields. Estimated token counts have separate fields.
-    `cost` includes both counts."""
+    """The sum of the usage of all model calls with the same `KEY` fields.
+
+    `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Calls with estimated token counts have separate
+    fields. `cost` includes both, in millionths of the prices' currency.
+    """
 
     day: str = ""
     owner: str = ""
@@ -83,8 +86,10 @@ class UsageSum(Struct):
         self.reasoning_tokens += usage.reasoning_tokens
 
     def shown(self, by: Sequence[By], names: Mapping[str, OwnerName] = _NO_NAMES) -> dict[str, str | float]:
-        """The sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency. If sums
-        are grouped by owner, `names` adds the owner's name and team."""
+        """Return the sum as operators see it: the key fields in `by`, and the numbers, with the cost in the currency.
+
+        If sums are grouped by owner, `names` adds the owner's name and team as `owner_name` and `team`.
+        """
         told = structs.asdict(self)
         named = {name: value for name, value in told.items() if name in by or name not in KEY}
         found = names.get(self.owner)
@@ -102,8 +107,10 @@ NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """The key fields in a list with commas, by which sums are grouped. Raises `ValueError` with the first unknown
-    name."""
+    """Return the key fields in a text with commas, by which sums are grouped: `day, model` gives `("day", "model")`.
+
+    Raises `ValueError` with the first unknown name.
+    """
     named = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in named:
         if name not in KEY:
@@ -112,7 +119,10 @@ def read_by(text: str) -> tuple[By, ...]:
 
 
 def day_start(text: str) -> float | None:
-    """The time at which the day `YYYY-MM-DD` begins in UTC, in seconds since the epoch. None for another text."""
+    """Return the time at which a day begins in UTC, in seconds since the epoch: `2026-01-31` gives `1769817600.0`.
+
+    Returns None for a text that is no day in the form `YYYY-MM-DD`.
+    """
     try:
         # `fromisoformat` accepts other forms too, which sort wrong among stored days.
         return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if _DAY.fullmatch(text) else None

@@ -55,6 +55,9 @@ class Searcher(Protocol):
 
         Raises `NotFound` for another owner's store, `InvalidRequest` for an expired store, and `StoreError`.
         While the embeddings server fails, the search uses keywords only.
+
+            recent = Filter("gte", "year", 2024)
+            await searcher.search(owner, ["vs_0198…"], ["lease renewal"], limit=5, filters=recent)
         """
 
 
@@ -87,7 +90,7 @@ class FileStateCounts:
 
 @dataclass(frozen=True, slots=True)
 class FileError:
-    """The reason why the ingestion of a file failed. `code` is one of OpenAI's error codes."""
+    """The reason why the ingestion of a file failed. `code` is a code of OpenAI's `last_error` of a file."""
 
     code: FileErrorCode
     message: str
@@ -95,7 +98,11 @@ class FileError:
 
 @dataclass(frozen=True, slots=True)
 class VectorStore:
-    """A vector store. Times are in seconds, `metadata` is its JSON object, `usage_bytes` is the size of its chunks."""
+    """A vector store (`vs_…`). Times are in seconds since the epoch, and `metadata` is a JSON object.
+
+    `usage_bytes` is the size of its chunks. With `expires_days`, the store expires that many days after its last use.
+    `expires_at` is this time.
+    """
 
     id: str
     created_at: float
@@ -112,7 +119,11 @@ class VectorStore:
 
 @dataclass(frozen=True, slots=True)
 class VectorFile:
-    """A file in a vector store."""
+    """A file in a vector store, with the state of its ingestion.
+
+    `file_id` is the id of the uploaded file. `created_at` is the time at which a client added it, in seconds since the
+    epoch. `usage_bytes` is the size of its chunks. `error` is set if `state` is `failed`.
+    """
 
     file_id: str
     store_id: str
@@ -137,7 +148,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Files that a client added in one request. `cancelled`: a client cancelled the batch."""
+    """Files that a client added in one request (`vsfb_…`). `cancelled`: a client cancelled the batch."""
 
     id: str
     store_id: str
@@ -226,7 +237,8 @@ class Ingestion(Protocol):
         """Release a file. No worker claims it for `pause` seconds. `attempted`: whether the attempt counts."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write these chunks. The first chunk gets the index `first` in the file."""
+        """Write these chunks. The first chunk gets the index `first` in the file. `title` is searched with each
+        chunk."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
         """Mark the file as completed, so that searches find it. `model` is the embedding model of its vectors, or
