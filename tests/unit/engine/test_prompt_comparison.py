@@ -192,7 +192,7 @@ def test_what_the_server_does_not_get_is_no_difference() -> None:
     record = _first({"input": "hi"}, routes=routes)
     assert _told({"input": "hi", **settings, "service_tier": "flex"}, record, routes=routes) == {"type": "cache_hit"}
     # Two efforts that become the same one.
-    routes = ModelRoutes(ModelRoute(with_flags(PROFILES["generic"], {"effort_values": ["low", "high"]})))
+    routes = ModelRoutes(ModelRoute(with_flags(PROFILES["generic"], {"effort_values": ("low", "high")})))
     record = _first({"input": "hi", "reasoning": {"effort": "high"}}, routes=routes)
     told = _told({"input": "hi", "reasoning": {"effort": "xhigh"}}, record, routes=routes)
     assert told == {"type": "cache_hit"}
