@@ -57,8 +57,9 @@ _Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 
 
 class CreateClientKey(Struct):
-    """A new client key. `owner` is the name to whom the data of the key belongs. `models` and `tools` are globs that
-    limit the key; without them the key may use everything. The key expires after `expires_in` seconds."""
+    """A new client key. `owner` is the name of the owner to whom the key's data belongs, such as `anna`. `models` and
+    `tools` are globs that limit the key; without them the key may use everything. The key expires after `expires_in`
+    seconds; without it, never."""
 
     owner: Annotated[str, Meta(extra_json_schema={"maxLength": 64})]
     name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
@@ -69,15 +70,16 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """The successor expires after `expires_in` seconds (without it: never). The old key stays valid for `overlap`
-    seconds (without it: a day)."""
+    """The lifetimes of a rotated key. The successor expires after `expires_in` seconds (without it: never). The old key
+    stays valid for at most `overlap` seconds (without it: a day)."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
 
 
 class ClientKeyObject(Struct, kw_only=True):
-    """A client key. `prefix` is the first characters of its token. Only the answer to its creation has `token`."""
+    """A client key (`key_…`). `prefix` is the first characters of its token. Only the answer to its creation has
+    `token`. Times are seconds since the epoch. A key whose `expires_at` is null never expires."""
 
     id: str
     object: Literal["client_key"] = "client_key"
@@ -94,8 +96,10 @@ class ClientKeyObject(Struct, kw_only=True):
 
 
 class QuotaUseObject(Struct, kw_only=True):
-    """The use of one limit in its current period. `held` is the amount that processes hold for requests. `maximum` is
-    null without such a limit in the settings."""
+    """The use of one limit in its current period. `subject` is such as `owner:n:anna`, `limit` such as
+    `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
+    processes hold for requests. `maximum` is null without such a limit in the settings. Costs are in the currency of
+    the prices."""
 
     object: Literal["quota_use"] = "quota_use"
     subject: str
@@ -130,7 +134,8 @@ class UsageSumObject(Struct, kw_only=True):
 
 
 class AuditEntryObject(Struct, kw_only=True):
-    """One change that an operator made. `target` is what the action changed, such as the id of a key."""
+    """One change that an operator made. `at` is in seconds since the epoch. `target` is what the action changed, such
+    as the id of a key."""
 
     object: Literal["audit_entry"] = "audit_entry"
     at: float
@@ -150,14 +155,20 @@ class AdminList(Struct, kw_only=True):
 
 
 class QuotaUseList(AdminList):
+    """The use of limits, sorted by subject."""
+
     data: list[QuotaUseObject]
 
 
 class UsageSumList(AdminList):
+    """Usage sums, sorted by the fields in `by`."""
+
     data: list[UsageSumObject]
 
 
 class AuditList(AdminList):
+    """The changes that operators made, newest first."""
+
     data: list[AuditEntryObject]
 
 
@@ -169,8 +180,10 @@ _UNTIL = Parameter("until", str, "The last day (UTC), as `YYYY-MM-DD`.")
 
 @dataclass(frozen=True, slots=True)
 class Administration(Area):
-    """Serves `/v1/antiphon/admin`. `accepts_keys`: whether the process accepts managed keys. `names` finds
-    the names of owners."""
+    """Serves `/v1/antiphon/admin`. `guard` checks the admin token of each request.
+
+    `accepts_keys`: whether the process accepts managed keys. `names` finds the names of owners.
+    """
 
     guard: Guard
     keys: KeyManager
@@ -187,14 +200,17 @@ class Administration(Area):
 
     @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)
     async def list_keys(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/antiphon/admin/keys`: list the valid keys by creation time, without their tokens."""
+        """`GET /v1/antiphon/admin/keys`: list the valid keys without their tokens, newest first without `order`."""
         owner, all_keys = query_value(request, "owner") or "", query_flag(request, "all")
         found = await self.keys.page(read_page(request), owner, all_keys=all_keys)
         return list_response(found, lambda one: encode(_shown(one)), headers=_NO_STORE)
 
     @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
     async def create_key(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. The answer has the token, once."""
+        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. The answer has the token, once.
+
+        Raises `InvalidRequest`: `invalid_value`, `unknown_parameter`, `too_many_keys` or `managed_keys_off`.
+        """
         body = _read(request, CreateClientKey)
         self._check_accepted()
         globs = (tuple(body.models or ()), tuple(body.tools or ()))
@@ -205,7 +221,10 @@ class Administration(Area):
 
     @Route("POST", f"{_KEYS}/{{}}/rotate", "Rotate a client key", ClientKeyObject, body=RotateClientKey)
     async def rotate_key(self, request: ApiRequest, key_id: str) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. The answer has its token, once."""
+        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. The answer has its token, once.
+
+        Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for an expired or revoked key.
+        """
         body = _read(request, RotateClientKey)
         self._check_accepted()
         overlap = _DAY_SECONDS if body.overlap is None else body.overlap
@@ -214,7 +233,10 @@ class Administration(Area):
 
     @Route("DELETE", f"{_KEYS}/{{}}", "Revoke a client key", Deleted[Literal["client_key.deleted"]], errors=(400,))
     async def revoke_key(self, _request: ApiRequest, key_id: str) -> ApiResponse:
-        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists with `all` still contain it."""
+        """`DELETE /v1/antiphon/admin/keys/{id}`: revoke a key. Lists with `all` still contain it.
+
+        Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for a key that is expired or already revoked.
+        """
         await self.keys.revoke(key_id)
         return json_response({"id": key_id, "object": "client_key.deleted", "deleted": True}, headers=_NO_STORE)
 

@@ -62,12 +62,13 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 
 
 class PassedOn:
-    """Handlers that forward a request to the upstream of its model.
+    """Serves `/v1/chat/completions`, `/v1/embeddings` and the operator's paths: forwards each request to an upstream.
 
-    `extra` has further paths of the default upstream. The bodies of these requests need not name a model. `embeddings`
-    is the embedding model and the client for the embeddings server. An entry of `models` for this exact name takes
-    precedence. `reserve` opens a request's part of its quotas. No error contains one of the `secrets`. With
-    `several_owners`, answers leave out headers about the upstream account that the owners share."""
+    `extra` has further paths of the default upstream, without `/v1`. The bodies of these requests need not name a
+    model. `embeddings` is the embedding model and the client for the embeddings server. An entry of `models` for this
+    exact name takes precedence. `reserve` opens a request's part of its quotas. No error contains one of the `secrets`.
+    With `several_owners`, answers leave out headers about the upstream account that the owners share.
+    """
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class PassedOn:
         self._extra = tuple(path for path in extra if path not in MODEL_PATHS)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The routes of the forwarded paths."""
+        """Return the endpoints of the forwarded paths."""
         handlers = {path: self._by_model(path) for path in MODEL_PATHS}
         handlers |= {path: self._to_default(path) for path in self._extra}
         return rows((_passed(path), handler) for path, handler in handlers.items())
@@ -336,7 +337,7 @@ def _kept(headers: Headers) -> Headers:
 
 
 class PassedUsage(msgspec.Struct):
-    """The token usage in an upstream's answer."""
+    """The token usage in an upstream's answer, with the names of Chat Completions."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -351,7 +352,10 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def usage_in(answer: bytes) -> PassedUsage | None:
-    """The usage in an answer. `answer` is the body, or the chunk of a stream that has the usage."""
+    """Return the usage in an answer, or None. `answer` is the body, or the chunk of a stream that has the usage.
+
+    In a stream, the last event with a usage counts. A chunk with only a part of this event gives None.
+    """
     whole = try_decode(_ANSWER, answer)
     usage = whole.usage if whole is not None else None
     for line in reversed(answer.split(b"\n")) if usage is None else ():
@@ -362,7 +366,7 @@ def usage_in(answer: bytes) -> PassedUsage | None:
 
 
 class PassedEntry:
-    """The entry of one forwarded request. Without a journal, no method has an effect."""
+    """Writes the journal's entry of one forwarded request. Without a journal, no method has an effect."""
 
     def __init__(self, journal: Journal | None, request: ApiRequest) -> None:
         self._journal = journal

@@ -80,6 +80,8 @@ _NAME = Parameter("name", str, "List only containers with this name.")
 
 
 class ContainerExpiry(Struct):
+    """The minutes without use after which a container expires. `anchor` must be `last_active_at`."""
+
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     minutes: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
 
@@ -91,6 +93,9 @@ class NetworkPolicy(Struct):
 
 
 class CreateContainer(Struct):
+    """A new container. `file_ids` are uploaded files to copy into it. `memory_limit` is `1g`, `4g`, `16g` or `64g`, and
+    the operator's limit without it."""
+
     name: Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": _MAX_NAME})] | None = None
     expires_after: ContainerExpiry | None = None
     file_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_FILES})] | None = None
@@ -144,8 +149,11 @@ class ContainerFileObject(Struct, kw_only=True):
 
 
 class ContainerApi(Area):
-    """Serves `/v1/containers`. `settings` limits the memory of a container, and the time until an unused one
-    expires. `room` checks the limits of containers of owners and teams."""
+    """Serves `/v1/containers`. A key that may not use the tool `code_interpreter` cannot create containers.
+
+    `settings` limits the memory of a container, and the time until an unused one expires. `room` checks the limits of
+    containers of owners and teams.
+    """
 
     def __init__(
         self, rooms: ContainerRooms, settings: CodeInterpreterSettings, room: StorageQuota | None = None
@@ -156,7 +164,10 @@ class ContainerApi(Area):
 
     @Route("POST", "/v1/containers", "Create a container", ContainerObject, body=CreateContainer)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/containers`."""
+        """`POST /v1/containers`: create a container, and copy the uploaded files in `file_ids` into it.
+
+        Raises `InvalidRequest`, and `OwnerFull` (429) beyond the quota of containers.
+        """
         request.access.check_tool("code_interpreter")
         body, ignored = read_known(request, CreateContainer)
         if not body.name:
@@ -192,7 +203,7 @@ class ContainerApi(Area):
 
     @Route("GET", "/v1/containers/{}", "Get a container", ContainerObject)
     async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
-        """`GET /v1/containers/{id}`."""
+        """`GET /v1/containers/{id}`: get a container that has not expired. This does not count as a use."""
         found = await self._rooms.get(request.owner, container_id)
         return raw_response(_show(existing(found, _no_container(container_id))))
 
@@ -238,7 +249,7 @@ class ContainerApi(Area):
 
     @Route("GET", "/v1/containers/{}/files/{}", "Get a file of a container", ContainerFileObject)
     async def get_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
-        """`GET /v1/containers/{id}/files/{id}`."""
+        """`GET /v1/containers/{id}/files/{id}`: get the size and the path of a file."""
         return raw_response(_show_file(container_id, await self._file(request.owner, container_id, file_id)))
 
     @Route(
@@ -248,7 +259,7 @@ class ContainerApi(Area):
         Deleted[Literal["container.file.deleted"]],
     )
     async def delete_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
-        """`DELETE /v1/containers/{id}/files/{id}`."""
+        """`DELETE /v1/containers/{id}/files/{id}`: delete a file from the container. An uploaded original stays."""
         await self._file(request.owner, container_id, file_id)
         if not await self._rooms.remove(request.owner, container_id, file_id):
             raise _no_file(file_id)

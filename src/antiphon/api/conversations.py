@@ -71,6 +71,8 @@ Items = Annotated[
 
 
 class CreateConversation(Struct):
+    """A new conversation, with its first items."""
+
     metadata: Metadata | None = None
     items: Items = ABSENT
 
@@ -84,6 +86,8 @@ class AddItems(Struct):
 
 
 class Conversation(Struct, kw_only=True):
+    """A conversation (`conv_…`) without its items. `created_at` is in seconds since the epoch."""
+
     id: str
     object: Literal["conversation"] = "conversation"
     created_at: int
@@ -91,6 +95,7 @@ class Conversation(Struct, kw_only=True):
 
 
 INCLUDE = Parameter("include", list[str], "Checked, but without effect, because stored items are always complete.")
+"""The query parameter `include` of the operations on items."""
 
 
 _CONVERSATIONS = ObjectKind("Conversation", is_name, "conversation.deleted")
@@ -142,7 +147,7 @@ class Conversations(Area):
 
     @Route("GET", "/v1/conversations/{}", "Get a conversation", Conversation)
     async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`GET /v1/conversations/{id}`."""
+        """`GET /v1/conversations/{id}`: get a conversation without its items."""
         return _shown(await self._known(request, conversation_id))
 
     @Route("POST", "/v1/conversations/{}", "Update a conversation", Conversation, body=UpdateConversation)
@@ -163,8 +168,11 @@ class Conversations(Area):
         errors=(409,),
     )
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked` while a response runs in the conversation.
-        Adding or deleting items raises it too."""
+        """`DELETE /v1/conversations/{id}`: delete a conversation with its items.
+
+        Raises `ConversationLocked` (409) while a response runs in the conversation. Adding or deleting items raises it
+        too.
+        """
         return await _CONVERSATIONS.delete(conversation_id, lambda: self._store.delete(request.owner, conversation_id))
 
     @listing("/v1/conversations/{}/items", "List the items of a conversation", ListOf[AnyItem], INCLUDE)
@@ -206,7 +214,7 @@ class Conversations(Area):
         errors=(400,),
     )
     async def get_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
-        """`GET /v1/conversations/{id}/items/{item_id}`."""
+        """`GET /v1/conversations/{id}/items/{item_id}`: get one item."""
         tolerance = self._read_include(request)
         await self._known(request, conversation_id)
         item = await _ITEMS.find(item_id, lambda: self._store.get_item(request.owner, conversation_id, item_id))

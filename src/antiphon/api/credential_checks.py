@@ -27,7 +27,10 @@ _log = structlog.get_logger(__name__)
 
 
 class FailedAttempts:
-    """The failed attempts of the last `seconds`. `clock` gives seconds."""
+    """Counts the failed attempts of the last `seconds`, and refuses further attempts after `most` of them.
+
+    `clock` returns a monotonic time in seconds.
+    """
 
     def __init__(self, most: int = 10, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -36,7 +39,10 @@ class FailedAttempts:
         self._failed: deque[float] = deque()
 
     def add(self, message: str) -> None:
-        """Count a failed attempt. Raises `ApiError` (429), whose message begins with `message`, after too many."""
+        """Count a failed attempt. After too many, raises an `ApiError` (429, `too_many_attempts`) instead.
+
+        The error's message begins with `message`. Its header `retry-after` has the seconds until the next attempt.
+        """
         now = self._clock()
         while self._failed and now >= self._failed[0] + self._seconds:
             self._failed.popleft()
@@ -53,7 +59,10 @@ class FailedAttempts:
 
 
 class AdminGuard:
-    """The check of one process. The failed requests that `attempts` allows get a 401, and further ones a 429."""
+    """Checks the admin token of requests, for one process.
+
+    The failed requests that `attempts` allows get a 401, and further ones a 429. A valid token is always accepted.
+    """
 
     def __init__(
         self,
@@ -68,8 +77,11 @@ class AdminGuard:
         self._logged_at = -math.inf
 
     def check(self, headers: Headers) -> None:
-        """Raise `Unauthorized`, or after too many failed attempts `ApiError` (429), unless the bearer token is the
-        admin token."""
+        """Raise an error unless the bearer token is the admin token.
+
+        The error is `Unauthorized` (`invalid_admin_token`), or after too many failed attempts an `ApiError` (429,
+        `too_many_attempts`).
+        """
         if self._token.equals(bearer_token(headers)):
             return
         now = self._clock()

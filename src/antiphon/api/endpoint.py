@@ -45,6 +45,12 @@ _ARTICLES = frozenset({"a", "an", "the", "s"})
 class Route:
     """The description of one method of a path. A route is also the decorator for the handler that serves it.
 
+    A handler is a coroutine method of an `Area`. Each `{}` of `pattern` becomes an argument after the request:
+
+        @Route("GET", "/v1/files/{}", "Get a file", File)
+        async def get(self, request: ApiRequest, file_id: str) -> ApiResponse: ...
+
+    - `summary` names the operation, and gives the `operationId` of the OpenAPI document.
     - `answer`, `body` and `form` are the types of the answer, the JSON body and the fields of `multipart/form-data`.
       Most are msgspec Structs.
     - `events` is the type of the events, if the client can request a stream.
@@ -79,7 +85,10 @@ class Route:
 
 
 def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: tuple[Parameter, ...] = PAGE) -> Route:
-    """A route that returns a page of a list. `more` are query parameters in addition to the parameters of a page."""
+    """Return the route of a `GET` that returns a page of a list.
+
+    `answer` is such as `ListOf[File]`. `more` are query parameters in addition to `page`, the parameters of a page.
+    """
     return Route("GET", pattern, summary, answer, parameters=(*page, *more), errors=(400,))
 
 
@@ -99,19 +108,25 @@ class Area:
     """The base of a class whose handlers serve one kind of objects. Each handler has its `Route`."""
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints of this area."""
+        """Return the endpoints of this area, for the route table of the `Router`."""
         return rows_of(self)
 
 
 def rows_of(area: object) -> tuple[Endpoint, ...]:
-    """The endpoints of an object's handlers, in the order in which its class defines the handlers."""
+    """Return the endpoints of an object's handlers, in the order in which its class defines the handlers.
+
+    Only the object's class counts, not its base classes.
+    """
     return rows(
         (route, getattr(area, name)) for name, one in vars(type(area)).items() for route in getattr(one, _ROUTES, ())
     )
 
 
 def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
-    """One endpoint for each path pattern, with all methods of that pattern."""
+    """Return one endpoint for each path pattern, with all methods of that pattern.
+
+    An endpoint is `open`, `streamed` or `keyed` if one of its routes is.
+    """
     found: dict[str, dict[str, Operation]] = {}
     for route, handler in routes:
         found.setdefault(route.pattern, {})[route.method] = Operation(handler, route)
@@ -129,8 +144,11 @@ def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path pattern with its methods. Each `{}` in `pattern` matches one segment, and a final `{*}` the rest of the
-    path, slashes included."""
+    """One path pattern with its methods.
+
+    Each `{}` in `pattern` matches one segment, and a final `{*}` the rest of the path, slashes included. For example,
+    `/v1/models/{*}` matches `/v1/models/org/model` with the variable `org/model`.
+    """
 
     pattern: str
     methods: dict[str, Operation]
@@ -145,7 +163,7 @@ class Endpoint:
     """The check that this path has in place of a client's credentials. Such a path serves operators, not owners."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
-        """The path variables, or None if the path does not match the pattern."""
+        """Return the decoded path variables, or None if the path does not match the pattern."""
         if self.pattern.endswith("{*}"):
             start = self.pattern[:-3]
             rest = unquote(path[len(start) :]) if path.startswith(start) else ""
@@ -167,8 +185,11 @@ class Endpoint:
 
 
 def document(endpoints: Iterable[Endpoint]) -> bytes:
-    """The OpenAPI document, reduced to these endpoints. A path that the operator adds gets the description of
-    `/v1/embeddings`, because the sidecar forwards both in the same way."""
+    """Return the OpenAPI document as JSON, reduced to these endpoints and to the exchange's paths.
+
+    A path that the operator adds gets the description of `/v1/embeddings`, because the sidecar forwards both in the
+    same way.
+    """
     whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
     described, schemas = whole["paths"], whole["components"]["schemas"]
     written = {_VARIABLE.sub("{}", path): path for path in described}
@@ -200,8 +221,11 @@ def _referred(part: object) -> set[str]:
 
 
 def operation_id(summary: str, taken: set[str]) -> str:
-    """The id of an operation: its summary in one word. If that id is in `taken`, because a path has a second spelling,
-    a number is appended."""
+    """Return the id of an operation: its summary in one word, such as `getFile` for `Get a file`.
+
+    If that id is in `taken`, because a path has a second spelling, a number is appended. The function adds the id to
+    `taken`.
+    """
     words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
     first, *others = [one for one in words if one not in _ARTICLES]
     name = first + "".join(one.capitalize() for one in others)
@@ -214,6 +238,6 @@ def operation_id(summary: str, taken: set[str]) -> str:
 
 
 def tag_of(path: str) -> str:
-    """The OpenAPI tag of a path, which groups the operations."""
+    """Return the OpenAPI tag of a path, which groups the operations: `/v1/vector-stores/…` gives `vector_stores`."""
     first, *others = path.strip("/").split("/")
     return others[0].replace("-", "_") if first == "v1" and others else "process"

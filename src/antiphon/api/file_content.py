@@ -35,7 +35,7 @@ _UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
 
 
 def content_of(pattern: str) -> Route:
-    """The route that sends the content of a file."""
+    """Return the route of a handler that sends the content of a file, with a `Range` header."""
     return Route(
         "GET",
         pattern,
@@ -49,7 +49,11 @@ def content_of(pattern: str) -> Route:
 
 
 class FileParts(AsyncIterator[bytes]):
-    """Yields the bytes from `start` up to `end` in chunks. Each chunk is read when the caller requests it."""
+    """Yields the bytes from the offset `start` up to `end` (exclusive) in chunks of at most 64 KiB.
+
+    Each chunk is read when the caller requests it. The end of the iteration, or `aclose`, closes the file. Raises
+    `StoreError` when the stored content is shorter than its recorded size.
+    """
 
     def __init__(self, opened: OpenFile, start: int, end: int) -> None:
         self._opened = opened
@@ -73,10 +77,12 @@ class FileParts(AsyncIterator[bytes]):
 
 
 async def show_content(request: ApiRequest, opened: OpenFile) -> ApiResponse:
-    """Send the whole file, or the requested range. The answer closes the file at its end. This function closes the file
-    if the answer has no body.
+    """Return the answer with the whole file (200), or with the requested range (206), as RFC 9110 defines both.
 
-    Raises an `ApiError` with status 416 for a range outside the file.
+    The answer is a 304 if `If-None-Match` has the file's ETag. Several ranges count as no range. The answer closes the
+    file at its end. This function closes the file if the answer has no body.
+
+    Raises an `ApiError` (416, `invalid_range`) for a range outside the file.
     """
     file = opened.file
     handed_over = False

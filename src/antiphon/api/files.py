@@ -89,6 +89,8 @@ _PURPOSE = Parameter("purpose", str, "List only files with this purpose.")
 
 
 class UploadFile(Struct):
+    """A form with a file. The file expires `expires_after[seconds]` after its upload; without it, never."""
+
     file: Bytes
     purpose: _Purpose
     anchor: Literal["created_at"] | UnsetType = named(name=_ANCHOR, default=UNSET)
@@ -96,6 +98,9 @@ class UploadFile(Struct):
 
 
 class File(Struct, kw_only=True):
+    """An uploaded file (`file-…`) without its content. Times are seconds since the epoch. A file without `expires_at`
+    never expires."""
+
     id: str
     object: Literal["file"] = "file"
     bytes: int
@@ -107,7 +112,7 @@ class File(Struct, kw_only=True):
 
 
 class Files(Area):
-    """Serves `/v1/files`. `max_bytes` limits the size of a file."""
+    """Serves `/v1/files`: uploaded files, as in OpenAI's API."""
 
     def __init__(
         self,
@@ -120,7 +125,8 @@ class Files(Area):
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
-        """`on_delete`: functions that are called for each deleted file, for example to remove it from vector stores."""
+        """`max_bytes`: the maximum size of a file. `on_delete`: functions that are called for each deleted file, for
+        example to remove it from vector stores. `room` checks the limits of files of owners and teams."""
         self._files = files
         self._limit = max_bytes
         self._on_delete = on_delete
@@ -131,7 +137,11 @@ class Files(Area):
 
     @Route("POST", "/v1/files", "Upload a file", File, form=UploadFile, streamed=True, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/files`: store the file of a form with `file`, `purpose` and, optionally, `expires_after`."""
+        """`POST /v1/files`: store the file of a form with `file`, `purpose` and, optionally, `expires_after`.
+
+        Raises `RequestTooLarge` (413, `file_too_large`), `OwnerFull` (429), and `InvalidRequest`, for example
+        `storage_limit_exceeded` when the owner's files would exceed their limit.
+        """
         cut = FormDecoder(boundary(request.header("content-type")))
         announced = request.header("content-length") or ""
         if announced.isdigit() and int(announced) > self._limit + _FORM_BYTES:
@@ -183,7 +193,7 @@ class Files(Area):
 
     @Route("GET", "/v1/files/{}", "Get a file", File)
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
-        """`GET /v1/files/{id}`."""
+        """`GET /v1/files/{id}`: get the properties of a file."""
         found = None
         if is_name(file_id):
             found = await self._measured("get_file", self._files.get(request.owner, file_id))
@@ -199,7 +209,10 @@ class Files(Area):
 
     @Route("DELETE", "/v1/files/{}", "Delete a file", Deleted[Literal["file"]])
     async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:
-        """`DELETE /v1/files/{id}`. Downloads that have begun may still finish."""
+        """`DELETE /v1/files/{id}`: delete a file, after the functions in `on_delete` have returned.
+
+        Downloads that have begun may still finish.
+        """
         if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:
             raise no_such_file(file_id)
         # Called before the deletion: if a callback fails, the file still exists and the client can delete it again.
@@ -333,7 +346,7 @@ class _Form:
 
 
 def show_file(file: StoredFile) -> bytes:
-    """The JSON of a file, in the shape of OpenAI's API."""
+    """Return the JSON of a file, in the shape of OpenAI's API."""
     return encode(
         File(
             id=file.id,
@@ -347,7 +360,7 @@ def show_file(file: StoredFile) -> bytes:
 
 
 def no_such_file(file_id: str) -> NotFound:
-    """The 404 for a file id in a path that names no file."""
+    """Return the 404 for a file id in a path that names no file."""
     return NotFound(f"No such File object: {file_id[:_SHOWN_ID]}", param="id")
 
 

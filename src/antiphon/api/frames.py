@@ -1,4 +1,4 @@
-"""WebSocket frames of `/v1/responses`: converts client frames into request bodies, and events into frames.
+"""Converts the WebSocket frames of `/v1/responses`: client frames into request bodies, and events into frames.
 
 Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the framing of events
 and errors. Not here: sockets and turns (`doors/http/websocket.py`), the other fields of a request (the exchange).
@@ -60,6 +60,8 @@ class ClientFrame:
 
     If `generate` is False, the client wants no model call (a prewarm). `lane` is the frame's `stream_id` as JSON, or
     empty.
+
+        {"type": "response.create", "model": "qwen3", "input": "Hi", "stream_id": "a"}
     """
 
     body: bytes
@@ -78,8 +80,11 @@ class FrameReply:
 
 
 def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | FrameReply | None:
-    """Parse a text frame of a client. Returns None if the frame needs no reply. Raises `InvalidRequest`, in strict mode
-    also for an unknown event."""
+    """Parse a text frame of a client.
+
+    Returns a `ClientFrame` for `response.create`, a `FrameReply` for an event that Antiphon refuses, and None if the
+    frame needs no reply. Raises `InvalidRequest` for a frame that is wrong, and in strict mode for an unknown event.
+    """
     try:
         fields = _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -192,17 +197,20 @@ class EventFrames:
         ]
 
     def framed(self, event: bytes) -> bytes:
+        """Return the frame of one event, given as a JSON object."""
         if self._told:
             event, self._told = event[:-1] + self._told, b""
         return event[:-1] + self._tail if self._tail else event
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """The frame for an error of this turn. The log has the turn under `request_id`."""
+        """Return the frame for an error of this turn. The log has the turn under `request_id`."""
         return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
-        """The error to send at the end if the stream had no terminal event. None for Antiphon's own streams, which
-        always have such an event."""
+        """Return the error to send at the end if the stream had no terminal event.
+
+        None for Antiphon's own streams, which always have such an event.
+        """
         return None
 
 
@@ -220,8 +228,10 @@ class NativeFrames(EventFrames):
         self._ended = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return a frame for each event that `data` completes. Raises `UpstreamFailed` for an event over the size
-        limit."""
+        """Return a frame for each event that `data` completes.
+
+        Raises `UpstreamFailed` (502, `upstream_too_large`) for an event over the size limit.
+        """
         try:
             return self._frames(self._decoder.feed(data))
         except EventTooLarge:
@@ -243,8 +253,10 @@ class NativeFrames(EventFrames):
         return found
 
     def missing(self) -> ApiError | None:
-        """The `error` event that was held back, or an error for a stream without a terminal event. None if the stream
-        had such an event."""
+        """Return the `error` event that was held back, or an error for a stream without a terminal event.
+
+        None if the stream had a terminal event. The error of a cut stream is a 502 (`upstream_cut`).
+        """
         if self._ended:
             return None
         if self._error is None:
@@ -256,8 +268,12 @@ class NativeFrames(EventFrames):
 
 
 def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
-    """Encode `{type: "error", status, error: {message, type, param, code}}`. The frame and its `error` also have
-    `headers` if the answer has headers about retries or limits."""
+    """Return the frame `{type: "error", status, error: {message, type, param, code}}` of the Open Responses
+    specification, as JSON.
+
+    The frame and its `error` also have `headers` if the answer has headers about retries or limits. `tail` ends the
+    frame with its `stream_id`.
+    """
     told = {name: value for name, value in error.headers if name in _TOLD or name.startswith(_TOLD_PREFIX)}
     fields = error.fields(request_id)
     frame: dict[str, object] = {"type": "error", "status": error.status, "error": fields}
@@ -269,7 +285,10 @@ def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
 
 
 def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
-    """The error for an HTTP answer of an upstream that should have been an event stream."""
+    """Return the error for an HTTP answer of an upstream that should have been an event stream.
+
+    The error repeats the status and the error object of the answer, if the answer has them.
+    """
     found = (try_decode(_OBJECT, body) or {}).get("error") if status >= 400 else None
     if isinstance(found, dict):
         parts = {

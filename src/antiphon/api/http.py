@@ -1,4 +1,4 @@
-"""Defines request and response types of the API handlers, independent of any web server, and shared schemas.
+"""Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
 Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. Also the parameters
 and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a single endpoint, and
@@ -42,7 +42,11 @@ JSON_TYPE = ("content-type", "application/json")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter, or a header if `where` is `header`. `kind` is the type of the value."""
+    """The description of a query parameter, or of a header if `where` is `header`, for the OpenAPI document.
+
+    `kind` is the type of the value, and `text` the description. For example, `Parameter("purpose", str, "List only
+    files with this purpose.")`. A handler reads the value with `query_value` or another function of this module.
+    """
 
     name: str
     kind: object = str
@@ -52,8 +56,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class StandsFor:
-    """A marker in `Annotated` with the type that the document shows. The code parses a looser type, to give better
-    error messages."""
+    """A marker in `Annotated` with the type that the OpenAPI document shows: `Annotated[dict[str, Any], StandsFor(T)]`.
+
+    The code parses a looser type, to give better error messages.
+    """
 
     kind: object
 
@@ -63,7 +69,8 @@ EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):
-    """One page of a list. The ids of the objects are the cursors for `after` and `before`."""
+    """One page of a list, in OpenAI's shape. The ids of the objects are the cursors for `after` and `before`. Send
+    `last_id` as `after` to get the next page. `has_more` is false on the last page."""
 
     object: Literal["list"] = "list"
     data: list[_One]
@@ -73,7 +80,7 @@ class ListOf(Struct, Generic[_One], kw_only=True):
 
 
 class Deleted(Struct, Generic[_Word]):
-    """The confirmation that an object was deleted."""
+    """The confirmation that the object with this `id` was deleted."""
 
     id: str
     object: _Word
@@ -81,10 +88,14 @@ class Deleted(Struct, Generic[_Word]):
 
 
 class Well(Struct):
+    """The process can serve requests."""
+
     status: Literal["ok"]
 
 
 class Unwell(Struct):
+    """The process should get no requests now. `reason` is a short text for operators."""
+
     status: Literal["unavailable"]
     reason: str
 
@@ -124,7 +135,13 @@ Bytes = Annotated[Any, Meta(extra_json_schema={"type": "string", "format": "bina
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """One request. `path` is normalised and has no query. `query` holds the decoded name-value pairs in order."""
+    """One request of a client. `path` is normalised and has no query. Header names are in lower case.
+
+    `query` holds the decoded name-value pairs in order. `owner` is the id of the owner whose objects the handlers read
+    and change. `request_id` is the id of the request in the log.
+
+        ApiRequest("GET", "/v1/files", query=(("limit", "10"),), owner="n:anna")
+    """
 
     method: str
     path: str
@@ -149,15 +166,18 @@ class ApiRequest:
             yield piece
 
     def once(self, *parts: bytes) -> OnceOnly | None:
-        """The request's `Idempotency-Key`, bound to `parts`, or to the body without them. None without a key. Raises
-        `InvalidRequest`."""
+        """Return the request's `Idempotency-Key` with the request's fingerprint, or None without a key.
+
+        The fingerprint covers the method, the path and `parts`, or the body if there are no `parts`. Raises
+        `InvalidRequest` (`invalid_idempotency_key`).
+        """
         key = read_key(self.header(HEADER))
         if key is None:
             return None
         return OnceOnly(self.owner, key, fingerprint(self.method, self.path, *(parts or (self.body,))))
 
     def header(self, name: str) -> str | None:
-        """The first value of the header with this lower-case name, or None."""
+        """Return the first value of the header with this lower-case name, or None."""
         return next((value for key, value in self.headers if key == name), None)
 
 
@@ -174,8 +194,10 @@ class BodyStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """One answer. The content of the answer is `body`, or the chunks of `stream`. The server closes `stream` if the
-    client disconnects."""
+    """One answer to a client. Its content is `body`, or the chunks of `stream`. Header names are in lower case.
+
+    The server closes `stream` at its end, and also if the client disconnects.
+    """
 
     status: int
     headers: Headers
@@ -195,18 +217,27 @@ class AnswerCut(ConnectionResetError):
 
 
 def json_response(value: object, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """An answer whose body is `value` as JSON."""
+    """Return an answer whose body is `value` as JSON. msgspec encodes `value`, so it may be a Struct."""
     return raw_response(encode(value), status, headers)
 
 
 def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiResponse:
-    """An answer whose `body` already is encoded JSON."""
+    """Return an answer whose `body` already is encoded JSON. `headers` come after the content type and length."""
     return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
 
 
 async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str | None]]) -> OnceOnly | None:
-    """The request's `Idempotency-Key`, or None. Raises `AlreadyMade` if an earlier identical request with this key has
-    created an object, which `made` looks up."""
+    """Return the request's `Idempotency-Key`, or None without a key.
+
+    Raises `AlreadyMade` if an earlier identical request with this key has created an object, which `made` looks up.
+    A handler reads the key before it reads the objects that the request refers to, because they may be deleted by now:
+
+        try:
+            once = await once_of(request, store.made)
+            made = await store.create(request.owner, new_id("conv"), metadata, items, once)
+        except AlreadyMade as earlier:
+            return made_again(raw_response(...))  # the object `earlier.object_id`
+    """
     once = request.once()
     if once is not None and (known := await made(once)) is not None:
         raise AlreadyMade(known)
@@ -214,12 +245,15 @@ async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str 
 
 
 def made_again(found: ApiResponse) -> ApiResponse:
-    """The answer to a repeated request: `found`, plus the header that marks a replay."""
+    """Return the answer to a repeated request: `found`, plus the header `idempotent-replayed: true`."""
     return replace(found, headers=(*found.headers, REPLAYED))
 
 
 def made_is_gone(what: str) -> NotFound:
-    """The 404 for a repeated request whose object was deleted since the first request with this key."""
+    """Return the 404 (`not_found`) for a repeated request whose object was deleted since the first request.
+
+    `what` is the kind of the object in the message, such as `conversation`.
+    """
     return NotFound(f"The {what} that was made with this Idempotency-Key was deleted. Use a new key.", code="not_found")
 
 
@@ -234,8 +268,13 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
 class ObjectKind:
     """A kind of stored objects whose ids appear in paths.
 
-    `what` is the name of the kind in error messages. `fits` returns whether a text could be an id of this kind.
-    Handlers do not query the store for other texts. `gone` is the value of `object` in the answer to a deletion."""
+    `what` is the name of the kind in error messages, and `where` the end of such a message. `fits` returns whether a
+    text could be an id of this kind. Handlers do not query the store for other texts. `gone` is the value of `object`
+    in the answer to a deletion.
+
+        PROMPTS = ObjectKind("Prompt", lambda text: is_id(text, "pmpt"), "prompt.deleted")
+        prompt = await PROMPTS.find(prompt_id, lambda: store.get(request.owner, prompt_id))
+    """
 
     what: str
     fits: Callable[[str], bool]
@@ -243,29 +282,36 @@ class ObjectKind:
     where: str = ""
 
     def missing(self, object_id: str) -> NotFound:
-        """The 404 for an object that does not exist."""
+        """Return the 404 for an object that does not exist, or belongs to another owner."""
         return NotFound(f"{self.what} with id '{object_id[:_SHOWN_ID]}' not found{self.where}.")
 
     async def find(self, object_id: str, ask: Callable[[], Awaitable[_Found | None]]) -> _Found:
-        """Return the object with this id, which `ask` reads from the store. Raises `NotFound`."""
+        """Return the object with this id, which `ask` reads from the store.
+
+        Raises `NotFound` if `ask` returns None, or if the text cannot be an id of this kind.
+        """
         return existing(await ask() if self.fits(object_id) else None, self.missing(object_id))
 
     async def delete(self, object_id: str, ask: Callable[[], Awaitable[bool]]) -> ApiResponse:
-        """Delete the object with `ask`, and return the answer that confirms it. Raises `NotFound`."""
+        """Delete the object with `ask`, and return the answer `{"id": …, "object": gone, "deleted": true}`.
+
+        Raises `NotFound` if `ask` returns False, or if the text cannot be an id of this kind.
+        """
         if not (self.fits(object_id) and await ask()):
             raise self.missing(object_id)
         return json_response({"id": object_id, "object": self.gone, "deleted": True})
 
 
 def error_response(error: ApiError, request_id: str = "") -> ApiResponse:
-    """Convert an error to an answer."""
+    """Return the answer with the status, the headers and the error object of this error."""
     return raw_response(error.body(request_id), error.status, error.headers)
 
 
 def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
     """Decode the JSON body into `kind`. An empty body counts as an empty object.
 
-    Raises `InvalidRequest`, which names a field of the wrong type.
+    Raises `InvalidRequest`: `invalid_json` for a body that is no JSON in UTF-8, and `invalid_type` or
+    `missing_required_parameter` for a field, which the error names.
     """
     body = request.body or b"{}"
     try:
@@ -284,20 +330,23 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[str]]:
-    """Decode the body. Returns it with the names of the fields that `kind` does not have."""
+    """Decode the body as `read_body` does. Returns it with the names of the fields that `kind` does not have."""
     body = read_body(request, kind)
     names = _FIELDS.decode(request.body or b"{}")
     return body, [name for name in names if name not in kind.__struct_fields__]
 
 
 def ignored_fields(names: Sequence[str]) -> Headers:
-    """The header `antiphon-ignored` with the names of ignored request parts. Empty without names."""
+    """Return the header `antiphon-ignored` with the names of ignored request parts, or nothing without names.
+
+    The header has the first 64 characters of at most 16 names: `antiphon-ignored: seed, tools.web_search`.
+    """
     plain = [name[:64] for name in names[:16] if name.isascii() and name.isprintable() and "," not in name]
     return (("antiphon-ignored", ", ".join(plain)),) if plain else ()
 
 
 def nested_too_deeply() -> InvalidRequest:
-    """The error for JSON that is nested deeper than the parser allows."""
+    """Return the 400 (`invalid_json`) for JSON that is nested deeper than the parser allows."""
     return InvalidRequest("The request body is nested too deeply.", code="invalid_json")
 
 
@@ -312,8 +361,12 @@ def list_response(
     id_of: Callable[[_Found], str] = _id_of,
     headers: Headers = (),
 ) -> ApiResponse:
-    """Encode a page as OpenAI's list object. `show` returns the JSON of an entry, and `id_of` the entry's id, which
-    serves as a cursor."""
+    """Return the answer with a page as OpenAI's list object, in the shape of `ListOf`.
+
+    `show` returns the JSON of an entry, and `id_of` the entry's id, which serves as a cursor.
+
+        {"object": "list", "data": [{…}, {…}], "first_id": "file-9b…", "last_id": "file-8a…", "has_more": true}
+    """
     found = page.items
     first, last = (id_of(found[0]), id_of(found[-1])) if found else (None, None)
     envelope = encode({"first_id": first, "last_id": last, "has_more": page.has_more})
@@ -322,7 +375,7 @@ def list_response(
 
 
 def item_body(item: StoredItem) -> bytes:
-    """The JSON of a stored item, which the store keeps as JSON."""
+    """Return the JSON of a stored item, for `list_response`."""
     return item.body
 
 
@@ -330,7 +383,7 @@ def item_body(item: StoredItem) -> bytes:
 
 
 def query_value(request: ApiRequest, name: str) -> str | None:
-    """The text of a query parameter, or None if it is missing or empty."""
+    """Return the text of a query parameter, or None if it is missing or empty. The last of several values counts."""
     found = None
     for key, value in request.query:
         if key == name:
@@ -339,7 +392,10 @@ def query_value(request: ApiRequest, name: str) -> str | None:
 
 
 def query_number(request: ApiRequest, name: str, *, least: int, limit: int, default: int) -> int:
-    """A query parameter as an integer from `least` to `limit`."""
+    """Return a query parameter as an integer from `least` to `limit`, or `default` if it is missing.
+
+    Raises `InvalidRequest`: `invalid_type`, `integer_below_min_value` or `integer_above_max_value`.
+    """
     text = query_value(request, name)
     if text is None:
         return default
@@ -357,7 +413,10 @@ def query_number(request: ApiRequest, name: str, *, least: int, limit: int, defa
 
 
 def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], default: str) -> str:
-    """A query parameter whose value must be one of `choices`."""
+    """Return a query parameter whose value must be one of `choices`, or `default` if it is missing.
+
+    Raises `InvalidRequest` (`invalid_value`).
+    """
     text = query_value(request, name)
     if text is None:
         return default
@@ -373,7 +432,7 @@ _LONGEST_PAGE, _USUAL_PAGE = 100, 20
 
 
 def limit_parameter(most: int, usual: int) -> Parameter:
-    """The query parameter `limit`. `most` is its maximum, `usual` its default."""
+    """Return the description of the query parameter `limit`. `most` is its maximum, `usual` its default."""
     return Parameter(
         "limit", Annotated[int, Meta(ge=1, le=most)], f"The largest number of objects to list. The default is {usual}."
     )
@@ -389,7 +448,11 @@ PAGE = (
 
 
 def read_page(request: ApiRequest) -> PageQuery:
-    """Read the query parameters `limit`, `order`, `after` and `before`."""
+    """Read the query parameters `limit`, `order`, `after` and `before`. Raises `InvalidRequest`.
+
+    For example, `?limit=50&order=asc&after=file-9b…` gives `PageQuery(50, "file-9b…", None, descending=False)`. The
+    store checks that the cursors exist.
+    """
     return PageQuery(
         limit=query_number(request, "limit", least=1, limit=_LONGEST_PAGE, default=_USUAL_PAGE),
         after=query_value(request, "after"),
@@ -399,5 +462,8 @@ def read_page(request: ApiRequest) -> PageQuery:
 
 
 def query_flag(request: ApiRequest, name: str) -> bool:
-    """A query parameter that is `true` or `false`. A missing parameter counts as false."""
+    """Return whether a query parameter is `true` or `1`. A missing parameter counts as false.
+
+    Raises `InvalidRequest` (`invalid_value`) unless the value is `true`, `false`, `1` or `0`.
+    """
     return query_choice(request, name, ("true", "false", "1", "0"), "false") in ("true", "1")

@@ -65,7 +65,7 @@ _TOOLS = frozenset(
 
 
 class ModelObject(Struct, kw_only=True, frozen=True):
-    """A model in OpenAI's shape."""
+    """A model in OpenAI's shape. `created` is in seconds since the epoch, and 0 if the upstream does not report it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -84,7 +84,7 @@ class ModelList(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """How to list the models of one upstream.
+    """The way in which Antiphon lists the models of one upstream.
 
     The request carries the client's Authorization if `passthrough` is true, and the client headers in `headers`. If
     `allowed` is not empty, only those models are shown.
@@ -95,15 +95,16 @@ class ModelSource:
     headers: frozenset[str] = frozenset()
 
     def sends(self, name: str) -> bool:
-        """Whether Antiphon forwards this client header to the upstream."""
+        """Return whether Antiphon forwards this client header (a lower-case name) to the upstream."""
         return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
 
 
 class ModelCatalog(Area):
-    """The models that clients may use.
+    """Serves `/v1/models`: the models that clients may use.
 
     `sources` are the upstreams by name. With `routes`, an upstream contributes only the models whose requests would go
-    to that upstream. Exact model names in the setting `models` are listed too.
+    to that upstream. Exact model names in the setting `models` are listed too. A list stays in the cache for `seconds`.
+    With several upstreams, each has `patience` seconds to answer. An upstream that fails hides only its models.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class ModelCatalog(Area):
 
     @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/models`: list the models.
+        """`GET /v1/models`: list the models that the client's key allows. Raises `ApiError` if every upstream fails.
 
         Codex sends `client_version` and reads the field `models`, which describes how to prompt each model. Codex logs
         an error if the field is missing. Antiphon knows no such descriptions of an upstream's models. It therefore
@@ -141,7 +142,10 @@ class ModelCatalog(Area):
 
     @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
-        """`GET /v1/models/{model}`: get one model, whose name may contain slashes."""
+        """`GET /v1/models/{model}`: get one model, whose name may contain slashes.
+
+        Raises `NotFound` (`model_not_found`), also for a model that the client's key does not allow.
+        """
         for model in await self._models(request):
             if model.id == name and request.access.allows_model(name):
                 return json_response(model)
@@ -254,9 +258,10 @@ def _permit(listed: tuple[ModelObject, ...], allowed: tuple[str, ...]) -> tuple[
 
 
 def read_models(body: bytes) -> tuple[ModelObject, ...]:
-    """The models in an upstream's list: OpenAI's shape, a bare array, or Ollama's and Gemini's `models`.
+    """Return the models in an upstream's list: OpenAI's shape, a bare array, or Ollama's and Gemini's `models`.
 
-    Entries without a model's name are skipped. Raises `UpstreamFailed` if the body has none of these shapes.
+    Entries without a model's name are skipped. Raises `UpstreamFailed` (502, `models_unreadable`) if the body has none
+    of these shapes.
     """
     try:
         value = decode_any(body)
@@ -297,6 +302,8 @@ def _read_model(entry: object) -> ModelObject | None:
 
 
 class SupportShown(Struct):
+    """How Antiphon treats one part of a request. `note` explains it, or is null."""
+
     support: SupportKind
     note: str | None
 
@@ -358,9 +365,13 @@ class Capabilities(Area):
         errors=(400, 404),
     )
     async def show(self, request: ApiRequest) -> ApiResponse:
-        """Show the capabilities for `?model=…`, or without it for models that no entry of the setting `models` matches.
+        """`GET /v1/antiphon/capabilities`: show how the gateway treats each part of a request for `?model=…`.
 
-        Each group maps the name of a request part, as in `antiphon-ignored`, to `{support, note}`."""
+        Without `model`, the answer is for models that no entry of the setting `models` matches. Each group maps the
+        name of a request part, as in `antiphon-ignored`, to `{support, note}`. Raises `NotFound` (`model_not_found`).
+
+            "fields": {"temperature": {"support": "sent", "note": null}}
+        """
         model = query_value(request, "model")
         unnamed = "There is no upstream for models that no rule names; ask for one with '?model='."
         route = self.routes.serving(model, unnamed, request.access)

@@ -1,4 +1,4 @@
-"""An incremental parser for `multipart/form-data`.
+"""Parses `multipart/form-data` incrementally, in chunks of any size.
 
 Lives here: splitting a body into parts (RFC 2046, RFC 7578), and the headers of a part. Not here: the fields that an
 endpoint accepts (`files.py`), sockets.
@@ -35,8 +35,10 @@ _ENCODINGS = ("binary", "8bit", "7bit")
 
 @dataclass(frozen=True, slots=True)
 class FormPart:
-    """The event for the beginning of a part. `filename` is None for a plain field. `media_type` is empty if the part
-    has no content type."""
+    """The event for the beginning of a part, with the part's headers.
+
+    `filename` is None for a plain field. `media_type` is empty if the part has no content type.
+    """
 
     name: str
     filename: str | None
@@ -66,8 +68,10 @@ class _FormState(Enum):
 
 
 def boundary(content_type: str | None) -> bytes:
-    """The boundary of a form, from its content type. Raises `InvalidRequest`, with status 415 for another content
-    type."""
+    """Return the boundary of a form, from the value of its header `content-type`.
+
+    Raises `InvalidRequest`, with the status 415 (`unsupported_content_type`) for another content type.
+    """
     kind, _, _ = (content_type or "").partition(";")
     if kind.strip().lower() != "multipart/form-data":
         raise InvalidRequest(
@@ -80,7 +84,11 @@ def boundary(content_type: str | None) -> bytes:
 
 
 class FormDecoder:
-    """Splits one body into parts. The caller passes each chunk to `feed`, and then calls `finish`."""
+    """Splits one body into parts. The caller passes each chunk to `feed`, and then calls `finish`.
+
+    For example, the events of a form with one field are `FormPart("purpose", None, "")`, `PartData(b"batch")` and
+    `PartEnd()`.
+    """
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary

@@ -100,12 +100,14 @@ class ChangePrompt(WritePrompt):
 
 
 class DefaultVersion(Struct):
+    """The choice of a prompt's default version."""
+
     version: _Version
 
 
 class Prompt(Struct):
-    """One version of a prompt, with the fields of its template. Llama Stack's clients get another shape, which they
-    require."""
+    """One version of a prompt (`pmpt_…`), with the fields of its template. Times are seconds since the epoch. Llama
+    Stack's clients get another shape, which they require."""
 
     id: str
     object: Literal["prompt"]
@@ -178,7 +180,7 @@ class Prompts(Area):
 
     @Route("GET", "/v1/prompts/{}/versions/{}", "Get a version of a prompt", Prompt)
     async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}/versions/{n}`."""
+        """`GET /v1/prompts/{id}/versions/{n}`: get the version with this number, from 1 on."""
         return _shown(request, await self._known(request, prompt_id, version))
 
     @Route("POST", "/v1/prompts/{}", "Change a prompt", Prompt, body=ChangePrompt, errors=(409,))
@@ -186,8 +188,11 @@ class Prompts(Area):
         """`POST /v1/prompts/{id}`: replace fields of the template, `name` or `metadata`.
 
         A change of the template creates a new version from the latest one. The new version becomes the default unless
-        `set_as_default` is false. With `version`, the change fails if that is no longer the latest version. `name` and
-        `metadata` belong to all versions, and a change of them creates no version.
+        `set_as_default` is false. `name` and `metadata` belong to all versions, and a change of them creates no
+        version.
+
+        Raises `VersionConflict` (409, `version_conflict`) if `version` is not the latest version, or if another client
+        changes the prompt at the same time.
         """
         fields = _read_fields(request)
         newest = await self._last(request, prompt_id)

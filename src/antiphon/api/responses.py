@@ -1,5 +1,5 @@
-"""The Responses API for stored responses: get, list, delete, list input items. Background responses can also be
-cancelled, and their streams resumed.
+"""Serves stored responses in the Responses API: get, list, delete, list input items. Clients can also cancel background
+responses, and resume their streams.
 
 Lives here: the answers of these operations, and forwarding a request to the native upstream if Antiphon has not stored
 the response. Not here: creating a response (the exchange), running one in the background
@@ -61,8 +61,11 @@ _KEPT_PREFIXES = ("openai-", "x-ratelimit-")
 
 
 class NativeResponses:
-    """Forwards requests about stored responses to the native upstream `name`. With `passthrough`, the client's
-    credentials are forwarded. `headers` are further client headers to forward."""
+    """Forwards requests about stored responses to the native upstream `name`, which has a Responses API itself.
+
+    With `passthrough`, Antiphon forwards the client's credentials. `headers` are further client headers to forward.
+    Error bodies lose every one of `secrets`.
+    """
 
     def __init__(
         self,
@@ -79,10 +82,10 @@ class NativeResponses:
         self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
 
     async def ask(self, request: ApiRequest, response_id: str, rest: str = "") -> ApiResponse | None:
-        """Forward the request. Returns the upstream's unchanged answer, or None if `response_id` is not a valid id.
-        Raises `ApiError`.
+        """Forward the request. Returns the upstream's answer, or None if `response_id` is not a valid id.
 
-        `rest` is the path after the id (`/input_items`, `/cancel`).
+        `rest` is the path after the id (`/input_items`, `/cancel`). The answer keeps the upstream's status and body,
+        errors included. Raises `ApiError` if the upstream cannot be reached.
         """
         if not _ID.fullmatch(response_id):
             return None
@@ -121,8 +124,11 @@ _RESPONSES = ObjectKind("Response", lambda one: is_id(one, "resp"), "response")
 
 
 class Responses(Area):
-    """Serves the stored responses below `/v1/responses/{id}`. `native` serves responses that Antiphon has not
-    stored."""
+    """Serves `GET /v1/responses` and the stored responses below `/v1/responses/{id}`.
+
+    `native` serves responses that Antiphon has not stored. Without `background`, no response can be cancelled or
+    streamed.
+    """
 
     def __init__(
         self, store: ResponseStore, background: Background | None, native: NativeResponses | None, metrics: Metrics
@@ -134,30 +140,48 @@ class Responses(Area):
 
     @listing("/v1/responses", "List responses", ListOf[Response])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """List whole responses, newest first unless the request sets `order`. OpenAI has no such list."""
+        """`GET /v1/responses`: list whole responses, newest first unless the request sets `order`.
+
+        OpenAI has no such list.
+        """
         with self._metrics.storage("list"):
             page = await self._store.list(request.owner, read_page(request))
             return list_response(page, _whole)
 
     @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """Get a response, or its events with `stream`. `include` has no effect, because stored items are complete."""
+        """`GET /v1/responses/{id}`: get a response, or its events with `stream=true`.
+
+        The events begin after the `sequence_number` in `starting_after`. Raises `InvalidRequest` (`invalid_value`) for
+        a stream of a response that was not created with `background` and `stream`. `include` has no effect, because
+        stored items are complete.
+
+            GET /v1/responses/resp_0198…?stream=true&starting_after=41
+        """
         asked = self._stream if query_flag(request, "stream") else self._get
         return await self._here_or_there("get", asked(request, response_id), request, response_id)
 
     @Route("DELETE", "/v1/responses/{}", "Delete a response", Deleted[Literal["response"]])
     async def delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        """`DELETE /v1/responses/{id}`: delete a response with its items."""
         return await self._here_or_there("delete", self._delete(request, response_id), request, response_id)
 
     @listing("/v1/responses/{}/input_items", "List the input items of a response", ListOf[AnyItem])
     async def list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """List the input items of a response, newest first unless the request sets `order`."""
+        """`GET /v1/responses/{id}/input_items`: list the input items, newest first unless the request sets `order`.
+
+        The list has no items of the history.
+        """
         items = self._input_items(request, response_id)
         return await self._here_or_there("input_items", items, request, response_id, "/input_items")
 
     @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """Cancel a background response, and return it. A response that has already ended stays unchanged."""
+        """`POST /v1/responses/{id}/cancel`: cancel a background response, and return it.
+
+        A response that has already ended stays unchanged. Raises `InvalidRequest` (`response_not_cancellable`) for a
+        response that does not run in the background.
+        """
         return await self._here_or_there("cancel", self._cancel(request, response_id), request, response_id, "/cancel")
 
     async def _here_or_there(

@@ -56,7 +56,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ReadyProbe:
-    """Answers `/ready` for one process. The probe logs each reason for a failed check once, and logs the recovery."""
+    """Answers `/ready` for one process, and logs each reason for a failed check once, and the recovery."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
         """A check that takes longer than `seconds` counts as failed."""
@@ -90,12 +90,13 @@ class ReadyProbe:
 
 
 METRICS_PATH = "/metrics"
+"""The path of the Prometheus metrics. A 404 for an unknown path never suggests it."""
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Router:
-    """Answers every path of Antiphon except `POST /v1/responses`."""
+    """Answers every request to Antiphon's API except those that the servers run as an exchange (`is_exchange`)."""
 
     def __init__(
         self,
@@ -125,32 +126,33 @@ class Router:
 
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
-        """Whether the servers run this request as an exchange, without the router: creating a response, a compaction,
-        or counting tokens."""
+        """Return whether the servers run this request as an exchange, without the router.
+
+        Such requests create a response, compact a conversation, or count tokens. `path` has no query.
+        """
         return method == "POST" and path in EXCHANGE_PATHS
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Whether a handler needs the request body. Without such a handler, the server does not read the body."""
+        """Return whether a handler needs the request body. Otherwise the server does not read the body."""
         endpoint, _ = self._find(path)
         return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 
     def streams_body(self, method: str, path: str) -> bool:
-        """Whether the handler takes the body as a stream. For such a request, `reads_body` is true as well."""
+        """Return whether the handler takes the body as a stream. Then `reads_body` is true as well."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.streamed and method in endpoint.methods
 
     def operation_of(self, method: str, path: str) -> str:
-        """The name of the operation for metrics, from the method and the path pattern. `unknown` for an unknown
-        path."""
+        """Return the name of the operation for metrics: `GET /v1/files/{}`, or `unknown` for an unknown path."""
         return self._operation(method, path, self._find(path)[0])
 
     def is_open(self, path: str) -> bool:
-        """Whether clients may call the path without credentials, such as `/health` and `/metrics`."""
+        """Return whether clients may call the path without credentials, such as `/health` and `/metrics`."""
         endpoint, _ = self._find(path)
         return endpoint is not None and endpoint.open
 
     def guard_of(self, path: str) -> Guard | None:
-        """The check of a path that serves operators. None for every other path, also for an unknown one."""
+        """Return the check of a path that serves operators, or None for every other path, also for an unknown one."""
         if not self._guarded:
             return None
         return next((one.guard for one in self._guarded if one.match(path) is not None), None)
@@ -171,7 +173,11 @@ class Router:
         return f"{method} {endpoint.pattern}"
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """Answer any request. This method never raises. The calling server writes the log line."""
+        """Answer any request. This method never raises, except for cancellation. The calling server writes the log.
+
+        The client gets an `ApiError` of the handler with its status, and a `StoreError` with the status of its reason
+        (`store_refusal`). Any other exception becomes a 500, and the log event `api_failed`.
+        """
         endpoint, variables = self._find(request.path)
         operation = self._operation(request.method, request.path, endpoint)
         try:
@@ -261,7 +267,10 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
 
 
 def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
-    """The error for a path that does not exist or that this client may not see. `known` are paths to suggest."""
+    """Return the 404 (`unknown_url`) for a path that does not exist or that this client may not see.
+
+    `known` are the paths among which the message suggests the most similar one.
+    """
     near = advice(path[:256], known)
     hint = f"{near}" if near else ". Please check the URL for typos."
     return NotFound(f"Unknown request URL: {method} {path[:256]}{hint}", code="unknown_url")

@@ -1,4 +1,4 @@
-"""`POST /v1/alpha/search`: a web search that a client requests outside a response.
+"""Serves `POST /v1/alpha/search`: a web search that a client requests outside a response.
 
 Codex (since 0.144) offers its model a search function that takes several commands in one call. Codex sends the commands
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
@@ -47,31 +47,44 @@ _CUT = "\n[The rest was cut off: it is too long.]"
 
 
 class SearchQuery(Struct):
+    """A search for the text `q`. `recency` is the largest age of a result in days."""
+
     q: str = ""
     recency: int | None = None
     domains: list[str] | None = None
 
 
 class OpenPage(Struct):
+    """Reads the page with the URL `ref_id`, from the line `lineno` on."""
+
     ref_id: str
     lineno: int | None = None
 
 
 class ClickLink(Struct):
+    """Reads the page behind the link with the number `id` of the page `ref_id`."""
+
     ref_id: str
     id: int
 
 
 class FindInPage(Struct):
+    """Finds the text `pattern` in the page `ref_id`."""
+
     ref_id: str
     pattern: str
 
 
 class TellTime(Struct):
+    """Reports the current time at an offset such as `+03:00`."""
+
     utc_offset: str = ""
 
 
 class SearchCommands(Struct):
+    """The commands of a request, as Codex sends them. Antiphon runs at most 16. `response_length` is `short`, `medium`
+    or `long`."""
+
     search_query: list[SearchQuery] | None = None
     open: list[OpenPage] | None = None
     click: list[ClickLink] | None = None
@@ -122,7 +135,8 @@ class SearchHit(Struct):
 
 
 class StandaloneSearchAnswer(Struct):
-    """The answer. `output` has the text of all commands in order, and `results` the hits of the searches."""
+    """The answer. `output` has the text of all commands in order, errors included. `results` has the hits of the
+    searches."""
 
     output: str
     results: list[SearchHit] | UnsetType = UNSET
@@ -149,7 +163,7 @@ class _Command:
 
 
 class StandaloneSearch(Area):
-    """Serves `POST /v1/alpha/search` with the tool `web_search`."""
+    """Serves `POST /v1/alpha/search` with the tool `web_search`. `clock` returns seconds since the epoch."""
 
     def __init__(self, tools: ToolRunner, clock: Callable[[], float] = time.time) -> None:
         self._tools = tools
@@ -157,7 +171,13 @@ class StandaloneSearch(Area):
 
     @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
-        """Run all commands concurrently. The answer has the results in the order of the commands."""
+        """`POST /v1/alpha/search`: run all commands concurrently. The answer has the results in their order.
+
+        Raises `InvalidRequest` (`unsupported_tool`) without a configured web search, and for wrong settings. A command
+        that fails gives a text in the answer, and no error.
+
+            {"commands": {"search_query": [{"q": "msgspec release", "recency": 30}]}, "settings": {}}
+        """
         if _TOOL not in self._tools.types:
             raise InvalidRequest(
                 "The web cannot be searched here: the operator has not set it up ('web_search.provider').",

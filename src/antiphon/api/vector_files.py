@@ -1,4 +1,4 @@
-"""The API for files in vector stores, one at a time or in batches.
+"""Serves the API for files in vector stores, one at a time or in batches.
 
 Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), splitting a file into
 chunks (`search/ingest.py`).
@@ -78,17 +78,22 @@ _STATES = ("in_progress", "completed", "failed", "cancelled")
 
 
 class AddFile(Struct):
+    """An uploaded file (`file-…`) to add to a vector store."""
+
     file_id: str | None = None
     attributes: AttributesInput | None = None
     chunking_strategy: ChunkingInput | None = None
 
 
 class ChangeFile(Struct):
+    """The new attributes of a file in a vector store, which replace all former ones."""
+
     attributes: AttributesInput | UnsetType | None = UNSET
 
 
 class AddFileBatch(Struct):
-    """A batch of files. A request has either `file_ids` or `files`."""
+    """A batch of at most 2000 files. A request has either `file_ids` or `files`. `attributes` and `chunking_strategy`
+    apply to every file, unless its entry in `files` sets them."""
 
     file_ids: list[str] | None = None
     files: list[AddFile] | None = None
@@ -113,12 +118,15 @@ class VectorFiles(Area):
         self._new_id = make_id
 
     async def check_room(self, request: ApiRequest) -> None:
-        """Raise `OwnerFull` when the request's owner or team may have no more chunks."""
+        """Raise `OwnerFull` (429) when the request's owner or team may have no more chunks."""
         if self._room is not None:
             await self._room.check(request.owner, request.caller, "vector_chunks")
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
-        """The names of uploaded files, by id. Raises `NotFound` if a file does not exist."""
+        """Return the names of the owner's uploaded files, by id.
+
+        Raises `NotFound` (`file_not_found`) if a file does not exist. `param` names the field with the ids.
+        """
         names = {}
         for file_id in file_ids:
             found = await self._files.get(owner, file_id) if is_name(file_id) else None
@@ -136,7 +144,10 @@ class VectorFiles(Area):
         keyed=True,
     )
     async def add(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST …/files`."""
+        """`POST …/files`: add an uploaded file, which workers then ingest. Clients poll the file's status.
+
+        Raises `NotFound` for the store or the file, `InvalidRequest` (`vector_store_expired`), and `OwnerFull`.
+        """
         body, ignored = read_known(request, AddFile)
         if not body.file_id:
             raise missing_parameter("file_id")
@@ -171,7 +182,7 @@ class VectorFiles(Area):
 
     @Route("GET", "/v1/vector_stores/{}/files/{}", "Get a file of a vector store", VectorStoreFileObject)
     async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`GET …/files/{id}`."""
+        """`GET …/files/{id}`: get a file with the status of its ingestion."""
         file = await self._known(request, store_id, file_id)
         return raw_response(show_file(file), headers=_POLL_AGAIN if file.state == "in_progress" else ())
 
@@ -213,7 +224,10 @@ class VectorFiles(Area):
         errors=(400,),
     )
     async def content(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
-        """`GET …/files/{id}/content`: get the text of the file in chunks, a thousand per page."""
+        """`GET …/files/{id}/content`: get the text of the file in chunks, a thousand per page.
+
+        The cursor is a number. Send `next_page` of the answer (`"1000"`) as the parameter `page` to get the next page.
+        """
         first = query_number(request, "page", least=0, limit=1 << 20, default=0)
         await self._known(request, store_id, file_id)
         file_text = self._stores.file_text
@@ -237,7 +251,7 @@ class VectorFiles(Area):
     )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/file_batches`: add the files in `file_ids`, or in `files`, where each has separate attributes and
-        chunking."""
+        chunking. Raises the errors of `add`. After an error, no file is added."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
         try:
@@ -256,7 +270,7 @@ class VectorFiles(Area):
 
     @Route("GET", "/v1/vector_stores/{}/file_batches/{}", "Get a file batch", FileBatchObject)
     async def get_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`GET …/file_batches/{id}`."""
+        """`GET …/file_batches/{id}`: get a batch with the counts of its files. Clients poll it until it has ended."""
         return await self._shown_batch(request, store_id, batch_id)
 
     @Route("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", "Cancel a file batch", FileBatchObject)
@@ -278,7 +292,7 @@ class VectorFiles(Area):
         _OF_STATUS,
     )
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`GET …/file_batches/{id}/files`."""
+        """`GET …/file_batches/{id}/files`: list the batch's files. `filter` selects a status."""
         page = None
         if STORES.fits(store_id) and BATCHES.fits(batch_id):
             page = await self._stores.list_files(

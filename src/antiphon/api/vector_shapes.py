@@ -1,4 +1,4 @@
-"""JSON shapes of the vector store API, and readers for the request parts that its endpoints share.
+"""Defines the JSON shapes of the vector store API, and reads the request parts that its endpoints share.
 
 Lives here: the JSON shapes of OpenAI's API. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
 
@@ -25,20 +25,21 @@ _MIN_CHUNK, _MAX_CHUNK = 100, 4_096
 _Body = TypeVar("_Body", bound=Struct)
 
 
+# The ids begin with `vs_` and `vsfb_`. The id of a file in a store is the id of the uploaded file.
 STORES = ObjectKind("Vector store", lambda one: is_id(one, "vs"), "vector_store.deleted")
 FILES = ObjectKind("File", is_name, "vector_store.file.deleted", " in the vector store")
 BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in the vector store")
 
 
 class Expiry(Struct):
-    """The days without use after which a store expires."""
+    """The days without use after which a store expires, from 1 to 365. `anchor` must be `last_active_at`."""
 
     anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
     days: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 365})] | None = None
 
 
 class StaticChunking(Struct):
-    """The size and overlap of chunks, in tokens."""
+    """The size and overlap of chunks, in tokens. The overlap is at most half of the size."""
 
     max_chunk_size_tokens: Annotated[int, Meta(ge=_MIN_CHUNK, le=_MAX_CHUNK)]
     chunk_overlap_tokens: Annotated[int, Meta(ge=0, le=_MAX_CHUNK // 2)]
@@ -68,6 +69,8 @@ AttributesInput = Annotated[
 
 
 class FileCounts(Struct):
+    """The number of files in each state of ingestion, and their sum."""
+
     in_progress: int
     completed: int
     failed: int
@@ -76,12 +79,15 @@ class FileCounts(Struct):
 
 
 class ExpiresAfterDays(Struct):
+    """The days without use after which the store expires."""
+
     anchor: Literal["last_active_at"]
     days: int
 
 
 class VectorStoreObject(Struct, kw_only=True):
-    """A vector store."""
+    """A vector store (`vs_…`). Times are seconds since the epoch. `usage_bytes` is the size of its chunks. `status` is
+    `in_progress` while files are ingested."""
 
     id: str
     object: Literal["vector_store"] = "vector_store"
@@ -98,12 +104,15 @@ class VectorStoreObject(Struct, kw_only=True):
 
 
 class IngestionError(Struct):
+    """The reason why the ingestion of a file failed. `code` is `server_error`, `unsupported_file` or `invalid_file`."""
+
     code: str
     message: str
 
 
 class VectorStoreFileObject(Struct, kw_only=True):
-    """A file in a vector store."""
+    """A file in a vector store. `id` is the id of the uploaded file. `status` is `in_progress`, `completed`, `failed`
+    or `cancelled`. `last_error` is null unless the ingestion failed."""
 
     id: str
     object: Literal["vector_store.file"] = "vector_store.file"
@@ -117,7 +126,7 @@ class VectorStoreFileObject(Struct, kw_only=True):
 
 
 class FileBatchObject(Struct, kw_only=True):
-    """A batch of files that one request added to a store."""
+    """A batch of files (`vsfb_…`) that one request added to a store. `created_at` is in seconds since the epoch."""
 
     id: str
     object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
@@ -128,12 +137,15 @@ class FileBatchObject(Struct, kw_only=True):
 
 
 class TextPart(Struct):
+    """The text of one chunk."""
+
     text: str
     type: Literal["text"] = "text"
 
 
 class FileContentPage(Struct, kw_only=True):
-    """A page of a file's text, one part per chunk."""
+    """A page of a file's text, one part per chunk. `next_page` is the value of the parameter `page` for the next page,
+    null on the last page."""
 
     object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
     data: list[TextPart]
@@ -142,7 +154,8 @@ class FileContentPage(Struct, kw_only=True):
 
 
 class SearchResult(Struct, kw_only=True):
-    """A chunk that a search found. `vector_store_id` is set only by a search over several stores."""
+    """A chunk that a search found. `score` is from 0 to 1. `attributes` belong to the chunk's file. Only a search over
+    several stores sets `vector_store_id`."""
 
     file_id: str
     filename: str
@@ -153,7 +166,8 @@ class SearchResult(Struct, kw_only=True):
 
 
 class SearchResultsPage(Struct, kw_only=True):
-    """The results of a search, best first."""
+    """The results of a search, best first. A search has one page. `search_query` has the queries of the search, after
+    any rewriting."""
 
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
@@ -163,8 +177,11 @@ class SearchResultsPage(Struct, kw_only=True):
 
 
 def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
-    """Decode the body. Raises `InvalidRequest` for an unknown field, because to ignore a filter would return wrong
-    results."""
+    """Decode the body of a search into `kind`.
+
+    Raises `InvalidRequest` (`unknown_parameter`) for an unknown field, because to ignore a filter would return wrong
+    results. Raises the errors of `read_body` too.
+    """
     body, unknown = read_known(request, kind)
     if unknown:
         name = unknown[0][:64]
@@ -178,7 +195,7 @@ def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_expiry(expiry: Expiry | None) -> int | None:
-    """The days without use after which a store expires."""
+    """Return the days without use after which a store expires, or None. Raises `InvalidRequest` (`invalid_value`)."""
     if expiry is None:
         return None
     if expiry.anchor != "last_active_at":
@@ -189,7 +206,12 @@ def read_expiry(expiry: Expiry | None) -> int | None:
 
 
 def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
-    """Check a chunking strategy, and convert it to chunk sizes. Raises `InvalidRequest`."""
+    """Check a chunking strategy, and convert it to chunk sizes in tokens. `name` is the field's path in errors.
+
+    Without a strategy, or with `auto`, the result is `AUTO_CHUNKING`. Raises `InvalidRequest`.
+
+        {"type": "static", "static": {"max_chunk_size_tokens": 400, "chunk_overlap_tokens": 100}}
+    """
     if strategy is None or strategy.get("type") == "auto":
         return AUTO_CHUNKING
     if strategy.get("type") != "static":
@@ -209,7 +231,11 @@ def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
 
 
 def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attributes:
-    """Check the attributes of a file. A null gives no attributes. Raises `InvalidRequest`."""
+    """Check the attributes of a file: at most 16 strings, numbers and booleans. A null gives no attributes.
+
+    A key has at most 64 characters, and a string at most 512. `name` is the field's path in errors. Raises
+    `InvalidRequest`. For example, `{"year": 2024, "language": "en"}` is valid.
+    """
     if attributes is None:
         return {}
     if len(attributes) > _MAX_ATTRIBUTES:
@@ -230,7 +256,7 @@ def read_attributes(name: str, attributes: Mapping[str, object] | None) -> Attri
 
 
 def show_store(store: VectorStore) -> bytes:
-    """A vector store."""
+    """Return the JSON of a vector store, in the shape of `VectorStoreObject`."""
     return encode(
         VectorStoreObject(
             id=store.id,
@@ -251,7 +277,7 @@ def show_store(store: VectorStore) -> bytes:
 
 
 def show_file(file: VectorFile) -> bytes:
-    """A file in a vector store."""
+    """Return the JSON of a file in a vector store, in the shape of `VectorStoreFileObject`."""
     return encode(
         VectorStoreFileObject(
             id=file.file_id,
@@ -267,7 +293,10 @@ def show_file(file: VectorFile) -> bytes:
 
 
 def show_batch(batch: Batch) -> bytes:
-    """The JSON of a batch. The status of the batch is `failed` only if all of its files failed."""
+    """Return the JSON of a batch, in the shape of `FileBatchObject`.
+
+    The status is `failed` only if some files failed and none is completed.
+    """
     counts = batch.counts
     status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
     if counts.in_progress:

@@ -1,4 +1,4 @@
-"""The Vector Stores API: create, read, change, delete and search.
+"""Serves the Vector Stores API: create, read, change, delete and search.
 
 Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
 have. Not here: files in a store (`vector_files.py`), the search itself (the `Searcher`).
@@ -88,6 +88,8 @@ _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]
 
 
 class CreateVectorStore(Struct):
+    """A new vector store. `file_ids` are uploaded files to ingest with `chunking_strategy`."""
+
     name: _Name | None = None
     description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_DESCRIPTION})] | None = None
     file_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_FILES})] | None = None
@@ -97,14 +99,17 @@ class CreateVectorStore(Struct):
 
 
 class UpdateVectorStore(Struct):
+    """A change of a vector store. Missing fields keep their values. `expires_after: null` removes the expiry."""
+
     name: _Name | None = None
     expires_after: Expiry | UnsetType | None = UNSET
     metadata: Metadata | UnsetType | None = UNSET
 
 
 class SearchStore(Struct):
-    """The body of a search. `query` is one text or several. `top_k` is another name for `max_num_results`. A request
-    with other fields gets a 400."""
+    """The body of a search. `query` is one text or several. `top_k` is another name for `max_num_results`. `filters` is
+    a comparison such as `{"type": "gte", "key": "year", "value": 2024}`, or combines several with `and` or `or`. A
+    request with other fields gets a 400."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
@@ -115,15 +120,18 @@ class SearchStore(Struct):
 
 
 class SearchStores(SearchStore):
-    """The body of a search over several stores."""
+    """The body of a search over several stores, which `vector_store_ids` and `vector_store_id` name."""
 
     vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None
 
 
 class VectorStoreApi(Area):
-    """Serves `/v1/vector_stores`. Without a `rewriter`, Antiphon ignores `rewrite_query` and lists it in
-    `antiphon-ignored`."""
+    """Serves `/v1/vector_stores` with the files and batches below it, and `/v1/search`.
+
+    Without a `rewriter`, Antiphon ignores `rewrite_query` and lists it in `antiphon-ignored`. `room` checks the limits
+    of chunks of owners and teams.
+    """
 
     def __init__(
         self,
@@ -142,14 +150,17 @@ class VectorStoreApi(Area):
         self._files = VectorFiles(stores, files, make_id, room)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints of vector stores and their files, in both spellings of the path."""
+        """Return the endpoints of vector stores and their files, in both spellings of the path."""
         *own, several = super().endpoints()
         found = (*own, *self._files.endpoints())
         return (several, *found, *(replace(row, pattern=row.pattern.replace(*_NAMES)) for row in found))
 
     @Route("POST", "/v1/vector_stores", "Create a vector store", VectorStoreObject, body=CreateVectorStore, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/vector_stores`."""
+        """`POST /v1/vector_stores`: create a store, and begin to ingest the files in `file_ids`.
+
+        Raises `InvalidRequest`, `NotFound` (`file_not_found`), and `OwnerFull` (429) beyond the quota of chunks.
+        """
         body, ignored = read_known(request, CreateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         _check_length("description", body.description, _MAX_DESCRIPTION)
@@ -190,7 +201,7 @@ class VectorStoreApi(Area):
 
     @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`GET /v1/vector_stores/{id}`."""
+        """`GET /v1/vector_stores/{id}`: get a store, even if it has expired."""
         return raw_response(show_store(await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))))
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
@@ -218,13 +229,21 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST /v1/vector_stores/{id}/search`."""
+        """`POST /v1/vector_stores/{id}/search`: search one store.
+
+        Raises `NotFound`, and `InvalidRequest` for an expired store, an unknown field or a wrong filter.
+
+            {"query": "lease renewal", "filters": {"type": "eq", "key": "language", "value": "en"}}
+        """
         request.access.check_tool("file_search")
         return await self._search(request, (store_id,), read_strictly(request, SearchStore))
 
     @Route("POST", "/v1/search", "Search several vector stores", SearchResultsPage, body=SearchStores)
     async def search_several(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/search`: search up to 16 stores. Each result has the id of its store."""
+        """`POST /v1/search`: search up to 16 stores. Each result has the id of its store.
+
+        Raises `InvalidRequest` (`not_found`) for an unknown store, because its id is in the body and not in the path.
+        """
         request.access.check_tool("file_search")
         body = read_strictly(request, SearchStores)
         alone = [body.vector_store_id] if body.vector_store_id else []
