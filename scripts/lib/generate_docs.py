@@ -78,7 +78,7 @@ refused change:
 ```json
 {"because":"the file has changed","changed":["limits.owner_requests"],"level":"info","message":"settings_reloaded"}
 {"because":"the file has changed","problem":"limits.owner_requests: must be a whole number",
- "advice":"the settings from before stay in use","level":"error","message":"settings_refused"}
+ "advice":"the previous settings stay in use","level":"error","message":"settings_refused"}
 ```
 
 After an accepted change, the old set logs `draining` and `drained`. The service continues.

@@ -104,7 +104,10 @@ async def test_the_commands(place: Place) -> None:
     assert "b:" in await place.run("monitoring.md", "usage-sums")
     assert "subject" in await place.run("quotas.md", "quotas-command")
     said = await place.run("backup.md", "backup-restore")
-    assert "it holds owner.key and sealing.key" in said and (place.folder / "restored" / "sessions.db").exists()
+    assert (
+        "the archive contains owner.key and sealing.key" in said
+        and (place.folder / "restored" / "sessions.db").exists()
+    )
     await place.run("upgrade.md", "upgrade-backup")
     assert (place.folder / "before.tar").stat().st_mode & 0o777 == 0o600
     assert "serves builds from schema" in await place.run("upgrade.md", "upgrade-status")

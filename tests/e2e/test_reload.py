@@ -122,7 +122,7 @@ async def test_hangup_starts_new_workers_and_drains_the_old_ones(door: str, serv
         gateway.process.send_signal(signal.SIGHUP)
         line = await said(gateway, "settings_refused", 1)
         assert line["problem"].startswith(
-            "reload.watch cannot change while it runs (it is decided at the start): restart"
+            "reload.watch cannot change while Antiphon runs (Antiphon reads this setting only at the start)"
         )
         file.write_text("upstream: {url: [")
         gateway.process.send_signal(signal.SIGHUP)

@@ -154,7 +154,7 @@ def test_an_owners_data_moves_to_a_name_and_only_with_yes(data: Path, capsys: py
     wanted = ["admin", "move-owner", "--data", str(data), "--from", ALICE, "--to", "anna"]
     assert main(wanted) == 1
     told = "2 responses, 1 conversations, 0 prompts, 1 files, 1 vector stores, 1 containers from b:alice to n:anna."
-    assert capsys.readouterr().out == f"Would move {told} Say --yes to do it.\n"
+    assert capsys.readouterr().out == f"Would move {told} To move it, run the command with --yes.\n"
     assert _rows(data, "responses", f"owner = '{ALICE}'") == 2
     assert main([*wanted, "--yes"]) == 0
     assert capsys.readouterr().out == f"Moved {told}\n"
@@ -214,7 +214,7 @@ def test_an_owner_can_be_named_by_the_token_it_uses(
     monkeypatch.setenv("SOMEBODYS_TOKEN", "sk-secret")
     assert main(["admin", "delete-owner", "--data", str(data), "--token-env", "SOMEBODYS_TOKEN"]) == 1
     out = capsys.readouterr().out
-    assert "There is nothing of the owner b:" in out and "sk-secret" not in out
+    assert "The owner b:" in out and "has no stored data." in out and "sk-secret" not in out
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_an_owner_of_nothing_has_no_export(data: Path, tmp_path: Path, capsys: p
     folder = tmp_path / "out"
     assert main(["admin", "export", "--data", str(data), "--owner", "nobody", "--files", str(folder)]) == 1
     said = capsys.readouterr()
-    assert said.out == "" and "there is nothing of the owner nobody" in said.err and not folder.exists()
+    assert said.out == "" and "the owner nobody has no stored data" in said.err and not folder.exists()
 
 
 def test_a_purge_uses_the_settings(
@@ -418,7 +418,7 @@ def test_a_backup_and_what_is_restored_from_it(data: Path, elsewhere: Path, caps
     shutil.rmtree(data / "containers")  # these are in no backup
     assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
     said = capsys.readouterr().out
-    assert "contents of 2 files" in said and "it holds owner.key and sealing.key: keep it secret" in said
+    assert "contents of 2 files" in said and "the archive contains owner.key and sealing.key: keep it secret" in said
     assert main(["admin", "owners", "--data", str(data)]) == 0
     before = capsys.readouterr().out
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
@@ -437,7 +437,7 @@ def test_a_restore_without_the_keys_says_what_is_missing(
     (data / "sealing.key").write_text("k" * 64)
     monkeypatch.setenv("ANTIPHON_OWNER__KEY", "a key that the settings give" * 2)
     assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
-    assert "it does not hold owner.key, without which it cannot be restored" in capsys.readouterr().out
+    assert "the archive does not contain owner.key: keep each key elsewhere" in capsys.readouterr().out
     monkeypatch.delenv("ANTIPHON_OWNER__KEY")
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
     assert "the backup lacks the key owner.key" in capsys.readouterr().err.lower() and not again.exists()

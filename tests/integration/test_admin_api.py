@@ -285,7 +285,7 @@ async def test_the_token_is_made_once_in_the_data_folder(tmp_path: Path) -> None
 async def test_a_token_file_that_is_no_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "admin.token").write_text("a token with blanks in it, which no header can carry")
     settings = load_settings({"data": tmp_path, "admin": {"api": True}})
-    with pytest.raises(ConfigError, match=r"admin\.token holds no admin token"):
+    with pytest.raises(ConfigError, match=r"admin\.token must contain an admin token"):
         await build(settings, door="http")
 
 

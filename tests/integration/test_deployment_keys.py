@@ -61,7 +61,7 @@ async def test_no_key_is_in_the_database_nor_on_the_screen(
     status, said = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=())
     assert status == 0 and "No process has started" in said
     status, shown = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=("--accept",))
-    assert status == 0 and "goes with these keys" in shown
+    assert status == 0 and "have the keys that the database records" in shown
     status, refused = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=())
     assert status == 1 and "owner.key differs" in refused
     # A row for each key, and what each side knows of it.

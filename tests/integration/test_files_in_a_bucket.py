@@ -106,7 +106,7 @@ async def test_a_backup_has_the_rows_of_contents_that_lie_elsewhere(seaweed: Sea
     await keep(stores.files, fields("a"), b"hello")
     await stores.aclose()
     said = backup(settings("data"), tmp_path / "made.tar", with_keys=True)
-    assert f"the contents of files are not in it: they lie in {for_files.url}" in said
+    assert f"the archive does not contain the contents of files, which are in {for_files.url}" in said
     restore(settings("again"), tmp_path / "made.tar")
     stores = await open_stores(StateSettings(), tmp_path / "again", chain_items=10, blobs=for_files)
     assert await content(stores.files, "file-a", ALICE) == b"hello"

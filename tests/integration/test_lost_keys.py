@@ -88,7 +88,7 @@ async def test_an_operator_can_start_anew_knowing_what_is_lost(
     assert "would find nothing" in capsys.readouterr().out and not (tmp_path / OWNER_KEY).exists()
     assert await asyncio.to_thread(main, [*command, "--yes"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"Made new: {tmp_path / OWNER_KEY}.") and "find nothing" not in said
+    assert said.startswith(f"Created new keys: {tmp_path / OWNER_KEY}.") and "find nothing" not in said
     assert (tmp_path / OWNER_KEY).stat().st_mode & 0o777 == 0o600
     assert await asyncio.to_thread(main, ["admin", "audit", "--data", str(tmp_path), "--json"]) == 0
     (noted,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -167,7 +167,8 @@ def test_an_upstream_that_is_the_gateway_itself_is_refused(
     words = f"{command} --upstream http://localhost:8089/v1 --listen {listen} --data {tmp_path}"
     assert main(words.split()) == 2
     said = capsys.readouterr().err
-    assert f"is where Antiphon itself listens (listen: {listen})" in said and "set the chat server's URL" in said
+    assert f"is the address at which Antiphon itself listens (listen: {listen})" in said
+    assert "to the chat server's URL" in said
 
 
 def test_the_credentials_of_a_first_use_are_flags(monkeypatch: pytest.MonkeyPatch) -> None:

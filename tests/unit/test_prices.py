@@ -139,14 +139,14 @@ async def test_an_owner_has_its_name_and_its_team(tmp_path: Path) -> None:
 async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:
     assert await _shown(tmp_path, forget_before="2026-01-02") == (
         1,
-        "Would delete the sums of all days before 2026-01-02. Say --yes to do it.\n",
+        "Would delete the sums of all days before 2026-01-02. To delete them, run the command with --yes.\n",
     )
     assert await _shown(tmp_path, forget_before="2026-01-02", yes=True) == (0, "deleted: 1 daily sums\n")
 
 
 def test_what_is_wrong_is_said() -> None:
     assert read_by("owner, day") == ("owner", "day") and read_by("") == ()
-    with pytest.raises(ConfigError, match="--by hour: there is day, owner, model, upstream"):
+    with pytest.raises(ConfigError, match="--by: hour is not a column; choose from day, owner, model, upstream"):
         read_by("hour")
     with pytest.raises(ConfigError, match=r"--since 1\.2\.: write the day as YYYY-MM-DD"):
         read_day("--since", "1.2.")

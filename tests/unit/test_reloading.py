@@ -159,11 +159,14 @@ def test_what_changes_is_named(changes: dict[str, Any], changed: tuple[str, ...]
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"strict": True, "listen": "127.0.0.1:1"}, "listen cannot change while it runs (clients know it)"),
+        (
+            {"strict": True, "listen": "127.0.0.1:1"},
+            "listen cannot change while Antiphon runs (clients use this address)",
+        ),
         ({"data": "/x"}, "data cannot change"),
         ({"door": "http"}, "door cannot change"),
         ({"reload": {"watch": False}}, "reload.watch cannot change"),
-        ({"state": {"url": "memory:"}}, "state.url: memory:"),
+        ({"state": {"url": "memory:"}}, "state.url: with memory:"),
     ],
 )
 def test_what_cannot_change_is_refused_by_name(changes: dict[str, Any], problem: str) -> None:
@@ -177,7 +180,7 @@ def test_workers_cannot_share_a_port(name: str) -> None:
     """Of a setting that stays, too: the next ones would listen there."""
     sidecar = {"secret": "s" * 16, name: "127.0.0.1:9000"}
     before = load_settings({**GIVEN, "sidecar": sidecar})
-    with pytest.raises(ConfigError, match=rf"^sidecar\.{name}: the workers in use listen on 127\.0\.0\.1:9000"):
+    with pytest.raises(ConfigError, match=rf"^sidecar\.{name}: the running workers listen on 127\.0\.0\.1:9000"):
         check_change(before, load_settings({**GIVEN, "sidecar": sidecar, "strict": True}))
     check_change(before, load_settings({**GIVEN, "sidecar": {**sidecar, name: "127.0.0.1:9001"}}))
 

@@ -65,7 +65,7 @@ def test_a_folder_without_room_is_said_in_a_sentence(short: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "touch", touch)
-    with pytest.raises(ConfigError, match=r"nothing can be written in .*: No space left"), run_folder(short):
+    with pytest.raises(ConfigError, match=r"Antiphon cannot write to .*: No space left"), run_folder(short):
         pass
 
 
@@ -98,14 +98,14 @@ def test_a_folder_of_somebody_else_is_not_used(short: Path) -> None:
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     with (
-        pytest.raises(ConfigError, match="not a folder of this user alone"),
+        pytest.raises(ConfigError, match="must be a folder to which only this user has access"),
         run_folder(short / ("d" * 100), short=short),
     ):
         pass
     open_to_all.rmdir()
     open_to_all.symlink_to(short)
     with (
-        pytest.raises(ConfigError, match="not a folder of this user alone"),
+        pytest.raises(ConfigError, match="must be a folder to which only this user has access"),
         run_folder(short / ("d" * 100), short=short),
     ):
         pass

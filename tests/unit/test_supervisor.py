@@ -103,7 +103,7 @@ async def test_before_everything_was_ready_what_cannot_be_started_is_the_end(kee
 async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep) -> None:
     kept = keep("print('no way'); raise SystemExit(3)")
     with pytest.raises(
-        GivenUp, match=r"^it ended with status 3; what it wrote last is in the log above. 'antiphon doctor' checks "
+        GivenUp, match=r"^it ended with status 3; its last output is in the log above. 'antiphon doctor' checks "
     ):
         await asyncio.wait_for(kept.task, SECONDS)
     assert len(kept.starts) == 1
@@ -112,7 +112,7 @@ async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep
 async def test_after_some_quick_deaths_the_place_is_given_up(keep: Keep) -> None:
     kept = keep("print('no way'); raise SystemExit(3)", deaths=4, first_pause=0.05, longest_pause=0.1)
     kept.supervised.lasting = True
-    with pytest.raises(GivenUp, match=r"status 3 \(4 times in a row, soon after its start\); what it wrote"):
+    with pytest.raises(GivenUp, match=r"status 3 \(4 times in a row, soon after its start\); its last output"):
         await asyncio.wait_for(kept.task, SECONDS)
     assert len(kept.starts) == 4
     pauses = [after - before for before, after in zip(kept.starts, kept.starts[1:], strict=False)]
@@ -192,8 +192,8 @@ async def test_giving_up_says_which_how_often_and_where_to_look(keep: Keep) -> N
         await asyncio.wait_for(kept.task, SECONDS)
     assert (told.value.name, told.value.deaths) == ("it", 2)
     said = str(told.value)
-    assert said.startswith("it was killed by SIGKILL (2 times in a row, soon after its start); it wrote nothing; ")
-    assert "memory ran out" in said and said.endswith("'antiphon doctor' checks what it needs")
+    assert said.startswith("it was killed by SIGKILL (2 times in a row, soon after its start); it printed nothing; ")
+    assert "memory ran out" in said and said.endswith("'antiphon doctor' checks what the process needs")
 
 
 async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_killed(keep: Keep) -> None:
@@ -201,7 +201,7 @@ async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_kil
     await until(lambda: "up" in kept.lines, SECONDS)
     kept.supervised.everything_is_ready()
     kept.alive = False
-    with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; what it wrote last"):
+    with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; its last output"):
         await asyncio.wait_for(kept.task, SECONDS)
 
 

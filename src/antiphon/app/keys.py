@@ -29,8 +29,8 @@ OWNER_KEY, SEALING_KEY, ADMIN_TOKEN = "owner.key", "sealing.key", "admin.token"
 
 
 def owner_key(settings: Settings) -> bytes:
-    """Return the key of the owner hash: the configured one, or one created once in the data folder, the same for all
-    workers. Raises `ConfigError`."""
+    """Return the key of the owner hash: the configured key, or else the key file of the data folder, which all workers
+    share. Raises `ConfigError`."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
     if settings.owner.source != "bearer":
@@ -43,12 +43,14 @@ def with_admin_token(settings: Settings) -> Settings:
     token is in a file of the data folder, which this function creates. Raises `ConfigError`."""
     if not settings.serves_admin or settings.admin.token is not None:
         return settings
-    # No stored data depends on this token, so a new one may replace a lost one.
+    # No stored data depends on this token, so a new token may replace a lost token.
     token = local_key(settings.data, ADMIN_TOKEN).decode("ascii", "replace")
     try:
         check_admin_token(token)
     except ValueError as error:
-        raise ConfigError(f"data: the file {settings.data / ADMIN_TOKEN} holds no admin token: {error}") from None
+        raise ConfigError(
+            f"data: the file {settings.data / ADMIN_TOKEN} must contain an admin token: {error}"
+        ) from None
     admin = settings.admin.model_copy(update={"token": SecretStr(token)})
     return settings.model_copy(update={"admin": admin})
 
@@ -111,7 +113,7 @@ def owner_teams(settings: Settings) -> dict[str, str]:
 
 
 def lost_keys(settings: Settings) -> dict[str, str]:
-    """Return the names of missing key files that stored data depends on, each with a description of that data."""
+    """Return the names of missing key files on which stored data depends, each with a description of that data."""
     needs = {}
     if settings.owner.key is None and settings.owner.source == "bearer":
         needs[OWNER_KEY] = _needs_owner_key(settings)
@@ -134,7 +136,7 @@ def key_problems(settings: Settings) -> list[str]:
 
 
 def new_keys(settings: Settings) -> list[Path]:
-    """Create the missing keys, although stored data depends on the lost ones. Returns the new files. Raises
+    """Create the missing keys, although stored data depends on the lost keys. Returns the new files. Raises
     `ConfigError`."""
     lost = list(lost_keys(settings))
     for name in lost:
@@ -146,8 +148,8 @@ def _needs_owner_key(settings: Settings) -> str:
     if not backend_of(settings.state, settings.data).has_rows(hashed=True):
         return ""
     return (
-        "the database holds rows of owners who are known by it: with another key all of them would find nothing. "
-        + _advice(settings, "owner.key")
+        "Antiphon identifies the owners of rows in the database with this key. With another key, these owners "
+        "would find nothing. " + _advice(settings, "owner.key")
     )
 
 
@@ -155,13 +157,13 @@ def _needs_sealing_key(settings: Settings) -> str:
     if not backend_of(settings.state, settings.data).has_rows(hashed=False):
         return ""
     return (
-        "the database is in use: with another key the reasoning and compactions that clients carry, and those that are "
-        "stored, could not be opened any more. " + _advice(settings, "sealing.keys")
+        "the database is in use. With another key, Antiphon could not decrypt earlier reasoning and compactions, "
+        "whether clients or the database hold them. " + _advice(settings, "sealing.keys")
     )
 
 
 def _advice(settings: Settings, setting: str) -> str:
     return (
-        f"Restore the file from a backup, or set '{setting}' to its content; to give that up and start with a new one, "
-        f"run 'antiphon admin new-keys --yes --data {settings.data}'."
+        f"Restore the file from a backup, or set '{setting}' to the file's content. To give up the data and create "
+        f"a new key, run 'antiphon admin new-keys --yes --data {settings.data}'."
     )

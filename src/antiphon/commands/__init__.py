@@ -1,2 +1,2 @@
-"""Contains the commands of `antiphon`: each is a function of a module here, which `antiphon/entry.py` imports when the
-command runs."""
+"""Contains the commands of `antiphon`. Each command is a function in one module of this package. `antiphon/entry.py`
+imports that module when the command runs."""

@@ -82,7 +82,9 @@ def merged(
     place = _find(whole, wanted)
     filters = _list(place.manager, "http_filters")
     if not filters or filters[-1].get("name") != router()["name"]:
-        raise ConfigError(f"--into: the last of http_filters is not {router()['name']}: it must be, by this name")
+        raise ConfigError(
+            f"--into: the last entry of http_filters must be the router filter, with the name {router()['name']}"
+        )
     static = _message(whole, "static_resources")
     for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
         _append(_list(static, kind), ours, f"static_resources.{kind}")
@@ -91,9 +93,9 @@ def merged(
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
     for provider in _taking_tokens(filters) if by_token else ():
         tell(
-            f"jwt_authn: the provider {provider} removes the token, by which Antiphon tells owners apart: all its "
-            "clients would see one another's responses. Say `forward: true` there, or set owner.source to "
-            "`metadata` or `header`"
+            f"jwt_authn: the provider {provider} removes the token that Antiphon needs to tell owners apart, so all "
+            "clients of this provider would see one another's responses. Set `forward: true` in the provider, or "
+            "set owner.source to `metadata` or `header`"
         )
     routes = _list(place.host, "routes")
     # The route for unknown paths is left out, because the existing configuration already handles unknown paths.
@@ -109,7 +111,7 @@ def merged(
 
 def _bootstrap(whole: object) -> Config:
     if not isinstance(whole, dict) or not _message(whole, "static_resources"):
-        raise ConfigError("--into: the file is no Envoy bootstrap with static_resources")
+        raise ConfigError("--into: the file is not an Envoy bootstrap with static_resources")
     return whole
 
 
@@ -117,8 +119,9 @@ def _find(whole: Config, wanted: MergeTarget) -> _Place:
     places = list(_places(whole))
     if not places:
         raise ConfigError(
-            "--into: no listener of static_resources has an HTTP connection manager with a route_config inside it. "
-            "Where routes come by RDS or listeners by LDS, put the parts of --for snippet there"
+            "--into: no listener of static_resources has an HTTP connection manager with an inline route_config. "
+            "If a control plane sends the routes (RDS) or the listeners (LDS), add the parts that --for snippet "
+            "prints to that control plane"
         )
     found = [
         one
@@ -130,12 +133,13 @@ def _find(whole: Config, wanted: MergeTarget) -> _Place:
     there = ", ".join(map(_called, places))
     if found and len({_called(one) for one in found}) == 1:
         raise ConfigError(
-            f"--into: no choice is possible among {there} (listener/virtual host): give the virtual host that you mean "
-            "a unique name; Envoy accepts any"
+            f"--into: several virtual hosts have the same name: {there} (listener/virtual host). Give the wanted "
+            "virtual host a unique name; Envoy accepts any name"
         )
-    said = "several places fit" if found else "there is no such place"
+    said = "several virtual hosts match" if found else "no virtual host matches"
     raise ConfigError(
-        f"--into: {said}: choose by --into-listener and --into-virtual-host of these (listener/virtual host): {there}"
+        f"--into: {said}. Choose one with --into-listener and --into-virtual-host. The file has (listener/virtual "
+        f"host): {there}"
     )
 
 
@@ -168,8 +172,8 @@ def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None 
     taken = sorted({one["name"] for one in ours if _named(theirs, one["name"])})
     if taken:
         raise ConfigError(
-            f"--into: {what} has {', '.join(taken)} already. Give yours another name, in all places that name it; or, "
-            "if this is Antiphon's, merge into the file as it was before"
+            f"--into: {what} already contains {', '.join(taken)}. If these names are yours, rename them everywhere "
+            "in the file. If an earlier merge added them, use the file from before that merge"
         )
     theirs[len(theirs) if at is None else at : at] = ours
 

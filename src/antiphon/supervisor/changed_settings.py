@@ -29,13 +29,13 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 1.0
 
 FIXED = {
-    "listen": "clients know it",
+    "listen": "clients use this address",
     "door": "the HTTP server and Envoy cannot hand their port to each other",
-    "data": "the running processes use what is in the folder",
-    "console.enabled": "its listener is opened at the start",
-    "console.listen": "browsers know it",
+    "data": "the running processes use the files in this folder",
+    "console.enabled": "the console's listener opens only at the start",
+    "console.listen": "browsers use this address",
     "metrics.listen": "the parent of the workers listens there",
-    "reload.watch": "it is decided at the start",
+    "reload.watch": "Antiphon reads this setting only at the start",
 }
 """The settings that cannot change at run time, each with the reason."""
 _OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admin")
@@ -127,7 +127,7 @@ class ReloadCounts:
 
     def _refused(self, because: str, problem: str, *, exc_info: bool = False) -> None:
         self._count("refused")
-        advice = "the settings from before stay in use"
+        advice = "the previous settings stay in use"
         _log.error("settings_refused", because=because, problem=problem, advice=advice, exc_info=exc_info or None)
 
 
@@ -138,7 +138,7 @@ async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsF
 
     async def say(because: str) -> None:
         tell_service_manager("RELOADING=1")
-        advice = "restart it, or run 'antiphon up', which takes other settings while it serves"
+        advice = "restart the process, or use 'antiphon up', which can reload settings without a restart"
         _log.warning("settings_need_a_restart", because=because, advice=advice)
         tell_service_manager("READY=1")
 
@@ -155,15 +155,20 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
     changed = changed_settings(before, after)
     for name in changed:
         if name in FIXED:
-            raise ConfigError(f"{name} cannot change while it runs ({FIXED[name]}): restart, or take the change back")
+            raise ConfigError(
+                f"{name} cannot change while Antiphon runs ({FIXED[name]}). Restart Antiphon, or undo the change"
+            )
     if "memory" in (before.state.place.kind, after.state.place.kind):
-        raise ConfigError("state.url: memory: is in the workers' memory, and would be lost with them: restart")
+        raise ConfigError(
+            "state.url: with memory: the state is in the workers' memory, and a reload would lose it. Restart "
+            "Antiphon, or undo the change"
+        )
     for name in _OF_ONE_SET if after.door == "envoy" else ():
         address = str(reduce(getattr, name.split("."), after))
         if parse_address(address)[0] != "unix" and address == str(reduce(getattr, name.split("."), before)):
             raise ConfigError(
-                f"{name}: the workers in use listen on {address}, and others beside them cannot: restart, or set "
-                "unix:{data}/…, which is another place for each set of workers"
+                f"{name}: the running workers listen on {address}, so new workers cannot listen there. Restart "
+                f"Antiphon, or set unix:{{data}}/…, which gives each set of workers its own folder"
             )
     return changed
 

@@ -67,8 +67,8 @@ class ChildOutput:
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:
             return
-        # `write_line` does not block, because a log collector that hangs must not stop this process. A stopped parent
-        # would also stop the children, whose output pipes would fill.
+        # `write_line` does not block, because a log collector that hangs must not stop this process. If the parent
+        # stopped reading, the children's output pipes would fill, and the children would stop too.
         write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:

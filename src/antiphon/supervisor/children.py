@@ -4,7 +4,7 @@ This module manages one child process from start to end. This module also has th
 parent's end. `generation.py` has the list of children and stops them in order.
 
 Invariants: a child never outlives its parent, however the parent ends. The parent knows the last lines of a child that
-died. No output of a child can block the parent or look like the parent's own.
+died. No output of a child can block the parent, or look like output of the parent.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Child:
         foreign: bool = False,
         files: Sequence[int] = (),
     ) -> Child:
-        """Start a child process. A `foreign` program does not know the parent pipe, so the guard kills it when this
-        process ends. Any other child gets `--parent-pipe`, reads orders on standard input, and is killed only if it
-        does not end in time. `files` are descriptors that the child inherits."""
+        """Start a child process. A `foreign` program does not know the parent pipe, so the guard (`parent_guard.py`)
+        kills it when this process ends. Any other child gets `--parent-pipe` and reads orders on standard input. The
+        guard kills such a child only if it does not end in time. `files` are descriptors that the child inherits."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guard = str(Path(parent_guard.__file__))
         guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]

@@ -4,17 +4,17 @@ Lives here: Envoy's command line, writing its configuration file, and the client
 content of the configuration (the package `envoy`), when an Envoy starts or is queried (`generation.py`,
 `supervision.py`).
 
-In a hot restart, the next Envoy finds the former one by a base id and a restart number. The next Envoy takes over the
+In a hot restart, the next Envoy finds the former Envoy by a base id and a restart number. The next Envoy takes over the
 former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends
-SIGTERM to the former one and stops communicating with it. If the former Envoy ends earlier, the next Envoy aborts. The
-duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent ends
-them with SIGINT. An Envoy that replaces a dead Envoy starts without hot restart. Hot restart needs Linux with shared
-memory (`/dev/shm`).
+SIGTERM to the former Envoy and stops communicating with it. If the former Envoy ends earlier, the next Envoy aborts.
+The duration of a drain is unknown at the start. So Envoys run with SIGTERM blocked (`parent_guard.py`), and the parent
+ends them with SIGINT. An Envoy that replaces a dead Envoy starts without hot restart. Hot restart needs Linux with
+shared memory (`/dev/shm`).
 
 An Envoy that is killed during its start leaves a mark in the shared memory, and every later Envoy exits because of this
-mark. Only an Envoy with restart number 0 can remove the mark, because it recreates the memory of its base id. So before
-the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy without
-listeners uses a different socket, and the serving Envoy keeps its mapped memory.
+mark. Only an Envoy with restart number 0 can remove the mark, because such an Envoy recreates the memory of its base
+id. So before the next attempt, the parent starts and ends an Envoy without listeners (`renewing_command`). The Envoy
+without listeners uses a different socket, and the serving Envoy keeps its mapped memory.
 
 Invariants: only this user can access the restart socket of a running Envoy. A missing answer of the admin port raises
 no error and means "not ready" or "unknown". All queries use one connection. So queries still reach the former Envoy
@@ -78,7 +78,8 @@ class EnvoyProcess:
         if former is not None:
             if not former._base_id():
                 raise ConfigError(
-                    "this Envoy does not support hot restart (it needs Linux and a writable /dev/shm): restart"
+                    "this Envoy does not support hot restart, which needs Linux and a writable /dev/shm. Restart "
+                    "Antiphon"
                 )
             made._follows = former
             await asyncio.to_thread(made._validate, settings)

@@ -160,7 +160,7 @@ class Generation:
         if (command := binary.renewing_command()) is not None:
             renewing, its_admin = await run(command), EnvoyAdmin(binary.renewing_admin)
             try:
-                await poll(its_admin.is_live, "the Envoy that makes the shared memory anew")
+                await poll(its_admin.is_live, "the Envoy that recreates the shared memory")
             finally:
                 its_admin.close()
                 await renewing.stop(_STOP_SECONDS, foreign=True)
@@ -335,21 +335,22 @@ class Generation:
         accept connections."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
-            _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
+            problem = "the next Envoy took over the listeners of this Envoy, and then failed"
+            _log.error("envoy_begins_anew", pid=envoy.pid, problem=problem)
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is the latest time at which this
-        generation's Envoy began to serve."""
+        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is a time by which this
+        generation's Envoy had begun to serve."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
-        # An answer after this time shows that Envoy has run its earlier timers.
+        # If Envoy answers after this time, Envoy has also run the timers that were due earlier.
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
                 await poll(self._admin.is_live, "Envoy")
 
     async def _measure(self) -> None:
-        """Query the workers for metrics until they end, because the parent reports a worker's last counts after the
-        worker's end."""
+        """Query the workers for metrics until the workers end, because the parent reports a worker's last counts after
+        the worker's end."""
         while self._around.metrics is not None:
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
             await asyncio.sleep(_MEASURE_SECONDS)
@@ -494,5 +495,5 @@ async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float =
     last = clock() + seconds
     while not await check():
         if clock() > last:
-            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log says more")
+            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log has the details")
         await asyncio.sleep(_POLL_SECONDS)

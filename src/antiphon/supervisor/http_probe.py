@@ -1,7 +1,7 @@
 """A small HTTP client for probes of Antiphon's own processes.
 
-The client connects to a Unix socket or a port, also with TLS. This module also builds the TLS context for Antiphon's
-own ports. `envoy_process.py`, `generation.py` and `listen_address.py` interpret the answers.
+The client connects to a Unix socket, or to a port with or without TLS. This module also builds the TLS context for
+Antiphon's own ports. `envoy_process.py`, `generation.py` and `listen_address.py` interpret the answers.
 
 This module does not use aiohttp, because the parent of the workers would load aiohttp (13 MiB) only for these probes.
 
@@ -95,7 +95,7 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
         body += (await reader.readexactly(size + 2))[:-2]
     if length is None:
         await reader.readline()
-    # A status line without a number raises `ValueError`, which is one of `NO_ANSWER`.
+    # A status line without a number raises `ValueError`. `NO_ANSWER` contains this exception.
     return int(head.partition(b" ")[2][:3]), body
 
 

@@ -21,7 +21,8 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def free_address(listen: str, setting: str = "listen") -> str:
-    """Return the address in numeric form, if a process can listen on it. Raises `ConfigError`, which names the setting.
+    """Return the address in numeric form. Raises `ConfigError`, which names the setting, if no process can listen on
+    the address.
 
     The parent checks the address itself, because Envoy silently shares a port with another listener and cannot resolve
     names.
@@ -51,8 +52,9 @@ def refuse_own_upstream(settings: Settings) -> None:
         if port != 0 and at == port and there in own:
             section = "upstream" if name == "default" else f"upstreams.{name}"
             raise ConfigError(
-                f"{section}.url: {upstream.url} is where Antiphon itself listens (listen: {settings.listen}), so that "
-                "each request would ask itself: set the chat server's URL, or another port in listen"
+                f"{section}.url: {upstream.url} is the address at which Antiphon itself listens (listen: "
+                f"{settings.listen}), so Antiphon would call itself. Set {section}.url to the chat server's URL, or "
+                "choose another port in listen"
             )
 
 
@@ -79,9 +81,9 @@ class HeldPort:
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """Replace the sockets of a dead worker, which resets the connections in their queues. With the old sockets, the
-        clients of these connections would wait. During a handover nothing is replaced, because a worker of the other
-        generation accepts the connections."""
+        """Replace the sockets of a dead worker. Closing the old sockets resets the connections that wait in the
+        sockets' queues. Otherwise the clients of these connections would wait. During a handover no socket is replaced,
+        because a worker of the other generation accepts the connections."""
         if self._two:
             return
         for at in range(number, len(self._sockets), workers):
@@ -166,8 +168,8 @@ class HeldPorts:
 
 
 def at_addresses(settings: Settings, listen: str, console: str | None) -> Settings:
-    """Return the settings with these addresses of the listeners for clients and for the console, which replace host
-    names and port 0."""
+    """Return the settings with these addresses of the listeners for clients and for the console. The addresses have
+    numeric hosts, and real ports in place of port 0."""
     at = settings.console if console is None else settings.console.model_copy(update={"listen": console})
     return settings.model_copy(update={"listen": listen, "console": at})
 

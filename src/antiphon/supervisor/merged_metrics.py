@@ -5,9 +5,9 @@ text. The parent imports this module only if it serves metrics. `generation.py` 
 `observability/metric_names.py` defines names and labels, and `commands/metrics_listener.py` listens.
 
 Invariants: a counter never decreases, even when a process ends, is replaced, does not answer or answers late. So the
-sums of counters are exact fractions. A sum of floats depends on the order, and Prometheus takes any decrease for a
-reset. The counts that a process adds after its last exposition are lost. No count is added twice.
-`process_start_time_seconds` is the start time of the parent, because the counters began with it.
+module adds counters as exact fractions. A sum of floats depends on the order of the addends, and Prometheus takes any
+decrease for a reset. The counts that a process adds after its last exposition are lost. No count is added twice.
+`process_start_time_seconds` is the start time of the parent, because the counters began at that time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COUNTED = ("counter", "histogram", "summary")
 class MergedMetrics:
     """Stores the last metrics of each process by name, where a name contains the generation's number. At any time only
     one process has a given name. A restart replaces that process, and `life` counts the processes that had the name.
-    When a process ends, the object keeps its counts and drops its gauges."""
+    When a process ends, the object keeps the process's counts and drops its gauges."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}

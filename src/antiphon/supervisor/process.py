@@ -13,11 +13,11 @@ memory, so each failed call may hold megabytes. Antiphon's code avoids cycles wh
 Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
 is longer. So collections never take more than 1/2000 of the time, however many objects exist (150,000 objects take
 about 40 ms). The first SIGTERM or SIGINT starts a drain, and a second signal stops the process immediately. After its
-parent's end a process drains only briefly, because another process may need its port. The process always ends: a thread
-that does not depend on the event loop ends it `CLOSING_SECONDS` after the drain's deadline. The thread logs where the
-process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a service manager. Sending never
-waits and never raises. If the service manager is unreachable, the log has one line, and the manager applies its own
-timeout.
+parent's end a process drains only briefly, because another process may need its port. The process always ends. If it
+still runs `CLOSING_SECONDS` after the drain's deadline, a thread that does not depend on the event loop ends it. That
+thread logs where the process hung. Without `NOTIFY_SOCKET` in the environment, the module sends nothing to a service
+manager. Sending never waits and never raises. If the service manager is unreachable, the log has one line, and the
+manager applies its own timeout.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def collect_by_time(
 
 
 def hears_hangup() -> bool:
-    """Whether SIGHUP reaches this process. Under nohup the signal is ignored, and this process keeps it ignored."""
+    """Whether this process handles SIGHUP. Under nohup the process starts with SIGHUP ignored, and this process keeps
+    ignoring it."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
@@ -141,7 +142,8 @@ def time_to_cut(drain: float) -> float:
 
 
 class StopSignals:
-    """Handles SIGTERM, SIGINT and the parent's end, from its creation on, so a signal during the start is not lost.
+    """Handles SIGTERM, SIGINT and the parent's end. The object handles them from its creation on, so a signal during
+    the start is not lost.
 
     The C signal handler writes the signal's number into a pipe, whatever the main thread does, and a separate thread
     reads the pipe. So the deadline applies even if the event loop hangs. `drain` is the number of seconds for a drain.
@@ -175,7 +177,7 @@ class StopSignals:
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
-        """Note that another process has replaced this process, so the drain of this process may take `seconds`."""
+        """Record that another process has replaced this process, so the drain of this process may take `seconds`."""
         self.replaced = True
         self._drain = self._seconds = seconds
 
@@ -268,7 +270,7 @@ class StopSignals:
 
     def _on_parent_gone(self) -> None:
         if not self._because:
-            self._because, self._seconds = "the parent process is gone", min(self._drain, ORPHAN_SECONDS)
+            self._because, self._seconds = "the parent process has ended", min(self._drain, ORPHAN_SECONDS)
         self._end_within(ORPHAN_SECONDS + CLOSING_SECONDS)
         self._tell(self._first.set)
         self._tell(self._loop.call_later, ORPHAN_SECONDS, self._second.set)

@@ -49,7 +49,7 @@ def run_folder(
             folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
             living.enter_context(_locked(folder / "lock"))
     except OSError as error:
-        raise ConfigError(f"data: nothing can be written in {above}: {error.strerror}") from None
+        raise ConfigError(f"data: Antiphon cannot write to {above}: {error.strerror}") from None
     try:
         with living:
             yield folder
@@ -77,7 +77,9 @@ def _make_private(folder: Path) -> None:
     except OSError as error:
         raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ConfigError(f"{folder} is not a folder of this user alone: remove it, or use a shorter data path")
+        raise ConfigError(
+            f"{folder} must be a folder to which only this user has access. Remove it, or use a shorter data path"
+        )
 
 
 @contextmanager

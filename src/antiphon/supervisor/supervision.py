@@ -48,18 +48,18 @@ class RestartPolicy:
 
 
 class GivenUp(AntiphonError):
-    """Raised when a child ended or hung and another start would not help."""
+    """Raised when a child has ended or does not answer, and another start would not help."""
 
     def __init__(self, child: Child, status: int, deaths: int, hung: bool) -> None:
         self.name, self.deaths = child.name, deaths
         how = "did not answer (timeouts.hung) and was killed" if hung else describe_status(status)
         times = f" ({deaths} times in a row, soon after its start)" if deaths > 1 else ""
         # The log already contains the child's lines.
-        look = "what it wrote last is in the log above" if child.last_lines() else "it wrote nothing"
+        look = "its last output is in the log above" if child.last_lines() else "it printed nothing"
         if status == -signal.SIGKILL and not hung:
-            look += "; Antiphon did not kill it. The kernel may have, because memory ran out: check dmesg, and the "
-            look += "memory limit of the container"
-        super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what it needs")
+            look += "; Antiphon did not kill it. The kernel may have killed it because memory ran out: check "
+            look += "dmesg, and the memory limit of the container"
+        super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what the process needs")
 
 
 class NotStarted(AntiphonError):

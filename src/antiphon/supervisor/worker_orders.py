@@ -1,9 +1,9 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
 The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` defines
-the orders, except one. That order passes on Envoy's log line about who ended a stream early, to the sidecar that served
-the stream. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py` uses it in the
-sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
+the orders, except one. That order carries Envoy's log line about the side that ended a stream early. The sidecar that
+served the stream needs this line. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py` uses
+it in the sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
 
 Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
 """
@@ -54,7 +54,7 @@ class Orders:
 
 
 def own_end() -> socket.socket | None:
-    """Return the worker's end of the socket, or None if standard input is no socket. Child processes of the worker
+    """Return the worker's end of the socket, or None if standard input is not a socket. Child processes of the worker
     cannot read from this socket."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         return None
@@ -103,8 +103,8 @@ _MARK = f'"{ENDED_EARLY}"'
 
 
 def pass_on_early_end(line: str, sidecars: Iterable[Orders]) -> bool:
-    """Send the line to the sidecars if it is Envoy's line about the end of a stream. Returns True if the line was sent.
-    If Envoy does not know which side ended the stream, the line is not sent and stays in the log."""
+    """Send the line to the sidecars if it is Envoy's line about the end of a stream. If Envoy does not know which side
+    ended the stream, the line stays in the log and is not sent. Returns whether the line was sent."""
     if _MARK not in line:
         return False
     try:

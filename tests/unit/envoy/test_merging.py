@@ -168,15 +168,15 @@ def _in_two_chains() -> Any:
         ("a: *canary", (), "line 1"),
         ("a: 1\n---\nb: 2", (), "another document"),
         ("", (), "Write into another file"),
-        ("[]", (), "no Envoy bootstrap"),
+        ("[]", (), "not an Envoy bootstrap"),
         ({"static_resources": "x"}, (), "must be an object"),
         ({"static_resources": {"listeners": ["x"]}}, (), "must be a list"),
         (_theirs(), (), "no listener"),
         (_by_rds(), (), "RDS"),
         (_without_router(), (), "envoy.filters.http.router"),
-        (_with_a_filter_of_our_name(), (), "another name"),
+        (_with_a_filter_of_our_name(), (), "rename them everywhere"),
         (_in_two_chains(), (), "a unique name"),
-        (ONE, ("--into-listener", "none"), "there is no such place"),
+        (ONE, ("--into-listener", "none"), "no virtual host matches"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_sentence(
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused_with_a_sentence(
 def test_what_is_merged_is_not_merged_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, whole, _ = _merge(folder, capsys, ONE)
     status, _, told = _merge(folder, capsys, whole, "--into-listener", "in")
-    assert status == 2 and "static_resources.clusters has" in told
+    assert status == 2 and "static_resources.clusters already contains" in told
 
 
 def test_it_goes_with_the_snippet_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""Implements `antiphon admin audit`, and notes the changes that the other actions of `antiphon admin` make.
+"""Implements `antiphon admin audit`, and records the changes that the other actions of `antiphon admin` make.
 
-Lives here: who acts, and the output. Not here: the rows and their log event (`stores/audit.py`), the changes
-(`client_keys.py`, `whole_state.py`, `command.py`).
+Lives here: the name of the acting user, and the output. Not here: the stored rows and the log event of a row
+(`stores/audit.py`), the changes (`client_keys.py`, `whole_state.py`, `command.py`).
 
 Invariant: the log event of a change is written after the change is stored.
 """
@@ -29,7 +29,7 @@ _MOST = 10_000
 
 
 def acted(action: str, object: str = "", owner: str = "", detail: Mapping[str, object] = {}) -> AuditEntry:
-    """The row of an action by the user who runs this command."""
+    """The audit row for an action of the user who runs this command."""
     return AuditEntry(actor(), action, object, owner, detail)
 
 
@@ -53,7 +53,7 @@ async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) 
 async def show_audit(store: AuditStore, arguments: argparse.Namespace) -> int:
     """Print the newest rows first. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     if not 0 < arguments.limit <= _MOST:
-        raise ConfigError(f"--limit {arguments.limit}: from 1 to {_MOST}")
+        raise ConfigError(f"--limit {arguments.limit}: write a number from 1 to {_MOST}")
     found = await store.list(since=_since(arguments.since), owner=arguments.owner, limit=arguments.limit)
     if arguments.json:
         for one in found:
@@ -78,7 +78,8 @@ def _since(text: str) -> float:
 
 
 def _user() -> str:
-    """The name of the process's user. The environment could claim another one."""
+    """The name of the process's user, from the user id. A user can set the variables of the environment to another
+    name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

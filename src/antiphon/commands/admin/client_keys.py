@@ -82,7 +82,7 @@ def read_seconds(flag: str, text: str) -> float:
 
 
 def _flags(refused: KeyRefused, arguments: argparse.Namespace) -> str:
-    """The flags of the field that was refused."""
+    """The command-line flags for the rejected field."""
     field = (refused.param or "").partition("[")[0]
     if field in ("models", "tools"):
         return "--model and --tool"
@@ -100,7 +100,11 @@ async def _create(settings: Settings, arguments: argparse.Namespace, keys: KeyMa
     made, _ = await keys.create(wanted, token)
     _print_new(settings, made, "", as_json=arguments.json)
     if hashlib.sha256(token.encode()).digest() in (client_keys(settings) or {}):
-        print("The settings list this token too, and they win: remove it from them before the move.", file=sys.stderr)
+        print(
+            "The settings list this token too, and the settings have priority. Remove the token from the settings "
+            "before you move data.",
+            file=sys.stderr,
+        )
     former = hashed_owner(token, settings)
     print(
         f"To give the key the data of its former owner, run: antiphon admin move-owner --from {former} --to "
@@ -127,7 +131,7 @@ def _existing_token(variable: str) -> str:
 
 
 def _print_new(settings: Settings, key: ClientKey, token: str, *, as_json: bool) -> int:
-    """Print the new key, with its token unless that is empty."""
+    """Print the new key. If `token` is not empty, print the token too."""
     if as_json:
         print(json.dumps(_told(key) | ({"token": token} if token else {})))
     elif not token:

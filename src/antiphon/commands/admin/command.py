@@ -116,9 +116,10 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
         made = await _make_keys(settings) if sure and lost else []
         print(json.dumps({"missing": missing, "made": made}))
     elif not lost:
-        print("No key is missing that anything depends on.")
+        print("No key is missing on which stored data depends.")
     elif sure:
-        print(f"Made new: {', '.join(await _make_keys(settings))}. What the old ones opened stays closed.")
+        created = ", ".join(await _make_keys(settings))
+        print(f"Created new keys: {created}. Data that needs the lost keys stays unreadable.")
     else:
         for name, why in lost.items():
             print(f"{settings.data / name} is gone, and {why}")
@@ -126,7 +127,7 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
 
 
 async def _make_keys(settings: Settings) -> list[str]:
-    """Replace the lost keys. Returns the paths of the new ones."""
+    """Replace the lost keys. Returns the paths of the new keys."""
     made = new_keys(settings)
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("new-keys", detail={"files": [path.name for path in made]}))
@@ -204,12 +205,12 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     if owner not in await _owners(settings):
         # Messages go to standard error, because standard output contains only data.
         print(
-            f"antiphon: there is nothing of the owner {owner}; 'antiphon admin owners' lists the names", file=sys.stderr
+            f"antiphon: the owner {owner} has no stored data; 'antiphon admin owners' lists the owners", file=sys.stderr
         )
         return 1
     if folder is not None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-    # An interrupted export has already shown data, so the row comes first.
+    # The audit row comes first, because an interrupted export has already shown data.
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
     # The lines of the export are the progress if a terminal shows them.
@@ -236,7 +237,7 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
 async def _copy_containers(containers: OwnersContainers, owner: str, folder: Path) -> None:
     number = 0
     async for container_id, path, parts in containers.contents(owner):
-        # Different paths may have the same name here.
+        # Different paths may get the same file name, so the name has a number.
         number += 1
         with (folder / f"{container_id}-{number}-{_UNFIT.sub('_', path)[-100:]}").open("wb") as copy:
             async for part in parts:
@@ -275,22 +276,23 @@ async def _delete(settings: Settings, owner: str, *, sure: bool, as_json: bool) 
     found = (await _owners(settings)).get(owner)
     if found is None:
         nothing = json.dumps({"owner": owner, "deleted": False, **_named([0] * len(_KINDS))})
-        print(nothing if as_json else f"There is nothing of the owner {owner}.")
+        print(nothing if as_json else f"The owner {owner} has no stored data.")
         return 1
     counted = f"{_counted(found)} of {owner}"
     told = json.dumps({"owner": owner, "deleted": sure, **_named(found)})
     if not sure:
-        print(told if as_json else f"Would delete {counted}. Say --yes to do it.")
+        print(told if as_json else f"Would delete {counted}. To delete it, run the command with --yes.")
         return 1
     async with aclosing(await opened_stores(settings)) as stores:
-        # An interrupted deletion has already deleted data, so the row comes first.
+        # The audit row comes first, because an interrupted deletion has already deleted data.
         await note_action(settings, stores.audit, acted("delete-owner", owner=owner, detail=_named(found)))
         await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
     async with aclosing(await _owner_data(settings)) as data:
         await data.delete(owner)
-    print(told if as_json else f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
+    space = "Run 'antiphon admin vacuum' to return the space to the file system."
+    print(told if as_json else f"Deleted {counted}. {space}")
     return 0
 
 
@@ -308,7 +310,7 @@ async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_
     async with aclosing(await _owner_data(settings)) as data, aclosing(await opened_stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         if sure and not await data.obstacles(old, new):
-            # An interrupted move has already moved data, so the row comes first.
+            # The audit row comes first, because an interrupted move has already moved data.
             detail = {"to": new, **_named(found)}
             await note_action(settings, stores.audit, acted("move-owner", owner=old, detail=detail))
         counted = MovedCounts(_counted(found), _named(found))
@@ -323,7 +325,7 @@ def read_by(text: str) -> tuple[By, ...]:
     try:
         return usage_sums.read_by(text)
     except ValueError as unknown:
-        raise ConfigError(f"--by {unknown}: there is {', '.join(KEY)}") from None
+        raise ConfigError(f"--by: {unknown} is not a column; choose from {', '.join(KEY)}") from None
 
 
 def read_day(flag: str, text: str) -> str:
@@ -336,12 +338,12 @@ def read_day(flag: str, text: str) -> str:
 async def show_usage(
     store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO, find: FindNames | None = None
 ) -> int:
-    """Print the requested sums, or delete old ones. `find` finds the names of owners. Raises `ConfigError` and
+    """Print the requested sums, or delete old sums. `find` finds the names of owners. Raises `ConfigError` and
     `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:
-            would = f"Would delete the sums of all days before {before}. Say --yes to do it."
+            would = f"Would delete the sums of all days before {before}. To delete them, run the command with --yes."
             out.write(f"{json.dumps({'before': before, 'deleted': None}) if arguments.json else would}\n")
             return 1
         forgotten = await store.forget(before)
@@ -382,7 +384,10 @@ def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[st
     ]
     write_table(rows, out, left=len(by) + len(whose))
     if estimated:
-        out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")
+        out.write(
+            "(estimated: the upstream reported no tokens, so Antiphon counts a quarter of the bytes; the cost includes "
+            "these calls)\n"
+        )
 
 
 async def show_quotas(settings: Settings, store: QuotaStore, *, as_json: bool) -> int:

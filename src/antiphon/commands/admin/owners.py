@@ -38,7 +38,7 @@ def selected_owner(arguments: argparse.Namespace, settings: Settings) -> str:
     try:
         return resolver.resolve(headers).owner
     except Unauthorized:
-        # A key that was removed from the settings: its data is still there.
+        # The settings no longer contain this key, but the data of its owner still exists.
         return replace(resolver, client_keys=None).resolve(headers).owner
 
 
@@ -51,7 +51,7 @@ def read_token(variable: str) -> str:
 
 
 def hashed_owner(token: str, settings: Settings) -> str:
-    """The owner that the token has without a name. Raises `ConfigError`."""
+    """The owner of a token that no key of the settings names: the token's hash. Raises `ConfigError`."""
     headers, resolver = _presented(token, settings)
     return replace(resolver, client_keys=None).resolve(headers).owner
 
@@ -68,8 +68,8 @@ def target_owner(text: str) -> str:
 
 
 def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
-    """The old and the new owner of `move-owner`. A token that belongs to the new owner already stands for the owner
-    that it had before it got a name. Raises `ConfigError`."""
+    """The old and the new owner of `move-owner`. A token may already belong to the named new owner. The old owner is
+    then the token's hash, to which its data belonged before. Raises `ConfigError`."""
     old, new = selected_owner(arguments, settings), target_owner(arguments.target)
     if old == new and arguments.token_env is not None:
         old = hashed_owner(read_token(arguments.token_env), settings)
@@ -102,7 +102,8 @@ async def move_owner(
     sides = f"from {printable(old)} to {printable(new)}"
     problems = await data.obstacles(old, new)
     if not sure or problems:
-        would = f"Would move {counted.words} {sides}." + ("" if problems else " Say --yes to do it.")
+        how = "" if problems else " To move it, run the command with --yes."
+        would = f"Would move {counted.words} {sides}.{how}"
         print(told(False, problems) if as_json else would)
         for problem in problems:
             print(f"antiphon: {printable(problem)}", file=sys.stderr)
@@ -115,7 +116,8 @@ async def move_owner(
         print(f"antiphon: {printable(str(refused))}", file=sys.stderr)
         return 1
     if left := await containers.move(old, new):
-        print(f"antiphon: containers are in use: {', '.join(left)}. Run the move again.", file=sys.stderr)
+        again = "Run the command again when they are no longer in use."
+        print(f"antiphon: containers are in use: {', '.join(left)}. {again}", file=sys.stderr)
         return 1
     print(told(True) if as_json else f"Moved {counted.words} {sides}.")
     return 0
@@ -123,6 +125,6 @@ async def move_owner(
 
 def _presented(token: str, settings: Settings) -> tuple[tuple[tuple[str, str], ...], OwnerResolver]:
     if settings.owner.source != "bearer":
-        raise ConfigError(f"owner.source is {settings.owner.source}: tokens name no owners; use --owner")
+        raise ConfigError(f"owner.source is {settings.owner.source}, so owners do not depend on tokens; use --owner")
     resolver = OwnerResolver("bearer", key=owner_key(settings), client_keys=client_keys(settings))
     return (("authorization", f"Bearer {token}"),), resolver

@@ -29,8 +29,8 @@ _SHOWN = 8
 
 
 def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool = False) -> str:
-    """Write the archive. Returns the message for the operator, or the result as JSON. Raises `StoreError`, and
-    `ConfigError` when a key is already lost: such an archive would be useless."""
+    """Write the archive. Returns the message for the operator, or the result as JSON. Raises `StoreError`. Raises
+    `ConfigError` when a key is already lost, because the archive would be useless without that key."""
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
@@ -44,16 +44,17 @@ def backup(settings: Settings, target: Path, *, with_keys: bool, as_json: bool =
         return json.dumps({"file": str(target), **_facts(done), **more})
     told = [f"{target}: {_counted(done)}"]
     if done.vanished:
-        told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
+        told.append(f"the archive does not contain {done.vanished} files that were deleted during the backup")
     if not here:
-        told.append(f"the contents of files are not in it: they lie in {settings.blobs.url}")
+        told.append(f"the archive does not contain the contents of files, which are in {settings.blobs.url}")
     if done.keys:
         told.append(
-            f"it holds {' and '.join(done.keys)}: keep it secret, because its reader can decrypt all stored data"
+            f"the archive contains {' and '.join(done.keys)}: keep it secret, because its reader can decrypt all "
+            "stored data"
         )
     if missing:
         what = " and ".join(missing)
-        told.append(f"it does not hold {what}, without which it cannot be restored: keep them elsewhere")
+        told.append(f"the archive does not contain {what}: keep each key elsewhere, because a restore needs it")
     return "\n".join(told)
 
 
@@ -96,7 +97,7 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
     except ValueError as error:
         raise ConfigError(f"--from, --to: {error}") from None
     if place.kind != "sqlite" or goal.kind != "postgresql":
-        raise ConfigError("a move needs --from sqlite:/FOLDER and --to postgresql://… (default: state.url)")
+        raise ConfigError("--from must be sqlite:/FOLDER, and --to must be postgresql://… (default: state.url)")
     hints = list(_keys(settings))
     folder = place.folder or settings.data
     with progress("move", quiet=as_json) as shown:
@@ -121,14 +122,16 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
     print(f"Moved to {goal.shown}; every row and every content was compared.")
     mark = folder / MARK_FILE
     kept = (
-        f"The data folder is as it was. No process starts on it while {mark} is there. Keep it until you have looked."
+        f"The move did not change the data in {folder}. No process starts on this folder while {mark} exists. "
+        "Keep the folder until you have checked the moved data."
     )
     print(kept, *hints, sep="\n")
     return 0
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    """The operator's tasks for the keys of the data folder. Raises `ConfigError` when the settings have other keys."""
+    """The operator's tasks for the keys of the data folder. Raises `ConfigError` when the settings have other keys than
+    the data folder."""
     setting = {OWNER_KEY: "owner.key", SEALING_KEY: "sealing.keys"}
     for name, given in _configured(settings).items():
         path = settings.data / name
@@ -139,10 +142,10 @@ def _keys(settings: Settings) -> Iterator[str]:
         elif path.read_bytes().strip() not in given:
             raise ConfigError(
                 f"{setting[name]} is not the key of this data folder, {path}, which encrypts the stored data: "
-                "add its content to the settings. If the settings' key was in use instead, move the file away"
+                "add the file's content to the settings. If the settings' key was in use instead, move the file away"
             )
     if settings.blobs.url is None and settings.files.enabled:
-        yield f"The contents of files stay in {settings.data}, where one machine has them: see blobs.url."
+        yield f"The contents of files stay in {settings.data}, and only this machine can read them: see blobs.url."
 
 
 async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) -> int:
@@ -154,7 +157,8 @@ async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) 
     recorded, own = await backend.recorded_keys(), keys.recorded()
     if recorded is None:
         raise ConfigError(
-            "state.url: machines share no database here; keys are those of the data folder or the settings"
+            "state.url: the machines share no database, so no database records keys. The keys are in the data folder "
+            "or the settings"
         )
     rows = [["key", "fingerprint", "database", "these settings"]]
     for name in sorted({*recorded, *own} - {MOVING}):
@@ -176,5 +180,6 @@ async def show_keys(settings: Settings, *, accept: bool, as_json: bool = False) 
     if problem:
         print(problem)
         return 1
-    print("The database goes with these keys." if recorded else "No process has started on this database yet.")
+    match = "The settings have the keys that the database records."
+    print(match if recorded else "No process has started on this database yet.")
     return 0
