@@ -45,8 +45,14 @@ Detail = Mapping[str, object]
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
-    """One row of the audit. `object` is what the action changed, such as the id of a key. `owner` is empty when the
-    action concerns no single owner. `at` is in seconds since the epoch, and 0 until the row is stored."""
+    """One row of the audit: who changed what, and when.
+
+    `action` is the name of the operation, such as `keys create`. `object` is what the action changed, such as the id of
+    a key. `owner` is the id of the owner, empty when the action concerns no single owner. `at` is in seconds since the
+    epoch, and 0 until the row is stored.
+
+        AuditEntry("admin-api", "keys create", "key_0198…", "n:anna", {"name": "laptop"})
+    """
 
     actor: str
     action: str
@@ -62,7 +68,7 @@ def log_audit_entry(noted: AuditEntry) -> None:
 
 
 class AuditStore:
-    """The audit, in tables that the caller closes. Every method except `statement` raises `StoreError`."""
+    """Stores the audit in tables that the caller closes. Every method except `statement` raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the clock of a database that has none (SQLite)."""
@@ -80,14 +86,18 @@ class AuditStore:
         await self._tables.run([self.statement(noted)])
 
     async def list(self, *, since: float = 0.0, owner: str = "", limit: int = 100) -> list[AuditEntry]:
-        """Return at most `limit` rows that are not older than the time `since`, newest first. `owner`: the id or the
-        name of an owner; an empty string selects all rows."""
+        """Return at most `limit` rows that are not older than `since` (seconds since the epoch), newest first.
+
+        `owner`: the id or the name of an owner; an empty string selects all rows.
+        """
         named = {"since": milliseconds(since), "owner": owner, "named": f"n:{owner}", "limit": limit}
         return [_noted(row) for row in await self._tables.fetch(LIST, named)]
 
     async def sweep(self, seconds: float | None, *, most: int = MOST_ROWS) -> int:
-        """Delete rows older than `seconds` (None: of any age), and all but the newest `most`. Returns the number of
-        deleted rows."""
+        """Delete rows older than `seconds`, and all but the newest `most`. Returns the number of deleted rows.
+
+        None: rows do not expire by age.
+        """
         gone = 0
         if seconds is not None:
             gone = await self._forget(FORGET_OLD, {"age": milliseconds(seconds), **self._now})

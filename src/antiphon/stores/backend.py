@@ -106,8 +106,9 @@ class StoreOptions(TypedDict, total=False):
     upload_lease: float
     """Seconds without a write after which an upload counts as abandoned."""
     owner_bytes: int | None
-    storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
     """The maximum bytes of one owner's data other than files; None: no limit."""
+    storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
+    """The settings' quotas, and the owner ids of each team in the settings, for the limits of stored data."""
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
@@ -205,7 +206,10 @@ class VectorDatabase(ABC):
 
 
 class Stores(ABC):
-    """All stores of one backend. `open_vectors` opens the vector stores only when a caller needs them."""
+    """All stores of one backend, one attribute for each kind of object (`responses`, `files`, …).
+
+    `open_vectors` opens the vector stores only when a caller needs them.
+    """
 
     statistics: tuple[StoreStatistics, ...]
     """Statistics of every database that these stores use."""
@@ -270,8 +274,9 @@ class Stores(ABC):
 
 
 class Backend(ABC):
-    """The operations on the whole state: open, check, migrate, archive. Each kind of `state.url` (SQLite, memory,
-    PostgreSQL) has a subclass.
+    """Opens, checks, migrates and archives the whole state. Each kind of `state.url` has a subclass.
+
+    The kinds are SQLite, memory and PostgreSQL.
 
     A method raises `StoreError` when the database fails, and `ConfigError` when the settings forbid the operation. A
     read-only method creates no folder, database or table.
@@ -345,13 +350,18 @@ class Backend(ABC):
         with_contents: bool,
         report: Report = ignore_progress,
     ) -> BackupSummary:
-        """Write an archive of the data folder to `target`. `keys`: all keys in use. `with_keys`: whether the archive
-        includes the keys. `with_contents`: whether the data folder holds the contents of files."""
+        """Write an archive of the data folder to `target`. Raises `ConfigError` for a backend other than SQLite.
+
+        `keys`: all keys in use. `with_keys`: whether the archive includes the keys. `with_contents`: whether the data
+        folder holds the contents of files.
+        """
         raise _no_archives(self.state)
 
     def open_archive(self, source: Path, keys: KeyFiles, *, report: Report = ignore_progress) -> BackupSummary:
-        """Restore the data folder from an archive. `keys`: the keys in the settings, which must include every key that
-        the archive lacks."""
+        """Restore the data folder from an archive. Raises `ConfigError` for a backend other than SQLite.
+
+        `keys`: the keys in the settings, which must include every key that the archive lacks.
+        """
         raise _no_archives(self.state)
 
 

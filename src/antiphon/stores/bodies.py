@@ -53,7 +53,11 @@ def is_sealed(stored: bytes) -> bool:
 
 
 class Bodies:
-    """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed."""
+    """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed.
+
+    The cipher is AES-256-GCM with a derived key for each body. `open` returns bodies that are not sealed unchanged, so
+    an operator can turn `state.seal` on or off.
+    """
 
     def __init__(self, secrets: Sequence[bytes], *, seals: bool) -> None:
         keys = [hashlib.sha256(b"antiphon key of stored bodies\0" + secret).digest() for secret in secrets]
@@ -73,7 +77,7 @@ class Bodies:
         return head + _cipher(key, head).encrypt(_NONCE, body, head)
 
     def open(self, stored: bytes) -> bytes:
-        """Return the original body of a stored value. Raises `StoreError` when no key decrypts the value."""
+        """Return the original body of a stored value. Raises `StoreError` (reason `sealed`) if no key decrypts it."""
         if not is_sealed(stored):
             return stored
         from cryptography.exceptions import InvalidTag
@@ -151,7 +155,7 @@ _DECODER = msgspec.msgpack.Decoder(Recording)
 
 
 async def pack_recording(recording: Recording, bodies: Bodies) -> bytes:
-    """Return the stored form of recorded contents."""
+    """Return the stored form of recorded contents: msgpack, compressed with Zstandard, and sealed if `bodies` seals."""
     return await _THREAD.run(_packed, recording, bodies)
 
 

@@ -73,7 +73,10 @@ class ValidKeys(msgspec.Struct, frozen=True):
 
 
 class ClientKeyStore:
-    """The client keys, in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores client keys in tables that the caller closes. Every method raises `StoreError`.
+
+    A digest is the SHA-256 of a token (32 bytes). A key is valid if it is neither expired nor revoked.
+    """
 
     def __init__(self, tables: Tables, clock: Clock = now, *, most: int = MOST_KEYS) -> None:
         """`clock`: the clock of a database that has none (SQLite). `most`: the maximum of valid keys."""
@@ -84,8 +87,11 @@ class ClientKeyStore:
     async def create(
         self, key: ClientKey, digest: bytes, lifetime: float | None, *beside: Statement
     ) -> ClientKey | None:
-        """Store a new key that expires after `lifetime` seconds. Returns the stored key, or None when there are already
-        `most` valid keys. `beside`: further statements that run in the same transaction."""
+        """Store a new key that expires after `lifetime` seconds (None: never).
+
+        The store's clock sets the times. Returns the stored key, or None when there are already `most` valid keys.
+        `beside`: further statements that run in the same transaction.
+        """
         named: dict[str, object] = {"id": key.id, "digest": digest, "name": key.name, "owner": key.owner}
         named |= {"team": key.team, "prefix": key.prefix, "lifetime": _lifetime(lifetime), **self._now}
         named |= {"models": _packed(key.access.models), "tools": _packed(key.access.tools)}
@@ -152,7 +158,10 @@ class ClientKeyStore:
         return True
 
     async def state(self) -> tuple[int, int]:
-        """Return the number of changes so far, and the database's time in milliseconds."""
+        """Return the number of changes so far, and the database's time in milliseconds since the epoch.
+
+        A process reads the keys again when the number has changed.
+        """
         row = (await self._tables.fetch(STATE, self._now, own=True))[0]
         return row[0], row[1]
 

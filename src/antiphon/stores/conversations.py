@@ -169,7 +169,8 @@ class ConversationStore:
     """Stores conversations in tables that the caller closes.
 
     Every method raises `StoreError` when the database fails. No method blocks the event loop. Methods that change items
-    or delete the conversation raise `ConversationLocked` while a response runs on the conversation.
+    or delete the conversation raise `ConversationLocked` (409) while a response runs on the conversation. `metadata` is
+    a JSON object in bytes.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class ConversationStore:
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         """Return a page of the owner's conversations, ordered by creation time. Cursors are ids of conversations.
 
-        An unknown cursor raises `InvalidRequest`.
+        With both cursors, the page has only conversations between them. An unknown cursor raises `InvalidRequest`.
         """
         await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
         rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **page_parameters(page)})

@@ -137,7 +137,10 @@ class FileStore:
         return kept.file if kept is not None else None
 
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """Open the file and its content for reading, or return None. The caller closes the returned file."""
+        """Open the file and its content for reading, or return None. The caller closes the returned file.
+
+        Raises `StoreError`, for example with the reason `elsewhere` when another machine's disk has the content.
+        """
         kept = await self._found(owner, file_id)
         if kept is None:
             return None
@@ -166,8 +169,10 @@ class FileStore:
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
-        """Insert the file's row and delete the pending row of its content in one transaction. Raises
-        `OwnerStorageFull`, `ContentSwept`, `AlreadyMade` and `ApiError`."""
+        """Insert the file's row and delete the pending row of its content in one transaction.
+
+        Raises `OwnerStorageFull`, `ContentSwept`, and for the key `once` the errors of `IdempotencyStore.make`.
+        """
         file = kept.file
         ends = file.expires_at
         named: dict[str, object] = {
@@ -247,7 +252,14 @@ class FileStore:
 
 
 class FileUpload:
-    """A file during its upload. If `keep` does not return successfully, the store deletes the uploaded content."""
+    """A file during its upload. If `keep` does not return successfully, the store deletes the uploaded content.
+
+    A caller writes the chunks as they arrive:
+
+        async with files.uploading() as upload:
+            await upload.write(chunk)
+            file = await upload.keep(owner, fields)
+    """
 
     def __init__(self, files: FileStore, blob: PendingBlob) -> None:
         self._files = files
@@ -267,7 +279,7 @@ class FileUpload:
         """Create the owner's file from the uploaded content. The file is durable when this method returns.
 
         Raises `OwnerStorageFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
-        file with the same fields and content."""
+        file with the same fields and content. Raises an `ApiError` (409 or 422) when the key is in use otherwise."""
         blob = await self.blob.seal()
         file = StoredFile(
             fields.id,

@@ -159,7 +159,10 @@ class IdempotencyStore:
         self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
     ) -> None:
         """Run the transaction `unit`, which creates an object, unless an earlier request with the same key created the
-        object. Raises `AlreadyMade`, `ApiError` and `RowsMissing`.
+        object.
+
+        Raises `AlreadyMade` in that case. Raises an `ApiError` when the key is in use: a 422 for another request, a 409
+        while the same request runs. Raises `RowsMissing` when a statement of `unit` fails.
 
         `undo` deletes the object if the commit succeeds after the caller's timeout. Without `undo`, the object and its
         key stay after such a late commit.
@@ -182,8 +185,8 @@ class IdempotencyStore:
         """Hold the key with a lease of `seconds` while the request creates its object. Returns None, or the id of the
         object that an earlier request with this key created.
 
-        Raises `ApiError` when the key belongs to a different request, or the same request still runs. Raises
-        `LeftBehind` when the process of the earlier request died after it claimed tool calls.
+        Raises `ApiError` when the key belongs to a different request (422), or the same request still runs (409).
+        Raises `LeftBehind` when the process of the earlier request died after it claimed tool calls.
         """
         named = self._named(once, object_id) | {"lease": milliseconds(seconds)}
         for _ in range(_TRIES):

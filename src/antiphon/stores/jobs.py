@@ -131,8 +131,11 @@ duration and outcome."""
 
 
 class QueuedJob(Struct, frozen=True):
-    """One background response that has not ended. `held`: the lease of `worker` is valid. A job with more than one
-    attempt was taken over from a process that died or left."""
+    """One background response that has not ended, for the console's overview of the queue.
+
+    `created_at` is in seconds since the epoch. `held`: the lease of `worker` is valid. A job with more than one attempt
+    was taken over from a process that died or left.
+    """
 
     response_id: str
     owner: str
@@ -199,8 +202,8 @@ class JobStore:
         """Store the queued response with its input and its job in one transaction. `needs`: the capabilities that a
         worker must have to run the job.
 
-        Raises `TooManyJobs` when the owner has `limit` jobs. This method checks `previous_response_id` like
-        `ResponseStore.save`.
+        Raises `TooManyJobs` (429) when the owner has `limit` jobs. This method checks `previous_response_id` like
+        `ResponseStore.save`. `request` is a `JobRequest` as JSON. Without `events`, the response has no stream.
         """
         sealed = self._bodies.seal_record(record), self._bodies.seal(request), self._sealed(events)
         await self._writer.enqueue(*sealed, limit, sorted(needs))
@@ -327,7 +330,10 @@ class JobStore:
 
     async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
         """Return up to `limit` stored pieces of the response's stream, from the event after the sequence number `after`
-        on. Returns None when the response does not exist."""
+        on. An `after` of -1 begins with the first event. Returns None when the response does not exist.
+
+        The first piece may begin with events up to `after`. `EventPiece.after` cuts them off.
+        """
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
         if not found:

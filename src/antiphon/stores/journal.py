@@ -152,7 +152,13 @@ By = Literal["model", "owner", "upstream"]
 
 
 class JournalStore:
-    """The journal, in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the journal in tables that the caller closes. Every method raises `StoreError`.
+
+    A caller reads a list page by page:
+
+        page = await journal.list(EntryFilter(failed=True), limit=50)
+        older = await journal.list(EntryFilter(failed=True), limit=50, after=page.after)
+    """
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
         """`bodies` seals and opens recorded contents. `clock`: the clock of a database that has none (SQLite)."""
@@ -188,8 +194,10 @@ class JournalStore:
         await self._tables.run(unit, again=True)
 
     async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:
-        """Return a page of entries, newest first. `after`: the cursor of the page before this one. Raises
-        `InvalidRequest` for a cursor that is none."""
+        """Return a page of at most `limit` entries, newest first. `after`: the cursor in the page before this one.
+
+        Raises `InvalidRequest` for a text that is no cursor.
+        """
         where, named = _selected(chosen)
         counting = (
             f"SELECT count(*) FROM (SELECT 1 FROM {_source(chosen)} WHERE {where} LIMIT {MOST_COUNTED}) AS counted"
@@ -248,7 +256,10 @@ class JournalStore:
 
     async def sums(self, owner: str = "", *, since: float = 0.0, by: By = "model") -> tuple[EntrySum, ...]:
         """Return the sums of the entries since this time by model, upstream or owner, those with the most requests
-        first. The quantiles are of the newest entries only."""
+        first.
+
+        `since` is in seconds since the epoch. There are at most 200 sums. The quantiles are of the newest 5000 entries.
+        """
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
         rows = await self._tables.fetch(
@@ -278,8 +289,10 @@ class JournalStore:
         )
 
     async def slots(self, owner: str = "", *, since: float, seconds: float) -> tuple[Slot, ...]:
-        """Return the sums of the entries since this time by slots of `seconds`, oldest first, for charts. A slot
-        without entries is missing. The newest 1000 slots are returned."""
+        """Return the sums of the entries since this time by slots of `seconds`, oldest first, for charts.
+
+        A slot without entries is missing. The result has the newest 1000 slots.
+        """
         where, named = _selected(EntryFilter(owner=owner, since=since))
         named["step"] = max(1, milliseconds(seconds))
         rows = await self._tables.fetch(
@@ -333,7 +346,7 @@ class JournalStore:
 
 
 def cursor_of(entry: Entry) -> str:
-    """Return the cursor of the page that follows this stored entry."""
+    """Return the cursor of the page that follows this stored entry: its end in milliseconds, `:`, and its id."""
     return f"{milliseconds(entry.ended_at)}:{entry.id}"
 
 

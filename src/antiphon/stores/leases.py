@@ -23,8 +23,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """The leases of one process. `seconds` is the duration of a lease. The task renews a lease three times in that
-    duration."""
+    """Renews the leases of one process, three times in the `seconds` that a lease lasts.
+
+    For example, a process that uses a container:
+
+        leases.hold(rows, holder)  # after the store granted the lease to `holder`
+        …
+        leases.drop(rows, holder)  # before the store releases it
+    """
 
     def __init__(self, seconds: float = 30.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.seconds = seconds

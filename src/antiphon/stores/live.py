@@ -65,8 +65,10 @@ FORGET_CANCELS = "DELETE FROM live_cancels WHERE asked_at < now_ms() - CAST(:age
 
 
 class LiveOrders(msgspec.Struct, frozen=True):
-    """What a process must do: publish if `watched`, and cancel those of its requests that `cancels` names. A cancel is
-    an entry id and its owner (empty: any owner)."""
+    """The orders of all viewers to a process: publish if `watched`, and cancel the requests in `cancels`.
+
+    A cancel is an entry id (`entry_…`) and its owner (empty: any owner).
+    """
 
     watched: bool
     cancels: tuple[tuple[str, str], ...]
@@ -81,7 +83,7 @@ _DECODER = msgspec.json.Decoder(_Snapshot)
 
 
 class LiveStore:
-    """The requests in flight, in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the requests in flight in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
         """`clock`: the clock of a database that has none (SQLite)."""

@@ -97,8 +97,10 @@ store the columns themselves."""
 
 @dataclass(frozen=True, slots=True)
 class RowCount:
-    """The number of rows of a kind, and a checksum that does not depend on the order of the rows. For file contents,
-    `rows` is their number and `content_bytes` their total size."""
+    """The number of rows of a kind, and a checksum that does not depend on the order of the rows.
+
+    For file contents, `rows` is their number and `content_bytes` their total size.
+    """
 
     rows: int
     checksum: int

@@ -99,7 +99,7 @@ class UsageStore:
 
 
 class OwnerQuota:
-    """Checks the storage quota: each owner may store `limit` bytes. The caller closes the tables.
+    """Checks the storage quota `limits.owner_bytes`: each owner may store `limit` bytes. The caller closes the tables.
 
     The engine checks the quota before a model call, not when it saves the response, because the model call has already
     cost money by then. So an owner may exceed the limit by the responses that run concurrently.
@@ -110,8 +110,10 @@ class OwnerQuota:
         self._limit = limit
 
     async def check(self, owner: str) -> None:
-        """Raise `OwnerFull` when the owner has stored `limit` bytes or more. Raises `StoreError` when the database
-        fails."""
+        """Raise `OwnerFull` (429, `storage_limit_exceeded`) when the owner has stored `limit` bytes or more.
+
+        Raises `StoreError` when the database fails.
+        """
         if (await self._tables.fetch(STORED, {"owners": [owner]}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)
 
@@ -142,7 +144,11 @@ class StorageQuota:
         """Returns the number of containers of these owners. None: there are no containers."""
 
     async def check(self, owner: str, caller: Caller = NO_CALLER, stock: Stock = "stored_bytes") -> None:
-        """Raise `OwnerFull` when the owner, or the caller's team, has reached the limit. Raises `StoreError`."""
+        """Raise `OwnerFull` (429, `storage_limit_exceeded`) when the owner, or the caller's team, has reached a limit.
+
+        `stock` is the kind of data that the operation creates: bytes of responses and conversations, bytes of files,
+        chunks of vector stores, or containers. Raises `StoreError`.
+        """
         if self._general is not None and stock == "stored_bytes":
             await self._general.check(owner)
         found = self._rules.stock("owner", (caller.name, owner), stock)
@@ -191,15 +197,17 @@ FROM (SELECT DISTINCT owner FROM usage_days WHERE owner IN (:owners...)) AS o
 
 
 class OwnerNames:
-    """The names and teams of owners with usage, in tables that the caller closes."""
+    """Finds the names and teams of owners with usage, in tables that the caller closes."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     async def of(self, owners: Iterable[str], teams: Mapping[str, str]) -> dict[str, OwnerName]:
-        """Return the names of those owners that have one. `teams` has the teams of owners in the settings. They
-        come before the team of the newest key. A key's team comes before the team of the last request. Raises
-        `StoreError`."""
+        """Return the names of those owners that have one, by owner id. An owner with a hashed id (`b:…`) has none.
+
+        `teams` has the teams of owners in the settings. They come before the team of the newest key. A key's team comes
+        before the team of the last request. Raises `StoreError`.
+        """
         named = sorted({owner for owner in owners if owner.startswith(_READABLE)})
         found: dict[str, OwnerName] = {}
         for start in range(0, len(named), _OWNERS):

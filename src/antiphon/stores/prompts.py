@@ -85,8 +85,10 @@ DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
 class PromptStore:
-    """Stores prompts and their versions in tables that the caller closes. Every method raises `StoreError` when the
-    database fails."""
+    """Stores prompts and their versions in tables that the caller closes.
+
+    Every method raises `StoreError` when the database fails. `metadata` and `body` are JSON objects in bytes.
+    """
 
     def __init__(
         self, tables: Tables, keys: IdempotencyStore, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now
@@ -158,7 +160,7 @@ class PromptStore:
         """Apply the change in one transaction. Returns the new version, or the default version if the change adds none.
         Returns None when the prompt does not exist.
 
-        Raises `VersionConflict` when the prompt's last version is not `change.expected_version`."""
+        Raises `VersionConflict` (409) when the prompt's last version is not `change.expected_version`."""
         named = {
             "id": prompt_id,
             "owner": owner,

@@ -100,7 +100,12 @@ WHERE (:subject = '' OR subject = :subject) ORDER BY subject, measure LIMIT :mos
 
 
 class StoredCounter(msgspec.Struct, frozen=True):
-    """One stored counter. `starts`: the start of its period in milliseconds since the epoch, or 0."""
+    """One stored counter of a limit.
+
+    `subject` is such as `owner:n:anna`, and `measure` such as `tokens_per_minute`. `starts` is the start of the period
+    in milliseconds since the epoch, or 0 without a period. `used` is the settled amount, and `leased` the amount that
+    processes hold. Costs are in millionths of the prices' currency.
+    """
 
     subject: str
     measure: str
@@ -157,8 +162,8 @@ class QuotaStore:
         return True
 
     async def sweep(self, dead_after: float) -> tuple[int, ...]:
-        """Settle the leases of processes without a sign of life for `dead_after` seconds, and delete counters of old
-        periods. Returns the number of such processes."""
+        """Settle the leases of processes without a heartbeat for `dead_after` seconds, and delete counters of old
+        periods. Returns the number of such processes, in a tuple."""
         named = {"age": milliseconds(dead_after), **self._now}
         dead = await self._tables.fetch(DEAD, named)
         for (holder,) in dead:

@@ -191,10 +191,10 @@ class ResponseWriter(Protocol):
 
 
 class ResponseStore:
-    """Stores responses and their items in tables that the caller closes. Implements `History` for the engine, and the
-    reads and deletions of the API. A response is durable when `save` returns.
+    """Stores responses and their items in tables that the caller closes. A response is durable when `save` returns.
 
-    Every method raises `StoreError` when the database fails. No method blocks the event loop.
+    This class implements `History` for the engine, and the reads and deletions of the API. Every method raises
+    `StoreError` when the database fails. No method blocks the event loop.
     """
 
     def __init__(
@@ -226,8 +226,11 @@ class ResponseStore:
         return self._writer.save(self._bodies.seal_record(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """Return the history that ends with `response_id`, or None. See `History.load_chain`. Raises `ChainTooLong` or
-        `HistoryTooLarge` for a history over a limit, and `ChainBroken` for a history with a deleted part."""
+        """Return the history that ends with `response_id`, or None. See `History.load_chain`.
+
+        Raises `ChainTooLong` (400) or `HistoryTooLarge` (413) for a history over a limit. Raises `ChainBroken` (400)
+        for a history with a deleted part. Raises `unfinished_response` (400) for a response that has not ended.
+        """
         most, size = self._chain_items, self._history_bytes
         named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
         found = await self._tables.fetch(LOAD_CHAIN, named)

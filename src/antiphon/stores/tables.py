@@ -60,8 +60,9 @@ Counts = tuple[int, ...]
 
 
 class Statement(Struct, frozen=True):
-    """One SQL statement of a transaction ("unit"). With `many`, `parameters` is a list, and the statement runs once per
-    element.
+    """One SQL statement of a transaction ("unit"), with named parameters.
+
+    With `many`, `parameters` is a list, and the statement runs once per element.
 
     `rows`: the number of rows that a statement without `many` must change. Any other number rolls the unit back and
     raises `RowsMissing`. `into`: a list that receives the rows of a SELECT or a RETURNING clause. With `into`, `rows`
@@ -134,8 +135,12 @@ def byte_limit(order: str, most: str = ":bytes") -> str:
 
 
 def both_orders(sql: str) -> tuple[str, str]:
-    """Return a list's query in ascending and in descending order. `{order}` in the SQL becomes the direction, and
-    `{after}` the matching comparison operator."""
+    """Return a list's query in ascending and in descending order, so that `queries[page.backward]` is the right one.
+
+    `{order}` in the SQL becomes the direction, and `{after}` the matching comparison operator:
+
+        both_orders("SELECT id FROM prompts WHERE id {after} :cursor ORDER BY id {order}")
+    """
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")
 
 
@@ -164,8 +169,10 @@ def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
 
 
 async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:
-    """Raise `InvalidRequest` with the message `missing` when a cursor of the page is not in the list. `find` returns
-    None for an id that is not in the list."""
+    """Raise `InvalidRequest` with the message `missing` when a cursor of the page is not in the list.
+
+    The error names the parameter (`after` or `before`). `find` returns None for an id that is not in the list.
+    """
     for name, cursor in page.cursors:
         if await find(cursor) is None:
             raise unknown_cursor(name, missing)

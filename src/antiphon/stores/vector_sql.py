@@ -57,7 +57,10 @@ class AttributeSql:
 
     def condition(self, filters: Filter | None) -> tuple[str, dict[str, object]]:
         """Return an SQL condition on row `f` of `vector_files` in store `:store`, and the parameters of the condition.
-        Without `filters` the condition is `true`."""
+
+        Without `filters` the condition is `true`. A client's value is always a parameter, never a part of the SQL. For
+        example, `Filter("gte", "year", 2024)` has the parameters `key0` (`year`) and `value1` (2024).
+        """
         named: dict[str, object] = {}
         return ("true" if filters is None else self._condition(filters, named)), named
 

@@ -1,5 +1,4 @@
-"""Keeps vector stores, their files and their file batches, and the parts of ingestion and search that all backends
-share.
+"""Stores vector stores, their files and their file batches, and implements the shared parts of ingestion and search.
 
 Lives here: the operations of the API, the order of statements, cursors and pages (`VectorStores`). Also the changes of
 claimed files (`SqlIngestion`), and the reads of an owner's stores and of the texts of chunks (`SqlChunkIndex`). Not
@@ -61,7 +60,8 @@ WHERE owner = :owner AND id IN (:ids...)
 
 
 class VectorStores:
-    """Implements the API's operations on vector stores, their files and batches, in tables that the caller closes.
+    """Stores vector stores, their files and batches for the API, in tables that the caller closes.
+
     Changes are durable when a method returns. Every method raises `StoreError` when the database fails. No method
     blocks the event loop.
 
@@ -116,7 +116,10 @@ class VectorStores:
         return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
-        """Return a page of the owner's vector stores by creation time. An unknown cursor raises `InvalidRequest`."""
+        """Return a page of the owner's vector stores by creation time. Cursors are ids (`vs_…`).
+
+        With both cursors, the page has only stores between them. An unknown cursor raises `InvalidRequest`.
+        """
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(
             self._sql.stores[page.backward], self._named(owner, "", **page_parameters(page))
