@@ -29,18 +29,25 @@ _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 def new_id(prefix: str, clock: Clock = time.time) -> str:
     """Create an id: `prefix_` and 48 hexadecimal digits. The first 12 digits are the milliseconds since the epoch, and
-    the other 36 (144 bits) are random."""
+    the other 36 (144 bits) are random.
+
+    For example, `new_id("resp")` returned `resp_019c11597000…` on 31 January 2026. The prefixes of objects are `resp`,
+    `conv`, `pmpt`, `vs`, `vsfb`, `cntr`, `cfile` and `key`. The ids of uploaded files begin with `file-`.
+    """
     # One conversion for time and random bytes together: formatting them separately takes three times as long.
     return f"{prefix}_{(int(clock() * 1000).to_bytes(6, 'big') + os.urandom(18)).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Whether `text` has the form of an id with this prefix. Callers use this cheap test before a database query."""
+    """Return whether `text` has the form of an id with this prefix. Callers use this cheap test before a query.
+
+    For example, `is_id("resp_1a", "resp")` is true. `is_id("resp-1a", "resp")` and `is_id("conv_1a", "resp")` are not.
+    """
     return text.startswith(prefix + "_") and len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text)
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a valid id for an object whose id the client may choose."""
+    """Return whether `text` is a valid id for an object whose id the client may choose: `[A-Za-z0-9_-]{1,64}`."""
     return 0 < len(text) <= _MAX_LENGTH and _ALPHABET.issuperset(text.replace("-", "_"))
 
 

@@ -195,7 +195,7 @@ class Administration(Area):
     names: FindNames | None = None
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints of this area, each with the guard."""
+        """Return the endpoints of this area, each with the guard."""
         return tuple(replace(one, guard=self.guard) for one in rows_of(self))
 
     @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)

@@ -118,15 +118,22 @@ class ContainerFileForm(Struct):
 
 
 class IdleMinutes(Struct):
+    """The minutes without use after which the container expires."""
+
     anchor: Literal["last_active_at"]
     minutes: int
 
 
 class NoNetwork(Struct):
+    """The network access of a container: none."""
+
     type: Literal["disabled"] = "disabled"
 
 
 class ContainerObject(Struct, kw_only=True):
+    """A container (`cntr_…`) for code. Times are seconds since the epoch. The container expires when it is not used for
+    the minutes in `expires_after`."""
+
     id: str
     object: Literal["container"] = "container"
     created_at: int
@@ -139,6 +146,9 @@ class ContainerObject(Struct, kw_only=True):
 
 
 class ContainerFileObject(Struct, kw_only=True):
+    """A file of a container (`cfile_…`). `path` is the absolute path that code in the container uses. `source` is
+    `user` for a file that a client added, and `assistant` for a file that code wrote."""
+
     id: str
     object: Literal["container.file"] = "container.file"
     created_at: int

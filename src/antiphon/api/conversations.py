@@ -78,10 +78,14 @@ class CreateConversation(Struct):
 
 
 class UpdateConversation(Struct):
+    """The new metadata of a conversation, which replaces all former metadata."""
+
     metadata: Metadata | UnsetType | None = UNSET
 
 
 class AddItems(Struct):
+    """Items to append to a conversation."""
+
     items: Items = ABSENT
 
 

@@ -103,11 +103,16 @@ _MISSING = ("image_query", "screenshot", "finance", "weather", "sports")
 
 
 class SearchDomains(Struct):
+    """The domains of a search. A domain includes its subdomains."""
+
     allowed_domains: list[str] | None = None
     blocked_domains: list[str] | None = None
 
 
 class SearchSettings(Struct):
+    """The limits of all commands of a request. Commands may read pages unless `external_web_access` has a value other
+    than `true` and `live`."""
+
     filters: SearchDomains | None = None
     user_location: Raw = Raw()
     search_context_size: str | None = None
@@ -115,6 +120,9 @@ class SearchSettings(Struct):
 
 
 class StandaloneSearchBody(Struct):
+    """The body of a search outside a response. The text of the answer has at most `max_output_tokens` tokens, at four
+    characters each."""
+
     id: str | None = None
     model: str | None = None
     reasoning: Raw = Raw()

@@ -171,9 +171,11 @@ class UpstreamPool:
         self._callable: dict[str, HttpUpstream | SeveralUpstreams] = {**self._upstreams, **(several or {})}
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        """Call the upstream, or one of the group of upstreams, that `request.upstream` names. See `Upstream.call`."""
         return self._callable[request.upstream].call(request)
 
     async def aclose(self) -> None:
+        """Close the connections to all upstreams."""
         await asyncio.gather(*(upstream.aclose() for upstream in self._upstreams.values()))
 
 
@@ -187,11 +189,13 @@ class ModelDoor:
         self._door = door
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        """Call the upstream that `request.upstream` names, through Envoy. See `Upstream.call`."""
         if request.upstream != "default":
             request = replace(request, headers=(*request.headers, (BACKEND_HEADER, request.upstream)))
         return self._door.call(request)
 
     async def aclose(self) -> None:
+        """Close the connections to Envoy."""
         await self._door.aclose()
 
 

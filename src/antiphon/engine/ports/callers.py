@@ -40,7 +40,7 @@ class Access(Struct, frozen=True):
     tools: tuple[str, ...] = ()
 
     def allows_model(self, model: str) -> bool:
-        """Whether a request with this client key may name this model."""
+        """Return whether a request with this client key may name this model."""
         return _fits(model, self.models)
 
     def check_tool(self, kind: str, param: str | None = None) -> None:
@@ -102,12 +102,14 @@ class AdminToken:
         self._digest = hashlib.sha256(token.encode()).digest()
 
     def equals(self, token: bytes) -> bool:
-        """Whether `token` (without a scheme such as `Bearer`) is the admin token."""
+        """Return whether `token` (without a scheme such as `Bearer`) is the admin token."""
         return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
 
     def is_in(self, headers: Headers) -> bool:
-        """Whether a header `authorization` has the admin token, after any scheme. Envoy joins repeated headers with
-        commas."""
+        """Return whether a header `authorization` has the admin token, after any scheme.
+
+        The values of repeated headers count too, which Envoy joins with commas.
+        """
         values = (value for name, value in headers if name == "authorization")
         words = (word for value in values for word in _BETWEEN.split(value))
         return any(self.equals(word.encode(errors="surrogateescape")) for word in words)

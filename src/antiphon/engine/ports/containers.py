@@ -108,7 +108,7 @@ class ContainerHead(Struct):
     """The machine that has the current files. An empty string means the machine that has the row."""
 
     def expired(self, now: float) -> bool:
-        """Whether the container was unused for longer than `idle_seconds`."""
+        """Return whether the container was unused for longer than `idle_seconds` at the time `now`."""
         return now > self.last_active_at + self.idle_seconds
 
 

@@ -62,7 +62,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """An observer that records nothing."""
+    """Implements `Observer` and records nothing."""
 
     reservation: Reservation | None = None
 

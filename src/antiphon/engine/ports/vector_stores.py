@@ -248,7 +248,7 @@ class Ingestion(Protocol):
         """Mark the file as failed."""
 
     async def waiting(self) -> int:
-        """The number of files in progress."""
+        """Return the number of files whose ingestion is not finished."""
 
     async def sweep(self) -> bool:
         """Delete a batch of chunks of deleted files, and of files of expired stores. Returns whether more remain."""
