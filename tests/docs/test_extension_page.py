@@ -66,6 +66,6 @@ async def test_the_request(package: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert (call["type"], call["server_label"]) == ("mcp_call", "dice") and 1 <= int(call["output"]) <= 20
         assert message["content"][0]["text"] == f"The tool said: {call['output']}"
         told = await _run(package, sys.executable, "-m", "antiphon", "doctor", "--config", str(settings), cwd=tmp_path)
-        assert "installed beside Antiphon: tool 'dice' of antiphon-dice 1.0" in told
+        assert "installed in addition to Antiphon: tool 'dice' of antiphon-dice 1.0" in told
         shown = await _run(package, sys.executable, "-m", "antiphon", "config", "--config", str(settings), cwd=tmp_path)
         assert yaml.safe_load(shown)["extensions"] == {"dice": {"sides": 12}}

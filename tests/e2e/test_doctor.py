@@ -43,7 +43,7 @@ async def test_the_demo_upstream_and_envoy_are_well(tmp_path: Path) -> None:
             # Its answers are scripted: what it takes and does not do is noted, and nothing is wrong.
             assert status == 0 and err.startswith("doctor: ") and "all good" not in err, out + err
             assert "problem" not in out and "json_schema" in out
-            assert "the generated configuration is accepted" in out
+            assert "Envoy accepts the generated configuration" in out
             assert "streaming: yes" in out and "tool calls in streams: yes" in out
             status, out, _ = await _run("doctor", "--upstream", url, "--data", folder, "--json", "--model", "none")
             assert status == 1

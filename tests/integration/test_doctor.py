@@ -188,7 +188,7 @@ async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor
     [
         (2 << 30, 1 << 20, "ok", "2,048 MiB are free"),
         (512 << 20, 1 << 20, "note", "little"),
-        (2 << 30, 7, "note", "for 7 files: little"),
+        (2 << 30, 7, "note", "for 7 files: this is little"),
         (1 << 20, 1 << 20, "problem", "its disk is full"),
         (2 << 30, 0, "problem", "its disk has no free inodes for new files"),
     ],
@@ -289,7 +289,7 @@ async def test_a_refused_token_limit_is_a_problem_with_its_cure(doctor: Doctor) 
         assert PROFILES[suggested].token_limit_field == "max_completion_tokens"
         report = await doctor(server.base_url, settings=f"upstream: {{profile: {suggested}}}\n")
         assert report.status == 0
-        assert report.line("max_tokens: by other means").startswith("ok")
+        assert report.line("max_tokens: the profile").startswith("ok")
 
 
 async def test_a_server_without_tools_and_formats(doctor: Doctor) -> None:
@@ -315,7 +315,7 @@ async def test_usage_that_may_not_be_asked_for(doctor: Doctor) -> None:
     assert report.status == 1
     assert report.line("streaming: yes") and report.line("usage in streams: no").startswith("problem")
     assert report.line("profile generic sends").endswith(
-        "upstream.profile: databricks (ignore its name: it sends only what your server accepts)"
+        "upstream.profile: databricks (despite the profile's name, it sends only fields that your server accepts)"
     )
 
 
@@ -346,7 +346,7 @@ async def test_lm_studio_is_known_by_its_own_paths_and_its_profile_fits(doctor: 
         assert report.line("profile generic sends").endswith("set upstream.profile: lmstudio")
         report = await doctor(server.base_url, settings="upstream: {profile: lmstudio}\n")
     assert report.line("profile lmstudio fits").startswith("ok")
-    assert "the profile lmstudio knows" in report.line("json_object: no")
+    assert "the profile lmstudio takes this into account" in report.line("json_object: no")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,9 @@ async def test_what_the_server_is(doctor: Doctor, profile: str, signs: dict[str,
     async with ChatServer() as server:
         server.default = chat_server(**signs)
         report = await doctor(server.base_url)
-    assert report.line("profile generic is not made for it").endswith(f"set upstream.profile: {profile}")
+    assert report.line("profile generic is not the best one for this server").endswith(
+        f"set upstream.profile: {profile}"
+    )
     assert report.status == 0
 
 
@@ -377,11 +379,14 @@ async def test_a_server_that_names_itself_has_its_profile_as_when_it_is_served(
     async with ChatServer() as server:
         server.default = chat_server(refuse if profile == "llamacpp" else lambda body: None, owner=owner)
         report = await doctor(server.base_url)
-        assert report.line(f"profile {profile}") == f"ok | profile {profile} (the server says so) fits | "
+        assert (
+            report.line(f"profile {profile}")
+            == f"ok | profile {profile} fits (the server's list of models indicates this profile) | "
+        )
         report_of_one_that_is_named = await doctor(server.base_url, "--profile", "generic")
     assert report_of_one_that_is_named.line("profile generic").endswith(f"set upstream.profile: {profile}")
     if profile == "llamacpp":
-        assert report.line("a named tool_choice").startswith("ok | a named tool_choice: by other means")
+        assert report.line("a named tool_choice").startswith("ok | a named tool_choice: the profile")
         assert not any(one["lacking"] for one in report.findings if "tool_choice" in one["what"])
 
 
@@ -391,8 +396,8 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(doctor: Doctor) -> None
         server.default = chat_server()
         for more in ((), ("--model", "m1")):
             report = await doctor(server.url("/v2"), *more)
-            start = "model m1 does not answer" if more else "no model to ask"
-            end = question if more else f"{question} If it is, name one with --model"
+            start = "model m1 does not answer" if more else "no model to probe"
+            end = question if more else f"{question} If it is, name a model with --model"
             assert report.status == 1 and report.line(start).endswith(end)
 
         def unlisted(request: Received) -> Answer:
@@ -463,7 +468,7 @@ async def test_no_model_at_all(doctor: Doctor) -> None:
     async with ChatServer() as server:
         server.default = chat_server(models=())
         report = await doctor(server.base_url)
-    assert report.status == 1 and "--model" in report.line("no model to ask")
+    assert report.status == 1 and "--model" in report.line("no model to probe")
 
 
 async def test_an_upstream_that_answers_nonsense(doctor: Doctor) -> None:
@@ -521,7 +526,7 @@ async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:
         server.default = chat_server()
         report = await doctor(server.base_url, "--model", "m1", settings="models: [{match: m1, mode: native}]\n")
         assert [request.method for request in server.requests] == ["GET"]
-    assert report.status == 0 and report.line("speaks Responses itself")
+    assert report.status == 0 and report.line("has the Responses API itself")
 
 
 async def test_a_silent_server_does_not_hold_the_doctor_for_ever() -> None:
@@ -559,7 +564,7 @@ def _refused(*names: str) -> list[ProbedFeature]:
 
 def test_the_current_profile_stays_while_nothing_is_refused() -> None:
     current = PROFILES["vllm"]
-    assert fitting_profile([ProbedFeature("logprobs", False, "taken, but there are none")], current) is current
+    assert fitting_profile([ProbedFeature("logprobs", False, "accepted, but the answer has none")], current) is current
 
 
 def test_the_profile_that_leaves_out_all_that_is_refused_fits() -> None:

@@ -367,8 +367,8 @@ def test_doctor_lists_what_is_installed(tmp_path: Path, packages: Path) -> None:
     install(packages)
     nowhere = ("--upstream", "http://127.0.0.1:9/v1", "--data", str(tmp_path / "data"), "--door", "http")
     told = _command(packages, "doctor", *nowhere)
-    assert "installed beside Antiphon: tool 'dice' of antiphon-dice 1.0" in told.stdout, told
-    assert "installed beside Antiphon: profile 'acme' of antiphon-dice 1.0" in told.stdout
+    assert "installed in addition to Antiphon: tool 'dice' of antiphon-dice 1.0" in told.stdout, told
+    assert "installed in addition to Antiphon: profile 'acme' of antiphon-dice 1.0" in told.stdout
 
 
 def test_a_package_that_is_broken_ends_the_start(tmp_path: Path, packages: Path) -> None:

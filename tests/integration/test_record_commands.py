@@ -129,7 +129,7 @@ async def test_what_cannot_start_leaves_no_file(processes: list[Command], tmp_pa
             (("--upstream", "http://user:pass-word-1@h/v1"), "must not hold a user or a password"),
             (("--upstream", "ftp://h"), "must be an http:// or https:// URL"),
             (("--key-env", "NOT_SET_ANYWHERE"), "the variable NOT_SET_ANYWHERE is not set"),
-            (("--key-env", "SOME_KEY"), "has characters that no key has"),
+            (("--key-env", "SOME_KEY"), "has characters that a key cannot have"),
         ):
             command = await run_command(processes, "record", "--to", str(path), *arguments, SOME_KEY="a\nb")
             assert await command.end() == 2 and said in command.err[0], command.err

@@ -110,7 +110,10 @@ async def test_upstreams_that_are_not_there_or_refuse_the_key(log: _Log) -> None
             for _ in range(20):
                 await asyncio.sleep(0)
     found = {fields["upstream"]: (event, fields["advice"]) for event, fields in log.lines}
-    assert found["strict"] == ("upstream_refuses_the_key", "set upstreams.strict.api_key to a key that it takes")
+    assert found["strict"] == (
+        "upstream_refuses_the_key",
+        "set upstreams.strict.api_key to a key that the upstream accepts",
+    )
     assert found["gone"][0] == "upstream_not_reached" and "upstreams.gone.url" in found["gone"][1]
     assert set(found) == {"strict", "gone"}
 
@@ -123,7 +126,7 @@ async def test_an_api_below_another_path_is_found(log: _Log) -> None:
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
     assert event == "upstream_misconfigured"
-    assert fields["advice"] == f"its API is below /v1: set upstreams.other.url to {server.url('/v1')}"
+    assert fields["advice"] == f"the upstream's API is below /v1: set upstreams.other.url to {server.url('/v1')}"
 
 
 async def test_https_at_a_server_that_speaks_http_is_asked_about(log: _Log) -> None:
@@ -138,7 +141,7 @@ async def test_https_at_a_server_that_speaks_http_is_asked_about(log: _Log) -> N
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
     assert event == "upstream_not_reached" and "the TLS handshake failed" in fields["problem"]
-    assert fields["advice"] == "does it speak http, and not https? Then set upstreams.other.url to http://…"
+    assert fields["advice"] == "does the server use http, not https? Then set upstreams.other.url to http://…"
 
 
 async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
@@ -156,9 +159,9 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
     ("refused", "advice"),
     [
         ("certificate has expired", "renew it"),
-        ("Missing Authority Key Identifier", "Python 3.13 and newer ask for"),
-        ("Path length given without key usage keyCertSign", "Python 3.13 and newer ask for"),
-        ("unable to get local issuer certificate", "name its authorities with upstream.ca_file"),
+        ("Missing Authority Key Identifier", "that Python 3.13 and newer require"),
+        ("Path length given without key usage keyCertSign", "that Python 3.13 and newer require"),
+        ("unable to get local issuer certificate", "set upstream.ca_file to the certificate's authorities"),
     ],
 )
 def test_what_to_do_about_a_certificate(refused: str, advice: str) -> None:

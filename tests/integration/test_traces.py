@@ -321,7 +321,7 @@ async def test_the_address_of_traces_is_taken_as_it_is(folder: Path, monkeypatch
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.url}/its/own")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
         (finding,) = [one async for one in examine_collector(load_settings({}, dict(os.environ)).tracing)]
-        assert finding.what == f"tracing: the collector at {collector.url}/its/own takes spans"
+        assert finding.what == f"tracing: the collector at {collector.url}/its/own accepts spans"
         async with traced(folder, None) as process:
             await process.post(ASKED)
             await collector.has(REQUEST)
@@ -440,7 +440,10 @@ async def test_doctor_asks_the_collector() -> None:
         verdict, what = await found(f"http://127.0.0.1:{nobody.getsockname()[1]}")
         assert verdict == "note" and "cannot be reached" in what
     async with OtlpReceiver() as collector:
-        assert await found(collector.url) == ("ok", f"tracing: the collector at {collector.url}/v1/traces takes spans")
+        assert await found(collector.url) == (
+            "ok",
+            f"tracing: the collector at {collector.url}/v1/traces accepts spans",
+        )
         assert collector.headers[0]["x-key"] == "k1" and collector.spans == []
         collector.status = 401
         assert await found(collector.url) == (

@@ -168,8 +168,8 @@ async def test_a_server_that_is_no_gateway(processes: list[Command]) -> None:
         for path, words, said in (
             ("", ("--model", "m"), "answers with application/json, not with an event stream"),
             ("/cut", ("--model", "m"), "the stream ended before the response did"),
-            ("/x", ("--model", "m"), "answers with status 404 and is perhaps no gateway; name the gateway's address"),
-            ("/x", (), "the list of models is not needed with --model"),
+            ("/x", ("--model", "m"), "answers with status 404 and may not be a gateway; name the gateway's address"),
+            ("/x", (), "with --model the command does not need the list of models"),
         ):
             ran = await run_command(processes, "try", "--url", origin + path, *words, "hi")
             assert await ran.end() == 1

@@ -1,7 +1,7 @@
 """Implements `antiphon demo-upstream`, `antiphon record` and `antiphon replay`: each serves a small chat server.
 
-Lives here: the flags of each command, listening until a signal, the line with the address, and the lines for
-exchanges. Not here: the servers (`demo_upstream.py`, `recordings/`), the arguments (`command_arguments.py`).
+Lives here: the meaning of each command's flags, listening until a signal arrives, the line with the address, and the
+lines for exchanges. Not here: the servers (`demo_upstream.py`, `recordings/`), the arguments (`command_arguments.py`).
 
 Invariants: the only line on standard output names the address, after the server listens. SIGTERM or SIGINT ends the
 command.
@@ -70,7 +70,10 @@ def _upstream(url: str) -> str:
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         if "credentials" in problem:
-            problem = "must not hold a user or a password; put a key into a variable and name it with --key-env"
+            problem = (
+                "must not contain a user or a password; put the key into an environment variable and name the "
+                "variable with --key-env"
+            )
         raise ConfigError(f"--upstream: {problem}") from None
 
 
@@ -79,7 +82,7 @@ def _variable(flag: str, name: str) -> str:
     if not value:
         raise ConfigError(f"{flag}: the variable {name} is not set")
     if not value.isprintable() or not value.isascii():
-        raise ConfigError(f"{flag}: the value of {name} has characters that no key has; use printable ASCII")
+        raise ConfigError(f"{flag}: the value of {name} has characters that a key cannot have; use printable ASCII")
     return value
 
 
@@ -110,10 +113,11 @@ def _print_played(played: ReplayedExchange) -> None:
 
 
 def serve_app(app: web.Application, listen: str, ready: Mapping[str, object] | None = None) -> int:
-    """Serve the application at `listen` (`HOST:PORT`) until a signal. Returns the exit status 0.
+    """Serve the application at `listen` (`HOST:PORT`) until a signal arrives. Returns the exit status 0.
 
-    The line with the address is `ready: URL`. If `ready` is given, the line is a JSON object with these values and the
-    URL as `ready`. Raises `ConfigError` if the address is wrong or not free."""
+    The command prints one line with the address, `ready: URL`. If `ready` is given, the line is a JSON object with the
+    values of `ready`, and with the URL under the key `ready`. Raises `ConfigError` if the address is wrong or not
+    free."""
     try:
         host, port = parse_address(listen)
     except ValueError as error:
@@ -150,8 +154,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_exchange(number: int, line: str, *, status: int, cut: bool, note: str) -> None:
-    """Print one line for an exchange to standard error, in colour on a terminal. `number` is the number of its entry,
-    or 0. `line` may contain texts of a client."""
+    """Print one line for an exchange to standard error, in colour on a terminal. `number` is the number of the
+    exchange's entry in the recording, or 0 without an entry. `line` may contain texts of a client."""
     color = _YELLOW if note or cut else _RED if status >= 400 else _GREEN
     state = f"{status or 'no status'}{' cut' if cut else ''}"
     said = printable(f"{line}{f'  {note}' if note else ''}")[:_LONGEST]

@@ -1,4 +1,4 @@
-"""The arguments of each command that are no settings: names, defaults, examples and help texts.
+"""The arguments of each command that are not settings: names, defaults, examples and help texts.
 
 Lives here: the arguments of every command, and the whole help of `try`, `run` and the small chat servers. Not here: the
 parser, and the help of the other commands (`command_line.py`), the flags of settings (`flags.py`), the commands.
@@ -55,7 +55,7 @@ OF_COMMANDS: dict[str, Arguments] = {
         "--model": {"help": "the model to probe; default: the first in the server's list"},
         "--key-env": {
             "metavar": "NAME",
-            "help": "environment variable with a client's key, for upstreams with auth passthrough",
+            "help": "environment variable with a client's key, for upstreams with 'auth: passthrough'",
         },
         "--images": {"action": "store_true", "help": "also check whether the model accepts images"},
         "--json": {"action": "store_true", "help": "print the findings as JSON"},
@@ -71,7 +71,10 @@ OF_COMMANDS: dict[str, Arguments] = {
     },
     "show": {
         "id": {"metavar": "ID", "help": "id of a response, request id, or id of an entry of the journal"},
-        "-v, --verbose": {"action": "store_true", "help": "also print the recorded contents of both sides"},
+        "-v, --verbose": {
+            "action": "store_true",
+            "help": "also print the recorded requests and answers of the client and of the model server",
+        },
         "--json": {"action": "store_true", "help": "print the request and its recorded contents as JSON"},
     },
     "config": {
@@ -100,7 +103,7 @@ OF_COMMANDS: dict[str, Arguments] = {
         },
         "--own-gateway": {
             "action": "store_true",
-            "help": "print the Gateway too, and route every path to Antiphon, if no other service uses the Gateway",
+            "help": "also print the Gateway and route every path to it; only for a Gateway that no other service uses",
         },
         "--envoy-proxy": {
             "metavar": "NAME",
@@ -115,7 +118,7 @@ OF_COMMANDS: dict[str, Arguments] = {
         "--into": {
             "type": Path,
             "metavar": "FILE",
-            "help": "with --for snippet: print this Envoy configuration with the parts merged in",
+            "help": "with --for snippet: merge the parts into the Envoy configuration in FILE, and print the result",
         },
         "--into-listener": {"metavar": "NAME", "help": "the listener to extend in the file of --into"},
         "--into-virtual-host": {"metavar": "NAME", "help": "the virtual host to extend in the file of --into"},
@@ -156,7 +159,7 @@ OF_ADMIN: dict[str, Arguments] = {
         },
         "--from-env": {
             "metavar": "NAME",
-            "help": "environment variable with an existing token, which the key uses instead of a new token",
+            "help": "environment variable with an existing token, which becomes the key's token instead of a new one",
         },
         "--name": {"default": "", "help": "a label for the key, for example the device"},
         "--team": {"default": "", "help": "the team of the owner"},
@@ -194,7 +197,7 @@ OF_ADMIN: dict[str, Arguments] = {
             "required": True,
             "help": "the archive file to write",
         },
-        "--without-keys": {"action": "store_true", "help": "write no keys of the data folder into the archive"},
+        "--without-keys": {"action": "store_true", "help": "leave the keys of the data folder out of the archive"},
     },
     "restore": {
         "--from": {
@@ -293,7 +296,7 @@ RUN_ARGUMENTS: Arguments = {
 
 _DEMO: Final = """\
 The models are demo and demo-reasoner. The first row that matches the last message applies:
-  "fail" or "error 429"                  the server answers with an error, or with the status 429
+  "fail" or "error 429"                  the server answers with an error; "error 429" chooses the status 429
   "break"                                the server cuts the connection
   a word of a tool's name                the model calls the tool (Plot 3, 5 and 8 with the code interpreter.)
   a question, if the request has 1 tool  the model calls the tool

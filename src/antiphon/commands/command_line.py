@@ -2,11 +2,11 @@
 
 Lives here: the commands in the order of their use, and the error that suggests the nearest known word. The commands
 `antiphon version` and `antiphon completion` live here too. Not here: running a command (`entry.py`), the arguments of
-each command (`command_arguments.py`), the setting of each flag (`flags.py`). The module of each other command has its
-code.
+each command (`command_arguments.py`), the setting of each flag (`flags.py`). Each other command has its code in a
+separate module.
 
-Invariants: the parser imports no command but `health`, so that `antiphon --help` is quick. An error repeats no
-misplaced key.
+Invariants: the parser imports no command but `health`, so that `antiphon --help` is quick. An error message never
+repeats a key that is in the wrong place.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _ADMIN = {
     "Client keys": {
         "keys create": "create a key for a named owner, and print its token once",
         "keys list": "list the keys, without their tokens",
-        "keys rotate": "create the successor of a key; the former key stays valid for a while",
+        "keys rotate": "replace a key by a new one; the former key stays valid for a while",
         "keys revoke": "revoke a key immediately",
     },
     "Keys of the deployment": {
@@ -200,7 +200,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_actions(
         commands,
         "admin",
-        "list, export, delete, back up and move stored data, while servers run or while no server runs",
+        "list, export, delete, back up and move stored data, while servers run or are stopped",
         _ADMIN,
         OF_ADMIN,
     )
@@ -350,7 +350,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if self.passes_on:
             found.rest = rest
-        # A command's parser gets all words after the command, so this parser must report the unknown ones.
+        # A command's parser gets all words after the command, so this parser must report the unknown words.
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
         return found, unknown

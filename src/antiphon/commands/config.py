@@ -67,7 +67,8 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, object]) 
     for path in _paths():
         if path in changed or not arguments.changed:
             found = next((name for name, given in sources if _at(given, path) is not _NOT_GIVEN), "default")
-            # A value without a source that differs from its default was derived from other settings or the environment.
+            # A value may differ from its default although no source sets it. Such a value was derived from other
+            # settings or the environment.
             source = "derived" if found == "default" and path in changed else found
             rows.append((".".join(path), _at(values, path), source))
     if arguments.json:

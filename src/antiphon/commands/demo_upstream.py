@@ -1,13 +1,13 @@
 """Runs a scripted Chat Completions server, for trying Antiphon without a model. The server contains no model.
 
 Lives here: the content of an answer (`reply`), its conversion to JSON (`completion`, `chunks`) and a small HTTP server
-(`make_app`). Only `chat_servers.py` imports this module, which uses no other module of Antiphon.
+(`make_app`). Only `chat_servers.py` imports this module. This module uses no other module of Antiphon.
 
 The last message of a request decides the answer. The first rule that matches applies:
 
 - The last messages are tool results: the server repeats them (`The tool said: …`).
-- The user's message contains `fail`: the server returns status 500 with an OpenAI error object. With `error 429`, or
-  any other status from 400 to 599, the server returns that status.
+- The user's message contains `fail`: the server returns status 500 with an OpenAI error object. If the message contains
+  `error 429`, or `error` with another status from 400 to 599, the server returns that status.
 - The message contains `break`: the server starts an answer, then cuts the connection.
 - The request offers tools, and the message matches one: the server calls that tool. A message matches a tool if it
   contains the tool's name or a word of the name. A question matches if the request offers a single tool. `tool_choice`
@@ -142,7 +142,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
 
 
 def _calls(request: Object, last: str, key: str) -> tuple[Object, ...]:
-    """The tool calls for the message `last`: none, one, or one per city that it names."""
+    """The tool calls for the message `last`: none, one, or one per city that the message names."""
     offered = [tool["function"] for tool in request.get("tools") or () if tool.get("type") == "function"]
     choice = request.get("tool_choice", "auto")
     if not offered or choice == "none":

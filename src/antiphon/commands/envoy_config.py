@@ -32,9 +32,10 @@ from antiphon.supervisor.child_settings import file_values, secret_environment
 
 _HEADER = """\
 # Envoy bootstrap for Antiphon, printed by `antiphon envoy-config`. Made for Envoy {version}.
-# It holds no secrets: an upstream key is read from ANTIPHON_UPSTREAM_KEY in Envoy's environment (that of the upstream
-# a-b from ANTIPHON_UPSTREAM_KEY_A_B), a sidecar secret from ANTIPHON_SIDECAR_SECRET. Where ${{ANTIPHON_SIDECAR_SECRET}}
-# is written out (the model door on TCP), put it in before you start Envoy, with envsubst for example.
+# This file holds no secrets. Envoy reads them from its environment: the key of the default upstream from
+# ANTIPHON_UPSTREAM_KEY, the key of the upstream a-b from ANTIPHON_UPSTREAM_KEY_A_B, and the sidecar's secret from
+# ANTIPHON_SIDECAR_SECRET. If this file contains ${{ANTIPHON_SIDECAR_SECRET}} (with the model door on TCP), replace it
+# by the secret before you start Envoy, for example with envsubst.
 """
 
 
@@ -43,22 +44,24 @@ def _bootstrap(settings: Settings, sidecars: Sequence[SidecarEndpoint], version:
 
 
 _GATEWAY_HEADER = """\
-# What an Envoy Gateway needs for Antiphon, printed by `antiphon envoy-config --for envoy-gateway`: for `kubectl apply`.
+# The objects that an Envoy Gateway needs for Antiphon. `antiphon envoy-config --for envoy-gateway` printed this file.
+# Apply it with `kubectl apply`.
 # Envoy Gateway's own settings: extensionApis.enableEnvoyPatchPolicy must be true.
-# docs/how-to/envoy-gateway.md says more.
+# The guide: docs/how-to/envoy-gateway.md.
 """
 _ISTIO_HEADER = """\
-# What a Gateway of Istio needs for Antiphon, printed by `antiphon envoy-config --for istio`: for `kubectl apply`.
-# docs/how-to/istio.md says more.
+# The objects that an Istio Gateway needs for Antiphon. `antiphon envoy-config --for istio` printed this file. Apply it
+# with `kubectl apply`.
+# The guide: docs/how-to/istio.md.
 """
 _REMOVAL_HEADER = """\
 #!/bin/sh
-# Removes Antiphon from a Gateway, printed by `antiphon envoy-config --remove` with the flags of its installation. Run
-# the commands in this order, one after the other: the order keeps the Gateway serving.
+# Removes Antiphon from a Gateway. `antiphon envoy-config --remove` printed this script, with the flags of the
+# installation. Keep the order of the commands, so that the Gateway continues to serve.
 set -e
 """
 _GATEWAY_SECRETS = """\
-# It holds no secrets. A Secret `{name}` in the namespace {namespace} has the keys {keys}.
+# This file holds no secrets. The Secret `{name}` in the namespace {namespace} must have the keys {keys}.
 """
 
 
@@ -176,7 +179,7 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
         # PyYAML's message quotes text of the file, such as a tag or an alias, and the file may contain secrets.
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = re.sub("'[^']{2,}'", "'…'", error.problem or "")
-        raise ConfigError(f"--into: {file} is no YAML: {line}{problem}") from None
+        raise ConfigError(f"--into: {file} is not YAML: {line}{problem}") from None
     except OSError as error:
         raise ConfigError(f"--into: {file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, yaml.YAMLError):
@@ -193,8 +196,8 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:
-    """The given version, or else the version of the Envoy binary that `antiphon up` would start. The newest known
-    version if there is no binary."""
+    """The given version, or else the version of the Envoy binary that `antiphon up` would start. Without a binary, the
+    newest known version."""
     if given is not None:
         return parse_version(given)
     try:

@@ -47,7 +47,7 @@ COMMON_FLAGS = {
     "--profile": Flag("upstream.profile", "upstream profile of the chat server: vllm, ollama, llamacpp, …", "NAME"),
     "--listen": Flag("listen", "address for clients (port 0: any free port)", "HOST:PORT"),
     "--data": DATA,
-    "--mode": Flag("mode", "process that makes the first model call: Envoy (relay) or the sidecar (drive)"),
+    "--mode": Flag("mode", "the process that makes the first model call: Envoy (relay), or the sidecar (drive)"),
     "--transport": Flag("sidecar.transport", "implementation of the sidecar's gRPC server"),
     "--log-level": Flag("log.level", "lowest level of the log lines that Antiphon writes"),
     "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),

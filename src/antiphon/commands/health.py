@@ -100,7 +100,7 @@ def _of_file(file: str | None) -> dict[str, object]:
         try:
             values = yaml.load(text, loader)
         except yaml.YAMLError as error:
-            raise ValueError("it is no YAML") from error
+            raise ValueError("it is not YAML") from error
     found = {}
     for name in DEFAULTS:
         value = values
@@ -121,8 +121,8 @@ def _shown(place: str) -> str:
 
 
 def _problem(place: str, tls: Mapping[str, object] | None) -> str | None:
-    """Check `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`. Returns the problem, or None if `/health` answers 200.
-    `tls` has the TLS settings of the sidecar's port, or is None."""
+    """Send `GET /health` to `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`. Returns the problem, or None if the
+    answer has status 200. `tls` has the TLS settings of the sidecar's port, or is None."""
     try:
         with _connect(place, tls) as connection:
             connection.sendall(_REQUEST)

@@ -6,8 +6,8 @@ recording (`console/story.py`), the console's page of the same request (`console
 
 Both commands read the database themselves, as `antiphon admin` does, so they work without a running gateway.
 
-Invariants: `tail` prints each request once, in the order in which the journal gets them. A terminal interprets no
-character of a text that came from a client or a model.
+Invariants: `tail` prints each request once, in the order in which the journal gets them. A text that came from a client
+or a model reaches the terminal without control characters.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def facts(entry: Entry, *, colors: bool) -> Iterator[str]:
 
 
 def contents(story: Story, *, colors: bool) -> Iterator[str]:
-    """Both sides of the translation, in order."""
+    """The recorded contents of the client's side and of the model server's side, in order."""
     yield from _block("request of the client", story.request, colors=colors)
     for number, call in enumerate(story.calls, 1):
         yield from _block(f"chat request {number} at {duration(call.at)}", call.body, colors=colors)
@@ -242,7 +242,8 @@ def _steps(entry: Entry) -> Iterator[str]:
     spans = sorted(entry.detail.spans, key=lambda span: (span.start, span.end))
     whole = max([entry.seconds, *(span.end for span in spans)], default=0.0) or 1e-9
     for span in spans:
-        # A background response waited before its attempt began, so its queue lies before the start.
+        # A background response waits in the queue before its attempt begins, so its time in the queue is before the
+        # start.
         start, end = max(0.0, span.start), max(0.0, span.end)
         begins = min(int(start / whole * _WIDTH), _WIDTH - 1)
         wide = max(1, min(round((end - start) / whole * _WIDTH), _WIDTH - begins))
@@ -263,7 +264,7 @@ def _event(event: RecordedEvent) -> str:
 
 
 def _decoded(data: bytes) -> object:
-    """The JSON value, or the text if the bytes are no JSON."""
+    """The JSON value, or the text if the bytes are not JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

@@ -3,7 +3,7 @@
 Lives here: a listener with the paths `/metrics` and `/ready`. Not here: the content of the answers, which the caller
 passes in.
 
-Invariant: it serves only `GET /metrics` and `GET /ready`, and shows no data of a request or an owner.
+Invariant: the listener serves only `GET /metrics` and `GET /ready`.
 """
 
 from __future__ import annotations

@@ -75,7 +75,11 @@ async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
                 "problem": None,
             }
         )
-        oldest = f"builds from schema {oldest_schema(applied)} on can serve" if applied else "there is nothing yet"
+        oldest = (
+            f"builds with schema {oldest_schema(applied)} or newer can serve"
+            if applied
+            else "the database has no tables yet"
+        )
         try:
             missing = missing_steps(applied, schema.steps)
         except StoreError as error:
@@ -86,7 +90,7 @@ async def _status(schemas: Sequence[Schema], *, as_json: bool) -> int:
         status = 1 if missing else status
         told[-1]["missing"] = len(missing)
         todo = f"; {len(missing)} steps are missing: run 'antiphon migrate up'" if missing else ""
-        said.append(f"{schema.name}: {oldest}; this one knows schema {len(schema.steps)}{todo}")
+        said.append(f"{schema.name}: {oldest}; this build has schema {len(schema.steps)}{todo}")
     if as_json:
         print(*map(json.dumps, told), sep="\n")
         return status
@@ -115,8 +119,9 @@ async def _down(schema: Schema, *, sure: bool, as_json: bool) -> int:
     if not sure:
         step = step_to_undo(await schema.applied(), schema.steps)
         print(
-            f"Would undo {step.name} of {schema.name}, with what is stored by it. Stop every process that knows it "
-            "first: one that starts applies it again. Say --yes to do it."
+            f"Would undo {step.name} of {schema.name}, and delete the data that needs this step. First stop every "
+            "process whose build has this step, because such a process applies the step again at its start. To "
+            "undo the step, run the command with --yes."
         )
         return 1
     print(f"{schema.name}: undid {(await schema.undo()).name}")
@@ -129,4 +134,4 @@ def _chosen(schemas: Sequence[Schema], name: str | None) -> Schema:
     for schema in schemas:
         if schema.name == name:
             return schema
-    raise ConfigError(f"--database: there is no {name!r}; choose one of {', '.join(one.name for one in schemas)}")
+    raise ConfigError(f"--database: {name!r} is unknown; choose one of {', '.join(one.name for one in schemas)}")

@@ -6,9 +6,9 @@ their configuration (`client_programs.py`), the gateway itself (`up.py`), findin
 
 Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
 gateway that this command started do not outlive the command, even if the command is killed. A gateway that ran before
-continues to run. Ctrl-C does not reach a started gateway, because the client decides what Ctrl-C means. The gateway's
-log does not disturb the client's terminal. The client gets no `ANTIPHON_…` variables, which may hold the keys of
-upstreams.
+the command continues to run. Ctrl-C does not reach a gateway that this command started, because the client decides what
+Ctrl-C means. The gateway's log does not disturb the client's terminal. The client gets no `ANTIPHON_…` variables, which
+may hold the keys of upstreams.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _ENDING = frozenset(_FORWARDED) - {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class ForwardedSignals:
-    """Passes each signal of this process to its present target. Without a target, a signal ends this command."""
+    """Passes each signal of this process to the target that is set at that time (the gateway or the client). Without a
+    target, a signal ends this command."""
 
     def __init__(self) -> None:
         self.first = 0
@@ -108,7 +109,7 @@ async def _run(
             async with reached(url, key) as client:
                 model = arguments.model or await client.first_model()
             if not model.isprintable():
-                raise ConfigError("--model: holds characters that cannot be printed")
+                raise ConfigError("--model: contains characters that cannot be printed")
             home = folder / "client"
             home.mkdir(mode=0o700)
             environ = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
@@ -147,7 +148,8 @@ async def _until_its_end(command: Sequence[str], environ: Mapping[str, str], sig
         raise AntiphonError(f"{command[0]} cannot be started: {error.strerror}") from None
 
     def forward(number: int) -> None:
-        # The terminal sends the signals of its keys to the client too, and a second one may mean something else.
+        # The terminal also sends the signals of its keys to the client. If this process forwarded them too, the client
+        # would get each signal twice, and a second signal may mean something else.
         if number not in _OF_KEYBOARD or not _in_foreground():
             send_signal(process, number)
 
@@ -178,7 +180,7 @@ class StartedGateway:
         self.url = url
 
     def signal(self) -> None:
-        """Ask the gateway to stop; a second time, to stop immediately."""
+        """Ask the gateway to stop. A second call asks it to stop immediately."""
         send_signal(self._process, signal.SIGTERM)
 
 

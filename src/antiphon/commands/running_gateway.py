@@ -84,7 +84,7 @@ def client_key(variable: str | None) -> str | None:
     if not key:
         raise ConfigError(f"--key-env: the variable {variable} is not set")
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"--key-env: the variable {variable} holds characters that no key has")
+        raise ConfigError(f"--key-env: the variable {variable} contains characters that a key cannot have")
     return key
 
 
@@ -103,7 +103,7 @@ class RunningGateway:
         except NoGateway:
             raise
         except GatewayError as error:
-            raise GatewayError(f"{error}; the list of models is not needed with --model") from None
+            raise GatewayError(f"{error}; with --model the command does not need the list of models") from None
         for model in listed if isinstance(listed, list) else ():
             if isinstance(model, dict) and isinstance(model.get("id"), str) and model["id"]:
                 return str(model["id"])
@@ -132,8 +132,8 @@ class RunningGateway:
     async def send(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and yield the answer, whose status is 200. `seconds` limits the whole answer, and without it
-        each silence. Raises `GatewayError`."""
+        """Send a request and yield the answer, whose status is 200. `seconds` limits the time of the whole answer.
+        Without `seconds`, only the time without new bytes is limited. Raises `GatewayError`."""
         timeout = aiohttp.ClientTimeout(
             total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=None if seconds else _SILENT_SECONDS
         )
@@ -188,7 +188,7 @@ def _refusal(url: str, status: int, body: bytes) -> str:
     words = error.get("message") if isinstance(error, dict) else None
     if not isinstance(words, str) or not words:
         return (
-            f"{url} answers with status {status} and is perhaps no gateway; name the gateway's address with --url, "
+            f"{url} answers with status {status} and may not be a gateway; name the gateway's address with --url, "
             "for example http://127.0.0.1:8080/v1"
         )
     advice = "; name the environment variable with your key with --key-env" if status == 401 else ""

@@ -1,9 +1,9 @@
 """The common code of `antiphon serve` and `antiphon extproc`, which run one serving process, with or without `up`.
 
 Lives here: building the app from the settings, the tasks that run next to the servers, and the shutdown. One of these
-tasks sends a request to each upstream, and logs a warning if it does not answer. Not here: the servers and their drain
-(`serve.py`, `extproc.py`), signals (`supervisor/process.py`), other warnings (`start_checks.py`), the features of
-upstreams (`doctor/command.py`).
+tasks sends a request to each upstream, and logs a warning about each upstream that does not answer. Not here: the
+servers and their drain (`serve.py`, `extproc.py`), signals (`supervisor/process.py`), other warnings
+(`start_checks.py`), the features of upstreams (`doctor/command.py`).
 
 Invariants: the servers close before the app, whether the process stops after a signal or after an error. The start does
 not wait for an upstream. Each warning is one line with advice, and holds no secret.
@@ -147,7 +147,7 @@ async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
     seconds = settings.timeouts.check
     upstreams = list(settings.every_upstream.items()) if seconds else []
     if settings.envoy.endpoint_picker.address is not None:
-        # The endpoint picker selects the server, so no server need exist at the URL of the default upstream.
+        # The endpoint picker selects the server, so the URL of the default upstream may lead to no server.
         upstreams = [(name, upstream) for name, upstream in upstreams if name != "default"]
     asking = [asyncio.ensure_future(_ask(*each, seconds)) for each in upstreams]
     try:
@@ -172,7 +172,7 @@ async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
         better = await url_with_prefix(probes, upstream.url) if listed.status == 404 else ""
     at = section(name)
     if listed.failure:
-        start = f"start it, or set {at}.url; 'antiphon doctor' says more"
+        start = f"start the upstream, or correct {at}.url; 'antiphon doctor' shows details"
         if TLS_FAILED in listed.failure:
             start = f"{PLAIN_HTTP_QUESTION} Then set {at}.url to http://…"
         log.warning(
@@ -180,12 +180,19 @@ async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
         )
     elif listed.status in (401, 403) and upstream.auth_mode is not AuthMode.PASSTHROUGH:
         log.warning(
-            "upstream_refuses_the_key", problem=listed.problem, advice=f"set {at}.api_key to a key that it takes"
+            "upstream_refuses_the_key",
+            problem=listed.problem,
+            advice=f"set {at}.api_key to a key that the upstream accepts",
         )
     elif better:
         log.warning(
-            "upstream_misconfigured", problem=listed.problem, advice=f"its API is below /v1: set {at}.url to {better}"
+            "upstream_misconfigured",
+            problem=listed.problem,
+            advice=f"the upstream's API is below /v1: set {at}.url to {better}",
         )
     elif listed.status == 404:
-        advice = f"{prefix_question(at)} A server that just lists no models is well; 'antiphon doctor' says more"
+        advice = (
+            f"{prefix_question(at)} If it is, and the server only lacks a list of models, nothing is wrong; "
+            "'antiphon doctor' shows details"
+        )
         log.warning("upstream_lists_no_models", problem=listed.problem, advice=advice)

@@ -29,8 +29,8 @@ from antiphon.local_keys import exposed
 from antiphon.types.transport import CONSOLE_PATH
 
 CONTENTS_ADVICE = (
-    "only the machine that received an uploaded file can read it, and others answer 503 content_elsewhere: set "
-    "blobs.url to a bucket that all machines share"
+    "only the machine that received an uploaded file can read it, and other machines answer 503 content_elsewhere: "
+    "set blobs.url to a bucket that all machines share"
 )
 """The advice to print if `contents_are_here_alone` returns true."""
 
@@ -95,7 +95,7 @@ def warn_of_open_listener(settings: Settings) -> None:
         "open_listener",
         listen=settings.listen,
         upstreams=paid,
-        advice="every client of this address uses these upstreams with your keys: set owner.keys or "
+        advice="every client that reaches this address uses these upstreams with your keys: set owner.keys or "
         "owner.managed_keys, or listen on 127.0.0.1 behind a proxy that authenticates clients",
     )
 
@@ -123,7 +123,8 @@ def warn_of_contents_here(settings: Settings) -> None:
 
 
 def contents_are_here_alone(settings: Settings) -> bool:
-    """Whether machines can share the database rows of files (PostgreSQL), while each keeps contents on its disk."""
+    """Whether machines can share the database rows of files (PostgreSQL), while each machine keeps contents of files on
+    its own disk."""
     return settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled
 
 

@@ -1,7 +1,8 @@
-"""Writes to the terminal of a command: texts of models and gateways, tables, and the progress of long work.
+"""Writes a command's output to the terminal: text that models and gateways sent, tables, and the progress of long
+operations.
 
-Lives here: escaping of control characters, the decision about colours, dimmed text, aligned tables, and the line of
-progress (the library tqdm draws it). Not here: the output of a command (the module of the command), the work that
+Lives here: escaping of control characters, the decision about colours, dimmed text, aligned tables, and the progress
+line (which the library tqdm draws). Not here: the output of a command (the module of the command), the work that
 progress counts (`stores/`), the colours of log lines (`observability/log_lines.py`).
 
 Invariants: a terminal interprets no character of a text after `printable_text`, except line ends and tabs. After
@@ -20,7 +21,7 @@ from typing import Protocol, TextIO
 
 _DIM, _END = "\x1b[2m", "\x1b[0m"
 _KEPT = frozenset("\n\t")
-# These characters reorder the text around them, so a terminal would show something else than the text says.
+# These characters reorder the text around them, so a terminal would show the text in another order.
 _REORDERING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters (Cc, with the C1 controls that some terminals interpret), and halves of surrogate pairs (Cs).
 _ESCAPED = frozenset({"Cc", "Cs"})
@@ -54,8 +55,8 @@ def colors_on(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def dimmed(text: str, *, colors: bool) -> str:
-    """The text in the terminal's dim colour. Each text ends its colour itself, so that an interrupted command leaves
-    the terminal as it was."""
+    """The text in the terminal's dim colour. Each text ends its own colour, so an interrupted command does not leave
+    the terminal coloured."""
     return f"{_DIM}{text}{_END}" if colors and text else text
 
 

@@ -9,8 +9,8 @@ so that a pipe gets the text alone.
 
 Invariants: exit status 0 means that the response completed, or that a limit of the request ended it. Every failure is
 one line on standard error. The output names every field that the gateway ignored. No text of the model or the gateway
-reaches a terminal with control characters. A view accepts any event, because servers send kinds that this version does
-not know.
+reaches a terminal with control characters. A view accepts any event, because servers send kinds of events that this
+version does not know.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _REASONING = frozenset(
     {"response.reasoning_text.delta", "response.reasoning.delta", "response.reasoning_summary_text.delta"}
 )
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
-# The fields that say most about an item, an event or an action, the first present one first.
+# The fields that describe an item, an event or an action best. A view shows the first field that is present.
 _TELLING = ("name", "query", "queries", "action", "arguments", "input", "code", "delta", "text", "id")
 _MOST_TEXT = 16 << 20
 _MOST_EVENT = 64 << 20
 _MESSAGE = 500
-# The fields without which the type alone is no complete tool.
+# The further fields of tools that need more than their type.
 _NEEDED: Mapping[str, dict[str, object]] = {"code_interpreter": {"container": {"type": "auto"}}}
 
 
@@ -109,7 +109,7 @@ async def _events(answer: aiohttp.ClientResponse, url: str) -> AsyncIterator[dic
                 if event := decode_object(one.data):
                     yield event
     except EventTooLarge as error:
-        raise GatewayError(f"the gateway at {url} sends too much: {error}") from None
+        raise GatewayError(f"the gateway at {url} sends an event that is too long: {error}") from None
 
 
 def read_tool(text: str) -> dict[str, object]:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _CLOSING_SECONDS = 1.7
-"""Seconds for all children to end after the drain, or after a second signal."""
+"""Seconds after the drain, or after a second signal, in which all children must end."""
 _END_SECONDS = 1.8
 """Seconds after the drain until this process ends, by force if necessary. The documentation promises two seconds, so
 this leaves time for the exit."""
@@ -114,7 +114,7 @@ def _announce(settings: Settings) -> None:
             ),
             *((f"  console    {console_url(settings.console.listen)}",) if settings.console.enabled else ()),
             f"  data       {settings.data}",
-            "  Ctrl-C     finishes what is in flight and stops; again stops at once",
+            "  Ctrl-C     finishes the requests in flight and stops; a second Ctrl-C stops at once",
         )
         print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -189,7 +189,9 @@ class _Up:
 
         async def heard(because: str) -> None:
             if self._retiring is not None and not self._retiring.done():
-                advice = "they are read when the requests that began with earlier ones have ended"
+                advice = (
+                    "Antiphon reads the changed settings when the requests that began before the last reload have ended"
+                )
                 _log.info("settings_wait", because=because, advice=advice)
                 await asyncio.wait({self._retiring})
             await self._counts.of(because, self._reload(around))
@@ -197,8 +199,8 @@ class _Up:
         await self._until(stop, reasons(self._hangup, self._file, heard))
         tell_service_manager("STOPPING=1")
         now, seconds = self._now, self._settings.timeouts.drain
-        # From the stop signal on, the workers refuse new connections. After the workers end, the kernel refuses them,
-        # because this process has closed the port.
+        # From the stop signal on, the workers refuse new connections. After the workers end, the kernel refuses new
+        # connections, because this process has closed the port.
         around.port.close()
         # Each worker logs its requests in flight. Only Envoy knows the number of requests that bypass the workers.
         in_flight = {"in_flight": await now.requests_in_flight()} if now.envoy is not None else {}

@@ -1,7 +1,8 @@
 """Implements the actions of `antiphon admin` on the whole state: `backup`, `restore`, `move` and `keys`.
 
-Lives here: reading the flags, the keys in force, and the output. Not here: the archive (`stores/sqlite/backup.py`), the
-move (`stores/move.py`), the check of keys against a database (`stores/compatibility.py`).
+Lives here: reading the flags, finding the keys that the process uses, and the output. Not here: the archive
+(`stores/sqlite/backup.py`), the move (`stores/move.py`), the check of keys against a database
+(`stores/compatibility.py`).
 
 Invariants: these actions create no key, and a restore is complete or leaves nothing. The output shows no password, and
 only the beginning of a fingerprint.

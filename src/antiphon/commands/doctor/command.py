@@ -4,8 +4,8 @@ Lives here: the checks of this machine and these settings, the check of the trac
 probing a chat server (`upstream_probes.py`), judging its features (`upstream_report.py`), checking a database
 (`stores/__init__.py`).
 
-Invariants: exit status 0 means that no finding makes requests fail. (A failing collector is a note, because requests do
-not need it.) The output contains no secret.
+Invariants: exit status 0 means that no finding makes requests fail. (A failing trace collector is only a note, because
+requests do not need the collector.) The output contains no secret.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def _show(finding: Finding, where: str) -> None:
 
 
 def _summary(findings: list[Finding]) -> str:
-    """The counts of findings; "all good" only if no feature is missing."""
+    """The counts of findings, or "all good" if every check passed and the server lacks no feature."""
     problems = sum(finding.verdict == "problem" for finding in findings)
     notes = sum(finding.verdict == "note" for finding in findings)
     known = sum(finding.lacking and finding.verdict == "ok" for finding in findings)
     said = [f"{problems} to fix"] if problems else []
     said += [f"{notes} to note"] if notes else []
-    said += [f"{known} that the server cannot do and its profile knows"] if known else []
+    said += [f"{known} that the server cannot do, as its profile says"] if known else []
     if not said:
         return "all good"
     return ", ".join(said) if problems else f"nothing to fix, {', '.join(said)}"
@@ -151,18 +151,18 @@ def _space(settings: Settings) -> Iterator[Finding]:
         said = f"{free / MIB:,.0f} MiB are free for {what} ({folder.absolute()})"
         if free < _NO_ROOM or not files:
             full = "its disk is full" if files else "its disk has no free inodes for new files"
-            yield Finding(_HERE, "problem", f"{said}: {full}", "make room, or choose another disk")
+            yield Finding(_HERE, "problem", f"{said}: {full}", "free some space, or choose another disk")
         elif free < _LITTLE_ROOM or files < _FEW_FILES:
             more = "" if free < _LITTLE_ROOM else f", for {files} files"
-            yield Finding(_HERE, "note", f"{said}{more}: little", "make room before it is used up")
+            yield Finding(_HERE, "note", f"{said}{more}: this is little", "free some space before it is used up")
         else:
             yield Finding(_HERE, "ok", said)
 
 
 def _extras(settings: Settings) -> Iterator[Finding]:
-    """An extra that the settings need and that is not installed, although the gateway starts without it."""
+    """Each extra that the settings need and that is not installed. The gateway starts without such an extra."""
     if settings.mcp.enabled and find_spec("mcp") is None:
-        what = "the extra 'mcp' is not installed: a request with the tool mcp is a 400"
+        what = "the extra 'mcp' is not installed, so a request with the tool mcp gets a 400"
         yield Finding(_HERE, "note", what, how_to_install("mcp"))
 
 
@@ -178,7 +178,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 def _extensions(_: Settings) -> Iterator[Finding]:
     """Tools and profiles of other packages. Reading the settings has already loaded the profiles."""
     for one in extensions():
-        yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
+        yield Finding(_HERE, "ok", f"installed in addition to Antiphon: {one}")
 
 
 async def examine_sandbox(
@@ -190,9 +190,11 @@ async def examine_sandbox(
         return
     trial = await trying(chosen.python, settings.data / "containers")
     if trial.reason:
-        yield Finding(_HERE, "problem", f"code_interpreter: code cannot be held in here: {trial.reason}")
+        yield Finding(_HERE, "problem", f"code_interpreter: this machine cannot isolate code: {trial.reason}")
     elif trial.room == "counted":
-        advice = "allow user namespaces, or the capability to mount, for files without these limits"
+        advice = (
+            "to remove these limits on files, allow Antiphon's process to use user namespaces or to mount file systems"
+        )
         yield Finding(_HERE, "note", f"code_interpreter: {HOLDS[trial.room]}", advice)
     else:
         yield Finding(_HERE, "ok", f"code_interpreter: {HOLDS[trial.room]}")
@@ -205,7 +207,10 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
     if contents_are_here_alone(settings):
-        what = "contents of files lie in this machine's data folder, and the other machines have only their rows"
+        what = (
+            "contents of files are in this machine's data folder, so other machines that share the database cannot "
+            "read them"
+        )
         yield Finding(_FILES, "note", what, CONTENTS_ADVICE)
 
 
@@ -243,13 +248,15 @@ async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]
             status = answered.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
-        yield Finding(_HERE, "note", f"{collector} cannot be reached: {reason}", "without it traces are dropped")
+        yield Finding(
+            _HERE, "note", f"{collector} cannot be reached: {reason}", "Antiphon drops traces until it answers"
+        )
         return
     if status >= 300:
-        advice = "look at tracing.endpoint and tracing.headers; without it traces are dropped"
+        advice = "check tracing.endpoint and tracing.headers; Antiphon drops traces until the collector accepts them"
         yield Finding(_HERE, "note", f"{collector} answers {status}", advice)
         return
-    yield Finding(_HERE, "ok", f"{collector} takes spans")
+    yield Finding(_HERE, "ok", f"{collector} accepts spans")
 
 
 def _envoy(settings: Settings) -> Iterator[Finding]:
@@ -261,10 +268,10 @@ def _envoy(settings: Settings) -> Iterator[Finding]:
         text = full_version(binary)
         version = parse_version(text)
     except AntiphonError as error:
-        yield Finding(_ENVOY, "problem", str(error), "or serve without it: antiphon up --door http")
+        yield Finding(_ENVOY, "problem", str(error), "install Envoy, or serve without it: antiphon up --door http")
         return
     if version > NEWEST:
-        advice = f"tested with {OLDEST} to {NEWEST}"
+        advice = f"Antiphon is tested with Envoy {OLDEST} to {NEWEST}"
     else:
         missing = [one.without for one in FEATURES if version < one.since]
         missing += [one.before for one in FIXES if version < one.since]
@@ -288,6 +295,6 @@ def _envoy(settings: Settings) -> Iterator[Finding]:
             return
     if checked.returncode:
         last = (checked.stderr.strip() or checked.stdout.strip()).splitlines()[-1:]
-        yield Finding(_ENVOY, "problem", f"the generated configuration is refused: {''.join(last)[:300]}")
+        yield Finding(_ENVOY, "problem", f"Envoy rejects the generated configuration: {''.join(last)[:300]}")
         return
-    yield Finding(_ENVOY, "ok", "the generated configuration is accepted")
+    yield Finding(_ENVOY, "ok", "Envoy accepts the generated configuration")

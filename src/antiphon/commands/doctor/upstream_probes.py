@@ -5,8 +5,8 @@ Lives here: the probes, the meaning of their answers, and paths that identify a 
 (`translation/profiles`). The operator applies the results.
 
 Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The report of a probe contains no credential.
-Requests that identify a server are `GET` requests without credentials; the result is `""` when they show nothing, never
-a guess.
+Requests that identify a server are `GET` requests without credentials. If these requests do not identify the server,
+the result is `""` and never a guess.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _PORTS = {11434: "Ollama", 8000: "vLLM", 8080: "llama.cpp", 1234: "LM Studio", 3
 # OpenSSL's words for RFC 5280 requirements that older Python versions did not check.
 _ASKED_FOR_NOW = ("Key Identifier", "Basic Constraints", "key usage")
 
-PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
+PLAIN_HTTP_QUESTION = "does the server use http, not https?"
 """The question to the operator when the TLS handshake fails."""
 
 
@@ -171,7 +171,7 @@ class ChatProbes:
         yield await self._role(model)
         if images:
             yield await self._image(model)
-        yield ProbedFeature("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen")
+        yield ProbedFeature("reasoning that is shown", bool(self._thinking), self._thinking or "the model sent none")
 
     # One probe each
 
@@ -182,15 +182,21 @@ class ChatProbes:
             return [_refusal("streaming", answer)]
         kind = answer.headers.get("content-type", "")
         if "text/event-stream" not in kind:
-            return [ProbedFeature("streaming", False, f"the answer is {kind or 'of no type'}")]
+            return [
+                ProbedFeature(
+                    "streaming", False, f"the answer has {f'the content type {kind}' if kind else 'no content type'}"
+                )
+            ]
         chunks = _chunks(answer.body)
         ended = any(choice.get("finish_reason") for chunk in chunks for choice in objects(chunk.get("choices")))
         counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
-        usage = ProbedFeature("usage in streams", counted, "counted" if counted else "taken, but there is none")
+        usage = ProbedFeature(
+            "usage in streams", counted, "counted" if counted else "accepted, but the stream has no usage"
+        )
         return [
             ProbedFeature("streaming", True, f"{len(chunks)} chunks"),
             usage if asked.status == 200 else _refusal("usage in streams", asked),
-            ProbedFeature("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
+            ProbedFeature("finish_reason in streams", ended, "present" if ended else "the stream ends without it"),
         ]
 
     async def _tools(self, model: str) -> AsyncIterator[ProbedFeature]:
@@ -202,7 +208,7 @@ class ChatProbes:
         streamed = await self._chat(model, said, tools=[_TOOL], stream=True)
         whole = _streamed_arguments(streamed)
         fits = _is_json(whole)
-        detail = "the arguments are JSON" if fits else "broken JSON" if whole else "no call was made"
+        detail = "the arguments are JSON" if fits else "broken JSON" if whole else "the model called no tool"
         yield ProbedFeature("tool calls in streams", fits, detail, refused=streamed.refused)
         yield self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
         yield self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
@@ -213,7 +219,9 @@ class ChatProbes:
             return _refusal(name, answer)
         self._note_thinking(message)
         calls = message.get("tool_calls")
-        return ProbedFeature(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
+        return ProbedFeature(
+            name, bool(calls), "the model called the tool" if calls else "accepted, but the model called no tool"
+        )
 
     async def _formats(self, model: str) -> AsyncIterator[ProbedFeature]:
         said = 'Answer with JSON: {"ok": true}'
@@ -221,7 +229,7 @@ class ChatProbes:
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
             answer = await self._chat(model, said, response_format=response_format)
             fits = _is_json((answer.message or {}).get("content"))
-            detail = "the answer is JSON" if fits else "taken, but the answer is no JSON"
+            detail = "the answer is JSON" if fits else "accepted, but the answer is not JSON"
             yield ProbedFeature(name, fits, detail) if answer.message is not None else _refusal(name, answer)
 
     async def _logprobs(self, model: str) -> ProbedFeature:
@@ -229,7 +237,7 @@ class ChatProbes:
         if answer.status != 200:
             return _refusal("logprobs", answer)
         present = any(choice.get("logprobs") for choice in objects(answer.json.get("choices")))
-        return ProbedFeature("logprobs", present, "present" if present else "taken, but there are none")
+        return ProbedFeature("logprobs", present, "present" if present else "accepted, but the answer has none")
 
     async def _role(self, model: str) -> ProbedFeature:
         messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -320,7 +328,7 @@ def _is_json(content: object) -> bool:
         return False
 
 
-# The kind of server, and the advice about one that does not answer
+# The kind of server, and the advice about a server that does not answer
 
 
 async def url_with_prefix(probes: ChatProbes, url: str) -> str:
@@ -348,7 +356,8 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
 
 
 def prefix_question(section: str) -> str:
-    """The question to the operator about an API path that is not found: some servers have no list of models."""
+    """The question to the operator when `GET /models` is not found. Some servers have a right prefix but no list of
+    models."""
     return f"is the prefix of {section}.url right (…/v1)?"
 
 
@@ -359,8 +368,10 @@ def certificate_advice(failure: str, section: str) -> str:
     if "expired" in failure:
         return "the certificate has expired: renew it at the server"
     if any(word in failure for word in _ASKED_FOR_NOW):
-        return "Python 3.13 and newer ask for what this certificate, or its authority's, lacks: make it anew with that"
-    return f"name its authorities with {section}.ca_file, or its real host name with {section}.host"
+        return "the certificate, or its authority's, lacks a field that Python 3.13 and newer require: add it"
+    return (
+        f"set {section}.ca_file to the certificate's authorities, or {section}.host to the host name in the certificate"
+    )
 
 
 def usual_server(url: str) -> str:

@@ -48,7 +48,7 @@ class Finding:
     what: str
     advice: str = ""
     lacking: bool = False
-    """Whether the server lacks a feature, even if the profile works around that."""
+    """Whether the server lacks a feature, even if the profile works around the lack."""
 
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
@@ -76,12 +76,12 @@ _ADVICE = {
     "tools": "start the server with tool calling, for vLLM --enable-auto-tool-choice --tool-call-parser NAME",
     "tool calls in streams": "the server's parser of tool calls may not fit the model",
     "usage in streams": "token counts will be missing",
-    "finish_reason in streams": "such a stream counts as broken; the profile snowflake takes it as complete",
-    "logprobs": "requests for log probabilities get none",
+    "finish_reason in streams": "without finish_reason a stream counts as broken, except with the profile snowflake",
+    "logprobs": "requests for log probabilities get no log probabilities",
 }
 _OTHER_WAYS = frozenset({"max_tokens", "a named tool_choice", "developer role"})
-"""Features that a profile without the field implements in another way, without loss."""
-_ALIKE = " (ignore its name: it sends only what your server accepts)"
+"""Features that a profile can implement in another way, without loss, if the server rejects the field."""
+_ALIKE = " (despite the profile's name, it sends only fields that your server accepts)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
 
@@ -100,7 +100,9 @@ async def examine(
         return
     route = routes.choose(model) if model else None
     if route is not None and not route.serves(model or ""):
-        yield Finding("settings", "problem", f"the settings do not serve the model {model}", "see models:")
+        yield Finding(
+            "settings", "problem", f"the settings do not serve the model {model}", "check the setting 'models'"
+        )
         return
     for name, upstream in settings.every_upstream.items():
         if route is not None and name not in route.upstreams:
@@ -159,12 +161,12 @@ class _Upstream:
         else:
             yield self._find("note", f"can be reached, but lists no models: {listed.problem}")
         if self._route.mode == "native":
-            yield self._find("note", "speaks Responses itself: requests pass as they are")
+            yield self._find("note", "has the Responses API itself, so Antiphon forwards requests unchanged")
             return
         chosen = self._route.model or model if model else self._choose(names)
         if not chosen:
             question = f"{prefix_question(self._section)} If it is, " if listed.status == 404 else ""
-            yield self._find("problem", "no model to ask", f"{question}name one with --model")
+            yield self._find("problem", "no model to probe", f"{question}name a model with --model")
             return
         told = named_by_list(listed.json, listed.headers.get("server", ""))
         said = bool(told) and self._route.assumed
@@ -202,31 +204,31 @@ class _Upstream:
         if support.works:
             return finding
         if support.name in _OTHER_WAYS and not _SENDS[support.name](profile):
-            return self._find("ok", f"{support.name}: by other means, which the profile {profile.name} has")
+            return self._find("ok", f"{support.name}: the profile {profile.name} implements this in another way")
         sends = support.name not in _SENDS or _SENDS[support.name](profile)
         finding.lacking = True
         if support.refused and sends and support.name in _NEEDED:
             finding.verdict, finding.advice = "problem", _NEEDED[support.name]
         elif not sends:
-            finding.what += f"; the profile {profile.name} knows"
+            finding.what += f"; the profile {profile.name} takes this into account"
         else:
             finding.verdict, finding.advice = "note", _ADVICE.get(support.name, "")
         return finding
 
     def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
-        """Whether the present profile is the best one."""
+        """The finding about the profile in use: whether it is the best one for the server."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
         refused = f"sends what this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:
-            what = f"profile {profile.name} {refused or 'is not made for it'}{looks}"
+            what = f"profile {profile.name} {refused or 'is not the best one for this server'}{looks}"
             return self._find("note", what, f"set {self._section}.profile: {best.name}{_ALIKE if not known else ''}")
         if refused:
-            advice = "no profile knows all of this; leave these out of requests"
+            advice = "no profile fits this server completely; leave these fields out of requests"
             return self._find("note", f"profile {profile.name} {refused}", advice)
         if said:
-            return self._find("ok", f"profile {profile.name} (the server says so) fits")
+            return self._find("ok", f"profile {profile.name} fits (the server's list of models indicates this profile)")
         return self._find("ok", f"profile {profile.name} fits{looks}")
 
     # Advice
@@ -238,11 +240,11 @@ class _Upstream:
         if advice := certificate_advice(failure, self._section):
             return advice
         if TLS_FAILED in failure:
-            return f"{PLAIN_HTTP_QUESTION} see the scheme of {url}"
+            return f"{PLAIN_HTTP_QUESTION} check the scheme of {url}"
         if "before the head" in failure:
-            return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of {url}"
+            return f"does the server use {'https' if self._upstream.tls else 'http'}? check the scheme of {url}"
         if "timed out" in failure or "no connection within" in failure:
-            return f"a firewall, a wrong address, or a port that speaks another scheme than {url} says"
+            return f"look for a firewall, a wrong address, or a port with another scheme than {url} has"
         usual = usual_server(self._upstream.url)
         running = f"is {usual} running there (its usual port)" if usual else "is the server running there"
         return f"{running}, and is {url} right (with its /v1)?"
@@ -250,7 +252,7 @@ class _Upstream:
     def _credentials(self) -> str:
         key = f"{self._section}.api_key"
         if self._upstream.auth_mode is AuthMode.INJECT:
-            return f"{key} is wrong, or not allowed to list models"
+            return f"{key} is wrong, or may not list models"
         return f"set {key}, or name a variable with a client's key: --key-env NAME"
 
     async def _why_not(self, answer: ProbedFeature, probes: ChatProbes, names: list[str], listed: int) -> str:
@@ -262,14 +264,14 @@ class _Upstream:
             return prefix_question(self._section)
         if names:
             return f"name a chat model with --model; listed: {', '.join(names[:5])}"
-        return "try the same request with curl, and see the server's log"
+        return "send a request to the model with curl, and read the server's log"
 
 
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
     """The profile with the fewest rejected fields. The current profile wins unless another has fewer.
 
-    `known` is the profile of a server that identifies itself. This profile wins against other profiles with as many
-    rejected fields.
+    `known` is the profile of a server that identifies itself. This profile wins against other profiles with the same
+    number of rejected fields.
     """
     supports = [support for support in found if support.name in _SENDS]
 
