@@ -139,8 +139,6 @@ class ApiRequest:
 
     `query` holds the decoded name-value pairs in order. `owner` is the id of the owner whose objects the handlers read
     and change. `request_id` is the id of the request in the log.
-
-        ApiRequest("GET", "/v1/files", query=(("limit", "10"),), owner="n:anna")
     """
 
     method: str

@@ -50,8 +50,6 @@ class AuditEntry(msgspec.Struct, frozen=True):
     `action` is the name of the operation, such as `keys create`. `object` is what the action changed, such as the id of
     a key. `owner` is the id of the owner, empty when the action concerns no single owner. `at` is in seconds since the
     epoch, and 0 until the row is stored.
-
-        AuditEntry("admin-api", "keys create", "key_0198…", "n:anna", {"name": "laptop"})
     """
 
     actor: str

@@ -152,13 +152,7 @@ By = Literal["model", "owner", "upstream"]
 
 
 class JournalStore:
-    """Stores the journal in tables that the caller closes. Every method raises `StoreError`.
-
-    A caller reads a list page by page:
-
-        page = await journal.list(EntryFilter(failed=True), limit=50)
-        older = await journal.list(EntryFilter(failed=True), limit=50, after=page.after)
-    """
+    """Stores the journal in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
         """`bodies` seals and opens recorded contents. `clock`: the clock of a database that has none (SQLite)."""

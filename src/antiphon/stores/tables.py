@@ -137,9 +137,7 @@ def byte_limit(order: str, most: str = ":bytes") -> str:
 def both_orders(sql: str) -> tuple[str, str]:
     """Return a list's query in ascending and in descending order, so that `queries[page.backward]` is the right one.
 
-    `{order}` in the SQL becomes the direction, and `{after}` the matching comparison operator:
-
-        both_orders("SELECT id FROM prompts WHERE id {after} :cursor ORDER BY id {order}")
+    `{order}` in the SQL becomes the direction, and `{after}` the matching comparison operator (`>` or `<`).
     """
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")
 

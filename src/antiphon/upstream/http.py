@@ -51,8 +51,6 @@ class UpstreamTarget:
     `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. `headers`
     are added to every call (the host, an API key, the secret of the model listener) and replace the caller's headers.
     `ssl` has the trusted authorities for an https URL.
-
-        UpstreamTarget("https://api.example.com/v1", headers=(("authorization", "Bearer …"),))
     """
 
     base_url: str

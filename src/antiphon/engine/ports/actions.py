@@ -53,8 +53,6 @@ class StoredItem:
 
     `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read. It
     has the text that the model saw and that the item lacks (`types/items.py`).
-
-        StoredItem("msg_0198…", "message", b'{"id":"msg_0198…","type":"message","role":"user","content":"Hi"}')
     """
 
     id: str

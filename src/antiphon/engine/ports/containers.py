@@ -237,8 +237,6 @@ def read_memory(where: str, asked: str | None, limit: int) -> int:
 
     `where` is the field's name in errors. Raises `InvalidRequest`: `invalid_value` for a value that is not in
     `MEMORY_LIMITS`, `unsupported_value` for a value above `limit`.
-
-        read_memory("memory_limit", "4g", 4 << 30) == 4294967296
     """
     if asked is None:
         return limit

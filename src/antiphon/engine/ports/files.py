@@ -88,8 +88,6 @@ class StoredFile:
 class FileQuery:
     """Selects one page of a list of files. `after` is the id of the previous page's last file. `descending`: newest
     first.
-
-        FileQuery(limit=100, after="file-0198…", purpose="user_data")
     """
 
     limit: int = 10_000

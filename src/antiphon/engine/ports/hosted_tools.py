@@ -29,8 +29,6 @@ class HostedTool:
     `index` is the entry's position, so an error names `tools[index]`. `declaration` is the entry's JSON object, with
     its secrets. `earlier` is the id of the container in which the code interpreter last ran code for this conversation.
     `searchable` holds the declarations of the request's deferred tools, among which the tool `tool_search` searches.
-
-        HostedTool(0, "dice", b'{"type":"dice","sides":20}')
     """
 
     index: int

@@ -74,8 +74,6 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
     """Return the SHA-256 of a request in hexadecimal digits. Equal fingerprints mean that two requests are the same.
 
     `parts` is the body, or the parts of a form that identify it.
-
-        fingerprint("POST", "/v1/conversations", b'{"metadata":{}}')
     """
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
