@@ -83,7 +83,7 @@ async def test_a_file_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine")
     async with open_door(tmp_path) as opened:
-        with pytest.raises(ConfigError, match="no socket"):
+        with pytest.raises(ConfigError, match="not a socket"):
             await ExtProcDoor(opened.context, mode="auto").start(f"unix:{path}")
     assert path.read_text() == "mine"
 

@@ -941,7 +941,7 @@ async def test_stale_socket_file_is_replaced(tmp_path: Path) -> None:
 async def test_other_files_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(ConfigError, match="no socket"):
+    with pytest.raises(ConfigError, match="not a socket"):
         async with open_http_door(address=f"unix:{path}"):
             pass
     assert path.read_text() == "data"

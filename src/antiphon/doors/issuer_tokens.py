@@ -39,7 +39,7 @@ key."""
 
 
 class TokenRefused(Exception):
-    """The token is not valid. `reason` is a sentence for the client, which repeats nothing of the token."""
+    """The token is not valid. `reason` is a sentence for the client. The sentence repeats nothing of the token."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -47,7 +47,7 @@ class TokenRefused(Exception):
 
 
 class UnknownKey(TokenRefused):
-    """The key set lacks the key that the token names. The issuer may have added the key since."""
+    """The key set lacks the key that the token names. The issuer may have added the key after the last download."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
     try:
         listed = json.loads(data)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("it is no JSON Web Key Set") from None
+        raise ValueError("it is not a JSON Web Key Set") from None
     if not isinstance(listed, list) or len(listed) > _MOST_KEYS:
-        raise ValueError("it is no JSON Web Key Set, or too long")
+        raise ValueError("it is not a JSON Web Key Set, or too long")
     found: dict[tuple[str | None, str], jwt.PyJWK] = {}
     of_algorithm: dict[str, list[jwt.PyJWK]] = {}
     for one in listed:
@@ -95,14 +95,14 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
             raise TokenRefused("Its algorithm is not allowed here.")
         key = keys.get((kid, algorithm))
         if key is None:
-            raise UnknownKey("The issuer has no such key.")
+            raise UnknownKey("The issuer has no key with the token's key id.")
         claims = jwt.decode(
             token,
             key,
             algorithms=[algorithm],
             audience=rules.audience,
             issuer=rules.issuer,
-            # The times are checked below, against the time that is given.
+            # This function checks the times itself, because PyJWT would use the system's clock instead of `now`.
             options={
                 "require": ["exp", "iss", "aud"],
                 "verify_exp": False,
@@ -121,7 +121,7 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
     except jwt.InvalidSignatureError:
         raise TokenRefused("Its signature is wrong.") from None
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise TokenRefused("It is no signed JSON Web Token.") from None
+        raise TokenRefused("It is not a signed JSON Web Token.") from None
     until = _time(claims, "exp") + rules.leeway
     if not now < until:
         raise TokenRefused("It has expired.")
@@ -129,7 +129,7 @@ def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) ->
         raise TokenRefused("It is not valid yet.")
     caller = rules.names.caller(claims)
     if caller is None:
-        raise TokenRefused("Its claim that names the owner is absent or no usable text.")
+        raise TokenRefused("Its claim that names the owner is absent or not a usable text.")
     return caller, until
 
 
@@ -165,7 +165,7 @@ class Identities:
         if keys is None:
             raise _cannot_tell(1.0)
         if keys is not self._checked_with:
-            # A key may be gone because it was stolen.
+            # The issuer may have removed a key because it was stolen. So tokens that this key signed are checked again.
             self._checked.clear()
             self._checked_with = keys
         now, digest = self._clock(), hashlib.sha256(token).digest()
@@ -211,9 +211,9 @@ def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
 
 def _time(claims: Mapping[str, object], name: str) -> float:
     value = claims[name]
-    # JSON's true is an integer for Python, and infinity would never end.
+    # In Python, JSON's true is an integer. A token with an infinite time would never expire.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
-        raise TokenRefused(f"Its claim {name} is no time.")
+        raise TokenRefused(f"Its claim {name} is not a valid time (seconds since 1970).")
     return float(value)
 
 

@@ -32,9 +32,13 @@ sockets."""
 _LEAST: Final = 8
 _LONGEST_SOCKET_PATH: Final = 107
 _WAYS_OUT = {
-    errno.EADDRINUSE: "stop what listens there, or choose another address with --listen (port 0: any free port)",
+    errno.EADDRINUSE: (
+        "stop the process that listens there, or choose another address with --listen (port 0: any free port)"
+    ),
     errno.EACCES: "a port below 1024 needs a special privilege: choose a higher one with --listen",
-    errno.EADDRNOTAVAIL: "this machine has no such address: choose one that it has, or 0.0.0.0 for all, with --listen",
+    errno.EADDRNOTAVAIL: (
+        "this machine has no such address: choose one of its addresses, or 0.0.0.0 for all, with --listen"
+    ),
 }
 
 
@@ -48,14 +52,16 @@ def why_not(error: OSError) -> str:
 
 def make_room(path: Path) -> None:
     """Remove the socket file that a dead process left at `path`. Raises `ConfigError` when a process still listens on
-    the socket, when the path is too long, or when the file is no socket."""
+    the socket, when the path is too long, or when the file is not a socket."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(
             f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter path (or data folder)"
         )
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"unix:{path}: the file exists and is no socket. Delete the file, or choose another path")
+            raise ConfigError(
+                f"unix:{path}: the file exists and is not a socket. Delete the file, or choose another path"
+            )
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

@@ -36,7 +36,7 @@ class ClaimNames:
     team: str | None = None
 
     def caller(self, claims: Mapping[str, object]) -> Caller | None:
-        """The caller whom these claims name; None when the owner's claim is absent or no usable text."""
+        """The caller whom these claims name; None when the owner's claim is absent or not a usable text."""
         owner = _text(claims, self.owner, _LONGEST_OWNER)
         if not owner:
             return None
@@ -69,13 +69,14 @@ class LeftClaims:
 
 
 class Adopts(Protocol):
-    """Gives the data of a bare token to the named owner of the token's key (`engine/running/adoption.py`)."""
+    """Moves data that was stored under a token's hash to the named owner of the token's key
+    (`engine/running/adoption.py`)."""
 
     seen: set[str]
 
     def presented(self, caller: Caller, old: str) -> None:
-        """Note the first request with the token of a key whose id is not in `seen`. `old` is the owner id of the bare
-        token."""
+        """Note the first request with the token of a key whose id is not in `seen`. `old` is the owner id that contains
+        the token's hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,8 @@ def _decoded(text: str) -> object:
 
 
 def _text(claims: Mapping[str, object], name: str | None, longest: int) -> str:
-    """The claim's value; empty when it is absent, too long, or no printable text, which databases may not accept."""
+    """The claim's value; empty when the claim is absent, too long or not printable. Databases may refuse text that is
+    not printable."""
     value = claims.get(name) if name is not None else None
     return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""
 

@@ -126,14 +126,15 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
             body = _DECODERS[coding](body, allowed)
         except _Broken as broken:
             raise InvalidRequest(
-                f"The request body is not valid {coding}: {broken}. Send it as its content-encoding says.",
+                f"The request body is not valid {coding}: {broken}. Send the body in the form that "
+                "content-encoding names.",
                 code="invalid_body",
             ) from None
         if len(body) > allowed:
             if allowed < limit:
                 raise RequestTooLarge(
-                    "The decompressed request body is far larger than its compressed form allows. Send it "
-                    "uncompressed.",
+                    "The decompressed request body is far larger than its compressed form allows. Send the "
+                    "body uncompressed.",
                     code="request_too_large",
                 )
             raise too_large(limit, decoded=True)

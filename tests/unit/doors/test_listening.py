@@ -43,7 +43,7 @@ def test_half_of_the_files_are_for_clients_except_64() -> None:
 @pytest.mark.parametrize(
     ("number", "said", "advice"),
     [
-        (errno.EADDRINUSE, "Address already in use", "stop what listens there"),
+        (errno.EADDRINUSE, "Address already in use", "stop the process that listens there"),
         (errno.EACCES, "Permission denied", "below 1024"),
         (errno.EADDRNOTAVAIL, "Cannot assign requested address", "0.0.0.0"),
         (errno.EMFILE, "Too many open files", ""),
@@ -77,7 +77,7 @@ def test_only_the_socket_of_a_dead_process_makes_room() -> None:
         make_room(path)
         assert not path.exists()
         path.write_text("kept")
-        with pytest.raises(ConfigError, match="no socket"):
+        with pytest.raises(ConfigError, match="not a socket"):
             make_room(path)
         assert path.read_text() == "kept"
 

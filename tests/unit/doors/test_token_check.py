@@ -59,8 +59,8 @@ def test_claims_name_the_owner_the_name_and_the_team() -> None:
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
-        ("secret-words", "no signed"),
-        ("a.b.c", "no signed"),
+        ("secret-words", "not a signed"),
+        ("a.b.c", "not a signed"),
         (EC.sign({**CLAIMS, "iss": "https://secret.test"}), "Another issuer"),
         (EC.sign({**CLAIMS, "aud": "secret-service"}), "another service"),
         (EC.sign({name: value for name, value in CLAIMS.items() if name != "exp"}), "exp, iss and aud"),
@@ -79,8 +79,8 @@ def test_claims_name_the_owner_the_name_and_the_team() -> None:
         (forged(), "algorithm"),
         (EC.sign({**CLAIMS, "more": "secret" * 4000}), "too long"),
         # A key checks only its own algorithm.
-        (unsigned({"alg": "RS256", "kid": "ec"}, CLAIMS, b"secret"), "no such key"),
-        (EC.sign(CLAIMS, kid="secret"), "no such key"),
+        (unsigned({"alg": "RS256", "kid": "ec"}, CLAIMS, b"secret"), "no key with"),
+        (EC.sign(CLAIMS, kid="secret"), "no key with"),
     ],
 )
 def test_other_tokens_are_refused_without_a_word_of_theirs(token: str, reason: str) -> None:

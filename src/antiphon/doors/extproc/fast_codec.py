@@ -70,7 +70,8 @@ tag of field 4."""
 _ANSWERS: Final = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}
 _BODY: Final = 0x0A
 _END_OF_BODY: Final = b"\x10\x01"
-# Envoy 1.40 appends a metadata_context field to every message. It has content only with `owner.source: metadata`.
+# Envoy 1.40 appends a metadata_context field to every message. The field has content only with `owner.source:
+# metadata`.
 _USUAL_TAILS: Final = (b"", b"\x42\x00")
 _METADATA_CONTEXT: Final = 0x42
 # The field tags of the nested answer: BodyResponse.response, CommonResponse.body_mutation and

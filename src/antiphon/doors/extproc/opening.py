@@ -34,7 +34,8 @@ class ProtocolError(AntiphonError):
 class ClientRequest:
     """One client request. `path` is the path without the query string, which is in `query`. `is_exchange` is True for a
     request that creates a response. `trace` has the trace headers of Envoy's span, if Envoy traces. `trailers` is True
-    when the request ended with trailers. `metadata` is what earlier filters of Envoy left, by their namespace."""
+    when the request ended with trailers. `metadata` has the values that earlier Envoy filters wrote, by metadata
+    namespace."""
 
     method: str
     path: str
@@ -99,8 +100,8 @@ def _check_modes(opening: Received) -> None:
     modes = opening.modes
     if modes is None:
         raise ProtocolError(
-            "the first message names no body modes: a newer Envoy is needed, with "
-            "processing_mode.request_body_mode and response_body_mode FULL_DUPLEX_STREAMED"
+            "the first message names no body modes: use a newer Envoy, and set "
+            "processing_mode.request_body_mode and response_body_mode to FULL_DUPLEX_STREAMED"
         )
     if modes[0] != _DUPLEX:
         raise ProtocolError(f"processing_mode.request_body_mode is {modes[0]}: set it to {_DUPLEX}")

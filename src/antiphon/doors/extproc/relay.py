@@ -109,7 +109,7 @@ class Relay:
 
     async def _perform(self, action: CallUpstream | OwnAction) -> None:
         """Let the runner perform one action of the exchange, such as a write to the store."""
-        assert not isinstance(action, CallUpstream), "what takes more than a call is driven"
+        assert not isinstance(action, CallUpstream), "relay mode serves only requests with exactly one model call"
         await self._peer.begin()
         await self._runner.perform(self._exchange, action)
 

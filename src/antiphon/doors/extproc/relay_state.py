@@ -207,7 +207,9 @@ class RelayState:
             elif isinstance(action, Finish):
                 self.finish = action
             else:
-                assert not isinstance(action, FollowResponse | RunTools), "what takes more than a call is driven"
+                assert not isinstance(action, FollowResponse | RunTools), (
+                    "relay mode serves only requests with exactly one model call"
+                )
                 return action
         return None
 
@@ -367,7 +369,9 @@ class RelayState:
         self.finished = True
         if finish.outcome == "cut":
             # The upstream sent only a head, in passthrough mode. The client, which has received nothing, gets an error.
-            silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
+            silence = map_transport_error(
+                UpstreamError(UpstreamFault.TIMED_OUT, "the upstream sent nothing after the head")
+            )
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
         body = self._take_waiting()

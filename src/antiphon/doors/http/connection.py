@@ -149,7 +149,7 @@ class HttpConnection(web.RequestHandler):
             door,
             loop=loop,
             keepalive_timeout=idle_seconds,
-            access_log=None,  # type: ignore[arg-type]  # it asks whether there is one
+            access_log=None,  # type: ignore[arg-type]  # aiohttp accepts None, but its stub does not
             auto_decompress=False,
             max_line_size=_HEADER_BYTES,
             max_field_size=_HEADER_BYTES,
@@ -262,7 +262,7 @@ class HttpConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            raise ConnectionError("A response has begun; it can only be cut.")
+            raise ConnectionError("A response has begun, so the server can only cut the connection.")
         error: ApiError
         if status < 500:
             error = InvalidRequest("The request is not valid HTTP.", code="invalid_http", status=status)

@@ -4,8 +4,8 @@ Lives here: whether a listener serves the console, the redirect to it, and the e
 here: the pages (`doors/context.py` has their port), the access control of the listener (`server.py`), Envoy's
 listener for the console (`envoy/bootstrap.py`).
 
-Invariants: a listener that does not serve the console answers its paths like unknown paths. The separate listener
-serves no other path. Behind Envoy, only requests that the gateway marked reach the console.
+Invariants: a listener that does not serve the console answers the console's paths like unknown paths. The separate
+listener serves no other path. Behind Envoy, only requests that the gateway marked reach the console.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ConsoleAt(Enum):
 
 
 class ConsoleAccess:
-    """Decides which requests of one listener the console answers, and ends its event streams."""
+    """Decides which requests of one listener the console answers, and ends the console's event streams."""
 
     def __init__(self, context: DoorContext, at: ConsoleAt) -> None:
         self._context = context

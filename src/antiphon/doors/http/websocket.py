@@ -84,7 +84,8 @@ def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active:
     origin = request.headers.get("origin")
     if origin is not None and not _is_allowed(origin, request.headers.get("host", ""), limits.origins):
         raise ApiError(
-            "Web pages of this origin may not open WebSockets here. Ask the operator to add it to 'websocket.origins'.",
+            "Web pages of this origin may not open WebSockets here. Ask the operator to add the origin to "
+            "'websocket.origins'.",
             status=403,
             type="invalid_request_error",
             code="origin_not_allowed",
@@ -241,8 +242,8 @@ class WebSocketConnection:
         if self._shared.take(len(frame), self._memory):
             return frame
         return Unavailable(
-            f"All WebSocket connections together hold as much as this server keeps ({self._shared.limit} bytes, "
-            "'websocket.total_bytes'). Try again shortly.",
+            "All WebSocket connections together hold as much memory as this server allows "
+            f"({self._shared.limit} bytes, 'websocket.total_bytes'). Try again shortly.",
             code="overloaded",
         )
 
@@ -345,8 +346,8 @@ class WebSocketConnection:
             # The client asked not to store that history (`store: false`), so no stored response may depend on it.
             exchange.actions()
             raise InvalidRequest(
-                f"Previous response with id '{previous}' not found among stored responses: it was made with "
-                "'store': false. Continue it with 'store': false, or send the whole input.",
+                f"Previous response with id '{previous}' not found among stored responses, because it was made with "
+                "'store': false. Continue that response with 'store': false, or send the whole input.",
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
