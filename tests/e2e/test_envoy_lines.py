@@ -93,7 +93,9 @@ async def test_why_envoy_could_not_reach_an_upstream_is_in_the_sidecars_line(tmp
             async with real_envoy(folder, settings=given) as envoy:
                 assert (await envoy.post(json.dumps({"model": "m", "input": "hi"}).encode())).status == 502
         (line,) = [line for line in told if line.get("code") == "upstream_unreachable"]
-        assert line["cause"].startswith("unreachable: Envoy could not reach it: ") and why in line["cause"], line
+        assert line["cause"].startswith("unreachable: Envoy could not reach the upstream: ") and why in line["cause"], (
+            line
+        )
 
 
 async def test_what_envoy_passes_on_has_counters_and_ids_of_its_own(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
         await becomes(200, after, token)
         assert (await ask(after, token, first))[0] == 400
         await keys.run("create", "--owner", "bo", "--from-env", "ANNAS_TOKEN", status=2)
-        assert "a key with this token is already there" in keys.errors
+        assert "a key with this token already exists" in keys.errors
         move = ["admin", "move-owner", "--token-env", "ANNAS_TOKEN", "--to", "anna", "--yes", "--data", str(data)]
         moving = await asyncio.create_subprocess_exec(sys.executable, "-m", "antiphon", *move)
         assert await moving.wait() == 0

@@ -30,7 +30,7 @@ class Scripted:
 
 def read(data: bytes) -> list[bytes]:
     if data == b"wrong":
-        raise ValueError("it is no JSON Web Key Set")
+        raise ValueError("it is not a JSON Web Key Set")
     return [data]
 
 

@@ -51,7 +51,7 @@ async def test_each_change_is_told_once_it_is_stored(stores: Stores) -> None:
 async def test_a_token_that_is_given_is_taken_once(stores: Stores) -> None:
     managed = Managed(stores)
     assert (await managed.keys.create(WantedKey("anna"), "a-token-from-before"))[1] == "a-token-from-before"
-    with pytest.raises(KeyRefused, match="already there") as refused:
+    with pytest.raises(KeyRefused, match="already exists") as refused:
         await managed.keys.create(WantedKey("bo"), "a-token-from-before")
     assert refused.value.param == "token" and len(managed.told) == 1
 

@@ -14,8 +14,8 @@ _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param
 @pytest.mark.parametrize(
     ("told", "said", "status", "code", "cause"),
     [
-        ("unreachable:why", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it: why"),
-        ("unreachable:", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it"),
+        ("unreachable:why", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach the upstream: why"),
+        ("unreachable:", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach the upstream"),
         (
             "unreachable:upstream_reset_before_response_started{connection_termination}",
             b"",
@@ -29,7 +29,8 @@ _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param
             b"",
             502,
             "upstream_unreachable",
-            "unreachable: Envoy could not reach it: upstream_reset_before_response_started{remote_connection_failure}",
+            "unreachable: Envoy could not reach the upstream: "
+            "upstream_reset_before_response_started{remote_connection_failure}",
         ),
         ("picker:503:a:b", _SAID, 503, "some_code", "endpoint picker: a:b"),
         ("picker:504:late", _SAID, 504, "some_code", "endpoint picker: late"),

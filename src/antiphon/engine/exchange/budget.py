@@ -111,8 +111,8 @@ class Budget:
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
         return RequestTooLarge(
-            f"This request alone exceeds what this server allows{whose} at once, including the objects it "
-            f"refers to ({limit} {self._unit}, '{setting}'). Send a smaller request, or split it.",
+            f"This request, with the objects that it refers to, exceeds the {limit} {self._unit} that this server "
+            f"allows{whose} at once ('{setting}'). Send a smaller request, or split it.",
             code="request_too_large",
         )
 

@@ -167,7 +167,9 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
         error.cause = f"endpoint picker: {why or 'it refused the request: ' + error.message}"
         return error
     fault = local_fault(told)
-    what = "the connection ended before the answer" if fault is UpstreamFault.CUT else "Envoy could not reach it"
+    what = (
+        "the connection ended before the answer" if fault is UpstreamFault.CUT else "Envoy could not reach the upstream"
+    )
     return transport_failure(UpstreamError(fault, f"{what}: {why}" if why else what))
 
 

@@ -11,9 +11,9 @@ common beginning of two prompts, so only the first difference matters.
 
 Source: OpenAI's `prompt_cache_diagnostics`, its reasons and their order.
 
-Invariants: a comparison never fails its request. A request that names no response to compare pays nothing. Equal
-prompts have no difference, and neither does a prompt that continues another one. A field that the server does not get
-makes no difference.
+Invariants: a comparison never fails its request. A request that names no response to compare causes no extra work.
+Equal prompts have no difference, and neither does a prompt that continues another one. A field that the server does not
+get makes no difference.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
         return
     if keyless is None:
         raise Unavailable(
-            "The server could not check whether the upstream works without your key. It does not store your "
-            "key for a background response. Try again shortly.",
+            "The server could not check whether the upstream works without your key. The server does not store "
+            "your key for a background response. Try again shortly.",
             code="upstream_not_reached",
             headers=(("retry-after", "5"),),
         )

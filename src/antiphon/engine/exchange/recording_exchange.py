@@ -237,7 +237,8 @@ class RecordingExchange(ResponseExchange):
 
 
 def stopped_by_operator() -> ApiError:
-    """The client's error for a request that an operator has cancelled in the console. Clients do not retry it."""
+    """The client's error for a request that an operator has cancelled in the console. Clients do not retry after this
+    error."""
     error = ApiError(
         "The request was cancelled by its owner or an operator of this server, in the console.",
         status=503,

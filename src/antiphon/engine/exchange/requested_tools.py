@@ -207,7 +207,11 @@ def read_answers(items: Sequence[Named]) -> Answers:
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
     """The error for a second answer to an approval request. `where` is the parameter with the second answer.
     `response_id` is the response that used the first answer, or empty if unknown."""
-    by = f" in the response '{response_id}'; if it is stored, it shows the result of the call" if response_id else ""
+    by = (
+        f" in the response '{response_id}'; if that response is stored, it shows the result of the call"
+        if response_id
+        else ""
+    )
     return InvalidRequest(
         f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
         "its call is never sent twice. To run the call again, let the model ask for approval again.",

@@ -210,7 +210,7 @@ def too_late(late: Late, times: TimeoutSettings) -> ApiError:
             f"The response took longer than {times.response:g} seconds (timeouts.response).", code="response_timeout"
         )
     return UpstreamTimedOut(
-        f"For {times.no_output:g} seconds nothing the upstream sent was any output (timeouts.no_output).",
+        f"The upstream sent no output for {times.no_output:g} seconds (timeouts.no_output).",
         code="upstream_no_output",
     )
 

@@ -224,8 +224,8 @@ class ToolTurns:
         """Record the outputs of the calls for the model. A call that did not run has no item, so its output is stored
         with the item of another call.
 
-        If no call has an item, returns the remaining outputs. They belong to approved calls whose tools no longer
-        exist.
+        If no call has an item, returns the remaining outputs. The remaining outputs belong to approved calls whose
+        tools no longer exist.
         """
         self._rounds += 1
         items = {item.id: item for item in emitted}

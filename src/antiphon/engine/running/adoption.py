@@ -1,4 +1,4 @@
-"""Gives the data of a bare token to the named owner of the same token's key.
+"""Moves data that was stored under a token's hash to the owner that the token's key names.
 
 Lives here: the client keys that this process has seen, and the task that moves data. Not here: the move in the database
 (`stores/owner_data.py`), the hash of a token (`doors/owners.py`), the command for other moves
@@ -54,8 +54,8 @@ class Adoption:
         self._task: asyncio.Task[None] | None = None
 
     def presented(self, caller: Caller, old: str) -> None:
-        """Handle the first request with a key's token: queue a move of the data. `old` is the owner id of the bare
-        token."""
+        """Handle the first request with a key's token: queue a move of the data. `old` is the owner id that contains
+        the token's hash."""
         if len(self.seen) < MOST:
             self.seen.add(caller.key_id)
             self._waiting.put_nowait((old, caller.owner))

@@ -61,7 +61,8 @@ class Background:
         settings: BackgroundSettings,
         left: LeftCalls | None = None,
     ) -> None:
-        """`left` finds the tool calls that a response has claimed."""
+        """`left` finds the tool calls that a process has claimed for a response: recorded in the store before it sent
+        them."""
         self._left = left
         self._jobs = jobs
         self._responses = responses

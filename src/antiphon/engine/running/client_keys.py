@@ -78,7 +78,7 @@ class KeyMissing(NotFound):
 
 
 class KeyEnded(InvalidRequest):
-    """The key is revoked or expired, so that it can neither be rotated nor revoked. `problem` tells which."""
+    """The key is revoked or expired, so that it can neither be rotated nor revoked. `problem` names the case."""
 
     def __init__(self, key: ClientKey) -> None:
         self.problem = "it is already revoked" if key.revoked_at is not None else "it is expired"
@@ -111,7 +111,7 @@ class KeyManager:
         given = token if token is not None else _new_token()
         digest = hashlib.sha256(given.encode()).digest()
         if token is not None and await self._keys.has(digest):
-            raise KeyRefused("token", "a key with this token is already there, maybe revoked")
+            raise KeyRefused("token", "a key with this token already exists, and may be revoked")
         access = Access(wanted.models, wanted.tools)
         named = (wanted.name, NAMED + wanted.owner, wanted.team)
         key = ClientKey(self._new_id("key"), *named, given[:_PREFIX], access, 0.0)
@@ -149,8 +149,8 @@ class KeyManager:
         self._tell(noted)
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
-        """Return the valid keys of the owner with this name, or of all owners. `all_keys`: also the others. Raises
-        `KeyRefused`."""
+        """Return the valid keys of the owner with this name, or of all owners. `all_keys`: also the revoked and expired
+        keys. Raises `KeyRefused`."""
         return await self._keys.list(_owner_id(owner), all_keys=all_keys)
 
     async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:

@@ -1,4 +1,5 @@
-"""Keeps a repeated request from a second effect: holds its keys, and answers it with the first request's response.
+"""Prevents a second effect of a repeated request: holds idempotency keys, and answers with the first request's
+response.
 
 Lives here: reading an `Idempotency-Key`, and claiming, holding and releasing keys, approvals and calls. Also: the
 answer to a repeated request, and the end of responses whose process died with claimed calls. Not here: the format of a
@@ -35,7 +36,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The stored content of a claim. `record` is None for an unstored response. `once` is its idempotency key.
+    """The stored content of a claim. `record` is None for an unstored response. `once` is the response's idempotency
+    key.
 
     `queued` is true for a background response. Its row already exists, and the response ends together with its job.
     """
@@ -54,7 +56,8 @@ def encode_claim(record: ResponseRecord, once: OnceOnly | None, *, stored: bool,
 
 
 class LeftCalls:
-    """The claimed tool calls of responses whose process died. All processes read these claims from the store."""
+    """The claimed tool calls of responses whose process died. A process claims tool calls before it sends them, by a
+    record in the store. All processes read these claims."""
 
     def __init__(self, keys: IdempotencyStore, responses: ResponseStore) -> None:
         self._keys = keys
@@ -177,7 +180,9 @@ class HeldKeys:
         seconds = self._leases.seconds
         if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):
             del self._calling[record.id]
-            raise StoreError("Another process treated this one as dead and ended the request. Send the request again.")
+            raise StoreError(
+                "Another server process treated this process as dead and ended the request. Send the request again."
+            )
         self._leases.hold(self._store, record.id)
 
     def holds(self, response_id: str) -> bool:

@@ -3,7 +3,7 @@
 Lives here: the worker's state of a run, the answer that the exchange sends, and the finished response until the store
 has it. Also: the batches in which the job's stream reaches the store, and the retries while the upstream is
 unreachable. Not here: the code that claims and runs jobs (`workers.py`), the content and the readers of events, SQL.
-Not here: model calls for which a client waits, because they fail immediately.
+Not here: model calls for which a client waits. They fail immediately, without a retry.
 
 With Envoy, a call to an unreachable upstream returns an error answer that Envoy made. Without Envoy, the call raises
 `UpstreamCallFailed`.
@@ -312,7 +312,7 @@ class PatientUpstream:
             last = clock() + pause > deadline
             async with AsyncExitStack() as stack:
                 answer: UpstreamAnswer | None = None
-                cause = "Envoy could not reach it"
+                cause = "Envoy could not reach the upstream"
                 try:
                     answer = await stack.enter_async_context(self._upstream.call(request))
                     if not last and answer.status in _ENVOYS_STATUSES:

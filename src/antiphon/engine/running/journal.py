@@ -4,12 +4,13 @@ Lives here: the queue of a process, its bounds, and the contents of unstored req
 the tables (`stores/journal.py`), what a request records (`observability/`), requests in flight
 (`engine/running/live.py`).
 
-A write for each request would double the cost of an unstored response. So the recorder writes many entries as one unit.
-A process that is killed loses the entries of its last second.
+A write for each request would double the cost of an unstored response. So the recorder writes many entries in one
+batch. A process that is killed loses the entries of its last second.
 
 Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
-contents. The recorder counts what does not fit, and logs the loss once until a write succeeds. It may write an entry
-twice, because the store ignores the second write. No store gets the contents of a request with `store: false`.
+contents. The recorder counts the entries and contents that do not fit, and logs the loss at most once a minute. The
+recorder may write an entry twice, because the store ignores the second write. No store gets the contents of a request
+with `store: false`.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class JournalRecorder:
         self._log_lost()
 
     async def write(self) -> bool:
-        """Write all waiting entries, in units. Returns False if a write failed. Its entries stay in the queue."""
+        """Write all waiting entries, in batches. Returns False if a write failed. The entries of a failed write stay in
+        the queue."""
         while self._waiting:
             unit = self._take()
             try:
@@ -154,7 +156,7 @@ class JournalRecorder:
                 self._outage.failed(cause=str(error), entries=self.waiting)
                 return False
             except Exception:
-                # Such a unit would fail for ever and block all others.
+                # A batch with such an error would always fail again, and block all other entries.
                 self._put_down(unit)
                 self._lose(entries=len(unit))
                 _log.error("journal_failed", exc_info=True)
@@ -177,7 +179,7 @@ class JournalRecorder:
                 self._noted.set()
 
     def _take(self) -> list[_Noted]:
-        """Return the oldest entries that fit into one unit. They stay in the queue until `_put_down`."""
+        """Return the oldest entries that fit into one batch. The entries stay in the queue until `_put_down`."""
         unit: list[_Noted] = []
         size = 0
         for one in islice(self._waiting, _UNIT):
@@ -213,7 +215,7 @@ class JournalRecorder:
 
     def _hold(self, noted: _Noted) -> bool:
         """Hold the contents of an unstored request in memory, and drop the oldest beyond the maximum. Returns False if
-        they exceed the maximum alone."""
+        these contents alone exceed the maximum."""
         self._forget_held()
         self._drop(noted.entry.id)
         if noted.size > self._held_most:
@@ -239,7 +241,7 @@ class JournalRecorder:
             self._held_bytes -= gone.size
 
     def _lose(self, *, entries: int = 0, contents: int = 0) -> None:
-        """Count what is lost, and log the counts at most once a minute."""
+        """Count lost entries and contents, and log the counts at most once a minute."""
         self._lost += entries
         self._lost_contents += contents
         now = self._clock()

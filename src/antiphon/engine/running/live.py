@@ -40,7 +40,7 @@ class LiveReporter:
         round_seconds: float = _ROUND_SECONDS,
     ) -> None:
         """`process`: the unique name of this process. `snapshot` returns the requests in flight. `cancel` begins to
-        cancel one of them by the id of its entry. `round_seconds`: the time limit of one round of queries."""
+        cancel the request whose entry has the given id. `round_seconds`: the time limit of one round of queries."""
         self._store = store
         self.process = process
         self.snapshot = snapshot
@@ -67,8 +67,8 @@ class LiveReporter:
                 return
 
     async def report(self) -> None:
-        """Run one round: read what to do, cancel requests, and publish a snapshot if a viewer watches. Raises
-        `StoreError`."""
+        """Run one round: read which requests to cancel and whether a viewer watches. Cancel these requests, and publish
+        a snapshot for a viewer. Raises `StoreError`."""
         look = await self._store.look()
         if not look.watched and not look.cancels:
             return

@@ -155,8 +155,8 @@ class Loader:
         return replace(context, compared=await self._load_compared(action.owner, action.compared))
 
     async def _load_compared(self, owner: str, response_id: str) -> ComparedResponse | None:
-        """Load the response whose prompt the request asks to compare. Without it the request still gets its answer, so
-        a failure only makes the comparison unavailable."""
+        """Load the response whose prompt the request asks to compare. Without that response the request still gets its
+        answer, so a failure only makes the comparison unavailable."""
         if not is_name(response_id):
             return None
         try:

@@ -52,7 +52,8 @@ DEAD_AFTER: Final = 30.0
 """Seconds without a heartbeat after which the leases of a process are settled as used."""
 _TRY_AGAIN: Final = 1.0
 _LAST_REPORTS: Final = 3
-"""Reports at the end: one may find the current period of a debt, and the next one settles the debt."""
+"""The number of reports when the process stops. One report may find the current period of a debt, and the next one
+settles the debt."""
 _ASK_AGAIN: Final = 0.2
 _RETURN: Final = 0.05
 _PARALLEL_TRIES: Final = 4
@@ -295,7 +296,8 @@ class Quotas:
         return refused
 
     async def _learn_periods(self, leases: Sequence[Lease]) -> None:
-        """Find the current periods of leases that have a debt but no grant, so that the next report can settle it."""
+        """Find the current periods of leases that have a debt but no grant, so that the next report can settle the
+        debt."""
         grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
         for lease, grant in zip(leases, grants or (), strict=False):
             lease.add(grant, monotonic())
@@ -449,8 +451,8 @@ _COST = "cost_per_month"
 
 class QuotaUse(Struct, frozen=True):
     """The use of one limit. `period` is the start of the current period; None: the limit has no period. `held` is the
-    amount that processes hold for requests. `maximum` is the limit of the settings; None: there is none now. Cost is in
-    the currency of the prices."""
+    amount that processes hold for requests. `maximum` is the limit of the settings; None: the settings have no limit
+    any more. Cost is in the currency of the prices."""
 
     subject: str
     limit: str

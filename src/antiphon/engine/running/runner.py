@@ -175,7 +175,7 @@ class Runner:
 
     async def _prepare(self, action: PrepareTools) -> tuple[PreparedTool, ...] | ApiError:
         """Prepare the hosted tools. If the calls of a tool create stored data, the owner and the team need room for
-        it."""
+        this data."""
         prepared = await self.ports.tools.prepare(action.owner, action.response_id, action.tools)
         if (room := self.ports.owner_room) is None or isinstance(prepared, ApiError):
             return prepared

@@ -98,8 +98,8 @@ class Saver:
             self._ports.conversations.forget(record.id)
         if kept and counts:
             if self._ports.keeps_locks:
-                # The job's `DeferredHistory` only keeps the record in memory. The job's final transaction stores it,
-                # and the worker then calls `Runner.forget`.
+                # The job's `DeferredHistory` only keeps the record in memory. The job's final transaction stores the
+                # record, and the worker then calls `Runner.forget`.
                 return
             if keys.calls(record.id):
                 await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=self._patience)
