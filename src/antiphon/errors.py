@@ -143,8 +143,8 @@ class ChainBroken(InvalidRequest):
 
     def __init__(self, response_id: str, gone: str) -> None:
         super().__init__(
-            f"Previous response with id '{response_id}' cannot be continued: it continues '{gone}', which was deleted. "
-            "Send the whole conversation as 'input'.",
+            f"Previous response with id '{response_id}' cannot be continued, because its predecessor '{gone}' was "
+            "deleted. Send the whole conversation as 'input'.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
@@ -193,7 +193,8 @@ class VersionConflict(RequestRefused):
 
     def __init__(self, last: int | str) -> None:
         super().__init__(
-            f"The prompt has a newer version ({last}) than the one given. Fetch it and change that.",
+            f"The prompt has a newer version ({last}) than the request names. Fetch version {last}, and change "
+            "that version.",
             param="version",
             code="version_conflict",
         )
@@ -204,16 +205,16 @@ class RequestTooLarge(RequestRefused):
 
 
 class HistoryTooLarge(RequestTooLarge):
-    """The stored data that a request refers to takes more than `limit` bytes. The store has read none of it.
+    """The stored data that a request refers to takes more than `limit` bytes. The store has read none of this data.
 
     `param` is the parameter that refers to the data."""
 
     def __init__(self, limit: int, param: str) -> None:
         brought = {"previous_response_id": "The history behind this previous_response_id"}.get(
-            param, "The conversation" if param == "conversation" else "What the input refers to by its id"
+            param, "The conversation" if param == "conversation" else "The stored data to which the input refers"
         )
         super().__init__(
-            f"{brought} takes more than {limit} bytes, the most that one request brings to the model "
+            f"{brought} takes more than {limit} bytes, the limit for the stored data of one request "
             "('limits.history_bytes'). Start a new conversation, or leave large items out.",
             param=param,
             code="history_too_large",
@@ -335,7 +336,8 @@ def mutually_exclusive(one: str, other: str) -> InvalidRequest:
 
 
 def invalid_type(name: str, problem: str) -> InvalidRequest:
-    """The error for a value of the wrong type. `problem` describes it without a final period ("expected a string")."""
+    """The error for a value of the wrong type. `problem` describes the error without a final period ("expected a
+    string")."""
     return InvalidRequest(f"Invalid type for '{name}': {problem}.", param=name, code="invalid_type")
 
 
@@ -418,17 +420,17 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     # 507 comes from RFC 4918. Clients retry after it, as after any 5xx, and the status tells an operator the cause.
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
-    "unknown": (503, "storage_timed_out", "the store does not say whether it has written"),
+    "unknown": (503, "storage_timed_out", "the store did not report whether the write took effect"),
     # The same error as when the previous response was deleted before the response began.
     "predecessor_gone": (400, "previous_response_not_found", "the previous response was deleted meanwhile"),
-    "sealed": (500, "storage_sealed", "what is stored is sealed with a key that this server does not have"),
+    "sealed": (500, "storage_sealed", "the stored data is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
     "locked": (503, "storage_locked", "another process keeps the database locked"),
     "read_only": (503, "storage_read_only", "the database cannot be written to"),
     "busy": (503, "overloaded", "too many writes are waiting"),
     "unavailable": (503, "storage_unavailable", "the database cannot be reached"),
     # The file exists, and a load balancer may send the next attempt to the machine that has its content on disk.
-    "elsewhere": (503, "content_elsewhere", "the file's content lies on the disk of another machine, which took it"),
+    "elsewhere": (503, "content_elsewhere", "the file's content is on the disk of another machine"),
 }
 
 
@@ -454,7 +456,7 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
 
 def unusable_path(error: OSError) -> str:
     """One sentence about a file or folder that the operating system refused, with advice about its permissions."""
-    advice = "; run the command as the user who owns it" if isinstance(error, PermissionError) else ""
+    advice = f"; run the command as the owner of {error.filename}" if isinstance(error, PermissionError) else ""
     return f"{error.filename} cannot be used: {error.strerror}{advice}"
 
 

@@ -45,7 +45,8 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 def without(text: str, secrets: Iterable[str]) -> str:
     """The text with `[redacted]` in place of each of these secrets."""
     gone: list[tuple[int, int]] = []
-    # Bytes are quick to search, but have no places. Most texts need no places, because no form is in them.
+    # A first search in bytes is fast, but its positions are not those of the text. Most texts contain no secret and
+    # need no second search.
     quick = text.encode("utf-8", "surrogatepass").translate(_LOWER, _OTHERS)
     plain = ""
     places: list[int] = []
@@ -132,11 +133,11 @@ def _forms(secret: str) -> list[str]:
 
 
 def _may_have(plain: bytes, form: str) -> bool:
-    """Whether a text that is reduced to lower-case letters and digits may contain the form, or a piece of a long
-    form."""
+    """Whether a text that is reduced to lower-case letters and digits may contain the encoded secret `form`, or a part
+    of a long one."""
     if len(form) < _LONG:
         return form.encode() in plain
-    # Each piece contains one of these blocks.
+    # A part of a long secret, as `_found` looks for it, contains at least one of these blocks.
     return any(form[at : at + _BLOCK].encode() in plain for at in range(0, len(form) - _BLOCK + 1, _BLOCK))
 
 

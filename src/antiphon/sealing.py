@@ -77,9 +77,9 @@ class Sealer:
         payload = self._open(owner, kind, text)
         if payload is None:
             raise InvalidRequest(
-                "The encrypted content cannot be decrypted: this server did not make it for you, it was "
-                "changed, or the server no longer has its key. Leave this item out, or start a new "
-                "conversation.",
+                "The encrypted content cannot be decrypted. This server did not make the content for you, the "
+                "content was changed, or the server no longer has the key. Leave this item out, or start a "
+                "new conversation.",
                 param=param,
                 code="invalid_encrypted_content",
             )

@@ -486,7 +486,7 @@ def test_upstreams_and_models_from_the_environment() -> None:
     [
         (
             {"upstream": {"profile_flags": {"named_tool": "required"}}},
-            "upstream.profile_flags: 'named_tool' is no flag",
+            "upstream.profile_flags: 'named_tool' is not a flag",
         ),
         ({"upstream": {"field_allow": ["messages"]}}, "upstream.field_allow: messages cannot be allowed"),
         ({"upstream": {"field_allow": ["input"]}}, "upstream.field_allow: input cannot be allowed"),

@@ -1,8 +1,8 @@
 r"""Converts the arguments of chat function calls into the input of custom tools and into native calls.
 
 Lives here: extracting the text inside `{"input": "…"}` from a custom tool call's arguments while they stream. Also:
-converting calls of shells, patches and tool searches into items of the Responses API and back. Also: the events between
-a native call's added and done events.
+converting native calls into items of the Responses API and back. A *native call* is a call of a shell, a patch or a
+tool search. Also: the events between a native call's added and done events.
 
 Not here:
 
@@ -19,10 +19,10 @@ the item in the added event is empty. The events of a shell call stream its comm
 diff, unless it deletes a file. All other native calls stream nothing.
 
 Invariants: the returned fragments of a custom input join to the input. `complete` is true only when the arguments are a
-JSON object with the key `input`, or text that does not begin with `{`. Text without `{` is the bare input, which some
-models write, and the reader returns all of it. Arguments that do not have the form of a native call become a function
-call instead of a native item. So a client never runs an incomplete command. The deltas of a native call join to the
-content of its item.
+JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare input, without JSON
+around it. The reader returns the whole text of a bare input. Arguments that do not have the form of a native call
+become a function call instead of a native item. So a client never runs an incomplete command. The deltas of a native
+call join to the content of its item.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ _SHOWN: Final = handled("the model gets a function call and its result")
 _OUTPUT: Final = handled("the model gets a tool message")
 _CALL: Final = handled("the model gets a function call")
 _ANSWERS: Final = (
-    "images of the output follow in a user message; an output without `call_id` answers the only open call (of its "
-    "`name`), or becomes a message"
+    "images of the output follow in a user message; an output without `call_id` answers the only open call (of the "
+    "tool `name`, if given), or becomes a message"
 )
 _OPENED: Final = (
     "Antiphon decrypts its own compaction items, and the model gets the summary; for another server's compaction item "
@@ -97,7 +97,10 @@ ITEMS: Final = {
     "configuration_update": ItemKind(
         "read before",
         "cu",
-        handled("sets reasoning effort and text format from this item on; Antiphon stores the item with its turn"),
+        handled(
+            "Antiphon uses the item's reasoning effort and text format from this item on, and stores the item "
+            "with its turn"
+        ),
         ("reasoning", "text"),
     ),
     "web_search_call": ItemKind("hosted", "ws", _SHOWN),
@@ -182,8 +185,8 @@ def members_of(kind: str) -> frozenset[str]:
 
 
 def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
-    """Record the unknown members of items. Items that the model sees unchanged are skipped. Raises `InvalidRequest` in
-    strict mode."""
+    """Record the unknown members of items. The function skips items that the model sees unchanged. Raises
+    `InvalidRequest` in strict mode."""
     for number, item in enumerate(items):
         kind = item.type or "message"
         if kind in _SHOWN_WHOLE or kind not in ITEMS:

@@ -155,7 +155,7 @@ class ToolMap:
 
     def target(self, chat_name: str) -> CallTarget:
         """The tool that a call means. A name that the request does not declare means a function, because the client may
-        know it."""
+        know that function."""
         return self._targets.get(chat_name) or CallTarget(CallKind.FUNCTION, chat_name)
 
     def may_call(self, chat_name: str) -> bool:

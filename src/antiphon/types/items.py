@@ -7,8 +7,8 @@ conversion of items into chat messages (`translation/chat/messages.py`), storing
 
 A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
 every time. The item of a search tells a client the queries. The item holds the results only if the client requested
-them, but the model has read all results. So Antiphon stores the text that the model has read for later requests, and
-never sends it to a client.
+them, but the model has read all results. So Antiphon stores, for later requests, the text that the model has read.
+Antiphon never sends this text to a client.
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 

@@ -1,7 +1,8 @@
 """Operations on JSON text as bytes, without decoding, for the hot path.
 
 Lives here: functions for fragments of JSON text. A *fragment* is the inside of a JSON string, still escaped, without
-its quotes. Fragments can be joined and put between quotes to make a JSON string again. Not here: types of messages.
+its quotes. Fragments can be joined and put between quotes to make a JSON string again. Not here: the classes of
+requests, items and events (`types/request.py`, `types/items.py`, `types/events.py`).
 
 Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.
 """

@@ -47,7 +47,7 @@ class Ranking:
     """The ranking of search hits. The search leaves out hits whose score is below `threshold` (0..1).
 
     The weights set the shares of the embedding score and the text score in a hybrid search. Both weights matter only if
-    the store has vectors. The search skips a side whose weight is 0.
+    the store has vectors. The search computes no score whose weight is 0.
     """
 
     threshold: float = 0.0
@@ -59,7 +59,8 @@ DEFAULT_RANKING: Final = Ranking()
 
 
 MAX_TERMS: Final = 64
-"""The maximal number of terms. A longer query is cut, because each term costs time and the first terms say most."""
+"""The maximal number of terms. A longer query is cut, because each term costs time and the first terms usually matter
+most."""
 
 # The letters of Thai, Lao, Myanmar and Khmer, kana, and CJK ideographs with their extensions and compatibility forms.
 _UNSPACED: Final = (

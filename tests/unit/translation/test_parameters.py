@@ -166,7 +166,7 @@ def test_flags_of_a_profile_can_be_overridden() -> None:
         ({"named_tool_choise": "required"}, "known flags are .*named_tool_choice"),
         ({"named_tool_choice": "always"}, "named_tool_choice: 'always' cannot be used"),
         ({"images": "no"}, "images"),
-        ({"name": "x"}, "no flag"),
+        ({"name": "x"}, "not a flag"),
         ({"parameters": ["top_q"]}, "field_allow"),
     ],
 )

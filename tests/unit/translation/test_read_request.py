@@ -269,7 +269,7 @@ def test_tools_of_a_namespace_count_as_tools() -> None:
 )
 def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:
     error = _refused(tools=[{"type": kind}])
-    assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove it from 'tools'."
+    assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove the tool from 'tools'."
 
 
 @pytest.mark.parametrize(

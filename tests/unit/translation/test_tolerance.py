@@ -275,7 +275,7 @@ def test_a_tool_that_runs_here_cannot_come_with_an_item(kind: str) -> None:
         outcome = _ask({"input": [USER, {"type": "additional_tools", "tools": [{"type": kind}]}]}, tools=tools)
         error = outcome.json["error"]
         assert (error["param"], error["code"]) == ("input[1].tools[0].type", "unsupported_tool")
-        assert "Declare it in 'tools'" in error["message"] and "set it up" not in error["message"]
+        assert "Declare the tool in 'tools'" in error["message"] and "set it up" not in error["message"]
 
 
 def test_what_an_item_is_shown_with_is_known() -> None:

@@ -59,7 +59,7 @@ LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
         "Add 'direct'",
     ),
     (
-        "brought by an item",
+        "declared by an item",
         {"input": [USER, {"type": "additional_tools", "tools": [{"type": "weather"}]}]},
         "tools.weather",
         "input[1].tools[0].type",

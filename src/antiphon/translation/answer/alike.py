@@ -6,7 +6,7 @@ same bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py
 
 Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes the first chunk of
 such a run fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the
-chunk. Without this cutting of text, a chunk takes 1.31 times the sidecar's CPU time in a burst, and 1.23 times under
+chunk. Without this cutting of text, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under
 saturation.
 
 Invariant: the decoder reads the learned bytes around any text as a chunk that holds only that text. `learn` proves this

@@ -1,4 +1,4 @@
-"""Reads a chat chunk or completion tolerantly: its fields, what stands beside the text, and how it ends.
+"""Reads a chat chunk or completion tolerantly: its fields, the data that comes with the text, and how the answer ends.
 
 Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
 wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. Also:
@@ -16,7 +16,7 @@ Not here: the effect of a chunk, and the choice of an answer's ending (`stream.p
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
 `NotAChunk`. Every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. An entry
 of log probabilities has all four keys with the right types, or is left out. `plain_finish` returns lower case, and maps
-every known name of a cut to Chat Completions' name.
+every known reason for a cut answer to Chat Completions' name of that reason.
 """
 
 from __future__ import annotations

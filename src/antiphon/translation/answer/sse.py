@@ -167,7 +167,7 @@ class EventReader:
         self._events: list[ServerSentEvent] = []
         self._event: ServerSentEvent | None = None
         self._alike: Alike | None = None
-        # Whether the caller took no chunk of the learned pattern, so that the next event is decoded fully.
+        # Whether the caller took no chunk of the learned pattern. If so, the next event is decoded fully.
         self._in_full = False
         # The bytes from which the last events were parsed.
         self._piece = b""

@@ -77,7 +77,8 @@ class IdleBytes:
         output."""
         idle = self.idle + received
         if output != self.output:
-            # New output pays for received bytes, because a token with all its metadata takes about a kilobyte.
+            # New output raises the number of allowed bytes, because a token with all its metadata takes about a
+            # kilobyte.
             idle = max(0, idle - (output - self.output) * _BYTES_PER_BYTE)
             self.output = output
         self.idle = idle
@@ -86,7 +87,7 @@ class IdleBytes:
     def failure(self) -> Ending:
         """The ending of an answer with too many bytes without output."""
         limit = f"more than {self.limit} bytes (limits.no_output_bytes)"
-        return failed(f"The upstream sent {limit} without any output to speak of.", "upstream_no_output")
+        return failed(f"The upstream sent {limit} with almost no output.", "upstream_no_output")
 
 
 class ChatStream:
@@ -199,7 +200,7 @@ class ChatStream:
             ending = failed("The model's output is too large.", "upstream_too_large")
         self._builder.close("completed" if ending.status == "completed" else "incomplete")
         if ending.status == "completed" and self._builder.draft.cut_calls:
-            ending = failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
+            ending = failed("The upstream sent a tool call with incomplete arguments.", "upstream_invalid")
         if self._usage is not None:
             written, reasoned = self._before
             written, reasoned = self._builder.draft.written - written, self._builder.draft.reasoned - reasoned
@@ -238,7 +239,7 @@ class ChatStream:
             self._garbage += 1
             if self._garbage > _MAX_GARBAGE:
                 self._fail(
-                    failed(f"More than {_MAX_GARBAGE} of the upstream's events are no JSON.", "upstream_invalid")
+                    failed(f"More than {_MAX_GARBAGE} of the upstream's events are not JSON.", "upstream_invalid")
                 )
             return
         self._chunk(chunk, whole=False)

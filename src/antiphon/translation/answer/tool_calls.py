@@ -88,16 +88,17 @@ class ToolCalls:
         if self.broken:
             return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
         if self._tools.required and not self.made and not refused:
-            called = f"called '{self.forbidden[:64]}' instead" if self.forbidden else "called none"
+            called = f"called the tool '{self.forbidden[:64]}' instead" if self.forbidden else "called no tool"
             return failed(
-                f"tool_choice requires the call of a tool that it names or allows, and the model {called}. Try again, "
-                "or let the model choose ('auto'); its server may not support the choice.",
+                "tool_choice requires a call of a tool that tool_choice names or allows, but the model "
+                f"{called}. Try again, or send tool_choice 'auto'. "
+                "The model's server may not support this tool_choice.",
                 "tool_choice_not_followed",
             )
         if self.forbidden and not answered:
             return failed(
-                f"The model called the tool '{self.forbidden[:64]}', which tool_choice does not allow, and answered "
-                "nothing else. Try again, or allow the tool.",
+                f"The model called the tool '{self.forbidden[:64]}', which tool_choice does not allow, and gave "
+                "no other output. Try again, or allow the tool.",
                 "model_error",
             )
         return None

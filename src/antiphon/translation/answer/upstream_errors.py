@@ -11,11 +11,11 @@ Not here:
 - servers whose profile says that they accept no images (`translation/chat/content.py`);
 - the choice of the API key for a call (the HTTP server, the ext_proc server, Envoy).
 
-Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
-slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A
-mistake that only the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. A known
-error gets OpenAI's code, even if the upstream uses another code. Clients, above all Codex, decide by the code whether
-to retry.
+Statuses keep their meaning for a client: the client's own mistakes (4xx), limits (429), and an upstream that is broken,
+busy or slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429
+`insufficient_quota`. A mistake that only the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404
+about the path. A known error gets OpenAI's code, even if the upstream uses another code. Clients, above all Codex,
+decide by the code whether to retry.
 
 A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
 error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture
@@ -74,7 +74,7 @@ def map_upstream_answer(
     if (refused := media_refusal(status, message, sent or {})) is not None:
         return refused
     if status == 404 and (not told.message or said.NO_PATH.search(message)) and "model" not in message.lower():
-        return UpstreamFailed(f"{_MISCONFIGURED} It said: {message}", code="upstream_misconfigured")
+        return UpstreamFailed(f"{_MISCONFIGURED} The upstream's message: {message}", code="upstream_misconfigured")
     passed = tuple(pair for pair in passed_headers(headers) if without(pair[1], secrets) == pair[1])
     return _judge(status, told, message, passed)
 
@@ -328,7 +328,7 @@ def _words(value: object, depth: int = 0) -> list[str]:
 
 
 def _our_param(name: str) -> str:
-    """The client's name for a parameter of the chat request. Empty when the value is no valid name."""
+    """The client's name for a parameter of the chat request. Empty when the value is not a valid name."""
     if not _PARAM.fullmatch(name):
         return ""
     top = re.split(r"[.\[]", name, maxsplit=1)[0]
@@ -365,8 +365,8 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
         if said.MEDIA_REFUSED[kind].search(message) is not None:
             quoted = message if len(message) <= _MAX_PLAIN else f"{message[:_MAX_PLAIN]}…"
             return unsupported_parameter(
-                f"Invalid '{where}': this model's server takes no {said.MEDIA_NAMES[kind]}; send text, or name a model "
-                f"that takes them. It said: {quoted}",
+                f"Invalid '{where}': this model's server takes no {said.MEDIA_NAMES[kind]}. Send text, or "
+                f"choose another model. The server's message: {quoted}",
                 where,
             )
     return None
@@ -391,7 +391,7 @@ def is_about_the_key(status: int, body: bytes) -> bool:
 def own_credentials_refused() -> ApiError:
     """The error when the upstream refuses the gateway's own credentials, which no client can correct."""
     return UpstreamFailed(
-        "The upstream refused this gateway's own credentials; yours are not in question. Its operator must look at "
+        "The upstream refused this gateway's own credentials, not yours. The gateway's operator must check "
         "'upstream.api_key'.",
         code="upstream_credentials_refused",
     )

@@ -194,7 +194,7 @@ _PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "defaul
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
-    """The effort that the server knows and that is nearest to the requested effort. UNSET: Antiphon sends none."""
+    """The effort that the server knows and that is nearest to the requested effort. UNSET: Antiphon sends no effort."""
     if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
         # The request's reader has already listed an unknown effort as ignored.
         return UNSET

@@ -4,7 +4,7 @@ Lives here: the chat form of each kind of call and output. Not here: the order o
 of tools (`translation/tool_map.py`), running hosted tools, and the stored text that the model saw (`types/items.py`).
 
 A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
-read calls better than prose, and strict servers accept them. The conversion drops only content that no model can read
+read calls better than prose, and strict servers accept calls. The conversion drops only content that no model can read
 (images in base64, encrypted parts).
 
 Invariant: the arguments of a call are always a JSON object, even if the client or the model wrote something else. Chat

@@ -8,7 +8,8 @@ These items stay in addition to the summary:
 
 - calls without an output, and the reasoning before them (the client sends the output next);
 - items that declare tools or change settings;
-- the latest turn, if the conversation continues in the same response.
+- the last user message and the last calls with their outputs, if the model continues the same response after the
+  compaction.
 
 Invariant: a compaction is self-contained. A client that has the compaction can continue without the items that the
 compaction replaces.

@@ -265,7 +265,7 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
         file = _brought(f"{where}.file_id", part.file_id, rules)
         kind = image_type(file.data[:FIRST_BYTES])
         if kind is None:
-            raise invalid_parameter(f"{where}.file_id", "the file is no PNG, JPEG, GIF or WebP picture")
+            raise invalid_parameter(f"{where}.file_id", "the file is not a PNG, JPEG, GIF or WebP image")
         return _image(where, InputPart(image_url=Raw(b'"%b"' % _data_url(kind, file.data)), detail=part.detail), rules)
     raise missing_parameter(f"{where}.image_url")
 
@@ -338,7 +338,9 @@ def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputP
     if media_type.startswith("image/") and rules.profile.images:
         return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
-        raise _unsupported(where, f"This model's server takes no files of this kind ({name[:64]}); send its text.")
+        raise _unsupported(
+            where, f"This model's server takes no files of this kind ({name[:64]}). Send the file's text."
+        )
     return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
 
 
@@ -352,7 +354,7 @@ def _decoded(where: str, data: bytes) -> bytes:
         data = data.replace(rb"\/", b"/")
         return base64.b64decode(data.partition(b",")[2] if data.startswith(b"data:") else data, validate=True)
     except binascii.Error:
-        raise invalid_parameter(f"{where}.file_data", "it is not base64") from None
+        raise invalid_parameter(f"{where}.file_data", "the data is not base64") from None
 
 
 def _unsupported(where: str, what: str) -> InvalidRequest:

@@ -5,9 +5,10 @@ Also: estimating tokens, and the choice of turns to drop (`truncation: auto`). N
 counting API (`profiles/`), the size of a model's context (a setting). Without that setting Antiphon drops nothing, and
 lists the field `truncation` as ignored.
 
-A turn is a user message with all items up to the next user message. Turns are dropped together if a call in one has its
-output in the other. Instructions, system and developer messages, compactions, searches that found tools, and the latest
-turn always stay. Compactions stay because they summarize items that were dropped earlier.
+A turn is a user message with all items up to the next user message. Two turns are dropped together if one contains a
+call and the other contains the output of that call. Instructions, system and developer messages, compactions, searches
+that found tools, and the latest turn always stay. Compactions stay because they summarize items that were dropped
+earlier.
 
 The estimate is four bytes a token, which is usual for English. Data in base64 counts as one picture. The estimate is
 too high for code and JSON, and can be too low for other scripts. So operators should set `context_tokens` somewhat
@@ -16,8 +17,8 @@ below the real limit.
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
 
-Invariants: a useless response from the server is no failure. Antiphon's estimate replaces the response and is marked as
-an estimate. The remaining items keep their order. A chat server accepts the remaining items if it accepts the whole
+Invariants: a useless response from the server is not a failure. Antiphon's estimate replaces the response and is marked
+as an estimate. The remaining items keep their order. A chat server accepts the remaining items if it accepts the whole
 conversation.
 """
 

@@ -363,8 +363,8 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
-        """Add another output of a call. The output follows the first one, unless the model has already read that one.
-        If so, the call is repeated with the new id `again`."""
+        """Add another output of a call. If the model has already read the first output, the call is repeated with the
+        new id `again`. Otherwise the new output follows the first one."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)

@@ -9,8 +9,8 @@ A custom tool's text is the one string argument `input`. The tool's grammar is p
 does not enforce it.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
-because servers refuse it otherwise. The sidecar removes `encrypted` from properties, which asks OpenAI's server to
-encrypt the arguments. The sidecar does not encrypt arguments.
+because servers refuse it otherwise. The sidecar removes the keyword `encrypted` from the schemas of properties. The
+keyword asks OpenAI's server to encrypt the arguments. The sidecar does not encrypt arguments.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str],
             made.declarations = maker.declarations(made.map.callable)
     if not made.declarations:
         if choice.mode == "required":
-            raise wrong_value("tool_choice 'required' needs a tool that can be called; there is none.", "tool_choice")
+            raise wrong_value(
+                "tool_choice 'required' needs a tool that can be called, but the request has none.", "tool_choice"
+            )
         return
     if choice.single and profile.named_tool_choice == "native" and made.map.callable and len(made.map.callable) == 1:
         (name,) = made.map.callable

@@ -82,9 +82,9 @@ class ResponseBuilder:
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """New calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's tools behind
-        them. Each entry has the tool, the call's id and the arguments as text. The builder has not yet emitted any of
-        these calls."""
+        """New calls since the last `take_hosted_calls`: calls of hosted tools, and calls of the client's tools that
+        follow these hosted calls. Each entry has the tool, the call's id and the arguments as text. The builder has not
+        yet emitted any of these calls."""
         calls, self.draft.hosted_calls = self.draft.hosted_calls, []
         self.draft.calling = False
         return calls

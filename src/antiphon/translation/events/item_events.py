@@ -9,8 +9,8 @@ A hosted call's added event has an empty item. The item's content follows in the
 
 Invariants: the deltas of a hosted call together equal the finished item's text. In a stream that is sent again,
 sequence numbers have no gaps and begin at 0. Every item is opened and closed once, in order. A client that applies the
-events gets the stored object. The stored object does not hold the first stream's deltas, so each text is one delta. A
-hosted call has no events between its added and its done event there.
+events gets the stored object. The stored object does not hold the first stream's deltas, so each text is one delta. In
+a stream that is sent again, a hosted call has no events between its added and its done event.
 """
 
 from __future__ import annotations

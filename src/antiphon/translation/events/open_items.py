@@ -61,8 +61,8 @@ class OpenItem:
     """An item that has begun and is not yet done. Callers pass the item's text to `add`, and call `close` once.
 
     The draft holds the text itself, because only one item is open at a time. So the draft receives every token,
-    whatever the item's class. The class is no ABC, because each token runs `isinstance`, which would take four times as
-    long. The type checker sees that each kind has a `close`.
+    whatever the item's class. The class is not an ABC: `isinstance` runs for each token, and would take four times as
+    long with an ABC. The type checker sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")

@@ -1,4 +1,5 @@
-"""The profile type: all flags that the translation may read about an upstream, and what of a request it supports.
+"""The profile type: all flags that the translation may read about an upstream, and the parts of a request that the
+upstream supports.
 
 Lives here: the flags, their defaults, and the changes for some models. Also: the families of models. A family's flags
 belong to the model (its chat template, its tokenizer) and not to the server. Also: the four kinds of support for a part
@@ -174,7 +175,7 @@ def read_flags(values: Mapping[str, object]) -> dict[str, object]:
     read: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{name!r} is no flag of a profile; known flags are {', '.join(sorted(known))}")
+            raise ValueError(f"{name!r} is not a flag of a profile; known flags are {', '.join(sorted(known))}")
         if value is False and "off" in get_args(kinds[name]):
             # YAML reads the unquoted word `off` as false.
             value = "off"
@@ -183,7 +184,9 @@ def read_flags(values: Mapping[str, object]) -> dict[str, object]:
         except msgspec.ValidationError as error:
             raise ValueError(f"{name}: {value!r} cannot be used: {error}") from None
         if name == "parameters" and (unknown := sorted(flag - EVERY_PARAMETER)):
-            raise ValueError(f"parameters: {', '.join(unknown)} unknown here; 'field_allow' lets further fields pass")
+            raise ValueError(
+                f"parameters: unknown: {', '.join(unknown)}; list other fields to forward in 'field_allow'"
+            )
     return read
 
 

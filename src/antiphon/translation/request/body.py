@@ -158,7 +158,7 @@ def read_request(
     ignored += _ignored_values(values, hosted)
     if values.get("background") and values.get("store") is False:
         raise wrong_value(
-            "'background' needs 'store': a response that runs in the background is kept until it is fetched.",
+            "'background' needs 'store', because the client fetches a background response from the store.",
             "background",
         )
     include: list[str] = values.pop("include", [])
@@ -214,7 +214,7 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     """Forward additional fields that the operator allows, with every profile of the server. Fields that are neither
     known nor allowed are left out. With `strict`, raises `InvalidRequest` for such unknown fields."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
-        error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
+        error = unknown_parameter(name[:128], "This version does not know the parameter. Leave it out.")
         request.unknown.leave_out(name, error)
     request.allowed = names
     allowed = {name: value for name, value in request.others.items() if name in names}

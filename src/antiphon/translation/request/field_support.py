@@ -27,7 +27,8 @@ _HOSTED: Final = ignored(
 )
 _NOT_HERE: Final = rejected("Antiphon cannot run this hosted tool")
 _REFUSED_TOOL: Final = rejected(
-    "error code `unsupported_tool` unless the settings enable the tool: without the tool the answer would be wrong"
+    "error code `unsupported_tool` unless the settings enable the tool, because without the tool the answer "
+    "would be wrong"
 )
 _SET_UP: Final = ignored(
     "Antiphon drops the tool (a 400 with `tools.unavailable: refuse`) unless the settings enable it"
@@ -37,7 +38,7 @@ HOSTED_SUPPORT: Final = handled("Antiphon runs the tool between two turns of the
 """The support for a tool, a choice, an item or an `include` value, if the operator has configured the tool."""
 _FUNCTION: Final = handled("the model gets a function; Antiphon returns its calls as items of the tool's type")
 _LATER: Final = handled(
-    "a call without output gets a placeholder; when the output arrives, Antiphon repeats the call with it"
+    "a call without output gets a placeholder; when the output arrives, Antiphon repeats the call with its output"
 )
 _IN_CHAT: Final = rejected("a field of Chat Completions; the error message names the field to use")
 _UNKNOWN: Final = ignored("with `strict` the request gets a 400")
@@ -121,7 +122,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tools.function.async": _LATER,
         "tools.function.output_schema": IGNORED,
         "tools.function.allowed_callers": ignored(
-            "Antiphon runs no programs, so it drops a tool whose callers lack `direct`"
+            "Antiphon runs no programs, so it drops a tool whose `allowed_callers` lack `direct`"
         ),
         "tools.custom": handled(
             "the model gets a function with one string parameter; Antiphon describes a grammar and does not enforce it"
@@ -148,7 +149,9 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Forms of `tool_choice`": {
         **_all("tool_choice", MODES, SENT),
         **_all("tool_choice", ("function", "custom", *UNNAMED), _named_choice),
-        "tool_choice.allowed_tools": handled("Antiphon shows the model only these tools, and drops calls of others"),
+        "tool_choice.allowed_tools": handled(
+            "Antiphon shows the model only these tools, and drops calls of other tools"
+        ),
         **_all("tool_choice", ("file_search", "web_search_preview", "web_search_preview_2025_03_11"), _CHOSEN),
         **_all("tool_choice", ("computer", "computer_use", "computer_use_preview", "image_generation"), _NOT_HERE),
         **_all("tool_choice", ("code_interpreter", "mcp"), _CHOSEN),

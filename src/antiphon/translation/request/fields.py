@@ -183,7 +183,7 @@ _ROWS: Final = (
     Field(
         "stream_options",
         StreamOptions,
-        {"include_obfuscation": handled("Antiphon pads events only if the request asks for it")},
+        {"include_obfuscation": handled("Antiphon pads events only if the request asks for padding")},
     ),
     Field("max_output_tokens", int, _max_output_tokens, least=16, echo=None, template=True),
     Field(
@@ -271,7 +271,8 @@ _ROWS: Final = (
         "context_management",
         list[ContextManagement],
         handled(
-            "the same model first summarizes a history that is too long; without a number `context_tokens` is the limit"
+            "the same model first summarizes a history of more than `compact_threshold` tokens, by default a "
+            "share of `context_tokens`"
         ),
         template=True,
     ),
@@ -285,7 +286,8 @@ _ROWS: Final = (
         "background",
         bool,
         handled(
-            "Antiphon queues and runs the response; this needs `store`, and an upstream that needs no key of the client"
+            "Antiphon queues and runs the response; the request needs `store`, and the upstream must not need "
+            "the client's key"
         ),
         echo=False,
     ),
@@ -298,7 +300,8 @@ _ROWS: Final = (
     Field(
         "prompt",
         fate=handled(
-            "names a template in `/v1/prompts`; its messages come first, and its fields apply as in a request"
+            "names a template in `/v1/prompts`; the template's messages come first, and its fields apply as in "
+            "a request"
         ),
     ),
     # Separate tables have the treatment of the values of `include`, `tools` and `tool_choice`.

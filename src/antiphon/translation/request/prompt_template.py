@@ -68,7 +68,7 @@ def read_reference(value: Raw) -> PromptReference | None:
     if read.version is not None:
         if not _VERSION.fullmatch(str(read.version)):
             raise invalid_parameter(
-                "prompt.version", f"{str(read.version)[:64]!r} is no version; versions are numbered from 1 on"
+                "prompt.version", f"{str(read.version)[:64]!r} is not a version; versions are numbered from 1"
             )
         version = int(read.version)
     return PromptReference(read.id, version, read.variables or {})
@@ -212,8 +212,8 @@ class _Values:
                 yield self._parts[name]
             else:
                 raise wrong_value(
-                    f"The prompt variable '{name}' is a picture or a file; it stands in '{where}', which takes text "
-                    "only.",
+                    f"The prompt variable '{name}' is an image or a file, but the prompt uses it in '{where}', "
+                    "where only text is allowed.",
                     f"prompt.variables.{name}",
                 )
         yield text[at:]

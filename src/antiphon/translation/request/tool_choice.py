@@ -75,7 +75,9 @@ def read_tool_choice(
         return _allowed(choice, known, hosted)
     if choice.type in ("function", "custom") and choice.name is None:
         nested = (
-            " In the Responses API it stands beside 'type', not under 'function'." if given(choice.function) else ""
+            " In the Responses API 'name' stands next to 'type', not under 'function'."
+            if given(choice.function)
+            else ""
         )
         raise missing_parameter("tool_choice.name", nested)
     if choice.type in hosted:

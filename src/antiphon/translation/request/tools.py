@@ -200,7 +200,7 @@ def _unsupported(param: str, message: str) -> InvalidRequest:
 def _refused(where: str, place: str, tool: ToolDeclaration, *, brought: bool) -> InvalidRequest:
     if not brought:
         return _unavailable(where, place, tool)
-    why = f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
+    why = f"cannot be declared by an item. Declare the tool in 'tools' instead of '{where}'"
     return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
 
@@ -212,15 +212,15 @@ def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> 
 
 
 def _unavailable(where: str, place: str, tool: ToolDeclaration) -> InvalidRequest:
-    why = f"cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'"
+    why = f"cannot run here: {why_not_here(tool.type)}. Remove the tool from '{where}'"
     return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
 
 def _uncached(where: str, place: str) -> InvalidRequest:
     return _unsupported(
         f"{place}.external_web_access",
-        "'external_web_access' is false, and this server has no offline copy of the web to search. Leave it out, or "
-        f"remove the tool from '{where}'.",
+        "'external_web_access' is false, and this server has no offline copy of the web to search. Leave the "
+        f"field out, or remove the tool from '{where}'.",
     )
 
 
