@@ -37,8 +37,9 @@ _MAX_PAYLOAD = 1 << 28
 class Sealer:
     """Seals payloads with the first secret, and opens sealed texts of every secret.
 
-    `secrets` must hold at least one secret, of any length, because each is hashed to the key size. `random_bytes`
-    returns the nonces. With random nonces one key is safe for 2**32 texts. `max_bytes` limits the size of a payload.
+    `secrets` must hold at least one secret, of any length, because each secret is hashed to the key size.
+    `random_bytes` returns the nonces. With random nonces one key is safe for 2**32 texts. `max_bytes` limits the size
+    of a payload.
     """
 
     def __init__(

@@ -225,8 +225,8 @@ class DoorContext:
     def caller_of(
         self, path: str, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None
     ) -> Caller:
-        """Return the caller of a path that is not open: the owner of `OwnerResolver.resolve`, or `ADMIN` for a path
-        with a guard. Raises `Unauthorized`, and `ApiError` after too many attempts with a guard."""
+        """Return the caller of a path that needs credentials: `ADMIN` if the path has a guard, else the result of
+        `OwnerResolver.resolve`. Raises `Unauthorized`. A guard also raises `ApiError` after too many wrong attempts."""
         guard = self.router.guard_of(path)
         if guard is None:
             return self.owners.resolve(headers, metadata)

@@ -66,7 +66,7 @@ class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
     """The request's prompt differs from the beginning of the compared prompt. `reason` names the first difference.
 
     `cache_missed_tokens` are the input tokens behind the difference. `comparison_reusable_tokens` are the input tokens
-    before it.
+    before the difference.
     """
 
     cache_missed_tokens: int

@@ -296,7 +296,7 @@ class HttpDoor:
         """Serve a page of the console, or a response that the playground creates."""
         call.operation = OPERATION
         console, admission, bodies = self._console, self._context.admission, self._context.bodies
-        # The trusted header of the owner may be private, so the pages get the owner that it names.
+        # The trusted header of the owner may be private, so the pages get the owner that the header names.
         named = self._context.owners.named_by_gateway(call.headers)
         headers = _without_private(call.headers)
         asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named)

@@ -365,9 +365,9 @@ class WebSocketConnection:
             raise error
 
     def _remember(self, turn: _Turn) -> None:
-        """Update the connection's memory after a turn. The connection keeps a successful turn that is not stored,
-        so the client can continue it on this connection. After a turn without success, the connection forgets the turn
-        that its `previous_response_id` names."""
+        """Update the connection's memory after a turn. The connection keeps a successful turn that is not stored, so
+        the client can continue that turn on this connection. After a turn without success, the connection forgets the
+        turn that its `previous_response_id` names."""
         if turn.outcome in ("completed", "incomplete"):
             if (record := turn.exchange.unstored_record()) is not None:
                 self._memory.keep(record)

@@ -10,8 +10,8 @@ prompt is not loaded yet. Not here:
 
 The code never awaits. The exchange gets its clock and its source of ids as arguments.
 
-An input that the state does not allow raises `ExchangeStateError`, because it is a door's bug. Invalid bytes from a
-client or an upstream never raise an error. The response fails instead.
+An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the door. Invalid
+bytes from a client or an upstream never raise an error. The response fails instead.
 
 Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The response is saved before its
 terminal event is sent. After `Finish` the exchange requests no action.

@@ -1,7 +1,7 @@
 """Reads an upstream's answer ahead into a bounded queue, and returns the answer to the runner in parts.
 
 Lives here: the task that reads, its bounded queue, and the pauses that let other requests run when an upstream floods.
-Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the timeouts of the waits for them
+Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the timeouts of the waits for parts
 (`runner.py`).
 
 Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
