@@ -315,7 +315,9 @@ async def test_an_index_of_a_vector_store_that_is_something_else_is_not_restored
     with closing(sqlite3.connect(data / VECTORS_FILE)) as connection:
         connection.executescript("DROP TABLE fts_vs_1; CREATE TABLE fts_vs_1 (title, text)")
     make_archive(data, archive, KEYS, with_keys=True)
-    with pytest.raises(StoreError, match="the table 'fts_vs_1', which differs from the one that this Antiphon creates"):
+    with pytest.raises(
+        StoreError, match="the table 'fts_vs_1', which differs from the table that this version of Antiphon"
+    ):
         open_archive(archive, again, {})
 
 

@@ -202,7 +202,7 @@ async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None
         assert status == 503 and '"storage_locked"' in text
         # What the process does beside may say that it found the lock as well.
         (line,) = [each for each in warnings(lines) if "response_id" in each]
-        assert (line["fault"], line["operation"]) == (OURS, "save") and "held its lock" in line["cause"]
+        assert (line["fault"], line["operation"]) == (OURS, "save") and "held the database's lock" in line["cause"]
 
 
 async def post(app: BackgroundApp, body: dict[str, Any]) -> tuple[int, str]:

@@ -88,7 +88,7 @@ def test_every_kind_of_url_has_a_backend(tmp_path: Path, url: str) -> None:
 async def test_what_is_in_memory_is_for_no_operator(tmp_path: Path, action: str) -> None:
     state = _state("memory:")
     backend = backend_of(state, tmp_path)
-    with pytest.raises(ConfigError, match=r"^state\.url: memory:"):
+    with pytest.raises(ConfigError, match=r"^state\.url: .*memory"):
         if action == "look":
             backend.check_there()
         elif action == "open":

@@ -215,7 +215,7 @@ async def test_a_vector_store_that_was_told_to_have_failed_goes_again_and_its_ke
     disk.stalls = True
     try:
         with capture_logs() as lines:
-            with pytest.raises(StoreError, match="it is undone"):
+            with pytest.raises(StoreError, match="Antiphon undoes it"):
                 await make()
             disk.go_on()
             await until(lambda: any(line["event"] == "late_commit_undone" for line in lines))

@@ -100,10 +100,10 @@ def test_how_a_database_is_opened_for_writing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "reason", "words"),
     [
-        (sqlite3.SQLITE_BUSY, "locked", "held its lock for too long"),
+        (sqlite3.SQLITE_BUSY, "locked", "held the database's lock for too long"),
         (sqlite3.SQLITE_IOERR | 3 << 8, "failed", "reported an error"),
         (sqlite3.SQLITE_FULL, "full", "the disk is full"),
-        (sqlite3.SQLITE_CORRUPT, "damaged", "it is damaged"),
+        (sqlite3.SQLITE_CORRUPT, "damaged", "the database is damaged"),
         (sqlite3.SQLITE_AUTH, "failed", "SQLite refused it"),
     ],
 )

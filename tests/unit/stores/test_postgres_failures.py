@@ -49,30 +49,30 @@ def chained(*errors: BaseException) -> BaseException:
     ("code", "reason", "told"),
     [
         ("25006", "read_only", "name the primary in state.url"),
-        ("28000", "failed", "check the user and sslmode in state.url, and pg_hba.conf"),
-        ("28P01", "failed", "it refused the password; check state.url"),
-        ("3D000", "failed", "there is no such database; create it, or check the name in state.url"),
-        ("3F000", "failed", "check the role's search_path"),
+        ("28000", "failed", "check pg_hba.conf, and the user and sslmode in state.url"),
+        ("28P01", "failed", "the server refused the password; check state.url"),
+        ("3D000", "failed", "there is no such database; create the database, or check the name in state.url"),
+        ("3F000", "failed", "create the schema, or change search_path"),
         ("42501", "failed", "it must own the tables"),
         ("42P01", "failed", "a table is missing; run `antiphon migrate up`"),
         ("42703", "failed", "a column is missing; run `antiphon migrate up`"),
-        ("53100", "full", "its disk is full"),
-        ("53200", "slow", "it is out of memory"),
+        ("53100", "full", "the server's disk is full"),
+        ("53200", "slow", "the server is out of memory"),
         ("53300", "slow", "raise max_connections"),
-        ("55P03", "locked", "look for long ones in pg_stat_activity"),
+        ("55P03", "locked", "look for long transactions in pg_stat_activity"),
         ("57014", "slow", "check statement_timeout"),
-        ("57P01", "unavailable", "it is shutting down"),
-        ("57P02", "unavailable", "it crashed and is starting again"),
-        ("57P03", "unavailable", "it is starting"),
-        ("58030", "failed", "its disk reported an error"),
+        ("57P01", "unavailable", "the server is shutting down"),
+        ("57P02", "unavailable", "the server crashed and is starting again"),
+        ("57P03", "unavailable", "the server is starting"),
+        ("58030", "failed", "the server's disk reported an error"),
         # By their class.
         ("08001", "unavailable", "the connection was lost"),
         ("22P05", "failed", "a value cannot be stored"),
-        ("23505", "failed", "a rule of the database refused it"),
+        ("23505", "failed", "a constraint of the database refused the write"),
         ("40001", "locked", "transactions blocked each other for too long"),
-        ("53000", "slow", "it has no resources left"),
+        ("53000", "slow", "the server has no resources left"),
         ("57000", "unavailable", "an operator intervened"),
-        ("XX000", "damaged", "it reported an internal error"),
+        ("XX000", "damaged", "the server reported an internal error"),
         ("99999", "unavailable", "the connection was lost"),
     ],
 )
@@ -88,14 +88,14 @@ def test_what_a_code_means(code: str, reason: str, told: str) -> None:
     ("said", "reason", "told"),
     [
         ("statement pooling forbids it", "failed", "set pool_mode = transaction"),
-        ("query_wait_timeout", "slow", "raise its default_pool_size, or lower state.pool"),
-        ("no more connections allowed", "slow", "raise its max_client_conn, or lower state.pool"),
-        ("no such database: x", "failed", "the pooler knows no such database"),
+        ("query_wait_timeout", "slow", "raise the pooler's default_pool_size, or lower state.pool"),
+        ("no more connections allowed", "slow", "raise the pooler's max_client_conn, or lower state.pool"),
+        ("no such database: x", "failed", "the pooler does not know the database"),
         ("database x does not exist", "failed", "there is no such database behind the pooler"),
         ("no such user: x", "failed", "the pooler does not know the user"),
         ("password authentication failed", "failed", "the pooler refused the password"),
-        ("server login failed", "unavailable", "the pooler cannot log in to its server"),
-        ("server conn crashed", "unavailable", "the pooler lost its server"),
+        ("server login failed", "unavailable", "the pooler cannot log in to the server"),
+        ("server conn crashed", "unavailable", "the pooler lost its connection to the server"),
         ("something else", "unavailable", "the connection was lost"),
     ],
 )
@@ -112,17 +112,27 @@ def test_a_pooler_is_told_by_its_words(said: str, reason: str, told: str) -> Non
     ("code", "reason", "told"),
     [
         ("42501", "failed", "GRANT CONNECT ON DATABASE"),
-        ("42704", "failed", "it does not know a parameter after the '?' in state.url"),
-        ("08003", "unavailable", "while it was being opened; read the log of the server and of a pooler"),
-        ("08006", "unavailable", "while it was being opened; read the log of the server and of a pooler"),
-        ("53300", "slow", "it has no connection left"),
+        ("42704", "failed", "the server does not know a parameter after the '?' in state.url"),
+        (
+            "08003",
+            "unavailable",
+            "while it was being opened; check that PostgreSQL listens on that port, and read the log of the server "
+            "and of a pooler",
+        ),
+        (
+            "08006",
+            "unavailable",
+            "while it was being opened; check that PostgreSQL listens on that port, and read the log of the server "
+            "and of a pooler",
+        ),
+        ("53300", "slow", "the server has no connection left"),
     ],
 )
 def test_what_a_code_means_when_a_connection_is_opened(code: str, reason: str, told: str) -> None:
     failure = connecting_failed(server_error(code))
     assert str(failure).startswith("Connecting failed: PostgreSQL: ")
     assert told in str(failure) and failure.reason == reason
-    assert ("it ended with PostgresError" in str(failure)) is code.startswith("08")
+    assert ("the connection ended with PostgresError" in str(failure)) is code.startswith("08")
 
 
 def test_a_value_that_cannot_be_stored() -> None:
@@ -143,13 +153,13 @@ def test_the_setting_of_the_connection_that_failed_is_named() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (TimeoutError(), "it does not answer; check host and port in state.url, and firewalls"),
+        (TimeoutError(), "the server does not answer; check host and port in state.url, and firewalls"),
         (tls_error(""), "TLS failed: unknown; check sslmode and sslrootcert in state.url"),
         (tls_error("WRONG_VERSION"), "TLS failed: WRONG_VERSION; check sslmode and sslrootcert in state.url"),
-        (ConnectionError("rejected SSL upgrade"), "it does not support TLS"),
+        (ConnectionError("rejected SSL upgrade"), "the server does not support TLS"),
         (FileNotFoundError("root certificate file x"), "a certificate file in state.url cannot be read"),
         (ValueError("root certificate file x"), "a certificate file in state.url cannot be read"),
-        (PermissionError(errno.EACCES, "x"), "this user may not open the Unix socket in state.url"),
+        (PermissionError(errno.EACCES, "x"), "Antiphon's user may not open the Unix socket in state.url"),
         (FileNotFoundError(errno.ENOENT, "x"), "there is no Unix socket at the path in state.url"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), f"{os.strerror(errno.ECONNREFUSED)}; check that the server"),
         (OSError(f"Multiple: [Errno {errno.ECONNREFUSED}] x"), f"{os.strerror(errno.ECONNREFUSED)}; check that the"),
@@ -162,7 +172,7 @@ def test_the_setting_of_the_connection_that_failed_is_named() -> None:
         (asyncpg.InterfaceError("sslmode x"), "sslmode in state.url must be disable, allow"),
         (ValueError("x"), "state.url is not a valid PostgreSQL URL; correct it"),
         (asyncpg.InterfaceError("x"), "state.url is not a valid PostgreSQL URL; correct it"),
-        (RuntimeError("x"), "it does not speak PostgreSQL's protocol"),
+        (RuntimeError("x"), "the server does not speak PostgreSQL's protocol"),
     ],
     ids=lambda value: repr(value) if isinstance(value, BaseException) else "",
 )
@@ -183,22 +193,22 @@ def test_the_causes_of_an_end_are_told_without_their_words() -> None:
     reset = ConnectionResetError(errno.ECONNRESET, "secret")
     said = str(connecting_failed(chained(ConnectionAbortedError("secret"), KeyError("secret"), reset)))
     assert said.endswith(
-        f"it ended with ConnectionAbortedError, after KeyError, after ConnectionResetError "
+        f"the connection ended with ConnectionAbortedError, after KeyError, after ConnectionResetError "
         f"({os.strerror(errno.ECONNRESET)})."
     )
     many = chained(ConnectionError(), KeyError(), IndexError(), LookupError(), ZeroDivisionError())
     assert str(connecting_failed(many)).endswith(
-        "it ended with ConnectionError, after KeyError, after IndexError, after LookupError."
+        "the connection ended with ConnectionError, after KeyError, after IndexError, after LookupError."
     )
     twice = chained(ConnectionError(), KeyError(), KeyError())
-    assert str(connecting_failed(twice)).endswith("it ended with ConnectionError, after KeyError.")
+    assert str(connecting_failed(twice)).endswith("the connection ended with ConnectionError, after KeyError.")
     try:
         try:
             raise KeyError
         except KeyError:
             raise ConnectionError  # noqa: B904
     except ConnectionError as error:
-        assert str(connecting_failed(error)).endswith("it ended with ConnectionError, after KeyError.")
+        assert str(connecting_failed(error)).endswith("the connection ended with ConnectionError, after KeyError.")
 
 
 def test_after_what_a_connection_is_still_good() -> None:

@@ -8,8 +8,9 @@ schema (`migrate.py`).
 Vector stores share the connection pool of the other stores. Closing the vector stores leaves the pool open.
 
 Invariants: the database of opened stores has the schema of this build. Any number of processes may open the same
-database concurrently. A method imports modules that only an operator's command needs on their first use. When processes
-with different keys start concurrently, only the processes with one of the key sets start.
+database concurrently. Modules that only an operator's command needs are imported on their first use. If processes with
+different keys start concurrently, the process that records its keys first starts. The processes with other keys refuse
+to start.
 """
 
 from __future__ import annotations

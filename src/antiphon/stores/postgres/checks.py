@@ -1,9 +1,9 @@
 """Diagnoses a PostgreSQL server for `antiphon doctor`, with more checks than a start requires.
 
-Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL. A
-missing index makes no result wrong, but makes many queries slow. Not here: the checks at a start (`migrate.py`), the
-schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon recreates itself
-(`vectors/table.py`).
+Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL.
+Without one of these indexes, results are correct, but many queries are slow. Not here: the checks at a start
+(`migrate.py`), the schema's steps (`stores/compatibility.py`), the indexes of large vector stores, which Antiphon
+recreates itself (`vectors/table.py`).
 
 Process ids reveal a connection pooler (pgbouncer). At login, a server sends the id of its backend process, but a pooler
 sends an invented id. If the pooler runs in transaction mode, two clients that send queries in turn get the same backend
@@ -116,16 +116,17 @@ async def _servers(database: Database, state: StateSettings) -> AsyncIterator[St
             yield StateFinding(
                 "note",
                 f"server {place} cannot be reached, or refuses the login",
-                ("check that server: Antiphon cannot fail over to it"),
+                "check that server, because Antiphon cannot fail over to it now",
             )
         else:
-            does = "takes writes" if kind == "primary" else "follows, or is read-only"
+            does = "takes writes" if kind == "primary" else "is a replica, or is read-only"
             yield StateFinding("ok", f"server {place} {does}")
     if list(kinds.values()).count("primary") > 1:
         yield StateFinding(
             "note",
             "several servers in state.url take writes",
-            "if these are not poolers before one primary, stop all but one at once: writes to the others are lost",
+            "unless these servers are poolers in front of one primary, stop all of them except one immediately, "
+            "because writes to the other servers are lost",
         )
     (row,) = await database.fetch(_WAITS)
     if row["waits"]:
@@ -147,7 +148,9 @@ async def _round_trip(database: Database) -> StateFinding:
     median = statistics.median(took)
     what = f"a query takes {median * 1000:.1f} ms (round trip)"
     if median > _SLOW_TRIP:
-        return StateFinding("note", what, "every turn waits for several queries: move the database nearer")
+        return StateFinding(
+            "note", what, "each stored response waits for several queries; move the database nearer to this machine"
+        )
     return StateFinding("ok", what)
 
 
@@ -159,10 +162,10 @@ async def _clock(database: Database) -> StateFinding:
         direction = "ahead of" if ahead > 0 else "behind"
         return StateFinding(
             "note",
-            f"the database's clock is {abs(ahead):.1f} s {direction} this machine's",
-            "leases use the database's clock, clients see this machine's: run NTP on both",
+            f"the database's clock is {abs(ahead):.1f} s {direction} this machine's clock",
+            "run NTP on both machines, because leases use the database's clock and clients see this machine's clock",
         )
-    return StateFinding("ok", f"clocks differ by {abs(ahead) * 1000:.0f} ms")
+    return StateFinding("ok", f"the clocks of the database and of this machine differ by {abs(ahead) * 1000:.0f} ms")
 
 
 async def _connections(database: Database, wanted: int) -> StateFinding:
@@ -189,22 +192,23 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sta
     yield StateFinding(
         "ok",
         "there is a pooler in front of the server",
-        "for short restarts of the server set pgbouncer's server_login_retry = 1, server_connect_timeout = "
-        "3 and query_wait_timeout = 4 (with its defaults the first answer comes 13 s later)",
+        "for faster recovery after a restart of the server, set server_login_retry = 1, server_connect_timeout = 3 "
+        "and query_wait_timeout = 4 in pgbouncer (with pgbouncer's defaults the first answer comes 13 s later)",
     )
     (row,) = await database.fetch(_LOOKS)
     if not row["looks"]:
         yield StateFinding(
             "note",
             "behind the pooler, a cancelled statement continues and occupies a connection of the server",
-            "run ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url: "
-            "otherwise a locked table can use up max_connections",
+            "run ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url; "
+            "otherwise statements that wait for a locked table can use up max_connections",
         )
     if state.direct_url is None:
         yield StateFinding(
             "note",
             "state.direct_url is not set",
-            ("set it to the server's own address: long operations and LISTEN must bypass the pooler"),
+            "set state.direct_url to the server's own address, because long operations and LISTEN must bypass "
+            "the pooler",
         )
 
 
@@ -220,13 +224,14 @@ async def _direct(database: Database, state: StateSettings) -> AsyncIterator[Sta
             yield StateFinding(
                 "problem",
                 "state.direct_url leads to another database than state.url",
-                "name the same database in both: now schema steps and indexes go to the wrong one",
+                "name the same database in both settings; now Antiphon would change the schema of the wrong database",
             )
         elif await direct.transaction(_is_pooled):
             yield StateFinding(
                 "note",
                 "state.direct_url leads through a pooler, which does not forward notifications",
-                "name the server's own address (for LISTEN), or unset it: now processes poll the database",
+                "set state.direct_url to the server's own address, so that LISTEN works, or unset state.direct_url; "
+                "now the processes poll the database",
             )
         else:
             yield StateFinding("ok", "state.direct_url bypasses the pooler")
@@ -266,7 +271,7 @@ async def _vector(database: Database, *, needed: bool) -> StateFinding:
         return (
             StateFinding("problem", str(error))
             if needed
-            else StateFinding("ok", "without embeddings: vector stores search by words")
+            else StateFinding("ok", "embeddings are not configured, so vector stores search by words")
         )
     return StateFinding("ok", "the extension 'vector' can be used")
 
@@ -287,7 +292,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
         yield StateFinding(
             "note",
             f"a transaction has been open for {row[0] // 60} minutes",
-            "end it: PostgreSQL cannot vacuum rows deleted since then; set idle_in_transaction_session_timeout",
+            "end the transaction, because PostgreSQL cannot vacuum rows that were deleted after its start; to prevent "
+            "such transactions, set idle_in_transaction_session_timeout",
         )
 
 
@@ -305,10 +311,12 @@ async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
         return
     lost = await lost_indexes(database, list(wanted))
     for name, what in lost.items():
-        before = "" if what == "missing" else f"unless it is just being made: DROP INDEX CONCURRENTLY {name}; "
-        yield StateFinding("note", f"the index {name} is {what}: its queries are slow", before + wanted[name])
+        drop = f"unless a process is creating the index now: DROP INDEX CONCURRENTLY {name}; "
+        before = "" if what == "missing" else drop
+        said = f"the index {name} is {what}, so queries that need it are slow"
+        yield StateFinding("note", said, before + wanted[name])
     if not lost:
-        yield StateFinding("ok", f"all {len(wanted)} indexes of the schema are there")
+        yield StateFinding("ok", f"all {len(wanted)} indexes of the schema exist")
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
@@ -320,7 +328,8 @@ def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
         for gone in _DROP.findall(sql):
             made.pop(gone, None)
         for table, body in _TABLE.findall(sql):
-            made.update((name, f"make the rule of {table} again, as in {step.name}") for name in _rules(table, body))
+            again = f"create the constraint of {table} again, as in {step.name}"
+            made.update((name, again) for name in _rules(table, body))
         for create, name, rest in _INDEX.findall(sql):
             made[name] = f"{create}CONCURRENTLY {name} {' '.join(rest.split())}"
     return made

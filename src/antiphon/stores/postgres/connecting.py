@@ -6,18 +6,18 @@ Not here: the number of connections and their timeouts (`database.py`), the mean
 A URL may name several servers: one primary, and replicas of the primary. This module tries the servers in turn, the
 last good server first, and uses the first server that accepts writes. Each server gets an equal share of the timeout,
 so that a dead machine does not use up the time for the other servers. A single server, also behind a DNS name or a
-pooler, must pass the same check. The module refuses a replica, and an old primary that is read-only after a failover,
+pooler, must also accept writes. The module refuses a replica, and an old primary that is read-only after a failover,
 because their data may be outdated.
 
-A process that abandons a statement closes its connection. A server that waits for a lock does not notice the closed
-connection. The process opens another connection, and after several such statements the server has no connection left.
-So this module configures the session to check whether its client is alive (`client_connection_check_interval`). Behind
-a pooler a session has no settings, so the operator must set the parameter for the role. `checks.py` reports a missing
-setting.
+A process that abandons a statement closes its connection. The server does not notice the closed connection while the
+statement waits for a lock. The process opens another connection. After several such statements the server has no
+connection left. So this module configures the session so that the server checks whether the client is alive
+(`client_connection_check_interval`). Behind a pooler a session has no settings, so the operator must set the parameter
+for the role. `checks.py` reports when the parameter is not set.
 
 Ids and names from clients are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
 U+0000. So this module writes each of these characters, and the escape character itself, as U+001A with four hexadecimal
-digits. The connection converts every parameter and every column, so no query needs to do it.
+digits. The connection converts every parameter and every column, so queries contain no conversion.
 
 Invariants: every connection leads to a server that accepted writes when the connection was opened. Without a pooler, an
 abandoned statement ends within seconds and frees its connection. Different texts stay different after the conversion. A
@@ -60,7 +60,9 @@ WHERE current_setting('client_connection_check_interval') = '0'
 _CANNOT_LOOK = (asyncpg.InvalidParameterValueError, asyncpg.FeatureNotSupportedError)
 _FOLLOWS = "PostgreSQL: this server is a read-only replica. Point state.url at the primary."
 _READ_ONLY = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
-_NONE = "PostgreSQL: none of the servers in state.url that answer takes writes. Promote one."
+_NONE = (
+    "PostgreSQL: servers in state.url answer, but none of them accepts writes. Promote one of these servers to primary."
+)
 
 
 class Servers:
@@ -116,7 +118,7 @@ async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
         except StoreError:
             kind = "read-only"
         except Exception:
-            # The cause does not matter, because the process uses another server.
+            # The cause of the failure does not matter, because the process uses another server.
             kind = "unusable"
         found[f"{host}:{port}"] = kind
     return found

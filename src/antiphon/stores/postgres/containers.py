@@ -128,7 +128,7 @@ class PostgresContainerRows:
         await self._tables.run([take], again=True)
         if taken:
             return _row(taken[0])
-        # The container exists, but the statement could not take the lease, so another holder has it.
+        # The container exists, but the statement could not take the lease, so another holder has the lease.
         if await self._tables.fetch(IS_THERE, which):
             raise ContainerInUse
         return None

@@ -6,8 +6,9 @@ LISTEN (`signals.py`, on a separate connection).
 
 One deadline covers the wait for a connection, opening a connection, and all statements of the operation. At the
 deadline, this module aborts the socket, because a hanging server would not answer a cancel request. For half a second
-after a failed attempt to connect, all callers get that error immediately. If the server has no free connection, callers
-wait until their deadline. A waiting caller uses a connection that this process or another process frees.
+after a failed attempt to connect, all callers get the error of this attempt immediately. If the server has no free
+connection, callers wait until their deadline. A waiting caller uses a connection that this process or another process
+frees.
 
 The pool works behind a pooler that assigns a server connection per transaction (pgbouncer, `pool_mode=transaction`). So
 the pool uses no named prepared statements and no session settings. With prepared statements, a driver behind such a
@@ -406,4 +407,4 @@ def _from_driver(error: BaseException) -> bool:
 
 
 def _too_slow(doing: str) -> StoreError:
-    return StoreError(f"{doing} failed: PostgreSQL: it did not answer in time.", reason="slow")
+    return StoreError(f"{doing} failed: PostgreSQL: the server did not answer in time.", reason="slow")

@@ -36,57 +36,61 @@ TRY_AGAIN = frozenset({"40001", "40P01"})
 _ADVICE: dict[str, tuple[StoreReason, str]] = {
     "25006": (
         "read_only",
-        ("it refuses writes: it is a read-only replica, or its default is read-only; name the primary in state.url"),
+        "the server refuses writes, because it is a replica or its default is read-only; name the primary in state.url",
     ),
     "28000": (
         "failed",
-        "it refused the user or a connection without TLS; check the user and sslmode in state.url, and pg_hba.conf",
+        "the server refused the user or a connection without TLS; check pg_hba.conf, and the user and sslmode in "
+        "state.url",
     ),
-    "28P01": ("failed", "it refused the password; check state.url"),
-    "3D000": ("failed", "there is no such database; create it, or check the name in state.url"),
-    "3F000": ("failed", "there is no schema to create tables in; check the role's search_path"),
+    "28P01": ("failed", "the server refused the password; check state.url"),
+    "3D000": ("failed", "there is no such database; create the database, or check the name in state.url"),
+    "3F000": ("failed", "no schema of the role's search_path exists; create the schema, or change search_path"),
     "42501": (
         "failed",
-        "the role may not do that; it must own the tables, or have SELECT, INSERT, UPDATE and DELETE on all of them",
+        "the role lacks a privilege; it must own the tables, or have SELECT, INSERT, UPDATE and DELETE on all tables",
     ),
     "42P01": ("failed", "a table is missing; run `antiphon migrate up`"),
     "42703": ("failed", "a column is missing; run `antiphon migrate up`"),
-    "53100": ("full", "its disk is full; free space on it"),
-    "53200": ("slow", "it is out of memory; give it more memory, or lower its work_mem or max_connections"),
+    "53100": ("full", "the server's disk is full; free space on the disk"),
+    "53200": (
+        "slow",
+        "the server is out of memory; give the server more memory, or lower its work_mem or max_connections",
+    ),
     "53300": (
         "slow",
-        "it has no connection left; raise max_connections, or the CONNECTION LIMIT of the role or the database, or "
+        "the server has no connection left; raise max_connections, or the CONNECTION LIMIT of the role or database, or "
         "lower state.pool",
     ),
     "55P03": (
         "locked",
-        ("another transaction held the lock of a row for too long; look for long ones in pg_stat_activity"),
+        "another transaction held the lock of a row for too long; look for long transactions in pg_stat_activity",
     ),
     "57014": (
         "slow",
-        ("it cancelled the statement, which took too long; check statement_timeout and the server's load"),
+        "the server cancelled the statement, because it took too long; check statement_timeout and the server's load",
     ),
-    "57P01": ("unavailable", "it is shutting down"),
-    "57P02": ("unavailable", "it crashed and is starting again"),
-    "57P03": ("unavailable", "it is starting"),
-    "58030": ("failed", "its disk reported an error; read the server's log"),
+    "57P01": ("unavailable", "the server is shutting down"),
+    "57P02": ("unavailable", "the server crashed and is starting again"),
+    "57P03": ("unavailable", "the server is starting"),
+    "58030": ("failed", "the server's disk reported an error; read the server's log"),
     "08": ("unavailable", "the connection was lost"),
     "22": ("failed", "a value cannot be stored"),
-    "23": ("failed", "a rule of the database refused it"),
+    "23": ("failed", "a constraint of the database refused the write"),
     "40": ("locked", "transactions blocked each other for too long; try again"),
-    "53": ("slow", "it has no resources left; read the server's log"),
+    "53": ("slow", "the server has no resources left; read the server's log"),
     "57": ("unavailable", "an operator intervened"),
-    "XX": ("damaged", "it reported an internal error; read its log"),
+    "XX": ("damaged", "the server reported an internal error; read the server's log"),
 }
 
 _CUT = (
-    "the connection was lost while it was being opened; read the log of the server and of a pooler (or no "
-    "PostgreSQL listens on that port)"
+    "the connection was lost while it was being opened; check that PostgreSQL listens on that port, and read the log "
+    "of the server and of a pooler"
 )
 # Overrides `_ADVICE` for errors while a connection is opened.
 _CONNECTING: dict[str, tuple[StoreReason, str]] = {
-    "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
-    "42704": ("failed", "it does not know a parameter after the '?' in state.url; remove it"),
+    "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to the role"),
+    "42704": ("failed", "the server does not know a parameter after the '?' in state.url; remove the parameter"),
     # asyncpg uses these codes when a connection ends.
     **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
@@ -99,28 +103,32 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
         "statement pooling",
         "failed",
-        "the pooler is in pool_mode = statement; set pool_mode = transaction, or name the server's own address",
+        "the pooler is in pool_mode = statement; set pool_mode = transaction, or name the server itself in state.url",
     ),
     (
         "query_wait_timeout",
         "slow",
-        "the pooler had no connection free; raise its default_pool_size, or lower state.pool",
+        "the pooler had no free connection; raise the pooler's default_pool_size, or lower state.pool",
     ),
-    (_NO_MORE, "slow", "the pooler accepts no more clients; raise its max_client_conn, or lower state.pool"),
+    (_NO_MORE, "slow", "the pooler accepts no more clients; raise the pooler's max_client_conn, or lower state.pool"),
     (
         "no such database",
         "failed",
-        "the pooler knows no such database; check the name in state.url and its [databases]",
+        "the pooler does not know the database; check the name in state.url and the pooler's [databases]",
     ),
     (
         "does not exist",
         "failed",
-        "there is no such database behind the pooler; create it, or check the name in state.url",
+        "there is no such database behind the pooler; create the database, or check the name in state.url",
     ),
-    ("no such user", "failed", "the pooler does not know the user; check the name in state.url and its auth_file"),
-    ("password", "failed", "the pooler refused the password; check state.url and its auth_file"),
-    ("login", "unavailable", "the pooler cannot log in to its server; read its log"),
-    ("server conn", "unavailable", "the pooler lost its server; check that the server runs"),
+    (
+        "no such user",
+        "failed",
+        "the pooler does not know the user; check the name in state.url and the pooler's auth_file",
+    ),
+    ("password", "failed", "the pooler refused the password; check state.url and the pooler's auth_file"),
+    ("login", "unavailable", "the pooler cannot log in to the server; read the pooler's log"),
+    ("server conn", "unavailable", "the pooler lost its connection to the server; check that the server runs"),
 )
 
 
@@ -185,8 +193,8 @@ def hopeless(error: BaseException) -> bool:
 
 
 def no_connection_left(error: BaseException | None) -> bool:
-    """Return whether the server, or a pooler in front of the server, refused a connection because its limit is
-    reached."""
+    """Return whether the server, or a pooler in front of the server, refused a connection because the limit of
+    connections is reached."""
     return code_of(error) == "53300" or (code_of(error)[:2] == "08" and _NO_MORE in str(error))
 
 
@@ -206,21 +214,21 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
     said = str(error)
     if isinstance(error, TimeoutError):
         return (
-            "it does not answer; check host and port in state.url, and firewalls (a paused pooler, or one "
+            "the server does not answer; check host and port in state.url, and firewalls (a pooler that is paused, or "
             "whose server is down, does not answer either)"
         )
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or 'unknown'}; check sslmode and sslrootcert in state.url"
     if isinstance(error, ConnectionError) and "SSL" in said:
         return (
-            "it does not support TLS; enable TLS on the server, or set sslmode=disable in state.url (or no "
-            "PostgreSQL listens on that port)"
+            "the server does not support TLS; check that PostgreSQL listens on that port, enable TLS on the server, or "
+            "set sslmode=disable in state.url"
         )
     no_file = isinstance(error, FileNotFoundError | PermissionError)
     if "root certificate" in said or (no_file and certificates):
         return "a certificate file in state.url cannot be read; check sslrootcert, sslcert and sslkey"
     if isinstance(error, PermissionError):
-        return "this user may not open the Unix socket in state.url; check its permissions"
+        return "Antiphon's user may not open the Unix socket in state.url; check the socket's permissions"
     if isinstance(error, FileNotFoundError):
         return (
             "there is no Unix socket at the path in state.url; check that the server runs and that the folder "
@@ -241,7 +249,7 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
         if "sslmode" in said:
             return "sslmode in state.url must be disable, allow, prefer, require, verify-ca or verify-full"
         return "state.url is not a valid PostgreSQL URL; correct it"
-    return "it does not speak PostgreSQL's protocol; check host and port in state.url"
+    return "the server does not speak PostgreSQL's protocol; check host and port in state.url"
 
 
 def _cause_of(error: BaseException) -> str:
@@ -256,7 +264,7 @@ def _cause_of(error: BaseException) -> str:
         if following is None:
             break
         one = following
-    return "it ended with " + ", after ".join(dict.fromkeys(told))
+    return "the connection ended with " + ", after ".join(dict.fromkeys(told))
 
 
 def _number_of(error: OSError) -> int:

@@ -7,10 +7,10 @@ A unit is one object to store, for example a finished response. One statement wr
 stores the units that can be stored and returns their ids. If the statement fails because of a value of one unit, the
 writer writes the units one by one.
 
-If the outcome of a group is unknown, the writer queries on a new connection which units are stored, and writes the
-missing units again. If the database then refuses a unit, the writer queries again, because the lost statement may have
-stored the unit meanwhile. These repetitions are safe, because storing a unit is idempotent. If the outcome of a unit is
-still unknown at the deadline, the writer withdraws the unit.
+If the outcome of a group is unknown, the writer opens a new connection and asks the database which units are stored.
+The writer writes the missing units again. If the database then refuses a unit, the writer asks again, because the lost
+statement may have stored the unit meanwhile. Writing a unit again is safe, because storing a unit is idempotent. If the
+outcome of a unit is still unknown at the deadline, the writer withdraws the unit.
 
 Invariants: each accepted unit gets exactly one result, in bounded time, also while the store closes. Success means that
 the unit is stored. An error means that the unit is not stored and will not be stored. No unit waits while a writer is
@@ -72,8 +72,8 @@ class GroupLimits:
     immediately. `group`, `group_bytes`: the limits of one group. `writers`: the number of groups that are written
     concurrently.
 
-    A unit fails when its write has not begun, or has not succeeded, after `seconds`. The writer queries a unit with an
-    unknown outcome until `settle_seconds` have passed.
+    A unit fails when its write has not begun, or has not succeeded, after `seconds`. The writer asks for the outcome of
+    a unit with an unknown outcome until `settle_seconds` have passed.
     """
 
     waiting: int = 4096
@@ -167,8 +167,8 @@ class GroupCommit(Generic[U]):
             await asyncio.wait(self._writers)
 
     def _wake(self) -> None:
-        """Start a writer task if the queue has units and fewer than `writers` tasks run. A writer does not await
-        between its last check of the queue and its end, so it misses no new unit."""
+        """Start a writer task if the queue has units and fewer than `writers` tasks run. A task does not await between
+        its last check of the queue and its end, so the task misses no new unit."""
         if self._queue and len(self._writers) < self._limits.writers:
             task = asyncio.get_running_loop().create_task(self._write_on())
             self._writers.add(task)
@@ -184,8 +184,8 @@ class GroupCommit(Generic[U]):
             self._writers.discard(task)
 
     def _take(self) -> list[_Waiting[U]]:
-        """Take the next group from the queue. If two units have the same id, the second unit stays for a later group,
-        in which it gets the error that the id exists."""
+        """Take the next group from the queue. If two units have the same id, the second unit stays in the queue for a
+        later group. The write of that group fails for the second unit, because its id already exists."""
         group: list[_Waiting[U]] = []
         later: list[_Waiting[U]] = []
         ids: set[str] = set()
@@ -264,8 +264,8 @@ class GroupCommit(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """Fail the units that the statement did not store. If a lost earlier statement may have stored a unit, query
-        the unit before failing it."""
+        """Fail the units that the statement did not store. If a lost earlier statement may have stored a unit, ask the
+        database for the unit before failing the unit."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])
@@ -286,7 +286,9 @@ class GroupCommit(Generic[U]):
                 self._fail(waiting, error.again())
             else:
                 limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
-                message = f"PostgreSQL did not say within {limit} whether it has written; if it has, that is undone."
+                message = (
+                    f"PostgreSQL did not confirm the write within {limit}. If the write took effect, it is undone."
+                )
                 self._fail(waiting, StoreError(message, reason="unknown", setting="timeouts.settle", cause=error))
         return on
 

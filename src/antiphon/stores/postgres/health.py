@@ -8,12 +8,12 @@ All replicas of Antiphon share the database. If one unanswered probe made a proc
 would make all replicas unready together. Clients would then lose even the requests that need no database. So one
 unanswered probe does not make a process unready. A process becomes unready only when no write succeeds for a longer
 time, for example because the process has no network path to the database. A successful write of a request counts like a
-successful probe. While requests write, no probe runs, so `/ready` does not wait for a connection.
+successful probe. While requests write to the database, no probe runs. So `/ready` does not wait for a connection.
 
 Invariants: a process is not ready before its first successful write. A ready process becomes unready `patience` seconds
 after its first unanswered probe, unless a write has succeeded since then. If probes fail only because the database is
 slow, a successful read counts like a successful write. The table names in metrics come from a fixed set. The statistics
-sum up all other tables as `other`.
+add up all other tables under the name `other`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class DatabaseReadiness:
         self._cause: StoreError | None = None
 
     async def ping(self) -> None:
-        """Raise `StoreError` when this process should get no requests. Returns or raises within two seconds."""
+        """Raise `StoreError` when a load balancer should send no requests to this process. Returns or raises within two
+        seconds."""
         if self._clock() - self._database.written < _FRESH_SECONDS:
             self._unanswered = self._cause = None
             return
@@ -126,7 +127,7 @@ class DatabaseReadiness:
             async with asyncio.timeout(self._answer_seconds):
                 await asyncio.shield(self._probe)
         except TimeoutError:
-            late = StoreError("Writing failed: PostgreSQL: it did not answer in time.", reason="slow")
+            late = StoreError("Writing failed: PostgreSQL: the server did not answer in time.", reason="slow")
             self._excuse(self._cause or late)
         except StoreError as error:
             self._excuse(error)

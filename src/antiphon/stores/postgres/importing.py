@@ -1,7 +1,8 @@
 """Imports rows of another backend into a PostgreSQL database, for `antiphon admin move`.
 
-Lives here: the code that writes the rows, derives other data from them, and reads them back for the comparison. Not
-here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns (`stores/move_format.py`).
+Lives here: the code that writes the moved rows, derives other data from them, and reads the rows back for the
+comparison. Not here: the source of the rows (`../sqlite/exporting.py`), the list of moved columns
+(`stores/move_format.py`).
 
 One transaction writes a batch of rows and the source position after the batch. So a killed move continues after the
 last complete batch.
@@ -152,7 +153,7 @@ class DatabaseImport:
                 await connection.fetch(_SOURCE, MOVING, source)
             elif from_where != source:
                 raise StoreError(
-                    f"Another move into this database, from {from_where}, is unfinished. Complete that one "
+                    f"Another move into this database, from {from_where}, is unfinished. Complete that move "
                     "first, or empty the database."
                 )
             await connection.execute(_PROGRESS)
@@ -165,7 +166,9 @@ class DatabaseImport:
         ends = asyncio.get_running_loop().time() + _ALONE_SECONDS
         while (await self._database.fetch(_OTHERS))[0][0]:
             if asyncio.get_running_loop().time() > ends:
-                raise StoreError(f"{self.name} is in use by other processes of Antiphon. Stop them first.")
+                raise StoreError(
+                    f"The database {self.name} is in use by other processes of Antiphon. Stop these processes first."
+                )
             await asyncio.sleep(0.1)
 
     def _kinds(self) -> list[str]:

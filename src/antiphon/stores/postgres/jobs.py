@@ -5,8 +5,9 @@ operations that all backends share (`../jobs.py`), the SQL of finished responses
 (`engine/running/`).
 
 Like finished responses, queued responses and new stream events go through a write queue that forms groups
-(`group_commit.py`). A group has only one queued response, because the limit of jobs per owner must be exact. A group of
-new events may contain the events of many streams of this process. Each other operation on a job is one SQL statement.
+(`group_commit.py`). A group of queued responses contains only one response, because the limit of jobs per owner must be
+exact. A group of new events may contain the events of many streams of this process. Each other operation on a job is
+one SQL statement.
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
 or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the
@@ -312,7 +313,7 @@ class QueuedResponses:
         return await self._finished.explain(unit.record)
 
     def withdraw(self, unit: NewJob) -> None:
-        """Undo the write of this response if it takes effect later, because the client has got an error."""
+        """Undo the write of this response if the write takes effect later, because the client has got an error."""
         self._finished.withdraw(unit.record)
 
 

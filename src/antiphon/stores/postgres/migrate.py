@@ -1,13 +1,13 @@
 """Checks a PostgreSQL server and migrates its schema, while processes of older builds may still use the database.
 
 Lives here: the checks of a server at a start, the wait for a server that does not answer, and the advice for the
-operator. `antiphon migrate` applies missing schema steps, or undoes the last step, through this module too. Not here:
+operator. `antiphon migrate` also uses this module, to apply missing schema steps or to undo the last step. Not here:
 the findings of `antiphon doctor` (`checks.py`), connections to a writable server (`connecting.py`), the definition of a
 step (`stores/compatibility.py`), the SQL of the steps (`migrations/`).
 
 A step waits at most two seconds for a table lock, because all later statements on that table queue behind the step.
-After that time the step fails, so that the queued statements run, and then the step tries again. The deadline of the
-`Database` limits a step's statements: seconds at a start, minutes for `antiphon migrate up`.
+After that time the step fails, so that the queued statements run. Then this module runs the step again. The deadline of
+the `Database` limits a step's statements: seconds at a start, minutes for `antiphon migrate up`.
 
 Invariants: the table `schema_migrations` records the applied steps, numbered without a gap. The table
 `vector_schema_migrations` records the steps of the table of vectors. The recorded checksums equal those of this build's
@@ -102,9 +102,12 @@ def check(server: Server) -> None:
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
     elif server.encoding != "UTF8":
-        said = f"PostgreSQL: the database's encoding is {server.encoding}. Create one with UTF8."
+        said = f"PostgreSQL: the database's encoding is {server.encoding}. Create a database with the encoding UTF8."
     elif server.schema is None:
-        said = "PostgreSQL: no schema of the role's search_path is there. Create one, or set search_path to one."
+        said = (
+            "PostgreSQL: no schema of the role's search_path exists. Create the schema, or set search_path to an "
+            "existing schema."
+        )
     else:
         return
     raise StoreError(said)
@@ -226,8 +229,8 @@ async def _alone(
         except _Busy:
             if loop.time() > ends:
                 raise StoreError(
-                    f"Schema step {name}: another process is changing the schema and does not finish. Find "
-                    "it in pg_stat_activity (application_name antiphon), and start again when it has ended.",
+                    f"Schema step {name}: another process is changing the schema and does not finish. Find this "
+                    "process in pg_stat_activity (application_name antiphon). Try again when it has ended.",
                     reason="locked",
                 ) from None
             await asyncio.sleep(_TURN_SECONDS)
@@ -236,20 +239,22 @@ async def _alone(
             if code == "42501":
                 raise StoreError(
                     f"Schema step {name}: the role may not change the schema. Run `antiphon migrate up` as the owner "
-                    "of the tables, or GRANT CREATE ON SCHEMA to the role (public has lost it in PostgreSQL 15)."
+                    "of the tables, or grant the role CREATE on the schema of the tables. (Since PostgreSQL 15, "
+                    "roles do not have this right on the schema 'public' by default.)"
                 ) from error
             if code == "57014" or error.reason == "slow":
                 raise StoreError(
                     f"Schema step {name} takes longer than {database.limits.deadline:g} s. Run `antiphon migrate up`, "
-                    "which gives it more time (--seconds).",
+                    "which allows a step more time (--seconds).",
                     reason="slow",
                 ) from error
             if code != "55P03":
                 raise
             if tries == len(patience.pauses):
                 raise StoreError(
-                    f"Schema step {name} did not get the lock of a table in {tries + 1} tries: other transactions hold "
-                    "it. Look for long ones in pg_stat_activity (a backup, an idle transaction), and try again.",
+                    f"Schema step {name} did not get the lock of a table in {tries + 1} tries, because other "
+                    "transactions hold the lock. Look for long transactions in pg_stat_activity (a backup, an idle "
+                    "transaction), and try again.",
                     reason="locked",
                 ) from error
             await asyncio.sleep(patience.pauses[tries])

@@ -1,15 +1,16 @@
 """Implements `OwnerData` for PostgreSQL.
 
-Lives here: reading, moving and deleting an owner's data, and vacuuming tables. Also the statements of a move that keep
-the foreign keys and the counts of bytes. Not here: the SQL that all backends share and the order of a move
-(`../owner_data.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and vacuuming tables. Also the statements that keep foreign
+keys and byte counts correct when data moves to another owner. Not here: the SQL that all backends share and the order
+of a move (`../owner_data.py`), the contents of files.
 
 Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
 number of rows.
 
-A response refers to its chain by the owner too, as an item refers to its conversation. PostgreSQL checks foreign keys
-at the end of a statement, so one statement of a move updates both tables. A unit first locks the rows in a separate
-statement. The next statement then sees everything that other transactions committed before the lock.
+The foreign key of a response to its chain includes the owner, and so does the foreign key of an item to its
+conversation. PostgreSQL checks foreign keys at the end of a statement, so one statement of a move updates both tables.
+Each transaction of a move first locks the rows in a separate statement. The next statement then sees everything that
+other transactions committed before the lock.
 
 Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares `OWNED` and `ELSEWHERE`
 with the schema.
@@ -58,8 +59,8 @@ ELSEWHERE = frozenset(
     }
 )
 """The tables with an owner column that an export omits. These tables hold parts or counts of exported tables,
-idempotency keys, files (which the file store exports) and containers (which the sandbox manages). Client keys and the
-audit belong to the operator. The recorded contents of requests repeat exported data for a short time."""
+idempotency keys, files and containers. The file store exports the files, and the sandbox manages the containers. Client
+keys and the audit belong to the operator. The recorded contents of requests repeat exported data for a short time."""
 
 # Disables the statement timeout, because the duration of a count grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"
@@ -128,9 +129,9 @@ class PostgresOwnerData:
         return OwnerMoves(tables, tables, MOVE_SQL, old, new, at_once=self._at_once)
 
     async def vacuum(self) -> list[Shrunk]:
-        """Run VACUUM on every table, which makes the space of dead rows reusable and truncates free space at a table's
-        end. VACUUM blocks no reads or writes of rows, and rewrites no table. The server's autovacuum does the same work
-        at intervals."""
+        """Run VACUUM on every table. VACUUM makes the space of dead rows reusable, and truncates free space at a
+        table's end. VACUUM blocks no reads or writes of rows, and rewrites no table. The server's autovacuum does the
+        same work at intervals."""
         before = await self._database.fetch(_SIZE)
         async with self._connected("Vacuuming") as connection:
             for (table,) in await connection.fetch(_TABLES):

@@ -7,19 +7,18 @@ readiness (`health.py`), connections (`database.py`).
 
 The statement skips records that it cannot store, and returns the ids of the stored records. The statement locks the
 rows on which it depends before it reads them. The order is always the same: idempotency keys, conversations, chains
-with the predecessors. So groups on shared chains never deadlock, and the statement waits for a concurrent deletion of a
-predecessor.
+with the predecessors. So two groups with the same chains never deadlock, and the statement waits for a concurrent
+deletion of a predecessor.
 
 A server that hung may run an old statement much later. So a withdrawal deletes the response, and inserts a placeholder
 row with the response's id and a reserved owner. A statement that stores a response waits for concurrent inserts of its
 id, and skips an existing id. So after a withdrawal no late statement can store the response. The retention sweep
 deletes the placeholder later.
 
-Invariants: the statement stores either a whole response or nothing of it. A whole response includes its items, the
-items that join its conversation, the release of the conversation's lock, and the binding of its key. All responses of a
-chain have the same owner. At most `most` withdrawals wait concurrently. The log has one line for each withdrawal that
-the process gives up. If withdrawals had to wait for the database, the log has one line for the beginning and one line
-for the end of the outage.
+Invariants: the statement stores either a whole response or no part of a response. A whole response includes its items,
+the items that join its conversation, the release of the conversation's lock, and the binding of its key. All responses
+of a chain have the same owner. At most `most` withdrawals wait concurrently. The process logs each withdrawal that it
+gives up. If withdrawals have to wait for the database, the process logs the beginning and the end of the wait.
 """
 
 from __future__ import annotations
@@ -278,7 +277,7 @@ class FinishedResponses:
         )
 
     def withdraw(self, record: ResponseRecord) -> None:
-        """Undo the write of this record if it takes effect later, because the client has got an error."""
+        """Undo the write of this record if the write takes effect later, because the client has got an error."""
         self._late_saves.add(record)
 
 
@@ -299,10 +298,12 @@ class LateSaves:
         return len(self._waiting)
 
     def add(self, record: ResponseRecord) -> None:
-        """Schedule the withdrawal of this response, which runs as soon as the database is reachable. If too many
-        withdrawals wait, this method only logs the response."""
+        """Schedule the withdrawal of this response. The withdrawal runs as soon as the database is reachable. If too
+        many withdrawals wait, this method only logs the response."""
         if len(self._waiting) >= self._most:
-            _log.error("late_save_not_undone", response_id=record.id, error="Too many of them wait for the database.")
+            _log.error(
+                "late_save_not_undone", response_id=record.id, error=("Too many withdrawals wait for the database.")
+            )
             return
         self._waiting[record.id] = record
         if self._task is None or self._task.done():

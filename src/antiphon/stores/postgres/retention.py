@@ -4,13 +4,14 @@ Lives here: the age checks, the transactions that delete rows, and the row limit
 over pieces and the code that all backends share (`../retention.py`).
 
 A piece holds its locks only while its statements run, because its commit does not wait for the disk. The size of a
-piece adapts to the duration. If a piece takes longer than `_LONG` seconds, the next piece is half as large.
+piece adapts to the duration of the previous pieces. If a piece takes longer than `_LONG` seconds, the next piece is
+half as large.
 
 One statement locks the rows, and the next statement checks the rows again, so that it sees all changes from before the
 lock. `$1` of a locking statement is an age in milliseconds, by the database's clock.
 
 The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. A megabyte of bodies counts
-as five hundred rows, because its deletion takes as long.
+as five hundred rows, because its deletion takes as long as the deletion of five hundred rows.
 
 Invariants: one piece is one transaction, and only one process at a time runs a piece. A piece deletes a bounded number
 of rows (`_ROWS`, or one response with its items and events). The transaction locks rows first, skips rows that other

@@ -13,16 +13,17 @@ about a stream only while another process watches the stream. A watcher marks th
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
 serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
 covers all changes since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow
-server. A lost note only delays a reaction, because processes also poll.
+server. If a note is lost, other processes only react later, because they also poll.
 
 Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
-arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in between,
-because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead connection.
+arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in front of
+the server, because `LISTEN` has no effect through a pooler. Afterwards a query every `ping` seconds detects a dead
+connection.
 
-Invariants: a poll takes one round trip, plus one more when the process must mark a stream as watched. No caller waits
-until a note is sent. The changes that wait for the next note always fit into one note. Every wait in this module has a
-timeout. The log has one line when listening begins, one line when listening ends, and one line when listening cannot
-begin.
+Invariants: a poll takes one round trip, plus one more round trip when the process must mark a stream as watched. No
+caller waits until a note is sent. The changes that wait for the next note always fit into one note. Every wait in this
+module has a timeout. The log has one line when listening begins, one line when listening ends, and one line when
+listening cannot begin.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Note:
     echo: bool = False
 
     def encode(self) -> str:
-        """Encode the note as a payload of words. A note that is too long for one payload becomes a note that anything
-        may have changed."""
+        """Encode the note as a payload of words. If the changes do not fit into one payload, the note reports that
+        anything may have changed."""
         words = [self.sender]
         if self.echo:
             words.append(_ECHO)
@@ -84,7 +85,8 @@ class Note:
 
 
 def read_note(payload: str) -> Note:
-    """Decode the payload of a note. An invalid payload becomes a note that anything may have changed."""
+    """Decode the payload of a note. For an invalid payload, return a note that reports that anything may have
+    changed."""
     sender, *words = payload.split() or [""]
     marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
     news = News(
@@ -115,7 +117,8 @@ class Notifier:
         return self._task is not None and not self._task.done()
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """Schedule a note that the streams of these responses have new events, or that the responses have ended."""
+        """Schedule a note which reports that the streams of these responses have new events, or that the responses have
+        ended."""
         for response_id in response_ids:
             if response_id not in self._responses and not self._anything:
                 self._responses.add(response_id)
@@ -127,7 +130,7 @@ class Notifier:
             self._wake()
 
     def queued(self) -> None:
-        """Schedule a note that the queue has jobs for other processes."""
+        """Schedule a note which reports that the queue has jobs for other processes."""
         self._queued = True
         self._wake()
 
@@ -181,9 +184,9 @@ class ListenTimes:
 
 
 class NotificationListener:
-    """Receives notes from `start` to `aclose`. The listener calls `hear` with the news of other processes. The listener
-    also calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this process
-    itself."""
+    """Receives notes from `start` to `aclose`. The listener calls `hear` with the changes that other processes report.
+    The listener also calls `hear` with `anything` when listening begins or ends. `ask_for_echo` sends a note to this
+    process itself."""
 
     def __init__(
         self,

@@ -96,6 +96,6 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             count = (await connection.execute(text, *given)).rpartition(" ")[2]
             changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:
-            raise RowsMissing("A row that must be there is missing.")
+            raise RowsMissing("A row that must exist is missing.")
         counts.append(changed)
     return tuple(counts)

@@ -9,8 +9,8 @@ contents of files). Vector stores have a separate database, `vectors.db`. SQLite
 the ingestion of documents must not delay responses.
 
 Invariants: an open database has all schema steps of this build. Any number of processes may open the same folder. A
-module that only an operator's command needs (backup, owner data) is imported on its first use, so a server never loads
-it.
+module that only an operator's command needs (backup, owner data) is imported on its first use, so servers never import
+such a module.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SqliteBackend(Backend):
         """See `Backend`."""
         folder = self._folder
         if not (folder / SESSIONS_FILE).exists():
-            raise ConfigError(f"data: there is no database in {folder}; name the folder with --data or --config")
+            raise ConfigError(f"data: there is no database in {folder}; name the data folder with --data or --config")
 
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
         """See `Backend`."""
@@ -156,8 +156,8 @@ class SqliteBackend(Backend):
 
         if self._folder != self.data:
             raise ConfigError(
-                "state.url: an archive is restored into one folder; leave 'state.url' out, and move the databases "
-                "after it"
+                "state.url: an archive is restored into one folder; remove 'state.url', and move the databases after "
+                "the restore"
             )
         return open_archive(source, self.data, keys, report=report)
 
@@ -184,14 +184,14 @@ class MemoryBackend(Backend):
 
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
-        raise ConfigError("state.url: memory: has no schema; name a database in state.url")
+        raise ConfigError("state.url: a store in memory ('memory:') has no schema; name a database in state.url")
 
     async def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """See `Backend`."""
         yield StateFinding(
             "note",
-            "everything is in memory",
-            ("a stop of the process deletes it; name a database in state.url to store it"),
+            "all state is in memory",
+            "the state is lost when the process stops; to keep the state, name a database in state.url",
         )
 
 
@@ -257,10 +257,12 @@ async def examine_schemas(folder: Path) -> AsyncIterator[StateFinding]:
                     "problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)"
                 )
             else:
-                made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
-                yield StateFinding("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
+                made = f"create the index again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
+                yield StateFinding(
+                    "note", f"{schema.name}: the {name} is missing, so queries that need it are slow", made
+                )
         if number and not gone:
-            yield StateFinding("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
+            yield StateFinding("ok", f"{schema.name}: all {number} tables and indexes of the schema exist")
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ class SqliteStores(Stores):
         """`folder`: the folder of the database file, or None for a database in memory."""
         writer, readers, leases = tables.writer, tables.readers, tables.lease_now
         keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
-        # Only a folder on disk may contain blobs of a version that had no pending rows.
+        # Only a folder on disk can contain blobs of an old version of Antiphon that had no pending rows.
         list_before = blobs.keys if isinstance(blobs, DiskBlobs) else None
         lease = options["upload_lease"]
         pending = PendingBlobs(SqlitePendingRows(tables, lease, list_before), blobs, lease)

@@ -8,8 +8,8 @@ each file content as `files/<key>`, and the key files of the data folder. The la
 manifest lists the size and SHA-256 of every other member and the fingerprints of all keys.
 
 A server writes a file's content before its row, and deletes the row before the content. So the backup hard-links all
-contents, copies the databases, and then links the contents that are still missing. As a result every row in the copy
-has its content, unless a client uploaded and deleted the file during the backup.
+contents, copies the databases, and then links the contents that the first step did not link. As a result, every row in
+the copy has its content, unless a client uploaded and deleted the file during the backup.
 
 Invariants: only the operating-system user who runs the backup can read the archive. The archive appears under its final
 name only when it is complete. A restore needs an empty folder. A restore rejects an archive that differs from its
@@ -47,8 +47,8 @@ _WORK = ".backup"
 _PAGES = 2_000
 _MAX_MANIFEST = 256 << 20
 _ELSEWHERE = (
-    "Nothing was restored. Copy the file again from its origin and compare the sizes. If the original is no "
-    "better, restore an older backup."
+    "Nothing was restored. Copy the file again from its origin and compare the sizes. If the original file has the "
+    "same fault, restore an older backup."
 )
 Link = Callable[[Path, Path], None]
 _WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
@@ -93,7 +93,7 @@ def make_archive(
     Raises `StoreError`, for example when `target` exists or another backup is running.
     """
     if target.exists():
-        raise StoreError(f"The file {target} exists already. Give the backup another name.")
+        raise StoreError(f"The file {target} exists already. Choose another name for the backup.")
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
@@ -129,7 +129,9 @@ def open_archive(source: Path, data: Path, keys: KeyFiles, *, report: Report = i
     Raises `StoreError`. A failed restore removes every file that it wrote.
     """
     if data.exists() and any(data.iterdir()):
-        raise StoreError(f"The folder {data} is not empty. Restore into a new folder, then move that to its place.")
+        raise StoreError(
+            f"The folder {data} is not empty. Restore into a new folder, then move the new folder to its place."
+        )
     draft = data.with_name(f".{data.name}.{os.getpid()}.restoring")
     try:
         draft.mkdir(mode=0o700, parents=True)
@@ -306,13 +308,19 @@ def _unpack(source: Path, draft: Path, report: Report) -> _Manifest:
         for member in archive:
             content = archive.extractfile(member) if member.isreg() else None
             if content is None:
-                raise StoreError(f"{source} holds {member.name!r}, which no backup holds.")
+                raise StoreError(
+                    f"{source} is not a backup: it contains {member.name!r}. Name a file that `antiphon admin "
+                    "backup` wrote."
+                )
             if member.name == _MANIFEST:
                 manifest = _read_manifest(content, source)
                 continue
             path = _place(draft, member.name)
             if path is None or member.name in found:
-                raise StoreError(f"{source} holds {member.name!r}, which no backup holds.")
+                raise StoreError(
+                    f"{source} is not a backup: it contains {member.name!r}. Name a file that `antiphon admin "
+                    "backup` wrote."
+                )
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _private(path) as out:
                 hashed = _Hashed(content, lambda done: report(done, total))
@@ -322,9 +330,9 @@ def _unpack(source: Path, draft: Path, report: Report) -> _Manifest:
         raise StoreError(f"{source} has no end: the file is truncated or not a backup. {_ELSEWHERE}")
     if found != manifest.members:
         wrong = sorted(name for name in {*found, *manifest.members} if found.get(name) != manifest.members.get(name))
-        raise StoreError(f"{source} is damaged: {wrong[0]} differs from what was written. {_ELSEWHERE}")
+        raise StoreError(f"{source} is damaged: {wrong[0]} differs from the manifest. {_ELSEWHERE}")
     if SESSIONS_FILE not in found:
-        raise StoreError(f"{source} contains no database. Give a file that `antiphon admin backup` wrote.")
+        raise StoreError(f"{source} contains no database. Name a file that `antiphon admin backup` wrote.")
     return manifest
 
 
@@ -333,7 +341,8 @@ def _read_manifest(content: IO[bytes], source: Path) -> _Manifest:
         return msgspec.json.decode(content.read(_MAX_MANIFEST), type=_Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise StoreError(
-            f"{source} is not a backup, or another version of Antiphon made it. Restore it with that version."
+            f"{source} is not a backup, or another version of Antiphon wrote it. Restore it with the version that "
+            "wrote it."
         ) from None
 
 
@@ -354,7 +363,7 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
             raise StoreError(
                 f"The backup lacks the key {name}, and the settings do not give it (fingerprint "
                 f"{sorted(missing)[0]}): without this key the stored objects are unreadable. Give the "
-                "settings of the original server (--config), or restore a backup that has its keys."
+                "settings of the original server (--config), or restore a backup that contains its keys."
             )
 
 

@@ -4,14 +4,14 @@ Lives here: the location of a database (files or memory), the writer's connectio
 and the translation of errors. Not here: table names, SQL of any store, threads. The writer (`writer.py`) calls `check`
 before and after each commit.
 
-When another process deletes or replaces an open database file, SQLite does not notice. Later writes go to a file
-without a name and are lost when the process ends. `check` detects a replaced file by comparing inode numbers. The
-comparison is exact, because the system never reuses the inode number of an open file.
+SQLite does not notice when another process deletes or replaces an open database file. Later writes go to the deleted
+file, and are lost when the process that writes them ends. `check` detects a replaced file by comparing inode numbers.
+The comparison is exact, because the system never reuses the inode number of an open file.
 
 A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. The
-VFS locks like a file without a write-ahead log. So a commit in memory waits for running queries, and new queries wait
-for the commit. SQLite deletes the database with its last connection, and limits the database to one gigabyte by
-default.
+VFS takes the locks of a file without a write-ahead log. So a commit in memory waits for running queries, and new
+queries wait for the commit. SQLite deletes the database with its last connection, and limits the database to one
+gigabyte by default.
 
 Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on. A `StoreError` of
 this module names the database and the cause, and never contains stored data. If `check` succeeds, another process that
@@ -47,21 +47,30 @@ _JOURNAL_LIMIT = 64 << 20
 _ADVICE: dict[int, tuple[StoreReason, str]] = {
     sqlite3.SQLITE_BUSY: (
         "locked",
-        ("another process held its lock for too long; look for a backup or a shell with an open transaction"),
+        (
+            "another process held the database's lock for too long; look for a backup or a shell with an open "
+            "transaction"
+        ),
     ),
-    sqlite3.SQLITE_LOCKED: ("locked", "another connection of this process held its lock for too long; try again"),
-    sqlite3.SQLITE_READONLY: ("read_only", "it cannot be written to; check the permissions of the file and its folder"),
+    sqlite3.SQLITE_LOCKED: (
+        "locked",
+        "another connection of this process held the database's lock for too long; try again",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "read_only",
+        "the file cannot be written to; check the permissions of the file and its folder",
+    ),
     sqlite3.SQLITE_PERM: ("read_only", "access was refused; check the permissions of the file and its folder"),
-    sqlite3.SQLITE_CANTOPEN: ("failed", "it cannot be opened; check that the folder exists and is writable"),
+    sqlite3.SQLITE_CANTOPEN: ("failed", "the file cannot be opened; check that the folder exists and is writable"),
     sqlite3.SQLITE_FULL: ("full", "the disk is full"),
     sqlite3.SQLITE_IOERR: ("failed", "the disk reported an error; check the disk and the system's log"),
-    sqlite3.SQLITE_CORRUPT: ("damaged", "it is damaged; restore it from a backup or move it away"),
+    sqlite3.SQLITE_CORRUPT: ("damaged", "the database is damaged; restore it from a backup or move it away"),
     sqlite3.SQLITE_NOTADB: (
         "damaged",
         "the file is not a database or is damaged; restore it from a backup or move it away",
     ),
     sqlite3.SQLITE_TOOBIG: ("failed", "a value is too large"),
-    sqlite3.SQLITE_CONSTRAINT: ("failed", "a rule of the database refused it"),
+    sqlite3.SQLITE_CONSTRAINT: ("failed", "a constraint of the database refused the write"),
 }
 
 # `check` compares all three files of a database. If the `-wal` file is lost, the last commits are lost. If the `-shm`
@@ -299,7 +308,7 @@ def free_bytes(folder: Path) -> int:
 
 def _gone(path: str, what: str) -> StoreError:
     return StoreError(
-        f"The file {path} {what} while this process has it open: new writes would be lost. Put the file "
-        "back, or restart the process with the file that is there.",
+        f"The file {path} {what} while this process has the file open, so new writes would be lost. Put the file "
+        "back, or restart the process to use the present file.",
         reason="gone",
     )

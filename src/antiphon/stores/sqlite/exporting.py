@@ -72,10 +72,10 @@ class FolderExport:
 
     def __init__(self, folder: Path) -> None:
         """Open and lock `sessions.db` and `vectors.db`. Raises `StoreError` when the folder has no database, another
-        process uses it, or its schema belongs to another build."""
+        process uses the database, or the schema belongs to another build."""
         self.name = str(folder.absolute())
         if not (folder / SESSIONS_FILE).exists():
-            raise StoreError(f"There is no database in {folder}: nothing to move.")
+            raise StoreError(f"There is no database in {folder}. Name the data folder to move.")
         self._sessions = _taken(folder / SESSIONS_FILE, "migrations")
         self._vectors: sqlite3.Connection | None = None
         if (folder / VECTORS_FILE).exists():
@@ -150,7 +150,9 @@ def _taken(path: Path, folder: str) -> sqlite3.Connection:
         connection.close()
         if "locked" in str(error):
             raise StoreError(
-                f"The database {path} is in use. Stop every process on this data folder, then move it.", reason="locked"
+                f"The database {path} is in use. Stop every process that uses this data folder, then start the move "
+                "again.",
+                reason="locked",
             ) from error
         raise store_error("Opening", path, error) from error
     except BaseException:

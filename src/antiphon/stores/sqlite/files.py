@@ -35,7 +35,7 @@ ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]
 """Yields the keys of all blobs in a storage, in batches."""
 
 # Deletes reserved rows whose blob belongs to a file, so that the sweep keeps the blob. A process of an older version
-# adds a file row without deleting the pending row of the scan.
+# adds a file row, but does not delete the pending row that the scan inserted.
 SPARE_FILES = """
 DELETE FROM pending_blobs WHERE lease_until = taken() AND EXISTS (
   SELECT 1 FROM files WHERE files.blob = pending_blobs.key

@@ -36,15 +36,15 @@ from antiphon.stores.tables import Row, RowsMissing, Statement, milliseconds
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
-# Inserts no row when the owner already has `:limit` jobs. `enqueue` requires one row, so the unit fails.
+# Inserts no row when the owner already has `:limit` jobs. `enqueue` requires one row, so the whole write fails.
 INSERT_JOB = """
 INSERT INTO jobs (response_id, owner, request, created_at, needs)
 SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 
-# CLAIM_JOBS claims jobs with an expired lease first. For the waiting jobs, owners take turns: a job ranks lower the
-# more jobs its owner has ahead of it or running. Only the 1000 oldest waiting jobs are candidates.
+# CLAIM_JOBS claims jobs with an expired lease first. For the waiting jobs, owners take turns: a job ranks lower if its
+# owner has more running jobs, or more waiting jobs ahead of this job. Only the 1000 oldest waiting jobs are candidates.
 _ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
     SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
   ))"""

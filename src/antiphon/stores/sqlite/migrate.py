@@ -1,4 +1,4 @@
-"""Migrates a SQLite database to this build's schema and checks the schema of an existing one.
+"""Migrates a SQLite database to this build's schema and checks the schema of an existing database.
 
 Lives here: applying the numbered schema steps that a database lacks, undoing the last step, and comparing a database's
 schema with a newly created one. Not here: which steps a build needs (`stores/compatibility.py`), the meaning of the
@@ -123,8 +123,8 @@ def check_schema(
     missing = missing_steps(there, steps)
     if len(there) > len(steps):
         raise StoreError(
-            f"it has schema {there[-1].version} and was written by a newer Antiphon; this one knows schema "
-            f"{len(steps)} and cannot compare what is in it. Use the newer version"
+            f"it has schema {there[-1].version} and was written by a newer Antiphon; this one knows only schema "
+            f"{len(steps)} and cannot check the database. Use the newer version"
         )
     applied = steps[: len(steps) - len(missing)]
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
@@ -158,8 +158,8 @@ def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(
-            f"The database has the trigger {foreign[0][:_SHOWN]!r}, which Antiphon did not create and which "
-            "would run at its writes. Drop the trigger, or restore a backup."
+            f"The database has the trigger {foreign[0][:_SHOWN]!r}, which Antiphon did not create and which would "
+            "run when Antiphon writes. Drop the trigger, or restore a backup."
         )
 
 
@@ -182,7 +182,8 @@ def _is_later(entry: _Entry, prefix: str) -> bool:
 def _compare(found: set[_Entry], made: set[_Entry]) -> None:
     for kind, name, _, _ in sorted(found - made, key=lambda entry: entry[:3]):
         raise StoreError(
-            f"its schema has the {kind} {name[:_SHOWN]!r}, which differs from the one that this Antiphon creates"
+            f"its schema has the {kind} {name[:_SHOWN]!r}, which differs from the {kind} that this version of "
+            "Antiphon creates"
         )
     for kind, name, _, _ in sorted(made - found, key=lambda entry: entry[:3]):
         raise StoreError(f"its schema lacks the {kind} {name!r}")

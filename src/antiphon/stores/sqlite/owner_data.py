@@ -1,12 +1,12 @@
 """Implements `OwnerData` for the databases of a data folder. Servers may use the databases at the same time.
 
-Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Also the statements of a move
-that keep the foreign keys and the counts of bytes. Not here: the SQL that all backends share and the order of a move
-(`../owner_data.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Also the statements that keep
+foreign keys and byte counts correct when data moves to another owner. Not here: the SQL that all backends share and the
+order of a move (`../owner_data.py`), the contents of files.
 
-A response refers to its chain by the owner too, as an item refers to its conversation. So each unit of a move defers
-the checks of foreign keys to its commit. No trigger counts bytes when an owner changes, so the units also move the
-counts.
+The foreign key of a response to its chain includes the owner, and so does the foreign key of an item to its
+conversation. So each transaction of a move defers the checks of foreign keys to its commit. No trigger counts bytes
+when an owner changes, so these transactions also move the counts.
 
 Invariant: reading an owner's data never creates a database file.
 """
@@ -170,7 +170,7 @@ def vacuum(path: Path) -> tuple[int, int]:
     """Return unused disk space of a database to the file system. Returns the size in bytes before and after, including
     the write-ahead log. Raises `StoreError`.
 
-    SQLite rewrites the whole file: other writers wait meanwhile, and the disk needs free space for a second copy.
+    SQLite rewrites the whole file. Other writers wait meanwhile, and the disk needs free space for a second copy.
     """
     before = _size(path)
     with open_connection(path, "Rewriting", writes=True) as connection:
@@ -197,8 +197,8 @@ _NUMBERS = ", ".join(NUMBERS)
 
 
 def _bytes(total: str) -> tuple[str, ...]:
-    """Return the statements that move a number of bytes from the old owner's count to the new owner's. `total`: a query
-    of the number, which has a WHERE clause."""
+    """Return the statements that move a number of bytes from the old owner's count to the new owner's count. `total`: a
+    query of the number of bytes, with a WHERE clause."""
     return (
         f"""
 INSERT INTO owner_bytes (owner, bytes) SELECT :new, total FROM ({total}) WHERE total > 0

@@ -47,8 +47,8 @@ def daemonic_connection(uri: str) -> aiosqlite.Connection:
     the connection.
 
     The process must be able to exit without closing the store, after a failed start or while a query hangs in a disk
-    operation. A thread inherits the daemon flag from the thread that creates it. So a daemon thread creates the
-    aiosqlite connection, which creates its thread in its constructor.
+    operation. A thread inherits the daemon flag from the thread that creates it. The constructor of an aiosqlite
+    connection creates the connection's thread. So a daemon thread calls this constructor.
     """
     made: list[aiosqlite.Connection] = []
 
@@ -94,8 +94,8 @@ class SqliteReaders:
     async def start(self) -> None:
         """Open the connections to an existing database. Raises `StoreError`."""
         try:
-            # Open the database once without aiosqlite to find errors. When aiosqlite cannot open a database, its thread
-            # wakes the event loop as the thread ends, and the loop may be closed by then.
+            # Open the database once without aiosqlite to find errors. When aiosqlite cannot open a database, the thread
+            # of aiosqlite wakes the event loop as the thread ends. The event loop may be closed by then.
             sqlite3.connect(self._place.reader_uri, uri=True).close()
             for _ in range(self._size):
                 self._free.put_nowait(await self._open_one())

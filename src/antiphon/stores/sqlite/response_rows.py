@@ -35,7 +35,7 @@ FIRST_RESPONSES: Final = Insertion(
 )
 
 # Inserts no row when the predecessor was deleted, belongs to another owner, or is in a chain under deletion
-# (`expires_at` set). The unit fails with `RowsMissing` if a row is not inserted.
+# (`expires_at` set). If a row is not inserted, the whole write fails with `RowsMissing`.
 NEXT_RESPONSES: Final = Insertion(
     f"""
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
@@ -88,7 +88,7 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:
-    """Return the steps that insert a response and its items, in one unit of writes."""
+    """Return the steps that insert a response and its items, for one unit of the writer (`units.py`)."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
     size = sum([item.size for item in (*given, *answered)])
     own = size + len(body)

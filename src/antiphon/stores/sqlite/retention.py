@@ -3,9 +3,9 @@
 Lives here: the queries for expired rows, and the statements that delete them. Not here: the loop over batches and the
 code that all backends share (`../retention.py`), threads and transactions (`writer.py`).
 
-Invariants: each batch is one unit of the writer, so requests can write between batches. A batch deletes at most `_ROWS`
-rows, or one response with its items and events. The transaction of a batch checks again that the rows are still
-expired.
+Invariants: each batch is one unit of the writer (`units.py`), so requests can write between batches. A batch deletes at
+most `_ROWS` rows, or one response with its items and events. The transaction of a batch checks again that the rows are
+still expired.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class SqlitePieces:
         changed, _ = await self._delete(
             Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
         )
-        # 0 conversations were deleted completely, because this conversation has more items than one batch may delete.
+        # Return 0 deleted conversations, because this conversation has more items than one batch may delete.
         return changed, 0
 
     async def streams(self, age: int) -> Piece:

@@ -6,13 +6,13 @@ the definition of the dialect (`../tables.py`), threads and transactions (`write
 duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall clock and never
 affect a lease.
 
-All processes that share a database file run on one machine, so they share its monotonic clock. Unlike the wall clock,
-the monotonic clock cannot be set by an operator. The clock stops while the machine sleeps, as the lease holders do. The
-clock restarts at each boot. After a reboot, the first process that opens a database finds the boot id of the previous
-boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease holders. With
-PostgreSQL, the server's clock has this part.
+All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
+wall clock, but not the monotonic clock. The monotonic clock stops while the machine sleeps, as the lease holders do.
+The clock restarts at each boot. After a reboot, the first process that opens a database finds the boot id of the
+previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease holders.
+The backend for PostgreSQL uses the server's clock instead.
 
-Invariant: a transaction that takes, renews or checks a lease reads this clock inside the transaction.
+Invariant: a transaction that takes, renews or checks a lease reads the monotonic clock inside the transaction.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _read_boot_id() -> str:
 
 
 BOOT = _read_boot_id()
-"""The id of the machine's current boot. Empty if the machine has none."""
+"""The id of the machine's current boot. Empty if the machine has no boot id."""
 
 
 def lease_now(boot: str = BOOT) -> int:
@@ -93,7 +93,7 @@ def prepare_lease_clock(
     if connection.execute(_NOTED).fetchall() == noted:
         return
     with write_lock(connection):
-        # Check again under the lock: another process may have ended the old leases and may hold new ones.
+        # Check again under the lock, because another process may have ended the old leases and may hold new leases.
         if connection.execute(_NOTED).fetchall() != noted:
             for statement in end_leases:
                 connection.execute(statement)

@@ -4,13 +4,13 @@ Lives here: the steps of a unit (a statement, or rows to insert), its state, its
 merging the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`), other statements
 (`../tables.py`), SQL of any store.
 
-For each statement, Python's sqlite3 releases the GIL several times, and then waits for a busy event loop to get the GIL
-back. So this module merges INSERT statements: one statement inserts the rows that several units add to the same table.
-If a merged statement fails, the writer runs the units one by one to find the failing unit.
+For each statement, Python's sqlite3 releases the GIL several times. To get the GIL back, the thread must wait while the
+event loop is busy. So this module merges INSERT statements: one statement inserts the rows that several units add to
+the same table. If a merged statement fails, the writer runs the units one by one to find the failing unit.
 
 Invariants: a step may run again after its transaction was rolled back, and produces the same results. A group that
-succeeds has the same effect as running its units one after the other in some order. No caller gets a result before the
-whole group is committed, so callers cannot observe the order.
+succeeds has the same effect as its units would have if they ran one after the other, in some order. No caller gets a
+result before the whole group is committed, so callers cannot observe the order.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Unit:
 
 class Deadlines:
     """The deadlines of all units that callers of one event loop wait for. Calls `over(unit)` once when a unit's
-    deadline passes, unless `forget` removed the deadline before.
+    deadline passes, unless `forget` has removed the deadline.
 
     One timer serves all units, because a timer per unit would be created and cancelled with every write. When the timer
     fires, it checks every deadline, and restarts for the earliest remaining deadline.
@@ -220,7 +220,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
     else:
         changed = connection.execute(step.sql, step.parameters).rowcount
     if step.rows is not None and changed != step.rows:
-        raise RowsMissing("A row that must be there is missing.")
+        raise RowsMissing("A row that must exist is missing.")
     return changed
 
 
@@ -235,7 +235,7 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
             some = next((many for many in _MANY if many <= some), _FEW)
         given = values if some == count else values[at * width : (at + some) * width]
         if connection.execute(insertion.sql(some), given).rowcount != some:
-            raise RowsMissing("A row that must be there is missing.")
+            raise RowsMissing("A row that must exist is missing.")
         at += some
     return count
 

@@ -1,8 +1,7 @@
 """Runs all of this process's writes to a SQLite database in one thread, with group commit.
 
-Lives here: the queue of units, the transaction that a group of units shares, their timeouts, and the return of results
-to the event loop. Not here: running the steps of units (`units.py`), table names or SQL of any store, reading
-(`readers.py`).
+Lives here: the queue of units, the shared transaction of a group of units, timeouts, and the return of results to the
+event loop. Not here: running the steps of units (`units.py`), table names or SQL of any store, reading (`readers.py`).
 
 A *unit* is a list of statements that take effect together or not at all. The writer's thread takes all waiting units,
 runs them in one transaction, and commits once. SQLite flushes to disk at every commit (`synchronous=FULL`), so the
@@ -13,10 +12,10 @@ statements' time. When a unit fails, the thread rolls the transaction back and r
 around each unit. With savepoints, SQLite rolls back only the failing unit.
 
 A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes the withdrawal of
-a unit and the beginning of its commit. So only a disk that delays the commit can exceed the timeout. For such a delay,
-the caller waits up to `settle_seconds`. If the commit has not ended after `settle_seconds`, the caller gets an error
-with the reason `unknown`. If the commit succeeds later, the next transaction runs the unit's `undo` before any other
-write.
+a unit and the beginning of its commit. So a caller waits longer than the timeout only if the disk delays a commit that
+has begun. In this case the caller waits up to `settle_seconds`. If the commit has not ended after `settle_seconds`, the
+caller gets an error with the reason `unknown`. If the commit succeeds later, the next transaction runs the unit's
+`undo` before any other write.
 
 Invariants: a unit's future succeeds only after its commit, and only if no database file was moved or replaced. A
 failing unit is rolled back without the other units of its group. When the commit itself fails, every unit of the group
@@ -228,7 +227,9 @@ class SqliteWriter:
                 return  # the commit has ended, and the result is on its way to the caller
             unit.forsaken = True
         limit = f"{self.limits.settle_seconds:g} seconds ('timeouts.settle')"
-        then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
+        then = (
+            "; if the commit succeeds later, Antiphon undoes it" if unit.undo else "; the commit may still take effect"
+        )
         message = f"A commit in {self.place} did not end within {limit}{then}."
         unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
@@ -361,8 +362,8 @@ class SqliteWriter:
             return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-        """Mark the units as over. Returns the committed units whose callers got, or now get, an error: `_undo` must
-        revert them."""
+        """Mark the units as over. Returns the committed units whose callers got, or now get, an error. `_undo` must
+        revert these units."""
         with self._lock:
             for unit in group:
                 unit.over = True

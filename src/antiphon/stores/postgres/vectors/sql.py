@@ -22,7 +22,7 @@ SELECT :owner, :id, :name, :description, :metadata, CAST(:days AS bigint), at, a
        at + CAST(:days AS bigint) * 86400000
 FROM (SELECT now_ms() AS at) AS made
 """
-# Clients find only stores with an owner, so a store without an owner is deleted for them.
+# Clients find only stores with an owner, so a store without an owner does not exist for clients.
 DELETE_STORE = """
 UPDATE vector_stores SET owner = NULL, name = NULL, description = NULL, metadata = '{}'
 WHERE owner = :owner AND id = :id

@@ -62,7 +62,7 @@ _WHAT = "vector indexes"
 _EVERY = 60
 _CONNECT_SECONDS = 5.0
 
-# Takes the turn to check for missing indexes, so that only one process per interval checks.
+# Reserves the check for missing indexes, so that only one process per interval checks.
 DUE = f"""
 INSERT INTO sweeps AS s (what, due_at) VALUES ('{_WHAT}', now() + make_interval(secs => $1))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE s.due_at <= now() RETURNING 1
@@ -91,7 +91,7 @@ class VectorTable:
     """The table of vectors in this database. `there` creates the table, and does nothing after its first success."""
 
     def __init__(self, database: Database, *, extension: str = EXTENSION, oldest: tuple[int, int] = OLDEST) -> None:
-        """`extension`: the name of pgvector's extension. `oldest`: its oldest usable version."""
+        """`extension`: the name of pgvector's extension. `oldest`: the oldest usable version of the extension."""
         self.database = database
         self._extension = extension
         self._oldest = oldest
@@ -142,9 +142,9 @@ class VectorTable:
 def _check_version(version: str, oldest: tuple[int, int]) -> None:
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < oldest:
         raise StoreError(
-            f"PostgreSQL: the extension 'vector' is {version} here, and embeddings need "
-            f"{'.'.join(map(str, oldest))} or newer. Install that, and have an administrator run "
-            f"`ALTER EXTENSION vector UPDATE` in this database, {_OR_WORDS}"
+            f"PostgreSQL: the extension 'vector' is {version} here, and embeddings need {'.'.join(map(str, oldest))} "
+            "or newer. Install a newer pgvector, and have an administrator run `ALTER EXTENSION vector UPDATE` in "
+            f"this database, {_OR_WORDS}"
         )
 
 
@@ -157,8 +157,8 @@ def _not_installed() -> StoreError:
 
 def _no_right() -> StoreError:
     return StoreError(
-        "PostgreSQL: embeddings need the extension 'vector', and the role may not create it. Have an administrator run "
-        f"`CREATE EXTENSION vector` in this database, {_OR_WORDS}"
+        "PostgreSQL: embeddings need the extension 'vector', and the role may not create this extension. Have an "
+        f"administrator run `CREATE EXTENSION vector` in this database, {_OR_WORDS}"
     )
 
 
@@ -208,7 +208,7 @@ class VectorIndexes:
             await asyncio.wait([self._task])
 
     async def aclose(self) -> None:
-        """Stop the background task. If the server is creating an index, it finishes that index even without its
+        """Stop the background task. If the server is creating an index, the server completes the index without the
         client."""
         if self._task is None:
             return
@@ -231,8 +231,8 @@ class VectorIndexes:
             _log.error("vector_indexes_failed", exc_info=True)
 
     async def _wanted(self) -> tuple[list[str], dict[str, str]]:
-        """Return the names of indexes to drop, and the statements that create missing indexes, by name. Both results
-        are empty while another process creates an index."""
+        """Return the names of indexes to drop, and the statements that create missing indexes, by name of the index.
+        Both results are empty while another process creates an index."""
         if not (await self._database.fetch(THERE))[0][0]:
             return [], {}
         wanted = {
@@ -259,7 +259,7 @@ class VectorIndexes:
                 seconds = round(asyncio.get_running_loop().time() - begun, 3)
                 _log.info("vector_index_made", index=name, seconds=seconds)
         except _FAILURES as error:
-            raise store_error("Making an index of vectors", error) from error
+            raise store_error("Creating an index of vectors", error) from error
         finally:
             self._making = None
             connection.terminate()

@@ -1,6 +1,6 @@
 """Implements the `ChunkIndex` port for SQLite: the queries of a search in vector stores.
 
-Lives here: full-text search ranked by BM25, and the queries for the files that match a filter and for vectors. Not
+Lives here: full-text search ranked by BM25, the query for the files that match a filter, and the query for vectors. Not
 here: the code that all backends share (`stores/vector_stores.py`), comparing vectors (`matrices.py`), writing
 (`ingestion.py`).
 

@@ -46,8 +46,8 @@ UPDATE vector_files SET claim = :claim, lease_until = lease_now() + :lease, atte
 WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
-# Fails the unit unless the claim still holds the file. If the file exists, its store and the store's full-text index
-# exist too.
+# Makes the write of chunks fail unless the claim still holds the file. If the file exists, its store and the store's
+# full-text index exist too.
 HOLD = f"UPDATE vector_files SET title = :title WHERE {HELD.format(number='no')}"
 INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
 INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"
@@ -132,7 +132,7 @@ class SqliteIngestion(SqlIngestion):
         unit = [Statement(EMPTIED, {"no": number, "first": first, "end": end})]
         if chunks:
             span = {"first": chunks[0][0], "last": chunks[-1][0]}
-            # `rows` rolls the unit back if another process has already deleted these chunks.
+            # `rows` makes the whole deletion fail if another process has already deleted these chunks.
             deleted = [Statement(DELETE_CHUNKS, span, rows=len(chunks))]
             if store_id is not None:
                 # A contentless FTS5 index stores no text, so deleting an entry needs exactly the words of its

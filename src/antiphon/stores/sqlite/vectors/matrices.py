@@ -8,7 +8,7 @@ A matrix contains the vectors of all files of a store that one embedding model c
 changed since the last search, the search updates the matrix. The update drops the rows of removed files and reads the
 rows of new files. Other rows stay valid, because the chunks of a file number never change. The cache drops the matrices
 of deleted stores (`forget`) and empty matrices. Above the memory limit, the cache drops the least recently used
-matrices. The key of a matrix is the store's id, which is never reused, and the model.
+matrices. The key of a matrix consists of the store's id and the model. A store's id is never reused.
 
 Invariant: a search compares every vector of every file that matches the filter. So a vector search is exact, and a
 filter costs no recall.
@@ -122,7 +122,8 @@ class Matrices:
             if rows:
                 parts.append(await SEARCH.run(_rows, rows))
         width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
-        # Skip vectors of another width, which cannot be compared: another model must have served this model name.
+        # Skip vectors of another width, because they cannot be compared. Another model must have served this model name
+        # earlier.
         parts = [(numbers, block) for numbers, block in parts if block.shape[1] == width]
         if parts:
             if not len(chunks):

@@ -40,8 +40,8 @@ INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_a
 SELECT last, :id, :owner, :name, :description, :metadata, now_ms(), now_ms(), :days, now_ms() + :days * 86400000
 FROM file_numbers
 """
-# Every unit that changes a store's set of completed files runs this statement, so that caches of vectors notice the
-# change.
+# Every transaction that changes a store's set of completed files runs this statement, so that caches of vectors notice
+# the change.
 BUMP = "UPDATE vector_stores SET version = version + 1 WHERE {which}"
 TRASH_FILES = """
 INSERT OR IGNORE INTO vector_trash (file_no, store_id, title)
