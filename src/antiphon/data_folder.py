@@ -1,8 +1,8 @@
 """Chooses the data folder when no setting names one.
 
 Lives here: the rule that chooses the folder. Not here: the setting `data` (`config/settings.py`), creating the folder
-(`app/`). The health check of containers (`commands/health.py`) uses the rule too and must start fast, so this module
-imports only the standard library.
+(`app/`). The health check of containers (`commands/health.py`) uses the rule too. Because that command must start fast,
+this module imports only the standard library.
 
 The rule takes the first of these that applies:
 

@@ -1,8 +1,8 @@
 """The entry point of `antiphon` and `python -m antiphon`: runs one command, and turns its errors into exit statuses.
 
-Lives here: the dispatch of arguments to a command, and the exit status after an error. Containers run `health` every
-few seconds, so it has a fast start here. The start of a container also needs a SIGTERM handler. Not here: the
-definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
+Lives here: the dispatch of arguments to a command, and the exit status after an error. Also here: a fast start of the
+command `health`, which containers run every few seconds, and a SIGTERM handler for the start of a container. Not here:
+the definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
 (`supervisor/process.py`).
 
 Invariants: the module of a command is imported only when that command runs. Wrong settings are printed to standard

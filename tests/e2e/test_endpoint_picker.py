@@ -93,9 +93,9 @@ FAILURES: dict[str, tuple[Decision, int, str | None, str | None, str]] = {
     # decision: status, code, retry-after, cause
     "refuses": (Refuse(429, b"saturated", (("retry-after", "7"),)), 429, "rate_limit_exceeded", "7", "saturated"),
     "refuses with 503": (Refuse(503, b"no capacity"), 503, "upstream_error", "1", "no capacity"),
-    "picks no address": (To("nonsense"), 503, "no_endpoint_picked", "1", "it chose no server"),
+    "picks no address": (To("nonsense"), 503, "no_endpoint_picked", "1", "the picker chose no server"),
     "fails": (Abort(), 503, "endpoint_picker_unavailable", "1", "ext_proc_error_gRPC_error_13"),
-    "is slow": (Never(), 504, "endpoint_picker_timeout", None, "it chose no server in time"),
+    "is slow": (Never(), 504, "endpoint_picker_timeout", None, "the picker chose no server in time"),
 }
 
 

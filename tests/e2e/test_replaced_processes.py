@@ -127,7 +127,9 @@ async def test_each_request_that_a_killed_process_takes_along_has_a_line(
             await one
             line = json.loads(await gateway.log_line(f'"{request_id}"'))
             told = {"message": "request", "level": "warning", "fault": "ours", "code": "adapter_unavailable"}
-            assert told.items() <= line.items() and line["cause"] == "the sidecar ended in the middle of it", line
+            assert told.items() <= line.items() and line["cause"] == "the sidecar ended in the middle of the request", (
+                line
+            )
     finally:
         await gateway.stop()
 

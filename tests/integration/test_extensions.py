@@ -232,7 +232,8 @@ class Fussy:
         ({"the-code": "hunter2hunter2"}, "extensions.strict.the-code: the validator of tool 'strict' of strict 0.1 "),
         (
             {"custom": "x"},
-            "extensions.strict.custom: cannot be used as it is; the package's documentation says what it takes",
+            "extensions.strict.custom: has a value that its package cannot use; the package's documentation "
+            "lists the allowed values",
         ),
     ],
 )
@@ -315,9 +316,9 @@ def test_a_profile_of_another_package_is_chosen_by_its_hosts(packages: Path) -> 
 @pytest.mark.parametrize(
     ("group", "name", "code", "said"),
     [
-        ("tools", "web_search", "made = dict", "tool 'web_search' of wrong 0.1 has a name that is taken by Antiphon"),
-        ("tools", "function", "made = dict", "has a name that is taken by Antiphon itself"),
-        ("profiles", "openai", "made = None", "profile 'openai' of wrong 0.1 has a name that is taken"),
+        ("tools", "web_search", "made = dict", "tool 'web_search' of wrong 0.1 has a name that Antiphon itself uses"),
+        ("tools", "function", "made = dict", "has a name that Antiphon itself uses"),
+        ("profiles", "openai", "made = None", "profile 'openai' of wrong 0.1 has a name that Antiphon itself uses"),
         ("tools", "dice", "import nowhere_at_all", "cannot be loaded (wrong_code:made): ModuleNotFoundError"),
         ("tools", "dice", "", "cannot be loaded (wrong_code:made): AttributeError"),
         ("tools", "dice", "raise SystemError('broken')", "cannot be loaded (wrong_code:made): SystemError: broken"),

@@ -126,7 +126,7 @@ async def test_what_cannot_start_leaves_no_file(processes: list[Command], tmp_pa
         for arguments, said in (
             (("--listen", taken), "cannot listen on"),
             (("--listen", "unix:/x"), "is not HOST:PORT"),
-            (("--upstream", "http://user:pass-word-1@h/v1"), "must not hold a user or a password"),
+            (("--upstream", "http://user:pass-word-1@h/v1"), "must not contain a user or a password"),
             (("--upstream", "ftp://h"), "must be an http:// or https:// URL"),
             (("--key-env", "NOT_SET_ANYWHERE"), "the variable NOT_SET_ANYWHERE is not set"),
             (("--key-env", "SOME_KEY"), "has characters that a key cannot have"),

@@ -230,7 +230,7 @@ def test_what_config_shows_in_place_of_a_secret_is_none(
     monkeypatch.delenv("ANTIPHON_SEALING__KEYS")
     assert main(["up", "--config", str(file)]) == 2
     said = capsys.readouterr().err
-    assert "upstream.api_key: ********** is what is shown in place of a secret" in said
+    assert "upstream.api_key: ********** is the text that Antiphon prints in place of a secret" in said
     assert "sealing.keys[0]: **********" in said
 
 

@@ -94,7 +94,8 @@ def test_no_words_of_the_library_and_no_value_are_shown() -> None:
         ({"models": "x"}, "models: must be a list; in YAML [a, b], in a variable a,b"),
         ({"models": [3]}, "models[0]: must hold a mapping of settings"),
         ({"data": 5}, "data: must be a path"),
-        ({"upstream": {"host": 5}}, "upstream.host: must be a text; what YAML takes for a number needs quotes"),
+        ({"upstream": {"host": 5}}, "upstream.host: must be a text; write quotes around a text that YAML would "
+         "read as a number"),
         (
             {"models": [{"match": "a", "upstrem": "b"}]},
             "models[0].upstrem is not a setting; did you mean models[0].upstream?",

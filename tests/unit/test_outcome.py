@@ -41,7 +41,7 @@ def test_a_failure_that_nobody_noted_is_seen_all_the_same(outcome: str, level: s
         write_outcome(structlog.get_logger(), "response", None, 1.0, {"outcome": outcome})
     (line,) = lines
     assert line["log_level"] == level
-    assert line.get("cause", "") == ("no cause was noted" if level == "warning" else "")
+    assert line.get("cause", "") == ("no cause was recorded" if level == "warning" else "")
 
 
 def test_whoever_takes_structlogs_place_gets_these_lines_too(logging_as_before: None) -> None:

@@ -91,19 +91,21 @@ def test_values_are_read_by_their_types(name: str, given: Any, read: Any) -> Non
         ({"on": 2}, ["on: must be true or false"]),
         ({"which": "c"}, ["which: must be 'a' or 'b'"]),
         ({"words": "a"}, ["words: must be a list; in YAML [a, b], in a variable a,b"]),
-        ({"words": ["a", 1]}, ["words[1]: must be a text; what YAML takes for a number needs quotes"]),
+        ({"words": ["a", 1]}, ["words[1]: must be a text; write quotes around a text that YAML would "
+          "read as a number"]),
         ({"inner": {}}, ["inner.name: is missing, and has no default"]),
         ({"inner": {"nam": "x"}}, ["inner.name: is missing, and has no default", "inner.nam: is not a setting"]),
         ({"inner": {"name": "x", "key": "**********"}},
-         ["inner.key: ********** is what is shown in place of a secret; put the secret there, or leave it out and set "
-          "its variable"]),
+         ["inner.key: ********** is the text that Antiphon prints in place of a secret; write the secret itself, or "
+          "remove the setting and set its environment variable"]),
         ({"base": "x"}, ["base: must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1"]),
         ({"address": "unix:/x"}, ["address: is not HOST:PORT"]),
         ({"inner": 3}, ["inner: must hold a mapping of settings"]),
         ({"many": {1: {"name": "x"}}},
-         ["many.1: the name must be a text; what YAML takes for a number needs quotes"]),
+         ["many.1: the name must be a text; write quotes around a text that YAML would read as a number"]),
         ({"several": [{"key": 3}]}, ["several[0].name: is missing, and has no default",
-                                     "several[0].key: must be a text; what YAML takes for a number needs quotes"]),
+                                     "several[0].key: must be a text; write quotes around a text "
+                                     "that YAML would read as a number"]),
         ({"count": 0, "share": 2}, ["count: must be at least 1", "share: must be at most 1"]),
         ({"on": True}, ["settings: on needs a folder", "settings: and a folder is a path"]),
         ({"on": True, "count": 0}, ["count: must be at least 1"]),

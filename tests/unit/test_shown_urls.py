@@ -155,5 +155,7 @@ def test_what_is_shown_is_not_taken_back(url: str, tmp_path: Path) -> None:
     with io.StringIO() as text:
         yaml.safe_dump(shown, text)
         file.write_text(text.getvalue())
-    with pytest.raises(ConfigError, match=r"web_search\.url: \*\*\* is what is shown in place of a secret"):
+    with pytest.raises(
+        ConfigError, match=r"web_search\.url: \*\*\* is the text that Antiphon prints in place of a secret"
+    ):
         load_settings(file=file)

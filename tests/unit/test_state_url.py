@@ -66,17 +66,17 @@ def test_what_a_url_says(text: str, expected: StateUrl) -> None:
         (f"mysql://me:{SECRET}@db/a", "must be sqlite:"),
         (f"postgresql+asyncpg://me:{SECRET}@db/a", "must be sqlite:"),
         ("sqlite:a", "an absolute path"),
-        ("sqlite://host/a", "names no host"),
-        ("memory:a", "takes nothing after the colon"),
+        ("sqlite://host/a", "cannot have a host"),
+        ("memory:a", "must have nothing after the colon"),
         (f"postgresql:me:{SECRET}@db/a", "names no server"),
         ("postgresql:///a", "names no server"),
-        (f"postgresql://me:{SECRET}@db:port/a", "is no URL"),
-        (f"postgresql://me:{SECRET}@db:65536/a", "is no URL"),
-        (f"postgresql://me:{SECRET}@[db/a", "is no URL"),
-        (f"postgresql://me:{SECRET}@one,[db/a", "is no URL"),
-        (f"postgresql://me:{SECRET}@one,two:x/a", "is no URL"),
-        (f"postgresql://me:{SECRET}@one,two/a?port=1,2,3", "is no URL"),
-        (f"postgresql://me:{SECRET}@one,two/a?target_session_attrs=standby", "takes no writes"),
+        (f"postgresql://me:{SECRET}@db:port/a", "is not the URL"),
+        (f"postgresql://me:{SECRET}@db:65536/a", "is not the URL"),
+        (f"postgresql://me:{SECRET}@[db/a", "is not the URL"),
+        (f"postgresql://me:{SECRET}@one,[db/a", "is not the URL"),
+        (f"postgresql://me:{SECRET}@one,two:x/a", "is not the URL"),
+        (f"postgresql://me:{SECRET}@one,two/a?port=1,2,3", "is not the URL"),
+        (f"postgresql://me:{SECRET}@one,two/a?target_session_attrs=standby", "may reject writes"),
     ],
 )
 def test_a_wrong_url_is_refused_and_not_repeated(text: str, words: str) -> None:
@@ -126,7 +126,7 @@ def test_a_url_without_its_servers_says_all_else(url: str, left: str) -> None:
 def test_a_url_is_shown_whole_but_for_its_passwords(url: str, shown: str) -> None:
     assert load_settings({"state": {"url": url}, **KEYS}).redacted()["state"]["url"] == shown
     if shown != url:
-        with pytest.raises(ConfigError, match=r"state\.url: \*\*\* is what is shown"):
+        with pytest.raises(ConfigError, match=r"state\.url: \*\*\* is the text that Antiphon prints"):
             load_settings({"state": {"url": shown}, **KEYS})
 
 
@@ -134,8 +134,14 @@ def test_a_url_is_shown_whole_but_for_its_passwords(url: str, shown: str) -> Non
     ("given", "words"),
     [
         ({"state": {"url": "memory:"}, "workers": 2}, "workers: with state.url memory:"),
-        ({"state": {"url": "sqlite:", "direct_url": "postgresql://db/a"}, **KEYS}, "state.direct_url is of PostgreSQL"),
-        ({"state": {"url": "postgresql://db/a", "direct_url": "memory:"}, **KEYS}, "state.direct_url is of PostgreSQL"),
+        (
+            {"state": {"url": "sqlite:", "direct_url": "postgresql://db/a"}, **KEYS},
+            "state.direct_url works only with PostgreSQL",
+        ),
+        (
+            {"state": {"url": "postgresql://db/a", "direct_url": "memory:"}, **KEYS},
+            "state.direct_url works only with PostgreSQL",
+        ),
         ({"state": {"url": "postgresql://db/a"}, "owner": KEYS["owner"]}, "sealing.keys are not set"),
         ({"state": {"url": "postgresql://db/a"}, "sealing": KEYS["sealing"]}, "owner.key is not set"),
         ({"state": {"pool": 0}}, "state.pool: must be at least 1"),

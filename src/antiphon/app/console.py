@@ -1,9 +1,9 @@
 """Builds the console from the settings, and the journal of a process, which the console shows.
 
 Lives here: the parts of the console, and what it shows of the deployment. The journal has a recorder of finished
-requests and a reporter of live ones. Their start, their sweep, and how a viewer's wish ends a request are here too. Not
-here: the pages (`console/`), the listener (`doors/http/console.py`), which requests record what (`observability/`), the
-tables (`stores/journal.py`, `stores/live.py`).
+requests and a reporter of live ones. This module also starts them, deletes their old entries, and cancels a request for
+a viewer. Not here: the pages (`console/`), the listener (`doors/http/console.py`), the choice of recorded requests
+(`observability/`), the tables (`stores/journal.py`, `stores/live.py`).
 
 Invariant: without the console, a process has no journal and runs no query for it.
 """
@@ -166,8 +166,8 @@ class JournalParts:
         self.live = LiveReporter(stores.live, new_id("process"))
 
     def attach(self, telemetry: Telemetry, background: Background) -> None:
-        """Report the requests that `telemetry` observes, and start the reports. A viewer's wish ends a request of a
-        connected client, or a background response through `background`."""
+        """Start reporting the requests that `telemetry` observes. When a viewer cancels a request, end the request of a
+        connected client, or cancel a background response through `background`."""
 
         def cancel(entry_id: str) -> None:
             if telemetry.stop(entry_id):

@@ -1,4 +1,4 @@
-"""Chooses, from the settings, which API endpoints this process serves.
+"""Chooses the API endpoints that this process serves, from the settings.
 
 Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other components (`build.py`).
 """

@@ -123,7 +123,7 @@ def _of_group(kind: Literal["tool", "profile"], group: str) -> Iterator[Extensio
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
         one = Extension(kind, entry.name, package, None)
         if entry.name in (_TYPES if kind == "tool" else PROFILES):
-            raise ConfigError(f"{one} has a name that is taken by Antiphon itself")
+            raise ConfigError(f"{one} has a name that Antiphon itself uses; uninstall or rename it")
         yield Extension(kind, entry.name, package, _loaded(one, entry))
 
 

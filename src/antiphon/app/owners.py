@@ -1,4 +1,5 @@
-"""Builds what a process knows of owners: the check of an issuer's tokens, quotas, and the data that they take over.
+"""Builds the parts of a process that concern owners: the check of an issuer's tokens, quotas, and the adoption of data
+by named owners.
 
 Lives here: building these parts from the settings, in one process. Not here: the check of a token
 (`doors/issuer_tokens.py`), reading the issuer's keys (`upstream/issuer.py`), which quotas apply to a request
@@ -105,7 +106,7 @@ def make_adoption(
         ) as data:
             if problems := await data.obstacles(old, new):
                 raise NotMovable(" ".join(problems))
-            # An interrupted move has already moved data, so the row comes first.
+            # The audit row comes first, because an interrupted move has already moved data.
             await stores.audit.note(AuditEntry("server", "adopt-owner", old, new))
             async with aclosing(data.move(old, new)) as moving:
                 async for kind in moving:
@@ -121,7 +122,8 @@ def make_adoption(
 
 
 async def _has_containers(settings: Settings, stores: Stores, owner: str) -> bool:
-    """Whether the owner has containers. `OwnerData.move` leaves them, so they may be the only data that is left."""
+    """Whether the owner has containers. `OwnerData.move` does not move containers, so they may be the only data that is
+    left."""
     if stores.containers is not None:
         return await stores.containers.count([owner]) > 0
     if not (settings.data / "containers").exists():

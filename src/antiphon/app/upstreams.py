@@ -4,8 +4,8 @@ Lives here: the routing table, the targets of calls, the guarded fetcher and the
 here: choosing the route of a request (`engine/exchange/model_routes.py`), calling and fetching (`upstream/`), the other
 components (`build.py`).
 
-Invariants: upstreams that share a model have the same profile, because a request is encoded before one is chosen. Every
-URL from a client goes through the guarded fetcher.
+Invariants: upstreams that share a model have the same profile, because a request is encoded before its upstream is
+chosen. Every URL from a client goes through the guarded fetcher.
 """
 
 from __future__ import annotations

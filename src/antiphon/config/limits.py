@@ -75,7 +75,10 @@ class LimitSettings(Section):
     @model_validator(mode="after")
     def _check_section(self) -> Self:
         if self.bytes_in_flight < self.request_body_bytes:
-            raise ValueError("bytes_in_flight must be at least request_body_bytes, or no such request fits")
+            raise ValueError(
+                "bytes_in_flight must be at least request_body_bytes, because otherwise the largest allowed "
+                "request does not fit"
+            )
         if self.owner_bytes_in_flight and self.owner_bytes_in_flight < self.request_body_bytes:
             raise ValueError("owner_bytes_in_flight must be at least request_body_bytes, or 0")
         return self
@@ -150,8 +153,8 @@ class TimeoutSettings(Section):
     def _check_section(self) -> Self:
         if self.notice and self.notice >= self.drain:
             raise ValueError(
-                f"notice ({self.notice:g} s) must be less than drain ({self.drain:g} s), which it is a part of: "
-                "what is in flight would be cut when the notice is over"
+                f"notice ({self.notice:g} s) must be less than drain ({self.drain:g} s), because the drain includes "
+                "the notice. Otherwise requests in flight would be cut when the notice ends"
             )
         return self
 
@@ -219,7 +222,7 @@ class CorsSettings(Section):
         for number, origin in enumerate(value, 1):
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
                 raise ValueError(
-                    f"entry {number} is no origin, for example https://app.example or http://localhost:3000"
+                    f"entry {number} is not an origin; write for example https://app.example or http://localhost:3000"
                 )
         return value
 

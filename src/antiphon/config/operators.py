@@ -1,8 +1,8 @@
 """Settings for operators: the console, and the admin API over which they manage client keys.
 
-Lives here: both sections, and the form of the admin token. Not here: the token file in the data folder (`app/keys.py`),
-the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`, the pages in `console/`,
-the records in `engine/running/journal.py`.
+Lives here: the models of these sections, and the allowed form of the admin token. Not here: the token file in the data
+folder (`app/keys.py`), the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`,
+the pages in `console/`, the records in `engine/running/journal.py`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class AdminSettings(Section):
 
 
 def check_admin_token(text: str) -> None:
-    """Raise `ValueError`, without the token, if the text has not the form of an admin token."""
+    """Raise `ValueError` if the text is not a well-formed admin token. The error message does not contain the text."""
     if not _TOKEN.fullmatch(text):
         raise ValueError(
-            "a token has 32 to 512 ASCII characters, no blank and no comma; 'openssl rand -hex 32' generates a token"
+            "a token has 32 to 512 ASCII characters, without blanks and commas; 'openssl rand -hex 32' generates a "
+            "token"
         )

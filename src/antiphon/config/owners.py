@@ -24,8 +24,8 @@ _Claim = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 """The name of a claim at the top level of a token."""
 
 _Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""The algorithms with a public key. `none` and those with a shared secret (`HS256`) are not among them: with them, a
-reader of the public keys could write tokens."""
+"""The algorithms with a public key. The algorithm `none` and algorithms with a shared secret (`HS256`) are missing,
+because with them a reader of the public keys could forge tokens."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -74,7 +74,7 @@ class JwtSettings(_ClaimSettings):
 
     @property
     def wrong(self) -> str:
-        """What these settings lack for `owner.source: jwt`. Empty if nothing."""
+        """What these settings lack for `owner.source: jwt`. Empty if they lack nothing."""
         if not self.issuer:
             return "source is jwt: set jwt.issuer to the issuer of the clients' tokens"
         if not any(self.audience):
@@ -86,7 +86,7 @@ class JwtSettings(_ClaimSettings):
             try:
                 check_issuer_url(self.issuer)
             except ValueError:
-                return "jwt.issuer is no https:// URL, so it cannot be asked for its keys: set jwt.jwks"
+                return "jwt.issuer is not an https:// URL, so Antiphon cannot fetch the keys there: set jwt.jwks"
         return ""
 
 
@@ -156,8 +156,8 @@ class OwnerSettings(Section):
     accepts a new key, and refuses a revoked key. The setting needs `source: bearer`, and a `state.url` other than
     `memory:`."""
     managed_keys_stale: float = Field(default=60.0, ge=1.0, le=86_400.0)
-    """Seconds for which a process accepts cached managed keys while the database is unreachable. After that, a request
-    with a managed key gets a 503, so that a revoked key does not stay valid."""
+    """Seconds for which a process accepts cached managed keys while the database is unreachable. After this time, a
+    request with a managed key gets a 503, so that a revoked key does not stay valid."""
     store_never: tuple[str, ...] = ()
     """Owners whose responses are never stored, even if a request has `store: true`. An entry is an owner id as in the
     database, and `*` means all owners. A request of such an owner with `background: true` gets a 400. Files,
@@ -185,7 +185,10 @@ class OwnerSettings(Section):
             listed = keys.get("keys") if isinstance(keys, dict) else keys
             short = isinstance(listed, list | tuple) and all(isinstance(key, str) and len(key) < 16 for key in listed)
             if short and _KEY.fullmatch(str(name)):
-                raise ValueError("each name has a list of keys; one entry has a key as its name")
+                raise ValueError(
+                    "an entry has a client key in place of the owner's name: write the name first, then the list "
+                    "of the owner's keys"
+                )
         return value
 
     @field_validator("api_keys")
@@ -199,7 +202,8 @@ class OwnerSettings(Section):
         for name in named:
             if not OWNER_NAME.fullmatch(name):
                 raise ValueError(
-                    f"keys: {name[:70]!r} is no name: use 1 to 64 letters, digits and . _ @ + -, and begin with a "
+                    f"keys: {name[:70]!r} is not a valid name: use 1 to 64 letters, digits and . _ @ + -, and begin "
+                    "with a "
                     "letter or a digit"
                 )
         if self.keys is not None and self.source == "jwt":
@@ -208,12 +212,13 @@ class OwnerSettings(Section):
             )
         if named and self.source != "bearer":
             raise ValueError(
-                f"keys name their owners, and source is {self.source!r}: set source to bearer, or remove keys"
+                f"keys have owners with names, which needs source bearer, but source is {self.source!r}: set source "
+                "to bearer, or remove keys"
             )
         if self.managed_keys and self.source != "bearer":
             raise ValueError(
-                f"managed_keys name their owners, and source is {self.source!r}: set source to bearer, or managed_keys "
-                "to false"
+                f"managed_keys need source bearer, but source is {self.source!r}: set source to bearer, or "
+                "managed_keys to false"
             )
         if self.source == "jwt" and self.api_keys:
             raise ValueError("api_keys and source jwt both decide about the bearer token: remove api_keys")
@@ -250,7 +255,9 @@ def check_client_keys(setting: str, keys: tuple[SecretStr, ...]) -> tuple[Secret
             if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
                 raise ValueError(f"{setting}[{number}]: 64 hexadecimal digits in lower case follow 'sha256:'")
         elif not _KEY.fullmatch(text):
-            raise ValueError(f"{setting}[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
+            raise ValueError(
+                f"{setting}[{number}]: a key needs at least 16 ASCII characters, without blanks and commas"
+            )
     return keys
 
 

@@ -7,7 +7,7 @@ code needs an extra, and what works without it.
 
 Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
 text, which mentions Python types. The command of an extra installs packages from a package index into the environment
-of the running Python. Therefore it works however Antiphon itself was installed.
+of the running Python. Therefore the command works however Antiphon itself was installed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ _WORDS = {
     "int": "must be a whole number",
     "model": MAPPING,
     "path": "must be a path",
-    "string": "must be a text; what YAML takes for a number needs quotes",
+    "string": "must be a text; write quotes around a text that YAML would read as a number",
     "tuple": "must be a list; in YAML [a, b], in a variable a,b",
 }
 """Messages by pydantic's error type, or by its first word (`int` for `int_parsing` and `int_from_float`)."""
-_OTHERWISE = "cannot be used as it is; docs/reference/configuration.md says what it takes"
-_OTHERWISE_IN_A_PACKAGE = "cannot be used as it is; the package's documentation says what it takes"
+_OTHERWISE = "has a value that Antiphon cannot use; docs/reference/configuration.md lists the allowed values"
+_OTHERWISE_IN_A_PACKAGE = (
+    "has a value that its package cannot use; the package's documentation lists the allowed values"
+)
 
 
 class NotYaml(Exception):
@@ -61,8 +63,8 @@ safe to print."""
 
 
 def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:
-    """One line for each problem, which begins with the path of the setting. `above` is the path of the section that was
-    validated. `rules_words` filters the messages of validators in another package."""
+    """One line for each problem. Each line begins with the path of the setting. `above` is the path of the section that
+    was validated. `rules_words` filters the messages of validators in another package."""
     lines: list[str] = []
     otherwise = _OTHERWISE_IN_A_PACKAGE if above else _OTHERWISE
     for problem in error.errors(include_input=False, include_url=False):
@@ -155,7 +157,7 @@ def how_to_install(extra: str) -> str:
         return f"install the packages of the extra '{extra}' in pyproject.toml"
     if find_spec("pip") is None:
         # An environment that uv created has no pip. The container image has no pip either.
-        return f"install {packages} into {sys.prefix}; an image gets it by the build argument EXTRAS"
+        return f"install {packages} into {sys.prefix}; for a container image use the build argument EXTRAS"
     return f"{shlex.quote(sys.executable)} -m pip install {packages}"
 
 

@@ -100,9 +100,9 @@ class SidecarTlsSettings(Section):
     def _check_section(self) -> Self:
         for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
-                raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
+                raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together; set both, or neither")
         if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
-            raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
+            raise ValueError("sidecar.tls.cert is missing: set it, or remove the other settings of sidecar.tls")
         return self
 
 

@@ -26,7 +26,10 @@ from antiphon.config.urls import HIDDEN, shown_text, shown_value
 
 MIB = 1 << 20
 _MASK = str(SecretStr("x"))
-NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
+NO_SECRET = (
+    "is the text that Antiphon prints in place of a secret; write the secret itself, or remove the setting and set "
+    "its environment variable"
+)
 
 
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
@@ -113,7 +116,7 @@ def _header_value(value: str) -> str:
 
 def _header_name(value: str) -> str:
     if not _HEADER_NAME.fullmatch(value):
-        raise ValueError("is no name of a header")
+        raise ValueError("is not a valid header name")
     return value
 
 
@@ -165,7 +168,7 @@ def _web_url(value: str) -> SplitResult:
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("the port is no number below 65536") from None
+        raise ValueError("the port must be a number below 65536") from None
     return parts
 
 
@@ -184,7 +187,7 @@ def _url(value: str) -> str:
 def _base_url(value: str) -> str:
     parts = _web_url(value)
     if parts.username or parts.password:
-        raise ValueError("must not hold credentials; the settings beside it take them (api_key, headers)")
+        raise ValueError("must not contain credentials; put them into the settings next to it (api_key, headers)")
     if parts.query or parts.fragment:
         raise ValueError("must not have a query or fragment")
     return value.rstrip("/")

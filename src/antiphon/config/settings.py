@@ -157,8 +157,9 @@ class Settings(Section):
         port = parse_address(self.console.listen)[1]
         if self.console.enabled and port and self.console.listen == self.listen:
             yield (
-                f"console.listen is the address of listen ({self.listen}): choose another port "
-                "(console.on_client_listener also serves the console on the listener for clients)"
+                f"console.listen has the same address as listen ({self.listen}). Choose another port for "
+                "console.listen. (To serve the console on the listener for clients too, set "
+                "console.on_client_listener)"
             )
 
     def _wrong_picker(self) -> Iterator[str]:
@@ -166,17 +167,17 @@ class Settings(Section):
             return
         if not self.has_default:
             yield (
-                "envoy.endpoint_picker chooses the servers of 'upstream', and there are only 'upstreams': set "
-                "upstream.url, or leave the picker out"
+                "envoy.endpoint_picker chooses the servers of 'upstream', but only 'upstreams' are set: set "
+                "upstream.url, or remove envoy.endpoint_picker"
             )
         if self.door == "http":
-            yield "envoy.endpoint_picker stands in Envoy: set door to envoy, or leave the picker out"
+            yield "envoy.endpoint_picker works only with Envoy: set door to envoy, or remove envoy.endpoint_picker"
 
     def _wrong_state(self) -> Iterator[str]:
         kind = self.state.place.kind
         direct = self.state.direct_url
         if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
-            yield "state.direct_url is of PostgreSQL: it and state.url must be postgresql:// URLs"
+            yield "state.direct_url works only with PostgreSQL: it and state.url must both be postgresql:// URLs"
         if kind == "memory" and self.owner.managed_keys:
             yield (
                 "owner.managed_keys: with state.url memory: no command can reach the keys; set another state.url, or "
@@ -209,10 +210,10 @@ class Settings(Section):
         given = {"api_keys": self.owner.api_keys, "managed_keys": self.owner.managed_keys}
         setting, what = (
             next((name for name, value in given.items() if value), "keys"),
-            "clients' keys are for this gateway and would reach the upstream",
+            "clients' keys are only for this gateway, but the upstream would get them",
         )
         if self.owner.source == "jwt":
-            setting, what = "source", "clients' tokens are for this gateway and would reach the upstream"
+            setting, what = "source", "clients' tokens are only for this gateway, but the upstream would get them"
         for name, upstream in self.every_upstream.items() if self.owner.has_client_keys else ():
             if upstream.auth_mode is AuthMode.PASSTHROUGH:
                 section = "upstream" if name == "default" else f"upstreams.{name}"
@@ -221,11 +222,11 @@ class Settings(Section):
     def _wrong_upstreams(self) -> Iterator[str]:
         for name, upstream in self.upstreams.items():
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name) or name == "default":
-                yield f"upstreams: {name!r} is no name: use 1 to 32 of a-z, 0-9, '-', and not 'default'"
+                yield f"upstreams: {name!r} is not a valid name: use 1 to 32 of a-z, 0-9, '-', and not 'default'"
             if upstream.auth is AuthMode.INJECT and upstream.api_key is None:
                 yield f"upstreams.{name}.auth is inject, but its api_key is not set"
             if upstream.path_allow:
-                yield f"upstreams.{name}.path_allow: paths beside the API are those of 'upstream' alone"
+                yield f"upstreams.{name}.path_allow: only the section 'upstream' can have this setting"
 
     def _wrong_models(self) -> Iterator[str]:
         seen: set[str] = set()
@@ -237,7 +238,7 @@ class Settings(Section):
             elif model.mode != "disabled" and model.group is not None:
                 yield from (f"models[{number}].upstream: {line}" for line in self._wrong_group(model.group))
             if model.match in seen:
-                yield f"models[{number}].match: {model.match!r} is there twice; the first would decide"
+                yield f"models[{number}].match: {model.match!r} is there twice: remove the second, which has no effect"
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
@@ -249,8 +250,8 @@ class Settings(Section):
             for name_of in _SAME_IN_A_GROUP:
                 if _in_any_order(getattr(first, name_of)) != _in_any_order(getattr(other, name_of)):
                     yield (
-                        f"{group.names[0]} and {name} differ in '{name_of}', which must be the same for all of a list: "
-                        "a request is written before one of them is chosen"
+                        f"{group.names[0]} and {name} differ in '{name_of}'. All upstreams of a list need the same "
+                        "value, because Antiphon encodes a request before it chooses the upstream"
                     )
 
     @property

@@ -7,8 +7,8 @@ package), parsing YAML (`yaml_text.py`). The OpenTelemetry SDK reads some variab
 further attributes of the resource.
 
 Invariants: an unknown name is an error in every source, and the message suggests the nearest known name. An error about
-an unreadable source repeats no line of the source, because a line may contain a key. Antiphon's own settings override
-the variables of OpenTelemetry. An invalid one is an error only if Antiphon would send traces.
+an unreadable source repeats no line of the source, because the line may contain a key. Antiphon's own settings override
+the variables of OpenTelemetry. An invalid variable of OpenTelemetry is an error only if Antiphon would send traces.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR
 _EXTENSIONS_PREFIX = "ANTIPHON_EXTENSIONS__"
 # Prefixes that `read_environment` skips: the keys of further upstreams, and extensions, which have their own reader.
 _NO_SETTINGS = ("ANTIPHON_UPSTREAM_KEY_", _EXTENSIONS_PREFIX)
-# Kubernetes sets ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and the latter with _ADDR, _PORT, _PROTO. For a Service
-# `antiphon-x` the names begin with ANTIPHON_X.
+# For a Service `antiphon`, Kubernetes sets ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP, and variables such as
+# ANTIPHON_PORT_8080_TCP_ADDR (also with _PORT, _PROTO). For a Service `antiphon-x` the names begin with ANTIPHON_X.
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
@@ -125,14 +125,14 @@ def _known(value: object, kind: object, wrong: list[str], source: str, place: Pl
 
 
 def _wrong_path(value: object) -> str:
-    """The problem with a path that would name an unexpected folder (such as `~`) or that no system accepts. Empty
-    without a problem."""
+    """The problem with a path that would name an unexpected folder (such as `~`), or that no system accepts. Empty if
+    the path has no problem."""
     text = str(value)
     if not text.strip():
         return "is empty; leave the setting out, or write . for the current folder"
     if text.startswith("~"):
         return "begins with ~, which only a shell expands; write the whole path, or ./~ for a folder of that name"
-    return "holds a character that no path can have" if "\0" in text else ""
+    return "contains a character that no path can have" if "\0" in text else ""
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
@@ -187,9 +187,9 @@ def read_other_names(values: Mapping[str, object], environ: Mapping[str, str], w
 
 def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
     """Read variables that other gateways also use: `OPENAI_API_ENDPOINT` for the upstream's URL, and `OPENAI_API_KEY`
-    for that URL alone.
+    for the key of that URL.
 
-    A key that is merely in the environment is never sent anywhere: it may be meant for another program.
+    Without `OPENAI_API_ENDPOINT`, `OPENAI_API_KEY` has no effect, because the key may be for another program.
     """
     endpoint = environ.get(ENDPOINT_VARIABLE)
     upstream = values.get("upstream", {})
@@ -302,7 +302,7 @@ def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
         return _SHARES.get(kind)
     if kind != _BY_RATIO:
         known = ", ".join(f"{prefix}{one}" for prefix in ("", _PARENT_BASED) for one in (*_SHARES, _BY_RATIO))
-        mistakes.append(f"{_SAMPLER} is none of {known}; choose one, or set tracing.sample")
+        mistakes.append(f"{_SAMPLER} must be one of {known}; correct it, or set tracing.sample")
         return None
     try:
         share = float(_read(environ, _SHARE) or 1)

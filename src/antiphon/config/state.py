@@ -30,13 +30,13 @@ class StateSettings(Section):
     files."""
 
     url: SecretUrl | None = None
-    """The location of the state. `sqlite:` keeps databases in the data folder, as does an unset URL. `sqlite:/FOLDER`
-    keeps them in another folder. Any number of machines can share `postgresql://USER:PASSWORD@HOST/DATABASE`, which
+    """The location of the state. `sqlite:`, the default, keeps databases in the data folder. `sqlite:/FOLDER` keeps
+    databases in another folder. Any number of machines can share `postgresql://USER:PASSWORD@HOST/DATABASE`, which
     needs the extra `postgres`. With standbys, write `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the server that
     accepts writes. `memory:` is for tests, and loses all state when the process ends."""
     direct_url: SecretUrl | None = None
-    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses it for commands that a
-    pooler does not forward (`LISTEN`)."""
+    """For PostgreSQL behind a connection pooler: the URL of the server itself. Antiphon uses this URL for commands that
+    a pooler does not forward (`LISTEN`)."""
     pool: int = Field(default=4, ge=1, le=64)
     """Maximum number of connections to PostgreSQL per process."""
     deadline: float = Field(default=4.5, gt=0)
@@ -96,8 +96,8 @@ class FileSettings(Section):
 
 
 class BlobSettings(Section):
-    """The storage for the contents of files. Without a URL, Antiphon stores them in the data folder, under `files/`. An
-    S3 bucket needs the extra `s3`. All machines that share a database can use the same bucket
+    """The storage for the contents of files. Without a URL, Antiphon stores the contents in the data folder, under
+    `files/`. An S3 bucket needs the extra `s3`. All machines that share a database can use the same bucket
     ([scaling.md](scaling.md))."""
 
     url: str | None = None
@@ -138,7 +138,7 @@ class BlobSettings(Section):
     @model_validator(mode="after")
     def _check_section(self) -> Self:
         if (self.key_id is None) != (self.secret is None):
-            raise ValueError("key_id and secret belong together; set both, or none")
+            raise ValueError("key_id and secret belong together; set both, or neither")
         if self.url is None and (self.endpoint is not None or self.key_id is not None):
             raise ValueError(
                 "url is not set, and the other settings of this section need it; set it to s3://bucket/prefix"
@@ -173,7 +173,7 @@ class VectorStoreSettings(Section):
     """Bytes of memory that cache vectors. For example, 100,000 chunks of 384 numbers take 150 MiB. At the limit, the
     least recently searched stores leave the cache, and their next search reads the vectors from the database again."""
     lease: float = Field(default=60.0, gt=1)
-    """Seconds after which another process ingests a file whose process has died."""
+    """Seconds after which another process ingests a file if the process that was ingesting it has died."""
     rewrite_model: str | None = None
     """The model that rewrites queries if a search has `rewrite_query`. Unset: the search uses the query unchanged."""
     rewrite_seconds: float = Field(default=10.0, gt=0)

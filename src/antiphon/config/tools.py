@@ -46,7 +46,8 @@ class WebSearchSettings(Section):
     """The search service. `none`: `tools.unavailable` decides how requests with the tool are treated. A SearXNG
     instance needs `json` in its setting `search.formats`."""
     url: CredentialUrl | None = None
-    """Base URL of the search service. Required for the provider searxng. Unset: the public URL of brave or tavily."""
+    """Base URL of the search service. The provider searxng requires this setting. Unset: the public URL of the provider
+    brave or tavily."""
     api_key: HeaderSecret | None = None
     """The API key of the search service. Required for the providers brave and tavily."""
     seconds: float = Field(default=15.0, gt=0)
@@ -60,7 +61,7 @@ class WebSearchSettings(Section):
     @model_validator(mode="after")
     def _check_section(self) -> Self:
         if self.provider == "searxng" and not self.url:
-            raise ValueError("searxng needs 'url', the address of your instance")
+            raise ValueError("searxng needs 'url', the address of your SearXNG instance")
         if self.provider in ("brave", "tavily") and self.api_key is None:
             raise ValueError(f"{self.provider} needs 'api_key'")
         return self

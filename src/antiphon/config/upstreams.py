@@ -87,16 +87,20 @@ class UpstreamSettings(Section):
         names = tuple(name.lower() for name in value)
         # The upstream gets a translated and uncompressed body, so the client's headers about the body do not fit.
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
-            raise ValueError(f"{', '.join(wrong)} cannot be passed on: the upstream gets another body")
+            raise ValueError(
+                f"{', '.join(wrong)} cannot be forwarded, because the upstream gets another body than the client sent"
+            )
         if private := sorted(name for name in names if name.startswith("x-antiphon-")):
-            raise ValueError(f"{', '.join(private)} is used between Envoy and the sidecar, and no upstream may get it")
+            raise ValueError(
+                f"{', '.join(private)} cannot be forwarded, because Envoy and the sidecar use it internally"
+            )
         return names
 
     @field_validator("field_allow")
     @classmethod
     def _check_fields(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if taken := sorted((DECIDED_HERE | REQUEST_FIELDS).intersection(value)):
-            raise ValueError(f"{', '.join(taken)} cannot be allowed: Antiphon itself handles this field")
+            raise ValueError(f"{', '.join(taken)} cannot be in the list, because Antiphon itself handles this field")
         return value
 
     @model_validator(mode="after")
@@ -195,7 +199,7 @@ class ModelSettings(Section):
     @classmethod
     def _check_extra(cls, value: dict[str, object]) -> dict[str, object]:
         if taken := sorted(DECIDED_HERE.intersection(value)):
-            raise ValueError(f"{', '.join(taken)} cannot be added: Antiphon itself sets this field")
+            raise ValueError(f"{', '.join(taken)} cannot be in the setting, because Antiphon itself sets this field")
         try:
             encode(value)
         except (TypeError, ValueError, UnicodeError) as error:
@@ -207,7 +211,9 @@ class ModelSettings(Section):
         if not self.match:
             raise ValueError("match is empty")
         if re.sub(r"\[!?\]?[^]]*\]", "", self.match).count("["):
-            raise ValueError(f"match {self.match!r} has a '[' without its ']'; a '[' itself is written '[[]'")
+            raise ValueError(
+                f"match {self.match!r} has a '[' without its ']'; write '[[]' for the character '[' itself"
+            )
         if self.mode == "native" and self.model is not None:
             raise ValueError(
                 "Antiphon sends requests of a native model unchanged, with the client's model name: leave 'model' out"
@@ -243,14 +249,18 @@ def _read_shares(value: object) -> object:
     """Parse the list of a model's upstreams, each with its name and its weight. A list with one entry gives the
     name."""
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError("must be a name, a list of names in their order ([a, b]), or of {name: a, weight: 3}")
+        raise ValueError(
+            "must be a name, a list of names ([a, b]), or a list of names with weights ([{name: a, weight: 3}])"
+        )
     shares = [_read_share(one) for one in value]
     names = [share["name"] for share in shares]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} is there twice: list each upstream once")
     weighed = sum(share["weight"] is not None for share in shares)
     if 0 < weighed < len(shares):
-        raise ValueError("either all have a weight, which shares requests, or none, and their order is their priority")
+        raise ValueError(
+            "give every entry of the list a weight, or none of them (the order of the list is then the priority)"
+        )
     return names[0] if len(names) == 1 else tuple(shares)
 
 
@@ -265,17 +275,18 @@ def _read_share(value: object) -> _Share:
     if isinstance(value, str):
         return {"name": value, "weight": None}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise ValueError("each must be a name, or {name: a, weight: 3}")
+        raise ValueError("each entry of the list must be a name, or {name: a, weight: 3}")
     if "priority" in value:
         raise ValueError(
-            "there is no 'priority': without weights the order of the list is the order in which they are asked"
+            "there is no 'priority': without weights, Antiphon tries the upstreams in the order of the list"
         )
     if "model" in value or "profile" in value:
         raise ValueError(
-            "a request is written before one of them is chosen: 'model' and 'profile' stand beside 'upstream', for all"
+            "'model' and 'profile' cannot differ in the list, because Antiphon encodes a request before it chooses "
+            "the upstream: move them next to 'upstream'"
         )
     if not {"name", "weight"} >= value.keys():
-        raise ValueError("an entry of the list has 'name' and 'weight', and nothing else")
+        raise ValueError("an entry of the list has only 'name' and 'weight'")
     weight = value.get("weight")
     if weight is not None and (type(weight) is not int or not 1 <= weight <= _MOST_WEIGHT):
         raise ValueError(f"weight must be a whole number from 1 to {_MOST_WEIGHT}")

@@ -8,7 +8,7 @@ In an http URL, the account and the values of all parameters are masked, because
 services. Path segments that look like keys are masked too. In other URLs, the password is masked, and parameters whose
 name suggests a secret.
 
-Invariants: no error message repeats a URL, because it may contain a password. A text without a URL is returned
+Invariants: no error message repeats a URL, because the URL may contain a password. A text without a URL is returned
 unchanged. Masking a masked text again does not change it.
 """
 
@@ -26,8 +26,9 @@ from antiphon.redaction import KEYS
 Kind = Literal["sqlite", "postgresql", "memory"]
 
 _ALLOWED = (
-    "must be sqlite: (databases in the data folder), sqlite:/FOLDER (in another one), "
-    "postgresql://USER:PASSWORD@HOST/DATABASE (several as HOST:PORT,HOST:PORT), or memory: (gone with the process)"
+    "must be sqlite: (databases in the data folder), sqlite:/FOLDER (databases in another folder), "
+    "postgresql://USER:PASSWORD@HOST/DATABASE (several servers: HOST:PORT,HOST:PORT), or memory: (the process "
+    "loses the state at its end)"
 )
 _PORT = 5432
 _WANTED = ("read-write", "primary", "any")
@@ -60,14 +61,14 @@ def read_state_url(text: str) -> StateUrl:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
-            raise ValueError("memory: takes nothing after the colon")
+            raise ValueError("memory: must have nothing after the colon")
         return StateUrl("memory", "memory:")
     if colon and scheme == "sqlite":
         path = rest.removeprefix("//")
         if rest.startswith("//") and not path.startswith("/"):
-            raise ValueError("sqlite: names no host; write sqlite:/FOLDER")
+            raise ValueError("sqlite: cannot have a host; write sqlite:/FOLDER")
         if path and not path.startswith("/"):
-            raise ValueError("sqlite: takes an absolute path: sqlite:/FOLDER")
+            raise ValueError("sqlite: needs an absolute path; write sqlite:/FOLDER")
         return StateUrl("sqlite", text, Path(path) if path else None)
     if colon and scheme in ("postgresql", "postgres"):
         return _postgresql(text)
@@ -83,13 +84,13 @@ def shown_url(text: str) -> str:
     user, colon, password = account.partition(":")
     netloc = f"{user}{colon}{HIDDEN if password else ''}{at}{hosts}"
     query = "&".join(_shown_pair(one) for one in parts.query.split("&"))
-    # The fragment is left out: in a password with a '#' that is not percent-encoded, it is part of the password.
+    # The fragment is left out, because it may be a part of a password with a '#' that is not percent-encoded.
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
 
 
 def without_servers(text: str) -> str:
-    """The URL of a PostgreSQL database without its hosts and ports, for a driver that gets one of them separately.
-    Raises ValueError."""
+    """The URL of a PostgreSQL database without its hosts and ports. The driver gets the host and port of one server
+    separately. Raises ValueError."""
     parts = _split(text)
     account, at, _ = parts.netloc.rpartition("@")
     # `urlunsplit` would leave out the two slashes before an empty host.
@@ -126,14 +127,16 @@ def _postgresql(text: str) -> StateUrl:
     except ValueError:
         # The message of `urlsplit` contains the URL, which may hold a password.
         raise ValueError(
-            "is no URL of a database: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for what is no letter "
-            "or digit in the password"
+            "is not the URL of a database; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, and %XX for each "
+            "character of the password that is not a letter or digit"
         ) from None
     if not text.partition("://")[1] or not (parts.netloc or parameters):
-        raise ValueError("names no server: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise ValueError("names no server; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     wanted = dict(parameters).get("target_session_attrs", _WANTED[0])
     if wanted not in _WANTED:
-        raise ValueError(f"wants a server that takes no writes; target_session_attrs is one of {', '.join(_WANTED)}")
+        raise ValueError(
+            f"has a target_session_attrs with which the server may reject writes; use one of {', '.join(_WANTED)}"
+        )
     passwords = [unquote(parts.password)] if parts.password else []
     passwords += [value for name, value in parameters if name.lower() in _SECRET_PARAMETERS]
     user, at = parts.netloc.rpartition("@")[0].partition(":")[0], "@" if "@" in parts.netloc else ""

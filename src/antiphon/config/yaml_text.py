@@ -50,8 +50,9 @@ def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
 def _problem(error: Exception) -> str:
     """The parser's message with its line and column, without quoted words, which come from the text."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        # These errors concern a value (a date, a number) or an invalid character, and their messages repeat it.
-        return "it holds a value or a character that cannot be read"
+        # These errors concern a value (a date, a number) or an invalid character. The error's own message would repeat
+        # the value or the character.
+        return "it contains an invalid value or an invalid character"
     said = ", ".join(part for part in (error.context, error.problem) if part)
     for quoted in _QUOTED.finditer(said):
         # A quoted token kind such as '<scalar>' and a quoted punctuation mark are safe to print.

@@ -38,8 +38,8 @@ class Slice(NamedTuple):
 
 
 def waterfall(spans: Sequence[JournalSpan], seconds: float, *, width: float = 1000.0) -> list[Bar]:
-    """The bars of a request's steps, scaled so that `seconds` is `width` wide. Of steps with one start, the longer one
-    is first."""
+    """The bars of a request's steps, scaled so that `seconds` is `width` wide. Among steps with the same start, the
+    longest step comes first."""
     whole = max(seconds, *(span.end for span in spans), 1e-6) if spans else max(seconds, 1e-6)
     bars = []
     for span in sorted(spans, key=lambda each: (each.start, -each.end)):

@@ -2,8 +2,8 @@
 
 Lives here: the access to the API's own handlers, and the texts of a request for search. Not here: SQL, HTML.
 
-Invariant: every read names one owner, or is an operator's. An owner gets the same error for a missing object as for
-another owner's.
+Invariant: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
+for an object of another owner.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Warned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the views read.
+    """The data that the views read.
 
     `chain` returns the overview of a response's chain, and `queued` of the background responses (`ResponseStore.chain`,
     `JobStore.queued`). `handle` answers requests of the API. `unstored` has the recordings that only this process

@@ -33,7 +33,7 @@ _SCHEMES: Final = {"http", "https", "mailto"}
 
 
 def markdown(text: str) -> Markup:
-    """Render Markdown. Of a text that is longer than 10,000 characters, the rest follows as plain text."""
+    """Render Markdown. Only the first 10,000 characters become Markdown. The rest follows as plain text."""
     made = _parser().render(text[:_LONGEST])
     safe = nh3.clean(
         made,
@@ -47,8 +47,8 @@ def markdown(text: str) -> Markup:
 
 
 def pretty_json(value: object) -> str:
-    """Indent JSON. Bytes and text that are no JSON stay as they are. The result has at most about 100,000 characters.
-    Templates escape it."""
+    """Indent JSON. Bytes and text that are not JSON stay unchanged. The result has at most about 100,000 characters.
+    Templates escape the result."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):

@@ -113,7 +113,7 @@ class PageCall:
 
     @property
     def fragment(self) -> bool:
-        """Whether the browser asks for a part of a page, to replace one that it shows."""
+        """Whether the browser requests only a part of a page, which replaces a part of the shown page."""
         return self.request.header("hx-request") == "true"
 
     def query(self, name: str, default: str = "") -> str:

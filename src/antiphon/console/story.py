@@ -4,7 +4,7 @@ Lives here: pairing calls with their answers, splitting event streams into event
 a cassette, which `antiphon replay` serves. Not here: recording (`engine/exchange/recording_exchange.py`), the format of
 cassettes (`recordings/format.py`), HTML.
 
-Invariants: bytes that are no valid events stay visible as they are. A cassette holds the calls in their order, and a
+Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and a
 call whose answer did not end is marked as cut.
 """
 

@@ -1,8 +1,8 @@
 """Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
-This module generates listeners, filters (also CORS), the limits of the process, and the listeners for the console and
-for Envoy's own metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters, and
-`failures.py` Envoy's own responses. The package `commands` starts Envoy.
+This module generates listeners, filters (also CORS), and the limits of the process. Among the listeners are those for
+the console and for Envoy's own metrics (`envoy.metrics`). `routes.py` generates the routes, `clusters.py` the clusters,
+and `failures.py` Envoy's own responses. The package `commands` starts Envoy.
 
 A comment gives the reason for every setting that differs from Envoy's default. All settings were tried with Envoy
 1.40.0. A last step removes fields that an older Envoy does not know (`versions.py`).
@@ -155,8 +155,8 @@ def console_listener(settings: Settings) -> list[Config]:
 def _client_options(settings: Settings) -> Config:
     """Return the options of a connection manager for untrusted clients."""
     return {
-        # With the default, Envoy ends a stream after 5 minutes of silence, also before the first byte. The sidecar
-        # sends keep-alive comments every 15 s only once a stream has begun.
+        # With its default, Envoy ends a stream after 5 minutes of silence, also before the first byte. The sidecar
+        # sends keep-alive comments every 15 s, but only after a stream has begun.
         "stream_idle_timeout": "3600s",
         "request_timeout": "0s",
         # The sidecar applies timeouts to request bodies, but only Envoy can apply a timeout to request heads.
@@ -177,7 +177,7 @@ def _client_options(settings: Settings) -> Config:
 def virtual_host(settings: Settings) -> Config:
     """Build the fields of the virtual host, which apply to all public routes."""
     # A passed-through response gets the `x-request-id` header, as the sidecar's responses do. If a native upstream has
-    # set the header, its value stays.
+    # set the header, the upstream's value stays.
     return {**cors_policy(settings), "response_headers_to_add": [REQUEST_ID]}
 
 

@@ -42,8 +42,9 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
     # these pings.
     options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
     health = {
-        # Envoy removes a process after at most two failed checks, when it reports not ready or no longer listens. The
-        # timeout is long, because a busy process answers late. Removing a busy process would give every client a 503.
+        # Envoy stops sending requests to a process after at most two failed checks. A check fails when the process
+        # reports that it is not ready, or no longer listens. The timeout is long, because a busy process answers late.
+        # Removing a busy process would give every client a 503.
         "timeout": "5s",
         "interval": "1s",
         "no_traffic_interval": "1s",

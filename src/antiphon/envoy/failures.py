@@ -41,7 +41,7 @@ _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
 _PASSED_ON = "xds.route_name.startsWith('model/')"
 # A stream that the sidecar cuts also ends with `ext_proc_error`. But the connection of such a stream stays open, so
-# `upstream_reset` is missing. The sidecar writes the log line for such a stream.
+# `upstream_reset` is missing. The sidecar itself writes the log line of such a stream.
 _DIED = "(response.code_details.startsWith('ext_proc_error') && response.code_details.contains('upstream_reset'))"
 _NO_SIDECAR = (
     "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "
@@ -53,7 +53,7 @@ _RELAYED = "(xds.route_name.startsWith('translated') || xds.route_name.startsWit
 _LEFT = "(response.code_details.startsWith('downstream') || response.code_details.contains('.remote_re'))"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 _CAUSE = (
-    f"{_DIED} ? 'the sidecar ended in the middle of it' : response.code_details == 'via_upstream' ? "
+    f"{_DIED} ? 'the sidecar ended in the middle of the request' : response.code_details == 'via_upstream' ? "
     "'the upstream answered with this status' : response.code_details"
 )
 _FAILED = f"{_NO_SIDECAR} || ({_PASSED_ON} && !{_LEFT} && (response.code >= 400 || {_CUT}))"
@@ -241,7 +241,7 @@ def failed_tries(upstream: str, head_seconds: float) -> Config:
         "door": "envoy",
         "fault": "upstream",
         "upstream": upstream,
-        "cause": f"%CEL({silent} ? 'timed_out: nothing came in time (timeouts.head)' : {_CAUSE})%",
+        "cause": f"%CEL({silent} ? 'timed_out: no response head came in time (timeouts.head)' : {_CAUSE})%",
         "upstream_status": f"%TYPED_CEL({silent} || {_NO_ANSWER} ? 0 : response.code)%",
         "flags": "%RESPONSE_FLAGS%",
         "seconds": f"%TYPED_CEL({_SECONDS})%",

@@ -10,7 +10,7 @@ sockets in a memory volume, so they need no shared secret, and no other pod can 
 filter, the clusters and the model listener of Antiphon's bootstrap. Envoy Gateway's own objects reject Unix sockets in
 routes, and lack the limits and responses that a gateway needs.
 
-Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. So a policy, such as a
+Every public route is a rule of the HTTPRoute, so Envoy Gateway itself creates the route. Therefore a policy, such as a
 SecurityPolicy, applies to all public routes. A policy does not apply to a route that a patch adds. So patches add only
 routes that clients cannot reach and that need no policy. Such routes match a header that Envoy removes from clients'
 requests, and they come before all other routes.
@@ -62,7 +62,7 @@ _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 _VERSIONS = {_GATEWAY_API: "v1", _ENVOY_GATEWAY: "v1alpha1"}
 _NOBODY = "192.0.2.1"
-"""An address at which no server listens, from the network reserved for documentation (RFC 5737)."""
+"""An address at which no server listens. The address is in the network that RFC 5737 reserves for documentation."""
 TLS_SECRET = f"{NAME}-tls"
 """The name of the Secret with the certificate for TLS listeners, in the Gateway's namespace."""
 
@@ -105,7 +105,8 @@ def objects(
         *(
             [
                 (
-                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the rest. The data\n"
+                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the other fields. The "
+                    "data\n"
                     "folder ends with the pod. Set state.url for several replicas, or to keep stored data.",
                     _object(_ENVOY_GATEWAY, "EnvoyProxy", place, _envoy_proxy(settings, sidecar, place, version)),
                 )
@@ -129,8 +130,8 @@ def objects(
         ),
         (
             "The paths that clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway apply to\n"
-            "all. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a rule, because\n"
-            "the patches count them.",
+            "all of them. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a rule,\n"
+            "because the patches refer to rules by number.",
             _http_route(place, made),
         ),
         (
@@ -149,7 +150,8 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
         return []
     if place.envoy_proxy is not None:
         comment = (
-            "Last: put the sidecar into the pods of the EnvoyProxy. It must not have an envoyDeployment.patch yet."
+            "Last: put the sidecar into the pods of the EnvoyProxy. The EnvoyProxy must not have an "
+            "envoyDeployment.patch yet."
         )
         spec = _envoy_proxy(settings, sidecar, place, version)
         return [merged_into(comment, place.namespace, "envoyproxy", place.envoy_proxy, spec)]
@@ -300,7 +302,7 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
     made = [Rule(matches, {"name": _common(names), **json.loads(text)}) for text, (matches, names) in found.items()]
     # One more rule follows for the paths that no other rule matches.
     if len(made) >= MOST_RULES or any(len(one.matches) > MOST_MATCHES for one in made):
-        raise ConfigError("upstream.path_allow: an HTTPRoute cannot have so many; leave some out")
+        raise ConfigError("upstream.path_allow: an HTTPRoute cannot have so many paths; remove some")
     return made
 
 
@@ -405,7 +407,9 @@ def _check_own(route: Config, before: Sequence[Config]) -> None:
         same = path is not None and path == one["match"].get("path") and route["name"] != one["name"]
         passed = not route["route"]["cluster"].startswith(("sidecar", "nowhere"))
         if passed and (same or (path is not None and own is not None and re.fullmatch(own, path))):
-            raise ConfigError(f"upstream.path_allow: {path.removeprefix('/v1')} is a path of Antiphon's own")
+            raise ConfigError(
+                f"upstream.path_allow: Antiphon itself serves {path.removeprefix('/v1')}; remove this path"
+            )
 
 
 def _match(match: Config) -> Config:

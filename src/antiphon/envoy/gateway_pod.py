@@ -79,19 +79,24 @@ def parse_place(text: str, listeners: str, port: str) -> GatewayTarget:
     `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
-        raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
+        raise ConfigError(f"--gateway: {text!r} is not a Gateway; write NAMESPACE/NAME")
     named = tuple(dict.fromkeys(one.strip() for one in listeners.split(",")))
     if not all(named):
-        raise ConfigError(f"--listener: {listeners!r}: give the names of the Gateway's listeners, as http,https")
+        raise ConfigError(
+            f"--listener: {listeners!r}: write the names of the Gateway's listeners, separated by commas, for "
+            "example http,https"
+        )
     if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > _LAST_PORT:
-        raise ConfigError(f"--gateway-port: {port[:40]!r} is no port: give it as a number from 1 to {_LAST_PORT}")
+        raise ConfigError(f"--gateway-port: {port[:40]!r} is not a port; write a number from 1 to {_LAST_PORT}")
     return GatewayTarget(namespace, name, named, int(port))
 
 
 def parse_hostname(text: str) -> str:
     """Check a host name, which may begin with `*.`. Raises `ConfigError`."""
     if not _HOSTNAME.fullmatch(text):
-        raise ConfigError(f"--hostname: {text[:253]!r} is no host's name: give it in small letters, as api.example.com")
+        raise ConfigError(
+            f"--hostname: {text[:253]!r} is not a host name; write it in small letters, for example api.example.com"
+        )
     return text
 
 
@@ -271,7 +276,7 @@ def _commented(text: str) -> str:
 
 
 def _injected_keys(settings: Settings) -> list[str]:
-    """Return the environment variables from which the managed Envoy reads the upstreams' keys."""
+    """Return the environment variables from which the managed Envoy reads the keys of the upstreams."""
     return [key_variable(name) for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
 
 

@@ -74,7 +74,7 @@ def merged(
     theirs: object, parts: Config, wanted: MergeTarget, tell: Callable[[str], None], *, by_token: bool = True
 ) -> Config:
     """Return the whole configuration with Antiphon's parts. The function calls `tell` with one line for each change.
-    `by_token` is False if the settings tell owners apart by something else than the client's token.
+    `by_token` is whether the settings tell owners apart by the client's token.
 
     Raises `ConfigError` when the target does not exist or is ambiguous, or when a name of Antiphon's exists already.
     """
@@ -88,8 +88,8 @@ def merged(
     static = _message(whole, "static_resources")
     for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
         _append(_list(static, kind), ours, f"static_resources.{kind}")
-    # A filter of the same name must not exist, because a route that enables Antiphon's filter would also enable that
-    # filter.
+    # The file must not have a filter with the same name, because a route that enables Antiphon's filter would also
+    # enable the other filter.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
     for provider in _taking_tokens(filters) if by_token else ():
         tell(

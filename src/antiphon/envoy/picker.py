@@ -7,8 +7,9 @@ generates the routes to the upstream, and `clusters.py` configures TLS.
 
 The picker's filter (ext_proc, FULL_DUPLEX_STREAMED) is not in the listener of the sidecar's filter. The picker's filter
 is in an internal listener of the same Envoy, behind the cluster `model`. So all requests to the upstream use the
-picker, from the public listener and from the model listener. Each retry asks the picker again, so a dead server is not
-tried twice. Envoy's response code details distinguish the picker's failures from failures of the sidecar's filter.
+picker, whether they come from the public listener or from the model listener. Each retry asks the picker again, so a
+dead server is not tried twice. Envoy's response code details distinguish the picker's failures from failures of the
+sidecar's filter.
 
 Invariants: only the picker's answer decides where a request goes; Envoy removes the picker's header from incoming
 requests. If the picker does not answer, the request fails. The picker has a timeout, and Envoy sends no credentials to
@@ -31,7 +32,7 @@ from antiphon.envoy.messages import (
 from antiphon.types.transport import LOCAL_REPLY
 
 DESTINATION = "x-gateway-destination-endpoint"
-"""The header in which the picker names the server that it picked, as `IP:PORT`."""
+"""The header with the picker's answer: the picked server, as `IP:PORT`."""
 PICKED = "model_picked"
 """The name of the cluster that sends a request to the picked server."""
 PICKER = "endpoint_picker"

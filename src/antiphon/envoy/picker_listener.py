@@ -39,7 +39,7 @@ _CODE = (
     "response.code == 429 ? 'rate_limit_exceeded' : ''"
 )
 _PICKERS = f"{_REFUSED} || {_FAILED} || {_TOO_SLOW} || {_PICKED_NONE}"
-_WHOSE = f"{_REFUSED} ? 'endpoint picker: it refused the request' : {_PICKERS} ? 'endpoint picker: ' : ''"
+_WHOSE = f"{_REFUSED} ? 'endpoint picker: the picker refused the request' : {_PICKERS} ? 'endpoint picker: ' : ''"
 
 
 def picker_listeners(settings: Settings) -> list[Config]:
@@ -60,8 +60,8 @@ def picker_listeners(settings: Settings) -> list[Config]:
 
 
 def _routes(settings: Settings) -> list[Config]:
-    """Return the route to the picked server, and the route that a request has before the pick. The second route leads
-    nowhere and has a timeout.
+    """Return two routes: the route to the picked server, and the route of a request before the pick. The second route
+    leads nowhere and has a timeout.
 
     The timeout of the second route limits the time that the picker may take. In FULL_DUPLEX_STREAMED mode Envoy ignores
     `message_timeout`, and a timeout of the gRPC call would end long streams. The second route has two timeouts. After
@@ -152,14 +152,14 @@ def _replies() -> Config:
                 "The endpoint picker took too long to choose a server. Try again shortly.",
                 "endpoint_picker_timeout",
                 status_code=504,
-                headers_to_add=picker(504, "it chose no server in time (envoy.endpoint_picker.timeout)"),
+                headers_to_add=picker(504, "the picker chose no server in time (envoy.endpoint_picker.timeout)"),
             ),
             mapper(
                 _PICKED_NONE,
                 "The endpoint picker chose no server. Try again shortly.",
                 "no_endpoint_picked",
                 status_code=503,
-                headers_to_add=[again, *picker(503, "it chose no server, or none that is an address")],
+                headers_to_add=[again, *picker(503, "the picker chose no server, or its answer is not an address")],
             ),
             mapper(
                 _UNREACHED,

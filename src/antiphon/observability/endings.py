@@ -5,8 +5,8 @@ that arrive before their request has ended. `observation.py` makes the log lines
 `envoy/failures.py` defines Envoy's log line, and `supervisor/worker_orders.py` sends that line to the worker.
 
 Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
-CPU cache. One write of many lines also wakes the reader of the log only once. So a serving process reports successful
-responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
+CPU cache. In addition, one write of many lines wakes the reader of the log only once. So a serving process reports
+successful responses every `_SECONDS`. Before `by_time` is called, each response is reported immediately.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's log line has the cause, and arrives a moment before
 or after the end of the stream.
@@ -89,8 +89,8 @@ class EarlyEnds:
                 pass
 
     def _answer(self, request_id: str, end: EarlyEnd | None) -> bool:
-        """Answer the first request that waits under this id. Several requests may have the same id. Returns False if
-        none waits."""
+        """Answer the first request that waits under this id. Several requests may have the same id. Returns False if no
+        request waits."""
         asked = self._asked.get(request_id)
         if not asked:
             return False

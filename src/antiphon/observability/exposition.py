@@ -3,7 +3,7 @@
 This module is the only user of prometheus_client. This module makes metric families from numbers, adds process metrics
 and renders the text. `metric_values.py` stores the numbers, and `metrics.py` decides when to read them.
 
-The first scrape imports this module. The import takes 16 ms and 1.5 MiB, which a process without scrapes saves.
+The first scrape imports this module. A process without scrapes saves the 16 ms and 1.5 MiB of the import.
 """
 
 from __future__ import annotations

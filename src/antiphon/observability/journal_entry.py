@@ -4,8 +4,8 @@ Lives here: the steps of a request as spans, and the values of its entry. Not he
 (`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
 (`engine/exchange/recording_exchange.py`).
 
-Invariant: an entry has no content of a request. It has error messages, as the log line has them. An observation has a
-trail only if the process has a journal.
+Invariant: an entry has no content of a request, but it has the same error messages as the log line. An observation has
+a trail only if the process has a journal.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Trail:
         for step in self._exchange.steps if self._exchange is not None else ():
             failed = {"error": step.error} if step.error else {}
             spans.append(JournalSpan(step.kind, step.name, step.began - started, step.ended - started, failed))
-        # A longer step comes before the steps that begin with it.
+        # Among steps that begin at the same time, the longest step comes first.
         spans.sort(key=lambda span: (span.start, -span.end))
         return tuple(spans)
 
@@ -200,7 +200,7 @@ def status_of(failure: Failure | None, given: object) -> int:
 def plain_entry(
     door: str, request_id: str, caller: Caller, path: str, failure: Failure | None, message: str = ""
 ) -> Entry:
-    """The entry of a request without an exchange: of a refused request, or of a request that Antiphon forwards."""
+    """The entry of a request without an exchange. Antiphon refused such a request, or forwards it."""
     return Entry(
         id=new_id("entry"),
         owner=caller.owner,

@@ -107,8 +107,8 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
-"""The keys whose texts the process makes itself. Each line of a response has these keys, and a search of their texts
-for credentials would take most of the search's time."""
+"""The keys whose texts come from the process itself. Each line of a response has these keys. Searching their texts for
+credentials would take most of the time of the search."""
 
 
 def _holds_secret(event: Mapping[str, object]) -> bool:
@@ -240,8 +240,8 @@ def _time(stamp: object) -> str:
 
 
 def _shown(value: object, *, spaced: bool = False) -> str:
-    """Return the value as text. A value with control characters is quoted and escaped. A value with spaces is too,
-    unless `spaced` is True."""
+    """Return the value as text. A value with control characters is quoted and escaped. A value with spaces is also
+    quoted, unless `spaced` is True."""
     text = str(value)
     return text if text.isprintable() and (spaced or " " not in text) else repr(text)
 
@@ -264,7 +264,8 @@ class LogOutput:
     lines."""
 
     def __init__(self, descriptor: int, tell: Callable[[int], bytes], *, max_bytes: int = _MAX_BYTES) -> None:
-        # `dup` protects queued lines, because other code may close the descriptor and the system may reuse its number.
+        # `dup` gives this object its own descriptor. Other code may close the original descriptor, and the system may
+        # then reuse its number.
         self._descriptor = os.dup(descriptor)
         self._direct = _open_without_waiting(descriptor)
         self._tell = tell

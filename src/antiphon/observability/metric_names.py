@@ -60,14 +60,14 @@ _FAULT = (
 )
 _CODE = "the error code in the response's log line; empty: no code; `other`: a code after the first hundred"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
-_OWNER = "the owner's name, or the owner id without one; `other`: of further owners"
+_OWNER = "the owner's name, or the owner id if the owner has no name; `other`: all further owners"
 _MODEL = (
-    "the requested model, once an upstream has answered for it; `other`: after a hundred models, or longer "
+    "the requested model, once an upstream has answered for it; `other`: after a hundred models, or for a name longer "
     "than 256 characters"
 )
 _RESULT = "`ok`, `error`"
 _STATUS = (
-    "the HTTP status; for a call without one `unreachable`, `timed_out`, `timed_out_or_held_back`, `cut`, "
+    "the HTTP status; for a call without a status `unreachable`, `timed_out`, `timed_out_or_held_back`, `cut`, "
     "`too_large`, `cancelled`"
 )
 _OPERATIONS = (
@@ -93,7 +93,7 @@ DURATION = _seconds(
 )
 FIRST_EVENT = _seconds(
     "antiphon_response_first_event_seconds",
-    "Time from a streaming request's first byte to the first part of the model's answer.",
+    "Time from the first byte of a streaming request to the first part of the model's answer.",
     door=_DOOR,
 )
 EVENT_GAP = _seconds(
@@ -129,8 +129,8 @@ OWNER_COST = _counter(
 REQUESTS = _counter(
     "antiphon_requests_total",
     "Requests that do not create a response, and requests that were refused before a response existed.",
-    operation="the method and the path's template, `GET /v1/files/{}`; `console`: a page of the console; `unknown`: "
-    "there is no such path",
+    operation="the method and the path's template, `GET /v1/files/{}`; `console`: a page of the console; "
+    "`unknown`: a path that does not exist",
     status="the HTTP status",
     fault=_FAULT,
 )

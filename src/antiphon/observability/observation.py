@@ -84,7 +84,7 @@ class Telemetry:
         return Observation(self, door, request_id, caller, headers)
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
-        """Note a refused request in the journal, if it is a request for a response without an exchange. Refusals for
+        """Record a refused request in the journal, if the request is for a response but has no exchange. Refusals for
         lack of capacity or of a valid key are left out, because a flood of them would displace all other entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
@@ -96,10 +96,11 @@ class Telemetry:
         return [live for one in observations if (live := one.live()) is not None]
 
     def stop(self, entry_id: str, owner: str = "") -> bool:
-        """End the request in flight with this entry id, because an operator cancels it. Returns whether there was one.
+        """End the request in flight with this entry id, because an operator cancels it. Returns whether there was such
+        a request.
 
-        `owner` restricts the call to requests of this owner. A background response is not among them: `Background`
-        cancels it by its response id.
+        `owner` restricts the call to requests of this owner. This method does not end background responses, because
+        `Background` cancels them by their response id.
         """
         named = [one for one in self.in_flight if one.entry_id == entry_id and one.belongs_to(owner)]
         return any([one.stop() for one in named])  # noqa: C419 - stops each of them
@@ -352,7 +353,7 @@ class Observation:
         return self._trail.entry_id if self._trail is not None else ""
 
     def belongs_to(self, owner: str) -> bool:
-        """Whether the request is of this owner. True for an empty `owner`."""
+        """Whether the request belongs to this owner. True for an empty `owner`."""
         return not owner or owner == self._caller.owner
 
     def stop(self) -> bool:

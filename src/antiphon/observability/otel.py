@@ -44,7 +44,7 @@ from antiphon.types.transport import Headers, header_value
 _CONTEXT = TraceContextTextMapPropagator()
 _log = structlog.get_logger(__name__)
 _ADVICE = (
-    "check the collector at tracing.endpoint. The sidecar still serves requests; it drops spans that do not fit "
+    "check the collector at tracing.endpoint. The process still serves requests, but drops spans that do not fit "
     "its queue"
 )
 _QUIET_SECONDS = 60.0

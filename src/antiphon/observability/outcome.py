@@ -29,23 +29,23 @@ _BY_CODE = {
     ),
     "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",
     "upstream_invalid": (
-        "check that the url is a Chat Completions server's: a proxy's error page or another server looks like this"
+        "the answer is not of a Chat Completions server (perhaps of a proxy): check the upstream's url"
     ),
-    "upstream_credentials_refused": "the upstream refuses the configured key: check its api_key",
+    "upstream_credentials_refused": "the upstream refuses the configured key: check the upstream's api_key",
     "endpoint_picker_unavailable": (
-        "check that the picker runs at envoy.endpoint_picker.address and that .tls matches it"
+        "check that the picker runs at envoy.endpoint_picker.address, and check envoy.endpoint_picker.tls"
     ),
     "endpoint_picker_timeout": "the picker is slow or queues requests: read its log",
     "no_endpoint_picked": "check that the picker's pool has a ready server",
     "rate_limit_exceeded": (
-        "the upstream's rate limit is reached: raise it there, or add an upstream to models[].upstream"
+        "the upstream's rate limit is reached: raise the limit there, or add an upstream to models[].upstream"
     ),
     "insufficient_quota": "the account at the upstream has no quota left: add credit there, or use another account",
     "server_is_overloaded": (
-        "the upstream is overloaded: add capacity to it, or another upstream to models[].upstream"
+        "the upstream is overloaded: add capacity to it, or add another upstream to models[].upstream"
     ),
     "models_not_listed": (
-        "check that the upstream's url ends in /v1; if it lists no models, name them in upstream.models"
+        "check that the upstream's url ends in /v1; if the upstream lists no models, name them in upstream.models"
     ),
     "upstream_misconfigured": (
         "the upstream has no such path: check that its url ends in /v1; `antiphon doctor` tests it"
@@ -57,27 +57,27 @@ _BY_CODE = {
         "another process holds a lock in the database: look for a backup, or a shell with an open transaction"
     ),
     "storage_timed_out": (
-        "the store is slow or locked: see cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)"
+        "the store is slow or locked: see the field cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)"
     ),
     "storage_unavailable": (
-        "see cause: start PostgreSQL, fix the network to it, or restore the data folder's files; then restart"
+        "see the field cause: start PostgreSQL, repair its network, or restore the data folder's files; then restart"
     ),
     "storage_read_only": (
         "give this user write access to the data folder; with PostgreSQL, name the primary in state.url"
     ),
     "storage_sealed": "append the key that sealed the state to sealing.keys",
     "content_elsewhere": "set blobs.url to a bucket that all machines share, or route a client to the same machine",
-    "storage_failed": "follow the cause; if the database is damaged, restore a backup (antiphon admin restore)",
+    "storage_failed": "see the field cause; if the database is damaged, restore a backup (antiphon admin restore)",
     "tool_timeout": "the tool does not answer: check its server, or raise tools.seconds",
-    "shutting_down": "the process is stopping: clients retry; if it cut a running response, raise timeouts.drain",
+    "shutting_down": "the process is stopping, and clients retry; if it cut a running response, raise timeouts.drain",
 }
 _BY_UPSTREAM_STATUS = {
-    401: "the upstream refuses the key: with auth: passthrough it is the client's key, otherwise check its api_key",
+    401: "the upstream refuses the key: with auth passthrough it is the client's key, otherwise check api_key",
     403: "the upstream's account lacks the permission: check its rights",
     404: "the upstream has no such path: check that its url ends in /v1",
 }
 _BY_OPERATION = {
-    "restart": "its process died more often than background.attempts allows: find out why processes die",
+    "restart": "more processes died with the response than background.attempts allows: find out why they die",
 }
 
 _MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"
@@ -98,15 +98,15 @@ def advice_for(failure: Failure) -> str:
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
-    """Return the failure if there is one. A failed response without a failure gets a generic one."""
+    """Return the failure if there is one. A failed response without a failure gets a generic failure."""
     if failure is None and outcome in ("failed", "error"):
-        return Failure("ours", "no cause was noted", operation="unknown")
+        return Failure("ours", "no cause was recorded", operation="unknown")
     return failure
 
 
 def caller_fields(caller: Caller) -> dict[str, str]:
-    """Return the log fields that name a caller's client key and team, and the owner of a token in full. A field is
-    empty where the caller has none."""
+    """Return the log fields that name a caller's client key and team, and the full owner of a token. A field is empty
+    if the caller has no such value."""
     # The first characters of subjects are often alike. A background response knows only the owner's id.
     name = (caller.name or caller.owner[len(CLAIMED) :]) if caller.owner.startswith(CLAIMED) else ""
     return {"owner_name": name, "key": caller.key_id, "team": caller.team}

@@ -6,7 +6,7 @@
 `outcome.py` writes the log lines of single refused requests at level debug. The first refusal by a setting is logged
 immediately. Further refusals within a second are logged as a number at the end of that second. Each setting has
 separate lines, so the process's limit and the owners' limits do not share a line. The line of an owner limit names the
-owner with the most refusals, so that the operator sees which one floods.
+owner with the most refusals, so that the operator sees which owner sends too many requests.
 
 Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. Each
 setting writes at most one line of refusals per second. The numbers in all lines add up to the number of all refusals.
@@ -23,7 +23,7 @@ import structlog
 
 from antiphon.errors import AtCapacity
 
-# After this many seconds without an attempt, the last failure tells nothing about the next attempt.
+# After this many seconds without an attempt, the last failure does not predict the next attempt.
 _FORGOTTEN = 600.0
 _log = structlog.get_logger(__name__)
 _OWNER_LENGTH = 12

@@ -7,7 +7,7 @@ Sidecars behind Envoy have no table, because Envoy logs each request of a dead s
 
 Invariants: a process holds a file lock on its table, and the kernel releases the lock when the process dies. Other
 processes read only unlocked tables. The process writes the whole table once at the start, so that later writes cannot
-run out of space. Without such memory (not Linux, or no space) the process stores no ids, and no request fails.
+run out of space. Without shared memory (not Linux, or no space) the process stores no ids, and no request fails.
 """
 
 from __future__ import annotations

@@ -219,8 +219,8 @@ def test_its_settings_are_what_differs_from_the_defaults(
         (("--hostname", "Api.Example"), [], "--hostname"),
         (("--envoy-proxy", "x", "--own-gateway"), [], "--envoy-proxy"),
         (("--listener", "http,"), [], "--listener"),
-        ((), ["/files"], "path_allow: /files"),
-        ((), ["/responses"], "path_allow: /responses"),
+        ((), ["/files"], "path_allow: Antiphon itself serves /files"),
+        ((), ["/responses"], "path_allow: Antiphon itself serves /responses"),
         ((), [f"/own{number}" for number in range(70)], "path_allow"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_path_of_ours_is_nobody_elses(path: str, cluster: str, refused: bool) 
     ours = {"name": "x", "match": {"safe_regex": {"regex": "/v1/x(/.*)?"}}, "route": {"cluster": "sidecar_http"}}
     theirs = {"name": "model/y", "match": {"path": path}, "route": {"cluster": cluster}}
     if refused:
-        with pytest.raises(ConfigError, match="/x/y is a path of Antiphon's own"):
+        with pytest.raises(ConfigError, match="Antiphon itself serves /x/y"):
             rules([ours, theirs])
     else:
         assert rules([ours, theirs])

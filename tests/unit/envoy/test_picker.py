@@ -75,14 +75,14 @@ def test_how_the_picker_is_spoken_to() -> None:
             {"envoy": {"endpoint_picker": {"address": "epp:9002", "ca_file": "/ca.pem"}}},
             "works only with tls: verified",
         ),
-        ({"envoy": {"endpoint_picker": {"address": "epp:9002"}}, "door": "http"}, "stands in Envoy"),
+        ({"envoy": {"endpoint_picker": {"address": "epp:9002"}}, "door": "http"}, "works only with Envoy"),
         (
             {
                 "envoy": {"endpoint_picker": {"address": "epp:9002"}},
                 "upstreams": {"one": _URL},
                 "models": [{"match": "*", "upstream": "one"}],
             },
-            "there are only 'upstreams'",
+            "only 'upstreams' are set",
         ),
     ],
 )

@@ -34,14 +34,14 @@ def test_versions_are_read(text: str, minor: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "new", "1", "1.x", "1.38.3.4", "9" * 5000 + ".1"])
 def test_what_is_no_version_is_told(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no version of Envoy: give it as 1\.40") as raised:
+    with pytest.raises(ConfigError, match=r"is not a version of Envoy; write for example 1\.40") as raised:
         parse_version(text)
     assert len(str(raised.value)) < 200
 
 
 @pytest.mark.parametrize("text", ["1.36", "1.36.4", "0.99.9"])
 def test_an_old_envoy_is_refused_with_what_would_do(text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"is too old: .* {OLDEST} or newer is needed"):
+    with pytest.raises(ConfigError, match=rf"is too old, .* Install Envoy {OLDEST} or newer"):
         parse_version(text)
 
 
@@ -107,7 +107,7 @@ def test_what_is_printed_is_for_the_version_that_was_named(
     ("arguments", "said"),
     [
         (("--envoy-version", "1.36.4"), "is too old"),
-        (("--envoy-version", "latest"), "is no version of Envoy"),
+        (("--envoy-version", "latest"), "is not a version of Envoy"),
         (("--envoy", "/nowhere/envoy"), "is not an executable file"),
         (("--for", "everybody"), "--for: 'everybody' is unknown; choose one of bootstrap, snippet"),
     ],
@@ -147,9 +147,9 @@ def test_without_any_binary_it_is_for_the_newest(
 
 
 def test_a_binary_that_is_none_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is it Envoy"):
+    with pytest.raises(ConfigError, match="is this file Envoy"):
         full_version(_envoy_that_says(tmp_path, "hello"))
-    with pytest.raises(ConfigError, match="does not say which version"):
+    with pytest.raises(ConfigError, match="--version does not work"):
         full_version(tmp_path)
     with pytest.raises(ConfigError, match="too old"):
         version_of(_envoy_that_says(tmp_path, "envoy  version: 1/1.36.4/Clean/RELEASE/BoringSSL"))

@@ -1,4 +1,5 @@
-"""Sends the requests of `helm test`: a response, a streamed one, and one that continues it.
+"""Sends the requests of `helm test`: a request, a streamed request that continues the conversation, and a request for
+the stored response.
 
 Usage: conversation.py BASE_URL, with the variables MODEL and API_KEY. The exit status is 0 if all three are correct.
 It uses the standard library only.

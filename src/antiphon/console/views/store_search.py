@@ -1,4 +1,4 @@
-"""Tests searches in one vector store: ranked by words, by meaning and by both, side by side.
+"""Shows test searches in one vector store. The rankings by words, by meaning and by both are side by side.
 
 Lives here: the search tester, and the first condition of a filter that a file's attributes fail. Not here: the search
 (`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores (`vector_stores.py`).
@@ -213,7 +213,7 @@ def merged(rankings: Mapping[str, Sequence[SearchResultJson]], results: int, thr
 
 
 def left_out(ranking: Sequence[SearchResultJson], filters: Filter) -> list[LeftOut]:
-    """The files in a ranking without a filter that the filter leaves out, best first."""
+    """The files of an unfiltered ranking that the filter excludes, best first."""
     files: dict[str, LeftOut] = {}
     for one in ranking:
         if one["file_id"] in files:

@@ -1,12 +1,12 @@
 """Shows and cancels work that has not ended: the requests in flight in every process, and the queue of background
 responses.
 
-Lives here: both lists, each with its last endings. Not here: how processes publish their requests
+Lives here: both lists, each with the requests that ended last. Not here: how processes publish their requests
 (`engine/running/live.py`), running background responses (`engine/running/workers.py`), finished requests
 (`requests.py`).
 
-The browser asks for the list of requests every second. Each question also tells all processes to publish for some more
-seconds, so without a viewer they publish nothing.
+The browser asks for the list of requests every second. Each such poll also tells all processes to publish their
+requests for some more seconds. So without a viewer, the processes publish nothing.
 """
 
 from __future__ import annotations
