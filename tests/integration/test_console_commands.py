@@ -106,7 +106,7 @@ async def test_the_console_has_an_address_of_its_own(processes: list[Command], t
     flags = ("--listen", "127.0.0.1:8090", "--data", str(tmp_path), "--console")
     one = await run_command(processes, "config", *flags)
     assert await one.end() == 2
-    assert "console.listen is the address of listen" in "\n".join(one.err)
+    assert "console.listen has the same address as listen" in "\n".join(one.err)
 
 
 async def test_the_flags_set_the_settings(processes: list[Command], tmp_path: Path) -> None:

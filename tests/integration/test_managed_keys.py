@@ -160,7 +160,7 @@ async def test_a_token_keeps_its_history_when_its_owner_gets_a_name(
         after = await made.start(managed_keys=True)
         assert await status(after, token) == 401
         await keys.run("create", "--owner", "anna", "--from-env", "SHORT_TOKEN", status=2)
-        assert "--from-env SHORT_TOKEN: a key is at least 16" in keys.errors
+        assert "--from-env SHORT_TOKEN: a key needs at least 16" in keys.errors
         out = await keys.run("create", "--owner", "anna", "--from-env", "ANNAS_TOKEN")
         assert token not in out + keys.errors and "admin move-owner --from b:" in keys.errors
         await becomes(200, after, token)
@@ -264,7 +264,7 @@ async def test_bad_flags_are_explained(keys: Keys, words: tuple[str, ...], probl
         ({"owner": {"managed_keys": True, "source": "header"}}, "set source to bearer, or managed_keys to false"),
         (
             {"upstream": {"auth": "passthrough"}},
-            "owner.managed_keys: clients' keys are for this",
+            "owner.managed_keys: clients' keys are only for this",
         ),
     ],
 )

@@ -127,5 +127,5 @@ def test_an_origin_that_is_none_is_named_by_its_place() -> None:
     origins = ("*", "https://app.example", "http://localhost:3000")
     assert CorsSettings(origins=origins).origins == origins
     for wrong in ("app.example", "https://app.example/page", "https://", "https://a b"):
-        with pytest.raises(ValueError, match="entry 2 is no origin"):
+        with pytest.raises(ValueError, match="entry 2 is not an origin"):
             CorsSettings(origins=("*", wrong))
