@@ -91,7 +91,7 @@ def versions_in(folder: Path) -> dict[str, str]:
 def table(pinned: Run, newest: Run, *, day: datetime.date) -> str:
     """The Markdown table of both runs."""
     lines = [
-        f"| client | scenarios | pinned | went well | newest, {day} | went well |",
+        f"| client | scenarios | pinned version | scenarios passed | newest version, {day} | scenarios passed |",
         "| --- | --- | --- | ---: | --- | ---: |",
     ]
     for name, (where, package) in PACKAGES.items():

@@ -320,7 +320,10 @@ def chat_servers() -> str:
     ]
     families = [f"- {_models(note.patterns)}: {_flags(dict(note.changes))}" for note in FAMILIES]
     return (
-        _CHAT_SERVERS + "\n".join(lines) + "\n\nWherever they run, some models differ:\n\n" + "\n".join(families)
+        _CHAT_SERVERS
+        + "\n".join(lines)
+        + "\n\nSome models have different flags on every server:\n\n"
+        + "\n".join(families)
     ) + ("\n" + _ADDING)
 
 
@@ -557,9 +560,9 @@ _MEANINGS = {
     State.NEW: "no input has arrived yet",
     State.CONTEXT: "the runner loads the objects that the request names: a prompt, history, items, files",
     State.PREPARING: "hosted tools check their declarations and name the functions that the model sees",
-    State.CALLING: "the upstream was called and has not sent its response head",
+    State.CALLING: "the upstream has received the model call and has not sent its response headers",
     State.STREAMING: "the exchange translates the model's stream as it arrives",
-    State.COLLECTING: "the exchange collects the model's answer, a single body, and reads it at the end of the body",
+    State.COLLECTING: "the exchange collects the body of a JSON answer, and reads the answer at the body's end",
     State.REFUSED: "the upstream answered with an error, and the exchange reads the error's body",
     State.PASSING: "the exchange passes the bytes of a native upstream to the client unchanged",
     State.RUNNING: "hosted tools run between two turns of the model",
@@ -570,15 +573,15 @@ _MEANINGS = {
 _INPUTS = {
     Input.REQUEST: "the whole request arrived from the client, or from the background queue",
     Input.TURNED_AWAY: "the server refuses the request: its idempotency key is in use, or its owner reached a limit",
-    Input.AGAIN: "a request with the same idempotency key was served before, so this request gets the same answer",
+    Input.AGAIN: "an earlier request had the same idempotency key, so this request gets the stored answer",
     Input.CONTEXT: "the loaded data, or the reason why loading failed",
-    Input.PREPARED: "the functions of the hosted tools, for the model",
+    Input.PREPARED: "the functions of the hosted tools that the model sees",
     Input.TOOL: "one tool call ended",
     Input.HEAD: "the upstream's status and headers",
     Input.DATA: "bytes of the upstream's body",
     Input.END: "the end of the upstream's body, or the reason why the body broke off",
-    Input.SAVED: "the row is written, or the write failed",
-    Input.FOLLOWED: "the stream of a background response was sent to its end",
+    Input.SAVED: "the runner has stored the response, or the write failed",
+    Input.FOLLOWED: "the client has received the whole stream of a background response",
     Input.LIMIT: "the current time, or the client's stream grew too large",
     Input.CANCEL: "the client or the upstream left, or the process must end",
 }
