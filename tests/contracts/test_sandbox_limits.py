@@ -379,7 +379,7 @@ async def test_an_endless_loop_is_interrupted_and_variables_stay(make: _Sandboxe
 async def test_what_does_not_stop_is_killed(make: _Sandboxes, code: str) -> None:
     sandbox = make(HASTY)
     run = await _run(sandbox, code)
-    assert run.failed and run.lost == "it did not stop when its time was up"
+    assert run.failed and run.lost == "it did not stop after its timeout"
     assert (await _run(sandbox, "1")).output == "1\n"
 
 

@@ -169,7 +169,7 @@ async def test_errors_and_limits_are_told_to_the_model(way: Way) -> None:
         calls = response.output[:-1]
         assert [call.status for call in calls] == ["completed", "completed", "failed", "completed"]
         assert "ZeroDivisionError" in way.read[0] and "longer than 3 seconds" in way.read[1]
-        assert "All variables are gone" in way.read[2] and way.read[3].endswith("\nstill here")
+        assert "All variables are lost" in way.read[2] and way.read[3].endswith("\nstill here")
         assert response.status == "completed" and len({call.container_id for call in calls}) == 1
 
 

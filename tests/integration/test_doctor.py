@@ -543,8 +543,8 @@ async def test_a_silent_server_does_not_hold_the_doctor_for_ever() -> None:
 @pytest.mark.parametrize(
     ("trial", "verdict", "said"),
     [
-        (Trial("", "memory"), "ok", "in memory, of fixed size"),
-        (Trial("", "counted"), "note", "counted"),
+        (Trial("", "memory"), "ok", "in memory with a fixed size"),
+        (Trial("", "counted"), "note", "small files"),
         (Trial("the kernel has no Landlock"), "problem", "no Landlock"),
     ],
 )

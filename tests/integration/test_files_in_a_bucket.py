@@ -72,7 +72,7 @@ async def test_a_server_does_not_start_without_its_bucket(seaweed: SeaweedServer
         ({}, "ok", "can be written, listed and deleted from"),
         ({"url": "s3://none-such/x"}, "problem", "there is no bucket 'none-such'"),
         ({"secret": "wrong-" * 4}, "problem", "the credentials are refused (SignatureDoesNotMatch)"),
-        ({"endpoint": "http://127.0.0.1:1"}, "problem", "it cannot be reached; check blobs.endpoint"),
+        ({"endpoint": "http://127.0.0.1:1"}, "problem", "the storage cannot be reached; check blobs.endpoint"),
     ],
 )
 def test_the_doctor_looks_at_the_bucket(

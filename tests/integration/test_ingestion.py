@@ -111,7 +111,7 @@ async def test_a_reader_that_is_killed_is_replaced(tmp_path: Path) -> None:
         await anext(pieces)
         (child,) = children()
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(ReadingFailed, match="ended the reading process"):
+        with pytest.raises(ReadingFailed, match="the process that read the file ended"):
             async for _ in pieces:
                 pass
         (tmp_path / "y").write_text("fine")
@@ -160,7 +160,7 @@ async def test_a_file_that_kills_its_reader_gets_no_more_than_one_new_one(tmp_pa
         os.kill(child, signal.SIGKILL)
         os.close(*end)
         await until(lambda child=child: not Path(f"/proc/{child}").exists())  # type: ignore[misc]
-    with pytest.raises(ReadingFailed, match="ended the reading process"):
+    with pytest.raises(ReadingFailed, match="the process that read the file ended"):
         await reading
     assert killed[0] == first != killed[1] and children() == []
 

@@ -20,7 +20,7 @@ from antiphon.errors import ConfigError, unusable_path
 from antiphon.recordings.format import CassetteEntry, DamagedRecording, read_entries
 
 FILE_BYTES: Final = 1 << 30
-"""The most bytes of a cassette."""
+"""The maximum size of a cassette in bytes."""
 
 
 def read_file(path: Path) -> tuple[CassetteEntry, ...]:

@@ -34,9 +34,9 @@ Headers = tuple[tuple[str, str], ...]
 
 CHAT_PATH: Final = "/v1/chat/completions"
 REQUEST_BYTES: Final = 64 << 20
-"""The most bytes of a recorded request."""
+"""The maximum size of a recorded request in bytes."""
 ANSWER_BYTES: Final = 32 << 20
-"""The most bytes of a recorded answer."""
+"""The maximum size of a recorded answer in bytes."""
 KEPT_HEADERS: Final = frozenset({"content-type", "retry-after", "retry-after-ms", "x-should-retry"})
 """The only headers that an entry may hold. All are headers of the response."""
 
@@ -54,7 +54,7 @@ class CannotRecord(AntiphonError):
 
 
 class DamagedRecording(AntiphonError):
-    """A file with damaged entries. The message names the first of them."""
+    """A file with damaged entries. The message names the first damaged entries."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def make_entry(
         raise CannotRecord("The exchange shows a key in a form that cannot be removed.")
     problem = _problem(entry)
     if problem:
-        raise CannotRecord(f"The exchange has no form that can be recorded: {problem}.")
+        raise CannotRecord(f"The exchange cannot be recorded: {problem}.")
     return entry
 
 
@@ -268,7 +268,7 @@ def read_entries(data: bytes) -> tuple[CassetteEntry, ...]:
     """The entries of a cassette, or the one entry of a recording in several lines. Raises `DamagedRecording`, which
     names the damaged entries.
 
-    Each line of a cassette needs its digest. A recording in several lines may lack it, because people edit such
+    Each line of a cassette needs its digest. A recording in several lines may lack the digest, because people edit such
     files."""
     lines = data.split(b"\n")
     if lines and not lines[-1]:

@@ -1,4 +1,4 @@
-"""Chooses the recorded answer for a request, and explains why there is none.
+"""Chooses the recorded answer for a request, or explains why the recording has no answer.
 
 Lives here: the comparison of requests, the order of repeated answers, the nearest entry and the first difference to it.
 Not here: HTTP (`servers.py`), reading entries (`format.py`).
@@ -65,7 +65,7 @@ class Playlist:
             self._answers.setdefault(_key(entry.method, entry.path, entry.request), []).append((number, entry))
 
     def take(self, method: str, path: str, request: bytes) -> Numbered | None:
-        """The next recorded answer for a request and its number. None if the cassette has none."""
+        """The next recorded answer for a request and its number. None if the cassette has no such answer."""
         key = _key(method, path, request)
         answers = self._answers.get(key)
         if answers is None:

@@ -1,10 +1,10 @@
-"""Removes known secrets from recorded exchanges, and detects those that cannot be removed.
+"""Removes known secrets from recorded exchanges, and detects secrets that cannot be removed.
 
 Lives here: which headers and variables hold secrets, the secrets of a request, `scrubbed`, `shows`, and the data of
 server-sent events. Not here: the search for a secret in a text (`redaction.py`), the format of an entry (`format.py`).
 
-Invariant: `shows` is true for each text in which `without` finds a secret. It also finds a secret that is escaped, or
-split over the chunks of a stream.
+Invariant: `shows` is true for each text in which `without` finds a secret. `shows` also finds a secret that is escaped,
+or split over the chunks of a stream.
 """
 
 from __future__ import annotations

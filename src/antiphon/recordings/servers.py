@@ -1,14 +1,14 @@
-"""Two HTTP servers for recordings: a reverse proxy that records exchanges with a chat server, and a server that replays
-them.
+"""Implements two HTTP servers for recordings: a reverse proxy that records exchanges with a chat server, and a server
+that replays them.
 
 Lives here: forwarding a request, streaming the answer and appending the entry (`Recorder`). Also sending a recorded
 answer with its chunks and times, the list of models, and the error for a request without an answer (`Replayer`). Not
 here: the format of an entry (`format.py`), the file (`file.py`), the choice of the answer (`matching.py`), the commands
 (`commands/chat_servers.py`).
 
-The client sends to `/v1/…` of the proxy, which is the upstream's base URL. A path outside `/v1` belongs to the
-upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in compressed bytes.
-A compressed request goes to the upstream without its compression.
+The client sends requests to `/v1/…` of the proxy. This path stands for the upstream's base URL. A path outside `/v1`
+belongs to the upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in
+compressed bytes. A compressed request goes to the upstream without its compression.
 
 Invariants of the recorder: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client
 that has read the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers
@@ -50,7 +50,7 @@ from antiphon.recordings.matching import Playlist, summary
 from antiphon.recordings.scrubbing import Secrets, header_secrets
 
 _SEND_SECONDS: Final = 300.0
-"""The most seconds for which a client may read nothing."""
+"""The maximum time in seconds for which a client may read nothing."""
 MODELS_PATH: Final = "/v1/models"
 _LISTED: Final = 20
 _NO_BODY: Final = frozenset({204, 304})
@@ -138,7 +138,8 @@ class Recorder:
         self.app.cleanup_ctx.append(self._open)
 
     async def _open(self, _: web.Application) -> AsyncIterator[None]:
-        # A kept connection may be closed by the upstream at any moment, and this would look like a cut answer.
+        # Use a new connection for each request. The upstream may close an idle connection at any moment, and the
+        # closing would look like a cut answer.
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS),
@@ -306,8 +307,9 @@ def _end_to_end(headers: Mapping[str, str], but: tuple[str, ...] = ()) -> CIMult
 
 @dataclass(frozen=True)
 class ReplayedExchange:
-    """The answer to one request, for the line that the command prints. `number` is the entry's number. It is 0 if the
-    recording has no answer, and for a list of models that the replayer made. `note` gives the reason, or is empty."""
+    """The answer to one request, for the line that the command prints. `number` is the entry's number. `number` is 0 if
+    the recording has no answer, and for a list of models that the replayer made. `note` gives the reason, or is
+    empty."""
 
     method: str
     path: str
@@ -334,9 +336,9 @@ class Replayer:
         clock: Callable[[], float] | None = None,
     ) -> None:
         """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` as for
-        `Playlist`. The recorder has removed `secrets` and the credentials of each request, so the server removes them
-        from a request too. `report` gets each answer. `pause` waits for some seconds, and `clock` is the time in
-        seconds."""
+        `Playlist`. The recorder has removed `secrets` and the credentials of each request, so the server removes these
+        secrets from a request too. `report` gets each answer. `pause` waits for some seconds, and `clock` is the time
+        in seconds."""
         self._playlist = Playlist(entries, loop=loop)
         self._in_time = in_time
         self._secrets = secrets
@@ -398,9 +400,9 @@ class Replayer:
 
     def _unknown(self, method: str, path: str, asked: bytes) -> NotFound:
         near = self._playlist.nearest(method, path, asked)
-        reason = f"It has no entry for {method} {path}."
+        reason = f"No recorded request has the method and path {method} {path}."
         if near is not None:
-            reason = f"Nearest is entry {near.number}: {near.difference}."
+            reason = f"The nearest is entry {near.number}: {near.difference}."
         listed = [f"{number}: {summary(entry)}" for number, entry in self._playlist.entries[:_LISTED]]
         more = len(self._playlist.entries) - len(listed)
         self._report(ReplayedExchange(method, path, 404, note=f"no recorded answer: {reason}"))

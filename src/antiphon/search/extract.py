@@ -65,7 +65,10 @@ def table_text(rows: list[list[str]]) -> str:
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _LONG_LINE = 2_000
 _MAX_ENTRIES = 20_000
-_NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extra 'vector-stores'. Ask its operator."
+_NO_LIBRARY = (
+    "Files of this kind cannot be read here: the server lacks the extra 'vector-stores'. Ask the operator to install "
+    "it."
+)
 
 
 def extract(path: Path, name: str, max_bytes: int) -> Document:

@@ -8,8 +8,8 @@ One task looks for files to ingest after each call of `wake` and after each fini
 run concurrently.
 
 Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. A file ends as
-completed or failed, or gets another attempt. If a process crashes, another worker ingests its files again after the
-claims expire.
+completed or failed, or gets another attempt. If a process crashes, another worker ingests the files of that process
+again after the claims expire.
 """
 
 from __future__ import annotations

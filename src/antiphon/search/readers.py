@@ -6,8 +6,8 @@ runs in the process (`reader_process.py`).
 A process reads one file after another, because starting a process takes a third of a second. After `files_per_process`
 files or a crash, the pool replaces the process.
 
-If a process died while it was idle, the next file is not the cause, so the pool gives the file another process. If a
-reused process dies before its first answer, the pool retries the file once in a new process.
+A process may have died while it was idle. Then the next file is not the cause, so the pool reads this file with another
+process. If a reused process dies before its first answer, the pool retries the file once in a new process.
 
 Invariant: when a reading ends with success, error or cancellation, its process is either idle in the pool or dead.
 """
@@ -204,7 +204,7 @@ class DocumentReaders:
 def _why_ended(status: int) -> str:
     if status == -signal.SIGXCPU:
         return "The file takes too long to be read."
-    return "The file could not be read: reading it ended the reading process."
+    return "The file could not be read: the process that read the file ended."
 
 
 def _failed(message: str) -> ReadingFailed:

@@ -84,7 +84,7 @@ class VectorStoreSearcher:
     ) -> list[FoundChunk]:
         """Return the best chunks over all queries and all stores, best first. A chunk's score is its best score over
         the queries. Raises `NotFound`, `InvalidRequest` and `StoreError`. See `Searcher.search`."""
-        # A call without queries only checks that the stores exist, so it gets no retrieval span.
+        # A call without queries only checks that the stores exist, so its trace contains no retrieval span.
         with span(names.RETRIEVAL, "client") if queries else nullcontext() as traced:
             if traced is not None:
                 traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})

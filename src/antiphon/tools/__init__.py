@@ -1,4 +1,4 @@
-"""Hosted tools: tools that the sidecar itself runs when the model calls them.
+"""Implements the hosted tools. The sidecar itself runs these tools when the model calls them.
 
 Lives here: the modules of each tool, and `box.py`, which dispatches calls to the tools. Not here: the order
 of calls in a response (`engine/exchange/tool_turns.py`), the items and events of a call

@@ -12,9 +12,9 @@ the slots, and an owner at most three quarters, so that other owners' calls can 
 the fewest running calls. If several owners have equally few running calls, the owner that has waited longest gets the
 slot.
 
-Invariants: `run` returns a result for every call, even when the tool raises any exception. No call waits while a slot
-is free that its owner and response may occupy. An error in a declaration names the field and the expected type, but
-never the value, which may be a secret.
+Invariants: `run` returns a result for every call, even when the tool raises any exception. A call waits only if no slot
+is free, or if its owner or its response occupies the maximum number of slots. An error in a declaration names the field
+and the expected type, but never the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ class Toolbox:
                 "tool_timed_out", tool=tool.type, seconds=seconds, setting="tools.seconds", cause=done, **known
             )
             raise ApiError(
-                f"The tool '{tool.type}' did not become ready within {seconds:g} seconds. Try again, or leave it out.",
+                f"The tool '{tool.type}' did not become ready within {seconds:g} seconds. Try again, or remove the "
+                "tool from the request.",
                 param=f"tools[{tool.index}]",
                 status=504,
                 type="server_error",

@@ -3,8 +3,8 @@
 Lives here: an HTTP client that connects only to checked addresses, the SDK's transports, and opening and closing
 sessions. Not here: checking the declared server (`mcp_servers.py`), converting results (`mcp_tool.py`).
 
-The SDK requires that the same task enters and leaves its context managers. So each session has a separate task that
-enters and leaves them, and other tasks only call the session.
+The SDK requires that the same task enters and leaves the SDK's context managers. So each session has a separate task
+for this purpose, and other tasks only call the session.
 
 Invariants: every TCP connection goes to an address that `Permit` has checked. The SDK follows no redirect to another
 origin. A session that failed is not used again.
@@ -43,7 +43,7 @@ for _name in ("httpx2", "httpcore2", "mcp"):
 
 
 class Refused(Exception):
-    """`Permit` found no address for the server to which Antiphon may connect."""
+    """The server has no address to which `Permit` lets Antiphon connect."""
 
 
 class ServerFailed(Exception):
@@ -247,8 +247,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         try:
             address = await self._permit(url.host, port, url.scheme == "https", self._registered)
         except OSError:
-            # The message is the same for a host that does not exist and for a private one, so that a client cannot scan
-            # the private network.
+            # The message is the same for a host that does not exist and for a private host, so that a client cannot
+            # scan the private network.
             raise Refused(
                 "The server's address does not exist or is not public; 'fetch.allow_private' allows private ones."
             ) from None
@@ -263,7 +263,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         stream = answer.stream
         if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             await answer.aclose()
-            raise httpx2.ReadError("the server compressed it although the request did not allow that")
+            raise httpx2.ReadError("the server compressed the response, although the request did not allow compression")
         assert isinstance(stream, httpx2.AsyncByteStream)
         answer.stream = _Bounded(
             stream, self._limit, endless="text/event-stream" in answer.headers.get("content-type", "")
@@ -306,7 +306,7 @@ def _failure(error: BaseException) -> ServerFailed:
             return ServerFailed(f"Http status code: {one.response.status_code}.", one.response.status_code)
         if isinstance(one, httpx2.HTTPError | OSError):
             return ServerFailed("The server cannot be reached.")
-    return ServerFailed(f"The server does not speak MCP as it should ({type(error).__name__}).")
+    return ServerFailed(f"The server violates the MCP protocol ({type(error).__name__}).")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -143,7 +143,7 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
         raise invalid_value(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
     _check_headers(f"{where}.headers", declared.headers or {})
     if declared.authorization is not None and not _VALUE.fullmatch(declared.authorization):
-        raise invalid_value(f"{where}.authorization", "use a token as it stands in a header")
+        raise invalid_value(f"{where}.authorization", "use a token that a header can contain")
     return declared
 
 
@@ -193,8 +193,8 @@ class McpServer:
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def hide(self, text: str) -> str:
-        """Replace the server's credentials in a text that it sent with `…`, because servers often quote credentials in
-        their errors."""
+        """Replace the server's credentials in a text from the server with `…`, because servers often quote credentials
+        in their errors."""
         for name, value in self.headers:
             # A header without credentials may contain an ordinary word that also occurs in results, so hide only its
             # long values.

@@ -97,7 +97,11 @@ class Mcp:
         if arguments is None:
             return _broken(
                 call,
-                {"type": "mcp_protocol_error", "code": _INVALID_PARAMS, "message": "the arguments are no JSON object"},
+                {
+                    "type": "mcp_protocol_error",
+                    "code": _INVALID_PARAMS,
+                    "message": "the arguments are not a JSON object",
+                },
                 "the arguments must be a JSON object.",
             )
         try:
@@ -204,7 +208,9 @@ def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> Tool
     said = _cut(server.hide("\n".join(texts)))
     if result.is_error:
         content = [{"type": "text", "text": said}] if said else []
-        return _broken(call, {"type": "mcp_tool_execution_error", "content": content}, said or "the tool says no more.")
+        return _broken(
+            call, {"type": "mcp_tool_execution_error", "content": content}, said or "the tool gave no reason."
+        )
     shown = "\n".join([*([said] if said else ()), *("[an image]" for _ in images)])
     return ToolResult(
         call.call_id, unmarked(said) or ("" if images else "Done."), {"output": shown}, images=tuple(images)

@@ -6,8 +6,8 @@ Lives here:
 
 Not here: clients of search services (`web_search_providers.py`), converting HTML to text (`antiphon.html_text`),
 fetching pages from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for
-clients that search without a model (`api/standalone_search.py`). A client of this endpoint may also request a page from
-a given line, or a page that a link leads to.
+clients that search without a model (`api/standalone_search.py`). Clients of this endpoint can also open a page at a
+given line, or follow a link of a page that they opened.
 
 Invariants: with `allowed_domains`, the tool neither shows nor opens URLs of other domains. Only the `PageFetcher`
 fetches pages.

@@ -3,7 +3,7 @@
 Lives here: the HTTP request to each service, including the allowed domains, and parsing the response. Not here:
 formatting results and pages for the model, and removing results of blocked domains (`web_search.py`).
 
-The operator configures a service's address, not the client, so the address may be private. The service receives the
+The operator, not the client, configures a service's address, so the address may be private. The service receives the
 query and, at most, the user's country, and no other data of the client.
 
 Invariant: a provider returns results or raises `ToolFailed`. The message of `ToolFailed` contains no API key and no

@@ -143,7 +143,7 @@ async def test_a_piece_that_fails_fails_the_upload_and_its_content_counts_as_lat
             with pytest.raises(StoreError, match="AccessDenied"):
                 await late
     server.refuse = lambda asked: None
-    with pytest.raises(StoreError, match="a piece that was sent may still arrive"):
+    with pytest.raises(StoreError, match="S3 may still store a piece that was sent"):
         await blobs.delete(key)
     assert not server.objects
     await blobs.delete(key)
@@ -443,7 +443,7 @@ async def test_a_storage_that_is_not_there_cannot_be_reached() -> None:
         probe.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
         given = {"url": "s3://contents", "endpoint": nobody, "key_id": "AKIDTESTS", "secret": "a-secret"}
-        with pytest.raises(StoreError, match=r"it cannot be reached; check blobs.endpoint and the network"):
+        with pytest.raises(StoreError, match=r"the storage cannot be reached; check blobs.endpoint and the network"):
             await S3Blobs(BlobSettings.model_validate(given)).check()
 
 
@@ -452,7 +452,7 @@ def of_code(*codes: str) -> list[str]:
 
 
 SAID = {
-    "there is no bucket 'b'; create it, or correct blobs.url": ("failed", of_code("NoSuchBucket")),
+    "there is no bucket 'b'; create the bucket, or correct blobs.url": ("failed", of_code("NoSuchBucket")),
     "the credentials are refused": (
         "failed",
         [
@@ -496,7 +496,7 @@ SAID = {
             "GET http://169.254.170.23/x: timed out",
         ],
     ),
-    "it cannot be reached; check blobs.endpoint and the network": (
+    "the storage cannot be reached; check blobs.endpoint and the network": (
         "failed",
         ["kind: Connect", "a dns error: x", "tcp connect error: x", "ConnectError(x)"],
     ),

@@ -217,10 +217,10 @@ async def test_what_was_lost_is_said_and_an_error_is_no_failure(setup: Setup) ->
     assert not (await setup.run("1 / 0")).failed
     setup.sandbox.answer = CodeRun("partly", failed=True, lost="the interpreter ended")
     result = await setup.run("crash()")
-    assert result.failed and "the interpreter ended. All variables are gone" in result.output
+    assert result.failed and "the interpreter ended. All variables are lost" in result.output
     assert result.fields["outputs"][0]["logs"] == "partly"
     setup.sandbox.answer = CodeRun("1", fresh=True)
-    assert (await setup.run("1")).output.startswith("[This is a new interpreter: variables of earlier calls are gone")
+    assert (await setup.run("1")).output.startswith("[This is a new interpreter: variables of earlier calls are lost")
 
 
 async def test_many_files_are_not_all_named(setup: Setup) -> None:
@@ -260,7 +260,7 @@ async def test_files_that_were_left_behind_are_told(setup: Setup) -> None:
     setup.tool.rooms = LeavesBehind(setup.sandbox, RecordedRows(Records(setup.folder)), None)
     told = (await setup.run("1")).output.splitlines()
     assert told[0].startswith("[This is a new interpreter") and told[2] == "printed"
-    assert told[1] == "[2 files could not be brought from another machine and are gone: a, b[1].]"
+    assert told[1] == "[2 files could not be copied from another machine and are lost: a, b[1].]"
 
 
 # Several processes, and limits

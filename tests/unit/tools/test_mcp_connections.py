@@ -211,7 +211,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_noise(played: Played) -> No
         ),
         (httpx2.ConnectError("secret"), "The server cannot be reached.", 0),
         (OSError("secret"), "The server cannot be reached.", 0),
-        (ValueError("secret"), "The server does not speak MCP as it should (ValueError).", 0),
+        (ValueError("secret"), "The server violates the MCP protocol (ValueError).", 0),
         (ExceptionGroup("g", [ValueError(), OSError()]), "The server cannot be reached.", 0),
     ],
 )

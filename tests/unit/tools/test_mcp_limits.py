@@ -394,7 +394,7 @@ async def test_a_tools_own_error() -> None:
     assert said.failed and said.output == "The call failed: no dice"
     assert said.fields["error"]["content"] == [{"type": "text", "text": "no dice"}]
     silent = await _result(is_error=True)
-    assert silent.output == "The call failed: the tool says no more." and silent.fields["error"]["content"] == []
+    assert silent.output == "The call failed: the tool gave no reason." and silent.fields["error"]["content"] == []
 
 
 @pytest.mark.parametrize(("images", "shown"), [(15, 15), (16, 16), (17, 16)])

@@ -142,7 +142,7 @@ async def test_a_run_is_interrupted_when_its_time_is_over(playing: Playing, last
     run = await playing.run(105.0, last, last)
     assert run.failed
     if interrupted:
-        assert run.output == "out" + SAID and run.lost == "it did not stop when its time was up"
+        assert run.output == "out" + SAID and run.lost == "it did not stop after its timeout"
         assert playing.process.signals == [signal.SIGCONT, signal.SIGINT] and playing.waits == [0.1, 0.0, 1.0]
     else:
         assert (run.output, run.lost) == ("out", "it had too many threads")
@@ -209,7 +209,7 @@ async def test_in_a_counted_room_it_may_hold_nothing_that_is_deleted(
 ) -> None:
     playing.process.held = answer
     run = await playing.run(answer=said(failed=False))
-    assert run.lost == ("it kept files open that are deleted" if held else "")
+    assert run.lost == ("it kept deleted files open" if held else "")
     # Before the code begins it is told how many files may be made.
     assert playing.process.told[0].strip().isdigit() and playing.process.told[1:] == ["held?\n"]
 

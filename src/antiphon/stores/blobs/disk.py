@@ -5,9 +5,9 @@ Lives here: writing, opening, deleting and listing blobs. Not here: deciding whi
 A writer writes a blob to `new/<key>`, flushes the file to disk, and renames it to `ab/cd/<key>`. The folder names `ab`
 and `cd` are the first four digits of the key.
 
-Invariants: a file at `ab/cd/<key>` is complete. One lock guards use and close of a file descriptor, so the last write
-of a cancelled caller never hits another file. All disk operations, including closing, run in this module's thread pool,
-so a slow disk never blocks the event loop.
+Invariants: a file at `ab/cd/<key>` is complete. One lock guards the use and the closing of a file descriptor. So the
+last write of a cancelled caller never goes to another file. All disk operations, including closing, run in this
+module's thread pool, so a slow disk never blocks the event loop.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class S3Blobs:
             await self.remove([f"{key}/{name}" for name in pieces])
         if late:
             raise StoreError(
-                f"It is uncertain that a file in {self._where} is deleted: a piece that was sent may still arrive."
+                f"A file in {self._where} may not be completely deleted, because S3 may still store a piece that was "
+                "sent. Antiphon deletes the file again later."
             )
 
     async def aclose(self) -> None:
@@ -414,18 +415,18 @@ def _advice(bucket: str, said: str) -> tuple[str, StoreReason]:
     status = _STATUS.search(said)
     code = found[1] if found else f"status {status[1]}" if status else "no answer"
     if code == "NoSuchBucket":
-        return f"there is no bucket {bucket!r}; create it, or correct blobs.url.", "failed"
+        return f"there is no bucket {bucket!r}; create the bucket, or correct blobs.url.", "failed"
     if code in _CREDENTIALS or (not found and status and status[1] == "401"):
         return f"the credentials are refused ({code}); check blobs.key_id and blobs.secret.", "failed"
     if code in _REGION or (status and status[1] == "301"):
         return f"the bucket is in another region ({code}); set blobs.region.", "failed"
     if code == "AccessDenied" or (status and status[1] == "403"):
         wanted = "s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject"
-        return f"access is denied ({code}); the key needs {wanted} on bucket and prefix.", "failed"
+        return f"access is denied ({code}); the key needs {wanted} on the bucket and the prefix.", "failed"
     if code in _FULL or (status and status[1] == "507"):
         return f"the storage is full ({code}); free space, or raise its quota.", "full"
     if code in _BUSY or (status and status[1] in ("429", "503")):
         return f"the storage refuses requests at the moment ({code}); try again later, or raise its rate limit.", "busy"
     if not found and not status and _UNREACHABLE.search(said):
-        return "it cannot be reached; check blobs.endpoint and the network.", "failed"
+        return "the storage cannot be reached; check blobs.endpoint and the network.", "failed"
     return f"{code}.", "failed"

@@ -200,16 +200,16 @@ def confine(
     that create files.
     """
     if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
-        raise CannotConfine("it needs Linux on x86_64 or aarch64")
+        raise CannotConfine("the sandbox needs Linux on x86_64 or aarch64")
     _, column = _ARCHITECTURES[kernel.machine]
     set_limits(limits, kernel)
     rules = make_ruleset(folders, kernel)
     if limits.uid:
         become(limits.uid, folders, kernel)
     elif kernel.geteuid() == 0:
-        raise CannotConfine("as root it needs a separate user")
+        raise CannotConfine("if Antiphon runs as root, the sandbox needs a separate user")
     give = start_counter() if start_counter is not None else None
-    # Set PDEATHSIG after the change of user, which resets it.
+    # Set PDEATHSIG after the change of user, because the change resets PDEATHSIG.
     check("prctl(PR_SET_PDEATHSIG)", kernel.prctl(1, 9, 0, 0, 0))
     check("prctl(PR_SET_NO_NEW_PRIVS)", kernel.prctl(38, 1, 0, 0, 0))
     check("landlock_restrict_self", kernel.syscall(446, rules, 0))
@@ -290,14 +290,17 @@ def become(uid: int, folders: tuple[str, ...], kernel: Kernel) -> None:
         kernel.setresgid(uid, uid, uid)
         kernel.setresuid(uid, uid, uid)
     except OSError as error:
-        raise CannotConfine(f"as root it must be able to change its user: {error.strerror}") from None
+        raise CannotConfine(
+            f"if Antiphon runs as root, the sandbox must be able to change its user: {error.strerror}"
+        ) from None
     # CAP_DAC_READ_SEARCH is capability number 2. Landlock still applies, so the process can read only the allowed
     # folders.
     kept = 0 if reachable else 1 << 2
     header = struct.pack("=Ii", 0x20080522, 0)
     if kernel.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
         raise CannotConfine(
-            "as root without CAP_DAC_READ_SEARCH the Python and the data folder must be open to all users"
+            "if Antiphon runs as root without CAP_DAC_READ_SEARCH, all users must be able to enter the folders of "
+            "Python and of the data"
         )
 
 

@@ -145,7 +145,7 @@ class ContainerRooms:
         """Run code in a container, after copying in the uploaded files `file_ids` that it lacks. Returns None if the
         owner has no such container. Raises `ContainerFailed`.
 
-        `make`: the properties of the container, which this call creates if it does not exist. With `make`, the
+        `make`: the properties with which this call creates the container if it does not exist. With `make`, the
         `container_id` must come from `new_container_id`.
         """
         async with self._using(owner, container_id, make) as row:

@@ -5,8 +5,8 @@ the trial that tests whether this machine can confine code, and with which mode 
 sandboxed process (`machine.py`), its confinement (`confinement.py`), its disk limit (`space.py`), the script that it
 runs (`interpreter.py`).
 
-If code does not stop after its timeout, the sandbox kills the process: variables are lost, files stay. Code that
-exceeds the disk or memory limit gets an error.
+If code does not stop after its timeout, the sandbox kills the process. The variables are then lost, and the files stay.
+Code that exceeds the disk or memory limit gets an error.
 
 The model's code controls all data that a sandboxed process sends. So the sandbox validates all data from these
 processes and limits its size.
@@ -208,8 +208,8 @@ async def _retire(machine: Machine) -> None:
 
 
 HOLDS: dict[Room, str] = {
-    "memory": "files of running code are in a file system in memory, of fixed size",
-    "counted": "no right to mount and no user namespaces: files of code are counted and each is small",
+    "memory": "while code runs, its files are in a file system in memory with a fixed size",
+    "counted": "Antiphon may neither mount nor use user namespaces, so code can create only few and small files",
 }
 
 TRIAL_CODE = """
@@ -281,7 +281,7 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
     except SandboxNotStarted as error:
         return error.reason
     except (OSError, SandboxFailed) as error:
-        return f"it cannot be started: {error}"
+        return f"the sandbox cannot be started: {error}"
     finally:
         await machine.end(keep=False)
         await SANDBOX.run(delete_home, home)
@@ -289,7 +289,7 @@ async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
         return ""
     found = re.search(r"escaped:([a-z,]+);", run.output)
     if found:
-        return f"code inside could do what it must not: {found[1]}"
+        return f"code in the sandbox could perform forbidden operations: {found[1]}"
     return f"it broke: {run.output[-300:].strip() or run.lost or 'no answer'}"
 
 

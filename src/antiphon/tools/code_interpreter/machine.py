@@ -42,7 +42,9 @@ from antiphon.tools.code_interpreter.starting import PROGRAM, Room, command, env
 _START_SECONDS, _GRACE, _LOOK = 60.0, 1.0, 0.1
 _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
 
-_TOO_DEEP = "\n[There are folders within more folders than can be kept: what is innermost goes with this interpreter.]"
+_TOO_DEEP = (
+    "\n[The folders are nested too deeply: the contents of the innermost folders are lost when this interpreter ends.]"
+)
 
 _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
 """Limits of reading a run's output: at most `_READ` bytes per read. After `_READ_FREELY` bytes, a pause of `_REST`
@@ -288,7 +290,7 @@ class Machine:
         said = f"\n[Stopped: it took longer than {self._limits.seconds:g} seconds.]"
         self._signal(signal.SIGINT)
         await self._system.wait((answering,), timeout=_GRACE)
-        return said, "" if answering.done() else "it did not stop when its time was up"
+        return said, "" if answering.done() else "it did not stop after its timeout"
 
     async def _freeze(self) -> str:
         """Stop the process, and wait until all its threads have stopped. Returns the reason to end the process, or an
@@ -302,7 +304,7 @@ class Machine:
         if not stopped:
             return "it could not be stopped"
         if self._room == "counted" and await SANDBOX.run(self._ask, "held?\n") != b"no\n":
-            return "it kept files open that are deleted"
+            return "it kept deleted files open"
         return ""
 
     # The process

@@ -137,7 +137,9 @@ class Neighbours:
         except OSError as error:
             listening.close()
             why = error.strerror or str(error)
-            raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
+            raise ConfigError(
+                f"code_interpreter.sockets: the socket in {self._folder} cannot be created: {why}"
+            ) from None
 
     async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[CodeRun, str]:
         """Run code in the process `holder`, which ran the container's code last, if it still exists. If `holder` has
@@ -191,12 +193,12 @@ class Neighbours:
 
     async def _hand(self, holder: str, ask: Ask) -> CodeRun | None:
         """Send a request to the process `holder` and return its result. Returns None if `holder` cannot be reached, so
-        it has run nothing. Raises `SandboxFailed`."""
+        that `holder` has not run the code. Raises `SandboxFailed`."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
         message = framed(ask)
         if len(message) > self._ask_bytes:
-            raise SandboxFailed(f"The code is too long: {self._ask_bytes} bytes are the limit.")
+            raise SandboxFailed(f"The code is too long. The limit is {self._ask_bytes} bytes.")
         streams = await self._connect(holder)
         if streams is None:
             return None
@@ -213,7 +215,7 @@ class Neighbours:
             raise SandboxFailed("The process that runs the interpreter gave an invalid answer.") from None
         except (asyncio.IncompleteReadError, OSError):
             _log.warning("interpreter_process_ended", container=ask.key, process=holder)
-            return CodeRun("", failed=True, lost="the process that it was in ended")
+            return CodeRun("", failed=True, lost="the worker process of the interpreter ended")
         finally:
             await to_the_end(_leave(reader, writer))
         if answer.refused:

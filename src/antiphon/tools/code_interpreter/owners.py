@@ -81,7 +81,8 @@ class OwnersContainers:
         for head in await self._rows.every(old):
             holder = new_id("move")
             try:
-                # A lease without an owner also gets an expired container, and counts as no use.
+                # A lease without an owner is also possible on an expired container, and does not restart the
+                # container's idle time.
                 row = await self._rows.take(head.id, holder, _LEASE_SECONDS)
                 if row is None:
                     continue

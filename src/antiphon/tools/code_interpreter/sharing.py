@@ -200,7 +200,7 @@ class Snapshots:
         return row.machine in ("", self._machine)
 
     async def bring(self, row: ContainerRow) -> list[str]:
-        """Restore the container's files on this machine if another machine has the current ones. Returns the paths of
+        """Restore the container's files on this machine if another machine has the current files. Returns the paths of
         files that no snapshot contains, which are lost.
 
         Raises `SandboxFailed` and `StoreError`. After an error the row is unchanged, so the next use tries again.

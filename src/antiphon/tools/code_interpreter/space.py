@@ -107,7 +107,7 @@ def counter(control: int) -> Callable[[int], None]:
     _LIBC.prctl(4, 1, 0, 0, 0)
     if os.fork() == 0:
         try:
-            # Close all other descriptors, because other processes wait until the pipes among them close.
+            # Close all other descriptors. Some of them are pipes, and other processes wait until these pipes close.
             kept = sorted((control, theirs.fileno()))
             for low, high in zip((-1, *kept), (*kept, 1 << 12), strict=True):
                 os.closerange(low + 1, high)

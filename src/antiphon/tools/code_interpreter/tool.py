@@ -137,7 +137,7 @@ class CodeInterpreter:
                 )
             return _ContainerChoice(container)
         if container.type != "auto":
-            raise invalid_value(f"{where}.type", "it must be 'auto'")
+            raise invalid_value(f"{where}.type", "use 'auto'")
         if container.network_policy is not None and container.network_policy.type != "disabled":
             raise unsupported_parameter(
                 "This server runs code without network access. Leave 'network_policy' out.", f"{where}.network_policy"
@@ -165,7 +165,7 @@ def _code(arguments: str) -> str:
     given = read_arguments(arguments, _CodeArguments)
     code = arguments if given is None else given.code
     if not code.strip():
-        raise ToolFailed("there is no code in it; the arguments must be a JSON object with the string 'code'.")
+        raise ToolFailed("the arguments contain no code; they must be a JSON object with the string 'code'.")
     return code
 
 
@@ -174,13 +174,13 @@ def _result(call: HostedCall, container_id: str, ran: Ran, show_pictures: bool) 
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
     outputs: list[dict[str, object]] = [{"type": "logs", "logs": run.output}] if run.output else []
     outputs += [{"type": "image", "url": image} for image in images]
-    told = ["[This is a new interpreter: variables of earlier calls are gone, files are still there.]"] * ran.forgot
+    told = ["[This is a new interpreter: variables of earlier calls are lost, files still exist.]"] * ran.forgot
     if ran.left_behind:
         names = ", ".join(unmarked(path) for path in ran.left_behind[:_MAX_FILES])
-        told.append(f"[{len(ran.left_behind)} files could not be brought from another machine and are gone: {names}.]")
+        told.append(f"[{len(ran.left_behind)} files could not be copied from another machine and are lost: {names}.]")
     told += [unmarked(run.output).rstrip("\n")] if run.output.strip() else []
     if run.lost:
-        gone = f"[The interpreter was ended: {run.lost}. All variables are gone; files are still there.]"
+        gone = f"[The interpreter was ended: {run.lost}. All variables are lost; files still exist.]"
         told.append(gone)
         outputs.append({"type": "logs", "logs": gone})
     if images:
