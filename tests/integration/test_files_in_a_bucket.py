@@ -62,7 +62,7 @@ async def test_files_are_ingested_from_a_bucket(seaweed: SeaweedServer, tmp_path
 
 async def test_a_server_does_not_start_without_its_bucket(seaweed: SeaweedServer, tmp_path: Path) -> None:
     settings = load_settings({"data": tmp_path, "blobs": _given(seaweed, url="s3://none-such/x")})
-    with pytest.raises(StoreError, match="there is no bucket 'none-such'; create it"):
+    with pytest.raises(StoreError, match="there is no bucket 'none-such'; create the bucket"):
         await build(settings, door="http")
 
 
