@@ -15,7 +15,7 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.config.upstreams import PriceSettings
 from tests.support.background_app import BackgroundApp, Processes, processes
-from tests.support.chat_server import Wait, answer, text_stream
+from tests.support.chat_server import Wait, answer, event, text_stream
 from tests.support.sandbox_trial import trial
 
 KEYS = {"anna": {"keys": ["anna-first-key-of-all", "anna-second-key-here"], "team": "research"}}
@@ -150,6 +150,19 @@ async def test_forwarded_requests_are_charged_by_their_answer(made: Processes) -
     assert status == 200 and '"usage"' in text
     assert (await _used(app))["owner:n:anna tokens_per_month"] == 2 * body["usage"]["total_tokens"]
     assert (await _post(app, "/chat/completions", **chat, user="x" * 400))[0] == 429
+
+
+@pytest.mark.parametrize("size", [1, 7, 50_000])
+async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(made: Processes, size: int) -> None:
+    usage = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
+    noise = [event({"choices": [{"delta": {"content": "x" * 500}}], "usage": None}) for _ in range(200)]
+    last = event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n"
+    pieces = [*noise, *(last[at : at + size] for at in range(0, len(last), size))]
+    made.chat.script(answer(parts=pieces))
+    app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 1_000_000}})
+    messages = [{"role": "user", "content": "hi"}]
+    status, _, _ = await _post(app, "/chat/completions", messages=messages, stream=True)
+    assert status == 200 and (await _used(app))["owner:n:anna tokens_per_month"] == 23
 
 
 async def _upload(app: BackgroundApp, token: str) -> tuple[int, Any]:

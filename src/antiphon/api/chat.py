@@ -245,7 +245,7 @@ class _Quota:
 
     def close(self, answer: bytes, status: int) -> None:
         """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error
-        costs nothing. `answer` is the body, or the chunk of a stream that has the usage."""
+        costs nothing. `answer` is the body, or the end of a stream."""
         if self._reservation is None:
             return
         if not 200 <= status < 300:
@@ -257,6 +257,10 @@ class _Quota:
         else:
             tokens = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
             self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
+
+
+_TAIL = 32 * 1024
+"""The minimum number of bytes at the end of a stream in which Antiphon looks for the usage."""
 
 
 class _Stream:
@@ -278,8 +282,8 @@ class _Stream:
         self._size = 0
         self._whole = False
         self._quota = quota
-        # The end of the stream, which has the usage if the client asked for it.
-        self._last = b""
+        # The end of the stream has the usage if the client asked for it. The upstream may split that event.
+        self._tail = bytearray()
         self._parts = answer.body()
         self._stack = stack
         self._upstream = upstream
@@ -292,8 +296,9 @@ class _Stream:
             part = await anext(self._parts)
             self._note.came()
             self._size += len(part)
-            if USAGE in part:
-                self._last = part
+            self._tail += part
+            if len(self._tail) > 2 * _TAIL:
+                del self._tail[:-_TAIL]
             return part
         except StopAsyncIteration:
             self._whole = True
@@ -309,10 +314,11 @@ class _Stream:
             raise AnswerCut(self._failure) from None
 
     async def aclose(self) -> None:
-        self._quota.close(self._last, self._answer.status)
+        tail = bytes(self._tail)
+        self._quota.close(tail, self._answer.status)
         if not self._whole and self._failure is None:
             self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
-        self._note.end(self._answer.status, self._failure, self._last, self._size, stream=True)
+        self._note.end(self._answer.status, self._failure, tail, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
 
@@ -352,9 +358,9 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def usage_in(answer: bytes) -> PassedUsage | None:
-    """Return the usage in an answer, or None. `answer` is the body, or the chunk of a stream that has the usage.
+    """Return the usage in an answer, or None. `answer` is the body, or the end of a stream.
 
-    In a stream, the last event with a usage counts. A chunk with only a part of this event gives None.
+    In a stream, the last complete event with a usage counts.
     """
     whole = try_decode(_ANSWER, answer)
     usage = whole.usage if whole is not None else None
