@@ -279,7 +279,7 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_
 
 
 async def test_what_is_in_use_stays_where_it_is(url: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="nothing to move"):
+    with pytest.raises(StoreError, match="There is no database in"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
     with pytest.raises(ConfigError, match="postgresql://"):
         await move(tmp_path, "sqlite:", data=tmp_path, blobs=BlobSettings())

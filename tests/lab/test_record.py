@@ -183,7 +183,7 @@ async def test_an_answer_without_reasoning_is_no_recording_of_reasoning(tmp_path
     ("arguments", "said"),
     [
         (("http://127.0.0.1:9/v1", "--model", "m"), "gave no whole answer"),
-        (("http://127.0.0.1:9/v1",), "name one with --model"),
+        (("http://127.0.0.1:9/v1",), "name a model with --model"),
         (("http://user:pass@127.0.0.1:9/v1",), "without a user or a password"),
         (("http://127.0.0.1:9/v1", "--provider", "../x"), "use 1 to 32 of"),
         (("http://127.0.0.1:9/v1", "--key-env", "NOT_SET_ANYWHERE"), "the variable NOT_SET_ANYWHERE is not set"),
