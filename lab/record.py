@@ -374,7 +374,7 @@ async def first_model(url: str, secrets: tuple[str, ...]) -> str:
         async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{url}/models") as got:
             return str(json.loads(b"".join(data for _, data in await _parts(got, url)))["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise CannotRecord(f"The server at {url} lists no models: name one with --model.") from None
+        raise CannotRecord(f"The server at {url} lists no models: name a model with --model.") from None
 
 
 def _one_line(text: str) -> str:
