@@ -239,7 +239,10 @@ def _nobody() -> str:
 
 
 UNUSABLE = {
-    "no such bucket": ({"url": "s3://none-such/x"}, "there is no bucket 'none-such'; create it, or correct blobs.url"),
+    "no such bucket": (
+        {"url": "s3://none-such/x"},
+        "there is no bucket 'none-such'; create the bucket, or correct blobs.url",
+    ),
     "wrong secret": ({"secret": "wrong-" * 5}, "credentials are refused .SignatureDoesNotMatch.; check blobs.key_id"),
     "wrong key id": (
         {"key_id": "AKIDNOBODY000000"},
