@@ -152,11 +152,16 @@ async def test_forwarded_requests_are_charged_by_their_answer(made: Processes) -
     assert (await _post(app, "/chat/completions", **chat, user="x" * 400))[0] == 429
 
 
-@pytest.mark.parametrize("size", [1, 7, 50_000])
-async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(made: Processes, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "content"), [(1, 0), (7, 0), (50_000, 0), (1_000, 40_000), (7_000, 300_000), (500_000, 300_000)]
+)
+async def test_a_forwarded_stream_is_charged_by_its_usage_in_any_pieces(
+    made: Processes, size: int, content: int
+) -> None:
     usage = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
     noise = [event({"choices": [{"delta": {"content": "x" * 500}}], "usage": None}) for _ in range(200)]
-    last = event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n"
+    choices = [{"delta": {"content": "y" * content}}] if content else []
+    last = event({"choices": choices, "usage": usage}) + b"data: [DONE]\n\n"
     pieces = [*noise, *(last[at : at + size] for at in range(0, len(last), size))]
     made.chat.script(answer(parts=pieces))
     app = await made.start(owner_keys=KEYS, quotas={"each_owner": {"tokens_per_month": 1_000_000}})

@@ -245,7 +245,7 @@ class _Quota:
 
     def close(self, answer: bytes, status: int) -> None:
         """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error
-        costs nothing. `answer` is the body, or the end of a stream."""
+        costs nothing. `answer` is the body, or the line of a stream that has the usage."""
         if self._reservation is None:
             return
         if not 200 <= status < 300:
@@ -259,8 +259,40 @@ class _Quota:
             self._reservation.close_read(max(0, tokens - usage.completion_tokens), usage.completion_tokens)
 
 
-_TAIL = 32 * 1024
-"""The minimum number of bytes at the end of a stream in which Antiphon looks for the usage."""
+_LONGEST_LINE = 1024 * 1024
+"""The maximum number of bytes of an unfinished line in which Antiphon looks for the usage."""
+
+
+class _UsageLines:
+    """Finds the last line of a stream that has a usage, however the upstream splits the stream."""
+
+    def __init__(self) -> None:
+        self._found = b""
+        self._unfinished = bytearray()
+
+    def feed(self, part: bytes) -> None:
+        """Read the next part of the stream."""
+        end = part.rfind(b"\n")
+        if end < 0:
+            self._unfinished += part
+            if len(self._unfinished) > _LONGEST_LINE:
+                self._unfinished.clear()
+            return
+        self._look(bytes(self._unfinished) + part[:end])
+        self._unfinished[:] = part[end + 1 :]
+
+    @property
+    def last(self) -> bytes:
+        """The last line that has a usage. The end of the stream may be a line without a line end."""
+        self._look(bytes(self._unfinished))
+        return self._found
+
+    def _look(self, lines: bytes) -> None:
+        if USAGE in lines:
+            for line in reversed(lines.split(b"\n")):
+                if USAGE in line and usage_in(line) is not None:
+                    self._found = line
+                    return
 
 
 class _Stream:
@@ -282,8 +314,7 @@ class _Stream:
         self._size = 0
         self._whole = False
         self._quota = quota
-        # The end of the stream has the usage if the client asked for it. The upstream may split that event.
-        self._tail = bytearray()
+        self._lines = _UsageLines()
         self._parts = answer.body()
         self._stack = stack
         self._upstream = upstream
@@ -296,9 +327,7 @@ class _Stream:
             part = await anext(self._parts)
             self._note.came()
             self._size += len(part)
-            self._tail += part
-            if len(self._tail) > 2 * _TAIL:
-                del self._tail[:-_TAIL]
+            self._lines.feed(part)
             return part
         except StopAsyncIteration:
             self._whole = True
@@ -314,11 +343,11 @@ class _Stream:
             raise AnswerCut(self._failure) from None
 
     async def aclose(self) -> None:
-        tail = bytes(self._tail)
-        self._quota.close(tail, self._answer.status)
+        last = self._lines.last
+        self._quota.close(last, self._answer.status)
         if not self._whole and self._failure is None:
             self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
-        self._note.end(self._answer.status, self._failure, tail, self._size, stream=True)
+        self._note.end(self._answer.status, self._failure, last, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
 
@@ -358,7 +387,7 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def usage_in(answer: bytes) -> PassedUsage | None:
-    """Return the usage in an answer, or None. `answer` is the body, or the end of a stream.
+    """Return the usage in an answer, or None. `answer` is the body, or lines of a stream.
 
     In a stream, the last complete event with a usage counts.
     """
