@@ -169,10 +169,10 @@ class PassedOn:
             note.call(called)
             answer = await stack.enter_async_context((upstream or self._upstream).call(call))
         except UpstreamCallFailed as failure:
-            quota.close(b"", 0)
+            quota.close(None, 0)
             raise _unanswered(failure.error, called) from None
         except BaseException:
-            quota.close(b"", 0)
+            quota.close(None, 0)
             raise
         shared = self._several_owners and not route.passthrough
         name = header_value(answer.headers, UPSTREAM_HEADER) if route.several else None
@@ -186,17 +186,19 @@ class PassedOn:
             return ApiResponse(
                 answer.status, (*kept, *unheard), b"", _Stream(answer, stack, called, quota, note, why), why
             )
-        whole = b""
+        usage = None
         try:
             async with stack:
                 whole = b"".join([part async for part in answer.body()])
+            if quota.reads_usage or note.reads_usage:
+                usage = usage_in(whole)
         except UpstreamCallFailed as failure:
             raise _unanswered(failure.error, called) from None
         finally:
-            quota.close(whole, answer.status)
+            quota.close(usage, answer.status)
         why = self._why(answer, whole, called)
         note.came()
-        note.end(answer.status, why, whole, len(whole))
+        note.end(answer.status, why, usage, len(whole))
         if answer.status >= 400:
             whole = bytes_without(whole, self._secrets)
         length = () if answer.status in (204, 304) else (("content-length", str(len(whole))),)
@@ -243,15 +245,19 @@ class _Quota:
             if not self._reservation.take_now(read_model(body) or "", size=len(body), output=output):
                 await self._reservation.take()
 
-    def close(self, answer: bytes, status: int) -> None:
+    @property
+    def reads_usage(self) -> bool:
+        """Whether `close` needs the usage in the answer."""
+        return self._reservation is not None
+
+    def close(self, usage: PassedUsage | None, status: int) -> None:
         """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error
-        costs nothing. `answer` is the body, or the line of a stream that has the usage."""
+        costs nothing."""
         if self._reservation is None:
             return
         if not 200 <= status < 300:
             self._reservation.close(0, 0, 0)
             return
-        usage = usage_in(answer)
         if usage is None:
             self._reservation.close_as_estimated()
         else:
@@ -263,11 +269,11 @@ _LONGEST_LINE = 1024 * 1024
 """The maximum number of bytes of an unfinished line in which Antiphon looks for the usage."""
 
 
-class _UsageLines:
-    """Finds the last line of a stream that has a usage, however the upstream splits the stream."""
+class _StreamUsage:
+    """Finds the last usage in a stream, however the upstream splits the stream."""
 
     def __init__(self) -> None:
-        self._found = b""
+        self._found: PassedUsage | None = None
         self._unfinished = bytearray()
 
     def feed(self, part: bytes) -> None:
@@ -281,18 +287,13 @@ class _UsageLines:
         self._look(bytes(self._unfinished) + part[:end])
         self._unfinished[:] = part[end + 1 :]
 
-    @property
-    def last(self) -> bytes:
-        """The last line that has a usage. The end of the stream may be a line without a line end."""
+    def end(self) -> PassedUsage | None:
+        """Return the last usage. The last line of the stream may have no line end."""
         self._look(bytes(self._unfinished))
         return self._found
 
     def _look(self, lines: bytes) -> None:
-        if USAGE in lines:
-            for line in reversed(lines.split(b"\n")):
-                if USAGE in line and usage_in(line) is not None:
-                    self._found = line
-                    return
+        self._found = _usage_in_lines(lines) or self._found
 
 
 class _Stream:
@@ -314,7 +315,7 @@ class _Stream:
         self._size = 0
         self._whole = False
         self._quota = quota
-        self._lines = _UsageLines()
+        self._usage = _StreamUsage() if quota.reads_usage or note.reads_usage else None
         self._parts = answer.body()
         self._stack = stack
         self._upstream = upstream
@@ -327,7 +328,8 @@ class _Stream:
             part = await anext(self._parts)
             self._note.came()
             self._size += len(part)
-            self._lines.feed(part)
+            if self._usage is not None:
+                self._usage.feed(part)
             return part
         except StopAsyncIteration:
             self._whole = True
@@ -343,11 +345,11 @@ class _Stream:
             raise AnswerCut(self._failure) from None
 
     async def aclose(self) -> None:
-        last = self._lines.last
-        self._quota.close(last, self._answer.status)
+        usage = self._usage.end() if self._usage is not None else None
+        self._quota.close(usage, self._answer.status)
         if not self._whole and self._failure is None:
             self._failure = cancelled(CancelReason.CLIENT_GONE, State.PASSING, self._upstream)
-        self._note.end(self._answer.status, self._failure, last, self._size, stream=True)
+        self._note.end(self._answer.status, self._failure, usage, self._size, stream=True)
         async with self._stack:
             await cast(Any, self._parts).aclose()
 
@@ -387,17 +389,18 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def usage_in(answer: bytes) -> PassedUsage | None:
-    """Return the usage in an answer, or None. `answer` is the body, or lines of a stream.
-
-    In a stream, the last complete event with a usage counts.
-    """
+    """Return the usage in a whole answer, or None. In a stream, the last complete event with a usage counts."""
     whole = try_decode(_ANSWER, answer)
     usage = whole.usage if whole is not None else None
-    for line in reversed(answer.split(b"\n")) if usage is None else ():
+    return usage or _usage_in_lines(answer)
+
+
+def _usage_in_lines(lines: bytes) -> PassedUsage | None:
+    for line in reversed(lines.split(b"\n")) if USAGE in lines else ():
         found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if USAGE in line else None
         if found is not None and found.usage is not None:
             return found.usage
-    return usage
+    return None
 
 
 class PassedEntry:
@@ -411,6 +414,11 @@ class PassedEntry:
         self._upstream = ""
         self._called = 0.0
         self._first: float | None = None
+
+    @property
+    def reads_usage(self) -> bool:
+        """Whether `end` needs the usage in the answer."""
+        return self._journal is not None
 
     def asks(self, model: str) -> None:
         """Record the model that the request names."""
@@ -434,22 +442,30 @@ class PassedEntry:
         out, as in `Telemetry.refused`."""
         failure = refusal(error)
         if not failure.counted:
-            self._end(failure, error.message, error.status, b"", 0)
+            self._end(failure, error.message, error.status, None, 0)
 
-    def end(self, status: int, failure: Failure | None, answer: bytes, size: int, *, stream: bool = False) -> None:
-        """Note the end of an answer. `answer` is the part of the answer that may have the usage, and `size` the size of
-        the whole answer."""
-        self._end(failure, "", status, answer, size, stream=stream)
+    def end(
+        self, status: int, failure: Failure | None, usage: PassedUsage | None, size: int, *, stream: bool = False
+    ) -> None:
+        """Note the end of an answer. `size` is the number of bytes of its body."""
+        self._end(failure, "", status, usage, size, stream=stream)
 
     def _end(
-        self, failure: Failure | None, message: str, status: int, answer: bytes, size: int, *, stream: bool = False
+        self,
+        failure: Failure | None,
+        message: str,
+        status: int,
+        usage: PassedUsage | None,
+        size: int,
+        *,
+        stream: bool = False,
     ) -> None:
         journal, self._journal = self._journal, None
         if journal is None:
             return
         request, seconds = self._request, time.perf_counter() - self._started
         entry = plain_entry(PASSED, request.request_id, request.caller, request.path, failure, message)
-        usage = usage_in(answer) or PassedUsage()
+        usage = usage or PassedUsage()
         spans: tuple[JournalSpan, ...] = ()
         if self._upstream:
             spans = (
