@@ -32,14 +32,12 @@ from antiphon.engine.ports.callers import NAMED, KnownTokens
 from antiphon.engine.ports.quotas import MEASURES, STOCKS, Amounts, Kind, Measure, QuotaCounters, QuotaRules, Stock
 from antiphon.engine.ports.state import NotMovable
 from antiphon.engine.running.adoption import Adoption
-from antiphon.engine.running.issuer_keys import IssuerKeys
 from antiphon.engine.running.quotas import Quotas
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.stores.audit import AuditEntry
 from antiphon.stores.choice import backend_of
-from antiphon.upstream.issuer import read_discovered, read_file, read_url
 
 
 @asynccontextmanager
@@ -50,6 +48,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
         from antiphon.doors.issuer_tokens import Identities, TokenKeys, TokenRules, read_keys
     except ImportError:
         raise extra_missing("owner.source: jwt", "jwt") from None
+    from antiphon.engine.running.issuer_keys import IssuerKeys
 
     def read(data: bytes) -> TokenKeys:
         return read_keys(data, settings.algorithms)
@@ -80,6 +79,9 @@ def left_claims(owner: OwnerSettings) -> LeftClaims | None:
 
 
 def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
+    # The module imports an HTTP client, which `antiphon admin` and most gateways do not need.
+    from antiphon.upstream.issuer import read_discovered, read_file, read_url
+
     if settings.jwks and "://" not in settings.jwks:
         return partial(read_file, Path(settings.jwks))
     tls = trusted("owner.jwt.ca_file", settings.ca_file)
