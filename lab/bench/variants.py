@@ -39,7 +39,6 @@ Values = dict[str, float]
 _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
 _CHAIN = 20
-_PURE = "-pure"
 _SOURCES = Path(__file__).parents[2] / "src"
 _PROCESSOR, _ROUTER = "envoy.filters.http.ext_proc", "envoy.filters.http.router"
 
@@ -59,26 +58,26 @@ LABELS = {
     "relay-console": "Antiphon, relay, with the console",
 }
 
+_PURE = "-pure"
 _PLENTY = 1_000_000
 _RATES = ("REQUESTS_PER_MINUTE", "TOKENS_PER_MINUTE", "TOKENS_PER_MONTH", "COST_PER_MONTH")
-_FEATURES = {
+_ENDINGS = {
+    _PURE: {"PYTHONPATH": str(_SOURCES)},
     "-quotas": {
         **{f"ANTIPHON_QUOTAS__EACH_OWNER__{limit}": str(1000 * _PLENTY) for limit in _RATES},
         "ANTIPHON_QUOTAS__EACH_OWNER__PARALLEL_REQUESTS": str(_PLENTY),
     },
     "-console": {"ANTIPHON_CONSOLE__ENABLED": "true", "ANTIPHON_CONSOLE__LISTEN": "127.0.0.1:0"},
 }
-"""Settings of the variants that switch a feature on, by the end of the variant's name. No request reaches a quota. The
-console records no contents."""
+"""The environment of the variants of another build or with another feature, by the end of the variant's name. No
+request reaches a quota. The console records no contents."""
+_SPECIAL = tuple(ending for ending in _ENDINGS if ending != _PURE)
 
 
 def usual() -> list[str]:
     """The default variants: both builds if Antiphon is compiled, without the variants of a feature."""
-    return [
-        name
-        for name in LABELS
-        if (antiphon.compiled() or not name.endswith(_PURE)) and not name.endswith(tuple(_FEATURES))
-    ]
+    left_out = _SPECIAL if antiphon.compiled() else tuple(_ENDINGS)
+    return [name for name in LABELS if not name.endswith(left_out)]
 
 
 @dataclass(frozen=True)
@@ -269,10 +268,7 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
-    environment = {"PYTHONPATH": str(_SOURCES)} if name.endswith(_PURE) else {}
-    for ending, values in _FEATURES.items():
-        if name.endswith(ending):
-            environment |= values
+    environment = next((values for ending, values in _ENDINGS.items() if name.endswith(ending)), {})
     door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",
@@ -311,7 +307,7 @@ def _store_chain(port: int, turns: int) -> str:
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
     """The mode and transport in a variant's name; the default transport is the fast one."""
-    for ending in (_PURE, *_FEATURES):
+    for ending in _ENDINGS:
         name = name.removesuffix(ending)
     mode, _, transport = name.partition("-")
     return mode, transport or "http2"
