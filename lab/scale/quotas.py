@@ -120,8 +120,8 @@ class _Load:
         while self.requests > 0:
             self.requests -= 1
             owner = self.chance.choice(_OWNERS)
-            up = self.replicas.up
-            url = self.replicas.url(self.chance.choice(up or [0]))
+            number = self.chance.choice(self.replicas.up or [0])
+            url = self.replicas.url(number)
             body: dict[str, Any] = {"model": "m", "input": f"{owner} asks", "store": False}
             if self.chance.random() < 0.5:
                 body["max_output_tokens"] = 150
@@ -140,7 +140,7 @@ class _Load:
                 self.refused_in[owner, minute] += 1
                 if "retry-after" not in got.headers or owner not in text:
                     self.wrong.append(f"a 429 without its limit or its end: {text[:200]}")
-            elif got.status == 503 and "adapter_unavailable" in text:
+            elif got.status == 503 and "adapter_unavailable" in text and number not in self.replicas.up:
                 # The replica was killed, and its Envoy lived a moment longer.
                 self.cut[owner] += 1
             elif got.status != 200:
