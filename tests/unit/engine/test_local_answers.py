@@ -34,8 +34,8 @@ _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param
         ),
         ("picker:503:a:b", _SAID, 503, "some_code", "endpoint picker: a:b"),
         ("picker:504:late", _SAID, 504, "some_code", "endpoint picker: late"),
-        ("picker:429:", _SAID, 429, "some_code", "endpoint picker: it refused the request: Said."),
-        ("picker:odd", _SAID, 503, "some_code", "endpoint picker: it refused the request: Said."),
+        ("picker:429:", _SAID, 429, "some_code", "endpoint picker: the picker refused the request: Said."),
+        ("picker:odd", _SAID, 503, "some_code", "endpoint picker: the picker refused the request: Said."),
     ],
 )
 def test_envoys_answer(told: str, said: bytes, status: int, code: str, cause: str) -> None:

@@ -164,7 +164,7 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
             error = UpstreamFailed(
                 error.message, status=429, type=error.type, code=error.code, param=error.param, headers=error.headers
             )
-        error.cause = f"endpoint picker: {why or 'it refused the request: ' + error.message}"
+        error.cause = f"endpoint picker: {why or 'the picker refused the request: ' + error.message}"
         return error
     fault = local_fault(told)
     what = (
