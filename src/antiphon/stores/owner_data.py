@@ -209,7 +209,7 @@ WHERE owner = :old AND id > :after AND (locked_by IS NULL OR locked_until <= lea
 """
 _MOVE_PROMPTS = "UPDATE prompts SET owner = :new WHERE owner = :old"
 _MOVE_VECTOR_STORES = "UPDATE vector_stores SET owner = :new WHERE owner = :old"
-# Expired rows may have equal keys, and nobody needs them.
+# Expired rows may have equal keys, and Antiphon reads no expired row.
 _DROP_EXPIRED_KEYS = f"DELETE FROM idempotency WHERE owner IN (:both...) AND NOT {_LIVE_KEY}"
 _MOVE_KEYS = "UPDATE idempotency SET owner = :new WHERE owner = :old"
 _MOVE_REQUESTS = (
