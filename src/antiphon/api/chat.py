@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -53,7 +54,8 @@ MODEL_PATHS = ("/chat/completions", "/embeddings")
 
 PASSED = "pass_through"
 """The door of the entries of forwarded requests."""
-USAGE = b'"usage"'
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+"""A usage with counts. Some servers send `"usage": null` in all chunks but the last."""
 _MODEL_LENGTH = 128
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
@@ -396,8 +398,8 @@ def usage_in(answer: bytes) -> PassedUsage | None:
 
 
 def _usage_in_lines(lines: bytes) -> PassedUsage | None:
-    for line in reversed(lines.split(b"\n")) if USAGE in lines else ():
-        found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if USAGE in line else None
+    for line in reversed(lines.split(b"\n")) if _USAGE.search(lines) else ():
+        found = try_decode(_ANSWER, line.removeprefix(b"data:").strip()) if _USAGE.search(line) else None
         if found is not None and found.usage is not None:
             return found.usage
     return None
