@@ -142,7 +142,7 @@ def _input(text: str) -> str:
 
 
 class ResponseView(Protocol):
-    """A form of the output."""
+    """Shows a response on the terminal in one format: text, a line for each event, or JSON."""
 
     def receive(self, event: Event, seconds: float) -> None:
         """Show an event that arrived `seconds` after the request."""

@@ -217,7 +217,7 @@ class ApplyPatchCall(_ClientCall, kw_only=True):
 
 
 class ToolSearchCall(_ClientCall, kw_only=True):
-    """A search for tools that the client performs. `arguments` is an object."""
+    """The model asks the client to search for tools. `arguments` is an object."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
     execution: Literal["client"] = "client"
@@ -261,8 +261,8 @@ class CodeInterpreterCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchCall(_Tracked, kw_only=True):
-    """A search for tools that Antiphon performs. `arguments` is an object. `call_id` is null, because the client sends
-    no output for the search."""
+    """The model asks Antiphon to search for tools. `arguments` is an object. `call_id` is null, because the client
+    sends no output for the search."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
     call_id: None = None

@@ -235,8 +235,8 @@ class WebSocketConnection:
             self._news.set()
 
     def _checked(self, frame: bytes) -> bytes | ApiError:
-        """Reserve memory for the frame and return the frame. Returns an error instead when the frame is too large or no
-        memory is left; the frame's turn sends the error."""
+        """Reserve memory for the frame and return the frame. If the frame is too large or no memory is left, the method
+        returns an error instead. The connection sends that error when it handles the frame."""
         if len(frame) > self._max_bytes:
             return too_large(self._max_bytes)
         if self._shared.take(len(frame), self._memory):

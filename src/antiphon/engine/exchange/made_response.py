@@ -294,7 +294,7 @@ class CompactionTurn(ModelTurn):
     def begin(self) -> bool:
         """Let the model summarize the conversation. If the conversation has files, Antiphon may fetch them first.
 
-        Returns False when there is nothing to summarize. A client that requests a compaction always gets a compaction.
+        Returns False when there is nothing to summarize, but never when the client itself requested the compaction.
         Raises `ApiError`.
         """
         loaded, request = self.loaded, self.loaded.request

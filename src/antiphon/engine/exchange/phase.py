@@ -1,11 +1,11 @@
 """Defines the base class of an exchange's phases, and what the phases share: options, facts and state.
 
-Lives here: the inputs of a phase, refusing, ending, requesting a model call, following a background response, and the
-answer to a repeated request. Also: the options of every exchange, the paths that exchanges serve, and the facts of the
-request that doors and observers read (`Known`). Not here: the settings behind the options (`antiphon.config`), the
-inputs that each state allows (`states.py`). The phases are in `native_request.py`, `counted_request.py` and
-`queued_request.py`. The phases of a response that the sidecar makes are in `made_response.py`, `running_tools.py` and
-`response_end.py`.
+Lives here: the methods for a phase's inputs, and what every phase can do. A phase can refuse the request, end the
+exchange, request a model call, follow a background response, or answer a repeated request. Also: the options of every
+exchange, the paths that exchanges serve, and the facts of the request that doors and observers read (`Known`). Not
+here: the settings behind the options (`antiphon.config`), the inputs that each state allows (`states.py`). The phases
+are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a response that the sidecar
+makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
 Invariant: an exchange emits `Finish` once, as its last action. An exchange releases its conversation lock and its
 idempotency key before the client gets the end of the answer.

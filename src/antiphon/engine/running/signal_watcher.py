@@ -76,8 +76,9 @@ class SignalWatcher:
         self.wake()
 
     def hear(self, news: News) -> None:
-        """Handle a notification about another process: inform the followers and the worker, and schedule a poll if
-        needed."""
+        """Handle a notification from another process: tell the followers which responses changed, and this process's
+        workers that jobs are queued. If the notification concerns a running job of this process, or if notifications
+        may be lost, schedule a poll."""
         if self.following is not None:
             for response_id in news.responses:
                 self.following.changed(response_id)
