@@ -282,11 +282,12 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     options = _options()
-    groups = GROUPS if options.draw is None and not options.file else PACKAGES
-    mutants = all_mutants(tuple(options.package or groups), options.file)
+    every = all_mutants(PACKAGES, options.file)
+    groups = options.package or (GROUPS if options.draw is None and not options.file else PACKAGES)
+    mutants = {name: ones for name, ones in every.items() if name in groups}
     known = equivalents()
-    keys = {one.key for ones in mutants.values() for one in ones}
-    if not options.package and not options.file and (stale := known.keys() - keys):
+    keys = {one.key for ones in every.values() for one in ones}
+    if not options.file and (stale := known.keys() - keys):
         print("equivalent.txt names what is not there any more:", *sorted(stale), sep="\n  ", file=sys.stderr)
         return 2
     operators = {name for name in options.operator or OPERATORS if name not in options.without}
