@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
+from antiphon.stores.sqlite.database import FilePlace
 from antiphon.stores.sqlite.units import Insertion, Rows
-from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
+from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits, pause_after
 from antiphon.stores.tables import RowsMissing, Statement
 
 
@@ -425,3 +426,59 @@ async def test_of_files_that_are_gone_the_error_says_so_whatever_the_statements_
     with pytest.raises(StoreError, match="was deleted") as told:
         await writer.run([insert(1, "fatal")])
     assert told.value.reason == "gone"
+
+
+# Several writers of one file
+
+
+@pytest.mark.parametrize(
+    ("held", "pause"), [(0.0, 0.0), (0.009, 0.0), (0.01, 0.001), (0.03, 0.003), (0.05, 0.005), (9.0, 0.005)]
+)
+def test_pause_is_a_tenth_of_a_long_transaction(held: float, pause: float) -> None:
+    assert pause_after(held) == pytest.approx(pause)
+
+
+class SlowDisk(FilePlace):
+    """Each transaction holds the write lock for 40 ms: `check` runs before and after each commit."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._checks = 0
+
+    def check(self) -> None:
+        super().check()
+        self._checks += 1
+        if self._checks % 2:
+            time.sleep(0.04)
+
+
+async def test_a_writer_that_commits_without_end_lets_another_write(tmp_path: Path) -> None:
+    """On a slow disk, the lock is free only for moments. Another writer gets the lock after few commits."""
+    path = tmp_path / "shared.db"
+    busy = SqliteWriter(SlowDisk(path), Probe().prepare)
+    other = SqliteWriter(path, Probe().prepare)
+    await busy.start()
+    await other.start()
+    done = asyncio.Event()
+
+    async def commit_without_end() -> None:
+        n = 1000
+        while not done.is_set():
+            await busy.run([insert(n := n + 1)])
+
+    try:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(commit_without_end())
+            passed = 0
+            for n in range(10):
+                commits = busy.groups[1]
+                while busy.groups[1] == commits:  # until the busy writer holds the lock again
+                    await asyncio.sleep(0)
+                before = busy.groups[1]
+                await other.run([insert(n)])
+                passed += busy.groups[1] - before
+            done.set()
+    finally:
+        await other.aclose()
+        await busy.aclose()
+    assert passed <= 15  # about 50 without the pause

@@ -38,10 +38,10 @@ LOCK_SECONDS = 5.0
 """Seconds that a writer waits for another process's write lock."""
 
 # SQLite's busy handler waits up to 100 ms between attempts to get a lock. A process that commits continuously frees the
-# lock for only microseconds, so rare attempts can miss the lock for seconds. Therefore each call to SQLite waits at
-# most 10 ms, and `wait_for_lock` repeats the call until LOCK_SECONDS. These repetitions make hundreds of attempts per
-# second.
-_BUSY_SLICE_MS = 10
+# lock for only a short time (see `pause_after` in `writer.py`), so rare attempts can miss the lock for seconds.
+# Therefore each call to SQLite waits at most 3 ms, and `wait_for_lock` repeats the call until LOCK_SECONDS. So attempts
+# are at most 2 ms apart.
+_BUSY_SLICE_MS = 3
 _JOURNAL_LIMIT = 64 << 20
 
 _ADVICE: dict[int, tuple[StoreReason, str]] = {
