@@ -126,9 +126,9 @@ def make_routes(settings: Settings) -> ModelRoutes:
         for other in others:
             if (other.profile, other.assumed) != (first.profile, first.assumed):
                 raise ConfigError(
-                    f"models ({rule.match}): upstream: {first.upstream} has the profile {_shown(first)} and "
-                    f"{other.upstream} {_shown(other)}, and a request is written before one of them is chosen; set "
-                    "'profile' beside 'upstream'"
+                    f"models ({rule.match}): the upstreams {_shown(first)} and {_shown(other)} have different profiles. "
+                    "Antiphon translates a request for one profile before it chooses the upstream. Set 'profile' in "
+                    "this entry of 'models', next to 'upstream'."
                 )
         return replace(
             first,
@@ -144,7 +144,8 @@ def make_routes(settings: Settings) -> ModelRoutes:
 
 
 def _shown(route: ModelRoute) -> str:
-    return f"{route.profile.name} (until it says what it is)" if route.assumed else route.profile.name
+    until = " until Antiphon has detected the server" if route.assumed else ""
+    return f"{route.upstream} (profile {route.profile.name}{until})"
 
 
 def learn(routes: ModelRoutes, name: str, profile: str) -> None:

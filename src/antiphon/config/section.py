@@ -99,18 +99,21 @@ def _not_a_mask(value: SecretStr) -> SecretStr:
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL_IN_HEADER = (
+    "contains a line end or another control character, which a header cannot contain; remove the character"
+)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 def _header_secret(value: SecretStr) -> SecretStr:
     if _CONTROL.search(value.get_secret_value()):
-        raise ValueError("holds a line end or another control character, and is sent as a header; remove it")
+        raise ValueError(_CONTROL_IN_HEADER)
     return value
 
 
 def _header_value(value: str) -> str:
     if _CONTROL.search(value):
-        raise ValueError("holds a line end or another control character, and is sent as a header; remove it")
+        raise ValueError(_CONTROL_IN_HEADER)
     return value
 
 
