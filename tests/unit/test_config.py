@@ -453,8 +453,14 @@ def test_several_upstreams_for_one_model(upstream: Any, name: str, several: tupl
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (_two(["a", "b"], {"profile": "vllm"}), "models (m): upstream: a has the profile vllm and b generic (until it"),
-        (_two(_WEIGHTED, {"profile": "vllm"}, {"profile": "openai"}), "a has the profile vllm and b openai, and a"),
+        (
+            _two(["a", "b"], {"profile": "vllm"}),
+            "models (m): the upstreams a (profile vllm) and b (profile generic until Antiphon has detected",
+        ),
+        (
+            _two(_WEIGHTED, {"profile": "vllm"}, {"profile": "openai"}),
+            "the upstreams a (profile vllm) and b (profile openai) have different profiles.",
+        ),
     ],
 )
 def test_upstreams_of_a_list_are_written_to_alike(values: dict[str, Any], message: str) -> None:

@@ -126,9 +126,9 @@ def make_routes(settings: Settings) -> ModelRoutes:
         for other in others:
             if (other.profile, other.assumed) != (first.profile, first.assumed):
                 raise ConfigError(
-                    f"models ({rule.match}): the upstreams {_shown(first)} and {_shown(other)} have different profiles. "
-                    "Antiphon translates a request for one profile before it chooses the upstream. Set 'profile' in "
-                    "this entry of 'models', next to 'upstream'."
+                    f"models ({rule.match}): the upstreams {_shown(first)} and {_shown(other)} have different "
+                    "profiles. Antiphon translates a request for one profile before it chooses the upstream. Set "
+                    "'profile' in this entry of 'models', next to 'upstream'."
                 )
         return replace(
             first,
