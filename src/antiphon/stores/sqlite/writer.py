@@ -11,9 +11,9 @@ The first run of a group has no savepoints, because units rarely fail and savepo
 statements' time. When a unit fails, the thread rolls the transaction back and runs the group again with a savepoint
 around each unit. With savepoints, SQLite rolls back only the failing unit.
 
-Several processes may write to one file. SQLite has no queue for the write lock: a waiting process polls. On a slow disk,
-a process that commits continuously holds the lock almost always. A waiting process could miss every free moment until
-its timeout. So after a long transaction, the thread pauses before the next one (`pause_after`).
+Several processes may write to one file. SQLite has no queue for the write lock: a waiting process polls. On a slow
+disk, a process that commits continuously holds the lock almost always. A waiting process could miss every free moment
+until its timeout. So after a long transaction, the thread pauses before the next one (`pause_after`).
 
 A caller that times out withdraws its unit if the thread has not begun to commit. One lock serializes the withdrawal of
 a unit and the beginning of its commit. So a caller waits longer than the timeout only if the disk delays a commit that
