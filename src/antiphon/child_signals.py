@@ -1,6 +1,6 @@
 """Sends signals to child processes without losing their exit status.
 
-Lives here: one function. Not here: when a process is stopped (`supervisor/`, `commands/`, `search/`).
+Lives here: `send_signal`. Not here: the decision to stop a process (`supervisor/`, `commands/`, `search/`).
 
 Invariant: only asyncio collects the exit status of a child process.
 """

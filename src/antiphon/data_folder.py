@@ -4,7 +4,7 @@ Lives here: the rule that chooses the folder. Not here: the setting `data` (`con
 (`app/`). The health check of containers (`commands/health.py`) uses the rule too. Because that command must start fast,
 this module imports only the standard library.
 
-The rule takes the first of these that applies:
+The rule chooses the first folder in this list whose condition holds:
 
 1. `.antiphon` in the current folder, if it exists, because an earlier start created it.
 2. `.antiphon` in the current folder, if the current folder is a checkout of Antiphon.
@@ -45,8 +45,8 @@ def _is_checkout(folder: str) -> bool:
 
 
 def _data_home(environ: Mapping[str, str]) -> str:
-    """The base folder for a user's data, as in the XDG specification. Empty for a user without a home folder, as in
-    many containers."""
+    """The base folder for a user's data, as in the XDG specification. The result is an empty string if the user has no
+    home folder, as in many containers."""
     given = environ.get("XDG_DATA_HOME", "")
     if os.path.isabs(given):
         return given

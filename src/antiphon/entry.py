@@ -1,13 +1,13 @@
 """The entry point of `antiphon` and `python -m antiphon`: runs one command, and turns its errors into exit statuses.
 
-Lives here: the dispatch of arguments to a command, and the exit status after an error. Also here: a fast start of the
-command `health`, which containers run every few seconds, and a SIGTERM handler for the start of a container. Not here:
-the definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
+Lives here: the choice of the command, and the exit status after an error. Also here: a fast start of the command
+`health`, which containers run every few seconds, and a SIGTERM handler for the start of a container. Not here: the
+definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
 (`supervisor/process.py`).
 
-Invariants: the module of a command is imported only when that command runs. Wrong settings are printed to standard
-error, one setting per line, and the exit status is then 2. Without an error, the exit status is the one that the
-command returns.
+Invariants: the module of a command is imported only when that command runs. If settings are wrong, the process prints
+them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the one that
+the command returns.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ _FUNCTIONS = {
     "try": "try_request:run",
     "version": "command_line:run_version",
 }
-"""The module and the function of each command, unless it is the function `run` of a module with the command's name."""
+"""The module and the function of each command. A command that is not listed is the function `run` of the module with
+the command's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` name; default: those of the process. Returns the exit status."""
+    """Run the command that `arguments` name. By default, `arguments` are those of the process. Returns the exit
+    status."""
     if os.getpid() == 1:
         # The kernel ignores a signal to process 1 of a container if the process has no handler for it. Without this
         # handler, a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
@@ -65,7 +67,7 @@ def import_command(name: str) -> Callable[[Namespace], int]:
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Parse the words and run their command. Returns the exit status."""
+    """Parse the words of a command line and run the command. Returns the exit status."""
     from antiphon.commands.command_line import make_parser
     from antiphon.config.problems import without_keys
     from antiphon.errors import AntiphonError, ConfigError, unusable_path
@@ -91,7 +93,8 @@ def run_command(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # A path that the command did not check itself, such as a folder of another user or a name that is too long.
+        # The command did not check this path itself. For example, the folder belongs to another user, or a name is too
+        # long.
         if error.filename is None:
             raise
         print(f"antiphon: {unusable_path(error)}", file=sys.stderr)

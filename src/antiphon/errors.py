@@ -1,37 +1,24 @@
-"""The exception tree, and the only code that builds OpenAI's error object.
+"""Defines all exceptions that can reach a client, and builds OpenAI's error object. No other module builds this object.
 
-Lives here: every exception that can reach a client, with its HTTP status, `type`, `code` and `param`; the messages for
-wrong parameters. Not here: exceptions that a package raises and catches itself, the mapping of an upstream's error
+Lives here: each exception with its HTTP status, `type`, `code` and `param`, and the messages for wrong parameters. Not
+here: exceptions that a package raises and catches itself, the mapping of an upstream's error
 (`translation/answer/upstream_errors.py`), writing an error to a socket (`doors/`).
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and `request_id` if
 the request has an id. No message ever holds a secret or an upstream credential.
 
 ```
-    AntiphonError
-    ├── ApiError                 any error that a client gets
-    │   ├── RequestRefused       the request is wrong; base of the errors from 400 to 413
-    │   ├── InvalidRequest       400
-    │   │   ├── ChainBroken      the response or conversation that a previous response continues was deleted
-    │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
-    │   │   └── ConversationTooLong
-    │   ├── Unauthorized         401
-    │   ├── NotFound             404
-    │   ├── MethodNotAllowed     405
-    │   ├── ConversationLocked   409
-    │   ├── VersionConflict      409
-    │   ├── RequestTooLarge      413
-    │   │   └── HistoryTooLarge  the data that a request refers to is over the limit of bytes
-    │   ├── OwnerFull            429, an owner has reached the limit of stored data
-    │   ├── AtCapacity           503, or 429 for an owner: too many requests or bytes in flight
-    │   ├── InternalError        500
-    │   ├── UpstreamFailed       502, or the status to which Antiphon maps the upstream's answer
-    │   ├── Unavailable          503
-    │   └── UpstreamTimedOut     504
-    ├── StoreError               the store could not complete an operation
-    │   └── PredecessorGone      a client deleted the response or conversation that a running response continues
-    ├── ConfigError              settings that cannot work; the message names the setting
-    └── ExchangeStateError       a server called the exchange out of order (a bug, never bad input)
+    AntiphonError ├── ApiError any error that a client gets │ ├── RequestRefused the request is wrong; base of the
+    errors from 400 to 413 │ ├── InvalidRequest 400 │ │ ├── ChainBroken the response or conversation that a previous
+    response continues was deleted │ │ ├── ChainTooLong the history behind a previous_response_id exceeds the limit │ │
+    └── ConversationTooLong │ ├── Unauthorized 401 │ ├── NotFound 404 │ ├── MethodNotAllowed 405 │ ├──
+    ConversationLocked 409 │ ├── VersionConflict 409 │ ├── RequestTooLarge 413 │ │ └── HistoryTooLarge the data that a
+    request refers to is over the limit of bytes │ ├── OwnerFull 429, an owner has reached the limit of stored data │
+    ├── AtCapacity 503, or 429 for an owner: too many requests or bytes in flight │ ├── InternalError 500 │ ├──
+    UpstreamFailed 502, or the status to which Antiphon maps the upstream's answer │ ├── Unavailable 503 │ └──
+    UpstreamTimedOut 504 ├── StoreError the store could not complete an operation │ └── PredecessorGone a client deleted
+    the response or conversation that a running response continues ├── ConfigError settings that cannot work; the
+    message names the setting └── ExchangeStateError a server called the exchange out of order (a bug, never bad input)
 ```
 """
 
@@ -102,8 +89,8 @@ class ApiError(AntiphonError):
             self.type = type
 
     def fields(self, request_id: str = "") -> dict[str, str | None]:
-        """The four keys of OpenAI's error object, and `request_id`, the id that the log has for this request. An id
-        that is too long or not ASCII is left out."""
+        """The four keys of OpenAI's error object, and `request_id`, the id that the log has for this request. The
+        method leaves out an id that is too long or not ASCII."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii():
             fields["request_id"] = request_id
@@ -245,9 +232,9 @@ class OwnerFull(ApiError):
 
 
 class AtCapacity(ApiError):
-    """The requests in flight have reached the limit `setting`, of the whole process or, if `owner` is given, of one
-    owner. A client may retry after a second. Overload causes many of these errors, so
-    `observability/repeated_failures.py` counts them and logs one line for many."""
+    """The requests in flight have reached the limit that the setting `setting` sets. With `owner`, the limit is that of
+    one owner; without it, that of the process. A client may retry after a second. Overload causes many of these errors,
+    so `observability/repeated_failures.py` counts them and logs one line for many."""
 
     status = 503
 
@@ -384,8 +371,8 @@ class StoreError(AntiphonError):
             self.__cause__ = cause
 
     def again(self) -> StoreError:
-        """A new exception with the same content, to raise in another caller. Raising one exception object twice would
-        extend its traceback."""
+        """A new exception with the same content, which a second caller can raise. Raising one exception object twice
+        would extend its traceback."""
         return StoreError(*self.args, reason=self.reason, cause=self.__cause__)
 
     @property
@@ -395,8 +382,8 @@ class StoreError(AntiphonError):
 
 
 def file_failure(doing: str, error: OSError) -> StoreError:
-    """The `StoreError` for an error of the file system. `doing` describes the failed operation. A full disk gets the
-    reason `full`."""
+    """The `StoreError` for an error of the file system. `doing` describes the failed operation. The reason is `full` if
+    the disk is full."""
     cause = os.strerror(error.errno) if error.errno else type(error).__name__
     return StoreError(f"{doing}: {cause}.", reason="full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed")
 
@@ -421,7 +408,7 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the store did not report whether the write took effect"),
-    # The same error as when the previous response was deleted before the response began.
+    # The client gets the same error if the previous response was deleted before the response began.
     "predecessor_gone": (400, "previous_response_not_found", "the previous response was deleted meanwhile"),
     "sealed": (500, "storage_sealed", "the stored data is sealed with a key that this server does not have"),
     "gone": (503, "storage_unavailable", "the database's files were deleted or replaced under the running server"),
@@ -455,7 +442,8 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
 
 
 def unusable_path(error: OSError) -> str:
-    """One sentence about a file or folder that the operating system refused, with advice about its permissions."""
+    """An error message about a file or folder that the operating system refused to open. After a permission error, the
+    message advises which user should run the command."""
     advice = f"; run the command as the owner of {error.filename}" if isinstance(error, PermissionError) else ""
     return f"{error.filename} cannot be used: {error.strerror}{advice}"
 

@@ -1,10 +1,10 @@
-"""Generates ids and returns the time: the package's only source of randomness and of the current time.
+"""Generates ids and returns the current time. Other modules get random ids and the time only from this module.
 
 Lives here: `IdFactory` and `Clock`, the types that the pure core takes, and the real implementations of both. Not here:
 the deterministic implementations for tests (`tests/support`).
 
 Ids begin with the current time, as OpenAI's do, so ids created in sequence are adjacent in a database's indexes.
-Therefore a batch of writes changes few index pages. With fully random ids, each id would change another page.
+Therefore a batch of writes changes few index pages. With fully random ids, each new id would change a different page.
 
 Invariant: an id is a type prefix and at least 128 random bits. An id has at most 64 characters of `[A-Za-z0-9_]`. No
 code parses the time out of an id.

@@ -5,7 +5,7 @@ data folder. Not here: the purpose of a key, and the stored data that depends on
 (`app/keys.py`).
 
 Invariants: a key file gets mode 0600 before it gets content. If several processes start concurrently, all use the same
-complete key. If stored data depends on a lost key, no new key replaces it.
+complete key. If stored data depends on a lost key, no new key replaces the lost key.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ known secrets (the gateway's keys, the client's token) in several encodings. Not
 `app/build.py` and the exchange pass in; the choice of upstream texts for clients
 (`translation/answer/upstream_errors.py`).
 
-The search does not interpret a message. The search removes every text that looks like a secret. Texts that help a user
-(model names, parameter names, numbers, public URLs without their query) stay.
+The search does not interpret a message, but removes every text that looks like a secret. Texts that help a user (model
+names, parameter names, numbers, public URLs without their query) stay.
 
 For known secrets, the search compares only letters and digits, and ignores case. Therefore it finds a key in upper
 case, split over two lines, quoted or with dashes. The search also finds a key in base64 (at any offset), in hexadecimal
@@ -37,7 +37,7 @@ _OTHERS: Final = bytes(byte for byte in range(256) if not chr(byte).isalnum() or
 
 
 def bearer_token(authorization: str | None) -> KnownSecrets:
-    """The token of an Authorization header as a tuple of known secrets. Empty without a token."""
+    """The token of an Authorization header as a tuple of known secrets. The tuple is empty without a token."""
     token = (authorization or "").strip().rpartition(" ")[2]
     return (token,) if token else ()
 
@@ -80,8 +80,8 @@ class SecretSearch:
     """Removes known secrets from many texts. A quick search of a text's bytes comes first, because `bytes_without`
     takes time for each letter of the text.
 
-    The quick search finds each secret and its encodings. Of a long secret, the quick search also finds each plain part
-    of 23 letters and digits, and some shorter parts. A search for all short parts would find ordinary words too.
+    The quick search finds each secret and its encodings. The quick search also finds any 23 consecutive letters and
+    digits of a long secret, and some shorter parts. A search for all short parts would find ordinary words too.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -115,8 +115,8 @@ def _squeezed(text: str) -> tuple[str, list[int]]:
 
 
 def _forms(secret: str) -> list[str]:
-    """The encodings in which the secret may occur, reduced to lower-case letters and digits. Empty if the secret is too
-    short to be recognized inside other text."""
+    """The encodings in which the secret may occur, reduced to lower-case letters and digits. The list is empty if the
+    secret is too short to be recognized inside other text."""
     plain = _squeezed(secret)[0]
     if len(plain) < _SHORT:
         return []
@@ -195,8 +195,8 @@ _ACCOUNTS: Final = re.compile(
     r"\b(?:org-[A-Za-z0-9]{6,}|proj_[A-Za-z0-9]{6,}"
     r"|(?:user|acct|team|tenant|account|workspace|org|organization)[-_](?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})\b"
 )
-# Azure's keys are 32 hexadecimal digits; others are 32 or more mixed letters and digits, or 40 or more mixed
-# characters. AWS secret keys are 40 characters of base64.
+# Azure's keys are 32 hexadecimal digits. Keys of other providers are 32 or more mixed letters and digits, or 40 or more
+# mixed characters. AWS secret keys are 40 characters of base64.
 _RANDOM: Final = re.compile(
     r"\b(?:[0-9a-f]{32,}|[0-9A-F]{32,}|(?=[A-Za-z_-]{0,60}[0-9])(?=[a-z0-9_-]{0,60}[A-Z])(?=[A-Z0-9_-]{0,60}[a-z])"
     r"[A-Za-z0-9_-]{40,}|(?=(?:[A-Za-z]{0,30}[0-9]){3})(?=[a-z0-9]{0,60}[A-Z])(?=[A-Z0-9]{0,60}[a-z])[A-Za-z0-9]{32,})"

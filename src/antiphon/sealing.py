@@ -1,4 +1,4 @@
-"""Encrypts data that a client stores and sends back (a sealed text), so that the client can neither read nor change it.
+"""Encrypts data into a sealed text, which a client stores and sends back but can neither read nor change.
 
 Lives here: the format of a sealed text, the keys and their rotation. Not here: the data in a sealed text (the exchange
 seals reasoning and compactions), the source of the keys (`app/keys.py`, `local_keys.py`).
@@ -35,9 +35,9 @@ _MAX_PAYLOAD = 1 << 28
 
 
 class Sealer:
-    """Seals payloads with the first secret, and opens sealed texts of every secret.
+    """Seals payloads with the first secret, and opens texts that were sealed with any of the secrets.
 
-    `secrets` must hold at least one secret, of any length, because each secret is hashed to the key size.
+    `secrets` must hold at least one secret. A secret may have any length, because the sealer hashes it to the key size.
     `random_bytes` returns the nonces. With random nonces one key is safe for 2**32 texts. `max_bytes` limits the size
     of a payload.
     """

@@ -5,7 +5,7 @@ threads slow down the event loop, SQLite and other searches. (A hybrid search of
 instead of 4.) With a single thread per computation, concurrent searches still use several cores. To make one search
 faster, split its vector store.
 
-Invariant: all modules import NumPy from this module, so these variables are set before NumPy is loaded.
+Invariant: all modules import NumPy from this module, so the environment variables below are set before NumPy loads.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""The engine: its ports (`ports/`), the pure exchange (`exchange/`), and the code that performs it (`running/`)."""
+"""Contains the ports (`ports/`), the exchange, which does no I/O (`exchange/`), and the code that runs an exchange
+(`running/`)."""

@@ -4,8 +4,8 @@ Lives here: finding the models and tool types in a body, in every spelling that 
 limits of a key (`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`,
 `api/chat.py`, `api/conversations.py`).
 
-A body that passes through unchanged may have two fields of one name, or `Model` beside `model`. Servers differ in which
-of these fields they use, so Antiphon checks every one of them. A request, a namespace, and the input items
+A body that passes through unchanged may have two fields with the same name, or both `Model` and `model`. Servers differ
+in which of these fields they use, so Antiphon checks every one of them. A request, a namespace, and the input items
 `additional_tools` and `tool_search_output` can declare tools in a field `tools`. So Antiphon checks every `tools` field
 at any depth, except inside a JSON Schema.
 
@@ -43,7 +43,8 @@ def pairs_of(body: bytes) -> Pairs:
 def check_body(access: Access, body: bytes, *, named: bool = False) -> None:
     """Raise `ApiError` when the key does not allow a model or a tool of this body.
 
-    `named`: if the key limits the models, the body must name a model. Otherwise the upstream would choose the model.
+    `named`: whether the body must name a model if the key limits the models. Without a name, the upstream would choose
+    the model.
     """
     if not (access.models or access.tools):
         return

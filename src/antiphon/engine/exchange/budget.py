@@ -118,7 +118,7 @@ class Budget:
 
 
 class Hold:
-    """One request's part of a budget. The end of a `with` block returns the part to the budget.
+    """The part of a budget that one request reserves. The end of a `with` block returns the part to the budget.
 
     `refusal` is the last refusal after which a retry may succeed.
     """

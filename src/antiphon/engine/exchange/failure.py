@@ -60,7 +60,8 @@ _CANCELLED: Final = {
 
 
 _TAKEN: Final = "connection_termination"
-"""The text in Envoy's response code details for a connection that ended after the upstream had received the request."""
+"""Envoy's response code details contain this text if the connection ended after the upstream had received the
+request."""
 
 
 @dataclass(frozen=True, slots=True)

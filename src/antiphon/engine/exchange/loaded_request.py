@@ -1,9 +1,9 @@
 """Loads the objects that a request refers to, and translates the request into a chat request.
 
-Lives here: checking the body against its route, the order in which objects are loaded, and the errors for missing
-objects. Also: the order of the model call's items, and the call of the translation. Not here: parsing and translating a
-body (`translation/`), and reading objects from the store (`engine/running/loading.py`). The phases use the chat request
-(`counted_request.py`, `queued_request.py`, `made_response.py`).
+Lives here: the check that the route's upstream can serve the body, the order in which objects load, and the errors for
+missing objects. Also: the order of the items in the model call, and the call of the translation. Not here: parsing and
+translating a body (`translation/`), and reading objects from the store (`engine/running/loading.py`). The phases use
+the chat request (`counted_request.py`, `queued_request.py`, `made_response.py`).
 
 Invariants: Antiphon finds the errors of a request before its model call. A missing object and another owner's object
 give the same error.
@@ -151,8 +151,8 @@ class LoadedRequest:
     `LoadContext` action to `receive_context`.
 
     After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
-    run in this request, or in the background job that this request creates. `compares`: whether to load the response
-    whose prompt the request asks to compare.
+    run in this request, or in the background job that this request creates. `compares`: whether the response reports
+    how its prompt differs from an earlier response's prompt, if the request names such a response.
     """
 
     def __init__(
@@ -323,8 +323,8 @@ class LoadedRequest:
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
-        """Create the stored form of the input before the model call. At the end of the response, a large input would
-        delay other requests."""
+        """Create the stored form of the input before the model call. At the end of the response, the work for a large
+        input would delay other requests."""
         if self.request.store:
             self.stored_input()
 
@@ -378,7 +378,8 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
 def _wanted_context(
     request: CreateResponse, head: RequestHead, lock_for: str, compared: str | None
 ) -> LoadContext | None:
-    """The objects that Antiphon must load before the model call. None if the request refers to no stored object."""
+    """The objects that Antiphon must load before the model call. The result is None if the request refers to no stored
+    object."""
     items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
     previous, conversation = request.previous_response_id, request.conversation
     if previous is None and conversation is None and not items and compared is None:

@@ -1,4 +1,4 @@
-"""Makes a response with the model: loading, compaction, tools, model turns, end.
+"""Makes a response with the model, in these phases: loading, compaction, tools, model turns, end.
 
 Lives here: the order of the phases, and the model turns. In a model turn the model answers, or summarizes the
 conversation. The summary comes before the answer or replaces the answer. A turn requests the call, chooses the reader

@@ -1,8 +1,8 @@
 """Passes a request through to an upstream that speaks the Responses API itself (native).
 
-Lives here: the refusal of a request, and the handling of the answer's head, bytes and end, and of a broken answer.
-Also: the search for references that a shared account must not see. Not here: the choice of native models
-(`model_routes.py`).
+Lives here: the checks of a request, the reader of the answer, and the handling of a broken answer. One check searches
+the request for references to stored objects, because clients may share an account at the upstream. Not here: the choice
+of native models (`model_routes.py`).
 
 The sidecar forwards a stream as it arrives. The sidecar buffers any other answer until the answer is complete. If the
 call fails before that, the client gets an error object.
@@ -71,7 +71,7 @@ class NativeAnswer(AnswerReader):
             actions.append(SendHead(status, self._headers, streamed=True, raw=True))
 
     def receive(self, data: bytes) -> bool:
-        """Take more bytes of the answer. Returns True if the answer is too large."""
+        """Receive more bytes of the answer. Returns True if the answer is too large."""
         self._left -= len(data)
         if self._left < 0:
             return True
@@ -207,7 +207,7 @@ def refuse_references(body: bytes) -> None:
 
 
 def _references(value: object) -> Iterator[str]:
-    """Yield the name of each field in `value` that holds the id of an object in the account."""
+    """Yield the name of each field in `value` that holds the id of an object in the upstream account."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

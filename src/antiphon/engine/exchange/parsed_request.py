@@ -1,6 +1,6 @@
 """Defines the values of a parsed request: the request's fields, and the route of its model.
 
-Lives here: the values. Not here: parsing a request into these values (`loaded_request.py`).
+Lives here: the classes of these values. Not here: parsing a request into the values (`loaded_request.py`).
 
 msgspec builds these classes from their annotations at run time. So these classes have a separate module, which the
 compiled build leaves out (docs/explanation/performance.md).
@@ -17,7 +17,8 @@ from antiphon.types.request import CreateResponse
 
 
 class DeliveryOptions(Struct, frozen=True):
-    """The door's choices for this request (see `ResponseExchange.generate` and `ResponseExchange.error_events`)."""
+    """The choices of the server that received this request (see `ResponseExchange.generate` and
+    `ResponseExchange.error_events`)."""
 
     generate: bool = True
     error_events: bool = True

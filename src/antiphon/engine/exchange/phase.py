@@ -1,11 +1,11 @@
 """Defines the base class of an exchange's phases, and what the phases share: options, facts and state.
 
-Lives here: the methods for a phase's inputs, and what every phase can do. A phase can refuse the request, end the
-exchange, request a model call, follow a background response, or answer a repeated request. Also: the options of every
-exchange, the paths that exchanges serve, and the facts of the request that doors and observers read (`Known`). Not
-here: the settings behind the options (`antiphon.config`), the inputs that each state allows (`states.py`). The phases
-are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a response that the sidecar
-makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
+Lives here: the methods that take a phase's inputs, and the operations of every phase. A phase can refuse the request,
+end the exchange, request a model call, follow a background response, or answer a repeated request. Also: the options of
+every exchange, the paths that exchanges serve, and the facts of the request that servers and observers read (`Known`).
+Not here: the settings behind the options (`antiphon.config`), the inputs that each state allows (`states.py`). The
+phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. The phases of a response that the
+sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
 Invariant: an exchange emits `Finish` once, as its last action. An exchange releases its conversation lock and its
 idempotency key before the client gets the end of the answer.
@@ -94,7 +94,7 @@ class ExchangeOptions:
     """Whether a queued job stores the client credentials that it needs, encrypted. If False, the sidecar
     refuses a background request that needs client credentials."""
     never_stored: frozenset[str] = frozenset()
-    """Owners whose responses are never stored, whatever the request's `store` is. `*`: all owners."""
+    """The owners whose responses the sidecar never stores, even if the request sets `store`. `*` means all owners."""
     strict: bool = False
     """Whether the sidecar refuses a request with unknown fields. If False, the sidecar ignores unknown fields."""
     tool_types: frozenset[str] = frozenset()
@@ -198,7 +198,7 @@ class ModelCall:
         self.status = 0
         """The HTTP status of the upstream's answer. 0: no answer yet, or Envoy answered instead."""
         self.local_reply = ""
-        """The status of Envoy's own answer, if Envoy answered instead of the upstream."""
+        """The value of the header with which Envoy marks its own answer. Empty if the upstream answered."""
         self.answered_by = ""
         """The name of the upstream that answered. Empty if the route has only one upstream."""
 
@@ -271,8 +271,8 @@ class ExchangeCore:
         self.machine.go(State.FOLLOWING)
 
     def answer_again(self, manner: Manner, stored: StoredResponse) -> None:
-        """Send the stored response of an earlier request with the same key, as a stream or as one body, as this request
-        asks. The exchange stores nothing."""
+        """Send the stored response of an earlier request with the same key. This request decides whether the answer is
+        a stream or one body. The exchange stores nothing."""
         body = whole_body(stored.body, stored.output_items)
         if not manner.stream:
             self.answer.whole(body, (REPLAYED,))
@@ -295,7 +295,7 @@ class ExchangeCore:
     def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
         """The client's error for an upstream that refused the call. `said` is the upstream's body.
 
-        `sent` is the same as for `map_upstream_answer`.
+        For `sent`, see `map_upstream_answer`.
         """
         call, headers = self.call, self.answer.upstream
         if not call.status:
@@ -354,8 +354,8 @@ class Phase:
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Handle the error of a store that could not record the claim of tool calls. The driver has sent none of these
-        calls."""
+        """Handle the store's error if the store could not record that these tool calls are about to run (the claim).
+        The driver has sent none of these calls."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:
@@ -399,8 +399,8 @@ class Phase:
         """Stop reading the model call, and report only its token usage."""
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that will not be stored. None: the response is not finished, or it will be
-        stored."""
+        """The record of a finished response that the sidecar will not store. None: the response is not finished, or the
+        sidecar will store it."""
         return None
 
     def _unexpected(self, what: str) -> ExchangeStateError:

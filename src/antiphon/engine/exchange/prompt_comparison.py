@@ -1,19 +1,20 @@
-"""Compares a request's prompt with an earlier one, to explain why a model server could not reuse its cache.
+"""Compares a request's prompt with the prompt of an earlier response, to explain why a model server could not reuse its
+cache.
 
-Lives here: the parts of a prompt that model servers cache, the first difference between two prompts, and the token
-counts of a cache miss. Also: the translation of the earlier prompt, the time of the comparison, and the result in the
-response. Also: the prompt of a stored response, to compare two of them without a request. Not here: loading the earlier
-response (`engine/running/loading.py`).
+Lives here: the cached parts of a prompt, the search for the first difference between two prompts, and the token counts
+of a cache miss. Also: the translation of the earlier prompt, the choice of when to compare, and the result in the
+response. `stored_prompt` compares two stored responses without a request. Not here: loading the earlier response
+(`engine/running/loading.py`).
 
-Antiphon translates the earlier prompt by the rules for this request's server. So the comparison sees the messages as
-the server sees them, with moved system messages, dropped turns and replayed reasoning. Model servers reuse the longest
-common beginning of two prompts, so only the first difference matters.
+Antiphon translates the earlier prompt by the rules for this request's server. So both prompts contain the messages as
+the server gets them. For example, the translation may move system messages, drop turns and replay reasoning. Model
+servers reuse the longest common beginning of two prompts, so only the first difference matters.
 
-Source: OpenAI's `prompt_cache_diagnostics`, its reasons and their order.
+The reasons and their order are those of OpenAI's `prompt_cache_diagnostics`.
 
-Invariants: a comparison never fails its request. A request that names no response to compare causes no extra work.
-Equal prompts have no difference, and neither does a prompt that continues another one. A field that the server does not
-get makes no difference.
+Invariants: a comparison never fails its request. A request that asks for no comparison causes no extra work. Equal
+prompts have no difference, and neither does a prompt that continues another one. A field that the server does not get
+makes no difference.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class PromptComparison:
         self._tier = ""
 
     def compare(self, chat: ChatTranslation) -> None:
-        """Compare the prompts before the first model call. `chat` is the translated request. Later calls continue the
-        prompt with the results of tools."""
+        """Compare the prompts before the first model call. `chat` is the translated request. A later call of this
+        method does nothing, because later model calls only append the results of tools to the prompt."""
         compared = self._loaded.compared
         if self._begun or compared is None or not compared.body:
             return
@@ -80,7 +81,7 @@ class PromptComparison:
         try:
             earlier, later = self._earlier(compared), self._later(chat)
         except (ApiError, RecursionError, ValueError, msgspec.MsgspecError):
-            # The rules for this request's server may refuse the earlier prompt.
+            # This request's server may not accept the earlier prompt. The result is then `ComparisonUnavailable`.
             return
         self._difference = first_difference(earlier, later)
         self._compared, self._tokens, self._tier = True, later.tokens, earlier.service_tier
@@ -105,7 +106,8 @@ class PromptComparison:
     def _later(self, chat: ChatTranslation) -> CachedPrompt:
         loaded = self._loaded
         settings = read_settings(encode(loaded.builder.response))
-        # Until the upstream answers, the response has the requested tier.
+        # Until the upstream answers, the response contains the requested tier. The tier that the upstream uses is still
+        # unknown.
         settings.service_tier = "auto"
         items = [item for _, item in loaded.items]
         return make_prompt(settings, chat.body, items, loaded.profile, model=_called(loaded.core.route, settings.model))
@@ -114,8 +116,8 @@ class PromptComparison:
         """The earlier prompt. Raises `ApiError` if it cannot be translated."""
         loaded, settings = self._loaded, read_settings(compared.body)
         items = _prompt_items(settings, compared, loaded.unseal)
-        # Other tools and another format make a difference before the messages do. So the messages of both prompts are
-        # translated with the tools and the format of this request.
+        # `first_difference` compares the tools and the format before the messages. So this code translates the messages
+        # of both prompts with the tools and the format of this request.
         request = _with_settings(loaded.request, settings)
         chat = loaded.translated(request, items, ItemSources(loaded.unseal, _files_for(items, loaded.files)))
         model = _called(loaded.core.options.routes.choose(settings.model), settings.model)
@@ -137,7 +139,7 @@ def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: 
 
 
 def _with_settings(request: CreateResponse, settings: StoredSettings) -> CreateResponse:
-    """The request with the settings of a stored response that decide about its messages."""
+    """The request, with those settings of a stored response that affect the messages of its prompt."""
     return msgspec.structs.replace(
         request,
         instructions=settings.instructions if first(settings.instructions) == b'"' else None,
@@ -150,23 +152,23 @@ def _with_settings(request: CreateResponse, settings: StoredSettings) -> CreateR
 def _files_for(
     items: Sequence[Named], loaded: Mapping[str, FetchedFile | ApiError]
 ) -> dict[str, FetchedFile | ApiError]:
-    """The files that these items name: the loaded ones, and a note in place of each other file."""
+    """Maps each file that these items name to the loaded file, or to a note if the file is not loaded."""
     bare = [item for _, item in items]
     return forgive_history({**dict.fromkeys((*file_urls(bare), *file_ids(bare)), _NOT_LOADED), **loaded}, ())
 
 
 def _called(route: ModelRoute, model: str) -> str:
-    """The upstream and its name of the model. Two aliases of one model are the same model."""
+    """The upstream's name, and the model's name at the upstream. Two aliases of one model give the same result."""
     return f"{route.upstream}/{route.model or model}"
 
 
 def _prompt_items(settings: StoredSettings, compared: ComparedResponse, unseal: Unseal) -> list[Named]:
-    """The items of the first model call of the earlier response. These include what the response did before that call:
-    a compaction, and the tool calls that the client had approved. A response that is only a compaction called the model
-    for the summary."""
+    """The items of the first model call of the earlier response. They include the items that the response produced
+    before that call: a compaction, and the tool calls that the client had approved. If the response's only item is a
+    compaction, the first model call created this compaction, so the result omits it."""
     items: list[InputItem] = []
     if first(settings.instructions) == b"[":
-        # The messages of a stored prompt, after the request's own instructions.
+        # These are the messages of a stored prompt, which come after the request's own instructions.
         items += _ITEMS.decode(settings.instructions)
     items += read_history(compared.prompt_items)
     if [item.type for item in compared.output_items] != ["compaction"]:
@@ -258,8 +260,8 @@ def first_difference(earlier: CachedPrompt, later: CachedPrompt) -> PromptDiffer
 
 
 def changed_tier(earlier: str, later: str, tokens: int) -> PromptDifference | None:
-    """The difference between two service tiers, or None. `tokens`: the size of the later prompt. An upstream reports
-    its tier only with its answer."""
+    """The difference between two service tiers, or None. The result is None if one tier is unknown, because an upstream
+    reports its tier only with its answer. `tokens`: the size of the later prompt."""
     if earlier == later or _UNKNOWN_TIER in (earlier, later):
         return None
     return PromptDifference("service_tier_changed", "service_tier", tokens)
@@ -286,7 +288,7 @@ def _is_sent(name: str, profile: UpstreamProfile) -> bool:
 
 
 def _hiding_choice(choice: Raw, profile: UpstreamProfile) -> bytes:
-    """The `tool_choice` if the model sees only the tools that it names, else empty."""
+    """The `tool_choice` if this choice hides all other tools from the model, else empty bytes."""
     if first(choice) != b"{":
         return b""
     shown = decode_any(bytes(choice))
@@ -295,8 +297,8 @@ def _hiding_choice(choice: Raw, profile: UpstreamProfile) -> bytes:
 
 
 def _canonical(value: Raw) -> bytes:
-    """The value without differences of white space and escapes. The order of the keys stays, because the model sees
-    it."""
+    """The value in a canonical form, so that white space and escapes make no difference. The keys keep their order,
+    because the model sees this order."""
     return encode(decode_any(bytes(value)))
 
 

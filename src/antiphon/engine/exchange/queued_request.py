@@ -35,7 +35,7 @@ from antiphon.types.request import CreateResponse
 
 
 class QueuedRequest(Phase):
-    """A background request that is being queued. Raises `InvalidRequest` if the request cannot run without its
+    """The phase that queues a background request. Raises `InvalidRequest` if the request cannot run without its
     client."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest, body: bytes) -> None:

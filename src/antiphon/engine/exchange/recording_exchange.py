@@ -1,17 +1,18 @@
-"""An exchange that the console can watch, record and stop.
+"""Implements an exchange that the console can watch, record and stop.
 
-Lives here: the steps of a request that are not model calls, and its end by an operator. Also: which inputs and outputs
-become recorded parts, the merging and the limit of the parts, and the removal of secrets. Not here: the journal's entry
-of a request (`observability/journal_entry.py`), whether Antiphon stores the recording (`observability/observation.py`).
+Lives here: the steps of a request that are not model calls, and the cancellation of a request by an operator. Also: the
+choice of the inputs and outputs that become recorded parts, the merging and the limit of the parts, and the removal of
+secrets. Not here: the journal's entry of a request (`observability/journal_entry.py`), and the decision whether
+Antiphon stores the recording (`observability/observation.py`).
 
-A process without the console uses the plain exchange, so the other exchanges pay nothing for this module. Chunks of the
-upstream's answer become one part for each time step of `STEP` seconds, and so do events for the client. Secrets are
-removed once, at the end of the request.
+A process without the console uses the plain exchange, so recording costs that process nothing. The chunks of the
+upstream's answer within `STEP` seconds become one part. The events for the client within `STEP` seconds become another
+part. The exchange removes secrets once, at the end of the request.
 
 Invariants: a recording exchange behaves as a plain exchange until an operator stops it. No recorded part contains a
-credential of the request or a secret of the settings. Up to the limit and without secrets, the joined `data` parts are
-the upstream's bytes, and the joined `event` parts the client's. The parts take at most the limit in bytes, and there
-are at most `MOST`.
+credential of the request or a secret of the settings. If the recording has no secrets and stays under its limit, the
+joined `data` parts are the bytes that the upstream sent. The joined `event` parts are then the bytes that the client
+got. The data of all parts takes at most the limit in bytes. A recording has at most `MOST` parts.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ from antiphon.types.transport import Headers, UpstreamError
 from antiphon.types.views import DeclaredTools
 
 LOOK: Final = 1.0
-"""The most seconds until the driver of a stopped request ends the request."""
+"""The maximum time in seconds from an operator's cancellation until the driver ends the request."""
 TOOL_BYTES: Final = 64 * 1024
-"""The most bytes of a tool's output in a recording."""
+"""The maximum size of a tool's output in a recording, in bytes."""
 STOPPED: Final = "cancelled_by_operator"
 _LOAD: Final = "load"
 _SAVE: Final = "save"
@@ -68,7 +69,8 @@ class Step(NamedTuple):
 
 
 class RecordingExchange(ResponseExchange):
-    """A `ResponseExchange` that records. `ticks` is a monotonic clock. `search` looks for the secrets of the settings.
+    """A `ResponseExchange` that records its inputs and outputs. `ticks` is a monotonic clock. `search` looks for the
+    secrets of the settings.
 
     `limit` is the maximum of recorded bytes, and 0 if nothing is recorded. `unstored` tells whether requests with
     `store: false` are recorded too.
@@ -102,7 +104,7 @@ class RecordingExchange(ResponseExchange):
         """End the request with an error, because an operator cancels it. Returns False if the request is over, or if
         it follows a background response, which a worker makes.
 
-        The request ends when its driver next passes in the time, or as soon as it waits for another party.
+        The request ends at the driver's next call of `receive_time` in which the request waits for another party.
         """
         if self.done or self.state is State.FOLLOWING:
             return False
@@ -250,7 +252,7 @@ def stopped_by_operator() -> ApiError:
 
 
 def _code_of(answer: object) -> str:
-    """The code of an error that a step ended with. Empty if the step succeeded."""
+    """The code of the error with which a step ended. Empty if the step succeeded."""
     if isinstance(answer, ApiError):
         return answer.code or "failed"
     return ""
@@ -275,7 +277,7 @@ _TOOLS: Final = msgspec.json.Decoder(DeclaredTools)
 
 
 class _Flow:
-    """A part that grows by the chunks of one time step."""
+    """The chunks of one time step, which together become one part."""
 
     __slots__ = ("at", "kind", "pieces")
 
@@ -288,8 +290,8 @@ class _Flow:
 class RecordedParts:
     """The parts of one request. `ticks` is a monotonic clock, and `limit` is the maximum of recorded bytes.
 
-    No part contains one of the request's `secrets`, or a secret for which `search` looks. A process makes one such
-    search for the secrets of its settings.
+    No part contains one of the request's `secrets`, or a secret for which `search` looks. All requests of a process
+    share `search`, which looks for the secrets of the settings.
     """
 
     def __init__(self, limit: int, ticks: Callable[[], float], search: SecretSearch, secrets: KnownSecrets) -> None:
@@ -302,7 +304,7 @@ class RecordedParts:
         self._flows: list[_Flow] = []
 
     def add(self, kind: PART, data: bytes = b"", facts: Mapping[str, object] | None = None) -> None:
-        """Add a part. A part without room for its bytes loses their end."""
+        """Add a part. If `data` exceeds the rest of the limit, the part gets only its first bytes."""
         self._flush()
         self._append(kind, self._ticks(), self._fitting(data), facts or {})
 
@@ -334,7 +336,7 @@ class RecordedParts:
         return Recording(tuple(parts), self._cut)
 
     def _flush(self) -> None:
-        """Turn the chunks of the current time step into parts. The first flow began first."""
+        """Turn the chunks of the current time step into parts, in the order in which their flows began."""
         for flow in self._flows:
             self._append(flow.kind, flow.at, b"".join(flow.pieces), {})
         self._flows.clear()
@@ -347,7 +349,7 @@ class RecordedParts:
             self._cut = True
 
     def _fitting(self, data: bytes) -> bytes:
-        """The part of these bytes that there is room for."""
+        """The first bytes of `data`, as many as the limit still allows."""
         room = max(0, self._room)
         self._room -= len(data)
         if len(data) > room:
@@ -362,7 +364,8 @@ def shown_headers(headers: Headers) -> list[list[str]]:
 
 
 def secrets_of_tools(body: bytes) -> KnownSecrets | None:
-    """The credentials for MCP servers in a request's body. None if the body cannot be read and may contain some."""
+    """The credentials for MCP servers in a request's body. None if the body is not valid and may contain
+    credentials."""
     declared = try_decode(_TOOLS, body)
     if declared is None:
         return None if b"mcp" in body else ()

@@ -160,7 +160,7 @@ class Answers:
 
     `new` maps the id of each approval request that this request answers to the parameter name for error messages.
     `earlier` has the ids of approval requests that the client approved earlier, and whose calls are not in the
-    conversation. A client that holds the conversation itself sends such an approval with every request.
+    conversation. A client that sends the whole conversation with each request repeats such an approval each time.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,8 @@ class Answers:
 
 
 def read_answers(items: Sequence[Named]) -> Answers:
-    """Collect the answers in a conversation. Raises `InvalidRequest` for a second answer to an approval request."""
+    """Collect the client's answers to approval requests in a conversation. Raises `InvalidRequest` for a second answer
+    to an approval request."""
     answers = Answers()
     asked: set[str] = set()
     seen: set[str] = set()

@@ -1,17 +1,17 @@
 """Implements one `POST /v1/responses` as a state machine, without I/O.
 
-Lives here: the interface for doors and the runner, the choice of a request's phase, and limits. Also: a request whose
-prompt is not loaded yet. Not here:
+Lives here: the interface for the servers (doors) and the runner, the choice of a request's phase, and limits. Also: the
+phase of a request whose prompt is not loaded yet. Not here:
 
-- the states (`states.py`; `docs/reference/exchange.md` has the picture)
+- the states (`states.py`; `docs/reference/exchange.md` has a diagram)
 - the other phases (`phase.py` and the phases it names)
 - translation (`translation/`)
 - performing actions (`engine/running/runner.py`), and any transport
 
 The code never awaits. The exchange gets its clock and its source of ids as arguments.
 
-An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the door. Invalid
-bytes from a client or an upstream never raise an error. The response fails instead.
+An input that the state does not allow raises `ExchangeStateError`, because such an input is a bug of the server.
+Invalid bytes from a client or an upstream never raise an error. The response fails instead.
 
 Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The response is saved before its
 terminal event is sent. After `Finish` the exchange requests no action.
@@ -86,12 +86,12 @@ TIMED: Final[dict[State, Late | None]] = {
     State.REFUSED: Late.ERROR_BODY,
     State.PASSING: None,
 }
-"""The states in which the exchange waits for another party. A state may have a limit in addition to that of the
-response. Other modules limit loading, saving and following."""
+"""Maps each state in which the exchange waits for another party to the time limit of this state. None: only the time
+limit of the whole response applies. Other modules limit the time for loading, saving and following."""
 # The states in which this exchange has not begun the response. In `FOLLOWING`, a worker generates the response.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
-# Module constants, because the lookup of an enum member is slow and happens for each chunk of a body.
+# These are module constants, because the lookup of an enum member is slow and happens for each chunk of a body.
 _DATA: Final = Input.DATA
 _DONE: Final = State.DONE
 _STREAMING: Final = State.STREAMING
@@ -147,7 +147,7 @@ class ResponseExchange:
         self._core.observer = observer
         self._core.answer.reservation = observer.reservation
 
-    # Properties that doors and the runner read
+    # Properties that the servers and the runner read
 
     @property
     def known(self) -> Known:
@@ -211,8 +211,8 @@ class ResponseExchange:
         return Usage(read, estimated.output_tokens, read + estimated.output_tokens)
 
     def unstored_record(self) -> ResponseRecord | None:
-        """The record of a finished response that will not be stored. None: the response is not finished, or it will be
-        stored."""
+        """The record of a finished response that the sidecar will not store. None: the response is not finished, or the
+        sidecar will store it."""
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
@@ -250,7 +250,8 @@ class ResponseExchange:
         self.receive_request(head, bytes(job.body))
 
     def claim(self) -> None:
-        """Note that the response may hold an idempotency key, so that the exchange requests its release at the end."""
+        """Record that the response may hold an idempotency key, so that the exchange requests the release of the key at
+        the end."""
         self._core.claimed = self._core.keyed = True
 
     def turn_away(self, error: ApiError) -> None:
@@ -309,7 +310,7 @@ class ResponseExchange:
         self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Take the error of a store that could not claim the calls of `RunTools`. No call was sent."""
+        """Take the store's error if the store could not record the claim of `RunTools`. No call was sent."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_unclaimed(error)
 

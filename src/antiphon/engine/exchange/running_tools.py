@@ -1,7 +1,8 @@
 """Implements the phase in which hosted tools are prepared or run, before the first model turn or between two turns.
 
-Lives here: requesting the preparation of tools, the runs and the claims of calls, and the next step after all calls
-have ended. Not here: the calls of a turn and their items (`tool_turns.py`), running the calls (`tools/`).
+Lives here: the requests to prepare tools and to run calls, and the next step after all calls have ended. Also: the
+claim, a record that the store writes before calls run that may change external state. Not here: the calls of a turn and
+their items (`tool_turns.py`), running the calls (`tools/`).
 
 Invariant: when a response has sent calls, its idempotency key and approvals stay used, however the response ends.
 """
@@ -73,8 +74,8 @@ class RunningTools(Phase):
         self._prepared()
 
     def go_on(self) -> bool:
-        """Request the runs of the hosted calls that the model made in its turn. Returns False if the model made
-        none."""
+        """Request that the hosted calls of the model's last turn run. Returns False if the model made no hosted
+        call."""
         turns, response, known = self._response_end.turns, self._loaded.builder.response, self.core.known
         calls = turns.take_calls() if turns is not None else []
         if turns is None or not calls:

@@ -1,14 +1,14 @@
-"""The states of an exchange: the inputs that each state allows, the transitions, and the deadlines.
+"""Defines the states of an exchange: the inputs that each state allows, the transitions, and the deadlines.
 
 Lives here: the table, and the only code that changes the state. Also: the start time of each time limit, and the error
 for a missed deadline. Not here: the work in each state (`phase.py` and the phases it names), the limits
 (`config/limits.py`), the timers of the runner and the relay. `docs/reference/exchange.md` shows the table as a diagram.
 
 This module reads no clock. The driver of an exchange passes in a monotonic time, and gets the next deadline back. The
-exchange detects new output only then, so the limit `no_output` is exact to one eighth of its length.
+exchange looks for new output only at these times. So the limit `no_output` is exact to one eighth of its length.
 
-Invariants: an input that the table does not allow in a state raises an error, because it is a bug of a door. A
-transition that the table does not allow for the current input raises too, because it is a bug of the exchange. Every
+Invariants: an input that the table does not allow in a state raises an error, because this is a bug of the server. A
+transition that the table does not allow for the input raises an error too, because this is a bug of the exchange. Every
 phase that waits for another party has a deadline. Without a separate deadline, the whole response's deadline applies.
 """
 
@@ -118,7 +118,7 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.STREAMING: {
         Input.DATA: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.END: _OVER | _NEXT_TURN,
-        # The model's turn may be complete except for its [DONE].
+        # The model's turn may be complete, although the upstream has not sent the final `[DONE]`.
         Input.LIMIT: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.CANCEL: _OVER,
     },

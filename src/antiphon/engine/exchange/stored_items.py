@@ -206,7 +206,7 @@ def _stored_form(item: InputItem) -> bytes:
         if item.encrypted_content is not None:
             form["encrypted_content"] = item.encrypted_content
     else:
-        # Any other item keeps its original bytes, under its new id.
+        # Any other item keeps its original fields, but gets the new id.
         for name in ("call_id", "approval_request_id"):
             if (value := getattr(item, name)) is not None:
                 form[name] = value

@@ -5,7 +5,8 @@ approval. Also: the tokens of `max_output_tokens` that remain for the next turn.
 the turns (`running_tools.py`), events (`translation/events/item_events.py`). The module does no I/O.
 
 Calls run in parallel, but their items are emitted one after the other, in the order of the calls. At most one item is
-open at a time. Calls of the client's functions and approval requests keep their position in that order.
+open at a time: an item opens with its first event and closes with its last event. Calls of the client's functions and
+approval requests keep their position in that order.
 
 Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
 turn gets the stored form of the items, so that later responses show the model the same text.

@@ -4,10 +4,9 @@ Lives here: the `Action` union and the plain values in it. The module holds only
 request creates is a Struct, because a frozen dataclass takes ten times as long to create.
 
 Invariant: the driver performs actions in the order in which `ResponseExchange.next_action()` returned them. The runner
-performs every action except a `ClientAction`. The server that has the client's connection (the "door") performs a
-`ClientAction`. In relay mode an exchange requests only one `CallUpstream`, and the door lets Envoy make this call. No
-action ends a model call. The driver ends its model call when the exchange requests another call, tools, or the end of
-the response.
+performs every action except a `ClientAction`. The server that has the client's connection performs a `ClientAction`. In
+relay mode an exchange requests only one `CallUpstream`, and the server lets Envoy make this call. No action ends a
+model call. The driver ends its model call when the exchange requests another call, tools, or the end of the response.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from antiphon.types.transport import Headers, header_value
 class RequestHead(Struct, frozen=True):
     """The client's request line and headers, and the owner of the request.
 
-    The door derives `owner`, `access` and `caller` from a trusted header or the bearer token (`doors/owners.py`). The
+    The server derives `owner`, `access` and `caller` from a trusted header or the bearer token (`doors/owners.py`). The
     exchange passes the owner to the stores and never interprets it. `request_id` (`req_…`, or the client's
     `x-request-id`) identifies the request in logs.
     """
@@ -389,5 +388,5 @@ class Finish(Struct, frozen=True):
 
 ClientAction = SendHead | SendBody | Finish
 OwnAction = LoadContext | PrepareTools | SaveResponse | Enqueue | ReleaseConversation
-"""The actions that the runner performs without the help of the door."""
+"""The actions that the runner performs without the server that has the client's connection."""
 Action = CallUpstream | RunTools | OwnAction | FollowResponse | ClientAction
