@@ -377,6 +377,8 @@ class ResponseStoreContract:
         assert walked == wanted
         before = await peer.list(ALICE, PageQuery(limit=2, before=wanted[3], descending=descending))
         assert [one.id for one in before.items] == wanted[1:3] and before.has_more
+        between = await peer.list(ALICE, PageQuery(after=wanted[0], before=wanted[3], descending=descending))
+        assert [one.id for one in between.items] == wanted[1:3] and not between.has_more
         assert (await peer.list("b:carol", PageQuery())).items == ()
         for cursor in ("resp_none", "resp_other1"):
             with pytest.raises(InvalidRequest) as refused:

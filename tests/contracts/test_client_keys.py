@@ -111,6 +111,10 @@ async def test_a_page_begins_after_its_cursor(store: ClientKeyStore) -> None:
     assert [key.id for key in page.items] == ids[1:3] and page.has_more
     page = await store.page(PageQuery(limit=2, before=ids[2], descending=False))
     assert [key.id for key in page.items] == ids[:2] and not page.has_more
+    page = await store.page(PageQuery(after=ids[0], before=ids[3], descending=False))
+    assert [key.id for key in page.items] == ids[1:3] and not page.has_more
+    page = await store.page(PageQuery(limit=2, after=ids[4], before=ids[0]))
+    assert [key.id for key in page.items] == [ids[3], ids[2]] and page.has_more
     assert [key.id for key in (await store.page(PageQuery(), "n:bo")).items] == ["key_2"]
     await store.revoke(ids[4])
     assert len((await store.page(PageQuery())).items) == 4

@@ -153,6 +153,9 @@ class PromptStoreContract:
             (PageQuery(limit=2, after="pmpt_b", descending=False), "cd", False),
             (PageQuery(limit=1, before="pmpt_b"), "c", True),
             (PageQuery(before="pmpt_c", descending=False), "ab", False),
+            (PageQuery(after="pmpt_d", before="pmpt_a"), "cb", False),
+            (PageQuery(limit=1, after="pmpt_a", before="pmpt_d", descending=False), "b", True),
+            (PageQuery(after="pmpt_b", before="pmpt_c"), "", False),
         ],
     )
     async def test_pages(
@@ -168,6 +171,8 @@ class PromptStoreContract:
         for cursor in ("pmpt_bob", "pmpt_none"):
             with pytest.raises(InvalidRequest):
                 await peer.list(ALICE, PageQuery(after=cursor))
+            with pytest.raises(InvalidRequest):
+                await peer.list(ALICE, PageQuery(after="pmpt_a", before=cursor))
 
 
 class TestMemoryPrompts(PromptStoreContract):

@@ -87,7 +87,7 @@ class MemoryConversationStore(ConversationStore):
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         ids = [each for whose, each in self._all if whose == owner]
         ids.sort(key=lambda each: (self._all[owner, each].created_at, each))
-        shown, more = _page(ids, list(ids), page, "There is no conversation with this id")
+        shown, more = page_of(ids, list(ids), page, "There is no conversation with this id")
         found = [await self.get(owner, each) for each in shown]
         return Page(tuple(each for each in found if each is not None), more)
 
@@ -101,7 +101,7 @@ class MemoryConversationStore(ConversationStore):
         found = self._all.get((owner, conversation_id))
         if found is None:
             return None
-        shown, more = _page(found.items, [item.id for item in found.items], page, "There is no item with this id")
+        shown, more = page_of(found.items, [item.id for item in found.items], page, "There is no item with this id")
         return Page(for_clients(shown), more)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
@@ -177,7 +177,9 @@ class MemoryConversationStore(ConversationStore):
         return found
 
 
-def _page(values: Sequence[T], ids: Sequence[str], page: PageQuery, missing: str) -> tuple[list[T], bool]:
+def page_of(values: Sequence[T], ids: Sequence[str], page: PageQuery, missing: str) -> tuple[list[T], bool]:
+    """Return a page of `values` (oldest first), and whether more values exist. Raises `InvalidRequest` with the message
+    `missing` for a cursor that is not in `ids`."""
     both = list(zip(ids, values, strict=True))
     if page.descending:
         both.reverse()

@@ -9,6 +9,7 @@ from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.prompts import PromptStore
+from tests.support.memory_conversations import page_of
 
 
 class MemoryPromptStore(PromptStore):
@@ -44,19 +45,9 @@ class MemoryPromptStore(PromptStore):
     async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         own = [versions for (whose, _), versions in self._all.items() if whose == owner]
         found = [versions[versions[0].default_version - 1] for versions in own]
-        found.sort(key=lambda prompt: (prompt.created_at, prompt.id), reverse=page.descending)
-        ids = [prompt.id for prompt in found]
-        for name in ("after", "before"):
-            if (cursor := getattr(page, name)) is not None and cursor not in ids:
-                raise InvalidRequest(f"There is no prompt with this id: '{name}'.", param=name)
-        if page.after is not None:
-            between = found[ids.index(page.after) + 1 :]
-        elif page.before is not None:
-            before = found[: ids.index(page.before)]
-            return Page(tuple(before[-page.limit :]), len(before) > page.limit)
-        else:
-            between = found
-        return Page(tuple(between[: page.limit]), len(between) > page.limit)
+        found.sort(key=lambda prompt: (prompt.created_at, prompt.id))
+        shown, more = page_of(found, [prompt.id for prompt in found], page, "There is no prompt with this id")
+        return Page(tuple(shown), more)
 
     async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
         found = self._all.get((owner, prompt_id))

@@ -8,14 +8,12 @@ Invariant: stored values are immutable, so a caller cannot change stored data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from antiphon.engine.ports.actions import Chain, ComparedResponse, ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import is_over, unfinished_response
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
-from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
+from antiphon.errors import ChainBroken, ChainTooLong, PredecessorGone, StoreError
 from antiphon.stores.responses import ResponseStore
-from tests.support.memory_conversations import MemoryConversationStore, for_clients
+from tests.support.memory_conversations import MemoryConversationStore, for_clients, page_of
 
 
 class MemoryResponseStore(ResponseStore):
@@ -96,32 +94,17 @@ class MemoryResponseStore(ResponseStore):
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         own = [record for record in self.records.values() if record.owner == owner]
         own.sort(key=lambda record: record.created_at)
-        if page.descending:
-            own.reverse()
-        ids = [record.id for record in own]
-        turned = page.before is not None and page.after is None
-        cursor = page.before if turned else page.after
-        if cursor is not None and cursor not in ids:
-            name = "before" if turned else "after"
-            raise InvalidRequest(f"There is no response with this id: '{name}'.", param=name)
-        between = own[: ids.index(cursor)] if turned and cursor else own[ids.index(cursor) + 1 :] if cursor else own
-        shown = between[-page.limit :] if turned else between[: page.limit]
+        shown, more = page_of(own, [record.id for record in own], page, "There is no response with this id")
         found = tuple(StoredResponse(one.id, one.status, one.body, for_clients(one.output_items)) for one in shown)
-        return Page(found, has_more=len(between) > page.limit)
+        return Page(found, has_more=more)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         record = self._own(owner, response_id)
         if record is None:
             return None
-        items = list(record.input_items)
-        if page.descending:
-            items.reverse()
-        start = self._index(items, page.after, "after", -1) + 1
-        end = self._index(items, page.before, "before", len(items))
-        between = items[start:end]
-        turned = page.before is not None and page.after is None
-        shown = between[-page.limit :] if turned else between[: page.limit]
-        return Page(for_clients(shown), has_more=len(between) > page.limit)
+        items = record.input_items
+        shown, more = page_of(items, [item.id for item in items], page, "There is no item with this id in the list")
+        return Page(for_clients(shown), has_more=more)
 
     async def ping(self) -> None:
         pass
@@ -129,12 +112,3 @@ class MemoryResponseStore(ResponseStore):
     def _own(self, owner: str, response_id: str) -> ResponseRecord | None:
         record = self.records.get(response_id)
         return record if record is not None and record.owner == owner else None
-
-    @staticmethod
-    def _index(items: Sequence[StoredItem], item_id: str | None, name: str, absent: int) -> int:
-        if item_id is None:
-            return absent
-        for index, item in enumerate(items):
-            if item.id == item_id:
-                return index
-        raise InvalidRequest(f"There is no item with this id in the list: '{name}'.", param=name)

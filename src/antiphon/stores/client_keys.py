@@ -50,9 +50,8 @@ WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID})) ORDER BY owne
 PAGE = both_orders(f"""
 SELECT {_COLUMNS} FROM client_keys
 WHERE (:owner = '' OR owner = :owner) AND (:all = 1 OR ({_VALID}))
-  AND (CAST(:cursor AS text) IS NULL OR (created_at, id) {{after}} (
-    SELECT created_at, id FROM client_keys WHERE id = :cursor
-  ))
+  AND (CAST(:low AS text) IS NULL OR (created_at, id) > (SELECT created_at, id FROM client_keys WHERE id = :low))
+  AND (CAST(:high AS text) IS NULL OR (created_at, id) < (SELECT created_at, id FROM client_keys WHERE id = :high))
 ORDER BY created_at {{order}}, id {{order}} LIMIT :limit
 """)
 GET = f"SELECT {_COLUMNS} FROM client_keys WHERE id = :id"
@@ -135,11 +134,11 @@ class ClientKeyStore:
         return [_key(row) for row in rows]
 
     async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:
-        """Return a page of the keys that `list` returns, by creation time. Cursors are ids of keys. If the request has
-        both cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
+        """Return a page of the keys that `list` returns, by creation time. Cursors are ids of keys. An unknown
+        cursor raises `InvalidRequest`."""
         await check_cursors(page, self.get, "There is no client key with this id")
-        cursor = page.cursors[0][1] if page.cursors else None
-        named = {"owner": owner, "all": int(all_keys), "cursor": cursor, **self._now, "limit": page.limit + 1}
+        low, high = page.bounds
+        named = {"owner": owner, "all": int(all_keys), "low": low, "high": high, **self._now, "limit": page.limit + 1}
         rows = await self._tables.fetch(PAGE[page.backward], named)
         return Page(page.shown([_key(row) for row in rows]), has_more=len(rows) > page.limit)
 

@@ -9,6 +9,8 @@ numbers of its versions.
 
 from __future__ import annotations
 
+from functools import partial
+
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import VersionConflict, unknown_cursor
@@ -22,6 +24,7 @@ from antiphon.stores.tables import (
     Tables,
     both_orders,
     byte_limit,
+    check_cursors,
     cut_off,
     milliseconds,
     run_required,
@@ -46,9 +49,13 @@ WHERE p.id = :id AND p.owner = :owner
 # Selects the prompts after the cursor in list order, or all prompts if `:cursor` is null.
 LIST = both_orders(f"""{_COLUMNS}, v.body
 FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = p.default_version
-WHERE p.owner = :owner AND (CAST(:cursor AS text) IS NULL OR (p.created_at, p.id) {{after}} (
-  SELECT created_at, id FROM prompts WHERE id = :cursor AND owner = :owner
-))
+WHERE p.owner = :owner
+  AND (CAST(:low AS text) IS NULL OR (p.created_at, p.id) > (
+    SELECT created_at, id FROM prompts WHERE id = :low AND owner = :owner
+  ))
+  AND (CAST(:high AS text) IS NULL OR (p.created_at, p.id) < (
+    SELECT created_at, id FROM prompts WHERE id = :high AND owner = :owner
+  ))
 ORDER BY p.created_at {{order}}, p.id {{order}} LIMIT :limit
 """)
 VERSIONS = both_orders(f"""
@@ -127,12 +134,10 @@ class PromptStore:
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         """Return a page of the owner's prompts by creation time, each in its default version. Cursors are prompt ids.
-        If the request has both cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
-        cursor = None
-        for name, cursor in page.cursors[:1]:
-            if await self.get(owner, cursor) is None:
-                raise unknown_cursor(name, "There is no prompt with this id")
-        named = {"owner": owner, "cursor": cursor, "limit": page.limit + 1}
+        An unknown cursor raises `InvalidRequest`."""
+        await check_cursors(page, partial(self.get, owner), "There is no prompt with this id")
+        low, high = page.bounds
+        named = {"owner": owner, "low": low, "high": high, "limit": page.limit + 1}
         rows = await self._tables.fetch(LIST[page.backward], named)
         return Page(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
 

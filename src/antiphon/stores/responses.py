@@ -18,7 +18,6 @@ limit.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -301,10 +300,8 @@ class ResponseStore:
         return any((await self._tables.run(delete_statements(owner, response_id)))[-2:])
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """Return a page of the owner's responses by creation time. Cursors are response ids. If the request has both
-        cursors, only `after` applies. An unknown cursor raises `InvalidRequest`."""
-        if page.after is not None:
-            page = replace(page, before=None)
+        """Return a page of the owner's responses by creation time. Cursors are response ids. An unknown cursor raises
+        `InvalidRequest`."""
         await check_cursors(page, partial(self._find, owner), "There is no response with this id")
         named = {"owner": owner, **page_parameters(page, self._page_bytes)}
         return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
