@@ -13,10 +13,12 @@ from pathlib import Path
 
 _HEAD = """# Code map
 
-Every module of `src/antiphon`, by folder: what it does, what lives in it, and what always holds. The sentences are the
+Every module of `src/antiphon`, by folder: what it does, what it contains, and what always holds. The sentences are the
 modules' own docstrings; `scripts/docs` writes this page. [How it works](../how-it-works.md) explains the design;
 [where a change goes](../contributing/where-a-change-goes.md) names the one place for each kind of change.
 """
+
+_SHOWN = ("Lives here", "This module", "This package", "Invariant")
 
 
 def page(package: Path, chart: Path) -> str:
@@ -43,10 +45,10 @@ def _section(package: Path, folder: Path) -> str:
 
 
 def _said(package: Path, path: Path) -> str:
-    """The first paragraph of a docstring, with its "Lives here" and "Invariant" parts. File names become paths in the
-    package."""
+    """The first paragraph of a docstring, and the paragraphs that begin with a word of `_SHOWN`. File names become paths
+    in the package."""
     paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
-    more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(("Lives here", "Invariant"))]
+    more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(_SHOWN)]
     text = " ".join((paragraphs[0], *more))
 
     def whole(match: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""Holds the context that both servers share: the engine, the API, the console's pages, and the state of the process.
+"""Defines the objects that the ext_proc server and the HTTP server share, such as the router and the count of requests.
 
-This module defines `DoorContext`, the dependencies that every request handler uses, and the port that the console's
-pages implement. This module also defines `Admission`, which counts the requests in flight by kind. A drain waits until
-this count is zero. This module knows nothing about gRPC, HTTP or Envoy.
+`DoorContext` holds the dependencies that every request handler uses. `ConsolePages` is the interface of the console's
+pages. `Admission` counts the requests in flight by kind. A drain waits until this count is zero. This module knows
+nothing about gRPC, HTTP or Envoy.
 
 Invariants: `Admission` admits each request once and releases it once. After `close`, `Admission` admits only requests
 on connections to which the HTTP server promised one more request. Every path of the console is `CONSOLE_PATH` or below
@@ -34,12 +34,12 @@ from antiphon.types.transport import CONSOLE_PATH, Headers
 RUN_PATH: Final = CONSOLE_PATH + "/run"
 """The path to which the playground sends a Responses request. The server runs it as `POST /v1/responses`."""
 Kind = Literal["response", "websocket", "background", "request"]
-"""The kind of a request in flight. `response` is a client's response request, `websocket` is one turn on a WebSocket,
-and `background` is a background response. `request` is every other request."""
+"""The kind of a request in flight. `response` is a client's response request, `websocket` is a response on a WebSocket,
+`background` is a background response, and `request` is every other request."""
 
 
 class ConsolePages(Protocol):
-    """The pages of the console, which sign users in themselves."""
+    """The interface of the console's pages. The pages check the user's session themselves."""
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
         """Answer a request to a path of the console. This method never raises, except for cancellation. A form with
@@ -47,12 +47,13 @@ class ConsolePages(Protocol):
         ...
 
     def reads_body(self, method: str, path: str) -> bool:
-        """Whether a page needs the request body. Without such a page, the server does not read the body."""
+        """Whether the page at this path needs the request body. If it does not, the server does not read the body."""
         ...
 
     def runs(self, request: ApiRequest) -> Caller | None:
-        """The caller in whose name a `POST` to `RUN_PATH` creates a response. None if `handle` answers the request. The
-        request has no body yet. Raises `ApiError` when the session or the CSRF token is wrong."""
+        """The caller for whom a `POST` to `RUN_PATH` creates a response. None if `handle` answers the request. The
+        server has not read the request body at this point. Raises `ApiError` when the session or the CSRF token is
+        wrong."""
         ...
 
 

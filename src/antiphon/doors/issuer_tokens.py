@@ -1,12 +1,12 @@
-"""Checks the JSON Web Tokens of an issuer, finds the caller of a token, and remembers the tokens that were checked.
+"""Checks the JSON Web Tokens of an issuer, finds the caller of a token, and remembers checked tokens.
 
-Lives here: parsing a JSON Web Key Set, and the check of a token's signature, issuer, audience, times and owner. Also
-the memory of checked tokens, and the errors that clients get. Not here: reading the key set from the issuer
-(`engine/running/issuer_keys.py`).
+This module parses a JSON Web Key Set, and checks a token's signature, issuer, audience, times and owner. This module
+also makes the errors that clients get. `engine/running/issuer_keys.py` downloads the key set from the issuer.
 
-Invariants: this module does no I/O. A key checks only the algorithms that fit its type and that the settings allow. A
-remembered token is accepted only until it ends, and only with the key set that checked it. The memory holds the digests
-of at most `MOST_TOKENS` tokens, and no token. No exception holds a token or a claim, and nothing is logged.
+Invariants: this module does no I/O. A key verifies only signatures of algorithms that fit its type and that the
+settings allow. The module accepts a remembered token only until the token expires, and only while the keys that
+verified it are in use. The memory holds digests of at most `MOST_TOKENS` tokens, and never the tokens. No exception
+contains a token or a claim, and the module logs nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _TYPES: Final = {"R": "RSA", "P": "RSA", "E": "EC"}
 MOST_TOKENS: Final = 4096
 _CHALLENGE: Final = (("www-authenticate", 'Bearer error="invalid_token"'),)
 TokenKeys = Mapping[tuple[str | None, str], jwt.PyJWK]
-"""The keys by `kid` and algorithm. `kid` is None for the only key of an algorithm, which also fits tokens that name no
-key."""
+"""The keys by `kid` and algorithm. If an algorithm has only one key, that key is also listed under None, for tokens
+without a `kid`."""
 
 
 class TokenRefused(Exception):
@@ -52,7 +52,7 @@ class UnknownKey(TokenRefused):
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a token must have, from the settings."""
+    """The settings with which a token is checked."""
 
     issuer: str
     audience: tuple[str, ...]
@@ -62,7 +62,8 @@ class TokenRules:
 
 
 def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
-    """The keys of a JSON Web Key Set that can check one of `algorithms`. Raises `ValueError` when there is none."""
+    """The keys of a JSON Web Key Set that can verify a signature of one of `algorithms`. Raises `ValueError` when the
+    set has no such key."""
     try:
         listed = json.loads(data)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -85,7 +86,7 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> TokenKeys:
 
 
 def check_token(token: bytes, keys: TokenKeys, rules: TokenRules, now: float) -> tuple[Caller, float]:
-    """The caller whom the token names, and the time at which the token ends. Raises `TokenRefused`."""
+    """The caller whom the token names, and the time at which the token expires. Raises `TokenRefused`."""
     if len(token) > _LONGEST_TOKEN:
         raise TokenRefused("It is too long.")
     try:

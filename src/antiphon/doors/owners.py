@@ -29,7 +29,7 @@ _LONGEST_OWNER, _LONGEST_TEAM = 200, 64
 
 @dataclass(frozen=True, slots=True)
 class ClaimNames:
-    """The names of the claims that a caller is made of."""
+    """The names of the claims that contain the owner's id, name and team."""
 
     owner: str = "sub"
     name: str | None = None
@@ -89,7 +89,8 @@ class OwnerResolver:
     When `client_keys` is set, all other tokens are refused. A caller in `client_keys` without an owner gets the owner
     from `source`. If `source` is `jwt`, `tokens` finds the caller of the bearer token. If `source` is `metadata`,
     `claims` finds the caller in the metadata that an Envoy filter wrote. `adopts` learns of the first request with each
-    key of a named owner. The token `admin` is refused, because an upstream or an owner's data must never get it.
+    key of a named owner. The token `admin` is refused, because it must never reach an upstream or become the name of an
+    owner.
     """
 
     source: Literal["bearer", "header", "single", "jwt", "metadata"]
@@ -132,8 +133,8 @@ class OwnerResolver:
         return self.source == "header" or self.claims is not None
 
     def named_by_gateway(self, headers: Headers) -> Caller:
-        """Return the caller whom the gateway names in these headers, without a look at client keys. `NO_CALLER` if the
-        gateway names none."""
+        """Return the caller whom the gateway names in these headers. This method does not check client keys. Returns
+        `NO_CALLER` if the gateway names no caller."""
         try:
             if self.claims is not None:
                 return self.claims.caller(headers, None)

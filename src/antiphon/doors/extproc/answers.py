@@ -7,7 +7,8 @@ accepts an answer. `peer.py` sends the answer, and the exchange decides what hap
 The decoders accept chunks of any size, and follow the same rules as aiohttp, which the HTTP server uses. A gzip body
 may have several members, deflate may lack its zlib form, and no bytes may follow the end.
 
-Invariant: a decoder stores a fault and never raises it. One input chunk produces at most `MAX_PER_PART` bytes.
+Invariant: a decoder raises no error for a damaged body, but sets its `fault`. One input chunk produces at most
+`MAX_PER_PART` bytes.
 """
 
 from __future__ import annotations
@@ -163,8 +164,8 @@ class Inflate:
             self.fault = f"a {self._name} body that stops in the middle"
 
     def _window(self, first: int) -> int:
-        """Choose zlib's `wbits` from the first byte. The zlib form of the standard begins with its method (8), but some
-        servers send raw deflate."""
+        """Choose zlib's `wbits` from the first byte. By the standard, the body begins with zlib's method number (8),
+        but some servers send raw deflate."""
         if self._name == "gzip":
             return _GZIP
         return zlib.MAX_WBITS if first & 15 == 8 else -zlib.MAX_WBITS

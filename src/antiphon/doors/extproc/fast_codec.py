@@ -11,8 +11,9 @@ The small cache for repeated headers holds only short headers whose names are in
 carries a credential. Other headers are decoded each time, so no secret value of a client outlives its request.
 
 Invariants: this code reads and writes what the generated protobuf classes would read and write, body chunks byte for
-byte (tests compare them). The generated protobuf classes still handle every message with an unusual encoding. (Only the
-content of a metadata_context is not checked, because nothing reads it in these messages.) The cache has a size limit.
+byte (tests compare them). The generated protobuf classes still handle every message with an unusual encoding. (This
+module does not check the content of a metadata_context, because no code reads that content in these messages.) The
+cache has a size limit.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class Call:
         return self.room
 
     def let_end(self, seconds: float) -> None:
-        """Give the peer `seconds` to end the call after the answer, while the connection waits."""
+        """After the answer, give the peer `seconds` to end the call. The connection waits for the peer in this time."""
         self.lingers = seconds
         self._give_back()
 
@@ -276,7 +276,7 @@ class Call:
         self._connection.finish(self, status, message)
 
     def lose(self) -> None:
-        """Handle the peer's end of the call: complete the waiters' futures, then cancel the task."""
+        """Handle a call that the peer has ended: complete the waiters' futures, then cancel the task."""
         self._give_back()
         self.gone = self.ended = True
         self._hand_over()

@@ -1,4 +1,4 @@
-"""Sends responses that the sidecar makes itself: whole responses, and streams with its own model calls (drive).
+"""Sends responses that the sidecar makes itself: whole responses, and streams for which it calls the model (drive).
 
 This module sends streamed immediate responses. The exchange and the router produce the content of these responses.
 `relay.py` handles responses whose model call Envoy makes.
@@ -18,9 +18,9 @@ Rules, verified against Envoy 1.40.0:
 
 The sidecar cannot see how much a client has read, so it estimates the unread bytes of each driven stream. The estimate
 assumes that a client reads at `RATE`, several times as fast as models write. All bytes that are written faster than
-`RATE` count as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. The
-listener cuts off a client that reads nothing (`timeouts.send`). For a client that reads nothing, Envoy buffers at most
-the stream's share plus the bytes at `RATE` until the listener cuts. Envoy never buffers more than the maximum size of a
+`RATE` count as unread. A stream with more unread bytes than its share waits, and this delay slows its model down. If a
+client reads nothing, Envoy's listener cuts it off after `timeouts.send` seconds. Until then, Envoy buffers at most the
+stream's share plus the bytes that the sidecar writes at `RATE`. Envoy never buffers more than the maximum size of a
 stream.
 
 Invariant: the shares of all streams together are at most `limits.drive_ahead_bytes`, whatever the clients do.
@@ -60,7 +60,8 @@ SHARE: Final = 8 << 20
 wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
-"""The number of final events that repeat the whole text: those of the text, the part, the item and the response."""
+"""The number of final events that repeat the whole text: one each for the text, the content part, the item and the
+response."""
 
 
 async def answer_whole(

@@ -2,8 +2,8 @@
 one ext_proc stream.
 
 This module waits for Envoy, sends to it, and performs the runner's actions. While the stream is silent, this module
-runs timed actions, without a task or a lock per message. `relay_state.py` decides the content and the order of the
-answers.
+runs timed actions such as keep-alives, without a task or a lock per message. `relay_state.py` decides the content and
+the order of the answers.
 
 Invariants: an action during silence and the handling of a message never overlap. When an action during silence fails,
 the stream fails.
@@ -146,8 +146,8 @@ class Interludes:
     timer starts the action only while the stream waits for its next message. A message that arrives during the action
     waits until the action has ended.
 
-    `next_due` returns the time of the next action on the event loop's clock. `act` performs the action. The timer asks
-    `next_due` again when it fires, so a message causes no work for the timer.
+    `next_due` returns the time of the next action on the event loop's clock. `act` performs the action. When the timer
+    fires, it calls `next_due` again. So a message that arrives does not reset the timer.
     """
 
     def __init__(

@@ -7,13 +7,13 @@ response.
 
 Rules, verified against Envoy 1.40.0:
 
-- The sidecar sends the request as a headers answer with the exact length, then its body. `stream.py` does not relay a
-  request with trailers.
+- The sidecar sends the translated request in two steps: the answer to the request headers, with the exact length, and
+  then the body. `stream.py` does not relay a request with trailers.
 - The sidecar may send no body chunk before the upstream's first body chunk, because Envoy would reset the stream. The
   answer to the response headers also waits for that chunk, so an early failure still gets its HTTP status.
-- For a response without a body, Envoy accepts a body only inside the headers answer. If a response has trailers but no
-  body, Envoy accepts a body only as an immediate response. A response with trailers ends with the trailers answer
-  instead of `end_of_stream`.
+- If the upstream's response has no body, Envoy accepts a body only inside the answer to the response headers. If it has
+  trailers but no body, Envoy accepts a body only as an immediate response. A response with trailers ends with the
+  answer to the trailers instead of `end_of_stream`.
 - An event stream that is complete before the upstream's end (after `[DONE]`) is sent immediately. The sidecar ends the
   stream when the upstream's body ends, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
@@ -432,7 +432,8 @@ class RelayState:
             [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
         )
         if raw:
-            # An unchanged header must not be set, because Envoy would keep only one of several headers with its name.
+            # An unchanged header must not be set, because Envoy would keep only one of several headers with the same
+            # name.
             headers = tuple([pair for pair in headers if pair not in upstream])
         return ((":status", str(head.status)), *headers), removed
 
@@ -470,8 +471,8 @@ class RelayState:
         return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
 
     def _silence(self, limit: float) -> UpstreamError:
-        """The error for a silent upstream. Envoy also stops reading from the upstream, without a message, when the
-        client does not read. Envoy stops only after enough bytes to fill its buffers."""
+        """Return the error for a silent upstream. The client may be the cause: if the client does not read, Envoy stops
+        reading from the upstream without a message to the sidecar. Envoy does so only after its buffers are full."""
         said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
         if self._given < _FILLS:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)

@@ -139,8 +139,8 @@ async def _serve(
         return
     if not ended and not await _read_body(context, peer, request, hold):
         return
-    # Only an Envoy with a wider configuration sends such requests to the ext_proc server. The generated configuration
-    # routes their paths to an ordinary cluster.
+    # The generated configuration routes the paths of such requests to the sidecar's HTTP port. Only an Envoy with a
+    # different configuration sends such requests to the ext_proc server.
     pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
     api_request = ApiRequest(
         request.method,

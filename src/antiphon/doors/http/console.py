@@ -1,11 +1,11 @@
-"""Serves the console on a listener of the HTTP server: which requests reach it, and how its answers end.
+"""Serves the console on the listeners of the HTTP server.
 
-Lives here: whether a listener serves the console, the redirect to it, and the end of its event streams in a drain. Not
-here: the pages (`doors/context.py` has their port), the access control of the listener (`server.py`), Envoy's
-listener for the console (`envoy/bootstrap.py`).
+This module decides which requests the console answers, redirects clients to the console, and ends the console's event
+streams in a drain. `doors/context.py` defines the interface of the pages, and `server.py` controls access to the
+listener. `envoy/bootstrap.py` generates Envoy's listener for the console.
 
 Invariants: a listener that does not serve the console answers the console's paths like unknown paths. The separate
-listener serves no other path. Behind Envoy, only requests that the gateway marked reach the console.
+listener serves no other path. Behind Envoy, only requests with a header that Envoy adds reach the console.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from antiphon.types.transport import CONSOLE_HEADER, CONSOLE_PATH, Headers, head
 OPERATION = "console"
 """The name of the console's requests in metrics."""
 OWNER = "console"
-"""The owner for whom requests to pages count in the budgets. Owners of stored data have other names."""
+"""The owner under which the budgets count requests to pages. No owner of stored data has this name."""
 _FORM_BYTES = 256 << 10
-"""The bytes of a form in addition to its file."""
+"""The maximum number of bytes of a form, without the file that it uploads."""
 _CONNECTIONS = 256
 """The maximum number of connections of the separate listener, which clients of the API do not use."""
 TO_CONSOLE: Headers = (("location", CONSOLE_PATH), ("cache-control", "no-store"))
@@ -48,7 +48,7 @@ class ConsoleAt(Enum):
     CLIENTS = auto()
     """The listener for clients (`console.on_client_listener`)."""
     GATEWAY = auto()
-    """The sidecar's private port, for requests that the gateway marks."""
+    """The sidecar's private port, for requests with a header that Envoy adds."""
 
 
 class ConsoleAccess:
@@ -58,7 +58,7 @@ class ConsoleAccess:
         self._context = context
         self._pages: ConsolePages | None = context.console
         self._at = at
-        # Each open event stream has an event that ends it, and the address of its peer.
+        # Maps the `asyncio.Event` that ends an open event stream to the address of the stream's peer.
         self._streams: dict[asyncio.Event, str] = {}
         self._leaving = False
 
@@ -88,11 +88,13 @@ class ConsoleAccess:
         return True
 
     def redirects(self, method: str, path: str) -> bool:
-        """Whether the answer is a redirect to the console: for `/` of the separate listener."""
+        """Whether the server redirects this request to the console. Only the separate listener redirects, and only the
+        path `/`."""
         return self.is_separate and path == "/" and method in ("GET", "HEAD")
 
     def runs(self, request: ApiRequest) -> Caller | None:
-        """The caller of a request of the playground; None for any other request. Raises `ApiError`."""
+        """The caller for whom a request of the playground creates a response; None for any other request. Raises
+        `ApiError`."""
         is_run = self._pages is not None and request.method == "POST" and request.path == RUN_PATH
         return self._pages.runs(request) if is_run and self._pages is not None else None
 
@@ -129,7 +131,7 @@ class ConsoleAccess:
                 ended.set()
 
     async def _until_ended(self, parts: BodyStream, peer: str) -> AsyncGenerator[bytes, None]:
-        """Yield the parts of a stream until `end_streams`. The stream of the pages is closed in any case."""
+        """Yield the chunks of a page's stream until `end_streams` ends it. Close the page's stream in any case."""
         ended = asyncio.Event()
         if self._leaving:
             ended.set()
@@ -152,7 +154,7 @@ class ConsoleAccess:
                     if ended.is_set():
                         return
             finally:
-                # The generator of the pages can be closed only when no task runs it.
+                # The page's generator can be closed only when no task runs it.
                 del self._streams[ended]
                 for one in waiting:
                     one.cancel()
@@ -166,6 +168,6 @@ def _is_events(headers: Headers) -> bool:
 
 
 def without_session(headers: Headers) -> Headers:
-    """The headers of a playground's request without the credentials of its session. The server treats the request as
-    the caller's, and must not pass the session on to an upstream."""
+    """The headers of a playground's request without the credentials of its session. The server runs the request for the
+    caller, and must not forward the session to an upstream."""
     return tuple((name, value) for name, value in headers if name not in _NOT_PASSED_ON)

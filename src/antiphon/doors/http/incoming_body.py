@@ -1,8 +1,8 @@
 """Reads the body of one HTTP request, whole or as a stream, within the limits of size, memory and time.
 
-Lives here: reading a body from aiohttp, `100 Continue`, and the errors of a body that is too slow, too large or framed
-incorrectly. Not here: the limits and the decompression of a whole body (`doors/request_body.py`), the request itself
-(`server.py`).
+This module reads a body from aiohttp, sends `100 Continue`, and raises an error for a body that is too slow, too large
+or framed incorrectly. `doors/request_body.py` limits and decompresses a whole body, and `server.py` handles the
+request.
 
 Invariant: after an error, the connection closes. Otherwise the rest of the body would be read as the next request.
 """

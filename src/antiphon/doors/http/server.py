@@ -1,11 +1,12 @@
 """Implements the HTTP server: the public port, and the sidecar's private port behind Envoy.
 
-Lives here: listening, access control, the owner of a request, its limits, draining and one log line per request. Not
-here: routing paths (`api/router.py`), writing the response of an exchange (`exchange.py`).
+This module listens, controls access, finds a request's owner, applies limits, drains, and writes one log line per
+request. `api/router.py` finds the endpoint of a path, and `exchange.py` writes the response of an exchange.
 
 Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
 and every error response has OpenAI's error object. The server removes headers that only a trusted gateway may set,
-unless the request came over a Unix socket or has the shared secret. An upload is read as fast as it is consumed.
+unless the request came over a Unix socket or has the shared secret. The server reads an upload only as fast as its
+handler consumes it.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """This field is set when this server makes the response. Such a request gets the log line of a response instead of
-    the log line of a request."""
+    """The exchange of a request that creates a response; None for any other request. Such a request gets the log line
+    of a response instead of the log line of a request."""
     outcome: str = ""
     added: Headers = ()
     """Headers that the server adds to every response."""
@@ -150,7 +151,8 @@ class HttpDoor:
         )
         self._server = server
         self._listener = Listener(server, self._console.connections)
-        # An event stream of the console has no end, so it ends when the drain begins, and after the notice.
+        # An event stream of the console never ends by itself. So the server ends all open ones when the drain begins,
+        # and again after the notice.
         for callbacks in (self._context.admission.on_leave, self._context.admission.on_close):
             callbacks.add(self._console.end_streams)
         return await self._listener.open(address, mode, sockets=sockets, tls=tls)
@@ -296,7 +298,8 @@ class HttpDoor:
         """Serve a page of the console, or a response that the playground creates."""
         call.operation = OPERATION
         console, admission, bodies = self._console, self._context.admission, self._context.bodies
-        # The trusted header of the owner may be private, so the pages get the owner that the header names.
+        # The pages do not get private headers. The trusted header of the owner may be private, so the pages get the
+        # owner separately.
         named = self._context.owners.named_by_gateway(call.headers)
         headers = _without_private(call.headers)
         asked = ApiRequest(call.method, call.path, query, headers, request_id=call.id, caller=named)
@@ -324,8 +327,8 @@ class HttpDoor:
         *,
         counts: bool = True,
     ) -> web.StreamResponse:
-        """Read the body, and write the answer of a handler. `limit` is the maximum size of the body. `counts`
-        says whether the answer counts as memory of the caller."""
+        """Read the body, call the handler, and write its answer. `limit` is the maximum size of the body. `counts` is
+        whether the answer's bytes count in `hold`."""
         pieces = None
         if kind == "stream":
             hold.add(UPLOAD_BYTES)
@@ -384,7 +387,8 @@ class HttpDoor:
     async def _serve_exchange(
         self, request: web.BaseRequest, call: _RequestRecord, caller: Caller, hold: Hold, path: str = ""
     ) -> web.StreamResponse:
-        """Serve a request that creates a response. `path` is the path of the API, if the request has another one."""
+        """Serve a request that creates a response. `path` is the path of the API if the request came on another
+        path."""
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         exchange = self._context.new_exchange()
@@ -440,7 +444,7 @@ class HttpDoor:
 
     def send_away(self, address: str | None = None) -> None:
         """Close the WebSockets from this peer address, or all WebSockets if `address` is None. An idle WebSocket closes
-        immediately, and a busy one closes after its turn. Event streams of the console end."""
+        immediately, and a busy one closes after its running response. Event streams of the console end."""
         self._console.end_streams(address)
         for connection, came_from in self._sockets.items():
             if address in (came_from, None):

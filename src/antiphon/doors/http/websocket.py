@@ -1,13 +1,13 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
-This module checks the handshake, reads frames ahead and runs each request as a turn. This module decides which turns
-the connection remembers and when the connection ends. `api/frames.py` interprets frames. The runner performs
-translation and model calls. `engine/running/connection_memory.py` stores the remembered turns.
+This module checks the handshake, reads frames ahead and runs a response for each request. This module decides which
+responses the connection remembers and when the connection ends. `api/frames.py` interprets frames. The runner performs
+translation and model calls. `engine/running/connection_memory.py` stores the remembered responses.
 
 Invariants: a connection runs one response at a time, in the order of the requests, whatever `stream_id` they have. An
-error is sent as a frame, and the connection stays open. No turn begins after the connection's time limit or during a
-drain of the process or its gateway. A running turn finishes before the connection closes. If a turn ends before its
-exchange is complete, the turn abandons the exchange.
+error is sent as a frame, and the connection stays open. No response begins after the connection's time limit or during
+a drain of the process or its gateway. A running response finishes before the connection closes. If the work on a
+response ends early, this module abandons the exchange.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 class WebSocketConnection:
     """One WebSocket connection from its handshake to its end. `head` is the upgrade request. The caller of the upgrade
     request is the caller of all requests on the connection. `check_key` raises `ApiError` when the client's key is no
-    longer accepted. The connection calls `check_key` before each turn."""
+    longer accepted. The connection calls `check_key` before each response."""
 
     def __init__(
         self,
@@ -152,28 +152,28 @@ class WebSocketConnection:
         self._room = asyncio.Event()
         self._over = False
         self.busy = False
-        """Whether a turn is running."""
+        """Whether a response is running."""
         self._expired = False
         self._sent_away = False
 
     def send_away(self) -> None:
-        """Close the connection as soon as no turn is running. The gateway on the connection's network path is about to
+        """Close the connection as soon as no response is running. The gateway in front of this connection is about to
         stop."""
         self._sent_away = True
         self._news.set()
 
     @property
     def waiting(self) -> int:
-        """The number of frames that were read and wait for their turn."""
+        """The number of frames that were read and not handled yet."""
         return len(self._waiting)
 
     @property
     def waiting_bytes(self) -> int:
-        """The total size in bytes of the frames that wait for their turn."""
+        """The total size in bytes of the frames that were read and not handled yet."""
         return self._waiting_bytes
 
     def expire(self) -> None:
-        """Close the connection after the running turn, because its time limit is reached."""
+        """Close the connection after the running response, because the connection's time limit is reached."""
         self._expired = True
         self._news.set()
 
@@ -196,7 +196,7 @@ class WebSocketConnection:
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
-                # The frame is freed before the wait for the next frame. Only the remembered turns stay in memory.
+                # The frame is freed before the wait for the next frame. Only the remembered responses stay in memory.
                 del frame
         finally:
             self._context.admission.on_close.discard(self._news.set)
@@ -211,7 +211,7 @@ class WebSocketConnection:
     # The methods below read frames.
 
     async def _read(self) -> None:
-        """Read frames as they arrive. At most 16 frames wait for their turn. While this method reads, aiohttp answers
+        """Read frames as they arrive. At most 16 frames wait to be handled. While this method reads, aiohttp answers
         pings."""
         try:
             while True:
@@ -284,7 +284,7 @@ class WebSocketConnection:
             self._news.clear()
             await self._news.wait()
 
-    # The methods below run one turn.
+    # The methods below run one response.
 
     async def _turn(self, data: bytes | ApiError) -> None:
         """Serve one frame completely: answer it, or run it as a response."""
@@ -365,9 +365,9 @@ class WebSocketConnection:
             raise error
 
     def _remember(self, turn: _Turn) -> None:
-        """Update the connection's memory after a turn. The connection keeps a successful turn that is not stored, so
-        the client can continue that turn on this connection. After a turn without success, the connection forgets the
-        turn that its `previous_response_id` names."""
+        """Update the connection's memory after a response. The connection keeps a successful response that is not
+        stored, so that the client can continue it on this connection. After a failure, the connection forgets the
+        response that the request's `previous_response_id` names."""
         if turn.outcome in ("completed", "incomplete"):
             if (record := turn.exchange.unstored_record()) is not None:
                 self._memory.keep(record)
