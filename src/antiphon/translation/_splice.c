@@ -1,11 +1,13 @@
-/* The inner loop of a stream whose chunks differ in their text alone, in C.
+/* Cuts the texts out of a run of similar chunks and makes an event of each text, in C.
 
-   Lives here: `splice`, the same function as `splice_in_python` in splice.py, which says what it does and which of the
-   two is used. Not here: learning what chunks have in common (alike.py), and anything that is done once per read.
+   Lives here: `splice`, which does the same as `splice_in_python` in splice.py. The docstrings of splice.py describe
+   the arguments, and say when Antiphon uses which version. Not here: the code that learns what chunks have in common
+   (answer/alike.py), and the work that Antiphon does once per read.
 
-   Invariants: nothing is written before all of it was measured, and nothing is read behind the end of an argument; an
-   argument of another type, or one for which there is no memory, raises. No state, no callbacks, no borrowed references
-   that outlive the call; only the limited API, so that one binary serves every CPython from 3.11 on. */
+   Invariants: `splice` measures all output before it writes any of it, and never reads past the end of an argument. It
+   raises an exception if an argument has another type, or if memory runs out. It has no state and no callbacks, and
+   keeps no borrowed reference after the call. It uses only the limited C API, so that one binary serves every CPython
+   from 3.11 on. */
 
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -19,9 +21,9 @@ typedef struct {
 enum { DATA, BEFORE, BEHIND, HEAD, MIDDLE, TAIL, BYTES_ARGUMENTS };
 enum { NUMBER = BYTES_ARGUMENTS, REFUSED, ARGUMENTS };
 
-/* So many texts are kept track of without asking for memory. */
+/* `splice` notes up to this number of texts on the stack, without allocating memory. */
 #define FEW 64
-/* No event has a number beyond this one, so that adding to it never overflows. */
+/* Sequence numbers stay below this limit, so that adding to a number never overflows. */
 #define LAST_NUMBER 1000000000000000000LL
 #define MOST_DIGITS 19
 
@@ -31,8 +33,8 @@ is_hexadecimal(unsigned char c)
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-/* How many bytes the escape at `at` has; 0 for none of JSON's, for half of one, and for a surrogate: a lone one has no
-   UTF-8, and what may be one is read in full. */
+/* The size in bytes of the escape sequence at `at`. 0 if JSON has no such escape, if the escape is incomplete, or if it
+   encodes half of a surrogate pair. A lone half has no UTF-8 form, so the caller decodes such a chunk fully. */
 static Py_ssize_t
 escape_size(const unsigned char *at, const unsigned char *end)
 {
@@ -59,8 +61,8 @@ continues(unsigned char c)
     return (c & 0xC0) == 0x80;
 }
 
-/* How many bytes the character at `at` has, which is none of ASCII; 0 where it is no UTF-8: cut short, longer than it
-   need be, a surrogate, or beyond U+10FFFF. */
+/* The size in bytes of the character at `at`, which is not an ASCII character. 0 if the bytes are not valid UTF-8: cut
+   off, longer than necessary, a surrogate, or beyond U+10FFFF. */
 static Py_ssize_t
 character_size(const unsigned char *at, const unsigned char *end)
 {
@@ -83,7 +85,8 @@ character_size(const unsigned char *at, const unsigned char *end)
     return 0;
 }
 
-/* The quote that ends the JSON string whose inside begins at `at`; NULL where there is none, or the inside is not one. */
+/* A pointer to the quote that ends the JSON string whose content begins at `at`. NULL if there is no such quote, or if
+   the content is not valid. */
 static const unsigned char *
 end_of_text(const unsigned char *at, const unsigned char *end)
 {
@@ -143,12 +146,13 @@ result(PyObject *events, PyObject *text, Py_ssize_t count, Py_ssize_t used)
             Py_XDECREF(values[place]);
         }
         else
-            PyTuple_SetItem(all, place, values[place]); /* takes it, also when it fails, which it cannot here */
+            PyTuple_SetItem(all, place, values[place]); /* takes the reference, and cannot fail here */
     }
     return all;
 }
 
-/* The events of these texts, which have `size` bytes, and whose numbers have so many digits; and the texts joined. */
+/* Returns the events for these texts, and the concatenated texts. `size` is the size of all texts in bytes, and
+   `digits` is the number of digits in all sequence numbers. */
 static PyObject *
 written(const Bytes *given, const Bytes *texts, Py_ssize_t count, Py_ssize_t size, Py_ssize_t digits, long long number,
         Py_ssize_t used)

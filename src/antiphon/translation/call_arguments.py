@@ -1,12 +1,12 @@
 r"""Converts the arguments of chat function calls into the input of custom tools and into native calls.
 
-Lives here: extracting the text inside `{"input": "…"}` from a custom tool call's arguments while they stream. Also:
-converting native calls into items of the Responses API and back. A *native call* is a call of a shell, a patch or a
-tool search. Also: the events between a native call's added and done events.
+Lives here: the code that extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they
+stream. The module also converts native calls into items of the Responses API and back, and makes the events of a native
+call. A *native call* is a call of a shell, a patch or a tool search.
 
 Not here:
 
-- deciding which tool a call means (`tool_map.py`)
+- the code that decides which tool a call means (`tool_map.py`)
 - the declarations of the functions that the model calls (`chat/tools.py`)
 - the output indices and sequence numbers of events (`translation/events/builder.py`)
 
@@ -18,11 +18,11 @@ Antiphon emits a native call only when its arguments are complete, so each text 
 the item in the added event is empty. The events of a shell call stream its commands one by one. A patch streams its
 diff, unless it deletes a file. All other native calls stream nothing.
 
-Invariants: the returned fragments of a custom input join to the input. `complete` is true only when the arguments are a
-JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare input, without JSON
-around it. The reader returns the whole text of a bare input. Arguments that do not have the form of a native call
-become a function call instead of a native item. So a client never runs an incomplete command. The deltas of a native
-call join to the content of its item.
+Invariants: the returned fragments of a custom input, concatenated, are the whole input. `complete` is true only when
+the arguments are a JSON object with the key `input`, or text that does not begin with `{`. Some models write the bare
+input, without JSON around it. The reader returns the whole text of a bare input. Arguments that do not have the form of
+a native call become a function call instead of a native item. So a client never runs an incomplete command. The deltas
+of a native call, concatenated, are the content of its item.
 """
 
 from __future__ import annotations

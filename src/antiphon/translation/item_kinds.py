@@ -1,11 +1,11 @@
 """Lists every item type that Antiphon knows, and what Antiphon does with each.
 
-Lives here: the complete list of types, and the effect of each. Lives here too: leaving out items of other types, and
-listing unknown members of known items. Not here: converting items into messages (`chat/messages.py`), and resolving
-items that only refer to stored items.
+Lives here: the complete list of item types, with the effect of each. The module also leaves out items of other types,
+and lists the unknown members of known items. Not here: the code that converts items into messages (`chat/messages.py`),
+and the code that replaces a reference by the stored item.
 
-Invariant: every item that passes has a type that `chat/messages.py` knows, or no type. An item without a type is a
-message if it has a role, and a reference to a stored item if it has an id.
+Invariant: every item that `only_known` returns has a type that `chat/messages.py` knows, or no type. An item without a
+type is a message if it has a role, and a reference to a stored item if it has an id.
 """
 
 from __future__ import annotations

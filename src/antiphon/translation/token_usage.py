@@ -1,11 +1,11 @@
 """Reads token usage from every key and spelling that providers use.
 
-Lives here: converting a chat usage object into a Responses usage object, and adding the usage of several model calls.
-Lives here too: finding the usage of an answer that Antiphon relays unchanged. Not here: the callers that read usage
-(`answer/stream.py`, `engine/exchange/native_request.py`) or add it up (the phases of `engine/exchange/`).
+Lives here: the code that converts a chat usage object into a Responses usage object, and that adds the usage of several
+model calls. The module also finds the usage in an answer that Antiphon forwards unchanged. Not here: the callers that
+read usage (`answer/stream.py`, `engine/exchange/native_request.py`) or add usage (the phases of `engine/exchange/`).
 
-Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Text that a
-model or a client wrote is never taken for the upstream's count. This module reads only complete events and answers in
+Invariant: an answer without usage gives None, never zeros, and every number is a non-negative integer. Antiphon never
+mistakes text of a model or a client for the upstream's count. This module reads only complete events and answers in
 which upstreams report usage.
 """
 

@@ -1,7 +1,7 @@
 """Maps chat function names to Responses tools and back, for one request.
 
 Lives here: the names that chat servers see, and the lookup of the tool that a call means. Not here: tool declarations
-(`chat/tools.py`), the items of calls (`translation/events/builder.py`).
+(`chat/tools.py`), and the items of calls (`translation/events/builder.py`).
 
 Chat servers know only functions with a flat name of at most 64 characters. Responses has several kinds of tools, and
 namespaces. A name that does not fit is shortened and gets a hash of the whole name. So the same tool has the same name

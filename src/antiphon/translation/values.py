@@ -1,4 +1,4 @@
-"""Plain values that the steps of the translation pass to each other.
+"""Defines the plain values that the steps of the translation pass to each other.
 
 Lives here: classes without methods. Not here: the code that makes the values, and the JSON formats (`antiphon.types`).
 

@@ -1,17 +1,16 @@
-"""Recognises chunks that differ from the previous chunk only in their text, by comparing bytes.
+"""Learns the bytes around a chunk's text, so that the sidecar recognises later chunks that differ only in their text.
 
-Lives here: finding the bytes around the text of a chunk that was fully decoded. Not here: cutting later chunks with the
-same bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), the effect of its text
-(`stream.py`).
+Lives here: the code that finds the bytes around the text of a fully decoded chunk. Not here: cutting later chunks out
+of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), and the effect of a chunk's text (`stream.py`).
 
 Servers send hundreds of chunks that each hold one text and are otherwise equal. The sidecar decodes the first chunk of
 such a run fully. From each later chunk, the sidecar cuts out the text and makes an event of it, without decoding the
-chunk. Without this cutting of text, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under
+chunk. Without this shortcut, a chunk takes 1.31 times as much CPU time in a burst, and 1.23 times as much under
 saturation.
 
-Invariant: the decoder reads the learned bytes around any text as a chunk that holds only that text. `learn` proves this
-invariant by decoding the learned bytes once around a test text. A text that is the whole inside of a JSON string cannot
-change the rest of the chunk.
+Invariant: if any text stands between the learned bytes, the decoder reads the whole as a chunk that holds only this
+text. `learn` proves this invariant: it decodes the learned bytes once around a test text. A text that is the whole
+inside of a JSON string cannot change the rest of the chunk.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
-"""Reads a chat chunk or completion tolerantly: its fields, the data that comes with the text, and how the answer ends.
+"""Reads a chat chunk or a whole completion: its fields, the data that comes with the text, and how the answer ends. The
+module tolerates values of the wrong type.
 
 Lives here: the fast typed decoder, and the slow path for chunks that the fast decoder refuses. The fast decoder refuses
-wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. Also:
+wrong types, content as an array of parts or as an object, invalid UTF-8, and lone surrogates. The module also reads:
 
-- Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`. Each belongs to one of an
-  answer's texts.
-- Log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as in recorded
-  answers of OpenAI. Chat Completions also allows `bytes` to be null.
-- The text in `reasoning_details`, and the details that the next turn needs.
-- The endings of an answer, and the many spellings of `finish_reason`.
+- annotations: OpenAI's `url_citation`, nested or flat, and Perplexity's list `citations`. Each annotation belongs to
+  one text of the answer.
+- log probabilities, in the form of the Responses API: `{token, bytes, logprob, top_logprobs}`, as in recorded answers
+  of OpenAI. Chat Completions also allows `bytes` to be null.
+- the text in `reasoning_details`, and the details that the next request must return.
+- how an answer ended, with the many spellings of `finish_reason`.
 
-Not here: the effect of a chunk, and the choice of an answer's ending (`stream.py`). Not here: the events
-(`translation/events/builder.py`, which seals details too), the client's response (`engine/exchange/client_answer.py`).
+Not here: the effect of a chunk, and the decision how an answer ended (`stream.py`). Not here either: the events
+(`translation/events/builder.py`, which also seals details), and the client's response
+(`engine/exchange/client_answer.py`).
 
 Invariants: after `read_chunk`, every text field is absent, null or a valid raw JSON string. `read_chunk` raises only
 `NotAChunk`. Every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. An entry
@@ -80,7 +82,8 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 def fragment(value: Raw) -> bytes:
-    """The fragment of a text field. Empty when the field is absent, null or the empty string."""
+    """The content of a text field as a fragment, which is the text in JSON's escaped form. Empty when the field is
+    absent, null or the empty string."""
     if value is ABSENT:
         return b""
     data = bytes(value)
@@ -125,8 +128,8 @@ def _loose(kind: type[_Shape], value: object) -> _Shape | None:
 
 @lru_cache(maxsize=8)
 def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[object], object]], ...]:
-    """The reader for each field of a type. The field's annotation chooses the reader. For raw JSON, the field's name
-    chooses the reader."""
+    """For each field of a type, the field's name and the function that reads the field. The field's type annotation
+    determines the function. For raw JSON, the field's name determines the function."""
     return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 
@@ -223,8 +226,8 @@ class Annotations:
         self._sources, self._titles = urls, results
 
     def place(self, text: str) -> list[Raw]:
-        """The annotations of this text, in the form of the Responses API. Annotations that an earlier text of the
-        answer got are left out."""
+        """The annotations of this text, in the form of the Responses API. The result leaves out the annotations of
+        earlier texts of the answer."""
         found, self._placed = self._found[self._placed :], len(self._found)
         made = [self._citation(one, len(text)) for one in found]
         if not self._found:
@@ -359,7 +362,7 @@ class ReasoningDetails:
             self._kept.append(dict(detail))
 
 
-# Other names for a cut answer, from `finish_details` (old vision models), Mistral, and gateways before Gemini or
+# Other names for a cut answer, from `finish_details` (old vision models), Mistral, and gateways in front of Gemini or
 # Claude.
 _FINISHES: Final = {
     "max_tokens": "length",

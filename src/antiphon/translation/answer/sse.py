@@ -1,23 +1,23 @@
 """Reads an event stream (server-sent events) as single events and as runs of similar chunks.
 
-Lives here: the event stream grammar of the HTML standard, on bytes. The parser handles CR, LF, CRLF, comments, several
-`data` lines, a byte order mark, and a stream that ends without its last blank line. The parser also accepts two kinds
-of lines outside the grammar:
+Lives here: a parser for server-sent events, which follows the grammar of the HTML standard and works on bytes. The
+parser handles CR, LF, CRLF, comments, several `data` lines, a byte order mark, and a stream that ends without its last
+blank line. The parser also accepts two kinds of lines outside the grammar:
 
 - A line `error: …` counts as an event of type `error`, because one family of servers (seen: gpustack) writes that line
   instead of an event.
 - A line that is a JSON object counts as an event, because some gateways label a whole JSON answer as an event stream
   (github.com/decolua/9router/issues/3492).
 
-Also: the choice between single events and runs, and the decision when to learn the common pattern of chunks. Not here:
-the common pattern (`alike.py`), cutting chunks (`translation/splice.py`), the effect of events and chunks
-(`stream.py`).
+`EventReader` decides whether the next bytes are a single event or a run, and when to learn the common pattern of
+chunks. Not here: the common pattern (`alike.py`), the code that cuts chunks (`translation/splice.py`), and the effect
+of events and chunks (`stream.py`).
 
 Invariants:
 
-- the same bytes give the same events and runs in any split, in the order of the bytes;
+- the same bytes give the same events and runs, in the order of the bytes, however the upstream splits them;
 - the parser holds at most `limit` bytes;
-- the learned pattern holds until a different chunk comes;
+- the learned pattern stays valid until a different chunk comes;
 - a stream whose chunks are never similar costs only a few attempts to learn.
 """
 
@@ -218,8 +218,8 @@ class EventReader:
         return self._sse.close()
 
     def _is_at_an_event(self) -> bool:
-        """Whether the data begins at the start of an event. Bytes of that event that were read before are put back
-        first."""
+        """Whether the data begins at the start of an event. If the parser has already taken the first bytes of that
+        event, the method first puts them back."""
         line = self._sse.take_line()
         if line is None:
             return False

@@ -1,9 +1,10 @@
 """Turns chat chunks into calls of the response builder.
 
-Lives here: the builder calls for each field of a chunk, their order, and the ending of an answer. The limit of bytes
-that an upstream may send without output is here too. Comments, empty deltas and fields that the client did not request
-never count as output. A whole completion is read as one chunk whose delta is its message. Not here: reading bytes
-(`sse.py`), a chunk and an ending (`chunk.py`), events (`translation/events/builder.py`).
+Lives here: the code that calls the builder for each field of a chunk, in the right order, and that decides how an
+answer ended. The module also limits the bytes that an upstream may send without output. Comments, empty deltas and
+fields that the client did not request never count as output. The module reads a whole completion as one chunk whose
+delta is the completion's message. Not here: the code that reads bytes (`sse.py`), the form of a chunk and of an ending
+(`chunk.py`), and events (`translation/events/builder.py`).
 
 Invariants: a malformed chunk never raises an exception. `null` and the empty string never open an item. If a chunk
 carries reasoning under several keys, the sidecar uses only one of them.
@@ -113,7 +114,7 @@ class ChatStream:
         - `logprobs`: the client wants log probabilities.
         - `citations` has the sources that the model may cite, if any.
         - `idle_limit` is the number of bytes that may come without output.
-        - `secrets`: no error's message may contain one of them.
+        - `secrets` are texts that no error message may contain.
         """
         self._citations = citations
         self._secrets = secrets
@@ -181,7 +182,7 @@ class ChatStream:
                     self._event(event)
             except EventTooLarge:
                 pass
-        # If the model had finished, a broken transport after that does not count as a cut.
+        # If the model has already sent a finish reason, a broken connection does not count as a cut.
         ending = self._failure or (cut if self._finish is None else None) or self._judge()
         try:
             self._end_thinking()
@@ -234,8 +235,9 @@ class ChatStream:
         try:
             chunk = read_chunk(data)
         except NotAChunk:
-            # Single events that are not JSON are skipped. A stream whose events all are invalid fails at its end. A
-            # stream with many invalid events fails immediately, because each costs more than a valid event.
+            # The sidecar skips single events that are not JSON. A stream in which every event is invalid fails at its
+            # end. A stream with many invalid events fails immediately, because an invalid event costs more CPU time
+            # than a valid event.
             self._garbage += 1
             if self._garbage > _MAX_GARBAGE:
                 self._fail(

@@ -1,16 +1,16 @@
 """Assembles tool calls from deltas and emits the calls one after another.
 
-Lives here: assigning deltas to calls, the condition for opening a call, and the errors of calls at the end. Chat
-servers interleave calls, omit the index, repeat an index with a new id, or send names late. Responses clients get one
-open item at a time. Not here: the events (`translation/events/builder.py`), finding the tool that a call names
-(`translation/tool_map.py`).
+Lives here: the code that assigns each delta to a call and decides when to open a call. At the end of an answer, the
+module finds errors in the calls. Chat servers interleave calls, omit the index, repeat an index with a new id, or send
+names late. Clients of the Responses API get one open item at a time. Not here: the events
+(`translation/events/builder.py`), and the code that finds the tool that a call names (`translation/tool_map.py`).
 
 Invariants:
 
 - calls are opened in the order in which they first appeared;
 - a call is opened only once its name is known;
 - the emitted arguments are the concatenation of the fragments received for that call;
-- a call that `tool_choice` or `parallel_tool_calls` forbids is never emitted.
+- the sidecar never emits a call that `tool_choice` or `parallel_tool_calls` forbids.
 """
 
 from __future__ import annotations

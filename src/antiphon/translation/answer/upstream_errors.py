@@ -1,21 +1,21 @@
 """Maps an upstream's error to the error that the client receives.
 
-Lives here: error bodies in all their forms, the client's status, the code of a failed response, and the upstream's
-headers that the client needs.
+Lives here: the code that reads every known form of an error body. The module chooses the client's status, the code of a
+failed response, and the upstream's headers that the client gets.
 
 Not here:
 
 - the words with which servers name an error (`translation/error_words.py`);
-- retries (Envoy's work);
-- the definition of a secret (`redaction.py`);
-- servers whose profile says that they accept no images (`translation/chat/content.py`);
-- the choice of the API key for a call (the HTTP server, the ext_proc server, Envoy).
+- retries, which Envoy performs;
+- the code that removes secrets from a text (`redaction.py`);
+- the error for an image if the server's profile says that the server accepts none (`translation/chat/content.py`);
+- the choice of the API key for a call, which the HTTP server, the ext_proc server or Envoy makes.
 
 Statuses keep their meaning for a client: the client's own mistakes (4xx), limits (429), and an upstream that is broken,
 busy or slow (5xx). The sidecar changes two kinds of statuses. 402 (no credit) becomes OpenAI's 429
-`insufficient_quota`. A mistake that only the gateway can make becomes a 502: 405, 415 and the like, redirects, a 404
-about the path. A known error gets OpenAI's code, even if the upstream uses another code. Clients, above all Codex,
-decide by the code whether to retry.
+`insufficient_quota`. A status that only a mistake of the gateway can cause becomes a 502: 405, 415 and the like,
+redirects, and a 404 about the path. A known error gets OpenAI's code, even if the upstream uses another code. Clients,
+above all Codex, decide by the code whether to retry.
 
 A refusal of an image or audio counts as an error in the client's input. Some servers report such a refusal as another
 error: llama.cpp and Ollama answer 500, OpenRouter 404. Without this mapping, a client's SDK would send the same picture

@@ -1,13 +1,13 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: building all fields except messages and tools, in the form that the upstream's profile demands. Also: the
-check of items that a client adds to a conversation or a prompt, so that later requests do not fail. Not here: reading
-and checking the fields and items of a request (`translation/request/body.py`), the messages (`messages.py`), tools
-(`tools.py`).
+Lives here: the code that builds all fields except messages and tools, in the form that the upstream's profile demands.
+The module also checks the items that a client adds to a conversation or a prompt, so that later requests do not fail.
+Not here: the code that reads and checks the fields and items of a request (`translation/request/body.py`), the messages
+(`messages.py`), and tools (`tools.py`).
 
-Invariants: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
-tools, `stream_options` without a stream. A checked item can fail later for two reasons only. The conversation has no
-call for an output, or the model's server does not accept the content (images, files).
+Invariants: a chat request has nothing that a strict server would refuse, such as an empty `tools`, a `tool_choice`
+without tools, `stream_options` without a stream. A checked item can fail later for two reasons only. The conversation
+has no call for an output, or the model's server does not accept the content (images, files).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ _PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "defaul
 
 
 def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
-    """The effort that the server knows and that is nearest to the requested effort. UNSET: Antiphon sends no effort."""
+    """The server's effort value that is nearest to the requested effort. UNSET: Antiphon sends no effort."""
     if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
         # The request's reader has already listed an unknown effort as ignored.
         return UNSET
@@ -205,7 +205,7 @@ def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignore
 
 
 def nearest_effort(effort: str, profile: UpstreamProfile) -> str:
-    """The value of `effort` (one of `EFFORTS`) that the server gets."""
+    """The effort that Antiphon sends to the server if the client requests `effort` (one of `EFFORTS`)."""
     known = profile.effort_values
     if known is None or effort in known:
         return effort

@@ -1,10 +1,10 @@
 """Compaction: replaces a conversation by a summary, and keeps the items that must stay unchanged.
 
-Lives here: the request for a summary, the payload of a compaction, and replacing a compaction by its payload. Not here:
-the decision to compact (`engine/exchange/loaded_request.py`), the model call (`engine/exchange/made_response.py`), and
-sealing the payload.
+Lives here: the message that asks for a summary, the payload of a compaction, and the code that replaces a compaction by
+its payload. Not here: the decision to compact (`engine/exchange/loaded_request.py`), the model call
+(`engine/exchange/made_response.py`), and the code that seals the payload.
 
-These items stay in addition to the summary:
+The following items stay in addition to the summary:
 
 - calls without an output, and the reasoning before them (the client sends the output next);
 - items that declare tools or change settings;
@@ -75,7 +75,7 @@ def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[In
 
 
 def ask_for_summary() -> Named:
-    """The user message that ends the model call for a summary."""
+    """The user message that asks the model for a summary. It is the last message of the model call."""
     return "input", InputItem(type="message", role="user", content=raw(_REQUEST))
 
 

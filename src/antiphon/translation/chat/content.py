@@ -1,11 +1,11 @@
 """Converts content parts of Responses items into chat content.
 
-Lives here: the chat form of strings and parts, in messages and in tool outputs. Lives here too: the list of files that
-the parts name, and the decision which of these files may be missing. Not here: building the messages (`messages.py`),
-fetching and reading files (`engine/running/loading.py`).
+Lives here: the code that converts strings and parts, in messages and in tool outputs. The module also lists the files
+that the parts name, and decides which of these files may be missing. Not here: the code that builds the messages
+(`messages.py`), and the code that fetches and reads files (`engine/running/loading.py`).
 
-Invariant: the conversion copies text as raw JSON and never decodes it. A part without a chat form gets a 400 that names
-the part.
+Invariant: the conversion copies text as raw JSON and never decodes it. If a part has no chat form, the client gets a
+400 that names the part.
 """
 
 from __future__ import annotations

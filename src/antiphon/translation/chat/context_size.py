@@ -1,9 +1,9 @@
 """Measures how much of a model's context a request takes, and drops the oldest turns of a too long conversation.
 
-Lives here: the path, request and response of each kind of server's counting API, and the object that the client gets.
-Also: estimating tokens, and the choice of turns to drop (`truncation: auto`). Not here: the list of servers with a
-counting API (`profiles/`), the size of a model's context (a setting). Without that setting Antiphon drops nothing, and
-lists the field `truncation` as ignored.
+Lives here: the path, the request and the response of each counting API, by the kind of server, and the object that the
+client gets. The module also estimates tokens, and chooses the turns to drop (`truncation: auto`). Not here: the list of
+servers with a counting API (`profiles/`), and the size of a model's context (the setting `context_tokens`). Without
+that setting Antiphon drops nothing, and lists the field `truncation` as ignored.
 
 A turn is a user message with all items up to the next user message. Two turns are dropped together if one contains a
 call and the other contains the output of that call. Instructions, system and developer messages, compactions, searches
@@ -17,9 +17,9 @@ below the real limit.
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
 
-Invariants: a useless response from the server is not a failure. Antiphon's estimate replaces the response and is marked
-as an estimate. The remaining items keep their order. A chat server accepts the remaining items if it accepts the whole
-conversation.
+Invariants: if the server's response holds no valid number, the client's request does not fail. The client then gets
+Antiphon's estimate, and the header `antiphon-estimated` marks the number as an estimate. The remaining items keep their
+order. A chat server accepts the remaining items if it accepts the whole conversation.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Lives here: messages between agents (`agent_message`), and reasoning in Codex's 
 replaces content that another server encrypted. Not here: the order of the messages (`messages.py`), items of hosted
 tools (`call_items.py`).
 
-Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138.
-Codex puts a message between agents into an `encrypted_content` part, because OpenAI's server encrypts such messages.
-With another server, an `encrypted_content` part holds the model's plain text.
+Sources: `AgentMessage` of OpenAI's beta types; Codex's session files (rollouts) of July 2026 (`agent_reasoning`); Codex
+since 0.138. This Codex puts a message between agents into an `encrypted_content` part, because OpenAI's server encrypts
+such messages. With another server, an `encrypted_content` part holds the model's plain text.
 
 Invariant: the model gets all text that is not encrypted. Encrypted content is replaced by a note, or is listed as
 ignored.

@@ -1,6 +1,6 @@
 """Converts items into chat messages, and decides the order and grouping of the messages.
 
-Lives here: three rules for the messages.
+Lives here: the code that follows three rules for the messages.
 - A turn's reasoning, text and calls become one assistant message.
 - The output of a call directly follows the call, even if the client sent it later.
 - System and developer messages become one system message at the beginning. Some servers accept several.
@@ -464,7 +464,7 @@ class _Grouping:
 
     def _put_off(self, *, went_on: bool = False) -> None:
         """Add placeholder outputs for calls whose tools may answer later, so that the conversation continues.
-        `went_on`: the model has answered since, so undeclared tools' calls get placeholders too."""
+        `went_on`: the model has answered since, so calls of undeclared tools get placeholders too."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):

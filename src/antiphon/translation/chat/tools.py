@@ -1,12 +1,13 @@
 """Converts tool declarations into chat functions.
 
-Lives here: the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not here: the chat names of
-tools (`translation/tool_map.py`), reading declarations (`translation/request/tools.py`), and converting calls back into
-items (`translation/call_arguments.py`, `translation/events/builder.py`).
+Lives here: the code that makes the chat declaration of every kind of tool, and the chat form of `tool_choice`. Not
+here: the chat names of tools (`translation/tool_map.py`), the code that reads declarations
+(`translation/request/tools.py`), and the code that converts calls back into items (`translation/call_arguments.py`,
+`translation/events/builder.py`).
 
 A kind of tool that chat servers do not know becomes a function, whose schema describes the input of the client's tool.
-A custom tool's text is the one string argument `input`. The tool's grammar is part of the description, and the sidecar
-does not enforce it.
+The function of a custom tool has one string argument, `input`, for the tool's text. The tool's grammar is part of the
+description, and the sidecar does not enforce it.
 
 Invariant: the sidecar changes a schema in only two ways. An object without `properties` gets an empty `properties`,
 because servers refuse it otherwise. The sidecar removes the keyword `encrypted` from the schemas of properties. The

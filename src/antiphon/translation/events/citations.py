@@ -1,7 +1,8 @@
 """Turns citation marks in the model's text into annotations.
 
-Lives here: the form of a mark, removing marks from the text as it streams, and the annotation that replaces a mark. Not
-here: annotations that the upstream makes itself (`translation/answer/chunk.py`), running tools.
+Lives here: the form of a mark, the parser that removes marks from the text as it streams, and the annotation that
+replaces a mark. Not here: annotations that the upstream makes itself (`translation/answer/chunk.py`), and the code that
+runs tools.
 
 A tool's result shows each source with its mark, `【3】`, and the model repeats the mark after text from that source.
 Models write variants of the mark (`【3†source】`, `【3, 4】`), which the parser accepts too. Text that only looks like
@@ -39,7 +40,7 @@ class Source:
 
 
 def mark(number: int) -> str:
-    """The mark with which a model cites the source of this number."""
+    """The mark with which a model cites the source that has this number."""
     return f"{_OPEN}{number}{_CLOSE}"
 
 

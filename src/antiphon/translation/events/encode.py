@@ -1,7 +1,7 @@
 """Encodes events as server-sent events, in bytes.
 
-Lives here: the encoding, and the pre-rendered templates of the frequent delta events.
-Not here: choosing the events and their order (`builder.py`).
+Lives here: the encoding, and the pre-rendered templates of the frequent delta events. Not here: the choice of the
+events and their order (`builder.py`).
 
 Invariant: one framed event, with its blank line, is one bytes object, so that no write can end inside it. A delta
 rendered from its template equals the event encoded by its class, byte for byte.

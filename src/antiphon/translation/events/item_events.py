@@ -1,9 +1,9 @@
 """Makes the events of whole items: of a hosted tool's call, and of a stored response that is sent again.
 
-Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. Also: the
-event stream of a finished response object, for a repeated request with the same idempotency key. Not here: when a tool
-runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response (`builder.py`). Not
-here: stored streams of background responses, and the streams of models.
+Lives here: the events of hosted calls at their start and end, in the order observed from OpenAI's service. The module
+also makes the event stream of a finished response, for a request that repeats an earlier idempotency key. Not here: the
+decision when a tool runs (`engine/exchange/tool_turns.py`), sequence numbers and output indices of a running response
+(`builder.py`). Not here: stored streams of background responses, and the streams of models.
 
 A hosted call's added event has an empty item. The item's content follows in the later events and in the done event.
 

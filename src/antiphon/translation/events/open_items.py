@@ -11,7 +11,7 @@ Text comes as fragments (`types/json.py`), which are escaped JSON and are never 
 follow OpenAI's service (`types/events.py`).
 
 Invariants: constructing an object emits the item's added event. `close` emits the item's done event, and nothing
-follows. The deltas between the added and the done event join to the item's text.
+follows. The deltas between the added and the done event, concatenated, are the item's text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from antiphon.types.items import (
 from antiphon.types.json import encode, quoted, text_of
 
 _Shape = type[Any]
-"""A class of parts or events. The classes of one role differ in the names of their members, but not in the order."""
+"""A class of parts or events. Classes with the same role differ in the names of their members, but not in the order of
+the members."""
 
 
 class TextOf(Enum):
@@ -58,7 +59,8 @@ class TextOf(Enum):
 
 
 class OpenItem:
-    """An item that has begun and is not yet done. Callers pass the item's text to `add`, and call `close` once.
+    """An output item that has begun and is not yet complete. Callers pass the item's text to `add`, and call `close`
+    once.
 
     The draft holds the text itself, because only one item is open at a time. So the draft receives every token,
     whatever the item's class. The class is not an ABC: `isinstance` runs for each token, and would take four times as

@@ -1,12 +1,15 @@
-"""The response under construction: its initial form, its event numbers and bytes, its finished items, and their counts.
+"""Holds the response under construction: its initial form, its event numbers and bytes, its finished items, and their
+counts.
 
-Lives here: the Response object that a request's fields give, with OpenAI's defaults for absent fields. Also: the order
-of a response's members, and the repeated fields whose form needs more than a row of the table
-(`translation/request/fields.py`). Also: the state that the builder and its open items share. Not here: the order of
-events (`builder.py`, `open_items.py`), encoding an event as bytes (`encode.py`).
+Lives here: the code that makes the Response object from a request's fields, with OpenAI's defaults for absent fields. A
+response repeats some fields of its request. The module decides the order of the response's members. It also makes the
+repeated fields that `translation/request/fields.py` cannot describe in a row of its table. The builder and its open
+items share the state in `ResponseDraft`. Not here: the order of events (`builder.py`, `open_items.py`), and the code
+that encodes an event as bytes (`encode.py`).
 
-Source: OpenAI's observed responses, with the two differences below. A function's omitted `strict` is repeated as null,
-because no schema is rewritten. At the end `service_tier` is the upstream's value, or `default`.
+Source: OpenAI's observed responses, with the two differences below. If a request omits a function's `strict`, the
+response shows it as null, because Antiphon rewrites no schema. At the end, `service_tier` is the upstream's value, or
+`default`.
 
 Invariants: `sequence_number` has no gaps. If the counted text exceeds `max_bytes`, the draft raises `OutputTooLarge`.
 """
@@ -227,7 +230,7 @@ class ResponseDraft:
             self.emit(ev.OutputItemDone(self.next(), index, item))
 
     def mute(self) -> None:
-        """Stop making events, because the client takes no more events. Drops events that are not yet sent."""
+        """Stop making events, because the client reads no more events. Drops the events that are not yet sent."""
         self.events = False
         self.template = None
         self.out = []

@@ -1,11 +1,11 @@
-"""Upstream profiles: the particularities of each chat server, as data.
+"""Chooses the profile of an upstream. A profile describes the particularities of a chat server as data.
 
-Lives here: the registry, and choosing a profile by its name, by the host, or by marks in a server's list of models. Not
-here:
+Lives here: the table of all profiles, and the code that chooses a profile. The code chooses by the profile's name, by
+the host name, or by marks in a server's list of models. Not here:
 
 - the profile type, and the families of models (`profile.py`);
 - the vendors (`vendors.py`);
-- fetching a server's list (`upstream/identity.py`, and `antiphon doctor`, which tries more paths);
+- the code that fetches a server's list (`upstream/identity.py`, and `antiphon doctor`, which tries more paths);
 - code that acts on the flags (the translators).
 
 To add a vendor, add a row to `vendors.py`, with a reason next to each flag.

@@ -1,10 +1,11 @@
-"""The profile type: all flags that the translation may read about an upstream, and the parts of a request that the
-upstream supports.
+"""Defines the profile type: all flags that the translation may read about an upstream. The module also defines how
+Antiphon can treat a part of a request.
 
-Lives here: the flags, their defaults, and the changes for some models. Also: the families of models. A family's flags
-belong to the model (its chat template, its tokenizer) and not to the server. Also: the four kinds of support for a part
-of a request, and how a rule depends on the profile. Not here: any vendor (`vendors.py`), and the rows of the support
-table (`translation/request/fields.py`, `translation/request/field_support.py`, `translation/item_kinds.py`).
+Lives here: the flags, their defaults, and the changes for some models. The module also has the families of models. A
+family's flags belong to the model (its chat template, its tokenizer) and not to the server. The module defines the four
+kinds of support for a part of a request, and how a rule depends on the profile. Not here: any vendor (`vendors.py`),
+and the rows of the support table (`translation/request/fields.py`, `translation/request/field_support.py`,
+`translation/item_kinds.py`).
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where its server needs another
 value than the default. Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that

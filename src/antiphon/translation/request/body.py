@@ -1,7 +1,8 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what the client must change.
 
-Lives here: types, combinations of fields, and the rule for fields without a translation (ignored and listed, or a 400).
-Lives here too: reading lists of items, which conversations and prompts use.
+Lives here: the code that checks the types and the combinations of fields, and the rule for a field that Antiphon cannot
+translate. Antiphon either ignores and lists such a field, or answers 400. The module also reads lists of items, which
+conversations and prompts use.
 
 Not here:
 
@@ -10,8 +11,8 @@ Not here:
 - the response object (`translation/events/response_draft.py`);
 - the chat request (`translation/chat/body.py`).
 
-Invariant: for any bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`. Every field that
-is dropped is listed in `ignored`.
+Invariant: for any bytes, the outcome is a valid `CreateResponse`, a `PromptNotLoaded` or an `InvalidRequest`. The error
+has `param` unless the body is not a JSON object. Every field that Antiphon drops is listed in `ignored`.
 """
 
 from __future__ import annotations
@@ -211,8 +212,8 @@ def read_request(
 
 
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Forward additional fields that the operator allows, with every profile of the server. Fields that are neither
-    known nor allowed are left out. With `strict`, raises `InvalidRequest` for such unknown fields."""
+    """Forward the additional fields that the operator allows, whatever the server's profile. Leave out the fields that
+    are neither known nor allowed. With `strict`, raises `InvalidRequest` for such unknown fields."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
         error = unknown_parameter(name[:128], "This version does not know the parameter. Leave it out.")
         request.unknown.leave_out(name, error)
@@ -299,8 +300,7 @@ def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]
 
 
 def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
-    """The values of `include` that are known and have no effect. These `include` values belong to tools that Antiphon
-    does not run."""
+    """The known values of `include` that have no effect, because they belong to tools that Antiphon does not run."""
     return [
         f"include:{include}"
         for include in values.get("include") or ()
@@ -354,8 +354,8 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
         loose = read_value("input", _INPUT, value)
         items, known = loose, False
     if not known or any(item.type not in _PLAIN_ITEMS for item in items):
-        # Items that the model sees unchanged, or that are stored unchanged, need their bytes. Usual items do not need
-        # their bytes.
+        # Antiphon keeps the bytes of items that the model sees unchanged, or that the store keeps unchanged. Other
+        # items do not need their bytes.
         for item, source in zip(items, _SOURCES.decode(data), strict=True):
             item.source = source
     if not known:

@@ -1,4 +1,4 @@
-"""Shared checks of request values, each with its error: choices, names, metadata, types.
+"""Checks request values that several modules read: choices, names, metadata and types. Each check raises its own error.
 
 Invariant: every error names the field with the wrong value.
 """

@@ -1,9 +1,10 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: reading `configuration_update` items, and applying them to the request. Not here: the effect of the settings
-(`translation/chat/body.py`).
+Lives here: the code that reads `configuration_update` items and applies them to the request. Not here: the effect of
+the settings (`translation/chat/body.py`).
 
-Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
+Source: OpenAI's `ResponseConfigurationUpdateItemParam`. An item sets the reasoning effort or the text format until a
+later item replaces it.
 
 Invariant: the last update of a setting wins, and also overrides the request's own field. Clients do not change the
 request's own effort and format during a conversation, so that the model server's prefix cache stays valid.

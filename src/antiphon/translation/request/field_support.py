@@ -1,4 +1,4 @@
-"""The table of supported request fields, tools and items, by profile.
+"""Holds the table of request fields, tools and items: how Antiphon treats each of them for a profile.
 
 Two readers use the table: the docs page `docs/reference/compatibility.md`, and `GET /v1/antiphon/capabilities`.
 

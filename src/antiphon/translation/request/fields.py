@@ -1,4 +1,4 @@
-"""The table of create-response fields, with one row for each field.
+"""Holds the table of create-response fields, with one row for each field.
 
 A row has a field's type and limits, its treatment, and the form in which a response repeats it. The following code uses
 the rows:

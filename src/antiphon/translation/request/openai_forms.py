@@ -1,7 +1,7 @@
 """Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
-Lives here: the checks that `strict: true` adds. OpenAI accepts every schema and grammar that passes these checks. Not
-here: unknown fields and values (`types/tolerance.py`), requests that no server can accept (`fields.py`, `tools.py`).
+Lives here: the checks that the setting `strict: true` adds. Not here: unknown fields and values (`types/tolerance.py`),
+and requests that no server can accept (`fields.py`, `tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
 `docs/reference/limits.md` lists the checks of this module, and the rules that it does not check.

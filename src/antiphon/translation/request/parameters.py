@@ -1,8 +1,9 @@
-"""Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
+"""Reads the chat server parameters that the Responses API does not have: parameters for sampling, chat templates and
+guided decoding.
 
-Lives here: the names and types of the parameters, and reading a client's `extra_body`. The merge of the operator's
-parameters with the client's is here too. Not here: the parameters that each server accepts (`profiles/`), the fields of
-the Responses API (`fields.py`).
+Lives here: the names and types of the parameters, and the code that reads a client's `extra_body`. The module also
+merges the operator's parameters with the client's. Not here: the parameters that each server accepts (`profiles/`), and
+the fields of the Responses API (`fields.py`).
 
 Invariant: no parameter can set a value that Antiphon decides (`DECIDED_HERE`). Antiphon decides the model, the
 messages, the tools, the stream, storage and the length of the answer.
@@ -75,8 +76,8 @@ SHAPING: Final = frozenset(
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )
-"""The parameters that restrict the form of the answer. These format parameters do not apply to a summary of the
-conversation."""
+"""The parameters that restrict the form of the answer. Antiphon does not send these parameters when the model
+summarizes the conversation."""
 
 DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_effort", "verbosity"}) | {
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),

@@ -1,14 +1,14 @@
 """Fills a prompt template: replaces its variables by the values in a request.
 
-Lives here: replacing `{{name}}` in instructions and in the text of messages by texts, images and files. Not here: the
-effect of the template's other fields, which are fields of a create-response request (`body.py`), and the store of
-prompts.
+Lives here: the code that replaces `{{name}}` in instructions and in the text of messages by texts, images and files.
+Not here: the effect of the template's other fields, which are fields of a create-response request (`body.py`), and the
+store of prompts.
 
 A template's messages come first, like instructions. A template's messages are not part of the response's stored input
 or of later turns. A field of the request overrides the same field of the template.
 
-Invariants: a template variable without a value in the request gets a 400. A value for a variable that the template does
-not have gets a 400 too. The sidecar never searches a value for variables.
+Invariants: a request without a value for a variable of the template gets a 400. A request with a value for a variable
+that the template does not have gets a 400 too. The sidecar never searches a value for variables.
 """
 
 from __future__ import annotations

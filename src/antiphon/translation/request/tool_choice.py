@@ -1,7 +1,7 @@
 """Reads `tool_choice`: its forms, the tools that each form allows, and the form in which a response repeats it.
 
-Lives here: reading `tool_choice`. Not here: the chat form of the choice (`translation/chat/tools.py`), and refusing
-calls that the choice forbids (`translation/answer/tool_calls.py`).
+Lives here: the code that reads `tool_choice`. Not here: the chat form of the choice (`translation/chat/tools.py`), and
+the code that drops calls that the choice forbids (`translation/answer/tool_calls.py`).
 
 Invariant: a returned choice names only callable tools, or tools that the history may declare.
 """
@@ -101,7 +101,8 @@ def read_tool_choice(
 
 
 def _hosted_pair(named: NamedTool | AnyToolChoice, *, whole: bool = False) -> tuple[str | None, str | None]:
-    """The (name, namespace) pair of a hosted tool. An MCP server is a namespace, and so is another package's tool."""
+    """The (name, namespace) pair of a hosted tool. An MCP server counts as a namespace. A tool of an extension package
+    counts as a namespace too."""
     if named.type == "mcp":
         return (None if whole else named.name, named.server_label)
     name = hosted_name(named.type or "")

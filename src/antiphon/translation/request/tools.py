@@ -1,11 +1,11 @@
 """Reads tools from a create-response body, and from items that declare tools.
 
-Lives here: deciding which tools the model can call, which are ignored and which are rejected. Not here: the choice
-among tools (`tool_choice.py`), the chat form of tools (`translation/chat/tools.py`).
+Lives here: the code that decides which tools the model can call, which tools Antiphon ignores, and which tools it
+rejects. Not here: the choice among tools (`tool_choice.py`), and the chat form of tools (`translation/chat/tools.py`).
 
-The model can call a tool that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch and
-the client's tool search. A hosted tool that this sidecar cannot run does not fail the request, unless the answer would
-be wrong without that tool.
+The model can call the tools that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch
+and the client's tool search. A hosted tool that this sidecar cannot run does not fail the request, unless the answer
+would be wrong without that tool.
 
 Invariant: every tool in the result has a valid name and, within one list, appears once.
 """
@@ -279,8 +279,8 @@ def _unused(
 ) -> list[str]:
     """The known members of a declaration that have no effect. Unknown members are left out.
 
-    The list is empty for a tool of another package, since only that package knows the tool's members. The list is also
-    empty without a `tolerance`, because an earlier reading has already listed the members.
+    The list is empty for a tool of an extension package, since only that package knows the tool's members. The list is
+    also empty without a `tolerance`, because an earlier reading has already listed the members.
     """
     known = TOOL_MEMBERS.get(tool.type)
     if known is None or tolerance is None:
