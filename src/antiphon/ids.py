@@ -1,4 +1,4 @@
-"""Generates ids and returns the current time. Other modules get random ids and the time only from this module.
+"""Generates the ids of stored objects, and returns the current time.
 
 Lives here: `IdFactory` and `Clock`, the types that the pure core takes, and the real implementations of both. Not here:
 the deterministic implementations for tests (`tests/support`).

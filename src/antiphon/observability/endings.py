@@ -33,8 +33,8 @@ _MOST_REPORTS = 1000
 
 
 class EarlyEnd(NamedTuple):
-    """Envoy's report on the early end of one stream. `client_left` is False if the upstream broke off. `status` is the
-    client's HTTP status, or 0 if the client got none."""
+    """Envoy's report on the early end of one stream. `client_left` is False if the upstream broke off its answer.
+    `status` is the client's HTTP status, or 0 if the client got none."""
 
     client_left: bool
     details: str
@@ -54,7 +54,7 @@ class EarlyEnds:
         self._heard: dict[str, tuple[EarlyEnd, float]] = {}
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Enable waiting. The caller knows that Envoy's reports will arrive."""
+        """Begin to wait for Envoy's reports. The caller must know that Envoy's reports will arrive."""
         self._loop = loop
 
     def ask(self, request_id: str, told: _Told) -> None:

@@ -1,11 +1,11 @@
-"""Builds the journal's entry of one request from the facts that its observation collects.
+"""Builds the journal's entry of one request from the facts that an `Observation` collects.
 
-Lives here: the steps of a request as spans, and the values of its entry. Not here: when the request begins and ends
+Lives here: the steps of a request as spans, and the values of its entry. Not here: the begin and the end of a request
 (`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
 (`engine/exchange/recording_exchange.py`).
 
-Invariant: an entry has no content of a request, but it has the same error messages as the log line. An observation has
-a trail only if the process has a journal.
+Invariant: an entry has no content of a request, but it has the same error messages as the log line. An `Observation`
+has a `Trail` only if the process has a journal.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Call:
 
 
 class Trail:
-    """Collects the steps of one request. The methods of its model calls are those of the exchange's `Observer`."""
+    """Collects the steps of one request. The methods for model calls correspond to those of `Observer`."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -120,7 +120,7 @@ class Trail:
         known = self._detail
         message = known.message
         if not message and failure is not None and failure.fault == "client":
-            # The server refused the request before the exchange existed, with the cause as its message.
+            # The server refused the request before the exchange existed. The message for the client was the cause.
             message = failure.cause
         if failure is not None and failure.upstream_status and not self._quoted:
             # The upstream's message may quote a request that the client asked not to store.
@@ -169,8 +169,8 @@ class Trail:
         return tuple(spans)
 
     def recording(self, started: float, mode: str, *, failed: bool, unstored: bool) -> Recording | None:
-        """The request's recorded contents, or None if the settings do not record this request. `mode` is
-        `console.record`, and `unstored` is `console.record_unstored`."""
+        """The request's recorded contents, or None if the settings do not record this request. `mode` is the value of
+        the setting `console.record`, and `unstored` is that of `console.record_unstored`."""
         exchange = self._exchange
         wanted = mode == "all" or (mode == "failures" and failed)
         if exchange is None or exchange.parts is None or not wanted or not (self._stored or unstored):

@@ -44,7 +44,7 @@ _recent: deque[Mapping[str, object]] = deque(maxlen=200)
 
 
 def _redact(event: MutableMapping[str, object]) -> None:
-    """Replace every value that could be a credential, by its key and by its shape, at any depth."""
+    """Redact every value that could be a credential, judging by its key or by its form, at any depth."""
     for key, value in event.items():
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
@@ -82,7 +82,7 @@ def recent_warnings() -> list[Mapping[str, object]]:
 
 
 def stamp(event: MutableMapping[str, object]) -> None:
-    """Set the event's timestamp. An event about the past has its time in seconds of the epoch as `timestamp`; the
+    """Set the event's timestamp. An event about the past has its time as `timestamp`, in seconds since the epoch. The
     default is the current time."""
     at = event.pop("timestamp", None)
     micros = round((at if isinstance(at, (int, float)) else time.time()) * 1e6)
@@ -122,7 +122,7 @@ def _holds_secret(event: Mapping[str, object]) -> bool:
 
 def _is_secret(text: str) -> bool:
     # Skip the search if the text contains no `sk-` and no space after a `Bearer`. With IGNORECASE the expression also
-    # matches some letters and spaces beyond ASCII, so other text is searched.
+    # matches some letters and spaces beyond ASCII. So the function always searches text that is not printable ASCII.
     looked_at = "k-" in text or "K-" in text or " " in text or not (text.isascii() and text.isprintable())
     return (looked_at and _SECRET_TEXT.search(text) is not None) or KEYS.search(text) is not None
 
@@ -137,7 +137,7 @@ def _redacted(key: str, value: object) -> object:
     if isinstance(value, str):
         return _without(value)
     if isinstance(value, (list, tuple)):
-        # A header is a pair of name and value, and the name decides about redaction.
+        # A header is a pair of name and value. The name decides whether the value is redacted.
         if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
             return [_without(value[0]), "[redacted]"]
         return [_redacted(key, part) for part in value]
@@ -367,7 +367,7 @@ class LogOutput:
 
     def _write(self, data: bytes) -> int:
         """Write the data and return the number of written bytes. The number is smaller than the size of the data if the
-        disk is full or the reader has closed."""
+        disk is full or the reader has closed the pipe."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):

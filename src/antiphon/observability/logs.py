@@ -87,8 +87,8 @@ def dropped_lines() -> int:
 
 
 def flush(seconds: float) -> None:
-    """Wait until all lines are written, at most `seconds`. A process calls `flush` before it ends without other
-    clean-up."""
+    """Wait until all lines are written, at most `seconds`. A process calls `flush` before it exits without any other
+    cleanup."""
     if _out is not None:
         _out.flush(seconds)
 

@@ -1,7 +1,7 @@
 """Defines the metrics: their names, labels, buckets and meanings. `scripts/docs` generates `docs/reference/metrics.md`
 from this table.
 
-`metric_values.py` stores the numbers, and `metrics.py` changes them at events.
+`metric_values.py` stores the numbers, and `metrics.py` updates the numbers when events happen.
 
 Invariants: every name begins with `antiphon_`, except four that are older than the prefix. The values of a label come
 from a closed set, or `metric_values.BoundedLabelValues` limits their number. No owner, path or id is a label value. All

@@ -84,8 +84,9 @@ class Telemetry:
         return Observation(self, door, request_id, caller, headers)
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
-        """Record a refused request in the journal, if the request is for a response but has no exchange. Refusals for
-        lack of capacity or of a valid key are left out, because a flood of them would displace all other entries."""
+        """Record a refused request in the journal, if the request is for a response but has no exchange. The method
+        leaves out refusals for lack of capacity and refusals of invalid keys, because a flood of refusals would
+        displace all other entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
             self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
@@ -322,11 +323,12 @@ class Observation:
 
     def _leave_flight(self) -> None:
         self._telemetry.in_flight.discard(self)
-        # The exchange refers to its observer, and a cycle would keep its memory.
+        # The exchange refers to this observation, and a reference cycle would keep the exchange in memory.
         self._exchange = None
 
     def live(self) -> LiveRequest | None:
-        """The request as a request in flight. None if its exchange does not exist yet."""
+        """The values of this request in the list of requests in flight. None if the request's exchange does not exist
+        yet."""
         exchange = self._exchange
         if exchange is None:
             return None
@@ -465,7 +467,7 @@ class Observation:
             spent = {"tokens": tokens, "cost": cost}
             reservation.close_job(known.model, size=size, output=limit, **spent, queued_at=self._queued_at, ended=over)
         elif self._calls and not self._used and ended.failure is None:
-            # The upstream's answer passed unread, or reported no usage.
+            # The server forwarded the upstream's answer unread, or the answer reported no usage.
             reservation.close_as_estimated()
         else:
             reservation.close(tokens, output, cost, queued=known.queued)

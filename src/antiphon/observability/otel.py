@@ -120,8 +120,8 @@ class Span:
         return tuple(carrier.items())
 
     def end(self, error: str = "", at: int = 0) -> None:
-        """End the span, either now or at `at` (nanoseconds of the epoch). Later calls do nothing. `error` is the kind
-        of failure."""
+        """End the span, either now or at `at` (nanoseconds since the epoch). Later calls do nothing. `error` is the
+        kind of failure."""
         if not self._span.is_recording():
             return
         if error:

@@ -107,7 +107,8 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
 def caller_fields(caller: Caller) -> dict[str, str]:
     """Return the log fields that name a caller's client key and team, and the full owner of a token. A field is empty
     if the caller has no such value."""
-    # The first characters of subjects are often alike. A background response knows only the owner's id.
+    # The line shows only the first characters of an owner id, and ids that come from tokens often begin alike. If the
+    # caller's name is unknown, use the owner id without its prefix.
     name = (caller.name or caller.owner[len(CLAIMED) :]) if caller.owner.startswith(CLAIMED) else ""
     return {"owner_name": name, "key": caller.key_id, "team": caller.team}
 

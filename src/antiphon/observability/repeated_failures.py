@@ -1,4 +1,4 @@
-"""Logs failures that repeat with few lines: outages of a retried operation, and refusals for lack of capacity.
+"""Logs repeated failures in few lines: outages of a retried operation, and refusals for lack of capacity.
 
 `Outage` writes one line when an outage begins, and one when it ends. Its callers perform the operation and retry it.
 

@@ -31,7 +31,7 @@ _SPANS: Final[Mapping[str, _Begun]] = {
     "background": (names.JOB, "consumer", {}),
     "websocket": (names.TURN, "server", {names.ROUTE: "/v1/responses"}),
 }
-"""Name, kind and attributes of the request's span, by door."""
+"""Maps the value of `door` to the name, kind and attributes of the request's span."""
 
 
 class ResponseSpans:
@@ -78,7 +78,7 @@ class ResponseSpans:
             self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
 
     def call_over(self, upstream: str, status: int, fault: str, at: float | None = None) -> None:
-        """Record the end of the call, now or at `at` (seconds of the epoch). The span stays open for the call's
+        """Record the end of the call, now or at `at` (seconds since the epoch). The span stays open for the call's
         usage."""
         if self._call is not None:
             self._call_ended_at = time.time_ns() if at is None else int(at * 1e9)
@@ -100,7 +100,7 @@ class ResponseSpans:
     def end(
         self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None, at: float
     ) -> None:
-        """End the spans, because the response ended at `at` (seconds of the epoch)."""
+        """End the spans, because the response ended at `at` (seconds since the epoch)."""
         self._close_call()
         told: dict[str, Value] = {
             names.DOOR: door,

@@ -247,7 +247,7 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host name cannot be resolved"
     if isinstance(error, aiohttp.client_exceptions.UnixClientConnectorError):
-        # Only Envoy is reached over a Unix socket, never an upstream.
+        # Antiphon uses a Unix socket only to reach Envoy, never to reach an upstream.
         return f"{NO_MODEL_DOOR} ({os.strerror(error.errno or 0)})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()

@@ -3,8 +3,8 @@
 This module splits texts into batches, parses the response and decides which failures may be retried. `client.py` makes
 the HTTP calls.
 
-Invariants: the result has one vector for each text. Every vector has the width of the first vector that the server ever
-sent, and length 1. No error message contains an input text.
+Invariants: the result has one vector for each text. Every vector has length 1, and as many dimensions as the first
+vector that the server sent. No error message contains an input text.
 """
 
 from __future__ import annotations

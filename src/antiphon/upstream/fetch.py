@@ -1,14 +1,14 @@
 """Fetches files that a client names by URL, guarded against access to this server's own network.
 
-This module fetches all files of a request, with guards and limits. It has the special-purpose networks as tables, and
-checks the operator's exceptions. The package `translation` uses the files. The tables come from IANA's special-purpose
-address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud providers.
+This module fetches all files of a request, with guards and limits. It contains tables of the special-purpose networks,
+and checks the exceptions that the operator configures. The package `translation` uses the files. The tables come from
+IANA's special-purpose address registries (IPv4 and IPv6), and the well-known metadata addresses of cloud providers.
 
-The guards check the URL's scheme and port, and refuse credentials in it. The guards also resolve the host and check
-every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So an
-attacker gains nothing from a name that resolves differently a moment later (DNS rebinding). Each redirect is a new URL
-that gets the same checks. A fetch uses no cookies, proxies or credentials. Limits apply to the total size of all files,
-the total time, the number of files and redirects, and the number of concurrent fetches.
+The guards check the URL's scheme and port, and refuse a URL with credentials. The guards also resolve the host and
+check every address. The connection goes to one of the checked addresses, and the socket refuses any other address. So
+an attacker gains nothing from a name that resolves differently a moment later (DNS rebinding). Each redirect is a new
+URL that gets the same checks. A fetch uses no cookies, proxies or credentials. Limits apply to the total size of all
+files, the total time, the number of files and redirects, and the number of concurrent fetches.
 
 Invariants: `fetch` never raises. An error contains no address, and does not tell whether a private name exists. An IPv4
 address is public only if it is in no network of the IPv4 table. An IPv6 address is public only if it is in 2000::/3 and
@@ -154,8 +154,8 @@ _NAMED = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_
 _NUMERIC_END = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?$")
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _GENERAL_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-download"})
-# Media types come only from the standard library's table. The files of a machine must not change which types are
-# accepted.
+# Media types come only from the standard library's table. The MIME files of a machine must not change which types
+# Antiphon accepts.
 _TYPES = MimeTypes(filenames=())
 _TYPES.add_type("text/markdown", ".md")
 _TYPES.add_type("application/yaml", ".yaml")

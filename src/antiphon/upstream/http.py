@@ -1,11 +1,11 @@
-"""Opens, keeps and uses a process's HTTP connections to one upstream, on aiohttp's connector without its session.
+"""Manages a process's HTTP connections to one upstream, with aiohttp's connector but without aiohttp's session.
 
 This module opens and keeps connections (pool, connect timeout, TLS and its server name, Unix socket, header limits).
 This module also sends requests, and holds the connection until the end of the response. `client.py` classifies failures
 and reads the body.
 
 An aiohttp session does far more for a request than a model call needs. The session handles cookies, redirects, proxies
-and traces, and makes large request and response objects. The session's work took half to two thirds of a call's CPU
+and traces, and creates large request and response objects. The session's work took half to two thirds of a call's CPU
 time. So this module uses only aiohttp's pool, connector, parser and header writer.
 
 Invariants: a request has only its caller's headers, the target's headers, a constant user agent, `accept-encoding:
@@ -46,11 +46,11 @@ _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aioht
 
 @dataclass(frozen=True)
 class UpstreamTarget:
-    """The target of model calls: the URL of an upstream or of Envoy's model listener, and how to reach it.
+    """The target of model calls: the URL of an upstream or of Envoy's model listener, and how to connect to this URL.
 
-    `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. `headers`
-    are added to every call (the host, an API key, the secret of the model listener) and replace the caller's headers.
-    `ssl` has the trusted authorities for an https URL.
+    `base_url` ends before `/chat/completions`. `unix_path` is the socket to use instead of the URL's address. The
+    client adds `headers` to every call (the host, an API key, the secret of the model listener). They replace the
+    caller's headers of the same names. `ssl` has the trusted authorities for an https URL.
     """
 
     base_url: str
@@ -60,7 +60,8 @@ class UpstreamTarget:
 
 
 class Connections:
-    """The connections to one target. A call opens a connection when none is idle, and the pool keeps it for 4 seconds.
+    """The connections to one target. A call opens a connection when none is idle. The pool keeps an idle connection for
+    4 seconds.
 
     The constructor needs a running event loop. `connect_seconds` limits name resolution, TCP and TLS.
 
@@ -90,7 +91,7 @@ class Connections:
         self._stale_seconds = stale_seconds
 
     async def send(self, request: UpstreamRequest) -> HttpAnswer:
-        """Send the request and wait for the response head. Interim (1xx) heads are skipped.
+        """Send the request and wait for the response head. The method skips interim heads (status 1xx).
 
         Raises the exceptions that aiohttp's session would raise: `aiohttp.ClientError` and `OSError`.
         """
@@ -171,7 +172,7 @@ class Connections:
         return headers
 
     async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-        """Read the response head. Interim heads with a status 1xx are skipped."""
+        """Read the response head. The method skips interim heads (status 1xx)."""
         while True:
             try:
                 head, content = await protocol.read()

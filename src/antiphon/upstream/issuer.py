@@ -1,10 +1,10 @@
 """Reads the public keys (JWK Set, RFC 7517) of a token issuer: from its server, or from a file.
 
-Lives here: one reading, with bounds of time and size. Not here: when the keys are read
-(`engine/running/issuer_keys.py`), what they mean (`doors/issuer_tokens.py`).
+Lives here: a single download or file read, with limits of time and size. Not here: the schedule of the downloads
+(`engine/running/issuer_keys.py`), the interpretation of the keys (`doors/issuer_tokens.py`).
 
-Invariants: a reading ends within `SECONDS`, and takes at most `MOST_BYTES` of each answer. No redirect is followed. No
-error holds a part of an answer.
+Invariants: a download ends within `SECONDS`, and reads little more than `MOST_BYTES` of each answer. The process
+follows no redirect. No error contains a part of an answer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import aiohttp
 from antiphon.config.owners import check_issuer_url
 
 SECONDS: Final = 10.0
-"""The longest duration of a reading."""
+"""The maximum duration of a download, in seconds."""
 MOST_BYTES: Final = 1 << 18
-"""The largest size of an answer or a file."""
+"""The maximum size of an answer or a file, in bytes."""
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
@@ -62,7 +62,7 @@ async def read_discovered(issuer: str, tls: ssl.SSLContext | None = None) -> byt
         said = await _get(session, issuer.rstrip("/") + _DISCOVERY)
         try:
             found = json.loads(said)
-            # A configuration of another issuer would bring keys of another issuer.
+            # A configuration of another issuer would lead to keys of another issuer.
             if found["issuer"] != issuer:
                 raise IssuerUnread("the OpenID configuration is of another issuer")
             url = str(found["jwks_uri"])

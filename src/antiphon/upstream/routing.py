@@ -1,4 +1,4 @@
-"""Routes each model call to an upstream, directly or through Envoy, and detects whether Envoy itself went away.
+"""Routes each model call to an upstream, directly or through Envoy, and detects whether Envoy itself has stopped.
 
 This module finds the upstream that a call names. The call reaches the upstream directly or through Envoy's model
 listener. For several upstreams with one name, this module decides the order of attempts, and moves failing upstreams to
@@ -7,11 +7,11 @@ Behind Envoy, Envoy itself tries several upstreams (`envoy/several.py`).
 
 While a background response runs, the process holds one idle connection to the model listener of Envoy. This module
 interprets the end of the idle connection. `engine/running/workers.py` decides what happens to the response. On the
-call's own connection, a model server that breaks off its response and an Envoy that dies look the same. On another
-connection, a broken response and a dead Envoy look different. The model server ends only the call, but a dead Envoy (or
-a closed listener) ends all connections. Envoy also closes an idle connection when it is too old. After such an end the
-watch connects again, and forgets the end after a moment. An Envoy that hangs ends no connection and answers no request.
-So the watch also sends Envoy a request and waits for an answer.
+call's own connection, a model server that breaks off its response looks like an Envoy that dies. The idle connection
+shows the difference. A model server ends only the call, but a dead Envoy (or a closed listener) ends all connections.
+Envoy also closes an idle connection when it is too old. After such an end the watch connects again, and forgets the end
+after a moment. An Envoy that hangs ends no connection and answers no request. So the watch also sends Envoy a request
+and waits for an answer.
 
 Invariants: a call goes only to the upstreams that it names. One call tries no upstream twice, and tries no other
 upstream after it has yielded a response. The last upstream's response or failure is returned unchanged. Only an
@@ -102,8 +102,8 @@ class SeveralUpstreams:
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
         """Call the upstreams in order. Yields the first usable response, or else the response of the last upstream.
 
-        A 429 and every 5xx is not usable. The headers `antiphon-upstream` and `x-antiphon-tried` name the upstream that
-        answered, and the number of tries. Raises the `UpstreamCallFailed` of the last upstream.
+        A response with the status 429 or 5xx is not usable. The headers `antiphon-upstream` and `x-antiphon-tried` name
+        the upstream that answered, and the number of tries. Raises the `UpstreamCallFailed` of the last upstream.
         """
         order = self._order()
         for tried, member in enumerate(order, 1):
@@ -267,7 +267,7 @@ async def watch_door(
     """Watch Envoy's model listener during the `async with` block.
 
     If Envoy does not answer within `answer` seconds, the watch treats it as hanging. `grace` is the tolerance in
-    seconds when ends of connections are compared.
+    seconds when the watch compares the times at which two connections ended.
     """
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())

@@ -2,7 +2,7 @@
 
 This module has one timer for all waits of a body. `client.py` decides what happens after too much silence.
 
-aiohttp's own read timer is created and cancelled with every read of every stream. This timer checks the length of the
+aiohttp creates and cancels its own read timer for every read of every stream. This timer checks the length of the
 current wait when it fires, and then runs again for the remaining time.
 
 Invariant: the timer measures only the time during which the client waits for bytes. A consumer that reads the body

@@ -3,8 +3,8 @@ cache.
 
 Lives here: the cached parts of a prompt, the search for the first difference between two prompts, and the token counts
 of a cache miss. Also: the translation of the earlier prompt, the choice of when to compare, and the result in the
-response. `stored_prompt` compares two stored responses without a request. Not here: loading the earlier response
-(`engine/running/loading.py`).
+response. `stored_prompt` returns the prompt of a stored response, so that a caller can compare two stored responses
+without a request. Not here: loading the earlier response (`engine/running/loading.py`).
 
 Antiphon translates the earlier prompt by the rules for this request's server. So both prompts contain the messages as
 the server gets them. For example, the translation may move system messages, drop turns and replay reasoning. Model

@@ -4,9 +4,9 @@ Lives here: callers, client keys and the admin token as values, the permissions 
 Not here: how a request's headers become a caller (`doors/owners.py`), the keys in the settings (`app/keys.py`), the
 stored keys (`stores/client_keys.py`, `engine/running/client_keys.py`).
 
-Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source
-has a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header), `j:` (claim of a token) and `n:`
-(name of a key's owner).
+Invariants: no value in this module holds a token. Owner ids of different sources never collide, because each source has
+a prefix. The prefixes are `b:` (hash of a bearer token), `h:` (trusted header), `j:` (claim of a JWT) and `n:` (name of
+a key's owner).
 """
 
 from __future__ import annotations
@@ -92,11 +92,12 @@ NO_CALLER: Final = Caller("")
 
 ADMIN: Final = Caller("admin", "admin")
 """The operator who sent the admin token. No client is this caller, because the owner id of a client has a prefix or
-comes from `owner.source`."""
+comes from the setting `owner.source`."""
 
 
 class AdminToken:
-    """The admin token of the gateway, as its SHA-256. The time of a comparison depends on neither token."""
+    """The admin token of the gateway, as its SHA-256. A comparison takes the same time for all tokens, so its duration
+    reveals nothing."""
 
     def __init__(self, token: str) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
@@ -108,7 +109,7 @@ class AdminToken:
     def is_in(self, headers: Headers) -> bool:
         """Return whether a header `authorization` has the admin token, after any scheme.
 
-        The values of repeated headers count too, which Envoy joins with commas.
+        Envoy joins the values of repeated headers with commas, so the method checks each word of a value.
         """
         values = (value for name, value in headers if name == "authorization")
         words = (word for value in values for word in _BETWEEN.split(value))

@@ -1,18 +1,18 @@
 """Defines container records, and the port that stores them and grants exclusive use of a container.
 
 Lives here: a container's row, the port `ContainerRows`, and the values of a client's request for a new container. Not
-here: running code (`tools/code_interpreter/`), the HTTP side (`api/containers.py`), SQL.
+here: running code (`tools/code_interpreter/`), the HTTP endpoints (`api/containers.py`), SQL.
 
 A process that uses a container holds a lease on the container. Each lease has a new, unique holder name. `Leases`
 (`stores/leases.py`) renews the lease. If one machine stores all state, it stores the container files next to the rows.
 If several machines share the rows, a row names the machine that has the current files, and the snapshot that has a copy
 of them.
 
-Invariants: A container belongs to one owner. A lookup returns None for a container that is missing,
-expired or another owner's. A container has one holder at a time, by the store's clock. A holder whose lease has expired
-can no longer change the container. Only the code that deletes containers sees expired containers. The transaction in
-which a row begins to name a snapshot deletes the snapshot's pending row (`files.py`). The transaction in which a row
-stops naming a snapshot adds a pending row.
+Invariants: A container belongs to one owner. A lookup returns None for a container that is missing, expired or another
+owner's. At any time of the store's clock, a container has at most one holder. A holder whose lease has expired can no
+longer change the container. Only the code that deletes containers sees expired containers. When a row begins to name a
+snapshot, the same transaction deletes the snapshot's pending row (`files.py`). When a row stops naming a snapshot, the
+same transaction adds a pending row.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class ContainerContents(Protocol):
         """Open a snapshot."""
 
     async def forget(self, key: str) -> None:
-        """Delete a snapshot that no row names. A failure is logged, and the next sweep tries again."""
+        """Delete a snapshot that no row names. After a failure, the store writes a log line, and the next sweep tries
+        again."""
 
 
 class ContainerRows(Leased, Protocol):
@@ -164,13 +165,15 @@ class ContainerRows(Leased, Protocol):
 
     @property
     def contents(self) -> ContainerContents | None:
-        """The store of snapshots, or None when one machine has all of the state and the files lie next to the rows."""
+        """The store of snapshots. None when one machine stores all state, because its container files then lie next to
+        the rows."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """Create a container and lease it to `holder`. The store's clock sets its creation time and its last use.
 
-        `limit` and `per_owner` are the maximum numbers of containers of all owners and of one owner. Raises
-        `TooManyContainers` beyond them. Raises `ContainerInUse` if a container with this id exists.
+        `limit` is the maximum number of containers of all owners, and `per_owner` that of one owner. Raises
+        `TooManyContainers` if a new container would exceed a maximum. Raises `ContainerInUse` if a container with this
+        id exists.
         """
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
@@ -190,7 +193,7 @@ class ContainerRows(Leased, Protocol):
         container.
 
         A caller that deletes containers passes no `owner`. Without `owner`, the method leases any owner's container.
-        With `expired`, only an expired container is leased. Raises `ContainerInUse`.
+        With `expired`, the method leases only an expired container. Raises `ContainerInUse`.
         """
 
     async def put_back(

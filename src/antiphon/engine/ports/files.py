@@ -1,12 +1,13 @@
 """Defines uploaded files as values, and the ports that store their contents.
 
-Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (contents only). Not here: rows and contents
-together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
+Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (contents only). Not here: the code that
+writes rows and contents together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP endpoints
+(`api/files.py`).
 
-No transaction spans a content and its row, because the storage of contents is separate from the database. A content
-that does not belong to a file yet, or no longer belongs to one, is a *pending blob*. A separate table has a pending row
-for each pending blob. The data stays consistent if the process crashes after any of the steps below. An upload takes
-these steps:
+A *content* is the bytes of one file. No transaction covers both a content and its row, because the storage of contents
+is separate from the database. A content that does not belong to a file yet, or no longer belongs to one, is a *pending
+blob*. A separate table has a pending row for each pending blob. The data stays consistent if the process crashes after
+any of the steps below. An upload takes these steps:
 
 1. Add a pending row with a lease.
 2. Write and seal the content.
@@ -20,7 +21,7 @@ A deletion takes these steps:
 
 A sweep takes these steps:
 
-1. Take the pending rows whose lease has expired. After that, no upload can turn their contents into files.
+1. Claim the pending rows whose lease has expired. After that, no upload can turn their contents into files.
 2. Delete the contents.
 3. Delete the pending rows.
 
@@ -110,7 +111,8 @@ class BlobWriter(Protocol):
         """Append these bytes."""
 
     async def seal(self) -> Blob:
-        """Make the content durable under its key, and return its size and hash. No reader can open it before that."""
+        """Make the content durable under its key, and return its size and hash. No reader can open the content before
+        this call."""
 
 
 class BlobReader(Protocol):
@@ -123,7 +125,8 @@ class BlobReader(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """The path of the content on this machine's disk, for other processes. None when it is not on this disk."""
+        """The path of the content on this machine's disk, for other processes. None when the content is not on this
+        disk."""
 
     async def read(self, start: int, limit: int) -> bytes:
         """Read `limit` bytes from the byte offset `start` on, or fewer at the end of the content. Raises

@@ -43,8 +43,8 @@ class PreparedTool:
     """A hosted tool that is ready to run, with the functions that the model sees.
 
     `items` are the first items of the response, for example the list of an MCP server's tools. `fields` are the values
-    that each call item of this tool has from the start, for example a container's id. `creates` is the limit of stored
-    data that must have room before the tool runs, because a call may create such data.
+    that each call item of this tool has from the start, for example a container's id. `creates` names a limit of stored
+    data. The runner checks this limit before the tool runs, because a call may create such data.
     """
 
     tool: HostedTool

@@ -1,7 +1,7 @@
 """Defines the meaning of `Idempotency-Key`, the header by which a repeated request has no second effect.
 
 Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
-(`stores/idempotency.py`), which shares a transaction with the created object. Not here: the keys that responses of this
+(`stores/idempotency.py`), in the same transaction as the created object. Not here: the keys that responses of this
 process hold (`engine/running/idempotency.py`), and the replay of an answer (`api/`, the exchange).
 
 A key belongs to its owner and identifies one request. Two requests are the same if their methods, paths and bodies have
@@ -13,8 +13,8 @@ external state.
 
 The store also records which response used the answer to an approval request, because each answer is valid once. Before
 a response sends tool calls that may change external state, the store records that the response has claimed these calls.
-No other response gets the key of such a response, even after its process has died. That response then ends as failed,
-and its output contains the claimed calls.
+If the process of such a response dies, no other response gets its key. The response then ends as failed, and its output
+contains the claimed calls.
 
 Invariants: Of several requests with one key, at most one runs at a time, across all processes. For a repeated request,
 the sidecar returns the created object and loads no objects to which the request refers, because these may be deleted.
@@ -83,7 +83,8 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
 
 
 def approval_key(request_id: str) -> str:
-    """Return the key of an answered approval request. It contains a hash, because a client's id may be any text."""
+    """Return the key of an answered approval request. The key contains a hash, because a client's id may be any
+    text."""
     return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -93,7 +94,7 @@ def calls_key(response_id: str) -> str:
 
 
 def explain(once: OnceOnly, rows: Iterable[tuple[object, str, object, object]]) -> None:
-    """Raise the error that tells why the key is in use, or nothing if `rows` is empty, because the key is free.
+    """Raise the error that tells why the key is in use. If `rows` is empty, the key is free, and the function returns.
 
     - `AlreadyMade`: an earlier request with this key has created its object.
     - `LeftBehind`: the process of that request died after it claimed tool calls.

@@ -8,8 +8,8 @@ Not here:
 
 - the workers that run jobs (`engine/running/workers.py`), and the followers of their streams
   (`engine/running/followers.py`)
-- when a response ends early (`engine/running/background.py`)
-- the task that polls, and when workers claim jobs (`engine/running/signal_watcher.py`)
+- the operations that end a response early (`engine/running/background.py`)
+- the task that polls the store and decides when workers claim jobs (`engine/running/signal_watcher.py`)
 - the store, SQL, and how a store receives notifications (`stores/`)
 
 A job exists from the moment a background response is queued until the response ends. The worker or the request that
@@ -25,8 +25,8 @@ OpenAI nor Open Responses defines an event for a cancelled response, but every c
 `response.failed`.
 
 Invariants: only the holder of a job's lease writes the job's events and result. A write by a worker that lost its lease
-changes nothing. An edit changes only the named fields of a stored body, and keys keep their order. A process that only
-polls, at the current `Pace`, misses no event, job or end of a response.
+changes nothing. A change of a stored body affects only the named fields, and the keys keep their order. A process that
+only polls, at the current `Pace`, misses no event, job or end of a response.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ class Signals(Protocol):
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
         """Poll the progress of these streams and the jobs that this worker holds, in one round trip.
 
-        Where the store has notifications, it also subscribes to the followed responses. Raises `StoreError`.
+        If the store has notifications, the method also subscribes to those of the followed responses. Raises
+        `StoreError`.
         """
 
     def tell_queued(self) -> None:

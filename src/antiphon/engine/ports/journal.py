@@ -1,6 +1,6 @@
 """Defines the journal: one entry per finished request, and the recorded contents of a request.
 
-Lives here: the values, and the ports that the servers and the console use. Not here: when entries are written
+Lives here: the values, and the ports that the servers and the console use. Not here: the code that writes entries
 (`engine/running/journal.py`), their tables (`stores/journal.py`), the pages (`console/`).
 
 Invariant: an entry holds no content of a request. Only a `Recording` holds contents, and only where the settings of the
@@ -116,8 +116,8 @@ class Part(Struct, frozen=True):
 
 
 class Recording(Struct, frozen=True):
-    """The recorded contents of one request, in order. `cut` tells that parts are missing because of
-    `console.record_request_bytes`."""
+    """The recorded contents of one request, in order. `cut` tells that parts are missing, because the recording reached
+    the limit of the setting `console.record_request_bytes`."""
 
     parts: tuple[Part, ...] = ()
     cut: bool = False
@@ -126,8 +126,8 @@ class Recording(Struct, frozen=True):
 class EntryFilter(Struct, frozen=True, omit_defaults=True):
     """Selects entries. An empty field selects all entries, and an entry must match every other field exactly.
 
-    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation: entries that created,
-    continue or use it. `since` and `until` are in seconds since the epoch.
+    `failed` selects entries with a fault. `thread` is the id of a response or of a conversation. It selects the entries
+    that created, continue or use this object. `since` and `until` are in seconds since the epoch.
 
         EntryFilter(owner="n:anna", model="qwen3", failed=True, since=time.time() - 3600)
     """
@@ -164,7 +164,7 @@ MOST_COUNTED = 100_000
 
 
 class Choices(Struct, frozen=True):
-    """The different values of the newest entries, sorted, for the choices of a filter."""
+    """The distinct values in the newest entries, sorted. The console offers these values as choices of a filter."""
 
     models: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class EntrySum(_Sums, frozen=True):
 
 
 class Slot(_Sums, frozen=True):
-    """The sums of the entries of a slot of time that begins at `start`, in seconds since the epoch."""
+    """The sums of the entries in an interval of time. The interval begins at `start`, in seconds since the epoch."""
 
     start: float
 

@@ -21,7 +21,8 @@ from antiphon.errors import ApiError
 
 Measure = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_month", "cost_per_month", "parallel_requests"]
 Stock = Literal["stored_bytes", "file_bytes", "vector_chunks", "containers"]
-"""A limit of stored data. Unlike a `Measure`, its use is counted in the stored data itself."""
+"""A limit of stored data. Antiphon determines the use of such a limit from the stored data itself, unlike the use of a
+`Measure`."""
 STOCKS: Final[tuple[Stock, ...]] = ("stored_bytes", "file_bytes", "vector_chunks", "containers")
 Kind = Literal["owner", "key", "team", "model"]
 KINDS: Final[tuple[Kind, ...]] = ("owner", "key", "team", "model")
@@ -84,7 +85,7 @@ class QuotaRules(Struct, frozen=True):
             *self._limits("team", caller.team, (caller.team,)),
         ]
         models = self.named.get("model", {})
-        # The counter of a model is the counter of its entry in the settings, because clients choose model names.
+        # The counter belongs to the entry in the settings, not to the model's name, because clients choose model names.
         pattern = model if model in models else next((one for one in models if fnmatchcase(model, one)), None)
         if pattern is not None:
             found += _of("model", pattern, pattern, models[pattern])
@@ -112,7 +113,8 @@ class QuotaRules(Struct, frozen=True):
     def limit_of(self, subject: str, measure: str) -> int | None:
         """Return the limit of the counter of this subject, such as `owner:n:anna`, or None without such a limit.
 
-        A named owner whose entry uses another name than the subject has the limit of all owners.
+        If the settings list an owner under another name than `subject` uses, the method returns the limit of all
+        owners.
         """
         kind, _, name = subject.partition(":")
         for known in KINDS:
@@ -139,8 +141,7 @@ def _of(kind: Kind, subject: str, name: str, amounts: Amounts) -> list[Limit]:
 
 class Wanted(Struct, frozen=True):
     """A process's request for a lease of a limit. The process needs at least `need`, and prefers `want`, which is at
-    least `need`. The counter asks for a warning at the grant with which the used and leased amount reaches
-    `warn_at`."""
+    least `need`. The counter requests a warning with the grant that brings the used and leased amount to `warn_at`."""
 
     limit: Limit
     need: int
@@ -153,8 +154,8 @@ class Grant(Struct, frozen=True):
 
     `starts` and `ends` bound the counter's period, and `now` is the time, in milliseconds of the database's clock. The
     limit `parallel_requests` has no period, so `starts` and `ends` are 0. `used` is the settled amount, and `leased`
-    the amount that all processes hold, this grant included. `warn` is true only for the grant with which the period's
-    amount reaches `Wanted.warn_at`.
+    the amount that all processes hold, this grant included. `warn` is true only for the grant that brings the period's
+    amount to `Wanted.warn_at`.
     """
 
     amount: int

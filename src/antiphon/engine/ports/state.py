@@ -1,4 +1,5 @@
-"""Defines the ports through which the engine and operators use stored state, and the engine calls upstreams.
+"""Defines the ports through which the engine and operators use stored state, and the port through which the engine
+calls upstreams.
 
 Lives here: the Protocols of histories and upstreams, and the values of stores and lists. Also: the port through which
 an operator counts, exports, moves and deletes the stored data of one owner or of all. Not here: stores (`stores/`),
@@ -204,7 +205,8 @@ class UpstreamAnswer(Protocol):
 
 
 class DoorWatch(Protocol):
-    """Observes the gateway, through which model calls go and which may stop while the model server is healthy."""
+    """Observes the gateway (Envoy) that forwards the model calls. The gateway may stop while the model server is
+    healthy."""
 
     async def gone(self, at: float) -> bool:
         """Return whether the gateway was down at about `at` (event loop clock), stopped then, or hangs at present."""
@@ -242,8 +244,8 @@ class OwnerCounts:
 class ExportedRow:
     """One exported row of an owner: its kind, the two values that identify the row, and its decoded JSON.
 
-    `kind` is such as `responses` or `response_items`. The values for an item of a response are the response's id and
-    the item's part (`input`, `output` or `shown`).
+    `kind` is a name such as `responses` or `response_items`. The values for an item of a response are the response's id
+    and the item's part (`input`, `output` or `shown`).
     """
 
     kind: str
@@ -278,7 +280,8 @@ class OwnerData(Protocol):
         """Yield an owner's stored rows except files, kind by kind. The rows of one database come from one snapshot."""
 
     async def delete(self, owner: str) -> int:
-        """Delete an owner's stored rows except files. Batches let other requests write between two deletions.
+        """Delete an owner's stored rows except files. The method deletes the rows in batches, so that other requests
+        can write between two batches.
 
         Returns how many chains, conversations, prompts, vector stores, keys and days of usage were deleted.
         """
@@ -292,11 +295,11 @@ class OwnerData(Protocol):
         """
 
     def move(self, old: str, new: str) -> AsyncGenerator[str]:
-        """Move all data of the owner `old` to the owner `new`, except containers. Works in units
-        of one transaction each, and yields the kind of the moved data after each unit.
+        """Move all data of the owner `old` to the owner `new`, except containers. The method uses several transactions,
+        and yields the kind of the moved data after each transaction.
 
-        After an interruption, a second call moves the remaining data. Raises `NotMovable` before the
-        first unit if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.
+        After an interruption, a second call moves the remaining data. Raises `NotMovable` before the first transaction
+        if there are obstacles. Raises `NotMovable` at the end if requests kept some of the data in use.
         """
 
     async def vacuum(self) -> list[Shrunk]:

@@ -1,8 +1,7 @@
 """Defines token usage and cost of model calls as values, and the port that records them.
 
-Lives here: the values and the port, and the reading of an operator's question. Not here: prices
-(`config/upstreams.py`), when the sidecar writes sums (`engine/running/usage_recorder.py`), their storage
-(`stores/owner_usage.py`).
+Lives here: the values and the port, and the parsing of an operator's query. Not here: prices (`config/upstreams.py`),
+the code that writes sums (`engine/running/usage_recorder.py`), their storage (`stores/owner_usage.py`).
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class UsageSum(Struct):
     """The sum of the usage of all model calls with the same `KEY` fields.
 
     `day` is a day in UTC (`YYYY-MM-DD`), and `owner` an owner id. Calls with estimated token counts have separate
-    fields. `cost` includes both, in millionths of the prices' currency.
+    fields. `cost` is the cost of all calls, in millionths of the prices' currency.
     """
 
     day: str = ""

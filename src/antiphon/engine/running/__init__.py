@@ -1,1 +1,1 @@
-"""The async part of the engine: performs an exchange's actions and runs background work."""
+"""Contains the engine's asynchronous code, which performs an exchange's actions and runs background work."""

@@ -13,8 +13,8 @@ of a client, because servers check the key before the request body. `GET /models
 their models without a key.
 
 Invariants: an ended response never changes. When a cancellation and an end happen concurrently, only the first
-transaction takes effect, and both callers see the same final status. The cache holds only clear answers. At most one
-probe per upstream runs at a time, and each probe has a time limit.
+transaction takes effect, and both callers see the same final status. The cache holds a probe's answer only if the
+answer is clear. At most one probe per upstream runs at a time, and each probe has a time limit.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Background:
         settings: BackgroundSettings,
         left: LeftCalls | None = None,
     ) -> None:
-        """`left` finds the tool calls that a process has claimed for a response: recorded in the store before it sent
-        them."""
+        """`left` finds claimed tool calls. A process claims a call when it records the call in the store, before it
+        sends the call."""
         self._left = left
         self._jobs = jobs
         self._responses = responses

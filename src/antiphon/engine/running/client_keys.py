@@ -1,4 +1,4 @@
-"""Client keys: operators create, rotate and revoke them, and each process holds the keys that it accepts.
+"""Creates, rotates and revokes client keys for operators, and holds the keys that one process accepts.
 
 Lives here: new tokens, the checks of a key's owner, name and limits, and the errors. Also: the keys that one process
 accepts, reloading the stored keys after a change, and the key check while the database is unreachable. Not here: the
@@ -63,7 +63,7 @@ class KeyRefused(InvalidRequest):
 
 
 class TooManyKeys(InvalidRequest):
-    """There are as many valid keys as a process can hold."""
+    """The number of valid keys has reached the maximum that a process can hold."""
 
     def __init__(self) -> None:
         self.problem = f"there are {MOST_KEYS} valid keys already: revoke those that no client uses"
@@ -141,8 +141,8 @@ class KeyManager:
         return made, token
 
     async def revoke(self, key_id: str) -> None:
-        """Revoke a key. Within a second every process refuses it. Raises `KeyMissing`, and `KeyEnded` for a revoked
-        key."""
+        """Revoke a key. Within a second, every process refuses the key. Raises `KeyMissing`, and `KeyEnded` for a
+        revoked key."""
         noted = AuditEntry(self._actor, "keys revoke", key_id, (await self._known(key_id)).owner)
         if not await self._keys.revoke(key_id, self._audit.statement(noted)):
             raise KeyEnded(await self._known(key_id))

@@ -1,10 +1,10 @@
 """Keeps unstored responses (`store: false`) in memory for later requests on the same WebSocket.
 
-Lives here: the responses that later requests of a WebSocket may continue, as a layer over the response store. Not
-here: when a response is kept or forgotten (`doors/http/websocket.py`), and durable storage.
+Lives here: the responses that later requests of a WebSocket may continue, as a layer over the response store. Not here:
+the decision to keep or forget a response (`doors/http/websocket.py`), and durable storage.
 
-A remembered response holds its own turn and the unstored turns before its turn. Each request reads the stored turns
-from the store again, so that a deletion in the store takes effect.
+A remembered response holds the items of this response's turn and of the unstored turns before this turn. Each request
+reads the stored turns from the store again, so that a deletion in the store takes effect.
 
 Invariants: Remembered responses are never written anywhere. Only the owner's connection reads them. A connection holds
 at most `max_bytes` of items, and drops its oldest responses first. All connections of a process share a `SocketMemory`.

@@ -1,4 +1,4 @@
-"""Counts and times upstream calls that are not model calls of a response.
+"""Counts upstream calls that are not model calls of a response, and measures their duration.
 
 Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), and making
 the call (the wrapped `Upstream`).

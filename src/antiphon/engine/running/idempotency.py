@@ -1,10 +1,10 @@
 """Prevents a second effect of a repeated request: holds idempotency keys, and answers with the first request's
 response.
 
-Lives here: reading an `Idempotency-Key`, and claiming, holding and releasing keys, approvals and calls. Also: the
-answer to a repeated request, and the end of responses whose process died with claimed calls. Not here: the format of a
-key (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims
-(`stores/`), the end of background responses (`workers.py`).
+Lives here: reading an `Idempotency-Key`. Also: claiming, holding and releasing keys, approvals and tool calls. Also:
+the answer to a repeated request, and the end of responses whose process died with claimed calls. Not here: the format
+of a key (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of
+claims (`stores/`), the end of background responses (`workers.py`).
 
 Invariants: a response holds its key before the sidecar performs any action for the request, except to load its prompt.
 `Leases` renews a held key with the process's other leases. A key is released at most once. A response whose process
@@ -36,8 +36,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The stored content of a claim. `record` is None for an unstored response. `once` is the response's idempotency
-    key.
+    """The stored record of the tool calls that a response is about to send. `record` is None for an unstored response.
+    `once` is the response's idempotency key.
 
     `queued` is true for a background response. Its row already exists, and the response ends together with its job.
     """
@@ -131,8 +131,8 @@ class HeldKeys:
         """Maps the id of each running response that has claimed tool calls to its owner."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
-        """Hold the key for this response. Returns the id of the response that an earlier request with the key made, or
-        None.
+        """Claim the key for this response. Returns the id of the response that an earlier request with the key created,
+        or None.
 
         Raises `ApiError`.
         """

@@ -1,16 +1,16 @@
 """Collects the entries of finished requests in memory, and writes them to the journal once a second.
 
 Lives here: the queue of a process, its bounds, and the contents of unstored requests, which stay in memory. Not here:
-the tables (`stores/journal.py`), what a request records (`observability/`), requests in flight
+the tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight
 (`engine/running/live.py`).
 
 A write for each request would double the cost of an unstored response. So the recorder writes many entries in one
 batch. A process that is killed loses the entries of its last second.
 
 Invariants: `note` never waits and never raises. The queue holds at most `most` entries, and at most `most_bytes` of
-contents. The recorder counts the entries and contents that do not fit, and logs the loss at most once a minute. The
-recorder may write an entry twice, because the store ignores the second write. No store gets the contents of a request
-with `store: false`.
+contents. The recorder counts the entries and contents that do not fit, and logs the loss at most once a minute. If the
+recorder writes an entry twice, the store ignores the second write. No store gets the contents of a request with `store:
+false`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HELD_SECONDS = 900.0
 _UNIT = 500
 _LOOK_SECONDS = 60.0
 _PART_BYTES = 200
-"""The bytes that each part of a recording counts besides its data."""
+"""The number of bytes that the recorder counts for each part of a recording, in addition to the part's data."""
 
 
 class _Noted(NamedTuple):
@@ -74,7 +74,7 @@ class JournalRecorder:
         self._seconds = seconds
         self._clock = clock
         self._most = most
-        # The contents of any single request fit.
+        # This limit is large enough for the contents of any single request.
         self._most_bytes = max(32 << 20, 2 * settings.record_request_bytes) if most_bytes is None else most_bytes
         self._held_most = min(held_bytes, settings.record_bytes)
         self._waiting: deque[_Noted] = deque()
@@ -190,7 +190,7 @@ class JournalRecorder:
         return unit
 
     def _put_down(self, unit: list[_Noted]) -> None:
-        """Remove the oldest entries from the queue."""
+        """Remove the entries of this batch from the queue. They are the oldest entries in the queue."""
         for one in unit:
             self._waiting.popleft()
             self._bytes -= one.size

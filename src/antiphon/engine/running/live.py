@@ -1,4 +1,5 @@
-"""Publishes the requests in flight of a process while a viewer of the console watches, and cancels requests for it.
+"""Publishes the requests in flight of a process while a viewer of the console watches, and cancels requests for the
+viewer.
 
 Lives here: the loop with one short query a second, and the check that a cancelled request belongs to the viewer. Not
 here: the tables (`stores/live.py`), the list of requests in flight, how a request is cancelled.
@@ -63,7 +64,7 @@ class LiveReporter:
                 async with asyncio.timeout(self._round_seconds):
                     await self._store.leave(self.process)
             except (StoreError, TimeoutError):
-                # Viewers ignore the snapshot a few seconds later.
+                # Viewers ignore a snapshot that is more than a few seconds old.
                 return
 
     async def report(self) -> None:

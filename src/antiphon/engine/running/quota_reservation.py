@@ -30,10 +30,11 @@ Headers = tuple[tuple[str, str], ...]
 class Lease:
     """The amount of one limit that this process leases in one period.
 
-    `left` is the free amount of the lease. `reserved` is the amount that the `users` requests in flight have reserved.
-    `spent` (used from the lease) and `debt` (used beyond the lease) wait for the next report. `known` is the used and
-    leased amount of all processes at the last grant. `ends` is in seconds of `time.monotonic`. `counts` is the index in
-    `Amounts` of the amount that this limit counts. `shown` selects the headers that show the limit.
+    `left` is the free amount of the lease. `users` is the number of requests in flight that use the lease, and
+    `reserved` is the amount that they have reserved. `spent` (used from the lease) and `debt` (used beyond the lease)
+    wait for the next report. `known` is the used and leased amount of all processes at the last grant. `ends` is in
+    seconds of `time.monotonic`. `counts` is the index in `Amounts` of the amount that this limit counts. `shown`
+    selects the headers that show the limit.
     """
 
     __slots__ = (
@@ -81,8 +82,8 @@ class Lease:
             self.ends = now + (grant.ends - grant.now) / 1000
 
     def correct(self, queued_at: float, more: int) -> None:
-        """Settle the difference between the usage and the estimate of a job that was queued at this time. A refund
-        applies only in the period in which the estimate was settled."""
+        """Settle the difference between the usage and the estimate of a job that was queued at the time `queued_at`. A
+        refund applies only in the period in which the estimate was settled."""
         if self.starts == -1:
             self.later.append((queued_at, more))
         elif more > 0 or queued_at * 1000 >= self.starts:
@@ -153,7 +154,7 @@ class QuotaReservation:
         self._model, self._background = model, background
         self.refresh()
         if self.leases:
-            # A client may send any number.
+            # A client may send any number, so limit it.
             output = None if output is None else min(max(output, 0), _MOST)
             tokens, cost = self._quotas.estimate(model, size, output, steady=background)
             self.amounts = (1, tokens, min(max(cost, 0), _MOST))
@@ -200,7 +201,7 @@ class QuotaReservation:
             return
         if output > 0:
             self._quotas.learn(self._model, min(output, _MOST))
-        # An upstream may report any number.
+        # An upstream may report any number, so limit it.
         amounts = self.amounts if queued else (1, min(max(tokens, 0), _MOST), min(max(cost, 0), _MOST))
         parallel = False
         for lease, part in self._parts:

@@ -1,16 +1,16 @@
 """Leases amounts of the shared quotas for one process, and reports the used amounts.
 
-Lives here: leasing more when a request does not fit, refusing it when no amount is free, and reporting to the shared
-counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a request's
-reservation (`quota_reservation.py`), which limits apply to a request (`engine/ports/quotas.py`), the shared counters
-(`stores/quotas.py`), the settings (`config/limits.py`).
+Lives here: leasing more when a request does not fit, refusing the request when no amount is free, and reporting to the
+shared counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a
+request's reservation (`quota_reservation.py`), which limits apply to a request (`engine/ports/quotas.py`), the shared
+counters (`stores/quotas.py`), the settings (`config/limits.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.
 
 Invariants: a request begins only if its estimate fits into all limits, except in shadow mode or while the database
 fails. `QuotaStore.sweep` settles the leases of a killed process as used. A request waits at most `GRANT_SECONDS` for
-the database. A process retries a failed database once a second.
+the database. After a failure of the database, a process tries the database again once a second.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Quotas:
         """Report the remaining usage, and return all leases."""
         self._closing = True
         if self._task is not None:
-            # A report that runs is not cut off, because its outcome would be unknown.
+            # Do not cancel a running report, because its outcome would be unknown.
             self._dirty.set()
             self._soon.set()
             await self._task
@@ -162,7 +162,7 @@ class Quotas:
         return found
 
     def _begin_again(self, taken: Sequence[tuple[Lease, Report]]) -> None:
-        """Begin with empty leases, after another process has settled those of this process. Debts stay, because no
+        """Begin with empty leases, after another process has settled this process's leases. Debts stay, because no
         lease covers them."""
         debts = [(lease.limit, report.debt) for lease, report in taken]
         debts += [(lease.limit, lease.debt) for lease in self._leases.values()]
@@ -301,7 +301,7 @@ class Quotas:
         grants = await self._counters.grant(self._holder, [Wanted(one.limit, 0, 0, one.limit.amount) for one in leases])
         for lease, grant in zip(leases, grants or (), strict=False):
             lease.add(grant, monotonic())
-        # The plans do not know yet when these periods end.
+        # The cached lists of leases (`_plans`) do not have the ends of these periods yet.
         self._plans.clear()
         self._dirty.set()
 
@@ -340,7 +340,8 @@ class Quotas:
         )
 
     def _without(self, reservation: QuotaReservation) -> None:
-        """Raise `Unavailable` for a request whose limits cannot be checked, unless the settings allow to serve it."""
+        """Raise `Unavailable` for a request whose limits cannot be checked, unless the settings allow the process to
+        serve such a request."""
         if self._refuses and not self._shadow:
             limit = reservation.leases[0].limit
             self._refused(limit.kind, limit.measure, "unavailable")
@@ -441,7 +442,8 @@ def _said(limit: Limit) -> dict[str, str | int]:
 
 
 def _is_refused(lease: Lease, reservation: QuotaReservation, now: float) -> bool:
-    """Whether a request cannot get its part of a limit, so that asking the counters is useless."""
+    """Whether the request exceeds the whole limit, or the counters refused an equal or smaller amount a moment ago. In
+    both cases the process does not ask the counters."""
     need = reservation.amounts[lease.counts]
     return need > lease.limit.amount or (now < lease.asked_again_at and need - lease.left >= lease.refused_need)
 

@@ -1,7 +1,7 @@
 """Performs an exchange's actions through the ports. The exchange itself does no I/O.
 
 Lives here: model calls and tool runs with their timers (keep-alives, a late upstream head), and the clean end after a
-client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (the doors),
+client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (`doors/`),
 loading (`loading.py`), saving (`saving.py`).
 
 Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun completes even if the
@@ -81,8 +81,8 @@ class Runner:
         return Runner(replace(self.ports, over=history, upstream=upstream, keeps_locks=keeps_locks), self._common)
 
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
-        """Pass the request to the exchange, then check its idempotency key, prompt and owner's quota. A large body is
-        parsed in a thread, so that other requests do not wait."""
+        """Pass the request to the exchange, then check the request's idempotency key, prompt and quotas. The runner
+        parses a large body in a thread, so that other requests do not wait."""
         if len(body) < LARGE:
             exchange.receive_request(head, body)
         else:
@@ -97,8 +97,8 @@ class Runner:
                 await keyed.look_up()
                 if exchange.done or exchange.known.replayed:
                     return
-            # The prompt may decide whether Envoy can make the model call (`needs_drive`). So it is loaded before the
-            # door reads `needs_drive`.
+            # The prompt may decide whether Envoy can make the model call (`needs_drive`). So the runner loads the
+            # prompt before the server reads `needs_drive`.
             action = exchange.next_action()
             assert isinstance(action, LoadContext)
             await self.perform(exchange, action)
@@ -122,14 +122,14 @@ class Runner:
                     exchange.turn_away(error)
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
-        """Perform all pending actions that need no door. Yields client-facing actions, model calls and tool runs for
-        the caller.
+        """Perform all pending actions that the runner can perform alone. Yields client-facing actions, model calls and
+        tool runs for the caller.
 
-        In relay mode the door performs the `CallUpstream` through Envoy, and passes the upstream's answer to the
-        exchange.
+        In relay mode the ext_proc server performs the `CallUpstream` through Envoy, and passes the upstream's answer to
+        the exchange.
         """
-        # Take one action at a time. If the door fails during an action, a later save stays pending, and `abandon`
-        # performs it.
+        # Take one action at a time. If the server fails during an action, a later save stays pending, and `abandon`
+        # performs the save.
         while (action := exchange.next_action()) is not None:
             if isinstance(action, OwnAction):
                 await self.perform(exchange, action)
@@ -147,7 +147,7 @@ class Runner:
                 yield action
 
     async def perform(self, exchange: ResponseExchange, action: OwnAction) -> None:
-        """Perform one action that needs no door, and pass its outcome to the exchange."""
+        """Perform one action that the runner can perform alone, and pass the outcome to the exchange."""
         if isinstance(action, LoadContext):
             context = await self._loader.load(action)
             size = size_of(context, action)

@@ -1,7 +1,8 @@
-"""Saves or queues a response and releases its lock and key, even if the client disconnects meanwhile.
+"""Saves or queues a response and releases its conversation lock and idempotency key, even if the client disconnects
+meanwhile.
 
-Lives here: the tasks that outlive their requests, and the release of a response's conversation lock and idempotency
-key. Not here: the content and the time of a save (`engine/exchange/response_end.py`), the guarantees of a write
+Lives here: the tasks that outlive their requests, and the release of the lock and the key. Not here: the decision when
+to save a response with which content (`engine/exchange/response_end.py`), the guarantees of a write
 (`ResponseStore.save`).
 
 Invariants: A save that has begun completes even if the request's task is cancelled. The transaction that stores the

@@ -4,7 +4,7 @@ Lives here: the task of such a request, and the queue of actions for its client.
 request continues (`ResponseExchange.goes_on`), performing its actions (`runner.py`).
 
 Invariants: at most `_AHEAD` actions are queued for a client. After the client disconnects, the task does not wait for
-the client. The door waits for the end of the request, so the request counts as in flight until then or until the
+the client. The server waits for the end of the request, so the request counts as in flight until then or until the
 process stops.
 """
 

@@ -1,8 +1,8 @@
 """Reads an upstream's answer ahead into a bounded queue, and returns the answer to the runner in parts.
 
 Lives here: the task that reads, its bounded queue, and the pauses that let other requests run when an upstream floods.
-Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the timeouts of the waits for parts
-(`runner.py`).
+Not here: the meaning of the parts (`engine/exchange/response_exchange.py`), and the time that the runner waits for a
+part (`runner.py`).
 
 Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
 keeps the order of the parts. If a wait times out, no part of the answer is lost.
@@ -90,7 +90,7 @@ class PartQueue(Generic[Part]):
             self._timer = loop.call_at(until, self._ring, loop)
         self._waiter = loop.create_future()
         try:
-            # A part may arrive in the same turn of the event loop as the timeout.
+            # A part may arrive in the same iteration of the event loop as the timeout.
             return await self._waiter or bool(self._parts)
         finally:
             self._waiter = None

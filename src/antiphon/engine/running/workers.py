@@ -1,7 +1,7 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number of jobs concurrently.
 
 Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here:
-driving the exchange (`runner.py`), its stream (`job_run.py`), its cancellation (`background.py`), the times of the
+driving the exchange (`runner.py`), its stream (`job_run.py`), its cancellation (`background.py`), the schedule of the
 claims (`signal_watcher.py`). One task renews leases and claims jobs. The signal watcher reports that a job was
 cancelled, deleted or taken over.
 
@@ -93,7 +93,7 @@ class Workers:
     ) -> None:
         """`watch_door`: watches the gateway when model calls go through Envoy. `batch`: seconds between writes of a
         response's events. `able`: the names of the features that this process supports (`able_to`). The worker claims
-        only jobs that need no other features. None: it claims all."""
+        only jobs that need no other features. None: the worker claims all jobs."""
         self.name = name
         self._jobs = jobs
         self._background = background
