@@ -1,7 +1,8 @@
 """Builds one serving process from the settings (the composition root).
 
-Lives here: building the components of a process and its background tasks; draining and closing. Not here: any decision
-about a request, the larger components (the other modules of this folder), the servers.
+This module builds the components and the background tasks of a process, drains the process and closes it. The other
+modules of this package build the larger components. The package `doors` implements the servers, and the package
+`engine` decides about requests.
 
 Invariant: `App.aclose` finishes accepted work, such as saves, before it closes the resources that the work needs.
 """
@@ -111,7 +112,7 @@ class App:
         return self.context.runner
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
-        """Let the server `door` drain for `seconds`. Returns whether all requests finished in time.
+        """Await `door`, the drain of the servers, for `seconds`. Returns whether all requests finished in time.
 
         Background responses count as in flight. Shortly before the deadline, this process hands them over to other
         processes. Requests that are in flight at the deadline are counted as cut, and the caller then cuts them.
@@ -151,9 +152,9 @@ class App:
 async def build(settings: Settings, *, door: Door) -> App:
     """Build the components of a process. Raises `ConfigError` or `StoreError`.
 
-    `door` is the kind of server that accepts clients. Behind Envoy, model calls go through Envoy's model door, so that
-    Envoy's cluster, retries and credentials apply. The HTTP server calls the upstream itself. If building fails, all
-    resources that were already opened are closed.
+    `door` is the kind of server that accepts clients. Behind Envoy, the sidecar calls models through a private listener
+    of Envoy (the model door), so that Envoy's cluster, retries and credentials apply. The HTTP server calls the
+    upstream itself. If building fails, all resources that were already opened are closed.
     """
     async with AsyncExitStack() as opened:
         return await _build(settings, door, opened)
@@ -420,7 +421,8 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
 
 
 def _new_exchange(console: ConsoleSettings, options: ExchangeOptions) -> Callable[[], ResponseExchange]:
-    """Return the function that makes an exchange. Only the console needs exchanges that record."""
+    """Return the function that makes an exchange. If the console is enabled, the exchanges record data for the
+    console."""
     if not console.enabled:
         return lambda: ResponseExchange(options, new_id, now)
     limit = console.record_request_bytes if console.record != "off" else 0

@@ -1,9 +1,10 @@
-"""Builds the console from the settings, and the journal of a process, which the console shows.
+"""Builds the console from the settings, and the journal: the requests of this process that the console shows.
 
-Lives here: the parts of the console, and what it shows of the deployment. The journal has a recorder of finished
-requests and a reporter of live ones. This module also starts them, deletes their old entries, and cancels a request for
-a viewer. Not here: the pages (`console/`), the listener (`doors/http/console.py`), the choice of recorded requests
-(`observability/`), the tables (`stores/journal.py`, `stores/live.py`).
+This module builds the console's components, and collects the facts about the deployment that the console shows. The
+journal has a recorder of finished requests and a reporter of requests in flight. This module starts both, deletes old
+entries, and cancels a request when a viewer asks for it. The package `console` has the pages, and
+`doors/http/console.py` serves them. The package `observability` decides which requests the journal records.
+`stores/journal.py` and `stores/live.py` have the tables.
 
 Invariant: without the console, a process has no journal and runs no query for it.
 """

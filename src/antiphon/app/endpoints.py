@@ -1,6 +1,6 @@
 """Chooses the API endpoints that this process serves, from the settings.
 
-Lives here: the choice of endpoints. Not here: the endpoints (`api/`), the other components (`build.py`).
+The package `api` implements the endpoints, and `build.py` builds the other components.
 """
 
 from __future__ import annotations

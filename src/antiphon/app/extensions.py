@@ -1,14 +1,14 @@
 """Loads tools and profiles of other packages through Python entry points.
 
-Lives here: finding, loading and checking entry points, each once per process. Not here: the interface of a tool
-(`tools/box.py`), the interface of a profile (`translation/profiles/`), the tools and profiles of this package.
+This module finds, loads and checks the entry points, each once per process. `tools/box.py` defines the interface of a
+tool, and `translation/profiles/` defines the interface of a profile.
 
 The name of an entry point in the group `antiphon.tools` is the tool's type in requests. The entry point names a class
 or function that returns a `ServerTool`. If it has an attribute `settings_model` with a pydantic model, Antiphon passes
 an instance of that model. Without `settings_model`, Antiphon passes no argument. An entry point in the group
 `antiphon.profiles` has the profile's name, and names the `UpstreamProfile`.
 
-Invariants: the start fails if an installed package cannot be used, with an error that names the package. No package
+Invariants: if an installed package cannot be used, the start fails with an error that names the package. No package
 replaces a tool or profile of Antiphon, and no two packages use the same name. Each setting under `extensions` belongs
 to the settings model of an installed tool. No error repeats a secret from these settings.
 """
@@ -179,8 +179,8 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
 
 
 def _raising(model: type[BaseModel], given: Mapping[str, object]) -> Iterator[str]:
-    """Yield the first setting that makes its validator raise an unexpected error when validated without the others.
-    Yields nothing if no setting does."""
+    """Validate each setting without the others. Yield the first setting whose validator raises an unexpected error, or
+    nothing."""
     for name, value in given.items():
         try:
             model.model_validate({name: value})
@@ -223,5 +223,5 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _said(error: Exception, secrets: tuple[str, ...] = ()) -> str:
-    # The secrets first: a cut one is harder to find.
+    # Mask the secrets before cutting the text, because a secret that was cut in half would not be found.
     return without(f"{type(error).__name__}: {error}", secrets)[:300]

@@ -1,7 +1,7 @@
 """Finds the owner key, the sealing keys and the admin token, in the settings or else in the data folder.
 
-Lives here: the purpose of each key, and the data that depends on it. Not here: the files (`local_keys.py`), the use of
-a key (`doors/owners.py`, `sealing.py`).
+This module knows the purpose of each key, and the stored data that depends on it. `local_keys.py` reads and writes key
+files. `doors/owners.py` and `sealing.py` use the keys.
 
 If a key file is missing but the database has rows, the start fails instead of creating another key. With a different
 `owner.key`, no client would find its data. With a different `sealing.key`, Antiphon could not decrypt sealed data.
@@ -93,9 +93,9 @@ def deployment_keys(settings: Settings) -> KeyFingerprints:
 
 
 def client_keys(settings: Settings) -> dict[bytes, Caller] | None:
-    """Return the callers by the SHA-256 of their keys in the settings; None when every token is accepted, or when the
-    issuer's tokens take the place of keys. A key of `owner.api_keys` names no owner: its owner is the hash of the
-    token. The result lacks the keys that operators create at run time (`engine/running/client_keys.py`)."""
+    """Return the callers by the SHA-256 of their keys in the settings. Returns None if the gateway accepts every token,
+    or accepts tokens of an issuer instead of keys. A key in `owner.api_keys` has no named owner, so its owner is the
+    hash of the token. The result lacks the keys that operators create at run time (`engine/running/client_keys.py`)."""
     owner = settings.owner
     if not owner.has_client_keys or owner.source == "jwt":
         return None

@@ -1,7 +1,8 @@
 """Collects metrics from other components: event loop, disk, databases, thread pools.
 
-Lives here: the values that a scrape reads, and how often it reads them; opening the configured tracer. Not here: names
-and descriptions of metrics (`observability/metric_names.py`), counters that other code increments.
+This module reads the values that a metrics scrape needs, and limits how often it reads them. This module also opens the
+configured tracer. `observability/metric_names.py` has the names and descriptions of metrics. The counters are in the
+code that increments them.
 
 Values that need a query or disk access are read before a scrape, at most once a second. Sizes and connections are read
 at most every ten seconds. Concurrent scrapes share one read. If a disk hangs, one thread waits for it, and scrapes show
@@ -141,7 +142,7 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Runs `look` at most once per `seconds`. A caller during a run waits for that run."""
+    """Runs `look` at most once per `seconds`. A caller that comes during a run waits for the end of that run."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look

@@ -1,16 +1,16 @@
 """Builds the parts of a process that concern owners: the check of an issuer's tokens, quotas, and the adoption of data
 by named owners.
 
-Lives here: building these parts from the settings, in one process. Not here: the check of a token
-(`doors/issuer_tokens.py`), reading the issuer's keys (`upstream/issuer.py`), which quotas apply to a request
-(`engine/ports/quotas.py`), counting (`engine/running/quotas.py`). The time of an adoption, in which named owners take
-over the data of their tokens, is in `engine/running/adoption.py`. The move in the database is in
-`stores/owner_data.py`.
+This module builds these parts from the settings. `doors/issuer_tokens.py` checks a token, and `upstream/issuer.py`
+reads the issuer's keys. `engine/ports/quotas.py` decides which quotas apply to a request, and
+`engine/running/quotas.py` counts requests. In an adoption, a named owner takes over the data that was stored under the
+hashes of its tokens. `engine/running/adoption.py` decides when an adoption begins, and `stores/owner_data.py` moves the
+rows in the database.
 
-The extra `jwt` is imported only here, so that a gateway with another source of owners needs no such package.
+Only this module imports the extra `jwt`, so a gateway that does not use `owner.source: jwt` needs no such package.
 
-Invariant: an owner has data until every part has moved. So after a kill, or while a container is in use, a later
-adoption moves the rest.
+Invariant: the old owner counts as having data until all of its data has moved. So if the process is killed, or a
+container is in use, a later adoption moves the rest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from antiphon.stores.choice import backend_of
 
 @asynccontextmanager
 async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
-    """Yield the check of the issuer's tokens. Until the context ends, a task reads the issuer's keys again at
+    """Yield the object that checks the issuer's tokens. Until the context ends, a task reads the issuer's keys again at
     intervals. Raises `ConfigError`."""
     try:
         from antiphon.doors.issuer_tokens import Identities, TokenKeys, TokenRules, read_keys
@@ -69,7 +69,7 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
 
 
 def left_claims(owner: OwnerSettings) -> LeftClaims | None:
-    """Where a filter of Envoy leaves the claims of the client, for `owner.source: metadata`."""
+    """The place at which an Envoy filter writes the client's claims; None unless `owner.source` is `metadata`."""
     if owner.source != "metadata":
         return None
     left = owner.metadata
@@ -93,8 +93,8 @@ def _fetch(settings: JwtSettings) -> Callable[[], Awaitable[bytes]]:
 def make_adoption(
     settings: Settings, stores: Stores, *, moved: Callable[[str], None] = lambda _kind: None
 ) -> Adoption | None:
-    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory. `moved`
-    gets the kind of the data after each part of a move."""
+    """Return the adoption of data by named owners, or None if no key names an owner or the state is in memory. After
+    each step of a move, the adoption calls `moved` with the kind of the moved data."""
     owner = settings.owner
     if owner.source != "bearer" or not (owner.keys or owner.managed_keys) or settings.state.place.kind == "memory":
         return None

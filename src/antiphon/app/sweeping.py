@@ -1,9 +1,9 @@
 """Runs sweeps, which delete expired data, at intervals.
 
-Lives here: the schedule of one sweep, and the log lines of its failures. Not here: what a sweep deletes (the stores),
-which sweeps a process has (`app/build.py`).
+This module schedules one sweep, and logs its failures. The stores delete the data, and `app/build.py` decides which
+sweeps a process runs.
 
-Invariant: a failed sweep stops no later sweep.
+Invariant: later sweeps run even if a sweep fails.
 """
 
 from __future__ import annotations

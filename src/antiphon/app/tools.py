@@ -1,9 +1,9 @@
 """Builds the toolbox: the hosted tools that the settings enable.
 
-Lives here: the choice of tools. Not here: the tools (`tools/`), the other components (`app/build.py`).
+The package `tools` implements the tools, and `app/build.py` builds the other components.
 
-Invariant: a tool that is not configured is not in the toolbox, and its modules are not imported. Requests with the tool
-are refused, or `antiphon-ignored` lists the tool.
+Invariant: a tool that is not configured is not in the toolbox, and its modules are not imported. For a request with
+such a tool, the sidecar returns an error, or lists the tool in the header `antiphon-ignored`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Builds the TLS contexts with which this process verifies other servers' certificates.
 
-Lives here: only the TLS contexts, so that a check of certificate files imports no client code. Not here: connections
-(`upstreams.py`), the certificates of Antiphon's servers (`doors/listening.py`).
+This module imports no client code, so that a check of certificate files starts quickly. `upstreams.py` opens the
+connections, and `doors/listening.py` has the certificates of Antiphon's own servers.
 
 Invariant: an unusable file raises `ConfigError` with the setting's name.
 """

@@ -1,11 +1,12 @@
-"""Builds the calls of upstreams from the settings: which upstream serves which model, its client, and the URL fetcher.
+"""Builds the objects that call other servers: the upstream of each model, the clients of upstreams, and the URL
+fetcher.
 
-Lives here: the routing table, the targets of calls, the guarded fetcher and the check of a tool's connections. Not
-here: choosing the route of a request (`engine/exchange/model_routes.py`), calling and fetching (`upstream/`), the other
-components (`build.py`).
+This module builds the table of models and upstreams, the targets of calls, and the URL fetcher that checks addresses.
+This module also builds the check of a tool's connections. `engine/exchange/model_routes.py` chooses the route of a
+request, and the package `upstream` calls and fetches. `build.py` builds the other components.
 
-Invariants: upstreams that share a model have the same profile, because a request is encoded before its upstream is
-chosen. Every URL from a client goes through the guarded fetcher.
+Invariants: upstreams that share a model have the same profile, because the sidecar encodes a request before the
+upstream is chosen. Only the guarded fetcher requests URLs from clients.
 """
 
 from __future__ import annotations

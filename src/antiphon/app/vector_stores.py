@@ -1,7 +1,7 @@
 """Builds vector stores and their search from the settings.
 
-Lives here: building the database, the ingestion worker, the searcher and the endpoints from the settings, and closing
-them in order. Not here: any decision about a request.
+This module builds the database, the ingestion worker, the searcher and the endpoints, and closes them in order. This
+module decides nothing about a request.
 
 Invariant: `VectorSearch.aclose` releases the leases of files in progress before it closes the database.
 """
@@ -49,7 +49,7 @@ class VectorSearch:
         self, upstream: Upstream, routes: ModelRoutes, room: StorageQuota | None = None
     ) -> tuple[Endpoint, ...]:
         """Return the endpoints of vector stores. `upstream` and `routes` are for calls of the model that rewrites
-        queries. `room`: the limits of stored data."""
+        queries. `room` checks the limits of stored data."""
         rewriter = None
         if self.rewrite_model is not None:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite

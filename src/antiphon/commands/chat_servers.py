@@ -1,9 +1,10 @@
 """Implements `antiphon demo-upstream`, `antiphon record` and `antiphon replay`: each serves a small chat server.
 
-Lives here: the meaning of each command's flags, listening until a signal arrives, the line with the address, and the
-lines for exchanges. Not here: the servers (`demo_upstream.py`, `recordings/`), the arguments (`command_arguments.py`).
+This module interprets the commands' flags and serves until a signal arrives. This module also prints the line with the
+address, and a line for each exchange. `demo_upstream.py` and the package `recordings` implement the servers.
+`command_arguments.py` has the arguments.
 
-Invariants: the only line on standard output names the address, after the server listens. SIGTERM or SIGINT ends the
+Invariants: standard output gets one line, with the address, when the server listens. SIGTERM or SIGINT ends the
 command.
 """
 

@@ -1,10 +1,11 @@
-"""The client programs that `antiphon run` can start, with the configuration that makes each use a gateway.
+"""Lists the client programs that `antiphon run` can start, and configures each one for a gateway.
 
-Lives here: one row for each client (`CLIENTS`): its binary, how to install it, and its configuration. Not here: the
-client's process (`run_client.py`).
+The table `CLIENTS` has one row for each client: its binary, the command that installs it, and its configuration.
+`run_client.py` runs the client.
 
-Invariants: a configuration is in the run's private folder or in the client's environment, so the user's own files do
-not change. A configuration names the variable of the client's key, and never holds the key.
+Invariants: this module writes a configuration only to the run's private folder or to the client's environment, so the
+user's own files do not change. A configuration contains the name of the variable with the client's key, and never the
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Target:
 
 @dataclass(frozen=True)
 class ClientProgram:
-    """A client. `configure` writes files into the run's folder, and returns the variables that the client needs."""
+    """A client program. `configure` writes files into the run's folder, and returns the environment variables that the
+    client needs."""
 
     binary: str
     install: str
@@ -36,7 +38,7 @@ class ClientProgram:
 
 
 def _codex(folder: Path, target: Target) -> Mapping[str, str]:
-    # JSON strings are strings of TOML too.
+    # A JSON string is also a valid TOML string.
     url, model, key = (_quoted(text) for text in (target.url, target.model, target.key_variable))
     write_private(
         folder / "config.toml",

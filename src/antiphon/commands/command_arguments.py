@@ -1,7 +1,7 @@
-"""The arguments of each command that are not settings: names, defaults, examples and help texts.
+"""Defines the arguments of each command that are not settings: names, defaults, examples and help texts.
 
-Lives here: the arguments of every command, and the whole help of `try`, `run` and the small chat servers. Not here: the
-parser, and the help of the other commands (`command_line.py`), the flags of settings (`flags.py`), the commands.
+This module also has the whole help of `try`, `run` and the small chat servers. `command_line.py` has the parser, and
+the help of the other commands. `flags.py` has the flags of settings.
 
 Invariant: this module imports no command and no server, so that `antiphon --help` is quick.
 """

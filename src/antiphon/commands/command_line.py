@@ -1,12 +1,12 @@
 """Parses the command line: the commands, their actions and their help, as one argparse parser.
 
-Lives here: the commands in the order of their use, and the error that suggests the nearest known word. The commands
-`antiphon version` and `antiphon completion` live here too. Not here: running a command (`entry.py`), the arguments of
-each command (`command_arguments.py`), the setting of each flag (`flags.py`). Each other command has its code in a
-separate module.
+This module lists the commands in the order of their use. For an unknown word, its error message suggests the nearest
+known word. This module also runs the commands `antiphon version` and `antiphon completion`. Every other command has its
+code in a separate module, and `entry.py` runs it. `command_arguments.py` has the arguments of each command, and
+`flags.py` has the setting of each flag.
 
-Invariants: the parser imports no command but `health`, so that `antiphon --help` is quick. An error message never
-repeats a key that is in the wrong place.
+Invariants: of the commands, the parser imports only `health`, so that `antiphon --help` is quick. An error message
+never repeats a key that is in the wrong place.
 """
 
 from __future__ import annotations
@@ -332,7 +332,7 @@ class Parser(argparse.ArgumentParser):
         return HelpGroup(self.add_argument_group(title), self._flags)
 
     def add_commands(self, dest: str, metavar: str, help: str | None = None) -> Commands:
-        """Add commands below this parser, one of which a command line must have. `dest` is the attribute that gets the
+        """Add commands below this parser. A command line must have one of them. `dest` is the attribute that gets the
         command's name, and `metavar` its placeholder in the help."""
         self.below = self.add_subparsers(dest=dest, required=True, metavar=metavar, help=help)
         return self.below

@@ -4,7 +4,7 @@ By default, the output is YAML that can serve as a settings file. `--changed` le
 value. `--sources` prints a table instead, with the source of each value (flag, environment, file, default). `--schema`
 prints the JSON Schema of settings files. `--json` prints JSON in place of YAML or the table.
 
-Not here: reading settings (`config/`), flags (`flags.py`). Invariant: the output contains no secret.
+The package `config` reads the settings, and `flags.py` reads the flags. Invariant: the output contains no secret.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, object]) 
 
 
 def _cut(text: str) -> str:
-    """The value, cut to the width of the table's column."""
+    """The value, shortened to the width of the table's column."""
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 

@@ -1,7 +1,7 @@
 """Runs a scripted Chat Completions server, for trying Antiphon without a model. The server contains no model.
 
-Lives here: the content of an answer (`reply`), its conversion to JSON (`completion`, `chunks`) and a small HTTP server
-(`make_app`). Only `chat_servers.py` imports this module. This module uses no other module of Antiphon.
+`reply` makes the content of an answer, `completion` and `chunks` convert it to JSON, and `make_app` builds the HTTP
+server. Only `chat_servers.py` imports this module. This module uses no other module of Antiphon.
 
 The last message of a request decides the answer. The first rule that matches applies:
 

@@ -1,7 +1,7 @@
 """Implements `antiphon envoy-config`: prints the configuration for an Envoy that Antiphon does not start.
 
-Lives here: the forms of the output (`FORMS`), and the choice of Envoy's version. Not here: the configuration
-(`envoy/`).
+This module has the forms of the output (`FORMS`), and chooses Envoy's version. The package `envoy` generates the
+configuration.
 
 Invariant: the output contains no secret.
 """

@@ -1,7 +1,7 @@
 """Maps command-line flags to settings.
 
-Lives here: the setting and the help text of each flag. Not here: the flags of each command (`command_line.py`), the
-settings (`antiphon.config`).
+This module has the setting and the help text of each flag. `command_line.py` decides which flags a command has, and the
+package `config` defines the settings.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ OF_UP: tuple[FlagGroup, ...] = (COMMON_FLAGS, UP_FLAGS, CONSOLE_FLAGS, ENVOY_FLA
 OF_SERVE: tuple[FlagGroup, ...] = (COMMON_FLAGS, CONSOLE_FLAGS)
 OF_EXTPROC: tuple[FlagGroup, ...] = (COMMON_FLAGS, SIDECAR_FLAGS)
 OF_ALL: tuple[FlagGroup, ...] = (*OF_UP, SIDECAR_FLAGS)
-"""The flags of each command. `OF_ALL` is for commands that show or check every setting."""
+"""Every flag that sets a setting, for commands that show or check all settings."""
 _KEY_VARIABLE = "api_key_env"
 
 

@@ -3,8 +3,8 @@
 If no address is given, the command tries the sidecar's address in the settings, and then the address for clients.
 Therefore it works with a running `extproc`, `serve` or `up`.
 
-Lives here: an HTTP request over a plain socket, with TLS and a client certificate if needed; reading a few settings
-without the settings model. Not here: validating settings, because the running process has validated them.
+This module sends an HTTP request over a plain socket, with TLS and a client certificate if needed. This module reads a
+few settings without the settings model, and does not validate them, because the running process has validated them.
 
 Invariant: a check costs little more than a start of Python, because containers run it every few seconds. This module
 imports only the standard library, and YAML if there is a settings file. `tests/unit/test_health.py` compares the names
@@ -112,7 +112,8 @@ def _of_file(file: str | None) -> dict[str, object]:
 
 
 def _shown(place: str) -> str:
-    """The address without credentials. Only an address with `@` or `?` needs the slow import."""
+    """The address without credentials. The import that finds credentials is slow, so it runs only for an address with
+    `@` or `?`."""
     if "@" not in place and "?" not in place:
         return place
     from antiphon.config.urls import shown_text

@@ -1,13 +1,14 @@
 """Implements `antiphon tail` and `antiphon show`: prints requests from the gateway's journal.
 
-Lives here: polling the journal, the filters, the exit status, and the lines of a request. The lines show its facts, its
-failure, its steps, and both sides of its contents. Not here: the journal (`stores/journal.py`), the order of a
-recording (`console/story.py`), the console's page of the same request (`console/views/request.py`).
+This module polls the journal, applies the filters, and prints the lines of a request. The lines show the request's
+facts, its failure, its steps, and both sides of its recorded contents. `stores/journal.py` stores the journal, and
+`console/story.py` puts a recording in order. `console/views/request.py` shows the same request as a page of the
+console.
 
 Both commands read the database themselves, as `antiphon admin` does, so they work without a running gateway.
 
-Invariants: `tail` prints each request once, in the order in which the journal gets them. A text that came from a client
-or a model reaches the terminal without control characters.
+Invariants: `tail` prints each request once, in the order in which the journal received the requests. The commands write
+no control character of a client or a model to the terminal.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ async def _tail(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 class Follow:
-    """Reads the entries of a filter as they arrive, each once."""
+    """Reads the journal entries that match a filter as they arrive, each once."""
 
     def __init__(self, journal: JournalStore, chosen: EntryFilter) -> None:
         self._journal = journal

@@ -1,7 +1,6 @@
 """Runs the listener for Prometheus scrapes and Kubernetes probes (`metrics.listen`).
 
-Lives here: a listener with the paths `/metrics` and `/ready`. Not here: the content of the answers, which the caller
-passes in.
+The caller passes in the metrics, and the function that answers `/ready`.
 
 Invariant: the listener serves only `GET /metrics` and `GET /ready`.
 """

@@ -1,9 +1,9 @@
 """Implements `antiphon migrate`: shows, applies and undoes database migrations.
 
-Lives here: the actions and their output. Not here: the migration steps (`stores/compatibility.py`), the SQL.
+This module runs the actions and prints their results. `stores/compatibility.py` has the migration steps.
 
-Invariants: no step is undone without `--yes`. Exit status 0 of `status` means that this build can start and no step is
-missing.
+Invariants: the command undoes no step without `--yes`. Exit status 0 of `antiphon migrate status` means that this
+version of Antiphon can start and that no step is missing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opens the stores for a command of an operator, also while servers use them.
 
-Not here: opening the stores of a server (`app/build.py`).
+`app/build.py` opens the stores of a server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Implements `antiphon run`: runs a client program, such as Codex, on a gateway, and starts the gateway if none runs.
 
-Lives here: the gateway that the client uses, both processes, signals, and the exit status. Not here: the clients and
-their configuration (`client_programs.py`), the gateway itself (`up.py`), finding a gateway that already runs
-(`running_gateway.py`).
+This module chooses the gateway, runs the processes, forwards signals and returns the client's exit status.
+`client_programs.py` has the clients and their configuration. `running_gateway.py` finds a gateway that already runs,
+and `up.py` implements the gateway.
 
 Invariants: the exit status is the client's; after a signal it is 128 plus the signal's number. The private folder and a
 gateway that this command started do not outlive the command, even if the command is killed. A gateway that ran before

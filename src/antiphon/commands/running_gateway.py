@@ -1,9 +1,9 @@
 """Finds a running gateway and asks it for its models, for commands that act as a client.
 
-Lives here: the gateway's address, the client's key, the first model, and the errors of a gateway that does not answer.
-Not here: the health check of containers (`health.py`), starting a gateway (`run_client.py`).
+This module finds the gateway's address, the client's key and the first model. This module also makes the errors for a
+gateway that does not answer. `health.py` has the health check of containers, and `run_client.py` starts a gateway.
 
-Invariants: each wait has a limit. The client's key goes only to the gateway, and a redirect is not followed.
+Invariants: each wait has a timeout. This module sends the client's key only to the gateway, and follows no redirect.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ async def reached(url: str, key: str | None) -> AsyncIterator[RunningGateway]:
 
 
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body of an answer, cut after about `most` bytes."""
+    """The body of an answer, truncated after about `most` bytes."""
     parts, size = [], 0
     async for part in answer.content.iter_any():
         parts.append(part)

@@ -34,7 +34,7 @@ def _check(settings: Settings) -> None:
 
 
 def _inherited(numbers: str) -> list[socket.socket]:
-    """The sockets that the parent has bound, from their descriptors."""
+    """The sockets with these descriptor numbers, which the parent has bound."""
     return [socket.socket(fileno=int(one)) for one in numbers.split(",") if one]
 
 
@@ -55,7 +55,7 @@ async def _serve(process: ServingProcess) -> int:
     too = settings.console.enabled and settings.console.on_client_listener
     door = HttpDoor(app.context, private=False, console=ConsoleAt.CLIENTS if too else ConsoleAt.NOWHERE)
     console = HttpDoor(app.context, console=ConsoleAt.SEPARATE)
-    # Workers share the port for clients, so the parent uses a private port to reach a certain worker.
+    # All workers share the port for clients, so the parent reaches a particular worker on that worker's private port.
     private = HttpDoor(app.context, private=True, drive_exchanges=False)
 
     async def drain() -> bool:

@@ -1,9 +1,9 @@
-"""The common code of `antiphon serve` and `antiphon extproc`, which run one serving process, with or without `up`.
+"""Runs one serving process, for `antiphon serve` and `antiphon extproc`, with or without `antiphon up` as the parent.
 
-Lives here: building the app from the settings, the tasks that run next to the servers, and the shutdown. One of these
-tasks sends a request to each upstream, and logs a warning about each upstream that does not answer. Not here: the
-servers and their drain (`serve.py`, `extproc.py`), signals (`supervisor/process.py`), other warnings
-(`start_checks.py`), the features of upstreams (`doctor/command.py`).
+This module builds the app from the settings, runs tasks next to the servers, and shuts the process down. One task sends
+a request to each upstream, and logs a warning about each upstream that does not answer. `serve.py` and `extproc.py`
+have the servers and their drain. `supervisor/process.py` handles signals, and `start_checks.py` logs other warnings.
+`doctor/command.py` checks the features of upstreams.
 
 Invariants: the servers close before the app, whether the process stops after a signal or after an error. The start does
 not wait for an upstream. Each warning is one line with advice, and holds no secret.
@@ -82,7 +82,7 @@ class ServingProcess:
     @asynccontextmanager
     async def hearing(self, metrics: str | None, give_way: Callable[[], object], orders: Obey) -> AsyncIterator[None]:
         """While the context is active, serve metrics at the address `metrics`, and handle the parent's orders. A
-        process without a parent watches for changed settings instead. `give_way` is called when another process
+        process without a parent watches for changed settings instead. The method calls `give_way` when another process
         replaces this one."""
 
         def yield_place(_: dict[str, object]) -> None:

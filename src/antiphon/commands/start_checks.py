@@ -1,10 +1,9 @@
-"""Checks at the start of a gateway: files that settings name, and warnings for the operator.
+"""Checks the files that settings name at the start of a gateway, and logs warnings for the operator.
 
-Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for file contents
-that other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/listening.py`,
-`envoy/clusters.py`), the check that upstreams answer (`serving_process.py`), the validation of settings
-(`antiphon.config`), the features of upstreams (`commands/doctor/command.py`). `envoy-config` does not check files,
-because its output may be for another machine.
+This module finds unusable certificates, a listener that exposes the gateway's API keys, and file contents that other
+machines cannot read. `app/trust.py`, `doors/listening.py` and `envoy/clusters.py` use the certificates.
+`serving_process.py` checks that upstreams answer, and `commands/doctor/command.py` checks their features. The package
+`config` validates the settings. `antiphon envoy-config` checks no files, because its output may be for another machine.
 
 Invariants: with either `door`, an unusable file raises `ConfigError` with the setting and the file. Each warning is one
 line with advice. No line contains a secret.

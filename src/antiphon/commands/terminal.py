@@ -1,13 +1,14 @@
 """Writes a command's output to the terminal: text that models and gateways sent, tables, and the progress of long
 operations.
 
-Lives here: escaping of control characters, the decision about colours, dimmed text, aligned tables, and the progress
-line (which the library tqdm draws). Not here: the output of a command (the module of the command), the work that
-progress counts (`stores/`), the colours of log lines (`observability/log_lines.py`).
+This module escapes control characters, decides about colours, dims text, aligns tables, and shows the progress line
+(which the library tqdm draws). Each command's module decides what the command prints. The package `stores` reports
+progress, and `observability/log_lines.py` colours log lines.
 
-Invariants: a terminal interprets no character of a text after `printable_text`, except line ends and tabs. After
-`printable`, it interprets none. The line of progress appears only if standard error is a terminal, and not with a JSON
-result. Otherwise this module does not import tqdm, and writes only the messages of `say`.
+Invariants: a terminal interprets no character in a result of `printable_text`, except line ends and tabs. In a result
+of `printable`, a terminal interprets no character at all. The progress line appears only if standard error is a
+terminal, and never with a JSON result. If it does not appear, this module does not import tqdm, and writes only the
+messages of `say`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def colors_on(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def dimmed(text: str, *, colors: bool) -> str:
-    """The text in the terminal's dim colour. Each text ends its own colour, so an interrupted command does not leave
-    the terminal coloured."""
+    """The text in the terminal's dim colour. The result switches the colour off at its end, so an interrupted command
+    does not leave the terminal coloured."""
     return f"{_DIM}{text}{_END}" if colors and text else text
 
 
@@ -106,7 +107,7 @@ class ProgressLine:
             self._bar.update(done)
 
     def say(self, text: str) -> None:
-        """Show the present part of the work: in the line, or as a message."""
+        """Show which step of the work runs now: in the progress line, or as a message."""
         if self._bar is not None:
             self._bar.set_description_str(f"{self._title}, {text}")
         elif not self._quiet:
@@ -124,8 +125,8 @@ def progress(
     interval: float = 0.1,
 ) -> Iterator[ProgressLine]:
     """Show the progress of the block's work. `unit` is `rows` or `bytes`. `quiet` suppresses everything, for example
-    for a JSON result. `width` is the line's width; default: that of the terminal. `interval`: the least seconds between
-    two changes of the line."""
+    for a JSON result. `width` is the line's width, by default that of the terminal. `interval` is the minimum number of
+    seconds between two updates of the line."""
     stream = sys.stderr if out is None else out
     if quiet or not stream.isatty():
         yield ProgressLine(title, stream, None, quiet=quiet)

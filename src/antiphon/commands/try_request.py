@@ -1,16 +1,16 @@
 """Implements `antiphon try`: sends one Responses request to a running gateway and shows the answer as it arrives.
 
-Lives here: the request, the event stream, the errors, the exit status, and the three forms of the output. The forms are
-text for people, one line an event, and JSON lines. Not here: the gateway's address (`running_gateway.py`), safe
-characters and colours (`terminal.py`).
+This module sends the request, reads the event stream, reports errors, and chooses the exit status. The output has one
+of three forms: text for people, one line per event, or JSON lines. `running_gateway.py` finds the gateway's address.
+`terminal.py` escapes characters and chooses colours.
 
 Standard output gets only the answer's text (or the events). Reasoning, tool calls and the footer go to standard error,
 so that a pipe gets the text alone.
 
 Invariants: exit status 0 means that the response completed, or that a limit of the request ended it. Every failure is
-one line on standard error. The output names every field that the gateway ignored. No text of the model or the gateway
-reaches a terminal with control characters. A view accepts any event, because servers send kinds of events that this
-version does not know.
+one line on standard error. The output names every field that the gateway ignored. The command writes no control
+character of the model or the gateway to a terminal. Each form of the output accepts any event, because a server may
+send kinds of events that this version does not know.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NEEDED: Mapping[str, dict[str, object]] = {"code_interpreter": {"container": {"
 def run(arguments: argparse.Namespace) -> int:
     """Send the request and show the answer. Returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 shows escapes, and the command does not fail in the middle of an answer.
+        # On a terminal without UTF-8, the command prints escapes instead of failing in the middle of an answer.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     return asyncio.run(_run(arguments))
@@ -283,7 +283,7 @@ def _item(item: Event) -> str:
 
 
 def _short(event: Event) -> str:
-    """The telling part of an event."""
+    """The most informative field of an event, as short text."""
     item, response = event.get("item"), event.get("response")
     if isinstance(item, Mapping):
         return _item(item)

@@ -1,7 +1,8 @@
 """Implements `antiphon up`: starts, supervises, reloads and drains a whole gateway.
 
-Lives here: the replacement of one generation of processes by the next when settings change, and the shutdown. Not here:
-a generation itself (`supervisor/generation.py`), reloading the settings (`supervisor/changed_settings.py`).
+When settings change, this module replaces the running processes (a generation) by new ones. This module also handles
+the shutdown. `supervisor/generation.py` implements a generation, and `supervisor/changed_settings.py` reloads the
+settings.
 
 Invariants: standard output has one line, `ready: URL`, after the listener has answered a request. After a stop signal,
 requests in flight may finish, and new requests are refused. If a child that died or hung cannot be replaced, all
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read(arguments: argparse.Namespace) -> Settings:
-    """Load the settings of `up`, with the log format decided. Raises `ConfigError`."""
+    """Load the settings of `up`, and choose the log format if it is `auto`. Raises `ConfigError`."""
     settings = settings_of(arguments)
     if settings.log.format == "auto":
         # `up` decides the format for its children, because their standard error is always a pipe.
@@ -292,7 +293,7 @@ class _Up:
         if listen is None:
             yield None
             return
-        # Imported only if `metrics.listen` is set.
+        # The module is imported only if `metrics.listen` is set.
         from antiphon.commands.metrics_listener import metrics_listener
         from antiphon.supervisor.merged_metrics import MergedMetrics, own_counts
 

@@ -2,7 +2,7 @@
 
 A quota limits the requests, tokens and cost of an owner, client key, team or model.
 
-Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
+This module defines these sections as pydantic models, and `settings.py` merges the sources of their values.
 `app/owners.py` converts quotas into rules, and `engine/ports/quotas.py` knows which rules apply to a request.
 """
 
@@ -84,8 +84,8 @@ class LimitSettings(Section):
         return self
 
     def share_of_requests(self, places: int) -> int:
-        """The number of requests that one owner may have in flight, if the process allows `places`. 0: no limit per
-        owner."""
+        """The number of requests that one owner may have in flight, if the process allows `places` requests. 0: no
+        limit per owner."""
         return max(1, places // 2) if self.owner_requests is None else self.owner_requests
 
     @property
@@ -276,7 +276,7 @@ class QuotaLimits(Section):
     count toward this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
-        """These limits, with the limits of `each` for those that are not set here."""
+        """These limits. For a limit that is not set here, the limit of `each`."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 

@@ -1,8 +1,8 @@
-"""Settings for operators: the console, and the admin API over which they manage client keys.
+"""Settings for operators: the console, and the admin API with which operators manage client keys.
 
-Lives here: the models of these sections, and the allowed form of the admin token. Not here: the token file in the data
-folder (`app/keys.py`), the check of a request's token (`api/credential_checks.py`). The routes are in `api/admin.py`,
-the pages in `console/`, the records in `engine/running/journal.py`.
+This module defines these sections as pydantic models, and checks the form of the admin token. `app/keys.py` reads the
+token file in the data folder, and `api/credential_checks.py` checks a request's token. `api/admin.py` has the routes,
+the package `console` has the pages, and `engine/running/journal.py` has the records.
 """
 
 from __future__ import annotations

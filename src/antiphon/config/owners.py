@@ -1,6 +1,6 @@
 """Settings that identify owners, and the keys that separate their data.
 
-Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
+This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _Claim = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 """The name of a claim at the top level of a token."""
 
 _Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""The algorithms with a public key. The algorithm `none` and algorithms with a shared secret (`HS256`) are missing,
-because with them a reader of the public keys could forge tokens."""
+"""The allowed signature algorithms, all with a public key. The list excludes `none` and algorithms with a shared secret
+(`HS256`), because with them a reader of the public keys could forge tokens."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -74,7 +74,7 @@ class JwtSettings(_ClaimSettings):
 
     @property
     def wrong(self) -> str:
-        """What these settings lack for `owner.source: jwt`. Empty if they lack nothing."""
+        """An error message if `owner.source: jwt` cannot work with these settings. Empty if it can."""
         if not self.issuer:
             return "source is jwt: set jwt.issuer to the issuer of the clients' tokens"
         if not any(self.audience):
@@ -118,7 +118,7 @@ class NamedOwner(Section):
 
 
 class _OrKeys:
-    """Adds the list of keys as an alternative to the section, in the JSON Schema of a named owner."""
+    """Lets the JSON Schema of a named owner accept a list of keys instead of the section."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

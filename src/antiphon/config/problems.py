@@ -1,9 +1,9 @@
 """Formats errors about settings: the path of the wrong setting, advice, and how to install a missing package.
 
-Lives here: the messages for pydantic's errors, the search for the nearest known name, and the printable part of an
-unknown name. The message about a missing optional dependency ("extra") has the command that installs it. Not here:
-rules between settings, whose messages pass unchanged (`settings.py`), unknown names in sources (`sources.py`), which
-code needs an extra, and what works without it.
+This module converts pydantic's errors into messages, finds the nearest known name, and masks unknown names that may be
+secrets. The message about a missing optional dependency ("extra") has the command that installs it. `settings.py`
+checks rules between settings, and the messages of these rules pass unchanged. `sources.py` finds unknown names in the
+sources. The code that needs an extra decides what works without it.
 
 Invariants: no message repeats a value, because a value may be a misplaced secret. No message contains pydantic's own
 text, which mentions Python types. The command of an extra installs packages from a package index into the environment

@@ -1,7 +1,6 @@
-"""Settings of a gateway's processes: logs, ports and Envoy.
+"""Settings of a gateway's processes: logs, metrics, traces, ports and Envoy.
 
-Lives here: the models of these sections. Not here: the code that uses them (such as `envoy/`), the merge of the sources
-(`settings.py`).
+This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The base class of all settings sections, their shared value types, and the list of setting names.
+"""Defines the base class of all sections of settings, the value types that they share, and the list of setting names.
 
-Lives here: the base model, value types that several sections use, and the functions that return the path and
-description of each setting. Not here: any setting, the sources of values (`sources.py`), the messages for errors
-(`problems.py`).
+This module also has the functions that return the path and the description of each setting. `sources.py` reads the
+values, and `problems.py` makes the error messages.
 
 Invariant: a section is complete, validated and immutable. No validation error contains a value.
 """
@@ -197,7 +196,7 @@ def _base_url(value: str) -> str:
 
 
 Secret = Annotated[SecretStr, AfterValidator(_not_a_mask)]
-"""A secret. No output of the settings shows it."""
+"""A secret. No command that prints settings shows it."""
 HeaderSecret = Annotated[Secret, AfterValidator(_header_secret)]
 """A secret that is sent in a header, so it may contain no control character."""
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
@@ -213,4 +212,4 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 HttpUrl = Annotated[str, AfterValidator(_url)]
 """A URL that passes the checks of `BaseUrl`, but keeps a slash at its end."""
 CredentialUrl = Annotated[str, AfterValidator(_credential_url)]
-"""A URL that may hold credentials. No output of the settings shows the credentials."""
+"""A URL that may contain credentials. No command that prints settings shows the credentials."""

@@ -1,9 +1,9 @@
-"""The root settings model, which every command uses.
+"""Defines the root of all settings, which every command uses.
 
-Lives here: the root with its sections, the rules between sections, and the merge of the sources. Flags override
-`ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides defaults. Not here: the
-sections (other modules of this package), reading a source (`sources.py`). Only `app/` and the commands read the root.
-All other code gets sections.
+This module defines the root with its sections, checks the rules between sections, and merges the sources. Flags
+override `ANTIPHON_*` environment variables, variables override a YAML file, and the file overrides defaults. The other
+modules of this package define the sections, and `sources.py` reads a source. Only `app/` and the commands read the
+root. All other code gets sections.
 
 Invariant: an unknown key is an error in every source, and the result of `redacted` never contains a secret.
 """
@@ -242,8 +242,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """Error messages for settings that differ among the upstreams of a group. The settings must be equal, because
-        the sidecar encodes a request before it knows which upstream gets the request."""
+        """Error messages for settings that must be equal for all upstreams of a group but differ. They must be equal,
+        because the sidecar encodes a request before it knows which upstream gets the request."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
@@ -313,7 +313,7 @@ class Settings(Section):
         return address.replace("{data}", str(self.data.absolute()))
 
     def sidecar_secret(self) -> str | None:
-        """The shared secret of the sidecar's TCP ports, in clear."""
+        """The shared secret of the sidecar's TCP ports, in clear text."""
         return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
 
     def secrets(self) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """Reads settings from a YAML file, environment variables and flags.
 
-Lives here: reading the sources and merging them into one nested mapping. OpenTelemetry's standard variables are
-defaults of the section `tracing` (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
-…/configuration/sdk-environment-variables). Not here: the settings and their validation (the other modules of this
-package), parsing YAML (`yaml_text.py`). The OpenTelemetry SDK reads some variables itself: compression, certificates,
-further attributes of the resource.
+This module reads the sources and merges them into one nested mapping. OpenTelemetry's standard variables are defaults
+of the section `tracing` (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
+…/configuration/sdk-environment-variables). The OpenTelemetry SDK reads some variables itself: compression,
+certificates, further attributes of the resource. The other modules of this package define and validate the settings,
+and `yaml_text.py` parses YAML.
 
 Invariants: an unknown name is an error in every source, and the message suggests the nearest known name. An error about
 an unreadable source repeats no line of the source, because the line may contain a key. Antiphon's own settings override
@@ -203,7 +203,7 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
 
 
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
-    """Whether Kubernetes (or a Docker link) sets this variable for a Service named `antiphon` or `antiphon-…`.
+    """Whether Kubernetes (or a Docker link) has set this variable for a Service named `antiphon` or `antiphon-…`.
 
     Every pod in the Service's namespace has these variables. The check also looks at values, so that a wrong variable
     like `ANTIPHON_PORT=8080` is still reported.
@@ -272,7 +272,7 @@ def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
     url = _read(environ, name)
     if not url:
         return None
-    # This checks only the scheme. The validator of the setting checks the rest.
+    # This code checks only the scheme of the URL. The validator of the setting checks the rest.
     if not url.lower().startswith(("http://", "https://")):
         mistakes.append(f"{name} must be an http:// or https:// URL: traces are sent by OTLP over HTTP")
         return None

@@ -1,6 +1,6 @@
 """Settings for stored state: its location, its retention, and the background work that uses it.
 
-Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
+This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
 """
 
 from __future__ import annotations

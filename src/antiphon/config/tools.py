@@ -1,6 +1,6 @@
 """Settings of hosted tools.
 
-Lives here: the models of these sections. Not here: the code that uses them, the merge of the sources (`settings.py`).
+This module defines these sections as pydantic models. `settings.py` merges the sources of their values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings of upstreams and models: addresses, credentials and prices.
 
-Lives here: the models of these sections, and the calculation of a call's cost. Not here: the code that uses the
-settings or sums costs, the merge of the sources (`settings.py`).
+This module defines these sections as pydantic models, and calculates the cost of a call. `settings.py` merges the
+sources of the values.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class UpstreamSettings(Section):
     @classmethod
     def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(name.lower() for name in value)
-        # The upstream gets a translated and uncompressed body, so the client's headers about the body do not fit.
+        # The upstream gets a translated and uncompressed body, so the client's headers about its own body would be
+        # wrong.
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
             raise ValueError(
                 f"{', '.join(wrong)} cannot be forwarded, because the upstream gets another body than the client sent"

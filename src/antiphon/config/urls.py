@@ -1,12 +1,12 @@
 """Parses `state.url`, the location of the stored state, and masks the credentials of URLs in the settings.
 
-Lives here: the allowed locations of the state, the shown parts of a URL, and the list of secrets in a URL. The
-functions that mask take any text of the settings, because any text may contain a URL. Not here: the setting
-(`state.py`), opening a store (`stores/`), texts of upstreams (`redaction.py`).
+This module knows the allowed locations of the state, masks the secret parts of a URL, and lists the secrets in a URL.
+The functions that mask accept any text of the settings, because any text may contain a URL. `state.py` defines the
+setting, and the package `stores` opens a store. `redaction.py` masks secrets in texts of upstreams.
 
 In an http URL, the account and the values of all parameters are masked, because parameter names differ between
-services. Path segments that look like keys are masked too. In other URLs, the password is masked, and parameters whose
-name suggests a secret.
+services. Path segments that look like keys are masked too. In other URLs, only the password and parameters whose name
+suggests a secret are masked.
 
 Invariants: no error message repeats a URL, because the URL may contain a password. A text without a URL is returned
 unchanged. Masking a masked text again does not change it.
@@ -32,8 +32,8 @@ _ALLOWED = (
 )
 _PORT = 5432
 _WANTED = ("read-write", "primary", "any")
-"""Allowed values of `target_session_attrs`. Antiphon uses only a server that accepts writes, so all have the same
-    effect."""
+"""Allowed values of `target_session_attrs`. Antiphon uses only a server that accepts writes, so all values have the
+same effect."""
 HIDDEN = "***"
 """The text that replaces a password in output."""
 _PLACE = re.compile(r"(?P<scheme>[a-z]+:)//(?P<netloc>[^/?#]*)")

@@ -1,7 +1,6 @@
 """Parses YAML text into settings values.
 
-Lives here: the parser, and its error messages. Not here: reading the files and variables that contain YAML
-(`sources.py`).
+This module has the parser and its error messages. `sources.py` reads the files and variables that contain YAML.
 
 Invariant: no error message repeats a part of the text, because the text may contain a key.
 """

@@ -44,7 +44,7 @@ NOWHERE = "nowhere"
 UNSEEN = "connect-failure,refused-stream,reset-before-request"
 """The conditions for a retry on another sidecar when no process has seen any part of the request."""
 SEEN_TOO = f"{UNSEEN},reset"
-"""The conditions in `UNSEEN`, and also a retry when the process died before its first answer."""
+"""The conditions in `UNSEEN`, and also the death of a process before its first answer."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 BODY_LIMIT = 33_554_432
 """The maximum body in bytes of a request that Envoy can retry. Envoy silently does not retry larger requests. Envoy's

@@ -8,7 +8,7 @@ A route rewrites path, host and credentials before a cluster selects an endpoint
 an aggregate cluster would send one upstream's key to another upstream. Therefore the endpoints of a group's cluster are
 internal listeners of the same Envoy. The routes of each listener adapt the request to its upstream.
 
-Invariant: only a route of an upstream builds the request to that upstream.
+Invariant: only routes of an upstream's own listener set the path, host and credentials of requests to that upstream.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 Each part belongs at one point of the existing configuration. `bootstrap.py`, `clusters.py` and `routes.py` generate the
 parts, and `gateway_api.py` and `istio.py` put them into Kubernetes objects.
 
-For a listener with other routes, settings of the whole listener become settings of Antiphon's routes, where Envoy
-supports that. Some settings exist only for a whole listener: header and idle timeouts, path normalisation, process
-limits, tracing. Such listener-wide settings stay as the listener's owner has set them. One listener-wide change
-remains: Envoy removes the trusted headers from client requests, because Antiphon's routes match on them.
+If the listener also serves other routes, this module turns settings of the whole listener into settings of Antiphon's
+routes, where Envoy supports that. Some settings exist only for a whole listener: header and idle timeouts, path
+normalisation, process limits, tracing. Such listener-wide settings stay as the listener's owner has set them. One
+listener-wide change remains: Envoy removes the trusted headers from client requests, because Antiphon's routes match on
+them.
 
 Invariants: if the parts are inserted where the headings say, the configuration passes `envoy --mode validate` (a test
 checks it). After `beside_others`, a request on another route gets the same response as without Antiphon, except for the

@@ -1,4 +1,4 @@
-"""Configures Envoy's own trace spans and how the sidecar's spans join them.
+"""Configures Envoy's own trace spans. The sidecar's spans become their children.
 
 This module configures the tracer of the listeners and the address of the trace collector. The package `observability`
 makes the sidecar's spans.

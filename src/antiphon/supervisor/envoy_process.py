@@ -1,8 +1,8 @@
 """Starts Envoy for `antiphon up`, with the options of its hot restart, and queries its admin port.
 
-Lives here: Envoy's command line, writing its configuration file, and the client of its admin port. Not here: the
-content of the configuration (the package `envoy`), when an Envoy starts or is queried (`generation.py`,
-`supervision.py`).
+This module makes Envoy's command line, writes Envoy's configuration file, and queries Envoy's admin port. The package
+`envoy` generates the configuration. `generation.py` and `supervision.py` decide when an Envoy starts, and when it is
+queried.
 
 In a hot restart, the next Envoy finds the former Envoy by a base id and a restart number. The next Envoy takes over the
 former Envoy's listeners and counters, and makes the former Envoy drain. After `RELEASE_SECONDS` the next Envoy sends

@@ -340,10 +340,10 @@ class Generation:
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is a time by which this
-        generation's Envoy had begun to serve."""
+        """Wait until this generation's Envoy no longer needs the former Envoy. `began` is a time at which this
+        generation's Envoy was already serving."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
-        # If Envoy answers after this time, Envoy has also run the timers that were due earlier.
+        # If Envoy answers a query now, Envoy has also run all timers that were due earlier.
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
                 await poll(self._admin.is_live, "Envoy")

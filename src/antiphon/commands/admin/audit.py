@@ -1,7 +1,7 @@
 """Implements `antiphon admin audit`, and records the changes that the other actions of `antiphon admin` make.
 
-Lives here: the name of the acting user, and the output. Not here: the stored rows and the log event of a row
-(`stores/audit.py`), the changes (`client_keys.py`, `whole_state.py`, `command.py`).
+This module finds the name of the acting user, and prints the audit. `stores/audit.py` has the stored rows, and the log
+event of a row. `client_keys.py`, `whole_state.py` and `command.py` make the changes.
 
 Invariant: the log event of a change is written after the change is stored.
 """
@@ -45,7 +45,7 @@ def log_action(settings: Settings, noted: AuditEntry) -> None:
 
 
 async def note_action(settings: Settings, store: AuditStore, noted: AuditEntry) -> None:
-    """Store a row that belongs to no other change, and log it. Raises `StoreError`."""
+    """Store an audit row in a separate transaction, and log it. Raises `StoreError`."""
     await store.note(noted)
     log_action(settings, noted)
 
@@ -78,8 +78,8 @@ def _since(text: str) -> float:
 
 
 def _user() -> str:
-    """The name of the process's user, from the user id. A user can set the variables of the environment to another
-    name."""
+    """The name of the process's user, from the user id. Environment variables are not used, because a user can set them
+    to another name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

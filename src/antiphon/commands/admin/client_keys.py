@@ -1,7 +1,7 @@
 """Implements `antiphon admin keys`: creates, lists, rotates and revokes client keys at run time.
 
-Lives here: the meaning of the flags, and the output. Not here: tokens, checks and the audit
-(`engine/running/client_keys.py`), the stored keys (`stores/client_keys.py`).
+This module interprets the flags and prints the results. `engine/running/client_keys.py` makes tokens, checks the
+requested keys and writes audit rows. `stores/client_keys.py` stores the keys.
 
 Invariant: the command prints a new token once.
 """
@@ -82,7 +82,7 @@ def read_seconds(flag: str, text: str) -> float:
 
 
 def _flags(refused: KeyRefused, arguments: argparse.Namespace) -> str:
-    """The command-line flags for the rejected field."""
+    """The command-line flags that set the rejected field."""
     field = (refused.param or "").partition("[")[0]
     if field in ("models", "tools"):
         return "--model and --tool"

@@ -1,7 +1,7 @@
 """Implements `antiphon admin`: shows, exports and deletes stored data.
 
-Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`) and on client keys
-(`client_keys.py`), the move to another owner (`owners.py`), the SQL (`stores/`).
+This module runs the actions and prints their results. `whole_state.py` has the actions on the whole state,
+`client_keys.py` those on client keys, and `owners.py` the move to another owner. The package `stores` has the SQL.
 
 `export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except files come from
 one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers' writes.
@@ -213,7 +213,7 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     # The audit row comes first, because an interrupted export has already shown data.
     async with aclosing(await opened_stores(settings)) as stores:
         await note_action(settings, stores.audit, acted("export", owner=owner, detail={"files": folder is not None}))
-    # The lines of the export are the progress if a terminal shows them.
+    # If standard output is a terminal, the exported lines themselves show the progress.
     with progress("export", quiet=sys.stdout.isatty()) as shown:
         async with aclosing(await _owner_data(settings)) as rows:
             async for row in rows.export(owner):
@@ -321,7 +321,7 @@ async def _move_owner(settings: Settings, old: str, new: str, *, sure: bool, as_
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """The fields of `--by`, by which sums are grouped. Raises `ConfigError`."""
+    """The fields in the flag `--by`, by which the command groups the sums. Raises `ConfigError`."""
     try:
         return usage_sums.read_by(text)
     except ValueError as unknown:
@@ -370,7 +370,7 @@ def _name_and_team(one: UsageSum, names: Mapping[str, OwnerName]) -> tuple[str, 
 def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], names: Mapping[str, OwnerName], out: TextIO) -> None:
     estimated = any(one.estimated_calls for one in sums)
     numbers = (*_COUNTED, *(_ESTIMATED if estimated else ()))
-    # An owner id that is a hash has no name.
+    # If an owner id is a hash, the owner has no name.
     whose = ("owner_name", "team") if names else ()
     rows = [[*by, *whose, *numbers, "cost"]]
     rows += [

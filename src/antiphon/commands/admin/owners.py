@@ -1,7 +1,7 @@
 """Finds the owner that a command's flags name, and implements `antiphon admin move-owner`.
 
-Lives here: the meaning of `--owner`, `--from`, `--to` and `--token-env`, and the order of a move's parts. Not here: the
-counts (`command.py`), the move of stored rows (`stores/owner_data.py`).
+This module interprets `--owner`, `--from`, `--to` and `--token-env`, and runs the steps of a move in order.
+`command.py` counts an owner's objects, and `stores/owner_data.py` moves stored rows.
 
 Invariant: without `--yes` no data moves.
 """
@@ -68,8 +68,8 @@ def target_owner(text: str) -> str:
 
 
 def move_sides(arguments: argparse.Namespace, settings: Settings) -> tuple[str, str]:
-    """The old and the new owner of `move-owner`. A token may already belong to the named new owner. The old owner is
-    then the token's hash, to which its data belonged before. Raises `ConfigError`."""
+    """The old and the new owner of `move-owner`. If the given token already belongs to the new owner, the old owner is
+    the token's hash. The token's data belonged to this hash before. Raises `ConfigError`."""
     old, new = selected_owner(arguments, settings), target_owner(arguments.target)
     if old == new and arguments.token_env is not None:
         old = hashed_owner(read_token(arguments.token_env), settings)

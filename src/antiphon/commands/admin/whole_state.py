@@ -1,11 +1,11 @@
 """Implements the actions of `antiphon admin` on the whole state: `backup`, `restore`, `move` and `keys`.
 
-Lives here: reading the flags, finding the keys that the process uses, and the output. Not here: the archive
-(`stores/sqlite/backup.py`), the move (`stores/move.py`), the check of keys against a database
-(`stores/compatibility.py`).
+This module reads the flags, finds the keys that the process uses, and prints the results. `stores/sqlite/backup.py`
+writes and reads the archive, and `stores/move.py` moves the state. `stores/compatibility.py` checks keys against a
+database.
 
-Invariants: these actions create no key, and a restore is complete or leaves nothing. The output shows no password, and
-only the beginning of a fingerprint.
+Invariants: these actions create no key. A failed restore leaves no files. The output shows no password, and only the
+beginning of a key's fingerprint.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ async def move_state(settings: Settings, source: str | None, target: str | None,
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    """The operator's tasks for the keys of the data folder. Raises `ConfigError` when the settings have other keys than
-    the data folder."""
+    """The lines that tell the operator what to do with the keys and file contents in the data folder. Raises
+    `ConfigError` when the keys in the settings differ from those in the data folder."""
     setting = {OWNER_KEY: "owner.key", SEALING_KEY: "sealing.keys"}
     for name, given in _configured(settings).items():
         path = settings.data / name

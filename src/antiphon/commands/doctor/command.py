@@ -1,11 +1,10 @@
 """Implements `antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
 
-Lives here: the checks of this machine and these settings, the check of the trace collector, and the report. Not here:
-probing a chat server (`upstream_probes.py`), judging its features (`upstream_report.py`), checking a database
-(`stores/__init__.py`).
+This module checks this machine, these settings and the trace collector, and prints the report. `upstream_probes.py`
+probes a chat server, and `upstream_report.py` judges its features. `stores/__init__.py` checks a database.
 
-Invariants: exit status 0 means that no finding makes requests fail. (A failing trace collector is only a note, because
-requests do not need the collector.) The output contains no secret.
+Invariants: exit status 0 means that the command found no problem that makes requests fail. (A failing trace collector
+is only a note, because requests do not need the collector.) The output contains no secret.
 """
 
 from __future__ import annotations
@@ -160,7 +159,8 @@ def _space(settings: Settings) -> Iterator[Finding]:
 
 
 def _extras(settings: Settings) -> Iterator[Finding]:
-    """Each extra that the settings need and that is not installed. The gateway starts without such an extra."""
+    """One finding for each optional dependency ("extra") that the settings need and that is not installed. The gateway
+    starts without these extras."""
     if settings.mcp.enabled and find_spec("mcp") is None:
         what = "the extra 'mcp' is not installed, so a request with the tool mcp gets a 400"
         yield Finding(_HERE, "note", what, how_to_install("mcp"))

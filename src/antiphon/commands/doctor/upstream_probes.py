@@ -1,8 +1,8 @@
 """Probes a chat server with about a dozen small requests to find its features, and identifies the server.
 
-Lives here: the probes, the meaning of their answers, and paths that identify a server. Not here: printing and judging
-(`command.py`, `upstream_report.py`), the signs in a list of models and the profile of a host name
-(`translation/profiles`). The operator applies the results.
+This module sends the probes, interprets the answers, and knows paths that identify a server. `command.py` prints the
+results, and `upstream_report.py` judges them. `translation/profiles` identifies a server by its list of models or its
+host name. This module changes no setting.
 
 Invariants: a probe never raises, and requests at most `_TOKENS` tokens. The report of a probe contains no credential.
 Requests that identify a server are `GET` requests without credentials. If these requests do not identify the server,
@@ -117,7 +117,8 @@ class Answer:
 
 @dataclass
 class ProbedFeature:
-    """One feature of the server. `refused`: requests with it fail. `detail`: the observation."""
+    """One feature of the server. `refused`: whether requests with this feature fail. `detail`: what the probe
+    observed."""
 
     name: str
     works: bool

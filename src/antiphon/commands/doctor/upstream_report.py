@@ -1,9 +1,10 @@
 """Compares the probed features of the upstreams with their profiles and reports what to change.
 
-Lives here: the choice of models, the meaning of a failure for the operator, the best profile. Not here: the probes
-(`upstream_probes.py`), printing (`command.py`).
+This module chooses the models to probe, explains each failure to the operator, and finds the best profile.
+`upstream_probes.py` sends the probes, and `command.py` prints the findings.
 
-Invariant: a `problem` makes ordinary requests fail. A feature that only some requests need is a `note` with advice.
+Invariant: a finding is a `problem` only if it makes ordinary requests fail. If only some requests need a missing
+feature, the finding is a `note` with advice.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Finding:
     what: str
     advice: str = ""
     lacking: bool = False
-    """Whether the server lacks a feature, even if the profile works around the lack."""
+    """Whether the server lacks a feature, even if the profile avoids that feature."""
 
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
@@ -88,8 +89,8 @@ _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "i
 async def examine(
     settings: Settings, model: str | None, key: str, *, images: bool, seconds: float = SECONDS
 ) -> AsyncIterator[Finding]:
-    """Probe every upstream, or only the upstreams of `model`. `key` takes the role of a client's key. `seconds` is the
-    timeout of a request.
+    """Probe every upstream, or only the upstreams of `model`. `key` is sent in place of a client's key. `seconds` is
+    the timeout of a request.
 
     Yields each finding as soon as it is known.
     """
