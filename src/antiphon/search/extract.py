@@ -7,7 +7,8 @@ process that calls this module (`reader_process.py`).
 Clients upload the files, so the files are untrusted. `reader_process.py` limits the resources of the process.
 
 Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes. No error message contains the file's
-text. Before unpacking an office file (a zip archive), this module rejects it if its directory lists too much XML.
+text. An office file is a zip archive. Before this module unpacks an office file, it adds up the XML sizes in the
+archive's directory. If the sum is too large, the module rejects the file.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ One task looks for files to ingest after each call of `wake` and after each fini
 `idle` seconds, because other processes add files too. Each file has a separate task. At most `ingest` tasks (a setting)
 run concurrently.
 
-Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. A file ends as
-completed or failed, or gets another attempt. If a process crashes, another worker ingests the files of that process
-again after the claims expire.
+Invariants: at most one worker holds the claim of a file, and writes of a lost claim change nothing. Each attempt ends
+with a completed file, a failed file or another attempt. If a process crashes, another worker ingests the files of that
+process again after the claims expire.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class IngestPace:
 
 
 class _ClaimLost(Exception):
-    """A write failed because another worker holds the claim, or the file was deleted."""
+    """A write had no effect, because another worker holds the claim or the file was deleted."""
 
 
 class Ingester:
@@ -82,8 +82,8 @@ class Ingester:
         metrics: Metrics | None = None,
         pace: IngestPace = IngestPace(),
     ) -> None:
-        """Of `settings`, the worker uses `ingest`, the maximum number of concurrent files, and `lease`, the seconds for
-        which a claim holds without renewal. Without `embedder`, chunks get no vectors."""
+        """The worker uses two of the `settings`. `ingest` is the maximum number of concurrent files. `lease` is the
+        number of seconds for which a claim is valid without renewal. Without `embedder`, chunks get no vectors."""
         self._ingestion = ingestion
         self._files = files
         self._readers = readers

@@ -1,15 +1,16 @@
 """Starts, watches and ends document reader processes.
 
-Lives here: the pool of reader processes, the timeout of a reading, and the reaction to a crash. Not here: the code that
-runs in the process (`reader_process.py`).
+Lives here: the pool of reader processes, the timeout for reading a file, and the reaction to a crash. Not here: the
+code that runs in the process (`reader_process.py`).
 
 A process reads one file after another, because starting a process takes a third of a second. After `files_per_process`
 files or a crash, the pool replaces the process.
 
-A process may have died while it was idle. Then the next file is not the cause, so the pool reads this file with another
-process. If a reused process dies before its first answer, the pool retries the file once in a new process.
+If a process died while it was idle, the next file is not the cause. So the pool reads this file with another process.
+If a reused process dies before its first answer, the pool reads the file once more, in a new process.
 
-Invariant: when a reading ends with success, error or cancellation, its process is either idle in the pool or dead.
+Invariant: when the pool has read a file, with success, error or cancellation, the process is either idle in the pool or
+dead.
 """
 
 from __future__ import annotations
@@ -71,14 +72,15 @@ class _Process:
     async def end(self) -> None:
         send_signal(self.child, signal.SIGKILL)
         await self.child.wait()
-        # A cancelled reading may leave a pipe to the process open, so close the transport with all pipes.
+        # If a call of `read` was cancelled, a pipe to the process may still be open. So close the transport with all
+        # pipes.
         transport = getattr(self.child, "_transport", None)
         if transport is not None:
             transport.close()
 
 
 class DocumentReaders:
-    """Reads documents with a pool of reader processes. Each concurrent reading uses a separate process."""
+    """Reads documents with a pool of reader processes. Concurrent calls of `read` use separate processes."""
 
     def __init__(self, limits: VectorStoreSettings, *, files_per_process: int = _FILES_PER_PROCESS) -> None:
         self._limits = limits
@@ -161,7 +163,7 @@ class DocumentReaders:
             await self._idle.pop(0).end()
 
     async def aclose(self) -> None:
-        """End the idle processes. The caller must cancel running readings first."""
+        """End the idle processes. The caller must cancel running calls of `read` first."""
         while self._idle:
             await self._idle.pop().end()
 

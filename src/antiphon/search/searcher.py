@@ -1,9 +1,9 @@
 """Searches vector stores by keywords, vectors or both (the `Searcher` port), and rewrites search texts into better
 queries.
 
-Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. Also the
-prompt that makes a model rewrite a search text, and extracting the query from the model's response. Not here: SQL and
-comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
+Lives here: the choice of keyword search, vector search or both, merging their hits, and computing scores. This module
+also has the prompt that makes a model rewrite a search text, and extracts the query from the model's response. Not
+here: SQL and comparing vectors (`ChunkIndex`), computing vectors (`Embedder`).
 
 Each search requests more hits than the caller's limit, at least a hundred. A hit at rank ten in both searches can be
 first after merging. The keyword search and the vector search both apply the client's filters.

@@ -1,12 +1,12 @@
 """Stores Antiphon's durable state (responses, conversations, files, jobs, vector stores) in SQLite or PostgreSQL.
 
-Lives here: the function that opens the stores of the backend that `state.url` selects. Also the checks before a start,
-and the findings of `antiphon doctor` about the schema and about shared keys. Not here: the selection of a backend
-(`choice.py`), its interface (`backend.py`), the backends (`sqlite/`, `postgres/`), file contents (`blobs/`), which
-builds and keys fit (`compatibility.py`).
+Lives here: the function that opens the stores. The setting `state.url` selects the backend. This module also checks the
+database before a process starts, and yields the findings of `antiphon doctor` about the schema and the keys. Not here:
+the selection of a backend (`choice.py`), the interface of a backend (`backend.py`), the backends (`sqlite/`,
+`postgres/`). Not here: file contents (`blobs/`), and the rules for schemas and keys (`compatibility.py`).
 
-Invariants: the process imports a backend's modules only when `state.url` selects that backend. The findings only read
-the database, and contain no password.
+Invariants: a process imports the modules of a backend only when `state.url` selects that backend. The functions that
+yield findings only read the database. No finding contains a password.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ async def open_stores(
 ) -> Stores:
     """Open the stores. The backend creates a missing folder, database or table.
 
-    `data`: the data folder. `blobs`: the storage for the contents of files. Raises `ConfigError` and `StoreError`."""
+    `data`: the data folder. `blobs`: the settings of the storage for file contents. Raises `ConfigError` and
+    `StoreError`."""
     backend = backend_of(state, data)
     backend.check_not_moved()
     await check_migrated(state, data)
@@ -53,7 +54,7 @@ async def open_stores(
 
 
 async def check_deployment(state: StateSettings, data: Path, keys: KeyFingerprints) -> None:
-    """Check that this process's owner key and sealing keys match the fingerprints of keys in the database. Raises
+    """Check that this process's owner key and sealing keys match the key fingerprints that the database records. Raises
     `ConfigError` when the keys differ, and `StoreError` when the database fails."""
     await backend_of(state, data).check_keys(keys)
 
@@ -73,7 +74,8 @@ async def check_migrated(state: StateSettings, data: Path) -> None:
 
 
 async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Yield each finding as soon as it is known. An `AntiphonError` becomes a finding of the verdict `problem`."""
+    """Yield the findings of `antiphon doctor` about the database, each as soon as it is known. An `AntiphonError`
+    becomes a finding with the verdict `problem`."""
     try:
         async for said in backend_of(state, data).examine(wanted, _schema_and_keys(state, data, wanted.keys)):
             yield said

@@ -1,11 +1,12 @@
-"""Stores the audit: one row for each change that an operator makes to keys and to stored data, for any backend.
+"""Stores the audit log: one row for each change that an operator makes to keys or stored data, for any backend.
 
-Lives here: the SQL, the limits of the audit, the conversion of rows, and the log event of a row. Not here: which
-actions are noted, and by whom (`commands/admin/audit.py`, `engine/running/client_keys.py`), the schedule of the sweep
-(`app/build.py`).
+Lives here: the SQL of the table `audit`, the maximum number of rows, the conversion of rows, and the log event of a
+row. Not here: the choice of the actions that Antiphon records (`commands/admin/audit.py`,
+`engine/running/client_keys.py`), the schedule of the sweep (`app/build.py`).
 
-Invariants: no row holds a token or stored data. A row that belongs to a change of the same database is written in the
-transaction of the change. The sweep keeps at most `MOST_ROWS` rows, the newest. The database's clock dates the rows.
+Invariants: no row holds a token or stored data. If the change is in the same database, one transaction writes the
+change and its audit row. The sweep keeps only the newest `MOST_ROWS` rows. The time of a row comes from the database's
+clock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from antiphon.ids import Clock, new_id, now
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 MOST_ROWS = 100_000
-"""The maximum of rows that a sweep keeps."""
+"""The maximum number of rows that a sweep keeps."""
 _PIECE = 1000
 _log = structlog.get_logger(__name__)
 INSERT = """
@@ -41,15 +42,15 @@ DELETE FROM audit WHERE id IN (SELECT id FROM audit ORDER BY at DESC, id DESC LI
 """
 
 Detail = Mapping[str, object]
-"""Further facts of a row, by name, in the types of JSON."""
+"""Additional fields of a row, by name. Each value has a JSON type."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
-    """One row of the audit: who changed what, and when.
+    """One row of the audit log: who changed what, and when.
 
     `action` is the name of the operation, such as `keys create`. `object` is what the action changed, such as the id of
-    a key. `owner` is the id of the owner, empty when the action concerns no single owner. `at` is in seconds since the
-    epoch, and 0 until the row is stored.
+    a key. `owner` is the id of the owner, or empty if the action does not concern one owner. `at` is the time in
+    seconds since the epoch, or 0 before the store has stored the row.
     """
 
     actor: str
@@ -66,15 +67,15 @@ def log_audit_entry(noted: AuditEntry) -> None:
 
 
 class AuditStore:
-    """Stores the audit in tables that the caller closes. Every method except `statement` raises `StoreError`."""
+    """Stores the audit log in tables that the caller closes. Every method except `statement` raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the clock of a database that has none (SQLite)."""
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
         self._tables = tables
         self._clock = clock
 
     def statement(self, noted: AuditEntry) -> Statement:
-        """Return the statement that stores this row, for the transaction of the change."""
+        """Return the statement that stores this row. The caller runs the statement in the transaction of the change."""
         named = {"actor": noted.actor, "action": noted.action, "object": noted.object, "owner": noted.owner}
         detail = msgspec.json.encode(noted.detail).decode()
         return Statement(INSERT, {**named, "id": new_id("audit"), "detail": detail, **self._now}, rows=1)
@@ -94,7 +95,7 @@ class AuditStore:
     async def sweep(self, seconds: float | None, *, most: int = MOST_ROWS) -> int:
         """Delete rows older than `seconds`, and all but the newest `most`. Returns the number of deleted rows.
 
-        None: rows do not expire by age.
+        If `seconds` is None, the sweep deletes no row because of its age.
         """
         gone = 0
         if seconds is not None:

@@ -1,10 +1,10 @@
 """Defines the interface of a backend, which stores Antiphon's state in one kind of database.
 
-Lives here: the operations of every backend, the assembly of the stores that all backends share, and the default
-options. Not here: the selection of a backend (`choice.py`), the backends (`sqlite/`, `postgres/`).
+Lives here: the abstract class of a backend, the class that holds all stores of a backend, and the default options. Not
+here: the selection of a backend (`choice.py`), the backends (`sqlite/`, `postgres/`).
 
-Invariant: this module imports no backend. Other packages use an opened backend through this module, a shared store
-(`conversations.py`, …) or a port (`engine/ports/`).
+Invariant: this module imports no backend. Other packages use an opened backend through this module, through a shared
+store (`conversations.py`, …) or through an interface in `engine/ports/`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class StateNeeds:
 
 
 Report = Callable[[int, int | None], None]
-"""Receives the progress of a long operation: the number of further rows or bytes, and the total if it is known."""
+"""A callback for the progress of a long operation. The first argument is the number of rows or bytes since the last
+call. The second argument is the total, or None if the total is unknown."""
 
 
 def ignore_progress(done: int, total: int | None) -> None:
@@ -83,8 +84,8 @@ def ignore_progress(done: int, total: int | None) -> None:
 @dataclass(frozen=True, slots=True)
 class BackupSummary:
     """A summary of a backup archive of the data folder. `contents`: the number of file contents. `size`: the total
-    bytes. `keys`: the names of the keys. `vanished`: the number of files that clients deleted during the backup, so
-    that the archive lacks them."""
+    bytes. `keys`: the names of the key files in the archive. `vanished`: the number of files that the archive lacks,
+    because clients deleted them during the backup."""
 
     contents: int
     size: int
@@ -108,7 +109,8 @@ class StoreOptions(TypedDict, total=False):
     owner_bytes: int | None
     """The maximum bytes of one owner's data other than files; None: no limit."""
     storage: tuple[QuotaRules, Mapping[str, Sequence[str]]]
-    """The settings' quotas, and the owner ids of each team in the settings, for the limits of stored data."""
+    """The quotas in the settings, and the owner ids of each team in the settings. The store uses both to limit stored
+    data."""
     kept: RetentionSettings
     """The periods after which the sweep deletes responses, conversations and event streams."""
     timeouts: TimeoutSettings
@@ -197,8 +199,8 @@ class VectorDatabase(ABC):
 
     @abstractmethod
     async def check_vectors(self) -> None:
-        """Check that the database can store embedding vectors. Every database can store the words for word search.
-        Raises `StoreError` with advice."""
+        """Check that the database can store embedding vectors. Word search needs no check, because every database
+        supports it. Raises `StoreError` with advice."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -303,7 +305,7 @@ class Backend(ABC):
 
     @abstractmethod
     def check_there(self) -> None:
-        """Raise `ConfigError` when no state exists, because an operator's command has nothing to work on."""
+        """Raise `ConfigError` when no stored state exists. An operator's command would then have no data to work on."""
 
     @abstractmethod
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
@@ -338,8 +340,8 @@ class Backend(ABC):
 
     @abstractmethod
     def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
-        """Yield findings about the state for `antiphon doctor`. `shared`: the findings about the schema and the keys,
-        which every backend yields as well."""
+        """Yield findings about the state for `antiphon doctor`. `shared`: findings about the schema and the keys. This
+        method yields the shared findings too."""
 
     def make_archive(
         self,

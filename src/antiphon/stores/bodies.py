@@ -1,22 +1,22 @@
 """Converts bodies of items, responses and recorded requests to their stored form and back.
 
-Lives here: the encryption of bodies ("sealing") when `state.seal` is on, the keys and their rotation, and the choice of
-the fields that are bodies. Also the encoding and compression of the recorded contents of a request. Not here: the
-stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients hold
-(`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed, because the database searches and counts
-by them.
+Lives here: the encryption of bodies ("sealing"), the rotation of its keys, and the choice of the fields that are
+bodies. The setting `state.seal` turns the encryption on. This module also encodes and compresses the recorded contents
+of a request. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that
+clients hold (`antiphon/sealing.py`). The stores never seal ids, types, times, names and numbers, because the database
+searches and counts by them.
 
 Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
 event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. The store encrypts each body
 with a separate key, which it derives from a configured key and the salt. So one configured key can seal any number of
-bodies. Bodies are not compressed, so a sealed body has almost the size of the plain body, and limits in bytes apply to
-both. Only recorded contents are compressed, before they are sealed: they are msgpack in zstd.
+bodies. The store does not compress bodies. So a sealed body has almost the size of the plain body, and limits in bytes
+apply to both. Only recorded contents are compressed. Their format is msgpack, compressed with zstd, and then sealed.
 
 Invariants: a read of a sealed body that no key decrypts raises `StoreError` and never returns the encrypted bytes. With
 `state.seal` on, a store seals each body that it writes. With `state.seal` off, the store writes the body unchanged. A
 read returns the original body, whether or not the stored body is sealed. So one database may hold sealed and plain
-bodies, and an operator can turn the setting on and off. No recorded contents larger than `MOST_RECORDED_BYTES` are
-decompressed, so a damaged row cannot exhaust the memory.
+bodies, and an operator can turn the setting on and off. This module refuses to decompress recorded contents of more
+than `MOST_RECORDED_BYTES`, so a damaged row cannot exhaust the memory.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ def _cipher(key: bytes, head: bytes) -> AESGCM:
 
 
 MOST_RECORDED_BYTES = 160 << 20
-"""The maximum bytes of the contents of one request: twice `console.record_request_bytes` at its largest, and room for
-the facts of many small parts."""
+"""The maximum bytes of the recorded contents of one request. The limit is twice the largest allowed value of the
+setting `console.record_request_bytes`, plus space for the metadata of many small parts."""
 _THREAD = Pool("journal", 1)
-"""Compresses and decompresses recorded contents."""
+"""The thread that compresses and decompresses recorded contents."""
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
 _DECODER = msgspec.msgpack.Decoder(Recording)
@@ -160,7 +160,8 @@ async def pack_recording(recording: Recording, bodies: Bodies) -> bytes:
 
 
 async def unpack_recording(packed: bytes, bodies: Bodies) -> Recording:
-    """Return the contents of a stored form. Raises `StoreError` when no key opens it, or when it is damaged."""
+    """Return the recorded contents from their stored form. Raises `StoreError` when no key decrypts the stored form, or
+    when it is damaged."""
     return await _THREAD.run(_unpacked, packed, bodies)
 
 

@@ -1,10 +1,10 @@
 """Stores the client keys that an operator creates at run time, for any backend.
 
-Lives here: the SQL, and the conversion of rows. Not here: creating tokens (`engine/running/client_keys.py`), the keys
-in the memory of a process (`engine/running/client_keys.py`), the keys of the settings (`app/keys.py`).
+Lives here: the SQL of the table `client_keys`, and the conversion of rows to `ClientKey`. Not here: creating tokens and
+caching the keys in memory (`engine/running/client_keys.py`), the keys in the settings (`app/keys.py`).
 
-Invariants: a row holds the SHA-256 of a token, never the token. Every change of a key increments one number in the same
-transaction, so a process finds every change with one short query. The database's clock decides when a key expires.
+Invariants: a row holds the SHA-256 of a token, never the token. Each transaction that changes a key also increments a
+counter. So a process detects every change with one short query. The database's clock decides when a key expires.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from antiphon.ids import Clock, now
 from antiphon.stores.tables import Row, RowsMissing, Statement, Tables, both_orders, check_cursors, milliseconds
 
 MOST_KEYS = 10_000
-"""The maximum of keys that are neither revoked nor expired. Every process holds all of them in memory."""
+"""The maximum number of keys that are neither revoked nor expired. Every process keeps all these keys in memory."""
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now_ms())"
 INSERT = f"""
@@ -62,9 +62,10 @@ _LIST: msgspec.json.Decoder[tuple[str, ...]] = msgspec.json.Decoder(tuple[str, .
 
 
 class ValidKeys(msgspec.Struct, frozen=True):
-    """All valid keys at one moment: the callers by the SHA-256 of their tokens.
+    """All keys that are valid at one moment. `callers` has the caller of each key, by the SHA-256 of the key's token.
 
-    `expires_at` is the earliest expiry in milliseconds of the database's clock, None when no key expires.
+    `expires_at` is the earliest time at which one of these keys expires, or None if no key expires. The time is in
+    milliseconds since the epoch, by the database's clock.
     """
 
     callers: dict[bytes, Caller]
@@ -78,7 +79,8 @@ class ClientKeyStore:
     """
 
     def __init__(self, tables: Tables, clock: Clock = now, *, most: int = MOST_KEYS) -> None:
-        """`clock`: the clock of a database that has none (SQLite). `most`: the maximum of valid keys."""
+        """`clock`: the source of the current time for a database without a clock (SQLite). `most`: the maximum number
+        of valid keys."""
         self._tables = tables
         self._most = most
         self._clock = clock
@@ -128,13 +130,13 @@ class ClientKeyStore:
         return bool(await self._tables.fetch(HAS, {"digest": digest}))
 
     async def list(self, owner: str = "", *, all_keys: bool = False) -> list[ClientKey]:
-        """Return the valid keys of this owner (empty: of all owners), by owner and creation time. `all_keys`: also
-        those that are expired or revoked."""
+        """Return the valid keys of this owner, or of all owners if `owner` is empty, sorted by owner and creation time.
+        With `all_keys`, the result also has expired and revoked keys."""
         rows = await self._tables.fetch(LIST, {"owner": owner, "all": int(all_keys), **self._now})
         return [_key(row) for row in rows]
 
     async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:
-        """Return a page of the keys that `list` returns, by creation time. Cursors are ids of keys. An unknown
+        """Return a page of the keys that `list` returns, sorted by creation time. Cursors are ids of keys. An unknown
         cursor raises `InvalidRequest`."""
         await check_cursors(page, self.get, "There is no client key with this id")
         low, high = page.bounds
@@ -190,7 +192,7 @@ def _access(row: Row) -> Access:
     try:
         return Access(_LIST.decode(row["models"]), _LIST.decode(row["tools"]))
     except msgspec.DecodeError as error:
-        # Never more access than the operator gave.
+        # Fail instead of guessing, so that a client never gets more access than the operator gave.
         raise StoreError(f"the client key {row['id']} is damaged: {error}") from error
 
 

@@ -1,19 +1,22 @@
 """Decides which processes may use a database: by the schema that their build knows, and by their keys.
 
-Lives here: reading the numbered database migrations ("schema steps"), and comparing them with a database's recorded
-steps. Also the interface of a schema, and creating an empty step. The rules for a process's keys compare its owner key
-and sealing keys with the recorded keys. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the
-SQL of the recorded keys, the purpose of a key (`doors/owners.py`, `sealing.py`), the command line.
+Lives here: reading the numbered database migrations ("schema steps"), comparing them with the steps that a database
+records, and creating an empty step. The class `Schema` is the interface of a schema. This module also compares the
+owner key and the sealing keys of a process with the keys that the database records. Not here: applying steps (each
+backend's `stores/<backend>/migrate.py`), the SQL of the recorded keys, the purpose of a key (`doors/owners.py`,
+`sealing.py`), the command line.
 
 During a rollout two builds use the database concurrently, and a process of the older build may restart. So the first
 line of a step may name the oldest schema version whose builds can still serve requests. `-- serves: 3` in step 5 means
 that builds with the steps up to 3 or 4 can serve, because the step only adds tables or columns. Without a line `--
-serves`, only builds that know the step can serve. A step that removes a table or a column is added one release after
-the last build that uses it. The SQL file that undoes a step has the step's name and the ending .down.sql.
+serves`, only builds that know the step can serve. If a step removes a table or a column, developers add the step one
+release after the last build that uses the table or column. The SQL file that undoes a step has the step's name and the
+ending .down.sql.
 
-With a different `owner.key`, a client would not find its data, and other machines would not find its new data. Without
-a sealing key of the other machines, a process could not decrypt bodies from those machines. So the database records
-fingerprints of the owner key and of the sealing keys. A fingerprint identifies a key and reveals nothing about it.
+If a process had a different `owner.key`, clients would not find their stored data through this process. Other machines
+would not find the data that this process stores. If a process lacked a sealing key of the other machines, the process
+could not decrypt bodies from those machines. So the database records fingerprints of the owner key and of the sealing
+keys. A fingerprint identifies a key and reveals nothing about it.
 
 An operator rotates sealing keys while the machines serve. First the operator adds the new key behind the old key to
 `sealing.keys` on all machines. Each start then records the new key as a key that only decrypts. Then the operator makes
@@ -189,8 +192,8 @@ Recorded = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class KeyFingerprints:
-    """Fingerprints of a process's keys. `owner` is None when no owner id is the hash of a token. The process seals with
-    the first key in `sealing`, and decrypts with all of them."""
+    """Fingerprints of a process's keys. `owner` is the fingerprint of the owner key, or None when no owner id is the
+    hash of a token. The process seals with the first key in `sealing`, and decrypts with all of them."""
 
     owner: str | None
     sealing: tuple[str, ...]
@@ -236,5 +239,6 @@ def keys_to_record(recorded: Recorded, keys: KeyFingerprints) -> dict[str, str]:
             f"process seals. Put it second, restart all machines, then put it first. {_ACCEPT}."
         )
     wanted = keys.recorded()
-    # The record of a key that has sealed stays `seals`, even if the process now only decrypts with the key.
+    # If a process has sealed with a key, the record of the key stays `seals`, even if this process only decrypts with
+    # the key.
     return {name: use for name, use in wanted.items() if recorded.get(name) not in (use, _SEALS)}

@@ -1,8 +1,8 @@
 """Stores conversations, their ordered items, and the lock of a running response, for any backend.
 
-Lives here: the SQL, the limits of a history, cursors and pages, and the error for a change to a locked conversation.
-Not here: how a backend runs statements (`tables.py`), the transaction that stores a response and appends its items to
-the conversation (`sqlite/`, `postgres/`).
+Lives here: the SQL of conversations and their items, the size limits of a history, and the pages of lists. This module
+also raises the error for a change to a locked conversation. Not here: how a backend runs statements (`tables.py`), the
+transaction that stores a response and appends its items to the conversation (`sqlite/`, `postgres/`).
 
 The lock of a conversation is a lease. The column `locked_by` names the response that runs on the conversation. The
 column `locked_until` is the time at which the lease expires. A later response overwrites both columns when it takes the
@@ -148,8 +148,8 @@ UPDATE conversations SET locked_by = :holder, locked_until = lease_in(:lease) WH
 # Handles the common case: no response holds the lock, and the new holder has no stored row. Only a background response
 # has a stored row before it runs.
 LOCK_FREE = f"{_TAKE} AND locked_by IS NULL AND NOT EXISTS (SELECT 1 FROM responses WHERE id = :holder)"
-# A finished background response gets no lock. Its worker may still run because it does not know yet that a client
-# cancelled the response.
+# A finished background response gets no lock. Its worker may still run the response, because the worker does not know
+# yet that a client cancelled it.
 LOCK = f"""{_TAKE} AND ({_UNLOCKED} OR locked_by = :holder)
   AND NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = :holder AND r.status NOT IN ('queued', 'in_progress'))
 """
@@ -211,7 +211,8 @@ class ConversationStore:
 
     async def made(self, once: OnceOnly) -> str | None:
         """Return the id of the conversation that an earlier request with the same idempotency key created, or None.
-        Call this before reading the objects that the request refers to, because they may be deleted by now."""
+        Call this method before you read the objects to which the request refers. Those objects may be deleted by
+        now."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:

@@ -1,8 +1,8 @@
-"""Stores uploaded files: the metadata in rows of any backend, the contents in any `BlobStore`.
+"""Stores uploaded files: the metadata in the database of any backend, the contents in any `BlobStore`.
 
-Lives here: the SQL, the order in which the store writes row and content, and the sweep that deletes expired files. Not
-here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that belong to no file
-(`blobs/pending.py`), the storage for contents (`blobs/`).
+Lives here: the SQL, the order in which the store writes a file's row and its content, and the sweep that deletes
+expired files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that
+belong to no file (`blobs/pending.py`), the storage for contents (`blobs/`).
 
 Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
 that inserts a file's row also deletes the pending row of the content. The transaction that deletes a file's row inserts
@@ -201,8 +201,8 @@ class FileStore:
     async def delete(self, owner: str, file_id: str) -> bool:
         """Delete the file. Returns False when the file does not exist.
 
-        This method also deletes the content. If the storage fails, the next sweep deletes the content. `BlobReader`
-        says how the deletion affects open readers."""
+        This method also deletes the content. If the storage fails, the next sweep deletes the content. The docstring of
+        `BlobReader` describes how the deletion affects open readers."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return False
@@ -279,7 +279,8 @@ class FileUpload:
         """Create the owner's file from the uploaded content. The file is durable when this method returns.
 
         Raises `OwnerStorageFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
-        file with the same fields and content. Raises an `ApiError` (409 or 422) when the key is in use otherwise."""
+        file with the same fields and content. Raises an `ApiError` when a different request uses the key (422), or when
+        the same request still runs (409)."""
         blob = await self.blob.seal()
         file = StoredFile(
             fields.id,
@@ -296,7 +297,8 @@ class FileUpload:
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
         self.blob.settled = True
         try:
-            # `settled` keeps the uploaded content as long as the outcome of the insert is unknown.
+            # With `settled`, the upload's end does not delete the content. The content must stay while the outcome of
+            # the insert is unknown.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentSwept:
             self.blob.settled = False

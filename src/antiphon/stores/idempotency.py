@@ -33,8 +33,9 @@ KEEP_SECONDS = 86_400.0
 _PIECE = 500
 _TRIES = 3
 
-# SQL: true if the holder of the key `known` has not claimed tool calls. Another request may take a key with an expired
-# lease only if the holder has claimed no calls. Another request may always take an expired key.
+# SQL: true if the holder of the key `known` has claimed no tool calls (see `claim_calls`). If the lease of a key has
+# expired, another request may take the key only if this condition is true. If the key itself has expired, another
+# request may always take the key.
 _FREE = f"""NOT EXISTS (
     SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
   )"""
@@ -46,16 +47,16 @@ ON CONFLICT (owner, key) DO UPDATE
       expires_at = excluded.expires_at
   WHERE known.expires_at <= date_now() OR (known.lease_until <= lease_now() AND {_FREE}) {{or_own}}
 """
-# A held key becomes free only when its lease ends. The holder may claim its key again, because it may have lost the
-# result of the first claim.
+# A held key becomes free only when its lease ends. The holder may claim its key again, because the result of the first
+# claim may have been lost.
 CLAIM = _TAKE.format(
     lease="lease_in(:lease)",
     expires="for_ever()",
     or_own="OR (known.object_id = :id AND known.fingerprint = :fingerprint AND known.lease_until IS NOT NULL)",
 )
 BIND_NEW = _TAKE.format(lease="NULL", expires="date_in(:keep)", or_own="")
-# Only the holder of a key can bind the key. A repeated bind is allowed, because a queued response has bound its key
-# before it ends.
+# Only the holder of a key can bind the key to an object. The holder may bind the key again, because a queued response
+# has already bound its key when it ends.
 BIND = """
 UPDATE idempotency SET lease_until = NULL, expires_at = date_in(:keep)
 WHERE owner = :owner AND key = :key AND object_id = :id
@@ -91,8 +92,8 @@ UNSPEND = (
     f"DELETE FROM idempotency WHERE object_id = :id AND owner = :owner"
     f" AND substr(key, 1, {len(APPROVALS)}) = '{APPROVALS}'"
 )
-# Renews the lease of the request's key, so that a concurrent transaction that wants the key waits and then finds it
-# held.
+# Renews the lease of the request's key, so that a concurrent transaction for the same key waits, and then finds that
+# the key is held.
 HOLD_KEY = """
 UPDATE idempotency SET lease_until = lease_in(:lease)
 WHERE owner = :owner AND key = :held AND object_id = :id AND lease_until IS NOT NULL
@@ -218,8 +219,8 @@ class IdempotencyStore:
         await self._tables.run([Statement(RELEASE, self._named(once, object_id))], again=True)
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """Bind the key to `object_id`, which must hold the key, even though no object with this id is stored. The key
-        has no lease afterwards."""
+        """Bind the key to `object_id`, although the store has no object with this id. `object_id` must already hold the
+        key. Afterwards the key has no lease."""
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:

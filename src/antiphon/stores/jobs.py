@@ -1,17 +1,17 @@
 """Stores background jobs and their event streams, for any backend.
 
-Lives here: the operations on jobs and streams, the leases of workers on jobs, the early end of a response, and the
-encryption of bodies. Also the overview of the queue for the console. Not here: the workers that run a job
-(`engine/running/`), how a backend runs statements (`tables.py`). Each backend queues and claims jobs, appends to
-streams and finishes responses (`sqlite/jobs.py`, `postgres/jobs.py`).
+Lives here: the operations on jobs and event streams, the leases of workers on jobs, and the early end of a response.
+This module also encrypts bodies, and lists the queue for the console. Not here: the workers that run a job
+(`engine/running/`), how a backend runs statements (`tables.py`). Each backend has separate SQL for queuing and claiming
+jobs, appending to streams and finishing responses (`sqlite/jobs.py`, `postgres/jobs.py`).
 
 A transaction that appends to a response's stream or ends the response locks the job's row first.
 
-The process's own polling queries (`own=True`) never queue behind reads for clients.
+A process polls for changes with separate queries (`own=True`). These queries never wait behind reads for clients.
 
 Invariants: exactly one transaction ends a job. The transaction deletes the job's row and writes the response's final
 state and last event. The deletion of a response also deletes the job's row. Every statement of a worker requires that
-the worker holds the job. The sequence numbers of stream events stay unencrypted.
+the worker holds the job. The store does not encrypt the sequence numbers of stream events.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from antiphon.stores.tables import Row, Statement, Tables, byte_limit, cut_off, 
 _PAGE_BYTES = 1 << 20
 
 HELD = "SELECT response_id FROM jobs WHERE worker = :worker"
-# Locks the rows in the order of their keys to avoid deadlocks. Waits for a row that another transaction has locked, so
-# that row's lease is renewed too.
+# Locks the rows in the order of their keys to avoid deadlocks. The statement waits for a row that another transaction
+# has locked, so that it renews this lease too.
 RENEW = """
 WITH held (id) AS MATERIALIZED (
   SELECT response_id FROM jobs WHERE response_id IN (:ids...) AND worker = :worker
@@ -95,8 +95,8 @@ WHERE r.id = :id AND r.owner = :owner
 ORDER BY cut.place
 """
 _MOST_QUEUED = 200
-"""The maximum of jobs in the overview of the queue."""
-# An operator reads the whole queue, without an owner.
+"""The maximum number of jobs that `queued` returns."""
+# An empty `:owner` selects the jobs of all owners, for an operator.
 _OF_OWNER = "(CAST(:owner AS text) = '' OR j.owner = :owner)"
 _QUEUED = f"""
 SELECT j.response_id, j.owner, j.created_at, j.attempts, coalesce(j.worker, '') AS worker, r.status, r.model,
@@ -112,7 +112,7 @@ ChangeListener: TypeAlias = Callable[[Collection[str]], None]
 
 
 def notify_nobody(response_ids: Collection[str]) -> None:
-    """Do nothing. The default listener for a store whose processes poll for changes."""
+    """Do nothing. This is the default listener, for stores whose processes poll for changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ duration and outcome."""
 
 
 class QueuedJob(Struct, frozen=True):
-    """One background response that has not ended, for the console's overview of the queue.
+    """One background response that has not ended, for the list of the queue in the console.
 
-    `created_at` is in seconds since the epoch. `held`: the lease of `worker` is valid. A job with more than one attempt
-    was taken over from a process that died or left.
+    `created_at` is in seconds since the epoch. `held`: whether the lease of `worker` is valid. If a job has more than
+    one attempt, an earlier worker died or stopped before it finished the job.
     """
 
     response_id: str
@@ -329,10 +329,11 @@ class JobStore:
         return {row["id"]: _progress(row) for row in rows}
 
     async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Return up to `limit` stored pieces of the response's stream, from the event after the sequence number `after`
-        on. An `after` of -1 begins with the first event. Returns None when the response does not exist.
+        """Return up to `limit` stored batches of the response's events (`EventPiece`). The first batch contains the
+        first event after the sequence number `after`. If `after` is -1, the result begins with the first event. Returns
+        None when the response does not exist.
 
-        The first piece may begin with events up to `after`. `EventPiece.after` cuts them off.
+        The first batch may also contain events up to `after`. `EventPiece.after` removes these events.
         """
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
@@ -343,8 +344,8 @@ class JobStore:
         return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
 
     async def queued(self, owner: str = "") -> tuple[tuple[QueuedJob, ...], int]:
-        """Return the oldest 200 background responses that have not ended, and the number of all. `owner`: empty for all
-        owners."""
+        """Return the oldest 200 background responses that have not ended, and the total number of such responses. An
+        empty `owner` selects the responses of all owners."""
         rows = await self._tables.fetch(_QUEUED, {"owner": owner})
         total = (await self._tables.fetch(_COUNT_QUEUED, {"owner": owner}))[0][0]
         jobs = [
@@ -372,7 +373,7 @@ class JobStore:
 def end_parameters(
     status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None
 ) -> dict[str, object]:
-    """Return the parameters of `END_RESPONSE`. Without a record, which early ends lack, the response gets no completion
+    """Return the parameters of `END_RESPONSE`. A response that ends early has no `record`, so it gets no completion
     time and no token usage."""
     size = sum(item.size for item in items)
     completed_at = record.completed_at if record is not None else None

@@ -1,18 +1,19 @@
 """Stores the journal: one row for each finished request, and the recorded contents of requests, for any backend.
 
-Lives here: the SQL, filters, pages and sums of rows, and the bounds of recorded contents. Not here: the values
-(`engine/ports/journal.py`), the form of contents (`stores/bodies.py`), the schedule of writes
-(`engine/running/journal.py`) and sweeps (`app/console.py`), requests in flight (`stores/live.py`).
+Lives here: the SQL that writes, filters, lists and sums the rows, and the size limits of recorded contents. Not here:
+the types of the values (`engine/ports/journal.py`), the encoding of recorded contents (`stores/bodies.py`), the
+schedule of writes (`engine/running/journal.py`) and of sweeps (`app/console.py`). Not here: requests in progress
+(`stores/live.py`).
 
-A page is a part of the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the last row's
-place in this order. So rows that arrive later change no page that follows.
+A list has the rows in the order of `(ended_at, id)`, newest first. The cursor of a page is the position of its last row
+in this order. So a row that the store adds later does not change the following pages.
 
-Responses are deleted in many ways, and the database deletes the recorded contents of a stored response with it. A write
-stores no contents of a completed response that is already deleted.
+When Antiphon deletes a stored response, the database also deletes the recorded contents of its request. If a completed
+response is already deleted, the store writes no recorded contents for its request.
 
-Invariants: the database's clock dates the rows. A write of an entry is idempotent by its id. A unit that stores
-contents also deletes the oldest contents beyond the maximum of bytes. A query with an owner never returns a row of
-another owner.
+Invariants: the time of a row comes from the database's clock. If the id of an entry is already stored, a second write
+of the entry changes nothing. The transaction that stores recorded contents also deletes the oldest contents until the
+total size is within the limit. A query with an owner never returns a row of another owner.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ from antiphon.stores.bodies import PLAIN, Bodies, pack_recording, unpack_recordi
 from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 
 LEAST_SIZE = 4096
-"""The bytes that each recorded request counts at least. So the number of recorded requests has a bound, and one
-statement can always make room for a unit."""
+"""The minimum bytes that each recorded request counts. This minimum limits the number of recorded requests. So one
+statement can always free enough space for one transaction."""
 MOST_WRITTEN = 16 << 20
-"""The maximum bytes of recorded contents in one unit."""
+"""The maximum bytes of recorded contents in one transaction."""
 _MOST = 10**15
 _PIECE = 1000
 _SAMPLE = 5000
 _GROUPS = 200
 _CHOICES = 100
 _OVERLAP = 3.0
-"""Processes write their entries once a second. So an entry may arrive after entries that ended later."""
+"""The seconds before the cursor that `newer` reads again. Processes write their entries once a second, so the store may
+receive an entry after entries of requests that ended later."""
 _COMPLETED = frozenset({"completed", "incomplete"})
 
 _TEXTS = {
@@ -57,8 +59,8 @@ _TEXTS = {
     **dict.fromkeys(("key_name", "team", "model", "upstream"), 200),
     **dict.fromkeys(("door", "outcome", "fault", "code"), 64),
 }
-"""The maximum bytes of each text. PostgreSQL refuses a row of an index with more than 2700 bytes. An owner's id is
-never cut, because it decides who may read the row."""
+"""The maximum bytes of each text. PostgreSQL refuses an index row of more than 2700 bytes. Antiphon never shortens the
+id of an owner, because the id decides who may read the row."""
 _NUMBERS = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
 _COLUMNS = (
     *("id", "owner", "request_id", "key_id", "key_name", "team", "door", "model", "upstream", "response_id"),
@@ -82,7 +84,7 @@ INSERT INTO requests (ended_at, {_FIELDS})
 VALUES (now_ms() - CAST(:age AS bigint), {", ".join(f":{name}" for name in _COLUMNS)})
 ON CONFLICT (id) DO NOTHING
 """
-# One process at a time stores contents. So each unit counts the bytes of all others.
+# Only one process at a time stores recorded contents. So each transaction counts the bytes of all other transactions.
 LOCK_RECORDS = """
 INSERT INTO sweeps (what, due_at) VALUES ('request_records', lease_now())
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
@@ -95,7 +97,8 @@ WHERE CAST(:stored AS bigint) = 0 OR EXISTS (SELECT 1 FROM responses WHERE id = 
 ON CONFLICT (id) DO NOTHING
 """
 _TOTAL = "(SELECT coalesce(sum(size), 0) FROM request_records)"
-# Each recorded request counts at least LEAST_SIZE bytes, so the oldest rows of the subquery are larger than a unit.
+# Each recorded request counts at least LEAST_SIZE bytes, so the oldest rows in the subquery have more bytes together
+# than one transaction adds.
 MAKE_ROOM = f"""
 DELETE FROM request_records WHERE id IN (
   SELECT id FROM (
@@ -110,7 +113,7 @@ DELETE FROM request_records WHERE id IN (
 """
 RECORDED = "SELECT body FROM request_records WHERE id = :id AND (:owner = '' OR owner = :owner)"
 FORGET_RESPONSE = "DELETE FROM request_records WHERE response_id = :id AND response_id <> '' AND owner = :owner"
-# A client may use one request id many times, so the subquery reads only the newest of these entries.
+# A client may use one request id many times, so the subquery reads only the newest entry with this request id.
 GET = f"""
 SELECT ended_at, {_FIELDS} FROM requests WHERE (:owner = '' OR owner = :owner) AND id IN (
   SELECT id FROM requests WHERE id = :id
@@ -155,26 +158,29 @@ class JournalStore:
     """Stores the journal in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
-        """`bodies` seals and opens recorded contents. `clock`: the clock of a database that has none (SQLite)."""
+        """`bodies` encrypts and decrypts recorded contents. `clock`: the source of the current time for a database
+        without a clock (SQLite)."""
         self._tables = tables
         self._bodies = bodies
         self._clock = clock
 
     async def pack(self, recording: Recording) -> bytes:
-        """Return the stored form of recorded contents: compressed, and sealed if the settings ask for it."""
+        """Return the stored form of recorded contents: compressed, and encrypted if the setting `state.seal` is on."""
         return await pack_recording(recording, self._bodies)
 
     async def unpack(self, packed: bytes) -> Recording:
-        """Return the recorded contents of their stored form. Raises `StoreError` when they cannot be read."""
+        """Return the recorded contents from their stored form. Raises `StoreError` when the store cannot decrypt or
+        decode them."""
         return await unpack_recording(packed, self._bodies)
 
     async def add(
         self, entries: Sequence[Entry], packed: Mapping[str, bytes] = {}, *, most_bytes: int = 1 << 62
     ) -> None:
-        """Store these entries and the packed contents of some of them (by the id of the entry), in one transaction.
+        """Store these entries, and the recorded contents of some of them, in one transaction.
 
-        `packed` has at most `MOST_WRITTEN` bytes. `most_bytes`: the maximum bytes of all recorded contents. An entry
-        whose id is already stored changes nothing, so the caller may repeat this call after an unknown outcome.
+        `packed`: the recorded contents in their stored form, by the id of the entry, at most `MOST_WRITTEN` bytes
+        together. `most_bytes`: the maximum bytes of all recorded contents. An entry whose id is already stored changes
+        nothing, so the caller may repeat this call after an unknown outcome.
         """
         if not entries:
             return
@@ -188,9 +194,9 @@ class JournalStore:
         await self._tables.run(unit, again=True)
 
     async def list(self, chosen: EntryFilter, *, limit: int = 50, after: str = "") -> EntryPage:
-        """Return a page of at most `limit` entries, newest first. `after`: the cursor in the page before this one.
+        """Return a page of at most `limit` entries, newest first. `after`: the cursor of the previous page.
 
-        Raises `InvalidRequest` for a text that is no cursor.
+        Raises `InvalidRequest` when `after` is not a valid cursor.
         """
         where, named = _selected(chosen)
         counting = (
@@ -207,7 +213,7 @@ class JournalStore:
     async def newer(self, chosen: EntryFilter, *, than: str, limit: int = 50) -> tuple[Entry, ...]:
         """Return entries that may be newer than the cursor `than`, newest first. The result repeats the entries of the
         three seconds before the cursor, because processes write their entries late. The caller drops the entries that
-        it has."""
+        it already has."""
         where, named = _selected(chosen)
         named["at"] = (_place(than)[0] if than else 0) - milliseconds(_OVERLAP)
         rows = await self._tables.fetch(_listing(chosen, f"{where} AND ended_at >= :at"), {**named, "limit": limit})
@@ -229,15 +235,17 @@ class JournalStore:
         return ids[0], ids[1]
 
     async def get(self, entry_id: str, owner: str = "") -> Entry | None:
-        """Return the entry with this id, or else the newest entry of this response id, or else of this request id.
-        `owner`: empty for any owner. An entry of another owner counts as missing."""
+        """Return the entry with this id. If no entry has this id, return the newest entry with this response id, or
+        else with this request id. An empty `owner` allows entries of any owner. Otherwise an entry of another owner
+        counts as missing."""
         rows = await self._tables.fetch(GET, {"id": entry_id, "owner": owner})
         return _entry(rows[0]) if rows else None
 
     async def choices(self, owner: str = "", *, recent: int = 2000) -> Choices:
-        """Return the different values of the newest entries, for the choices of a filter."""
+        """Return the distinct values in the `recent` newest entries. The console offers these values as choices of a
+        filter."""
         named: dict[str, object] = {"owner": owner, "recent": recent}
-        # The condition is left out for all owners, so that the database reads the rows in the order of an index.
+        # For all owners the query has no condition, so that the database reads the rows in the order of an index.
         sql = f"""
         SELECT DISTINCT model, upstream, outcome, code, door, team FROM (
           SELECT model, upstream, outcome, code, door, team FROM requests {"WHERE owner = :owner" if owner else ""}
@@ -249,10 +257,11 @@ class JournalStore:
         return Choices(*(tuple(column) for column in columns))
 
     async def sums(self, owner: str = "", *, since: float = 0.0, by: By = "model") -> tuple[EntrySum, ...]:
-        """Return the sums of the entries since this time by model, upstream or owner, those with the most requests
-        first.
+        """Return sums over the entries since the time `since`, one for each model, upstream or owner. The sum with the
+        most requests comes first.
 
-        `since` is in seconds since the epoch. There are at most 200 sums. The quantiles are of the newest 5000 entries.
+        `since` is in seconds since the epoch. The result has at most 200 sums. The quantiles cover only the newest 5000
+        entries.
         """
         where, named = _selected(EntryFilter(owner=owner, since=since))
         group = {"model": "model", "owner": "owner", "upstream": "upstream"}[by]
@@ -283,9 +292,10 @@ class JournalStore:
         )
 
     async def slots(self, owner: str = "", *, since: float, seconds: float) -> tuple[Slot, ...]:
-        """Return the sums of the entries since this time by slots of `seconds`, oldest first, for charts.
+        """Return sums over the entries since the time `since`, one for each interval of `seconds`, oldest first. Charts
+        show these sums.
 
-        A slot without entries is missing. The result has the newest 1000 slots.
+        The result lacks intervals without entries. The result has at most the newest 1000 intervals.
         """
         where, named = _selected(EntryFilter(owner=owner, since=since))
         named["step"] = max(1, milliseconds(seconds))
@@ -299,12 +309,12 @@ class JournalStore:
         return tuple(Slot(row["slot"] * step, **{name: row[name] for name in names}) for row in reversed(rows))
 
     async def put(self, entry: Entry, recording: Recording, *, most_bytes: int = 1 << 62) -> None:
-        """Store the contents of a request whose entry may be stored already."""
+        """Store the recorded contents of a request, and the request's entry unless the entry is already stored."""
         await self.add([entry], {entry.id: await self.pack(recording)}, most_bytes=most_bytes)
 
     async def record(self, entry_id: str, owner: str = "") -> Recording | None:
-        """Return the recorded contents of a request. Returns None when there are none, when they belong to another
-        owner (empty: any owner), or when their response is deleted."""
+        """Return the recorded contents of a request. Returns None when the store has none, when the request belongs to
+        another owner, or when its response is deleted. An empty `owner` allows requests of any owner."""
         rows = await self._tables.fetch(RECORDED, {"id": entry_id, "owner": owner})
         return await self.unpack(bytes(rows[0]["body"])) if rows else None
 
@@ -340,7 +350,8 @@ class JournalStore:
 
 
 def cursor_of(entry: Entry) -> str:
-    """Return the cursor of the page that follows this stored entry: its end in milliseconds, `:`, and its id."""
+    """Return the cursor of the page that follows this stored entry: the end time in milliseconds, a colon, and the
+    entry's id."""
     return f"{milliseconds(entry.ended_at)}:{entry.id}"
 
 
@@ -354,8 +365,8 @@ def _place(cursor: str) -> tuple[int, str]:
 
 
 def _selected(chosen: EntryFilter) -> tuple[str, dict[str, object]]:
-    """Return the SQL condition of a filter, and its parameters. Each condition is left out if its field is empty, so
-    that the database can use an index for those that remain."""
+    """Return the SQL condition of a filter, and the parameters of the condition. An empty field of the filter adds no
+    condition, so that the database can use an index for the other fields."""
     named: dict[str, object] = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name)}
     parts = [f"{name} = :{name}" for name in named]
     if chosen.failed:
@@ -399,7 +410,8 @@ def _parameters(entry: Entry) -> dict[str, object]:
 
 
 def _text(text: str, most: int) -> str:
-    # A client chooses some of these texts, and no database stores half of a surrogate pair.
+    # Clients choose some of these texts, which may contain half of a surrogate pair. No database can store half of a
+    # surrogate pair.
     return text[:most] if text.isascii() else text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
@@ -411,7 +423,8 @@ def _detail(detail: Detail) -> str:
     try:
         return msgspec.json.encode(detail).decode()
     except (TypeError, ValueError):
-        # One field that JSON cannot hold must not keep a whole unit from being stored.
+        # A field that JSON cannot represent must not make the whole transaction fail. So the store writes only the
+        # texts below.
         cut = Detail(
             message=_text(detail.message, 1000), cause=_text(detail.cause, 1000), advice=_text(detail.advice, 1000)
         )
@@ -419,7 +432,7 @@ def _detail(detail: Detail) -> str:
 
 
 def _quantiles(values: Sequence[int]) -> tuple[float, float] | None:
-    """Return the median and the 95th percentile in seconds of values in microseconds."""
+    """Return the median and the 95th percentile, in seconds. `values` are in microseconds."""
     if not values:
         return None
     ordered = sorted(values)

@@ -1,14 +1,15 @@
-"""Stores the requests in flight of all processes while a viewer watches them, for any backend.
+"""Stores the requests in progress of all processes while a viewer, such as the console, watches them, for any backend.
 
-Lives here: the SQL, the bound of a snapshot, and the requests to cancel. Not here: when a process publishes
-(`engine/running/live.py`), finished requests (`stores/journal.py`).
+Lives here: the SQL, the maximum size of a snapshot, and the stored cancellations of requests. Not here: the schedule on
+which a process publishes snapshots (`engine/running/live.py`), finished requests (`stores/journal.py`).
 
-A viewer tells for how long it watches. Processes publish snapshots only during that time. So without a viewer each
-process runs one short query a second, and writes nothing. A process cancels only its own requests, and only for their
-owner.
+A viewer stores the time until which it watches. Only until that time, each process publishes snapshots of its requests
+in progress. So without a viewer each process runs one short query a second, and writes nothing. A viewer cancels a
+request by a row in the database, which the process that runs the request reads. The row may name an owner. The process
+then cancels the request only if the request belongs to this owner.
 
 Invariants: a process has one row. A snapshot has at most `MOST_LIVE` requests. The database's clock decides which
-snapshots are fresh, and which wishes to cancel are too old.
+snapshots are fresh, and which cancellations are too old.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from antiphon.stores.tables import Row, Statement, Tables, milliseconds
 MOST_LIVE = 500
 """The maximum number of requests in the snapshot of one process."""
 FRESH_SECONDS = 5.0
-"""The age in seconds up to which viewers get a snapshot."""
+"""The maximum age in seconds of a snapshot that viewers get."""
 CANCEL_SECONDS = 15.0
-"""The seconds after which processes ignore the wish to cancel a request."""
+"""The seconds after which processes ignore a stored cancellation."""
 _MOST_CANCELS = 500
 _MOST_PROCESSES = 1000
 
@@ -65,9 +66,10 @@ FORGET_CANCELS = "DELETE FROM live_cancels WHERE asked_at < now_ms() - CAST(:age
 
 
 class LiveOrders(msgspec.Struct, frozen=True):
-    """The orders of all viewers to a process: publish if `watched`, and cancel the requests in `cancels`.
+    """The instructions of all viewers to a process. `watched`: whether the process must publish snapshots. `cancels`:
+    the requests to cancel.
 
-    A cancel is an entry id (`entry_…`) and its owner (empty: any owner).
+    Each element of `cancels` is an entry id (`entry_…`) and the id of the owner (empty: any owner).
     """
 
     watched: bool
@@ -83,16 +85,16 @@ _DECODER = msgspec.json.Decoder(_Snapshot)
 
 
 class LiveStore:
-    """Stores the requests in flight in tables that the caller closes. Every method raises `StoreError`."""
+    """Stores the requests in progress in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the clock of a database that has none (SQLite)."""
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
         self._tables = tables
         self._clock = clock
 
     async def watch(self, seconds: float) -> None:
-        """Let all processes publish for at least `seconds` from now. A viewer calls this again before the time
-        ends."""
+        """Make all processes publish snapshots for at least `seconds` from now. A viewer calls this method again before
+        that time ends."""
         await self._tables.run([Statement(WATCH, {"wait": milliseconds(seconds), **self._now})], again=True)
 
     async def look(self) -> LiveOrders:
@@ -105,8 +107,8 @@ class LiveStore:
         )
 
     async def publish(self, process: str, requests: Sequence[LiveRequest], *, more: int = 0) -> None:
-        """Replace the snapshot of this process. Of more than `MOST_LIVE` requests, the oldest are published. `more`
-        counts requests that the caller leaves out."""
+        """Replace the snapshot of this process. If there are more than `MOST_LIVE` requests, the snapshot has only the
+        oldest ones. `more`: the number of further requests that the caller leaves out."""
         kept = sorted(requests, key=lambda one: -one.age)[:MOST_LIVE] if len(requests) > MOST_LIVE else requests
         snapshot = _Snapshot(tuple(kept), more + len(requests) - len(kept))
         try:
@@ -120,29 +122,29 @@ class LiveStore:
         await self._tables.run([Statement(LEAVE, {"process": process})], again=True)
 
     async def read(self, owner: str = "") -> tuple[LiveSnapshot, ...]:
-        """Return the fresh snapshots of all processes. `owner`: the owner whose requests they contain (empty: all
-        owners)."""
+        """Return the fresh snapshots of all processes. `owner`: the owner whose requests the snapshots contain (empty:
+        all owners)."""
         rows = await self._tables.fetch(READ, {"age": milliseconds(FRESH_SECONDS), **self._now})
         return tuple([_snapshot(row, owner) for row in rows])
 
     async def ask_cancel(self, entry_id: str, owner: str = "") -> bool:
-        """Ask the process of this request to cancel it, if the request belongs to this owner (empty: any owner).
-        Returns False when too many such wishes wait."""
+        """Store a cancellation for the process that runs this request. If `owner` is not empty, the process cancels the
+        request only if it belongs to this owner. Returns False when too many cancellations wait."""
         named = {"entry_id": entry_id, "owner": owner, **self._now}
         old = Statement(FORGET_CANCELS, {"age": milliseconds(CANCEL_SECONDS), **self._now})
         return (await self._tables.run([old, Statement(ASK, named)], again=True))[1] > 0
 
     async def take_cancels(self, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """Delete the wishes to cancel these requests. Returns those that are not too old, each an entry id and an
-        owner (empty: any owner)."""
+        """Delete the stored cancellations of these requests. Returns the cancellations that are not too old, each as an
+        entry id and an owner (empty: any owner)."""
         rows: list[Row] = []
         await self._tables.run([Statement(TAKE, {"ids": list(ids), **self._now}, into=rows)], again=True)
         oldest = milliseconds(CANCEL_SECONDS)
         return tuple([(row[0], row[1]) for row in rows if row[2] < oldest])
 
     async def sweep(self, seconds: float = 60.0) -> tuple[int]:
-        """Delete the snapshots of processes that have published none for `seconds`, and old wishes to cancel. Returns
-        the number of deleted snapshots."""
+        """Delete the snapshots that their processes have not replaced for `seconds`, and old cancellations. Returns the
+        number of deleted snapshots."""
         named = {"age": milliseconds(seconds), **self._now}
         old = Statement(FORGET_CANCELS, {"age": milliseconds(CANCEL_SECONDS), **self._now})
         return ((await self._tables.run([Statement(FORGET_PROCESSES, named), old], again=True))[0],)
@@ -157,7 +159,7 @@ def _snapshot(row: Row, owner: str) -> LiveSnapshot:
     try:
         found = _DECODER.decode(row["snapshot"])
     except msgspec.DecodeError:
-        # A process of another version wrote it. The viewer still sees the requests of all other processes.
+        # A process of another version wrote this snapshot. The viewer still sees the requests of all other processes.
         return LiveSnapshot(process, (), age)
     return LiveSnapshot(
         process,

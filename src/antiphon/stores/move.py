@@ -1,8 +1,8 @@
 """Moves all state from a data folder (SQLite) into a shared PostgreSQL database, for `antiphon admin move`.
 
-Lives here: the order of the work, the copy of file contents into a bucket, and the final comparison. Not here: the form
-of rows (`move_format.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`), storages for
-contents (`blobs/`), the command line.
+Lives here: the order of the steps of a move, the copy of file contents into a bucket, and the final comparison. Not
+here: the form of rows (`move_format.py`), reading and writing rows (`sqlite/exporting.py`, `postgres/importing.py`),
+storages for contents (`blobs/`), the command line.
 
 An operator can kill a move at any moment and start it again. The move continues after the last batch that the target
 stored. The process holds only one batch of rows, or one part of one file's content, in memory.
@@ -139,7 +139,7 @@ async def _move(
 
 
 async def _batches(source: FolderExport, kind: str, after: int, together: int) -> AsyncIterator[tuple[list[Row], int]]:
-    """Yield batches of rows after the position `after`, each with the position of its last row. All rows with one
+    """Yield batches of rows after the position `after`, each with the position of its last row. All rows with the same
     position are in the same batch."""
     rows: list[Row] = []
     size, last = 0, after

@@ -2,7 +2,7 @@
 
 Lives here: the columns of each kind of row, the checksum that compares rows, and the check that refuses a start on a
 marked folder. Not here: reading rows (`sqlite/exporting.py`), writing rows (`postgres/importing.py`), the order of the
-work (`move.py`).
+steps of a move (`move.py`).
 
 A move omits data that the target derives from other rows: sums of bytes, the words of chunks, a job's position in the
 queue. A move ends all leases, because no process holds a lease during a move. A move also copies rows that wait for

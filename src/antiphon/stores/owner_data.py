@@ -1,21 +1,23 @@
 """Exports, deletes and moves the stored data of one owner (a tenant), for any backend.
 
 Lives here: the SQL that all backends share, the counts per owner, the form of an exported row, and the deletion of
-vector stores. Also the order of a move to another owner, and its obstacles. Not here: how a backend reads and deletes
-while requests run, and the statements that keep foreign keys and counts of bytes (`sqlite/owner_data.py`,
-`postgres/owner_data.py`). The contents of files and containers (`tools/code_interpreter/owners.py`) are elsewhere too.
+vector stores. This module also moves data to another owner, after a check for obstacles to the move. Not here: how a
+backend reads and deletes while requests run, and the statements that keep foreign keys and byte counts correct
+(`sqlite/owner_data.py`, `postgres/owner_data.py`). Not here: the contents of files and containers
+(`tools/code_interpreter/owners.py`).
 
 An export contains the vector stores and their files with attributes. The export omits the chunks, because the exported
 files contain their text.
 
-Chains and conversations move in pieces, so that requests of other owners can write in between. While files and vector
-stores move, no process may begin to index one of these files. Otherwise a process could read the old owner before the
-move, and not find the file after the move.
+`OwnerMoves` moves chains and conversations in batches, so that requests of other owners can write between two batches.
+While `OwnerMoves` moves files and vector stores, no process may begin to index one of these files. Otherwise a process
+could read the old owner before the move, and then fail to find the file after the move.
 
 Invariants: `owned_rows` covers every table with an owner column, except tables that hold only parts or counts of
-covered tables. Tests compare `owned_rows` with the schemas. Each unit of a move is one transaction and leaves both
-owners' counts of bytes correct. A unit moves only rows that still belong to the old owner, so a repeated move moves the
-rest. No unit moves a chain with an unfinished background response, or a conversation that a response has locked.
+covered tables. Tests compare `owned_rows` with the schemas. A move has several transactions. Each transaction leaves
+the byte counts of both owners correct. Each transaction moves only rows that still belong to the old owner, so a
+repeated move moves the rest. No transaction moves a chain with an unfinished background response, or a conversation
+that a response has locked.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ AT_ONCE = 100
 """The number of rows per read or deletion."""
 
 _COUNTED = {
-    # A withdrawn id belongs to no owner (`LateSaves` in `postgres/responses.py`).
+    # A withdrawn response belongs to no owner (see `LateSaves` in `postgres/responses.py`).
     "responses": "responses WHERE status <> 'withdrawn'",
     "conversations": "conversations",
     "prompts": "prompts",
@@ -65,7 +67,7 @@ def owner_counts(rows: Iterable[Row]) -> list[OwnerCounts]:
 
 
 def owned_rows(place: str) -> dict[str, str]:
-    """Return the SQL queries that export one owner, by the kind of the rows.
+    """Return the SQL queries that export the data of one owner, by the kind of the rows.
 
     Each query selects two columns that identify a row, then the row's JSON
     (`body`) or its fields. `place`: the SQL expression for an item's position in its conversation."""
@@ -174,10 +176,11 @@ async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: s
 
 
 _SHOWN = 5
-"""The number of equal ids that a message lists."""
+"""The maximum number of ids that a message lists."""
 _LATER, _AGAIN = " Try again when they have ended.", " Run the move again."
 _INDEXED = "Files of vector stores are indexed now"
-# The seconds for which the processes begin to index no file of the old owner. The last unit ends this time early.
+# For these seconds, no process begins to index a file of the old owner. After the move of the files, `let_go` ends this
+# time early.
 _HOLD_SECONDS = 600.0
 
 _EQUAL = {
@@ -209,7 +212,7 @@ WHERE owner = :old AND id > :after AND (locked_by IS NULL OR locked_until <= lea
 """
 _MOVE_PROMPTS = "UPDATE prompts SET owner = :new WHERE owner = :old"
 _MOVE_VECTOR_STORES = "UPDATE vector_stores SET owner = :new WHERE owner = :old"
-# Expired rows may have equal keys, and Antiphon reads no expired row.
+# Expired rows of both owners may have equal keys. Antiphon never reads an expired row, so the move deletes them.
 _DROP_EXPIRED_KEYS = f"DELETE FROM idempotency WHERE owner IN (:both...) AND NOT {_LIVE_KEY}"
 _MOVE_KEYS = "UPDATE idempotency SET owner = :new WHERE owner = :old"
 _MOVE_REQUESTS = (
@@ -224,12 +227,12 @@ USAGE_COLUMNS = ("day", "owner", "model", "upstream", *NUMBERS)
 
 @dataclass(frozen=True, slots=True)
 class MoveSql:
-    """The statements that differ by backend. Each tuple is one unit.
+    """The statements of a move that differ by backend. Each tuple is one transaction.
 
-    `chains` and `conversations` move the rows with the ids `:ids` that no request uses. `files` and `usage` move all of
-    them. `rest` deletes rows that count nothing any more. `indexing` finds the vector store files of the old owner that
-    a process indexes now. `hold` delays the indexing of waiting files by `:lease` milliseconds, and `let_go` ends the
-    delay for both owners.
+    `chains` and `conversations` move those rows with the ids `:ids` that no request uses. `files` moves all files, and
+    `usage` moves all usage sums. `rest` deletes the old owner's counters that are now 0. `indexing` finds the vector
+    store files of the old owner that a process indexes now. `hold` delays the indexing of waiting files by `:lease`
+    milliseconds, and `let_go` ends the delay for both owners.
     """
 
     chains: tuple[str, ...]
@@ -243,9 +246,9 @@ class MoveSql:
 
 
 class OwnerMoves:
-    """Moves data from `old` to `new`. The caller closes the tables.
+    """Moves data from the owner `old` to the owner `new`. The caller closes the tables.
 
-    `vectors`: the tables of the database that holds the vector stores, None if there is no such database.
+    `vectors`: the tables of the database that holds the vector stores, or None if this database does not exist.
     """
 
     def __init__(

@@ -1,13 +1,14 @@
 """Stores daily sums of token usage per owner, reads the owners' names, and checks their storage quotas, for any
 backend.
 
-Lives here: the SQL of usage sums, names and quotas. Also which source decides the name and the team of an owner. Not
-here: the selection of counted calls (`observability/observation.py`), the schedule of writes
-(`engine/running/usage_recorder.py`), the stored keys (`client_keys.py`), the rows of requests (`journal.py`). Triggers
-in each backend's migrations count an owner's stored bytes.
+Lives here: the SQL of usage sums, names and storage quotas. This module also decides which source gives the name and
+the team of an owner. Not here: the choice of the model calls to count (`observability/observation.py`), the schedule of
+writes (`engine/running/usage_recorder.py`), the stored keys (`client_keys.py`), the rows of requests (`journal.py`).
+Triggers in each backend's migrations count an owner's stored bytes.
 
-An owner id of a name, a header or a claim contains a readable part. The row of an owner's last request has the name and
-the team of its claims, if the console is enabled. An owner id that is a hash has no name.
+If an owner id comes from a key's name, a request header or a token's claim, the id contains a readable part. If the
+console is enabled, the journal row of an owner's last request has the name and the team from the token's claims. An
+owner whose id is a hash has no name.
 
 Invariants: every number is at most 10^15, so that the addition never overflows a column. Otherwise one upstream that
 reports absurd token counts would block the sums of all other upstreams. Statements update rows in the order of their
@@ -28,9 +29,9 @@ from antiphon.stores.files import LEAST_ROOM
 from antiphon.stores.tables import Statement, Tables
 
 MOST = 10**15
-"""The maximum of every stored number."""
+"""The maximum value of every stored number."""
 MOST_SUMS = 1_000_000
-"""The maximum of sums in one list."""
+"""The maximum number of sums in one list."""
 _COLUMNS = (*KEY, *NUMBERS)
 ADD = f"""
 INSERT INTO usage_days AS u ({", ".join(_COLUMNS)}) VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
@@ -119,11 +120,12 @@ class OwnerQuota:
 
 
 class StorageQuota:
-    """Checks the limits of stored data: `limits.owner_bytes` (`general`), and the limits in `quotas` of owners and
-    teams.
+    """Checks the limits of stored data: the setting `limits.owner_bytes` (`general`), and the limits of owners and
+    teams in the setting `quotas`.
 
-    A check before an operation compares what is stored already. So an owner may exceed a limit by the operations that
-    run concurrently. `teams` has the owners of each team in the settings. The managed keys name further owners.
+    A check before an operation counts only data that is already stored. So an owner may exceed a limit by the
+    operations that run concurrently. `teams` has the owners of each team in the settings. Client keys in the database
+    add further owners to a team.
     """
 
     def __init__(
@@ -176,8 +178,8 @@ _WORDS: dict[Stock, tuple[str, str]] = {
     "containers": ("containers", "Delete some, or wait until unused ones expire"),
     "vector_chunks": ("chunks in vector stores", "Remove files from vector stores"),
 }
-"""What a limit counts, and the advice to a client that has reached the limit. `OwnerFull` has those of
-`stored_bytes`."""
+"""For each kind of data, the noun in an error message, and the advice to a client that has reached the limit.
+`OwnerFull` has the words for `stored_bytes`."""
 
 
 _OWNERS = 500
@@ -203,10 +205,11 @@ class OwnerNames:
         self._tables = tables
 
     async def of(self, owners: Iterable[str], teams: Mapping[str, str]) -> dict[str, OwnerName]:
-        """Return the names of those owners that have one, by owner id. An owner with a hashed id (`b:…`) has none.
+        """Return the name and the team of each owner that has a name, by owner id. An owner with a hashed id (`b:…`)
+        has no name.
 
-        `teams` has the teams of owners in the settings. They come before the team of the newest key. A key's team comes
-        before the team of the last request. Raises `StoreError`.
+        `teams`: the teams of owners in the settings. A team in the settings has priority over the team of the owner's
+        newest key. The key's team has priority over the team of the last request. Raises `StoreError`.
         """
         named = sorted({owner for owner in owners if owner.startswith(_READABLE)})
         found: dict[str, OwnerName] = {}

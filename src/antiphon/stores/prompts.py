@@ -1,10 +1,10 @@
 """Stores prompts and their versions, for any backend.
 
-Lives here: the SQL, cursors and pages, the detection of conflicting changes, and the conversion of rows. Not here: how
-a backend runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).
+Lives here: the SQL of prompts and their versions, the pages of lists, and the detection of conflicting changes. Not
+here: how a backend runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).
 
-Invariants: every statement selects prompts by their owner. A stored version never changes. The prompt's row assigns the
-numbers of its versions.
+Invariants: every statement selects prompts by their owner. A stored version never changes. A counter in the prompt's
+row assigns the version numbers.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
 process (`engine/running/quotas.py`), the settings (`config/limits.py`).
 
-A process leases a part of a limit, and serves requests out of its lease without a query. The closer a counter is to its
-limit, the smaller are the leases. So the unused leases of one process delay few requests of other processes.
+A process leases a part of a limit, and then serves requests within this lease without a query. The closer a counter is
+to its limit, the smaller are the leases that the store grants. So the unused leases of one process delay few requests
+of other processes.
 
-Invariants: `used + leased` of a counter exceeds the limit only by debts, which are usage above a request's estimate.
-The database's clock decides to which period a grant belongs. When a process has sent no heartbeat for `dead_after`
-seconds, the store counts its leases as used. A unit touches counters in the order of their keys, so that units of two
-processes never deadlock.
+Invariants: the sum `used + leased` of a counter exceeds the limit only by debts. A debt is the usage of a request above
+the request's estimate. The database's clock decides to which period a grant belongs. When a process has sent no
+heartbeat for `dead_after` seconds, the store counts its leases as used. Each transaction updates counters in the order
+of their keys, so that two processes never deadlock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _PERIOD = f"""CASE
 
 
 def _granted(taken: str) -> str:
-    """Return the SQL of the amount that a counter with `taken` used and leased units grants."""
+    """Return the SQL expression for the amount that the store grants. `taken`: the SQL expression for the amount that
+    is already used or leased."""
     free = f"(CAST(:limit AS bigint) - ({taken}))"
     need, want = "CAST(:need AS bigint)", "CAST(:want AS bigint)"
     return f"CASE WHEN {free} < {need} THEN 0 ELSE least({want}, greatest({need}, {free} / {_SHRINK})) END"
@@ -102,9 +104,10 @@ WHERE (:subject = '' OR subject = :subject) ORDER BY subject, measure LIMIT :mos
 class StoredCounter(msgspec.Struct, frozen=True):
     """One stored counter of a limit.
 
-    `subject` is such as `owner:n:anna`, and `measure` such as `tokens_per_minute`. `starts` is the start of the period
-    in milliseconds since the epoch, or 0 without a period. `used` is the settled amount, and `leased` the amount that
-    processes hold. Costs are in millionths of the prices' currency.
+    `subject` is the id of the owner, key, team or model with the limit, for example `owner:n:anna`. `measure` is the
+    measured amount, for example `tokens_per_minute`. `starts` is the start of the period in milliseconds since the
+    epoch, or 0 if the limit has no period. `used` is the settled amount, and `leased` the amount that processes hold.
+    Costs are in millionths of the prices' currency.
     """
 
     subject: str
@@ -119,7 +122,7 @@ class QuotaStore:
     raises `StoreError`."""
 
     def __init__(self, tables: Tables, clock: Clock = now) -> None:
-        """`clock`: the clock of a database that has none (SQLite)."""
+        """`clock`: the source of the current time for a database without a clock (SQLite)."""
         self._tables = tables
         self._clock = clock
 
@@ -181,8 +184,8 @@ class QuotaStore:
             await self._tables.run([Statement(BURY, named), Statement(FORGET_LEASES, {"holder": holder})])
 
     async def counters(self, subject: str = "", *, most: int = 10_000) -> list[StoredCounter]:
-        """Return the counters of this subject, or of all subjects, sorted by subject and measure. A counter whose
-        period is over is included until a request needs it, or a sweep deletes it."""
+        """Return the counters of this subject, or of all subjects, sorted by subject and measure. The result includes a
+        counter whose period is over, until a request resets the counter or a sweep deletes it."""
         rows = await self._tables.fetch(LIST, {"subject": subject, "most": most})
         return [StoredCounter(*(row[number] for number in range(5))) for row in rows]
 
@@ -191,11 +194,13 @@ class QuotaStore:
         return {"now_ms": milliseconds(self._clock())}
 
     async def _settle_all(self, holder: str, named: dict[str, object]) -> None:
-        """Settle all leases of one dead process, unless it has given a sign of life or another process settles them."""
+        """Settle all leases of one dead process, unless the process has sent a heartbeat or another process settles the
+        leases."""
         held = await self._tables.fetch(HELD, {"holder": holder})
         rows = []
         for row in held:
-            # A request in parallel ends with its process. All other units count as used.
+            # Concurrent requests end with their process, so their lease returns to the counter. All other leased
+            # amounts count as used.
             parallel = _period(row["measure"]) == "none"
             amount = {"spent": 0, "back": row["amount"]} if parallel else {"spent": row["amount"], "back": 0}
             key = {"subject": row["subject"], "measure": row["measure"], "starts": row["starts"]}
@@ -218,8 +223,8 @@ def _period(measure: str) -> str:
 
 
 def _months(at: float) -> dict[str, int]:
-    """Return the starts of the last, this and the next month in UTC, in milliseconds. The database's clock chooses
-    among them, so a wrong local clock does not begin a period."""
+    """Return the start times of the previous, the current and the next month in UTC, in milliseconds. The SQL chooses
+    one of them by the database's clock, so a wrong local clock does not begin a period."""
     today = datetime.fromtimestamp(at, UTC)
     number = today.year * 12 + today.month - 1
     return {name: _month(number + step) for name, step in (("last", -1), ("this", 0), ("next", 1))}

@@ -1,8 +1,9 @@
 """Reads and deletes responses and their items, for any backend.
 
-Lives here: the SQL that reads and deletes, the limits of a history, the errors for an incomplete history, cursors and
-pages. Also the overview of a chain for the console. Not here: how a backend runs statements (`tables.py`). Each backend
-stores a response and finds items by id itself (`sqlite/responses.py`, `postgres/responses.py`).
+Lives here: the SQL that reads and deletes responses, the size limits of a history, the errors for an incomplete
+history, and pages. This module also lists the responses of a chain for the console. Not here: how a backend runs
+statements (`tables.py`). Each backend stores a response and finds items by id itself (`sqlite/responses.py`,
+`postgres/responses.py`).
 
 A chain is a sequence of responses that `previous_response_id` links. All responses of a chain have the same owner,
 because the insert of a response checks the owner of its predecessor. So the query that reads a chain checks only the
@@ -45,11 +46,11 @@ from antiphon.stores.tables import (
     stored_item,
 )
 
-# `turn` has the responses of a chain, newest first. Only the first SELECT checks the owner. `CROSS JOIN` fixes the join
-# order in SQLite. After ANALYZE, a second condition on `responses` in the recursive SELECT would make SQLite build a
-# Bloom filter over the whole table on every call. For a chain over a limit, the query returns only the newest response,
-# with the chain's size in `history_items` and `history_bytes`, and no items. `depth < :limit` ends the recursion in a
-# damaged database with a circular chain.
+# The common table expression `turn` has the responses of a chain, newest first. Only the first SELECT checks the owner.
+# `CROSS JOIN` fixes the join order in SQLite. After ANALYZE, a second condition on `responses` in the recursive SELECT
+# would make SQLite build a Bloom filter over the whole table on every call. For a chain over a limit, the query returns
+# only the newest response, with the chain's size in `history_items` and `history_bytes`, and no items. `depth < :limit`
+# ends the recursion in a damaged database with a circular chain.
 LOAD_CHAIN = """
 WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
   SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
@@ -92,7 +93,7 @@ WHERE r.id = :id AND r.owner = :owner AND i.response_id = r.id AND i.dir = 1
 ORDER BY 1
 """
 _MOST_IN_CHAIN = 500
-"""The maximum of responses in the overview of a chain."""
+"""The maximum number of responses that `ResponseStore.chain` returns."""
 CHAIN = f"""
 SELECT r.id, r.prev_id, r.status, r.model, r.created_at, r.input_tokens, r.output_tokens, r.history_items
 FROM responses r
@@ -350,6 +351,7 @@ def delete_statements(owner: str, response_id: str) -> list[Statement]:
     statements changed a row."""
     named = {"id": response_id, "owner": owner}
     locks = [Statement(sql, named, into=[]) for sql in (LOCK_JOB, LOCK_CHAIN)]
-    # The contents of an unfinished response may be older than its row. No foreign key then deletes them.
+    # The store may have written the recorded contents of an unfinished response before the response's row. In this case
+    # no foreign key deletes the recorded contents.
     recorded = Statement(FORGET_RESPONSE, named)
     return [*locks, recorded, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]

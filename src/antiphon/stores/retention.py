@@ -1,8 +1,8 @@
 """Deletes expired responses, conversations and event streams in batches that are small enough not to delay requests.
 
-Lives here: the loop over batches, the row limit of a batch, and the choice of the one process that sweeps. The code
-calls a batch a piece. Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and vector
-stores (their rows have an expiry). Each backend implements the deletion of a batch (`sqlite/retention.py`,
+Lives here: the loop over batches, the row limit of a batch, and the choice of the one process that sweeps. In the code,
+a batch is called a piece. Not here: when sweeps run (`app/build.py`), the retention periods (settings), files and
+vector stores (their rows have an expiry). Each backend implements the deletion of a batch (`sqlite/retention.py`,
 `postgres/retention.py`).
 
 A sweep deletes a chain of responses as a whole when the latest response is old. So a history never lacks responses in
@@ -80,8 +80,8 @@ class Retention:
 
 
 async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | None) -> int:
-    """Delete pieces until a piece changes no row. Returns the number of completely deleted objects. `seconds` of None
-    keeps the data forever."""
+    """Delete batches until a batch changes no row. Returns the number of completely deleted objects. If `seconds` is
+    None, this function deletes nothing."""
     gone = 0
     while seconds is not None:
         rows, whole = await delete(milliseconds(seconds))

@@ -1,8 +1,8 @@
 """Defines the interface to one database through which the shared stores run their SQL, and builds pages of lists.
 
-Lives here: statements and transactions ("units"), the port that each backend implements to run them, and the SQL macros
-that every backend expands. Also the cursors and the limits of a page, and the conversion of rows to items. Not here:
-how a backend runs a unit (`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
+Lives here: SQL statements and transactions ("units"), the interface that each backend implements to run them, and the
+SQL macros that every backend expands. This module also converts rows to items. Not here: how a backend runs a unit
+(`sqlite/tables.py`, `postgres/tables.py`), the SQL of the stores.
 
 A shared store (`prompts.py`, `conversations.py`) has one set of SQL statements, in the dialect that SQLite and
 PostgreSQL share, with named parameters (`:owner`). Where the two dialects differ, the SQL uses these macros, which each
@@ -13,7 +13,7 @@ backend replaces:
   parameter `:now_ms` instead of `now_ms()`.
 - `date_now()`: the current time of the same clock, in the type of columns that no client sees. `date_in(:keep)` is the
   time `:keep` milliseconds after `date_now()`, and `for_ever()` is later than any time.
-- `taken()`: the value of a lease that no process can renew.
+- `taken()`: the value of a lease column that means that no process can renew the lease.
 - `lease_now()`: the current time of the lease clock, which an operator cannot set. `lease_in(:lease)` is the time
   `:lease` milliseconds after `lease_now()`.
 - `greatest(a, b)` and `least(a, b)`: as in PostgreSQL.
@@ -26,11 +26,12 @@ backend replaces:
 PostgreSQL cannot infer the type of a parameter in an expression like `:after IS NULL`, so the SQL must cast it:
 `CAST(:after AS text)`.
 
-A page of a list has limits for the number of rows and for their bytes. The query returns a row beyond the limit of
-bytes without its body. The first row always fits. If the first row is larger than a page, the page has only this row.
+A page of a list has limits for the number of rows and for their bytes. If a row exceeds the limit of bytes, the query
+returns the row without its body. The first row always fits. If the first row is larger than a page, the page has only
+this row.
 
-Invariants: either all statements of a unit take effect, or none does. The limit of bytes only shortens a page at its
-end.
+Invariants: either all statements of a unit take effect, or none does. The limit of bytes only removes rows at the end
+of a page.
 """
 
 from __future__ import annotations

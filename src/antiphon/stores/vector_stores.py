@@ -1,9 +1,9 @@
 """Stores vector stores, their files and their file batches, and implements the shared parts of ingestion and search.
 
-Lives here: the operations of the API, the order of statements, cursors and pages (`VectorStores`). Also the changes of
-claimed files (`SqlIngestion`), and the reads of an owner's stores and of the texts of chunks (`SqlChunkIndex`). Not
-here: the SQL (`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes
-chunks, and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
+Lives here: the operations of the API and the pages of lists (`VectorStores`). `SqlIngestion` changes the rows of files
+that a worker has claimed. `SqlChunkIndex` reads the stores of an owner and the texts of chunks. Not here: the SQL
+(`vector_sql.py`), the workers and the ranking (`search/`). Each backend claims files, writes and deletes chunks, and
+searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
 Invariants: every transaction for a client checks the owner, in each statement or in an earlier statement that must find
 a row. Only the database's lease clock decides whether a lease is expired. A search finds a file only after a worker has
@@ -107,7 +107,7 @@ class VectorStores:
 
     async def made(self, once: OnceOnly) -> str | None:
         """Return the id of the object that an earlier request with the same idempotency key created, or None. Call this
-        before reading the objects that the request refers to, because they may be deleted by now."""
+        method before you read the objects to which the request refers. Those objects may be deleted by now."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:

@@ -1,2 +1,2 @@
-"""Data types of both APIs: Responses (items, request, response, events) and Chat Completions. The package translates
-nothing."""
+"""Defines the data types of both APIs: Responses (items, request, response, events) and Chat Completions. This package
+does not translate between the two APIs."""

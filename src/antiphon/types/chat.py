@@ -1,7 +1,8 @@
-"""Chat Completions shapes: the request that Antiphon sends (exact) and the chunk that it accepts (tolerant).
+"""Defines the types of Chat Completions: the request that Antiphon sends, and the chunk that Antiphon accepts.
 
-Lives here: typed views of the fields that the translation uses. Not here: the handling of malformed chunks
-(`translation/answer/chunk.py`), nor any vendor's name.
+Lives here: types with only those fields that the translation uses. The type of a request is exact. The type of a chunk
+is tolerant: a chunk may lack fields or have further fields. Not here: the handling of malformed chunks
+(`translation/answer/chunk.py`), and names of vendors.
 
 Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits the text.
 """
@@ -41,7 +42,7 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 class ChatRequest(Struct, omit_defaults=True):
     """A Chat Completions request, with its fields in the order in which they are encoded. `translation/chat/body.py`
-    appends the fields that go to the server unchanged."""
+    appends the fields that Antiphon passes to the server unchanged."""
 
     model: str
     messages: list[ChatMessage]
@@ -110,7 +111,7 @@ class Choice(Struct, gc=False):
 
 
 class Chunk(Struct, gc=False):
-    """A chunk of a streamed answer, or a whole completion."""
+    """A chunk of a streamed response of the model server, or a whole completion."""
 
     choices: list[Choice] | None = None
     usage: Raw = ABSENT
@@ -134,7 +135,7 @@ class UsageDetails(Struct, gc=False):
 
 
 class ChatUsage(Struct, gc=False):
-    """A usage object, with every key under which servers report a token count."""
+    """A usage object. Its fields are all keys under which model servers report a token count."""
 
     prompt_tokens: TokenCount | None = None
     input_tokens: TokenCount | None = None

@@ -1,9 +1,9 @@
-"""Stream events: one class for each event type that OpenAI's service sends.
+"""Defines the stream events, with one class for each event type that OpenAI's service sends.
 
 Lives here: the names and fields of the events. Not here: counters, ids and the order of events
 (`translation/events/builder.py`), and encoding events as server-sent events (`translation/events/encode.py`).
 
-Invariant: `type` comes first and every event has a `sequence_number`.
+Invariant: the first key of every event is `type`, and every event has a `sequence_number`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.types.response import Response
 
 
 class Event(Struct, tag_field="type"):
-    """The members of every event."""
+    """The fields that every event has."""
 
     sequence_number: int
 
@@ -51,8 +51,8 @@ class ErrorDetail(Struct):
 
 
 class ErrorEvent(Event, tag="error"):
-    """An error event. OpenAI's schema has the flat fields. Open Responses and the real service have the nested
-    `error`."""
+    """An error event. In OpenAI's schema, `code`, `message` and `param` are fields of the event. In the Open Responses
+    schema and in events of OpenAI's service, they are fields of the object `error`. Antiphon sends both forms."""
 
     code: str | None
     message: str
@@ -242,8 +242,8 @@ class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_di
 
 
 class _ShellCommand(Event):
-    """The members of every event about a shell command. OpenAI's service sends no `item_id` in shell command events, so
-    `output_index` identifies the call."""
+    """The fields that every event about a shell command has. OpenAI's service sends no `item_id` in shell command
+    events, so `output_index` identifies the call."""
 
     output_index: int
     command_index: int

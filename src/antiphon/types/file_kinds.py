@@ -1,11 +1,12 @@
 """Determines a file's plain name and media type from its metadata and its first bytes.
 
-Lives here: plain names, media types, the text types, the image types that models accept, and the file type of the
-translation (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching a file
-(`upstream/fetch.py`), and the file types that a chat server accepts (`translation/chat/content.py`).
+Lives here: the rules for plain names and media types, the media types of text, and the image types that models accept.
+This module also defines `FetchedFile`, a file that the translation puts into a chat request. Not here: reading a file
+(`search/` reads documents), fetching a file (`upstream/fetch.py`), and the file types that a chat server accepts
+(`translation/chat/content.py`).
 
-Invariants: a plain name holds no path, no control character and no character that reverses the writing direction. A
-media type is in lower case and without parameters.
+Invariants: a plain name contains no path, no control character and no character that reverses the writing direction. A
+media type is in lower case and has no parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _TEXT_ENDINGS: Final = (
     *(".html", ".htm", ".css", ".js", ".ts", ".tsx", ".jsx", ".py", ".rb", ".go", ".rs", ".java", ".c", ".h", ".cpp"),
     *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
 )
-# Only the standard library's tables: the media types that a machine's own files define must not change the result.
+# Uses only the tables of the standard library, so that the media types in a machine's configuration files do not change
+# the result.
 _TYPES: Final = MimeTypes()
 for _ending, _type in {
     ".md": "text/markdown",
@@ -49,8 +51,8 @@ for _ending, _type in {
 
 
 def plain_name(name: str) -> str:
-    """The file name without its path, cut to 255 bytes; the cut keeps a short extension. Empty when the name has no
-    allowed character."""
+    """Return the file name without its path, shortened to 255 bytes. A short extension stays complete. Returns an empty
+    string when the name has no allowed character."""
     name = _UNNAMEABLE.sub("", re.split(r"[/\\]", name)[-1]).strip()
     if name.strip(".") == "":
         return ""
@@ -64,10 +66,11 @@ def plain_name(name: str) -> str:
 
 
 def media_type_of(name: str, declared: str = "") -> str:
-    """The media type of a file: the type of its extension, else the declared type, else `application/octet-stream`."""
+    """Return the media type of a file: the type of its extension, else the declared type, else
+    `application/octet-stream`."""
     guessed, coding = _TYPES.guess_type(name.lower(), strict=True)
     if guessed is not None and coding is None:
-        # Some extensions of source code have a registered type of another format (`.ts` is a video).
+        # Some extensions of source code are also registered for another format (`.ts` for video).
         named_text = name.lower().endswith(_TEXT_ENDINGS) and not guessed.startswith(_TEXT_TYPES)
         return "text/plain" if named_text else guessed
     if name.lower().endswith(_TEXT_ENDINGS):
@@ -76,14 +79,15 @@ def media_type_of(name: str, declared: str = "") -> str:
 
 
 def is_text(name: str, media_type: str) -> bool:
-    """Whether the file is text, so that a model can read its bytes unchanged."""
+    """Return whether the file is text, so that a model can read its bytes unchanged."""
     if media_type and media_type != BYTES:
         return media_type.startswith(_TEXT_TYPES)
     return name.lower().endswith(_TEXT_ENDINGS)
 
 
 def image_type(start: bytes) -> str | None:
-    """The media type of a PNG, JPEG, GIF or WebP image, from the file's first bytes. None for every other file."""
+    """Return the media type of a PNG, JPEG, GIF or WebP image, from the file's first bytes. Returns None for every
+    other file."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if start.startswith(b"\xff\xd8\xff"):
@@ -98,7 +102,7 @@ def image_type(start: bytes) -> str | None:
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
     """A file that the translation puts into a chat request. `name` is a plain file name: not empty, and without a path.
-    `media_type` is in lower case and without parameters."""
+    `media_type` is in lower case and has no parameters."""
 
     name: str
     media_type: str

@@ -1,20 +1,20 @@
-"""Items and content parts, in the forms in which clients send them, stores keep them and responses emit them.
+"""Defines items and content parts, in the forms that clients send, stores store, and responses contain.
 
-Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. The exact
-types of output items are here too, and the record of what the model saw for an item (`Shown`). Not here: the
-conversion of items into chat messages (`translation/chat/messages.py`), storing records (`engine/exchange/`,
+Lives here: one tolerant type for all input items (`InputItem`), because clients omit and add keys freely. This module
+also has the exact types of output items, and the record of the text that the model saw for an item (`Shown`). Not here:
+the conversion of items into chat messages (`translation/chat/messages.py`), storing records (`engine/exchange/`,
 `stores/`).
 
-A model server finds a conversation in its prefix cache only if the conversation's beginning is the same, byte for byte,
-every time. The item of a search tells a client the queries. The item holds the results only if the client requested
-them, but the model has read all results. So Antiphon stores, for later requests, the text that the model has read.
-Antiphon never sends this text to a client.
+A model server reuses its prefix cache only if a request begins with the same bytes as an earlier request. The item of a
+search contains the queries. The item contains the results only if the client requested them. The model, however, has
+read all results. So Antiphon stores the text that the model has read, and sends the same text to the model in later
+requests. Antiphon never sends this text to a client.
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; field tables observed from OpenAI's service.
 
 Invariants: text inside output items is raw JSON. Antiphon never decodes the text of output items on its way from the
-upstream to the client. The record of what the model saw never comes from a client. `HistoryItem` joins a stored item
-and its stored record.
+upstream to the client. The record of the text that the model saw never comes from a client. `HistoryItem` joins a
+stored item and its stored record.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 class InputItem(Struct, gc=False):
     """Any input item, with the keys that Antiphon reads. `translation/item_kinds.py` handles the other keys.
 
-    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a custom tool's
-    call. `action`, `operation` and `environment` belong to calls of shells and patches. `tools` belongs to items that
-    declare tools. `source` is the whole item, unchanged, for items that Antiphon shows or stores as the client sent
-    them. Items of hosted tools from earlier turns have a `source`.
+    `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is the text of a call of a custom
+    tool. Only shell calls and patch calls have `action`, `operation` and `environment`. Only items that declare tools
+    have `tools`. `source` is the whole unchanged item, for items that Antiphon returns or stores exactly as the client
+    sent them. Items of hosted tools from earlier turns have a `source`.
     """
 
     type: str | None = None
@@ -63,8 +63,8 @@ class InputItem(Struct, gc=False):
 
 
 class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
-    """An item that has only known keys. The keys below are notes of a client or server, and the model does not see
-    them."""
+    """An item that has only known keys. The keys below are metadata of a client or a server. Antiphon does not send
+    them to the model."""
 
     caller: Raw = ABSENT
     created_by: Raw = ABSENT
@@ -87,7 +87,8 @@ class InputPart(Struct, gc=False):
 
 
 class KnownPart(InputPart, gc=False, forbid_unknown_fields=True):
-    """A part that has only known keys. `annotations` and `logprobs` describe text that a model has written."""
+    """A content part that has only known keys. `annotations` and `logprobs` describe text that a model has
+    generated."""
 
     annotations: Raw = ABSENT
     logprobs: Raw = ABSENT
@@ -129,31 +130,31 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
 
 
 class _EmittedItem(Struct, kw_only=True):
-    """The members of every item in a response's output."""
+    """The fields of every item in a response's output."""
 
     id: str
     type: str
 
 
 class _Tracked(_EmittedItem, kw_only=True):
-    """The members of every output item that has a `status`."""
+    """The fields of every output item that has a `status`."""
 
     status: ItemStatus
 
 
 class _ClientCall(_Tracked, kw_only=True):
-    """A call whose output the client sends in a later request."""
+    """A call of a client tool. The client sends the call's output in a later request."""
 
     call_id: str
 
 
 class Message(_Tracked, kw_only=True):
-    """A message of the model. OpenAI's service sends exactly one content part. Its `status` is first in_progress, then
-    completed or incomplete.
+    """A message of the model. OpenAI's service sends exactly one content part in a message. The `status` is first
+    in_progress, then completed or incomplete.
 
-    `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer. The
-    phase is known at the end of the message. `phase` stays unset if the answer was cut, or if the model went on
-    reasoning.
+    `phase` is `commentary` for the text of a turn that calls tools, and `final_answer` for the text of the answer.
+    Antiphon knows the phase only at the end of the message. `phase` stays unset if the model's output was cut off, or
+    if the model continues with reasoning after the message.
     """
 
     type: Literal["message"] = "message"
@@ -164,7 +165,7 @@ class Message(_Tracked, kw_only=True):
 
 class Reasoning(_EmittedItem, kw_only=True):
     """A reasoning item. Reasoning items have no `status` (observed in 197 of 197 items). `content` is absent when
-    `summary` holds the text. `encrypted_content` is absent when the request's `include` does not name it."""
+    `summary` contains the text. `encrypted_content` is absent when the request's `include` does not list it."""
 
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
@@ -173,9 +174,9 @@ class Reasoning(_EmittedItem, kw_only=True):
 
 
 class FunctionCall(_Tracked, kw_only=True):
-    """A call of a function tool. `arguments` is a JSON string that itself holds JSON. `namespace` is present when the
-    tool was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool asked for
-    encrypted arguments."""
+    """A call of a function tool. `arguments` is a JSON string whose text is JSON. `namespace` is present when the tool
+    was declared in a namespace. `encrypted_function_args` is present, as an empty list, when the tool's declaration
+    requests encrypted arguments."""
 
     type: Literal["function_call"] = "function_call"
     arguments: JsonText
@@ -236,7 +237,7 @@ class Compaction(_EmittedItem, kw_only=True):
 
 
 class FileSearchCall(_Tracked, kw_only=True):
-    """A search in vector stores. `results` is present only if the request's `include` names it."""
+    """A search in vector stores. `results` is present only if the request's `include` lists it."""
 
     type: Literal["file_search_call"] = "file_search_call"
     queries: list[str]
@@ -244,15 +245,15 @@ class FileSearchCall(_Tracked, kw_only=True):
 
 
 class WebSearchCall(_Tracked, kw_only=True):
-    """A web search, or a page that Antiphon opened. `action` is `{type: search, query, sources?}` or `{type:
-    open_page, url}`, and is present when the call is done."""
+    """A web search, or a page that Antiphon opened. `action` is `{type: search, query, sources?}` or `{type: open_page,
+    url}`, and is present when the call is complete."""
 
     type: Literal["web_search_call"] = "web_search_call"
     action: JsonObject | UnsetType = UNSET
 
 
 class CodeInterpreterCall(_Tracked, kw_only=True):
-    """Code that Antiphon ran. `outputs` is present only if the request's `include` names it."""
+    """Code that Antiphon ran. `outputs` is present only if the request's `include` lists it."""
 
     type: Literal["code_interpreter_call"] = "code_interpreter_call"
     code: str
@@ -271,8 +272,8 @@ class HostedToolSearchCall(_Tracked, kw_only=True):
 
 
 class HostedToolSearchOutput(_Tracked, kw_only=True):
-    """The declarations of the tools that a `HostedToolSearchCall` found. The model can call these tools from this item
-    on."""
+    """The declarations of the tools that a `HostedToolSearchCall` found. After this item, the model can call these
+    tools."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     call_id: None = None
@@ -328,8 +329,8 @@ OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | 
 class ShownCall(Struct, omit_defaults=True):
     """A call of a hosted tool, with its result. `arguments` and `output` are JSON strings.
 
-    `output` is absent if the item holds the same text. `asked` is the id of the approval request for this call. Calls
-    with the same `round` come from one answer of the model.
+    `output` is absent if the item contains the same text. `asked` is the id of the approval request for this call.
+    Calls with the same `round` come from one model call.
     """
 
     call_id: str
@@ -346,7 +347,7 @@ class Shown(Struct, omit_defaults=True):
 
     - `call_id` is the id by which the model knows the item's call, if the item has a different id.
     - `marks` is the highest citation number that the sources of the conversation have so far.
-    - `beside` has the ids of the client's calls that the model made in the same answer, after these calls.
+    - `beside` has the ids of calls of client tools that the model made in the same output, after these calls.
     """
 
     calls: tuple[ShownCall, ...] = ()
@@ -365,21 +366,21 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """Decode the record that is stored next to an item. None if `kept` is None."""
+    """Decode the record that the store has stored with an item. Returns None if `kept` is None."""
     return None if kept is None else _SHOWN.decode(kept)
 
 
 def shown_of(item: InputItem) -> Shown | None:
-    """The record of the text that the model saw for this item. None if the item has no record."""
+    """Return the record of the text that the model saw for this item, or None if the item has no record."""
     return item.shown if isinstance(item, HistoryItem) else None
 
 
 def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
-    """The item, joined with the record of the text that the model saw."""
+    """Return the item, joined with the record of the text that the model saw."""
     fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
     return HistoryItem(**fields, shown=shown)
 
 
 def highest_mark(items: Iterable[tuple[str, InputItem]]) -> int:
-    """The highest citation number of any source in this conversation, or 0."""
+    """Return the highest citation number of any source in this conversation, or 0."""
     return max((shown.marks for _, item in items if (shown := shown_of(item)) is not None), default=0)

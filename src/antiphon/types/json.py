@@ -1,10 +1,10 @@
-"""Operations on JSON text as bytes, without decoding, for the hot path.
+"""Handles JSON text as bytes, without decoding the text, for code that runs for every chunk of a stream.
 
-Lives here: functions for fragments of JSON text. A *fragment* is the inside of a JSON string, still escaped, without
-its quotes. Fragments can be joined and put between quotes to make a JSON string again. Not here: the classes of
-requests, items and events (`types/request.py`, `types/items.py`, `types/events.py`).
+Lives here: functions for fragments of JSON text. A *fragment* is the escaped text of a JSON string without its quotes.
+A caller can join fragments and put them between quotes, to build a JSON string. Not here: the classes of requests,
+items and events (`types/request.py`, `types/items.py`, `types/events.py`).
 
-Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.
+Invariant: a fragment is valid UTF-8 and contains no unescaped quote or control character.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ encode = msgspec.json.encode
 NULL: Final = msgspec.Raw(b"null")
 
 JsonText = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "string"})]
-"""An undecoded JSON string. `extra_json_schema` is the type that the API's OpenAPI document shows."""
+"""An undecoded JSON string. `extra_json_schema` is the type that the OpenAPI document of Antiphon's API shows."""
 
 JsonObject = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
 """An undecoded JSON object."""
@@ -31,7 +31,8 @@ JsonObjects = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "ar
 """An undecoded JSON array of objects."""
 
 ABSENT: Final = msgspec.Raw()
-"""The default of raw fields that the data may omit. msgspec cannot decode a union of raw JSON and None."""
+"""The default value of raw fields that the data may omit. None cannot be the default, because msgspec cannot decode a
+union of raw JSON and None."""
 
 _NOTHING: Final = msgspec.Raw(b"")
 
@@ -39,17 +40,17 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def raw(value: object) -> msgspec.Raw:
-    """Any value, encoded as raw JSON."""
+    """Encode any value as raw JSON."""
     return msgspec.Raw(encode(value))
 
 
 def quoted(fragment: bytes) -> msgspec.Raw:
-    """The JSON string that holds this fragment."""
+    """Return the JSON string with this fragment."""
     return msgspec.Raw(b'"%b"' % fragment)
 
 
 def fragment_of(text: str) -> bytes:
-    """The fragment for a text. A lone surrogate becomes U+FFFD, because UTF-8 cannot encode it."""
+    """Return the fragment for a text. A lone surrogate becomes U+FFFD, because UTF-8 cannot encode a lone surrogate."""
     try:
         return encode(text)[1:-1]
     except UnicodeEncodeError:
@@ -57,24 +58,26 @@ def fragment_of(text: str) -> bytes:
 
 
 def first(value: msgspec.Raw) -> bytes:
-    """The first byte of a raw value, which identifies its JSON type. Empty when the value is absent. Copies no data."""
+    """Return the first byte of a raw value, which identifies the value's JSON type. Returns empty bytes when the value
+    is absent."""
     return bytes(memoryview(value)[:1])
 
 
 def given(value: msgspec.Raw) -> bool:
-    """Whether the value is present and not null."""
+    """Return whether the value is present and not null."""
     return value is not ABSENT and value != NULL and value != _NOTHING
 
 
 def text_of(fragment: bytes) -> str:
-    """The text of a fragment, with its escapes decoded."""
+    """Return the text of a fragment, with decoded escapes."""
     text = msgspec.json.decode(b'"%b"' % fragment)
     assert isinstance(text, str)
     return text
 
 
 def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
-    """The decoded value. None for a value of another type, for invalid JSON, and for too deep nesting."""
+    """Return the decoded value. Returns None for a value of another type, for invalid JSON, and for JSON that is nested
+    too deeply."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -84,8 +87,8 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: replace invalid UTF-8, and accept lone surrogates and NaN.
 
-    The function is for an upstream's data that the strict decoder refused. Raises ValueError when the data is not JSON,
-    or is nested too deeply.
+    Call this function for data of an upstream that the strict decoder refused. Raises ValueError when the data is not
+    JSON, or is nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
@@ -100,7 +103,8 @@ def decode_any(data: bytes | str) -> Any:
 
 
 def decode_object(data: bytes | str) -> dict[str, Any]:
-    """The object that `decode_any` returns. An empty dict for any other value, and for data that is not JSON."""
+    """Return the object that `decode_any` returns. Returns an empty dict for any other value, and for data that is not
+    JSON."""
     try:
         value = decode_any(data)
     except ValueError:
@@ -119,7 +123,7 @@ def _without_surrogates(value: object) -> object:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether these bytes are valid UTF-8."""
+    """Return whether these bytes are valid UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -1,9 +1,10 @@
-"""The body of a create-response request, and the tool declarations in it.
+"""Defines the body of a create-response request, and the tool declarations in this body.
 
-Lives here: the type of a validated request, and the types of its nested fields. Also: one tolerant type for all tool
-declarations, and one type for all forms of `tool_choice`. Not here: the types, limits and support of the fields
-(`translation/request/fields.py`), the checks of combinations of fields (`translation/request/body.py`). Not here: the
-tool types that the model can call (`translation/request/tools.py`), and their chat form (`translation/chat/tools.py`).
+Lives here: the type of a validated request, and the types of its nested fields. This module also has one tolerant type
+for all tool declarations, and one type for all forms of `tool_choice`. Not here: the types, limits and support of the
+fields (`translation/request/fields.py`), the checks of combinations of fields (`translation/request/body.py`). Not
+here: the tool types that the model can call (`translation/request/tools.py`), and their chat form
+(`translation/chat/tools.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
 
@@ -22,9 +23,9 @@ from antiphon.types.tolerance import Tolerance
 
 
 class ToolDeclaration(Struct):
-    """Any tool declaration. `tools` are the tools of a namespace. `source` is the unchanged declaration, which the
-    response repeats. `unhurried` (`async` in JSON): the conversation may continue before calls of the tool have their
-    output."""
+    """A tool declaration of any type. `tools` are the tools of a namespace. `source` is the unchanged declaration,
+    which the response repeats. `unhurried` (`async` in JSON): the conversation may continue before calls of the tool
+    have their output."""
 
     type: str
     name: str | None = None
@@ -44,7 +45,8 @@ class ToolDeclaration(Struct):
 
 
 class ToolChoice(Struct, frozen=True):
-    """The choice that all forms of `tool_choice` reduce to. `mode` is auto, none or required.
+    """The field `tool_choice` in one form, into which Antiphon converts all other forms. `mode` is auto, none or
+    required.
 
     - `tools` are the (name, namespace) pairs that the model may call. None allows all tools. (None, namespace) allows a
       whole namespace.
@@ -58,13 +60,13 @@ class ToolChoice(Struct, frozen=True):
     single: bool = False
 
     def means(self, name: str | None, namespace: str | None) -> bool:
-        """Whether the choice names this tool, or its whole namespace."""
+        """Return whether the choice names this tool, or its whole namespace."""
         if self.tools is None:
             return False
         return (name, namespace) in self.tools or (namespace is not None and (None, namespace) in self.tools)
 
     def means_of(self, namespace: str | None) -> bool:
-        """Whether the choice names a tool of this namespace, or the whole namespace."""
+        """Return whether the choice names a tool of this namespace, or the whole namespace."""
         return self.tools is not None and any(space == namespace for _, space in self.tools)
 
     @property
@@ -114,7 +116,8 @@ class CreateResponse(Struct):
     """A validated create-response request.
 
     - `prompt` is the reference that the response repeats. `prompt_messages` are the messages of the prompt's template.
-    - `logprobs`, `encrypted_reasoning` and `obfuscation` hold the options that `include` and `stream_options` set.
+    - `logprobs`, `encrypted_reasoning` and `obfuscation` are the options that the fields `include` and `stream_options`
+      set.
     - `compact`: the response is a compaction of the conversation instead of an answer.
     - `compact_threshold`: Antiphon compacts a conversation with at least this many tokens before it answers. 0 means
       that Antiphon compacts when the model's context is nearly full.
@@ -123,10 +126,10 @@ class CreateResponse(Struct):
     - `forwarded` are the fields that the chat server gets unchanged, if it accepts them (`Field.forward`).
     - `parameters` are fields that chat servers know and the Responses API does not.
     - `others` are fields that neither chat servers nor the Responses API know.
-    - `allowed` holds the names in `parameters` and `others` that the operator lets through.
-    - `ignored` has the names of fields without effect, which the header `antiphon-ignored` lists.
-    - `unknown` decides about fields and values that Antiphon does not know. `unknown` also records the names that
-      Antiphon left out.
+    - `allowed` has the names in `parameters` and `others` that the operator allows Antiphon to forward.
+    - `ignored` has the names of fields without effect. The header `antiphon-ignored` lists them.
+    - `unknown` decides whether Antiphon ignores or refuses unknown fields and values. `unknown` also records the names
+      of ignored fields and values.
     """
 
     model: str

@@ -1,8 +1,8 @@
-"""The Response object that JSON answers and stream events carry.
+"""Defines the response object, which JSON responses and stream events contain.
 
-Lives here: the response object and the usage object. Not here: the request's fields that a response repeats unchanged
-(`translation/request/fields.py`). The order of the keys and the origin of the values are in
-`translation/events/response_draft.py` and `translation/events/builder.py`.
+Lives here: the types of the response object and of its usage object. Not here: the list of request fields that a
+response repeats unchanged (`translation/request/fields.py`). Not here: the order of the keys and the origin of the
+values (`translation/events/response_draft.py`, `translation/events/builder.py`).
 
 Invariant: every key is present in every copy of the response. An unknown value is `null`.
 """
@@ -59,14 +59,14 @@ MissReason = Literal[
     "input_changed",
     "service_tier_changed",
 ]
-"""Why a model server cannot reuse the whole compared prompt. These are all reasons that OpenAI's type has."""
+"""The reasons why a model server cannot reuse the whole compared prompt. OpenAI's type has the same reasons."""
 
 
 class CacheMiss(Struct, tag_field="type", tag="cache_miss"):
     """The request's prompt differs from the beginning of the compared prompt. `reason` names the first difference.
 
-    `cache_missed_tokens` are the input tokens behind the difference. `comparison_reusable_tokens` are the input tokens
-    before the difference.
+    `cache_missed_tokens` is the number of input tokens after the difference. `comparison_reusable_tokens` is the number
+    of input tokens before the difference.
     """
 
     cache_missed_tokens: int
@@ -91,9 +91,9 @@ PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonU
 
 
 class Response(Struct, kw_only=True):
-    """One response. `output` is left out of the stored body (`UNSET`). `conversation` and `prompt` are present when the
-    request named them. `prompt_cache_diagnostics` is present in the finished response when the request named a response
-    to compare. Every other key is always present."""
+    """One response. The stored body of a response omits `output` (`UNSET`). `conversation` and `prompt` are present
+    when the request has these fields. `prompt_cache_diagnostics` is present in the finished response when the request
+    named a response to compare. Every other key is always present."""
 
     id: str
     object: Literal["response"] = "response"

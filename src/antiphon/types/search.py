@@ -1,17 +1,17 @@
-"""A search query: its filters and ranking options as values, how Antiphon reads them, and the words of its text.
+"""Reads the filters and the ranking options of a search, and splits a search text into words.
 
 Lives here: the types of filters and ranking options, reading both from decoded JSON, and splitting a text or a query
-into words. Also: stop words, and splitting scripts that write no spaces. Not here: applying filters, options and words
-to an index (`stores/`), stemming and the folding of case and accents, the search itself.
+into words. This module also has the stop words, and splits text in scripts without spaces. Not here: applying filters,
+options and words to an index (`stores/`), stemming and the folding of case and accents, the search itself.
 
-The index stores scripts without spaces letter by letter. In a query, a run of letters without spaces becomes pairs of
-letters: "検索機能" looks for 検索, 索機 and 機能.
+The index stores text in scripts without spaces letter by letter. In a query, a run of such letters becomes pairs of
+letters. For example, the query "検索機能" becomes the terms 検索, 索機 and 機能.
 
 Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
 
 Invariants: a search accepts every filter and option that this module returns. Any other input raises an
-`InvalidRequest` that names the path. A query never holds search syntax. Every term is a word, even if the client's
-query contains search operators.
+`InvalidRequest` that names the path of the wrong field. The terms of a query never contain search syntax. Every term is
+a word, even if the client's query contains search operators.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The ranking of search hits. The search leaves out hits whose score is below `threshold` (0..1).
+    """The ranking options of a search. The result omits hits whose score is below `threshold` (0..1).
 
     The weights set the shares of the embedding score and the text score in a hybrid search. Both weights matter only if
     the store has vectors. The search computes no score whose weight is 0.
@@ -59,8 +59,8 @@ DEFAULT_RANKING: Final = Ranking()
 
 
 MAX_TERMS: Final = 64
-"""The maximal number of terms. A longer query is cut, because each term costs time and the first terms usually matter
-most."""
+"""The maximum number of terms in a query. `query_terms` drops further terms, because each term costs time and the first
+terms usually matter most."""
 
 # The letters of Thai, Lao, Myanmar and Khmer, kana, and CJK ideographs with their extensions and compatibility forms.
 _UNSPACED: Final = (
@@ -81,17 +81,17 @@ STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
 def index_text(text: str) -> str:
-    """The text in the form for the index: with a space around each letter of a script without spaces."""
+    """Return the text in the form that the index stores, with a space around each letter of a script without spaces."""
     if not _HAS_UNSPACED.search(text):
         return text
     return _HAS_UNSPACED.sub(lambda letter: f" {letter[0]} ", text)
 
 
 def query_terms(query: str) -> list[str]:
-    """The terms of a query, without duplicates and stop words. A term is a word, or two letters with a space in
-    between.
+    """Return the terms of a query, without duplicates and stop words. A term is a word, or two letters with a space
+    between them.
 
-    A query that consists only of stop words keeps them.
+    If the query consists only of stop words, the result has these stop words.
     """
     terms: dict[str, None] = {}
     for word in _WORD.findall(query.lower()):

@@ -1,19 +1,20 @@
-"""Handles unknown fields and values: leaves them out and lists their names, or refuses them (`strict`).
+"""Handles unknown fields and values in a request. Antiphon ignores them and lists their names, or refuses the request
+in strict mode.
 
 The API grows faster than any gateway: clients send items, parts, tools and values that are newer than this version of
 Antiphon. Most newer values do not change the model's prompt. A client is worse off with a refused request than with an
 answer that ignores an unknown value.
 
-Lives here: the decision about unknown parts, and the list of ignored names. Not here: the lists of known names (each
-reader of a value has one), and known fields without effect (`CreateResponse.ignored`).
+Lives here: the decision about unknown parts, and the list of ignored names. Not here: the lists of known names, which
+are in the modules that read the values, and known fields without effect (`CreateResponse.ignored`).
 
 Tools have a separate list and a separate setting (`refuse_tools`). An answer without a tool that the client relies on
-may be wrong. That is true for unknown tools, and for known tools that the operator has not configured.
+may be wrong. The model may lack an unknown tool, or a known tool that the operator has not configured.
 
-Invariants: every ignored part has its name in `names` (the 65th and all further names are `...`), and an ignored tool
-in `tools`. In strict mode no unknown part is left out. Antiphon always refuses an unknown output that a call waits for.
-Antiphon also always refuses an unknown restriction of an answer or a search. Neither of these two kinds of values
-reaches this module.
+Invariants: `names` lists every ignored part, and `tools` lists every ignored tool. A single `...` stands for the 65th
+and all further names. In strict mode Antiphon ignores no unknown part. In both modes Antiphon refuses an unknown output
+that a call waits for, and an unknown restriction of a response or a search. Values of these two kinds never reach this
+module.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from antiphon.errors import InvalidRequest
 
 _LONGEST: Final = 128
 MAX_NAMES: Final = 64
-"""The maximal number of names that one response lists: unknown parts that were left out, and parts without effect."""
+"""The maximum number of names that one response lists. The names are those of ignored unknown parts, and of parts
+without effect."""
 _MORE: Final = "..."
 
 
 @dataclass(slots=True)
 class Tolerance:
-    """The unknown parts and the tools that the translation leaves out of one request. `names` holds the names of
-    unknown parts. `tools` holds the tools that the model does not see, known or unknown. Each list has the order of the
-    request, without duplicates."""
+    """The unknown parts and the tools of one request that the translation ignores. `names` has the names of unknown
+    parts. `tools` has the tools that the model does not see, known or unknown. Each list has the order of the request,
+    without duplicates."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)
@@ -42,8 +44,8 @@ class Tolerance:
     tools: list[str] = field(default_factory=list)
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
-        """The names that are not `known`. The iteration stops when `names` is full, because a request may have millions
-        of names."""
+        """Yield the names that are not in `known`. The iteration stops when `self.names` is full, because a request may
+        have millions of names."""
         for name in names:
             if name in known:
                 continue
@@ -52,7 +54,8 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Record the name of an unknown part, in the form that the client gets: `input.future_call`, `include:future`.
+        """Record the name of an unknown part, in the form that the client gets, for example `input.future_call` or
+        `include:future`.
 
         Raises `error` in strict mode.
         """
@@ -70,7 +73,7 @@ class Tolerance:
             self.tools.append(name)
 
     def note(self, name: str) -> None:
-        """Add a name to the ignored parts, in strict mode too."""
+        """Add a name to `names`, in strict mode too."""
         name = name[:_LONGEST]
         if name not in self.names and len(self.names) <= MAX_NAMES:
             self.names.append(name if len(self.names) < MAX_NAMES else _MORE)

@@ -1,12 +1,13 @@
-"""HTTP headers and failed upstream calls as values, request ids, and the CORS rules.
+"""Defines the types of HTTP headers and failed upstream calls, the format of request ids, and the CORS rules.
 
-Lives here: the headers that Antiphon's own parts exchange, and the fault of a failed upstream call. Also: the format of
-an `x-request-id` and its replacement, the check of a CORS origin, and the response headers for the origin. Not here:
-the servers that make request ids and send headers, and the origins of WebSockets (`websocket.origins`).
+Lives here: the headers that Envoy and Antiphon's processes exchange, and the reasons for which an upstream call fails.
+This module also checks and replaces the header `x-request-id`, checks a CORS origin, and returns the response headers
+for this origin. Not here: the servers that generate request ids and send headers, and the allowed origins of WebSockets
+(the setting `websocket.origins`).
 
-Invariants: the log, the response and the upstream get the same request id, and that id has this format. The responses
-never allow credentials that the browser adds by itself (cookies). A page authenticates with a bearer token, not with
-cookies.
+Invariants: the log, the response and the upstream get the same request id, which has the format of this module. The
+CORS headers never allow credentials that the browser adds automatically (cookies). A page authenticates with a bearer
+token, not with cookies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from enum import Enum
 from typing import Final
 
 Headers = tuple[tuple[str, str], ...]
-"""Header pairs in order, with names in lower case. A repeated header keeps all its pairs."""
+"""Pairs of a header's name and value, in order. Names are in lower case. A repeated header has several pairs."""
 
 LOCAL_REPLY: Final = "x-antiphon-local-reply"
 """The header by which Envoy marks a reply that it generates itself, because no upstream answered. The value is
@@ -25,43 +26,44 @@ LOCAL_REPLY: Final = "x-antiphon-local-reply"
 
 OWN_JSON: Final = "antiphon_"
 OWN_STREAM: Final = "antiphon_stream_"
-"""Prefixes of the details of the sidecar's immediate responses, which Envoy's access log shows. `OWN_JSON` marks a JSON
-body, `OWN_STREAM` an event stream."""
+"""Prefixes of the field `details` in an immediate response of the sidecar. Envoy's access log shows this field.
+`OWN_JSON` marks a JSON body, `OWN_STREAM` an event stream."""
 
 ENDED_EARLY: Final = "stream_ended_early"
 """The name of the line that Envoy logs when a relayed stream ends too early."""
 
 PICKER_REPLY: Final = "picker"
-"""The prefix of the value of `LOCAL_REPLY` if the endpoint picker chose no endpoint. The status and the reason follow,
-separated by colons."""
+"""The prefix of the header `LOCAL_REPLY` if the endpoint picker chose no endpoint. After the prefix, the header's value
+has the status and the reason, separated by colons."""
 
 NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
-"""The failure cause of a model call that could not connect to Envoy's listener for model calls."""
+"""The cause in the error of a model call that could not connect to Envoy's listener for model calls."""
 
 SECRET_HEADER: Final = "x-antiphon-secret"
 """The header with the secret that the sidecar shares with the gateway in front. The sidecar's ports accept only callers
 with this secret."""
 
 CONSOLE_PATH: Final = "/console"
-"""The path of the console. Every other path of the console is below it."""
+"""The path of the console. All other paths of the console begin with this path."""
 
 CONSOLE_HEADER: Final = "x-antiphon-console"
-"""The header by which Envoy marks a request that came to a listener with the console. Clients cannot set this
-header."""
+"""The header by which Envoy marks a request from a listener that serves the console. Clients cannot set this header."""
 
 BACKEND_HEADER: Final = "x-antiphon-backend"
-"""The name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients cannot set this
-header."""
+"""The header with the name of the upstream for a model call. Envoy's routes choose the cluster by this header. Clients
+cannot set this header."""
 
 UPSTREAM_HEADER: Final = "antiphon-upstream"
-"""The response header that names the upstream that answered, if there are several. Clients get this header too."""
+"""The response header that names the upstream that answered, if the settings have several upstreams. Clients get this
+header too."""
 
 TRIED_HEADER: Final = "x-antiphon-tried"
-"""The number of upstreams that were tried for an answer, including the one that answered."""
+"""The header with the number of upstreams that Antiphon or Envoy tried for a model call, including the upstream that
+answered."""
 
 
 def header_value(headers: Headers, name: str) -> str | None:
-    """The first value of a header, or None. `name` is in lower case."""
+    """Return the first value of a header, or None. `name` is in lower case."""
     for key, value in headers:
         if key == name:
             return value
@@ -69,14 +71,15 @@ def header_value(headers: Headers, name: str) -> str | None:
 
 
 def bearer_token(headers: Headers) -> bytes:
-    """The bearer token of a request; empty when the request has none."""
+    """Return the bearer token of a request, or empty bytes when the request has none."""
     scheme, _, token = (header_value(headers, "authorization") or "").partition(" ")
     return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
 
 
 class UpstreamFault(Enum):
-    """The reason why an upstream call did not end properly. `HELD`: no data came before the timeout, but the client may
-    be the cause. When a client stops reading, the hops in between stop reading from the upstream."""
+    """The reason why an upstream call did not end properly. `HELD`: no data arrived before the timeout, but the client
+    may be the cause. When a client stops reading, the proxies between the client and the upstream also stop reading
+    from the upstream."""
 
     UNREACHABLE = "unreachable"
     TIMED_OUT = "timed_out"
@@ -87,7 +90,7 @@ class UpstreamFault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamError:
-    """A model call that failed in transport. `detail` is for logs, and holds no secrets."""
+    """A model call that failed in transport. `detail` is for logs, and contains no secrets."""
 
     fault: UpstreamFault
     detail: str
@@ -103,33 +106,33 @@ _REQUEST_ID_FORM: Final = re.compile(f"{_REQUEST_ID_LETTERS}{{1,{LONGEST_REQUEST
 
 
 def sent_request_id(headers: Headers) -> str | None:
-    """The id of the request's `x-request-id` header. None if the header is missing, repeated, or not in the valid
-    format."""
+    """Return the id in the request's `x-request-id` header. Returns None if the header is missing, repeated, or not in
+    the valid format."""
     given = [value for name, value in headers if name == REQUEST_ID]
     return given[0] if len(given) == 1 and _REQUEST_ID_FORM.fullmatch(given[0]) else None
 
 
 def with_own_request_id(headers: Headers, request_id: str) -> Headers:
-    """The headers, with this id in place of the client's. If the client sent no id, the function adds none. The
-    upstream then generates an id."""
+    """Return the headers, with this id in place of the client's id. If the client sent no id, the function adds no id.
+    The upstream then generates an id."""
     others = tuple(pair for pair in headers if pair[0] != REQUEST_ID)
     return headers if len(others) == len(headers) else (*others, (REQUEST_ID, request_id))
 
 
 CORS_METHODS: Final = "GET,POST,PUT,DELETE"
-# Browsers do not count `authorization` as covered by the wildcard, so the list names it.
+# In browsers the wildcard does not cover `authorization`, so the list names this header.
 CORS_HEADERS: Final = "authorization,*"
 CORS_EXPOSED: Final = "*"
 CORS_MAX_AGE: Final = "600"
 
 
 def origin_allowed(origins: tuple[str, ...], origin: str | None) -> bool:
-    """Whether pages of this origin may send requests and read the responses."""
+    """Return whether pages of this origin may send requests and read the responses."""
     return origin is not None and ("*" in origins or origin in origins)
 
 
 def cors_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
-    """The CORS response headers for this origin. Empty if the settings allow no origin."""
+    """Return the CORS response headers for this origin. The result is empty if the settings allow no origin."""
     if not origins:
         return ()
     vary = ("vary", "origin")
@@ -139,7 +142,7 @@ def cors_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
 
 
 def preflight_headers(origin: str) -> Headers:
-    """The response headers for a browser's preflight request (`OPTIONS`)."""
+    """Return the response headers for a browser's preflight request (`OPTIONS`)."""
     return (
         ("access-control-allow-origin", origin),
         ("access-control-allow-methods", CORS_METHODS),

@@ -1,7 +1,7 @@
-"""Typed views of JSON objects. Each view names only the fields that one step reads.
+"""Defines typed views of JSON objects. A view is a type that has only the fields that one step reads.
 
-Lives here: the views, each for the one module that decodes it. Not here: translating the decoded values, and the types
-of objects that are decoded completely (`request.py`, `items.py`, `chat.py`).
+Lives here: all views. Exactly one module decodes each view. Not here: the translation of the decoded values, and the
+types of objects that Antiphon decodes completely (`request.py`, `items.py`, `chat.py`).
 
 msgspec reads the annotations of the views at run time. So the classes are in a separate module, which the compiled
 build does not compile (docs/explanation/performance.md).
@@ -16,13 +16,13 @@ from antiphon.types.request import ReasoningOptions, TextFormat
 
 
 class OnlyModel(Struct):
-    """A request's body, decoded only for its model."""
+    """The body of a request, decoded only for its model."""
 
     model: str | None = None
 
 
 class Manner(Struct):
-    """The form of the answer that the client wants."""
+    """The fields of a request by which the client chooses the form of the response."""
 
     stream: bool | None = None
     background: bool | None = None
@@ -84,7 +84,7 @@ class ConfigurationUpdate(Struct):
 
 
 class KeptConfiguration(Struct):
-    """A `configuration_update` item, decoded for the names of all its settings."""
+    """A `configuration_update` item, decoded only for the names of all its settings."""
 
     reasoning: dict[str, Raw] | None = None
     text: dict[str, Raw] | None = None
@@ -113,7 +113,7 @@ class Skill(Struct):
 
 
 class Skills(Struct):
-    """The field `environment` of a shell tool, decoded for its skills."""
+    """The field `environment` of a shell tool, decoded only for its skills."""
 
     skills: list[Skill] | None = None
 
@@ -146,7 +146,7 @@ class AnyToolChoice(Struct):
 
 
 class FilePart(Struct):
-    """A content part, decoded for the file that it refers to."""
+    """A content part, decoded only for the file to which it refers."""
 
     type: str | None = None
     file_url: str | None = None
@@ -154,14 +154,14 @@ class FilePart(Struct):
 
 
 class StoredParts(Struct):
-    """A stored item, decoded for its content parts, which may refer to files."""
+    """A stored item, decoded only for its content parts, which may refer to files."""
 
     content: Raw = ABSENT
     output: Raw = ABSENT
 
 
 class AgentNames(Struct):
-    """An `agent_message` item, decoded for its sender and recipient."""
+    """An `agent_message` item, decoded only for its sender and recipient."""
 
     author: str | None = None
     recipient: str | None = None
@@ -175,13 +175,13 @@ class AgentPart(Struct):
 
 
 class SaidText(Struct):
-    """An `agent_reasoning` item, decoded for its text."""
+    """An `agent_reasoning` item, decoded only for its text."""
 
     text: Raw = ABSENT
 
 
 class ChatImage(Struct):
-    """The field `image_url` of an image part in Chat Completions' form."""
+    """The field `image_url` of an image part of a chat request."""
 
     url: Raw = ABSENT
     detail: str | None = None
@@ -204,7 +204,8 @@ class SealedReasoning(Struct):
 
 
 class SealedCompaction(Struct):
-    """The decrypted payload of a compaction: the summary, the kept items, and whether it covers all earlier items."""
+    """The decrypted payload of a compaction. `text` is the summary, and `items` are the items that stay unchanged.
+    `covers`: whether the summary covers all earlier items."""
 
     text: Raw = ABSENT
     items: list[Raw] = []
@@ -233,7 +234,7 @@ class StoredText(Struct):
 
 
 class StoredSettings(Struct):
-    """A stored response, decoded for the fields that its prompt depends on."""
+    """A stored response, decoded only for the fields on which its prompt depends."""
 
     model: str
     text: StoredText
@@ -248,20 +249,20 @@ class StoredSettings(Struct):
 
 
 class ChatMessages(Struct):
-    """A chat request, decoded for its messages."""
+    """A chat request, decoded only for its messages."""
 
     messages: list[Raw] = []
 
 
 class PassedResponse(Struct):
-    """A response object inside an event, decoded for its token usage."""
+    """A response object inside an event, decoded only for its token usage."""
 
     usage: Raw = Raw()
 
 
 class PassedAnswer(Struct):
-    """An upstream answer, decoded for its token usage. The answer is a chat completion, a chunk, a response, a list of
-    embeddings, or an event that holds a response."""
+    """The body of an upstream's answer, decoded only for its token usage. The body is a chat completion, a chunk, a
+    response, a list of embeddings, or an event that contains a response."""
 
     usage: Raw = Raw()
     response: PassedResponse | None = None
@@ -274,20 +275,20 @@ class CodeArguments(Struct):
 
 
 class RanInContainer(Struct):
-    """A code interpreter call, decoded for the id of its container."""
+    """A code interpreter call, decoded only for the id of its container."""
 
     container_id: str | None = None
 
 
 class QueuedCredentials(Struct):
-    """The declaration of an MCP tool, decoded for the credentials of its server."""
+    """The declaration of an MCP tool, decoded only for the credentials of its server."""
 
     authorization: str | None = None
     headers: Raw = ABSENT
 
 
 class Approval(Struct):
-    """The members of approval requests, approval responses and lists of tools that the code reads."""
+    """The fields that the code reads in approval requests, approval responses and lists of tools."""
 
     approval_request_id: str | None = None
     approve: bool | None = None

@@ -113,7 +113,7 @@ class DiskBlobs:
 
     async def keys(self, at_once: int = 500) -> AsyncIterator[list[str]]:
         """Yield the keys of all blobs, complete and unfinished, in batches of about `at_once`. The SQLite backend uses
-        the keys to find blobs of old versions, which had no pending rows."""
+        the keys to find blobs that an old version of Antiphon stored without pending rows."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -191,8 +191,8 @@ class DiskBlobWriter:
     def begin(self) -> None:
         """Create the draft file. Runs in the thread pool."""
         with self._using:
-            # The caller was cancelled before a thread was free. The caller has already closed this writer, and deletes
-            # the blob.
+            # If the caller was cancelled before a thread was free, the caller has already closed this writer and
+            # deletes the blob.
             if self._closed:
                 return
             _make_folder(self._draft.parent.parent)
@@ -248,7 +248,7 @@ class DiskBlobReader:
         return await self._blobs.run("Reading a file", lambda: self._read(start, limit))
 
     async def aclose(self) -> None:
-        """Close the file after a running read has ended."""
+        """Wait for a running read, then close the file."""
         await self._blobs.finish(self.close)
 
     def close(self) -> None:

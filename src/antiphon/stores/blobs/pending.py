@@ -48,7 +48,7 @@ INSERT INTO pending_blobs (key, lease_until) VALUES (:blob, taken())
 ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 """
 IS_HELD = "SELECT 1 FROM pending_blobs WHERE key = :key AND lease_until > taken()"
-# Skips rows that another transaction has locked, to renew the lease or to add the file row.
+# Skips a row that another transaction has locked, because that transaction renews the lease or adds the file row.
 TAKE_OVERDUE = """
 UPDATE pending_blobs SET lease_until = taken() WHERE key IN (
   SELECT key FROM pending_blobs WHERE lease_until > taken() AND lease_until <= lease_now() FOR UPDATE SKIP LOCKED
@@ -59,8 +59,8 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 
 class PendingRows:
-    """The rows of `pending_blobs`. Each row has a lease, or is *taken*: reserved for deletion forever. Leases use the
-    lease clock. Every method raises `StoreError`."""
+    """The rows of the table `pending_blobs`. Each row has a lease, or is *taken*. A sweep has reserved a taken row for
+    deletion, and no process can undo this. Leases use the lease clock. Every method raises `StoreError`."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
     """The transaction that reserves all rows with an expired lease."""

@@ -231,8 +231,8 @@ class S3BlobWriter:
         return Blob(self._key, self.size, self._hash.hexdigest())
 
     async def close(self) -> bool:
-        """Stop sending, and wait for the requests in progress. Returns whether a request failed, so that S3 may still
-        store its piece later."""
+        """Stop sending, and wait for the requests in progress. Returns whether a request failed. After a failed
+        request, S3 may still store the piece later."""
         self._closed = True
         self._held.clear()
         if self._sending:

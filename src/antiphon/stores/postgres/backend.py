@@ -1,16 +1,16 @@
 """Implements `Backend` for PostgreSQL, where many machines share one database.
 
-Lives here: the assembly of the stores over one connection pool, and of `Backend` from the modules of this package. Also
+Lives here: the class `PostgresBackend`, and the creation of all stores over one connection pool. This module also has
 the SQL of the recorded keys, and the SQL of files that differs from SQLite's. Not here: the rules for recorded keys
 (`../compatibility.py`), the stores (`../responses.py`, …), the pool (`database.py`), the checks of the server and the
 schema (`migrate.py`).
 
 Vector stores share the connection pool of the other stores. Closing the vector stores leaves the pool open.
 
-Invariants: the database of opened stores has the schema of this build. Any number of processes may open the same
-database concurrently. Modules that only an operator's command needs are imported on their first use. If processes with
-different keys start concurrently, the process that records its keys first starts. The processes with other keys refuse
-to start.
+Invariants: the stores open only after the database has the schema of this build. Any number of processes may open the
+same database concurrently. The process imports a module that only an operator's command needs on the module's first
+use. If processes with different keys start concurrently, the process that records its keys first starts. The processes
+with other keys refuse to start.
 """
 
 from __future__ import annotations

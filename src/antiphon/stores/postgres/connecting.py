@@ -1,13 +1,13 @@
 """Opens one connection to PostgreSQL: finds the primary server, configures the session, and escapes texts.
 
-Lives here: the servers in a URL, the selection of one server, and the conversion of all texts to the server and back.
-Not here: the number of connections and their timeouts (`database.py`), the meaning of a failure (`failures.py`).
+Lives here: the selection of one server from those in a URL, and the conversion of the texts that the server stores. Not
+here: the number of connections and their timeouts (`database.py`), the meaning of a failure (`failures.py`).
 
 A URL may name several servers: one primary, and replicas of the primary. This module tries the servers in turn, the
 last good server first, and uses the first server that accepts writes. Each server gets an equal share of the timeout,
-so that a dead machine does not use up the time for the other servers. A single server, also behind a DNS name or a
-pooler, must also accept writes. The module refuses a replica, and an old primary that is read-only after a failover,
-because their data may be outdated.
+so that a dead machine does not use up the time for the other servers. If the URL has only one server, this server must
+accept writes too, even behind a DNS name or a pooler. The module refuses a replica, and an old primary that is
+read-only after a failover, because their data may be outdated.
 
 A process that abandons a statement closes its connection. The server does not notice the closed connection while the
 statement waits for a lock. The process opens another connection. After several such statements the server has no

@@ -14,8 +14,8 @@ The pool works behind a pooler that assigns a server connection per transaction 
 the pool uses no named prepared statements and no session settings. With prepared statements, a driver behind such a
 pooler silently gets the results of other clients.
 
-A server that stops accepting writes is no longer the primary. After a read-only error, the pool retries on a new
-connection to the primary, or the caller gets an error. The pool never reuses an old connection to a server that has
+A server that stops accepting writes is no longer the primary. After a read-only error, the pool retries the operation
+on a new connection to the primary, or raises an error. The pool never reuses an old connection to a server that has
 stopped accepting writes.
 
 Invariants: the pool never has more than `size` connections. An operation that ends without the server's answer closes

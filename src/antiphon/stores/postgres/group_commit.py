@@ -1,4 +1,5 @@
-"""Implements group commit for PostgreSQL: a free writer task writes the queued units as one group, without a delay.
+"""Implements group commit for PostgreSQL. When a writer task is free, it writes the queued units as one group, and does
+not wait for more units.
 
 Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
 statements (`responses.py`, `jobs.py`), connections.

@@ -193,7 +193,7 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def finish(self, numbers: int) -> None:
-        """Derive the data that a move omits from the imported rows, and set the sequences. `numbers`: the highest
+        """From the imported rows, derive the data that a move omits. Also set the sequences. `numbers`: the highest
         number of a vector store or a file in the source, or 0. Idempotent."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)

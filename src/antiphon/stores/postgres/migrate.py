@@ -130,8 +130,8 @@ async def check_server(database: Database) -> None:
 
 
 async def reach_server(database: Database, within: float) -> None:
-    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`, immediately
-    for a failure that does not end by waiting."""
+    """Wait at most `within` seconds until the server answers, and check the server. Raises `StoreError`. If waiting
+    cannot end a failure, this function raises the error immediately."""
     clock = asyncio.get_running_loop().time
     ends = clock() + within
     line_due = clock()

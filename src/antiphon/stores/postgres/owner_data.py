@@ -1,8 +1,8 @@
 """Implements `OwnerData` for PostgreSQL.
 
-Lives here: reading, moving and deleting an owner's data, and vacuuming tables. Also the statements that keep foreign
-keys and byte counts correct when data moves to another owner. Not here: the SQL that all backends share and the order
-of a move (`../owner_data.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and vacuuming tables. This module also has the statements that
+keep foreign keys and byte counts correct when data moves to another owner. Not here: the SQL that all backends share
+and the order of a move (`../owner_data.py`), the contents of files.
 
 Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
 number of rows.

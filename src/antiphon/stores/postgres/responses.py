@@ -1,9 +1,10 @@
-"""Stores finished responses on PostgreSQL in groups, withdraws late ones, and finds items by id.
+"""Stores finished responses on PostgreSQL in groups, withdraws responses whose clients got an error, and finds items by
+id.
 
-Lives here: the statement that stores a group of responses, and the query for the reason of a refusal. Also the deletion
-of a response that was stored after its client got an error, and the SQL that finds items. Not here: the code that all
-backends share (`../responses.py`), the write queue and the recovery from an unknown outcome (`group_commit.py`),
-readiness (`health.py`), connections (`database.py`).
+Lives here: the statement that stores a group of responses, the query for the reason of a refusal, and the SQL that
+finds items. If the database stores a response after the client got an error, this module deletes the response. Not
+here: the code that all backends share (`../responses.py`), the write queue and the recovery from an unknown outcome
+(`group_commit.py`), readiness (`health.py`), connections (`database.py`).
 
 The statement skips records that it cannot store, and returns the ids of the stored records. The statement locks the
 rows on which it depends before it reads them. The order is always the same: idempotency keys, conversations, chains
@@ -47,7 +48,7 @@ COLUMNS = """
              completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background,
              stored_at)"""
 
-# Converts the parameters to rows: $1 to $18 have one element per turn, $19 to $26 one element per item.
+# Converts the parameters to rows: $1 to $18 have one element per response, $19 to $26 have one element per item.
 GIVEN = f"""
   t AS MATERIALIZED (
     SELECT *, {NOW} - age AS at

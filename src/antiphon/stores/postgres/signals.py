@@ -1,9 +1,10 @@
-"""Tells processes about changes that other processes have written to PostgreSQL: streams, ended jobs and queued jobs.
+"""Notifies processes about changes that other processes have written to PostgreSQL: new stream events, ended jobs and
+queued jobs.
 
-Lives here: the polling query, its interval, and the marks of watched streams. Also the notifications between processes
-("notes", sent with `NOTIFY`), their rate, and the connection that receives them (`LISTEN`) directly from the server.
-Not here: the choice of changes that need a note (`jobs.py`, `engine/running/workers.py`), the waiting callers
-(`engine/running/signal_watcher.py`).
+Lives here: the polling query, its interval, and the marks of watched streams. This module also sends notifications to
+other processes ("notes", with `NOTIFY`), limits their rate, and receives the notes of other processes. For the receipt
+(`LISTEN`), a process connects directly to the server. Not here: the choice of changes that need a note (`jobs.py`,
+`engine/running/workers.py`), the waiting callers (`engine/running/signal_watcher.py`).
 
 Without `state.direct_url`, each process polls the database at a fast interval. With `state.direct_url`, processes also
 send each other notes. A process that receives notes polls rarely, only to detect lost notes. A writer sends a note
@@ -13,7 +14,7 @@ about a stream only while another process watches the stream. A watcher marks th
 PostgreSQL takes a server-wide lock to commit a transaction with a notification. So one notification per write would
 serialize the writes of all processes. Instead, a separate statement sends one note after several writes. The note
 covers all changes since the previous note. Statements are at least `_APART` seconds apart, and further apart on a slow
-server. If a note is lost, other processes only react later, because they also poll.
+server. If a note is lost, other processes notice the changes later, by their polls.
 
 Before a process relies on its listening connection, it sends an echo: a note to itself, over another connection. An
 arriving echo proves that both connections lead to the same database. The echo also proves that no pooler is in front of
@@ -69,7 +70,7 @@ class Note:
     echo: bool = False
 
     def encode(self) -> str:
-        """Encode the note as a payload of words. If the changes do not fit into one payload, the note reports that
+        """Encode the note as a payload of words. If the changes do not fit into one payload, the note only reports that
         anything may have changed."""
         words = [self.sender]
         if self.echo:

@@ -1,6 +1,6 @@
 """Implements `Backend` for SQLite: databases in a local folder, or in memory.
 
-Lives here: the `Backend` classes, the names of the database files, the assembly of the stores with their connections,
+Lives here: the `Backend` classes, the names of the database files, the creation of the stores with their connections,
 and the `Schema` of each file. Not here: the stores (`../responses.py`, …), access to SQLite (`database.py`,
 `writer.py`, `readers.py`), the `Schema` interface (`stores/compatibility.py`), running migration steps (`migrate.py`).
 
@@ -8,9 +8,9 @@ A data folder contains `sessions.db` (responses, items, conversations, jobs, the
 contents of files). Vector stores have a separate database, `vectors.db`. SQLite has one write lock per database, and
 the ingestion of documents must not delay responses.
 
-Invariants: an open database has all schema steps of this build. Any number of processes may open the same folder. A
-module that only an operator's command needs (backup, owner data) is imported on its first use, so servers never import
-such a module.
+Invariants: an open database has all schema steps of this build. Any number of processes may open the same folder. Some
+modules are only for an operator's command (backup, owner data). The command imports such a module on its first use, and
+servers never import it.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
 
     async def lacking(self) -> tuple[int, dict[str, str]]:
-        """Return the number of expected tables and indexes, and the missing ones (see `missing_objects`). Returns
-        `(0, {})` when the database file does not exist. Raises `StoreError`."""
+        """Return the number of expected tables and indexes, and the missing tables and indexes (see `missing_objects`).
+        Returns `(0, {})` when the database file does not exist. Raises `StoreError`."""
         if not self.path.exists():
             return 0, {}
         return await asyncio.to_thread(
@@ -282,7 +282,7 @@ class SqliteVectorDatabase(VectorDatabase):
 
 
 class SqliteStores(Stores):
-    """All stores of `sessions.db`. The stores share one writer and its readers."""
+    """All stores of `sessions.db`. The stores share one writer and one pool of readers."""
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
         """`folder`: the folder of the database file, or None for a database in memory."""

@@ -1,17 +1,17 @@
 """Locates, creates and opens a SQLite database, and translates its errors into `StoreError`.
 
 Lives here: the location of a database (files or memory), the writer's connection and its PRAGMAs, waiting for a lock,
-and the translation of errors. Not here: table names, SQL of any store, threads. The writer (`writer.py`) calls `check`
-before and after each commit.
+and translating errors. Not here: table names, SQL of any store, threads. The writer (`writer.py`) calls `check` before
+and after each commit.
 
 SQLite does not notice when another process deletes or replaces an open database file. Later writes go to the deleted
 file, and are lost when the process that writes them ends. `check` detects a replaced file by comparing inode numbers.
 The comparison is exact, because the system never reuses the inode number of an open file.
 
-A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. The
-VFS takes the locks of a file without a write-ahead log. So a commit in memory waits for running queries, and new
-queries wait for the commit. SQLite deletes the database with its last connection, and limits the database to one
-gigabyte by default.
+A database in memory uses SQLite's `memdb` VFS. All connections of the process open the database by the same name. This
+VFS locks the database in the same way as a file without a write-ahead log. So a commit in memory waits for running
+queries, and new queries wait for the commit. SQLite deletes the database with its last connection, and limits the
+database to one gigabyte by default.
 
 Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on. A `StoreError` of
 this module names the database and the cause, and never contains stored data. If `check` succeeds, another process that

@@ -39,7 +39,7 @@ _NAMED = {
 }
 _OTHERS = {
     "pending_blobs": "SELECT rowid, key FROM pending_blobs WHERE rowid > ? AND lease_until >= 0 ORDER BY rowid",
-    # All rows of one file (or batch) share that file's position in the export.
+    # All rows of one file (or of one batch) share the position of this file (or batch) in the export.
     "file_attributes": """
         SELECT f.no, a.file_no, a.store_no, a.key, a.kind, CASE a.kind WHEN 's' THEN a.value END,
                CASE a.kind WHEN 's' THEN NULL ELSE a.value END

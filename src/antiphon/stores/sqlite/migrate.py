@@ -4,8 +4,9 @@ Lives here: applying the numbered schema steps that a database lacks, undoing th
 schema with a newly created one. Not here: which steps a build needs (`stores/compatibility.py`), the meaning of the
 tables, opening a connection (`database.py`), SQLite's integrity check (`backup.py`).
 
-SQLite runs a trigger's code when a statement writes to the table, and a view's or an index's code when a query reads
-it. So a trigger, view or index from outside Antiphon would run with Antiphon's rights on the rows of all owners.
+SQLite runs a trigger's code when a statement writes to the table. SQLite runs the code of a view or an index when a
+query reads it. So the code of a trigger, view or index that Antiphon did not create would run with Antiphon's rights on
+the rows of all owners.
 
 Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums. A newer build
 may have added further steps that this build can work with. This module rejects a database with any other steps before

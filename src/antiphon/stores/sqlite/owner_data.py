@@ -1,8 +1,8 @@
 """Implements `OwnerData` for the databases of a data folder. Servers may use the databases at the same time.
 
-Lives here: reading, moving and deleting an owner's data, and returning unused disk space. Also the statements that keep
-foreign keys and byte counts correct when data moves to another owner. Not here: the SQL that all backends share and the
-order of a move (`../owner_data.py`), the contents of files.
+Lives here: reading, moving and deleting an owner's data, and returning unused disk space. This module also has the
+statements that keep foreign keys and byte counts correct when data moves to another owner. Not here: the SQL that all
+backends share and the order of a move (`../owner_data.py`), the contents of files.
 
 The foreign key of a response to its chain includes the owner, and so does the foreign key of an item to its
 conversation. So each transaction of a move defers the checks of foreign keys to its commit. No trigger counts bytes

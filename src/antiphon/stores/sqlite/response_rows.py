@@ -3,9 +3,10 @@
 Lives here: the INSERT and UPDATE statements of a stored response, and their values. Not here: the handling of a failed
 write (`responses.py`), reading and deleting responses (`../responses.py`), running the statements (`units.py`).
 
-Storing a response always runs these statements, so they must be cheap. Python's sqlite3 looks up each named parameter
-on every call. Python's sqlite3 also searches for an adapter for `None` and `bytes`, which costs more than binding the
-value. So parameters are positional, INSERTs leave out NULL columns, and a small body is a `bytearray`.
+Storing a response always runs these statements, so they must be cheap. Python's sqlite3 module looks up each named
+parameter on every call. The module also searches for an adapter for each `None` and `bytes` value. This search costs
+more than binding the value. So parameters are positional, INSERTs leave out NULL columns, and a small body is a
+`bytearray`.
 
 Invariant: a response with a predecessor is stored only if the predecessor exists and has the same owner. The INSERT
 statement itself checks the predecessor and its owner.
@@ -158,8 +159,8 @@ def touch_chain(response_id: str, at: int) -> Statement:
 
 
 def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
-    """Return the rows of a response's items. `sides` is the input items and the output items. With `first=1`, `sides`
-    has only the output items."""
+    """Return the rows of a response's items. `sides` has the input items, then the output items. With `first=1`,
+    `sides` has only the output items."""
     values: list[object] = []
     shown: list[object] = []
     for direction, side in enumerate(sides, first):

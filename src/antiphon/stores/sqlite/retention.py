@@ -136,7 +136,8 @@ class SqlitePieces:
         changed, _ = await self._delete(
             Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
         )
-        # Return 0 deleted conversations, because this conversation has more items than one batch may delete.
+        # Return 0 deleted conversations. This conversation still exists, because it has more items than one batch may
+        # delete.
         return changed, 0
 
     async def streams(self, age: int) -> Piece:

@@ -1,16 +1,16 @@
 """Implements `Tables`, the database interface of the stores, with a SQLite writer and readers.
 
 Lives here: translating the shared SQL dialect into SQLite's, opening and closing writer and readers, and their metrics.
-Also the clock that decides when a lease on this machine expires, and the end of all leases after a reboot. Not here:
-the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`), the purpose,
-duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall clock and never
-affect a lease.
+This module also has the clock that decides when a lease on this machine expires, and ends all leases after a reboot.
+Not here: the definition of the dialect (`../tables.py`), threads and transactions (`writer.py`, `readers.py`), the
+purpose, duration and renewal of leases. Dates that clients see (`created_at`, `expires_at`) come from the wall clock
+and never affect a lease.
 
 All processes that share a database file run on one machine, so they share its monotonic clock. An operator can set the
-wall clock, but not the monotonic clock. The monotonic clock stops while the machine sleeps, as the lease holders do.
-The clock restarts at each boot. After a reboot, the first process that opens a database finds the boot id of the
-previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease holders.
-The backend for PostgreSQL uses the server's clock instead.
+wall clock, but not the monotonic clock. The monotonic clock stops while the machine sleeps. The processes that hold
+leases stop too. The clock restarts at each boot. After a reboot, the first process that opens a database finds the boot
+id of the previous boot in table `lease_clock`. This first process ends all leases, because the reboot ended the lease
+holders. The backend for PostgreSQL uses the server's clock instead.
 
 Invariant: a transaction that takes, renews or checks a lease reads the monotonic clock inside the transaction.
 """

@@ -1,12 +1,12 @@
 """Defines units of writes, and runs a group of units in one transaction.
 
-Lives here: the steps of a unit (a statement, or rows to insert), its state, its deadline, and running its steps. Also
-merging the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`), other statements
-(`../tables.py`), SQL of any store.
+Lives here: the steps of a unit (a statement, or rows to insert), a unit's state and deadline, and running the steps.
+This module also merges the INSERT statements of similar units. Not here: the transaction and its thread (`writer.py`),
+other statements (`../tables.py`), SQL of any store.
 
-For each statement, Python's sqlite3 releases the GIL several times. To get the GIL back, the thread must wait while the
-event loop is busy. So this module merges INSERT statements: one statement inserts the rows that several units add to
-the same table. If a merged statement fails, the writer runs the units one by one to find the failing unit.
+For each statement, Python's sqlite3 releases the GIL several times. To acquire the GIL again, the thread must wait
+while the event loop is busy. So this module merges INSERT statements: one statement inserts the rows that several units
+add to the same table. If a merged statement fails, the writer runs the units one by one to find the failing unit.
 
 Invariants: a step may run again after its transaction was rolled back, and produces the same results. A group that
 succeeds has the same effect as its units would have if they ran one after the other, in some order. No caller gets a

@@ -66,8 +66,8 @@ _CLEARLY_MORE = 1 << 18
 def pause_after(held: float) -> float:
     """Return the seconds for which the thread leaves the write lock free after it held the lock for `held` seconds.
 
-    A tenth of `held`, at most 5 ms. Polling processes try every 2 ms. Below 10 ms the result is 0: short transactions
-    end so often that a polling process soon finds the lock free.
+    The result is a tenth of `held`, at most 0.005 (5 ms), because polling processes try every 2 ms. If `held` is below
+    0.01 (10 ms), the result is 0. Short transactions end so often that a polling process soon finds the lock free.
 
     Example: `pause_after(0.03)` is 0.003.
     """
@@ -350,7 +350,8 @@ class SqliteWriter:
                     break
                 # One unit was withdrawn after its statements ran: roll back, and run the group again without this unit.
                 connection.execute("ROLLBACK")
-            # The check before the commit is early enough: uncommitted statements on a replaced file lose nothing.
+            # Check the files only before the commit, because uncommitted statements on a replaced file cause no loss of
+            # data.
             self._look()
             connection.execute("COMMIT")
             for unit in ran:

@@ -96,7 +96,7 @@ INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} FOR NO KEY
 """
 _COUNTED = ", words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = :no)"
 
-# Checks with one read whether a sweep has rows to delete.
+# Checks with one query whether a sweep has rows to delete.
 _EXPIRED = "(s.expires_at <= unix_ms() AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_number = s.number))"
 LITTER = f"""
 SELECT EXISTS (SELECT 1 FROM vector_trash) OR EXISTS (SELECT 1 FROM vector_stores WHERE owner IS NULL)

@@ -1,8 +1,8 @@
 """Creates the table of vectors when a process first needs vectors, and its indexes (HNSW) for large vector stores.
 
 Lives here: the creation of the table and of the pgvector extension, the advice after a failure, and the text form of a
-vector. Also the choice of the stores that need an index, and the task that creates and drops indexes while requests
-run. Not here: searches that use the table and the indexes (`chunk_index.py`).
+vector. This module also chooses the stores that need an index, and creates and drops indexes while requests run. Not
+here: searches that use the table and the indexes (`chunk_index.py`).
 
 Word search needs no extension. So a database without pgvector supports vector stores, as long as the operator
 configures no embeddings server.
