@@ -1,11 +1,9 @@
 """Dispatches calls to the hosted tools of a process, and enforces the limits of every call.
 
-Lives here:
-- dispatching a call, the timeout of a call, the limit of its output, and converting a failure into a result;
-- the limits of concurrent calls per process, owner and response, and the choice of the next waiting call;
-- decoding a tool's declaration and call arguments into structs that the tool defines.
-
-Not here: the tools themselves, which also check the decoded values (the other modules of this package).
+This module dispatches a call, applies its timeout, limits its output, and converts a failure into a result. This module
+limits concurrent calls per process, owner and response, and chooses which waiting call runs next. This module also
+decodes a tool's declaration and the arguments of a call into structs that the tool defines. The other modules of this
+package implement the tools, which also check the decoded values.
 
 A process has a fixed number of slots, and a running call occupies one slot. A response occupies at most a quarter of
 the slots, and an owner at most three quarters, so that other owners' calls can run. A free slot goes to the owner with
@@ -49,11 +47,12 @@ T = TypeVar("T")
 
 
 class ToolFailed(Exception):
-    """A call failed, and the model reads the message of this exception as the call's output."""
+    """Raised when a call fails. The model reads the message of this exception as the call's output."""
 
 
 class ServerTool(Protocol):
-    """One hosted tool. `types`: the `type` values of the request's `tools` entries that this tool handles."""
+    """The interface of a hosted tool. `types`: the `type` values of the request's `tools` entries that this tool
+    handles."""
 
     types: frozenset[str]
 

@@ -1,8 +1,8 @@
 """Implements the hosted tool `file_search`: the model searches the vector stores that the request names.
 
-Lives here: the tool's declaration, the function that the model calls, and formatting the hits for the model. Not here:
-the search (port `Searcher` in `engine/ports/vector_stores.py`), citation marks and annotations
-(`translation/events/citations.py`).
+This module checks the tool's declaration, makes the function that the model calls, and formats the hits for the model.
+An implementation of the interface `Searcher` (`engine/ports/vector_stores.py`) runs the search.
+`translation/events/citations.py` makes citation marks and annotations.
 
 Invariant: a call searches only vector stores that the declaration names and that belong to the request's owner.
 """

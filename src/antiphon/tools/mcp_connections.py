@@ -1,7 +1,7 @@
 """Manages sessions with MCP servers. Each response has one session per server, which closes after an idle time.
 
-Lives here: an HTTP client that connects only to checked addresses, the SDK's transports, and opening and closing
-sessions. Not here: checking the declared server (`mcp_servers.py`), converting results (`mcp_tool.py`).
+This module has an HTTP client that connects only to checked addresses. With the MCP SDK's transports, this module opens
+and closes sessions. `mcp_servers.py` checks the declared server, and `mcp_tool.py` converts results.
 
 The SDK requires that the same task enters and leaves the SDK's context managers. So each session has a separate task
 for this purpose, and other tasks only call the session.

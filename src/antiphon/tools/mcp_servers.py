@@ -1,12 +1,9 @@
 """Parses and checks an `mcp` declaration, and determines the address and headers of its server.
 
-Lives here:
-- the declaration's fields, the tools that the model may see, and the calls that the client must approve;
-- the cache key of a server (`McpServer.key`, a hash of address, headers and credentials) for lists of tools and
-  connections;
-- applying the operator's connectors and allow-list (setting `mcp.allow`) to the declaration.
-
-Not here: connecting, resolving host names and checking IP addresses (`mcp_connections.py`).
+This module parses the declaration, and decides which tools the model may see and which calls the client must approve.
+This module applies the operator's connectors and allow-list (setting `mcp.allow`) to the declaration. `McpServer.key`
+is the key under which the lists of tools and the connections of a server are cached. `mcp_connections.py` connects to
+servers, resolves host names and checks IP addresses.
 
 Source: the schema `MCPTool` of OpenAI's API specification.
 

@@ -1,8 +1,8 @@
 """Implements the `mcp` tool: shows the tools of an MCP server to the model as functions, and converts the results of
 calls.
 
-Lives here: listing a server's tools, caching the lists, and converting results into the fields of an `mcp_call` item.
-Not here: declarations and cache keys (`mcp_servers.py`), connections (`mcp_connections.py`).
+This module lists a server's tools, caches the lists, and converts results into the fields of an `mcp_call` item.
+`mcp_servers.py` checks declarations and makes cache keys, and `mcp_connections.py` connects to servers.
 
 Invariant: an error during a call never ends the response. The error becomes an output that the model can read.
 """

@@ -1,9 +1,9 @@
 """Implements the hosted tool `tool_search`: the model searches the tools that the request defers (`defer_loading`), and
 the sidecar returns the matching declarations.
 
-Lives here: listing the deferred tools for the model, and finding the tools that match a query. Not here: deciding which
-tools are deferred (`engine/exchange/requested_tools.py`), showing the found tools to the model (the output item
-contains them).
+This module lists the deferred tools for the model, and finds the tools that match a query.
+`engine/exchange/requested_tools.py` decides which tools are deferred. The output item contains the found tools, so the
+model sees them in the next model call.
 
 A search compares the query's words with names, namespaces, descriptions and parameters of the tools. A tool's full name
 in the query scores higher than any other match. A namespace's name in the query matches all its tools.

@@ -1,13 +1,12 @@
 """Implements the `web_search` tool: its declaration, the three functions that the model sees, and their results.
 
-Lives here:
-- searching: the number of results, and removing results that the declaration's `filters` forbid;
-- opening a page and finding text in it: extracting the page's text, and resolving its links.
+For a search, this module limits the number of results, and removes results that the declaration's `filters` forbid. To
+open a page or find text in it, this module extracts the page's text and resolves its links.
 
-Not here: clients of search services (`web_search_providers.py`), converting HTML to text (`antiphon.html_text`),
-fetching pages from checked addresses (`upstream/fetch.py`, behind `PageFetcher`). Also not here: the endpoint for
-clients that search without a model (`api/standalone_search.py`). Clients of this endpoint can also open a page at a
-given line, or follow a link of a page that they opened.
+`web_search_providers.py` has the clients of search services, and `html_text.py` converts HTML to text. A `PageFetcher`
+(`upstream/fetch.py`) fetches pages from checked addresses. `api/standalone_search.py` has the endpoint for clients that
+search without a model. Clients of this endpoint can also open a page at a given line, or follow a link of a page that
+they opened.
 
 Invariants: with `allowed_domains`, the tool neither shows nor opens URLs of other domains. Only the `PageFetcher`
 fetches pages.

@@ -1,10 +1,10 @@
 """Defines clients for web search services. A client sends one query and returns a list of results.
 
-Lives here: the HTTP request to each service, including the allowed domains, and parsing the response. Not here:
-formatting results and pages for the model, and removing results of blocked domains (`web_search.py`).
+This module sends the HTTP request to each service, with the allowed domains, and parses the response. `web_search.py`
+formats results and pages for the model, and removes results of blocked domains.
 
-The operator, not the client, configures a service's address, so the address may be private. The service receives the
-query and, at most, the user's country, and no other data of the client.
+The operator configures a service's address, so the address may be private. The service receives the query and, at most,
+the user's country, and no other data of the client.
 
 Invariant: a provider returns results or raises `ToolFailed`. The message of `ToolFailed` contains no API key and no
 address of the service.

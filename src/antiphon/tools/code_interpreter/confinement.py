@@ -1,9 +1,9 @@
 """Confines the sandboxed process, so that its code cannot reach the network, other processes or the host's files.
 
-Lives here: resource limits, changing the user if the process is root, Landlock (files), seccomp (system calls). Not
-here: running code (`interpreter.py`). The sandboxed process runs this module before it runs any code of the model, with
-the Python that the operator configured. This module imports only the standard library, because that Python may have no
-other packages.
+This module sets resource limits, changes the user if the process is root, restricts file access (Landlock), and
+restricts system calls (seccomp). The sandboxed process runs this module before it runs any code of the model
+(`interpreter.py`), with the Python that the operator configured. This module imports only the standard library, because
+that Python may have no other packages.
 
 Files: Landlock lets the process read the interpreter's libraries and write in the container's two folders. The process
 can open no other file. System calls: the seccomp filter allows the calls on a list and rejects all others. The list
@@ -100,7 +100,7 @@ _PRETENDED: dict[str, tuple[int, int]] = {
     "fchown": (93, 55), "lchown": (94, _NONE), "fchownat": (260, 54),
 }  # fmt: skip
 _ABSENT: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
-"""Libraries try these calls first and use another call after ENOSYS."""
+"""The filter makes these calls return ENOSYS. Libraries try them first, and use another call after ENOSYS."""
 
 _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8), "lgetxattr": (192, 9),
@@ -340,7 +340,8 @@ def make_ruleset(folders: tuple[str, ...], kernel: Kernel) -> int:
     attributes = struct.pack("=QQQ", files, network, scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     rules = int(kernel.syscall(444, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     check("landlock_create_ruleset", rules)
-    # Landlock 2 added the right to move a file between folders (REFER), and Landlock 3 the right to truncate a file.
+    # Version 2 of Landlock added the right to move a file between folders (REFER), and version 3 added the right to
+    # truncate a file.
     write = _WRITE | (files & (1 << 13 | 1 << 14))
     for path in folders:
         if not _allow(kernel, rules, path, write):

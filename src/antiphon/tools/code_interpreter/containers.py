@@ -1,15 +1,16 @@
 """Manages containers. A container is a sandbox with files and variables that belongs to one owner and expires.
 
-Lives here: creating, listing, using and deleting containers, copying uploaded files in, the ids of files, and expiry.
+This module creates, lists, uses, expires and deletes containers. This module also copies uploaded files into
+containers, and assigns ids to files.
 
-Not here: the sandbox (`local.py`), exclusive use and copying files between machines (`sharing.py`), the tool
-(`tool.py`). Also not here: storing a container's row (`ContainerRows`), running code in another process
-(`neighbours.py`).
+`local.py` implements the sandbox. `sharing.py` gives one request exclusive use of a container, and copies files between
+machines. `neighbours.py` runs code in another process. Implementations of `ContainerRows` store a container's row.
+`tool.py` implements the tool.
 
 A container's files live as long as the container. A container's variables live as long as its interpreter process. The
-interpreter ends when its code breaks a limit, when the sandbox needs its slot, or when the worker process ends. All
-worker processes of a machine run a container's code in the same interpreter. Only one request at a time uses a
-container.
+interpreter ends when its code exceeds a limit, when the sandbox needs its slot for another container, or when the
+worker process ends. All worker processes of a machine run a container's code in the same interpreter. Only one request
+at a time uses a container.
 
 Invariant: each method with an `owner` first checks that the container belongs to this owner and has not expired.
 """
@@ -56,9 +57,9 @@ _Files = list[RowFile]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The result of running code. `files`: the files that the code created or changed. `forgot`: the variables of
-    earlier runs were lost before this run. `left_behind`: the paths of files that Antiphon could not copy from another
-    machine."""
+    """The result of running code. `files`: the files that the code created or changed. `forgot`: whether the variables
+    of earlier runs were lost before this run. `left_behind`: the paths of files that Antiphon could not copy from
+    another machine."""
 
     run: CodeRun
     files: tuple[RowFile, ...]

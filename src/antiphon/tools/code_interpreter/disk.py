@@ -1,8 +1,8 @@
 """Reads, writes and measures the files of one container from outside the sandbox. The model's code created the files
 and may change them concurrently.
 
-Lives here: measuring, listing, reading, writing, copying and deleting. Not here: the callers of these operations
-(`local.py`, `machine_files.py`).
+This module measures, lists, reads, writes, copies and deletes files. `local.py` and `machine_files.py` call these
+operations.
 
 All access uses descriptors of folders and never follows links. The sandbox prevents code from creating links and pipes,
 but this module does not rely on that. All functions block, so call them in a thread. A `Folder` is a path, or a

@@ -1,8 +1,8 @@
-"""The program that runs inside the sandbox's process: a Python interpreter that keeps variables between runs.
+"""Runs inside the sandboxed process: a program that executes Python code and keeps the code's variables between runs.
 
-Lives here: the main function, which first confines its own process and then runs the code that it receives. Not here:
-the confinement (`confinement.py`, `space.py`), starting the process, timeouts and copying files (`machine.py`). The
-Python that the operator configured (`code_interpreter.python`) runs this file as a script.
+The main function first confines its own process and then runs the code that it receives. `confinement.py` and
+`space.py` confine the process. `machine.py` starts the process, applies timeouts and copies files. The Python that the
+operator configured (setting `code_interpreter.python`) runs this file as a script.
 
 The process reads lines of JSON from standard input: `{"code": …, "mark": …}`. For each request, the process writes one
 line of JSON to standard output. The code's output goes to standard error, followed by the mark, which ends the output

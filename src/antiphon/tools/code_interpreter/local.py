@@ -1,9 +1,9 @@
 """Runs code on this machine in confined processes, one per container. The sandbox needs only Linux with Landlock.
 
-Lives here: the pool of sandboxed processes (`Machine`), and access to the containers' files between runs. Also here:
-the trial that tests whether this machine can confine code, and with which mode of limiting disk space. Not here: one
-sandboxed process (`machine.py`), its confinement (`confinement.py`), its disk limit (`space.py`), the script that it
-runs (`interpreter.py`).
+This module manages the pool of sandboxed processes, and accesses the containers' files between runs. A trial tests
+whether this machine can confine code, and with which mode of limiting disk space. `machine.py` controls one sandboxed
+process, `confinement.py` confines it, and `space.py` limits its disk space. `interpreter.py` is the script that the
+process runs.
 
 If code does not stop after its timeout, the sandbox kills the process. The variables are then lost, and the files stay.
 Code that exceeds the disk or memory limit gets an error.

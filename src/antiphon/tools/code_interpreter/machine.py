@@ -1,9 +1,9 @@
 """Runs code in one sandboxed process (`Machine`), one run after the other.
 
-Lives here: starting the process, sending code to it, collecting its output, timeouts, and stopping it between runs.
+This module starts the process, sends code to it, collects its output, applies timeouts, and stops it between runs.
 
-Not here: the list of sandboxed processes (`local.py`), the command line (`starting.py`), copying files
-(`machine_files.py`). `interpreter.py` and `confinement.py` run inside the process.
+`local.py` has the list of sandboxed processes, `starting.py` makes the command line, and `machine_files.py` copies
+files. `interpreter.py` and `confinement.py` run inside the process.
 
 In mode `memory`, code works on copies in a file system in memory. This module copies the container's files in before a
 run, and copies changed files out after the run, while the process is stopped. In mode `counted`, code works on the

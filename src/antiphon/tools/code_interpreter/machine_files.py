@@ -1,12 +1,12 @@
 """Copies a container's files into and out of its sandboxed process, and counts files. All methods block, so call them
 in a thread.
 
-Lives here: copying between the container's folder and the process's file system in memory, the number of files that
-code may create, and reading pictures. Not here: the order of copying and running (`machine.py`), operations on one
-folder (`disk.py`), mounting the file system (`space.py`).
+This module copies files between the container's folder and the process's file system in memory. This module also
+computes how many files code may create, and reads pictures. `machine.py` decides when to copy and when to run code.
+`disk.py` has operations on one folder, and `space.py` mounts the file system.
 
-Invariant: an operation in a thread has an open descriptor until it ends, even after the task that waited for it was
-cancelled.
+Invariant: a descriptor that an operation in a thread uses stays open until the operation ends. This also holds if the
+task that waits for the thread is cancelled.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class MachineFiles:
         self._room = room
         self._user = user_of(home.name)
         self._inside: int | None = None
-        # After a cancelled call, its thread continues. The lock prevents `leave` from closing the descriptor while a
-        # thread uses it.
+        # If a call is cancelled, its thread continues to run. The lock prevents `leave` from closing the descriptor
+        # while a thread uses it.
         self._inside_lock = threading.Lock()
         self._known: tuple[dict[str, str], dict[str, str]] = ({}, {})
 

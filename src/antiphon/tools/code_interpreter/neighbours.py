@@ -1,8 +1,8 @@
 """Sends code to the worker process on the same machine that runs the container's interpreter.
 
-Lives here: the client and the server of this protocol between worker processes. Not here: owners and exclusive use of
-containers (`containers.py`). The protocol transfers no files, because all worker processes share the folder of the
-containers.
+This module has the client and the server of this protocol between worker processes. `containers.py` checks owners, and
+gives one request exclusive use of a container. The protocol transfers no files, because all worker processes share the
+folder of the containers.
 
 Each worker process listens on a Unix socket in a shared folder. A container's row names the process that ran its code
 last. If the named process has ended or sends no hello byte, the variables are lost, and this process runs the code in a

@@ -1,7 +1,7 @@
 """Counts, exports, moves and deletes an owner's containers, for the operator's commands.
 
-Lives here: counting containers, reading their rows and files for an export, giving them to another owner, deleting
-them. Not here: the command line (`commands/admin/command.py`), an owner's other data (`stores/sqlite/owner_data.py`).
+This module counts containers, reads their rows and files for an export, gives them to another owner, and deletes them.
+`commands/admin/command.py` has the command line, and `stores/sqlite/owner_data.py` handles an owner's other data.
 
 Invariant: counting and exporting create no files in the data folder.
 """

@@ -1,8 +1,8 @@
 """Implements `ContainerRows` on one machine, with one small file per container.
 
-Lives here: reading, writing, listing and deleting the record files. The lease on a container is a file lock (`flock`),
-which the kernel releases when the process ends. Not here: the files in a container (`local.py`), rows that several
-machines share (`stores/postgres/containers.py`).
+This module reads, writes, lists and deletes the record files. The lease on a container is a file lock (`flock`), which
+the kernel releases when the process ends. `local.py` has the files in a container, and `stores/postgres/containers.py`
+has rows that several machines share.
 
 A record has two lines of JSON: first the container's owner and times, then its list of files. A request for another
 owner's container reads only the first line, however long the list is.

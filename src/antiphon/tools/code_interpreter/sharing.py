@@ -1,9 +1,9 @@
 """Shares a container among requests, processes and machines: exclusive use, and snapshots of its files.
 
-Lives here: waiting for a container, with a lock among the requests of this process and a lease among processes. Also
-the format of a snapshot, and the check whether this machine has the current files. Not here: the operations during a
-use (`containers.py`), files on disk (`local.py`), storing leases and snapshots (`ContainerRows`,
-`stores/blobs/pending.py`).
+This module waits for a container, with a lock among the requests of this process and a lease among processes. This
+module also defines the format of a snapshot, and checks whether this machine has the current files. `containers.py` has
+the operations during a use, and `local.py` has the files on disk. `ContainerRows` and `stores/blobs/pending.py` store
+leases and snapshots.
 
 A machine saves a snapshot after a use that creates or changes a file. Another machine restores the snapshot before its
 use. A snapshot is one blob that contains all files of a container, one after the other. The container's row has the
@@ -55,7 +55,7 @@ _PIECE = 1 << 20
 
 
 class InUse(ContainerFailed):
-    """Another request used the container for the whole waiting time."""
+    """Raised when another request used the container for the whole waiting time."""
 
     def __init__(self) -> None:
         super().__init__("The container is in use. Try again when the code that runs in it has ended.")

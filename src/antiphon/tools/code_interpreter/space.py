@@ -1,9 +1,9 @@
 """Limits the disk space of sandboxed code from inside the sandboxed process.
 
-Lives here: mounting the file system (mode `memory`), and the counter process (mode `counted`). The sandboxed process
-mounts the file system, or starts the counter, before it runs the model's code. Not here: the parent's side
-(`machine.py`), the seccomp filters (`confinement.py`). This module imports only the standard library, because it runs
-with the Python that the operator configured.
+In mode `memory`, this module mounts a file system, and in mode `counted` it starts the counter process. The sandboxed
+process does so before it runs the model's code. `machine.py` has the parent's side, and `confinement.py` has the
+seccomp filters. This module imports only the standard library, because it runs with the Python that the operator
+configured.
 
 - `memory`: a file system in memory with a fixed size and a fixed number of files, which only this process sees. Mode
   `memory` needs the right to mount (root), or unprivileged user namespaces.
@@ -97,8 +97,8 @@ def counter(control: int) -> Callable[[int], None]:
     seccomp listener's descriptor to the counter.
 
     The counter answers each line with a line. `<number>` sets how many files the code may create from now on. `held?`
-    asks whether the process has deleted files open, which still use disk space. The counter ends with this process, or
-    when the parent closes `control`.
+    asks whether the process has deleted files open, which still use disk space. The counter ends when this process
+    ends, or when the parent closes `control`.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()

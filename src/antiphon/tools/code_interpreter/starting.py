@@ -1,7 +1,6 @@
 """Prepares the start of a sandboxed process: its command line, environment, user id and size limits.
 
-Lives here: all parameters of the process. Not here: starting and controlling the process (`machine.py`), how it
-confines itself (`confinement.py`).
+`machine.py` starts and controls the process, which `confinement.py` confines.
 
 Invariant: a sandboxed process inherits no environment variable, because variables may contain secrets.
 """

@@ -1,12 +1,12 @@
 """Implements the `code_interpreter` tool: its declaration, the function that the model sees, and the result of a run.
 
-Lives here: choosing the container of a call, formatting outputs, citations of files. Not here: running code
-(`local.py`), managing containers (`containers.py`).
+This module chooses the container of a call, formats outputs, and makes citations of files. `local.py` runs code, and
+`containers.py` manages containers.
 
 With `container: {"type": "auto"}`, a conversation reuses its container until the container expires. Without an
 unexpired container, the model's first call creates a new one.
 
-Invariant: the container of a call belongs to the request's owner, and the call's item contains its id.
+Invariant: the container of a call belongs to the request's owner, and the call's item contains the container's id.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class CodeInterpreter:
 
 
 def _code(arguments: str) -> str:
-    """Return the code of a call. If the arguments are not the expected JSON, the model wrote plain code, so return them
+    """Return the code of a call. If the arguments are not the expected JSON, they count as plain code and are returned
     unchanged. Raises `ToolFailed` if there is no code."""
     given = read_arguments(arguments, _CodeArguments)
     code = arguments if given is None else given.code
