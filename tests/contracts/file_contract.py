@@ -16,8 +16,8 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
-from antiphon.errors import StoreError
+from antiphon.engine.ports.files import FileFields, FileQuery, StoredFile
+from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores.files import FileStore
 from tests.contracts.store_contract import ALICE, BOB
 
@@ -157,12 +157,12 @@ class FileStoreContract:
     async def test_no_more_than_an_owner_may_have(self, store: FileStore, peer: FileStore) -> None:
         await keep(store, fields("a"), b"x" * 9_000_000)
         assert await peer.used(ALICE) == 9_000_000
-        with pytest.raises(OwnerStorageFull):
+        with pytest.raises(OwnerFull):
             await keep(store, fields("b"), b"x" * 1_000_001)
         assert await peer.get(ALICE, "file-b") is None
         await keep(store, fields("c"), b"x" * 1_000_000, owner=BOB)
         await keep(store, fields("d"), b"x" * 1_000_000)
-        with pytest.raises(OwnerStorageFull):
+        with pytest.raises(OwnerFull):
             await keep(store, fields("e"))  # An empty file uses space too.
         assert await store.delete(ALICE, "file-d")
         await keep(store, fields("e"))
@@ -171,7 +171,7 @@ class FileStoreContract:
         async def one(number: int) -> bool:
             try:
                 await keep(store if number % 2 else peer, fields(f"{number}"), b"x" * 3_000_000)
-            except OwnerStorageFull:
+            except OwnerFull:
                 return False
             return True
 

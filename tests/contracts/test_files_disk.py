@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.files import FileQuery, OwnerStorageFull, new_blob_key
-from antiphon.errors import StoreError
+from antiphon.engine.ports.files import FileQuery, new_blob_key
+from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import FORGET, KEEP
 from antiphon.stores.files import FileStore
@@ -76,7 +76,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: FileStore, tmp_pat
         assert len(contents(tmp_path)) == 2
     assert len(contents(tmp_path)) == 1
     await store.delete(ALICE, "file-a")
-    with pytest.raises(OwnerStorageFull):
+    with pytest.raises(OwnerFull):
         await keep(store, fields("b"), b"x" * (OWNER_BYTES + 1))
     assert contents(tmp_path) == []
 

@@ -11,8 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.files import OwnerStorageFull
-from antiphon.errors import StoreError
+from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.files import FileStore
@@ -93,7 +92,7 @@ async def test_uploads_at_the_same_time_do_not_both_fit(store: FileStore, url: s
         results = await asyncio.gather(
             *[keep((store, peer)[n % 2], fields(f"n{n}"), b"x" * part) for n in range(10)], return_exceptions=True
         )
-    assert sum(isinstance(one, OwnerStorageFull) for one in results) == 5
+    assert sum(isinstance(one, OwnerFull) for one in results) == 5
     assert await store.used(ALICE) == 5 * part == await store.stored_bytes()
     assert len(contents(tmp_path)) == 5
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from antiphon.config.state import BlobSettings, StateSettings
-from antiphon.engine.ports.files import OwnerStorageFull, new_blob_key
-from antiphon.errors import StoreError
+from antiphon.engine.ports.files import new_blob_key
+from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import open_stores
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs
@@ -87,7 +87,7 @@ async def test_nothing_is_left_of_what_is_gone(stores: SqliteStores, left: Left)
     assert [len(path.rpartition("/")[2]) for path in sorted(await left())] == [6, 11]
     async with stores.files.uploading() as upload:
         await upload.write(b"y" * (17 << 20))
-    with pytest.raises(OwnerStorageFull):
+    with pytest.raises(OwnerFull):
         await keep(stores.files, fields("b"), b"x" * (OWNER_BYTES + 1))
     assert len(await left()) == 2
     assert await stores.files.delete(ALICE, "file-a")

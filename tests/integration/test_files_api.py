@@ -269,7 +269,8 @@ async def test_no_more_than_an_owner_may_have(door: OpenHttpDoor, tmp_path: Path
     for _ in range(10):
         await upload(door, PURPOSE, ('name="file"; filename="a"', b"x" * (1 << 20)))
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
-    assert (answer.status, answer.error["code"]) == (400, "storage_limit_exceeded")
+    assert (answer.status, answer.error["code"]) == (429, "storage_limit_exceeded")
+    assert "'files.owner_bytes'" in answer.error["message"]
     assert len(left_on_disk(tmp_path)) == 10
     await upload(door, PURPOSE, HELLO, owner=BOB)
 

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, StoredFile
 from antiphon.engine.ports.state import Page
+from antiphon.errors import OwnerFull
 from antiphon.stores.files import FileStore, FileUpload
 
 LEAST_ROOM = 4096
@@ -101,7 +102,7 @@ class _Upload(FileUpload):
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         limit = self._store.limit
         if limit is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > limit:
-            raise OwnerStorageFull
+            raise OwnerFull(limit, "files.owner_bytes", "files, including this one,", "Delete files")
         data = b"".join(self._parts)
         file = StoredFile(
             fields.id,

@@ -53,8 +53,8 @@ from antiphon.engine.ports.containers import (
 from antiphon.engine.ports.files import StoredFile
 from antiphon.engine.ports.state import Page
 from antiphon.errors import (
-    InvalidRequest,
     NotFound,
+    RequestTooLarge,
     StoreError,
     invalid_parameter,
     missing_parameter,
@@ -244,7 +244,10 @@ class ContainerApi(Area):
             async for piece in request.pieces():
                 raw += piece
                 if len(raw) > _MAX_FIELD:
-                    raise InvalidRequest("The request body is too large.", code="invalid_json")
+                    raise RequestTooLarge(
+                        f"The request body is larger than {_MAX_FIELD} bytes. To send a file, use multipart/form-data.",
+                        code="request_too_large",
+                    )
             body = read_body(replace(request, body=raw), CopyFile)
             if not body.file_id:
                 raise missing_parameter("file_id")

@@ -45,10 +45,9 @@ from antiphon.api.http import (
     raw_response,
 )
 from antiphon.api.multipart import FormDecoder, FormPart, PartData, PartEnd, boundary
-from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, StoredFile
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import (
-    InvalidRequest,
     NotFound,
     RequestTooLarge,
     invalid_parameter,
@@ -139,8 +138,7 @@ class Files(Area):
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/files`: store the file of a form with `file`, `purpose` and, optionally, `expires_after`.
 
-        Raises `RequestTooLarge` (413, `file_too_large`), `OwnerFull` (429), and `InvalidRequest`, for example
-        `storage_limit_exceeded` when the owner's files would exceed their limit.
+        Raises `RequestTooLarge` (413, `file_too_large`), `OwnerFull` (429) and `InvalidRequest`.
         """
         cut = FormDecoder(boundary(request.header("content-type")))
         announced = request.header("content-length") or ""
@@ -166,13 +164,6 @@ class Files(Area):
             except AlreadyMade as earlier:
                 found = await self._files.get(request.owner, earlier.object_id)
                 return made_again(raw_response(show_file(existing(found, made_is_gone("file")))))
-            except OwnerStorageFull:
-                raise InvalidRequest(
-                    "Your files would exceed the total size that the operator allows. Delete files that "
-                    "you no longer need.",
-                    param="file",
-                    code="storage_limit_exceeded",
-                ) from None
         ignored = (("antiphon-ignored", ", ".join(form.ignored)),) if form.ignored else ()
         return raw_response(show_file(made), headers=ignored)
 

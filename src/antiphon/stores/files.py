@@ -24,13 +24,12 @@ from antiphon.engine.ports.files import (
     FileFields,
     FileQuery,
     OpenFile,
-    OwnerStorageFull,
     StoredFile,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import Page
 from antiphon.engine.waiting import to_the_end
-from antiphon.errors import ApiError, StoreError
+from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
 from antiphon.stores.idempotency import IdempotencyStore
@@ -171,7 +170,7 @@ class FileStore:
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
         """Insert the file's row and delete the pending row of its content in one transaction.
 
-        Raises `OwnerStorageFull`, `ContentSwept`, and for the key `once` the errors of `IdempotencyStore.make`.
+        Raises `OwnerFull`, `ContentSwept`, and for the key `once` the errors of `IdempotencyStore.make`.
         """
         file = kept.file
         ends = file.expires_at
@@ -195,7 +194,9 @@ class FileStore:
             await self._keys.make(once, file.id, unit, [Statement(DELETE, named), Statement(LET_GO, named)])
         except RowsMissing:
             if await self._pending.rows.is_held(kept.blob):
-                raise OwnerStorageFull from None
+                raise OwnerFull(
+                    self._limit or 0, "files.owner_bytes", "files, including this one,", "Delete files"
+                ) from None
             raise ContentSwept from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
@@ -278,7 +279,7 @@ class FileUpload:
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         """Create the owner's file from the uploaded content. The file is durable when this method returns.
 
-        Raises `OwnerStorageFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
+        Raises `OwnerFull`. Raises `AlreadyMade` when an earlier request with the same idempotency key created a
         file with the same fields and content. Raises an `ApiError` when a different request uses the key (422), or when
         the same request still runs (409)."""
         blob = await self.blob.seal()
@@ -303,7 +304,7 @@ class FileUpload:
         except ContentSwept:
             self.blob.settled = False
             raise self.blob.lost() from None
-        except (OwnerStorageFull, AlreadyMade, ApiError):
+        except (AlreadyMade, ApiError):
             self.blob.settled = False
             raise
         return file

@@ -42,10 +42,6 @@ from secrets import token_hex
 from typing import Protocol
 
 
-class OwnerStorageFull(Exception):
-    """The total size of the owner's files would exceed the owner's storage limit. The API answers with a 400."""
-
-
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A stored content. `key` comes from `new_blob_key`, `size` is in bytes, `sha256` has 64 hexadecimal digits."""
