@@ -232,9 +232,9 @@ class OwnerFull(ApiError):
 
 
 class AtCapacity(ApiError):
-    """The requests in flight have reached the limit that the setting `setting` sets. With `owner`, the limit is that of
-    one owner; without it, that of the process. A client may retry after a second. Overload causes many of these errors,
-    so `observability/repeated_failures.py` counts them and logs one line for many."""
+    """The requests in flight have reached the limit that the setting `setting` sets. If `owner` is set, the limit is
+    that of one owner, else that of the whole process. A client may retry after a second. Overload causes many of these
+    errors, so `observability/repeated_failures.py` counts them and logs one line for many."""
 
     status = 503
 
@@ -247,7 +247,7 @@ class AtCapacity(ApiError):
 
 
 class InternalError(ApiError):
-    """Antiphon itself failed, because of a bug or of its store."""
+    """Antiphon itself failed, because of a bug or of a failure of its store."""
 
 
 class UpstreamFailed(ApiError):
@@ -416,13 +416,14 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "read_only": (503, "storage_read_only", "the database cannot be written to"),
     "busy": (503, "overloaded", "too many writes are waiting"),
     "unavailable": (503, "storage_unavailable", "the database cannot be reached"),
-    # The file exists, and a load balancer may send the next attempt to the machine that has its content on disk.
+    # The file exists. A load balancer may send the client's next attempt to the machine that has the file's content on
+    # its disk.
     "elsewhere": (503, "content_elsewhere", "the file's content is on the disk of another machine"),
 }
 
 
 _PASSING: frozenset[StoreReason] = frozenset({"slow", "unknown", "locked", "busy", "unavailable"})
-"""Reasons that may disappear within a second. The answer has a `retry-after` header."""
+"""Reasons whose cause may disappear within a second. An answer with such a reason has a `retry-after` header."""
 
 
 def store_refusal(error: StoreError, what: str) -> ApiError:

@@ -1,9 +1,9 @@
 """Generates the ids of stored objects, and returns the current time.
 
-Lives here: `IdFactory` and `Clock`, the types that the pure core takes, and the real implementations of both. Not here:
-the deterministic implementations for tests (`tests/support`).
+Lives here: `IdFactory` and `Clock`, the types of the functions that the exchange gets as arguments, and the real
+implementations of both. Not here: the deterministic implementations for tests (`tests/support`).
 
-Ids begin with the current time, as OpenAI's do, so ids created in sequence are adjacent in a database's indexes.
+Ids begin with the current time, as OpenAI's ids do. So ids created in sequence are adjacent in a database's indexes.
 Therefore a batch of writes changes few index pages. With fully random ids, each new id would change a different page.
 
 Invariant: an id is a type prefix and at least 128 random bits. An id has at most 64 characters of `[A-Za-z0-9_]`. No

@@ -45,8 +45,8 @@ def bearer_token(authorization: str | None) -> KnownSecrets:
 def without(text: str, secrets: Iterable[str]) -> str:
     """The text with `[redacted]` in place of each of these secrets."""
     gone: list[tuple[int, int]] = []
-    # A first search in bytes is fast, but its positions are not those of the text. Most texts contain no secret and
-    # need no second search.
+    # A first search in bytes is fast, but does not give positions in the text. Most texts contain no secret and need no
+    # second search.
     quick = text.encode("utf-8", "surrogatepass").translate(_LOWER, _OTHERS)
     plain = ""
     places: list[int] = []
@@ -137,7 +137,7 @@ def _may_have(plain: bytes, form: str) -> bool:
     of a long one."""
     if len(form) < _LONG:
         return form.encode() in plain
-    # A part of a long secret, as `_found` looks for it, contains at least one of these blocks.
+    # Each part of a long secret for which `_found` looks contains at least one of these blocks.
     return any(form[at : at + _BLOCK].encode() in plain for at in range(0, len(form) - _BLOCK + 1, _BLOCK))
 
 

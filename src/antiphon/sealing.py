@@ -114,7 +114,7 @@ class _Key:
 
     @cached_property
     def cipher(self) -> AESGCM:
-        # Imported at the first use, because the module takes 8 MiB and most processes never need it.
+        # The import happens at the first use, because the module takes 8 MiB and most processes never need it.
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         return AESGCM(self._key)

@@ -96,7 +96,7 @@ class Trail:
             self._compactions.append((self._calls[-1], time.perf_counter()))
 
     def end(self, exchange: ResponseExchange, trace_id: str) -> None:
-        """Take the facts of the exchange, because the request has ended."""
+        """Record the facts of the exchange, because the request has ended."""
         known = exchange.known
         self._exchange = exchange if isinstance(exchange, RecordingExchange) else None
         self._ids = (known.response_id, known.previous_id[:_ID_LENGTH], known.conversation_id[:_ID_LENGTH])

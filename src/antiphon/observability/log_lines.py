@@ -107,8 +107,8 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 _OURS: Final = frozenset({"response_id", "owner", "door", "outcome"})
-"""The keys whose texts come from the process itself. Each line of a response has these keys. Searching their texts for
-credentials would take most of the time of the search."""
+"""The keys whose texts come from the process itself. Each line of a response has these keys. The search for credentials
+skips these texts, because they would take most of its time."""
 
 
 def _holds_secret(event: Mapping[str, object]) -> bool:
@@ -232,7 +232,7 @@ def _seconds(line: Mapping[str, object]) -> str:
 
 
 def _time(stamp: object) -> str:
-    """Return the local time of day; spaces for an invalid timestamp."""
+    """Return the local time of day, or eight spaces for an invalid timestamp."""
     try:
         return datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).astimezone().strftime("%H:%M:%S")
     except ValueError:

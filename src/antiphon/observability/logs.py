@@ -36,8 +36,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     )
     root = logging.getLogger()
     root.handlers = [_Forward()]
-    # aiohttp's WebSocket logger warns with the subprotocols that a client sends, and browsers send API keys as
-    # subprotocols.
+    # aiohttp's WebSocket logger writes warnings that contain the subprotocols that a client sends. Browsers send API
+    # keys as subprotocols.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 

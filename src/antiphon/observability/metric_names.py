@@ -4,9 +4,9 @@ from this table.
 `metric_values.py` stores the numbers, and `metrics.py` updates the numbers when events happen.
 
 Invariants: every name begins with `antiphon_`, except four that are older than the prefix. The values of a label come
-from a closed set, or `metric_values.BoundedLabelValues` limits their number. No owner, path or id is a label value. All
-times are in seconds, and all sizes in bytes. If all processes report the same shared state, the gauge has
-`merged="max"` and its values are not summed.
+from a closed set, or `metric_values.BoundedLabelValues` limits their number. No full path and no id of an object is a
+label value. Only the metrics `antiphon_owner_…` have a label for the owner. All times are in seconds, and all sizes in
+bytes. If all processes report the same shared state, the gauge has `merged="max"` and its values are not summed.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Telemetry:
     reserve: Callable[[Caller], Reservation] | None = None
     counts_owners: bool = False
     journal: Journal | None = None
-    """Takes the entry of each finished request. None without the console."""
+    """Receives the entry of each finished request. None without the console."""
     console: ConsoleSettings = field(default_factory=ConsoleSettings)
     in_flight: set[Observation] = field(default_factory=set)
     """The observations of the requests in flight. Empty without a journal."""
@@ -85,8 +85,8 @@ class Telemetry:
 
     def refused(self, door: str, request_id: str, caller: Caller, path: str, failure: Failure, message: str) -> None:
         """Record a refused request in the journal, if the request is for a response but has no exchange. The method
-        leaves out refusals for lack of capacity and refusals of invalid keys, because a flood of refusals would
-        displace all other entries."""
+        leaves out refusals for lack of capacity or of a valid key, because a flood of refusals would displace all other
+        entries."""
         counts = path in EXCHANGE_PATHS and not failure.counted and failure.status != _UNAUTHORIZED
         if self.journal is not None and counts:
             self.journal.note(plain_entry(door, request_id, caller, path, failure, message), None)
@@ -147,7 +147,7 @@ class Observation:
         self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
         self._metrics.in_flight.add()
-        # Background responses are not registered as served, because another worker runs them again after a crash.
+        # The table of served ids omits background responses, because another worker runs them again after a crash.
         self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
         self._trace_id = ""
@@ -359,7 +359,7 @@ class Observation:
         return not owner or owner == self._caller.owner
 
     def stop(self) -> bool:
-        """End the request, because an operator cancels it. Returns False if it cannot be stopped here."""
+        """End the request, because an operator cancels it. Returns False if this method cannot stop the request."""
         exchange = self._exchange
         return self.door != _AGAIN and isinstance(exchange, RecordingExchange) and exchange.stop()
 
@@ -456,7 +456,7 @@ class Observation:
         journal.note(entry, recording)
 
     def _settle(self, reservation: Reservation, ended: _Ended, exchange: ResponseExchange) -> None:
-        """Settle the request's quotas by the usage of its model calls."""
+        """Settle the request's quotas with the usage of its model calls."""
         known, tokens, output, cost = exchange.known, 0, 0, 0
         for _, usage, _ in self._used:
             output += usage.output_tokens

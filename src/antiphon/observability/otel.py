@@ -3,9 +3,9 @@
 Only this module uses the SDK. `response_spans.py` and the users of `tracing.span` begin and end spans. `span_names.py`
 defines the names of spans.
 
-Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue to its thread, and are
-dropped when the queue is full. A failing collector causes at most one log line per minute. The first process of a trace
-decides about sampling, and the `traceparent` header contains that decision.
+Invariants: a request never waits for a collector. A thread of the SDK sends the spans from a bounded queue. When the
+queue is full, the SDK drops further spans. A failing collector causes at most one log line per minute. The first
+process of a trace decides about sampling, and the `traceparent` header contains that decision.
 """
 
 from __future__ import annotations

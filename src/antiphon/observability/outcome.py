@@ -105,8 +105,8 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
 
 
 def caller_fields(caller: Caller) -> dict[str, str]:
-    """Return the log fields that name a caller's client key and team, and the full owner of a token. A field is empty
-    if the caller has no such value."""
+    """Return the log fields with a caller's client key and team. If the owner comes from a token, a further field has
+    the owner's full name. A field is empty if the caller has no such value."""
     # The line shows only the first characters of an owner id, and ids that come from tokens often begin alike. If the
     # caller's name is unknown, use the owner id without its prefix.
     name = (caller.name or caller.owner[len(CLAIMED) :]) if caller.owner.startswith(CLAIMED) else ""

@@ -3,10 +3,10 @@
 `Outage` writes one line when an outage begins, and one when it ends. Its callers perform the operation and retry it.
 
 `Refusals` counts requests that are refused for lack of capacity. `engine/exchange/budget.py` refuses the requests, and
-`outcome.py` writes the log lines of single refused requests at level debug. The first refusal by a setting is logged
-immediately. Further refusals within a second are logged as a number at the end of that second. Each setting has
-separate lines, so the process's limit and the owners' limits do not share a line. The line of an owner limit names the
-owner with the most refusals, so that the operator sees which owner sends too many requests.
+`outcome.py` writes the log lines of single refused requests at level debug. `Refusals` logs the first refusal by a
+setting immediately. At the end of each second, `Refusals` logs the number of further refusals in that second. Each
+setting has separate lines, so the process's limit and the owners' limits do not share a line. The line of an owner
+limit names the owner with the most refusals, so that the operator sees which owner sends too many requests.
 
 Invariants: between its first and its last line, an outage writes only one line for each new kind of failure. Each
 setting writes at most one line of refusals per second. The numbers in all lines add up to the number of all refusals.

@@ -366,8 +366,8 @@ def _is_address(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    """Return whether the host is a name, or an address in its usual form. Shortened, octal and hexadecimal numbers and
-    IPv6 zones are refused."""
+    """Return whether the host is a name, or an address in its usual form. The function refuses shortened, octal and
+    hexadecimal numbers, and IPv6 zones."""
     if _is_address(host):
         return "%" not in host
     return len(host) <= 253 and bool(_NAMED.fullmatch(host)) and not _NUMERIC_END.search(host)

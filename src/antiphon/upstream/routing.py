@@ -40,7 +40,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 _log = structlog.get_logger(__name__)
 
-# After three failed calls in a row, an upstream is tried last for ten seconds.
+# After three failed calls in a row, a call tries the upstream last for ten seconds.
 _FAILURES, _LEFT_OUT = 3, 10.0
 _NOBODY_THERE = frozenset({502, 503, 504})
 _CONNECT_SECONDS = 1.0
@@ -134,7 +134,7 @@ class SeveralUpstreams:
         if self._weighted:
             # The order is random, as if upstreams were drawn one after another by weight.
             members = sorted(members, key=lambda member: self._chance.expovariate(member.weight))
-        # Sorting is stable, so the order among equals stays.
+        # Sorting is stable, so the other upstreams keep their order.
         return sorted(members, key=lambda member: member.left_out_until > now)
 
     def _note(self, member: _WeightedUpstream, *, answered: bool) -> None:

@@ -33,7 +33,7 @@ class AnswerReader:
         return 0
 
     def receive(self, data: bytes) -> bool:
-        """Take more bytes of the answer. Returns True when the reader needs no more bytes, because the answer is
+        """Receive more bytes of the answer. Returns True when the reader needs no more bytes, because the answer is
         complete or too large."""
         return False
 

@@ -1,8 +1,8 @@
 """Selects which headers pass between the client and the upstream.
 
-Lives here: which of a client's headers a model call carries, and which of an upstream's headers the client gets. Not
-here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and credentials
-that Envoy or the HTTP client adds.
+Lives here: the choice of the client's headers that a model call carries, and of the upstream's headers that the client
+gets. Not here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and
+credentials that Envoy or the HTTP client adds.
 
 Invariants: A model call carries only listed headers of the client. Hop-by-hop headers never pass in either direction.
 """
@@ -82,6 +82,6 @@ def end_to_end(headers: Headers) -> Headers:
 
 
 def of_nobody(headers: Headers) -> Headers:
-    """An answer's headers that reveal nothing about the upstream account. Organization, cookies and rate limits do not
-    pass."""
+    """An answer's headers that reveal nothing about the upstream account. Headers about the organization, cookies and
+    rate limits do not pass."""
     return tuple(pair for pair in end_to_end(headers) if pair[0] in _OF_THE_ANSWER)

@@ -86,11 +86,11 @@ class Failure:
     def loud(self) -> bool:
         """Whether an operator should see the failure.
 
-        A client's error, or a client that disconnects, is not the operator's concern. The failure `connection_ended` is
-        not loud either. In relay mode, a disconnected client and an upstream that aborts its answer look the same, and
-        the client is the usual cause. An operator should see every other failure whose party at fault is unknown,
-        because such failures are rare. For example, a stream may make no progress because the upstream is silent or
-        because the client does not read.
+        A client's error, or a client that disconnects, is not the operator's concern. An operator need not see the
+        failure `connection_ended` either. In relay mode, a disconnected client and an upstream that aborts its answer
+        look the same, and the client is the usual cause. An operator should see every other failure whose party at
+        fault is unknown, because such failures are rare. For example, a stream may make no progress because the
+        upstream is silent or because the client does not read.
         """
         if self.fault == "unknown":
             return self.code != CancelReason.CONNECTION_ENDED.value

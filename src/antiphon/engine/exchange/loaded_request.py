@@ -151,8 +151,8 @@ class LoadedRequest:
     `LoadContext` action to `receive_context`.
 
     After all objects are loaded, the `LoadedRequest` calls `proceed`. `answers_approvals`: whether approved tool calls
-    run in this request, or in the background job that this request creates. `compares`: whether the response reports
-    how its prompt differs from an earlier response's prompt, if the request names such a response.
+    run in this request, or in the background job that this request creates. `compares`: whether the response may report
+    how its prompt differs from an earlier response's prompt. The request names the earlier response.
     """
 
     def __init__(
@@ -189,7 +189,8 @@ class LoadedRequest:
         self._answers_approvals = answers_approvals
         self._comparison_id = request.comparison_response_id if compares else None
         self.compared: ComparedResponse | None = None
-        """The earlier response whose prompt the request asks to compare. None: the owner has no such response."""
+        """The earlier response with whose prompt Antiphon compares this request's prompt. None: the owner has no such
+        response."""
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
         """The ids of approval requests that another response has already acted on. This response does not run their
@@ -238,7 +239,7 @@ class LoadedRequest:
         core.load(wanted)
 
     def receive_context(self, context: Context) -> None:
-        """Take the loaded objects, and continue with the next step. Raises `ApiError`, for example for a missing
+        """Receive the loaded objects, and continue with the next step. Raises `ApiError`, for example for a missing
         object."""
         if self._history is None:
             self.compared = context.compared

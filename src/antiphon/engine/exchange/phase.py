@@ -131,12 +131,12 @@ class Known:
         self.makes_response = False
         """Whether the request creates a response on this server. False for a token count and for a native request."""
         self.needs_drive = False
-        """Whether the sidecar must make the model calls itself. In relay mode, Envoy makes the call only for a request
-        that needs exactly one."""
+        """Whether the sidecar must make the model calls itself. In relay mode, Envoy makes the model call, but only for
+        a request that needs exactly one model call."""
         self.replayed = False
         """Whether the client gets the stored response of an earlier request with the same idempotency key."""
         self.queued = False
-        """Whether this request has stored a job. A worker runs the job, even if the client leaves."""
+        """Whether this request has stored a job. A worker runs the job, even if the client disconnects."""
         self.output_limit: int | None = None
         """The maximum of output tokens that the request sets."""
         self.manner = Manner()
@@ -247,7 +247,7 @@ class ExchangeCore:
         return (*secrets, *bearer_token(self.head.header("authorization"))) if self.route.passthrough else secrets
 
     def load(self, wanted: LoadContext) -> None:
-        """Request the objects that the request refers to."""
+        """Append the action that loads the objects to which the request refers."""
         self.machine.go(State.CONTEXT)
         self.actions.append(wanted)
 
@@ -342,15 +342,15 @@ class Phase:
         self.core = core
 
     def receive_context(self, context: Context) -> None:
-        """Take the loaded objects. Raises `ApiError`."""
+        """Receive the loaded objects. Raises `ApiError`."""
         raise self._unexpected("context")
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
-        """Take the hosted tools' functions for the model. Raises `ApiError`."""
+        """Receive the hosted tools' functions for the model. Raises `ApiError`."""
         raise self._unexpected("prepared tools")
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """Take the result of a hosted tool call."""
+        """Receive the result of a hosted tool call."""
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
@@ -359,7 +359,7 @@ class Phase:
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:
-        """Take the head of the upstream's answer."""
+        """Receive the head of the upstream's answer."""
         raise self._unexpected("an upstream's head")
 
     def stop_reading(self) -> None:

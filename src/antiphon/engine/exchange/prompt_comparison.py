@@ -12,9 +12,9 @@ servers reuse the longest common beginning of two prompts, so only the first dif
 
 The reasons and their order are those of OpenAI's `prompt_cache_diagnostics`.
 
-Invariants: a comparison never fails its request. A request that asks for no comparison causes no extra work. Equal
-prompts have no difference, and neither does a prompt that continues another one. A field that the server does not get
-makes no difference.
+Invariants: a comparison never fails its request. A request that asks for no comparison causes no extra work. If two
+prompts are equal, or if one prompt continues the other, the comparison finds no difference. The comparison ignores
+fields that the server does not get.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class PromptComparison:
 def stored_prompt(compared: ComparedResponse, profile: UpstreamProfile, unseal: Unseal) -> CachedPrompt:
     """The prompt of a stored response, for `first_difference` between two stored prompts.
 
-    `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains no
-    files, and all turns of the conversation. Raises `ApiError` if the prompt cannot be translated.
+    `profile` describes the model's server. `unseal` decrypts content that Antiphon encrypted. The prompt contains all
+    turns of the conversation, but no files. Raises `ApiError` if the prompt cannot be translated.
     """
     settings = read_settings(compared.body)
     items = _prompt_items(settings, compared, unseal)
@@ -202,7 +202,7 @@ def make_prompt(
     model: str | None = None,
 ) -> CachedPrompt:
     """The prompt of a response with these settings. `chat` is the body of its chat request, and `items` are the items
-    that the chat request was translated from.
+    from which Antiphon translated the chat request.
 
     `profile` describes the server. `model` is the upstream's name of the model, if it differs from the client's. Raises
     ValueError for JSON that is nested too deeply.
@@ -270,8 +270,8 @@ def changed_tier(earlier: str, later: str, tokens: int) -> PromptDifference | No
 def cache_miss(difference: PromptDifference, tokens: int, usage: UsageObject | None) -> CacheMiss:
     """The diagnostics for a difference. `tokens` is the estimated size of the later prompt.
 
-    `usage` is the usage of the model call, or None if the upstream reported none. Reported cached tokens replace the
-    estimate. Without them, the reported input tokens scale the estimate.
+    `usage` is the usage of the model call, or None if the upstream reported none. If the upstream reported cached
+    tokens, this number replaces the estimate. Otherwise the function scales the estimate to the reported input tokens.
     """
     missed = difference.missed
     reusable = max(0, tokens - missed)
@@ -315,7 +315,8 @@ def _tools_place(one: Sequence[bytes], other: Sequence[bytes]) -> str:
 
 
 def _missed(before: bytes, rest: Sequence[bytes]) -> int:
-    """The estimated tokens of the messages `rest`, without the part of the first message that `before` has too."""
+    """The estimated tokens of the messages `rest`, without the beginning that the first of them shares with
+    `before`."""
     missed = sum([estimate_body(message) for message in rest])
     if b'"data:' in rest[0]:
         return missed

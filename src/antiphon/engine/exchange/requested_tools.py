@@ -42,7 +42,8 @@ _RAN: Final = msgspec.json.Decoder(RanInContainer)
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
     """The declared tools that the sidecar runs. `items` are the conversation so far.
 
-    When the request defers no tool, the result omits `tool_search`, because `tool_search` finds only deferred tools.
+    When the request defers no tool (`defer_loading`), the result omits `tool_search`, because `tool_search` finds only
+    deferred tools.
     """
     if not types or not request.tools:
         return ()

@@ -78,8 +78,8 @@ class ResponseEnd(Phase):
             core.actions.append(SaveResponse(self.record(ending)))
 
     def fall_silent(self, reason: CancelReason) -> None:
-        """Emit no more events, because the client is disconnected. The last events would cost much, because several of
-        them repeat the whole text."""
+        """Emit no more events, because the client is disconnected. The last events would take much time, because
+        several of them repeat the whole text."""
         builder = self.builder
         builder.draft.mute()
         if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:

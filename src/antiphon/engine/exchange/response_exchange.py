@@ -216,19 +216,20 @@ class ResponseExchange:
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
-        """Take all pending actions, in order."""
+        """Remove and return all pending actions, in order."""
         actions = self._actions[:]
         self._actions.clear()
         return actions
 
     def next_action(self) -> Action | None:
-        """Take the first pending action, or None. The other actions stay pending, so another driver can take over."""
+        """Remove and return the first pending action, or return None. The other actions stay pending, so another driver
+        can take over."""
         return self._actions.pop(0) if self._actions else None
 
     # The client's side
 
     def receive_request(self, head: RequestHead, body: bytes) -> None:
-        """Take the whole request."""
+        """Receive the whole request."""
         self._machine.receive(Input.REQUEST)
         self.request_bytes = len(body)
         self._core.head = head
@@ -236,7 +237,7 @@ class ResponseExchange:
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
-        """Take a queued request that a worker runs. Unlike with `receive_request`, the response already exists. The
+        """Receive a queued request that a worker runs. Unlike with `receive_request`, the response already exists. The
         response's stream continues after the event number `last_event` (-1: the stream has no events)."""
         self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         try:
@@ -279,7 +280,7 @@ class ResponseExchange:
         core.answer_again(manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
-        """Take the answer to `LoadContext`: the loaded objects, or the error."""
+        """Receive the answer to `LoadContext`: the loaded objects, or the error."""
         self._machine.receive(Input.CONTEXT)
         core, phase = self._core, self._core.phase
         try:
@@ -295,7 +296,7 @@ class ResponseExchange:
             core.phase.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
-        """Take the answer to `PrepareTools`: the hosted tools' functions, or the error."""
+        """Receive the answer to `PrepareTools`: the hosted tools' functions, or the error."""
         self._machine.receive(Input.PREPARED)
         try:
             if isinstance(prepared, ApiError):
@@ -305,12 +306,12 @@ class ResponseExchange:
             self._core.phase.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """Take the result of one of the calls of `RunTools`."""
+        """Receive the result of one of the calls of `RunTools`."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """Take the store's error if the store could not record the claim of `RunTools`. No call was sent."""
+        """Receive the store's error if the store could not record the claim of `RunTools`. No call was sent."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_unclaimed(error)
 
@@ -327,7 +328,7 @@ class ResponseExchange:
             self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
-        """Take the monotonic time `at`, and end a phase that exceeds its time limit. This input is allowed in every
+        """Receive the monotonic time `at`, and end a phase that exceeds its time limit. This input is allowed in every
         state.
 
         Returns the next deadline: the latest time for the next call.
@@ -355,7 +356,8 @@ class ResponseExchange:
             self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:
-        """End early, because the client or the upstream left or the process stops. Every state allows this input."""
+        """End early, because the client or the upstream disconnected, or because the process stops. Every state allows
+        this input."""
         core, state = self._core, self.state
         if state is State.DONE or core.cancelled:
             return
@@ -374,14 +376,15 @@ class ResponseExchange:
             self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
-        """Stop without ending the response, because another process continues it. Report the call's usage so far."""
+        """Stop without ending the response, because another process continues the response. Report the call's usage so
+        far."""
         if self.state is not State.DONE:
             self._core.phase.break_off()
 
     # The upstream's side
 
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
-        """Take the status and the headers of the upstream's answer."""
+        """Receive the status and the headers of the upstream's answer."""
         self._machine.receive(Input.HEAD)
         core = self._core
         core.call.status = status
@@ -408,7 +411,7 @@ class ResponseExchange:
             response.metadata = with_fallback(response.metadata, known.fallback)
 
     def receive_upstream_data(self, data: bytes) -> None:
-        """Take bytes of the upstream's body, split anywhere."""
+        """Receive bytes of the upstream's body. Chunks may end anywhere in the body."""
         machine, core = self._machine, self._core
         if self._silent:
             self._silent = False
@@ -431,7 +434,7 @@ class ResponseExchange:
             self._core.phase.receive_end(error)
 
     def receive_saved(self, error: StoreError | ApiError | None = None) -> None:
-        """Take the outcome of the save."""
+        """Receive the outcome of the save."""
         self._machine.receive(Input.SAVED)
         # Saving has released the lock and the key, or has begun to release them.
         self._core.locked = self._core.claimed = False

@@ -57,7 +57,7 @@ class Input(Enum):
     SAVED = "saved"
     FOLLOWED = "followed"
     LIMIT = "limit"
-    """A time limit is checked, or the client's stream is too large for its transport."""
+    """The driver checks a time limit, or the client's stream is too large for its transport."""
     CANCEL = "cancel"
 
     __hash__ = object.__hash__
@@ -122,7 +122,7 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.LIMIT: frozenset({State.STREAMING, *_OVER, *_NEXT_TURN}),
         Input.CANCEL: _OVER,
     },
-    # The exchange reads this body only when it is complete. Before that, the only check is its size.
+    # The exchange reads this body only when it is complete. Until then, the exchange checks only the body's size.
     State.COLLECTING: {
         Input.DATA: frozenset({State.COLLECTING, *_OVER}),
         Input.END: _OVER | _NEXT_TURN,
@@ -173,7 +173,7 @@ class StateMachine:
         self._allowed: frozenset[State] = frozenset()
 
     def receive(self, happening: Input) -> None:
-        """Take an input. Raises `ExchangeStateError` when the state does not allow it."""
+        """Receive an input. Raises `ExchangeStateError` when the state does not allow the input."""
         allowed = TRANSITIONS[self.state].get(happening)
         if allowed is None:
             raise ExchangeStateError(f"{happening.value} is not allowed in state {self.state.value}")

@@ -25,7 +25,7 @@ from antiphon.types.items import InputItem, OutputItem, Shown, read_shown, shown
 from antiphon.types.json import ABSENT, encode, first, given, text_of, try_decode
 from antiphon.types.response import Response, ResponseError
 
-# No other item refers to the ids of these items.
+# No other item refers to an item of these types by its `id`.
 _PLAIN: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
 _ITEM: Final = msgspec.json.Decoder(InputItem)
 _PARTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -46,7 +46,7 @@ def _is_empty(parts: Raw) -> bool:
 
 
 def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
-    """Replace every `item_reference` by the stored item. Also replace empty reasoning items whose id is in `found`.
+    """Replace every `item_reference` with the stored item. Also replace empty reasoning items whose id is in `found`.
 
     Raises `InvalidRequest` for a reference that does not exist.
     """
@@ -94,7 +94,8 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """Return `made` (the item with its new id), marked with the call id that the model knows."""
+    """Return `made`, the item with its new id. If the model knows the call under another id, attach that id to the
+    item."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))

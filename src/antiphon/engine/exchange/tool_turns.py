@@ -4,9 +4,9 @@ Lives here: the choice of the calls that run, the order of their items, the outp
 approval. Also: the tokens of `max_output_tokens` that remain for the next turn. Not here: running the calls (`tools/`),
 the turns (`running_tools.py`), events (`translation/events/item_events.py`). The module does no I/O.
 
-Calls run in parallel, but their items are emitted one after the other, in the order of the calls. At most one item is
-open at a time: an item opens with its first event and closes with its last event. Calls of the client's functions and
-approval requests keep their position in that order.
+Calls run in parallel, but the exchange emits their items one after the other, in the order of the calls. At most one
+item is open at a time: an item opens with its first event and closes with its last event. Calls of the client's
+functions and approval requests keep their position in that order.
 
 Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
 turn gets the stored form of the items, so that later responses show the model the same text.
@@ -143,8 +143,8 @@ class ToolTurns:
             request.max_output_tokens = max(0, request.max_output_tokens - cost)
 
     def take_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """Take the model's calls of the last turn, each as (tool, call id, arguments). Returns an empty list without
-        calls."""
+        """Remove and return the model's calls of the last turn, each as (tool, call id, arguments). Returns an empty
+        list without calls."""
         builder = self._builder
         calls = builder.take_hosted_calls()
         self._said = builder.draft.output[self._seen :]
@@ -196,7 +196,7 @@ class ToolTurns:
         return tuple(running)
 
     def receive(self, result: ToolResult) -> bool:
-        """Take the result of one call. Returns whether all calls of the turn have ended."""
+        """Receive the result of one call. Returns whether all calls of the turn have ended."""
         size = _weight((result.output, result.images, result.fields))
         if size > self._room:
             # The model gets an error as the tool's output. The response continues.
@@ -222,8 +222,8 @@ class ToolTurns:
         return waits
 
     def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
-        """Record the outputs of the calls for the model. A call that did not run has no item, so its output is stored
-        with the item of another call.
+        """Record the outputs of the calls for the model. A call that did not run has no item, so the method stores its
+        output with the item of another call.
 
         If no call has an item, returns the remaining outputs. The remaining outputs belong to approved calls whose
         tools no longer exist.
@@ -342,7 +342,8 @@ class ToolTurns:
         self._builder.hosted_done(output)
 
     def _shown(self, kind: str, fields: dict[str, object]) -> dict[str, object]:
-        """Return the fields of an item. Fields that the request did not name in `include` are removed or null."""
+        """Return the fields of an item. The method removes fields that the request did not name in `include`, or sets
+        them to null."""
         shown = dict(fields)
         for name in ("results", "outputs"):
             if name in shown and f"{kind}.{name}" not in self._include:

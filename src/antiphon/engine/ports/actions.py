@@ -51,7 +51,7 @@ class StoredItem:
     """An input or output item of a response, as the store holds it and as the endpoint `input_items` returns it.
 
     `body` is the item's JSON object, which repeats `id` and `type`. `shown` is JSON that only later requests read. It
-    has the text that the model saw and that the item lacks (`types/items.py`).
+    contains text that the model saw, but that the item lacks (`types/items.py`).
     """
 
     id: str
@@ -118,7 +118,8 @@ class Context:
     or prompt. `items` maps the ids of the referenced items to the items that were found. `files` maps each requested
     URL and file id to the file or to an error. This error has no `param`, because only the exchange knows which
     parameter named the file. `keyless` is whether the upstream accepts calls without an API key. `keyless` is None when
-    the sidecar could not find out. `compared` is None when this owner has no response with the id to compare.
+    the sidecar could not find out. `compared` is None when this owner has no response with the id
+    `LoadContext.compared`.
     """
 
     chain: Chain | None = None
@@ -139,7 +140,8 @@ _BYTES_PER_TOKEN = 4
 class Usage(Struct, frozen=True):
     """The token counts of one response, as in OpenAI's usage object. No count is negative.
 
-    By OpenAI's definition, `cached_tokens` are a part of `input_tokens`, and `reasoning_tokens` of `output_tokens`.
+    By OpenAI's definition, `cached_tokens` are a part of `input_tokens`, and `reasoning_tokens` are a part of
+    `output_tokens`.
     """
 
     input_tokens: int

@@ -71,7 +71,8 @@ EVERYTHING: Final = Access()
 
 
 class Caller(Struct, frozen=True):
-    """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is readable, without prefix.
+    """The sender of a request. `owner` is the owner id of the sender's stored data. `name` is the readable name,
+    without the prefix.
 
     `team` and `key_id` are empty when the caller has no client key with these fields. A client key that names no owner
     has an empty `owner`. `OwnerResolver` (`doors/owners.py`) then fills `owner` from the request's headers.

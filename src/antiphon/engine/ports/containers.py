@@ -117,7 +117,8 @@ class RowContents(Struct):
 
     files: list[RowFile] = []
     copied: list[str] = []
-    """Ids of the uploaded files that were copied into the container. No file is copied twice, even after a change."""
+    """Ids of the uploaded files that Antiphon has copied into the container. Antiphon copies no file again, even if
+    code has changed the copy."""
     blobs: dict[str, int] = {}
     """Maps a snapshot's key to its size in bytes. Rows of older versions may name several snapshots."""
 
@@ -209,8 +210,8 @@ class ContainerRows(Leased, Protocol):
         """Release the lease, if `holder` has it. The row does not change."""
 
     async def give(self, row: ContainerRow, holder: str, owner: str) -> None:
-        """Change the owner of the container, which `holder` holds. The container's time of last use does not change.
-        Raises `ContainerLost`."""
+        """Change the owner of the container. `holder` must hold the lease. The container's time of last use does not
+        change. Raises `ContainerLost`."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """Delete the container. The sweep deletes its snapshots later. Raises `ContainerLost`."""

@@ -159,7 +159,7 @@ class BlobStore(Protocol):
 
 
 class OpenFile(Protocol):
-    """A file with its content open. The caller that opened it closes it."""
+    """A file with its content open. The caller that opened the file must close it."""
 
     @property
     def file(self) -> StoredFile:

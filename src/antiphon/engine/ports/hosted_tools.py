@@ -102,7 +102,8 @@ class ToolRunner(Protocol):
     ) -> tuple[PreparedTool, ...] | ApiError:
         """Check the declarations and return the prepared tools, in their order.
 
-        Returns an `ApiError`, and raises none, when a declaration is wrong. The client gets this error as the answer.
+        When a declaration is wrong, the method returns an `ApiError` and does not raise it. The client gets this error
+        as the answer.
         """
 
     async def run(self, call: HostedCall) -> ToolResult:

@@ -3,8 +3,8 @@
 Lives here: the values, and the ports that the servers and the console use. Not here: the code that writes entries
 (`engine/running/journal.py`), their tables (`stores/journal.py`), the pages (`console/`).
 
-Invariant: an entry holds no content of a request. Only a `Recording` holds contents, and only where the settings of the
-console ask for it.
+Invariant: an entry holds no content of a request. Only a `Recording` holds contents. Recordings exist only if the
+console's settings enable them.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Entry(Struct, frozen=True):
     `id` (`entry_…`) is an id that Antiphon makes, because a client may choose `request_id`. Each attempt to run a
     background response has a separate entry. `fault` is empty if the request succeeded. `status` is the HTTP status
     that the client got, and `code` the error's code. `seconds` is the duration of the request. `ended_at` is the time
-    of the end in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time
-    since the end in seconds when the entry is handed to the store. `cost` is in millionths of the prices' currency.
-    `first` is the time in seconds to the first byte of the upstream's answer, None without an answer. `calls` counts
-    the model calls. `stored` tells whether Antiphon stores the response `response_id`.
-    The contents of a stored response that is completed or incomplete are recorded only while the response exists.
+    of the end in seconds since the epoch by the database's clock, and 0 until the entry is stored. `age` is the time in
+    seconds from the end of the request until the recorder passes the entry to the store. `cost` is in millionths of the
+    prices' currency. `first` is the time in seconds to the first byte of the upstream's answer, None without an answer.
+    `calls` counts the model calls. `stored` tells whether Antiphon stores the response `response_id`. The store keeps
+    the recorded contents of a completed or incomplete stored response only as long as this response exists.
     """
 
     id: str
@@ -237,7 +237,7 @@ class LiveSnapshot(Struct, frozen=True):
 
 
 class Journal(Protocol):
-    """Takes the entries of finished requests. `note` never waits and never raises."""
+    """Receives the entries of finished requests. `note` never waits and never raises."""
 
     def note(self, entry: Entry, recording: Recording | None) -> None:
-        """Take the entry, and the request's contents if they are recorded."""
+        """Receive the entry, and the request's contents if they are recorded."""

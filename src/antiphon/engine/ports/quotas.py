@@ -273,7 +273,8 @@ class Reservation(Protocol):
         """
 
     def take(self) -> Awaitable[None]:
-        """Lease the missing amounts from the shared counters, and reserve the request of `take_now`.
+        """Lease the missing amounts from the shared counters, and reserve the amounts that `take_now` could not
+        reserve.
 
         Raises `QuotaExceeded` (429), and `Unavailable` (503) when the counters cannot be reached.
         """
@@ -289,8 +290,8 @@ class Reservation(Protocol):
         """
 
     def close_read(self, read: int, written: int) -> None:
-        """Settle a forwarded request with the input and output tokens of its answer. The request's model gives the
-        price."""
+        """Settle a forwarded request with the input and output tokens of its answer. The price is that of the request's
+        model."""
 
     def close_as_estimated(self) -> None:
         """Settle a forwarded request with its estimate, because the answer reports no usage."""

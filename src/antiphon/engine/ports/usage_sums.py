@@ -106,7 +106,7 @@ NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """Return the key fields in a text with commas, by which sums are grouped: `day, model` gives `("day", "model")`.
+    """Parse a comma-separated list of the key fields by which sums are grouped: `day, model` gives `("day", "model")`.
 
     Raises `ValueError` with the first unknown name.
     """

@@ -135,7 +135,7 @@ class KeyManager:
         made = await self._keys.rotate(key_id, new, token[:_PREFIX], digest, beside, lifetime=lifetime, overlap=overlap)
         if made is None:
             former = await self._known(key_id)
-            # The store refuses to rotate a valid key only at the maximum.
+            # The store refuses to rotate a valid key only if the number of keys has reached the maximum.
             raise TooManyKeys() if former in await self._keys.list(former.owner) else KeyEnded(former)
         self._tell(noted)
         return made, token
@@ -154,7 +154,7 @@ class KeyManager:
         return await self._keys.list(_owner_id(owner), all_keys=all_keys)
 
     async def page(self, page: PageQuery, owner: str = "", *, all_keys: bool = False) -> Page[ClientKey]:
-        """Like `list`, but one page, by creation time. Cursors are ids of keys. Raises `KeyRefused`, and
+        """Like `list`, but returns one page, sorted by creation time. Cursors are ids of keys. Raises `KeyRefused`, and
         `InvalidRequest` for an unknown cursor."""
         return await self._keys.page(page, _owner_id(owner), all_keys=all_keys)
 
@@ -203,8 +203,8 @@ _log = structlog.get_logger(__name__)
 
 
 class KeyRing:
-    """The client keys of one process, as `KnownKeys`. A key in `fixed` (from the settings) replaces an equal stored
-    key."""
+    """The client keys of one process, as `KnownKeys`. A key in `fixed` (from the settings) replaces a stored key with
+    the same token."""
 
     def __init__(
         self,

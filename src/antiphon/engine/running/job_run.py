@@ -10,8 +10,8 @@ With Envoy, a call to an unreachable upstream returns an error answer that Envoy
 
 Invariants: the stream writes numbered batches of whole events in order, one at a time. While the store fails, `add`
 waits when more than `ahead` bytes are unwritten. When the worker has lost the job, the stream calls `on_lost` and
-writes no further batch. A call is retried only if the upstream returned no answer. The metrics count each failed
-attempt. Each of the first twenty failed attempts has a log line.
+writes no further batch. The worker retries a call only if the upstream returned no answer. The metrics count each
+failed attempt. Each of the first twenty failed attempts has a log line.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ _log = structlog.get_logger(__name__)
 
 
 class JobStream:
-    """The stream of one attempt of a job. The stream calls `written` after every written batch.
+    """Writes the event stream of one attempt of a job to the store. The stream calls `written` after every written
+    batch.
 
     `add` waits while more than `ahead` bytes are unwritten. The stream retries a failed batch after `retry` seconds.
     """
@@ -167,7 +168,8 @@ class JobStream:
         self._size = 0
         self._unwritten: EventPiece | None = None
         self.restart = True
-        """Whether this attempt has written nothing yet. Its first write then deletes the events of an earlier attempt.
+        """Whether this attempt has written nothing yet. The first write of this attempt deletes the events of an
+        earlier attempt.
 
         `Job.attempts` does not show whether an earlier attempt wrote events, because a released attempt does not count.
         """
@@ -267,7 +269,7 @@ class JobStream:
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
 _NOBODYS = frozenset({"upstream_unreachable", "endpoint_picker_unavailable", "no_endpoint_picked"})
-"""The error codes of Envoy's answers when it reached no server."""
+"""The error codes of Envoy's answers when Envoy reached no server."""
 _LARGEST_REPLY = 4096
 _MOST_LINES = 20
 

@@ -2,7 +2,7 @@
 end.
 
 Lives here: the amount of one limit that a process leases, and the amounts that one request reserves. Not here: leasing,
-refusing and reporting (`quotas.py`), which limits apply to a request (`engine/ports/quotas.py`).
+refusing and reporting (`quotas.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`).
 
 Invariant: a request holds a reservation in all of its limits, or in none.
 """

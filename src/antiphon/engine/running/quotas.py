@@ -2,8 +2,8 @@
 
 Lives here: leasing more when a request does not fit, refusing the request when no amount is free, and reporting to the
 shared counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a
-request's reservation (`quota_reservation.py`), which limits apply to a request (`engine/ports/quotas.py`), the shared
-counters (`stores/quotas.py`), the settings (`config/limits.py`).
+request's reservation (`quota_reservation.py`), the choice of the limits that apply to a request
+(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.
@@ -84,10 +84,11 @@ class Quotas:
         seconds: float = 1.0,
         grant_seconds: float = GRANT_SECONDS,
     ) -> None:
-        """`cost`: the cost in millionths of a model call, by model, input and output tokens. `expected_output`: the
-        output tokens to reserve for a model whose answers this process does not know yet. `refuses`: whether requests
-        get a 503 while the database fails. `refused`: called for each refusal, by kind of subject and measure.
-        `seconds`: the time between two reports. `grant_seconds`: the time that a request waits for the database."""
+        """`cost` returns the cost of a model call in millionths, for a model and its numbers of input and output
+        tokens. `expected_output`: the output tokens to reserve for a model whose answers this process does not know
+        yet. `refuses`: whether requests get a 503 while the database fails. `refused` is called for each refusal, with
+        the kind of subject, the measure and the kind of refusal. `seconds`: the time between two reports.
+        `grant_seconds`: the time that a request waits for the database."""
         self._rules = rules
         self._counters = counters
         self._new_id = new_id
@@ -478,5 +479,5 @@ def _use(one: StoredCounter, limit: int | None) -> QuotaUse:
 
 
 def _amount(measure: str, amount: int) -> float:
-    """The amount as the settings write it."""
+    """The amount in the unit of the settings."""
     return amount / 1e6 if measure == _COST else amount

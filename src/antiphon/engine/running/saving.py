@@ -66,8 +66,8 @@ class Saver:
         try:
             keys = self._ports.keys
             holds = record.conversation_id is not None or keys.holds(record.id)
-            # The record of a failed response does not store the idempotency key. The key is released, so that the
-            # client can retry with it.
+            # The record of a failed response does not store the idempotency key. The saver releases the key, so that
+            # the client can retry with the same key.
             if record.counts:
                 record = self._with_key(record)
             kept = False

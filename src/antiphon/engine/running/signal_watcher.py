@@ -128,8 +128,8 @@ class ClaimPace:
 
     The worker claims immediately when this process queues a response or frees a slot. A notification from another
     process makes the worker claim after a short random delay, at most every `_HEARD_APART` seconds. The delay spreads
-    the load, because hundreds of processes may get the same notification, and only one gets the job. Without events,
-    the worker polls, less often while there are no jobs.
+    the load, because hundreds of processes may get the same notification, and only one gets the job. Without a
+    notification, the worker polls the store. It polls less often while there are no jobs.
 
     All times are event loop times. `pace` returns the polling intervals. `draw` returns a random number from 0 to 1.
     """
@@ -163,7 +163,7 @@ class ClaimPace:
         pace = self._pace()
         self._last = now
         self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
-        # The random factor separates processes that started together.
+        # The random factor spreads the claims of processes that started together.
         self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
 
     def found(self) -> None:

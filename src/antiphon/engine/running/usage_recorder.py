@@ -6,8 +6,8 @@ A write for each call would double the cost of an unstored response, so the reco
 process that is killed loses the usage of its last second.
 
 Invariants: `note` never waits. The recorder retries a sum whose write failed. The recorder never writes a sum twice, so
-the recorder drops a sum whose write has an unknown outcome. At most `most` sums are queued. The usage of a call beyond
-this limit is logged and dropped.
+the recorder drops a sum whose write has an unknown outcome. At most `most` sums are queued. The recorder logs and drops
+the usage of a call beyond this limit.
 """
 
 from __future__ import annotations

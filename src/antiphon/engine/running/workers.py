@@ -165,7 +165,8 @@ class Workers:
         self._claiming = False
 
     async def aclose(self) -> None:
-        """Stop the worker. Release its running jobs or end them as failed, as `background.on_restart` says.
+        """Stop the worker. Release its running jobs or end them as failed, depending on the setting
+        `background.on_restart`.
 
         A second call waits for the end of the first call.
         """
@@ -222,7 +223,8 @@ class Workers:
         return min((*renewal, *claim), default=None)
 
     async def _look(self) -> bool:
-        """Renew leases and claim jobs if due. Returns whether the worker used the store. Raises `StoreError`."""
+        """Renew leases and claim jobs, if either is due. Returns whether the worker used the store. Raises
+        `StoreError`."""
         loop, lease = asyncio.get_running_loop(), self._settings.lease
         # Renew before claiming, because the renewal also returns the jobs that this worker still holds.
         was_asked = False
