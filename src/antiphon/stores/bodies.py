@@ -55,8 +55,8 @@ def is_sealed(stored: bytes) -> bool:
 class Bodies:
     """Encrypts bodies with the first secret if `seals` is set. Decrypts bodies that any of the secrets has sealed.
 
-    The cipher is AES-256-GCM with a derived key for each body. `open` returns bodies that are not sealed unchanged, so
-    an operator can turn `state.seal` on or off.
+    The cipher is AES-256-GCM with a derived key for each body. `open` returns an unsealed body unchanged, so an
+    operator can turn `state.seal` on or off.
     """
 
     def __init__(self, secrets: Sequence[bytes], *, seals: bool) -> None:
@@ -96,8 +96,8 @@ class Bodies:
         )
 
     def open_response(self, stored: bytes, status: str) -> bytes:
-        """Decrypt the response object and set its status. A running response needs this, because its row still has the
-        body from when it was queued. Raises `StoreError`."""
+        """Decrypt the response object. The stored body of a running response still has the status `queued`, so this
+        method sets the status of a running response. Raises `StoreError`."""
         body = self.open(stored)
         return with_status(body, status) if status == "in_progress" else body
 

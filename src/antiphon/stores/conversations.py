@@ -6,8 +6,8 @@ transaction that stores a response and appends its items to the conversation (`s
 
 The lock of a conversation is a lease. The column `locked_by` names the response that runs on the conversation. The
 column `locked_until` is the time at which the lease expires. A later response overwrites both columns when it takes the
-lock. The previous holder no longer matches `locked_by`, so the database rejects its items. An expired lock stays with
-its response until another response takes it. A background response keeps its conversation locked as long as its job
+lock. The previous holder no longer matches `locked_by`, so the database rejects its items. A response keeps an expired
+lock until another response takes the lock. A background response keeps its conversation locked as long as its job
 exists.
 
 Clients may choose conversation ids, so a client may delete a conversation and create another with the same id. The

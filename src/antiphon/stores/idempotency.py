@@ -224,7 +224,7 @@ class IdempotencyStore:
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
-        """Record that this response uses the answers to these approval requests. Idempotent.
+        """Record that this response uses the answers to these approval requests. This method is idempotent.
 
         Returns the requests whose answers another response has already used, each with that response's id. The records
         of these requests stay unchanged."""
@@ -247,8 +247,8 @@ class IdempotencyStore:
     async def claim_calls(
         self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
     ) -> bool:
-        """Record, with a lease of `seconds`, that this response is about to send tool calls. Idempotent. If the lease
-        expires, another process reads `record` and ends the response. A later claim replaces the record.
+        """Record, with a lease of `seconds`, that this response is about to send tool calls. This method is idempotent.
+        If the lease expires, another process reads `record` and ends the response. A later claim replaces the record.
 
         Returns False, and stores no record, when another process has assumed that this process is dead. In that case a
         process other than `by` has claimed calls of the response, or the response no longer holds the key `once`."""

@@ -292,8 +292,8 @@ class JobStore:
             return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early, because it was cancelled or failed, and delete its job. Returns False when the response
-        has already ended, or when its stream has events after `ending.last_event`."""
+        """End a cancelled or failed response early, and delete the response's job. Returns False when the response has
+        already ended, or when its stream has events after `ending.last_event`."""
         bodies, events = self._bodies, self._sealed(ending.events)
         body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}

@@ -179,8 +179,8 @@ _SHOWN = 5
 """The maximum number of ids that a message lists."""
 _LATER, _AGAIN = " Try again when they have ended.", " Run the move again."
 _INDEXED = "Files of vector stores are indexed now"
-# For these seconds, no process begins to index a file of the old owner. After the move of the files, `let_go` ends this
-# time early.
+# The duration in seconds of the delay in which no process begins to index a file of the old owner. After the move of
+# the files, the statement `let_go` ends the delay early.
 _HOLD_SECONDS = 600.0
 
 _EQUAL = {
@@ -227,7 +227,7 @@ USAGE_COLUMNS = ("day", "owner", "model", "upstream", *NUMBERS)
 
 @dataclass(frozen=True, slots=True)
 class MoveSql:
-    """The statements of a move that differ by backend. Each tuple is one transaction.
+    """The statements of a move that differ by backend. Each tuple has the statements of one transaction.
 
     `chains` and `conversations` move those rows with the ids `:ids` that no request uses. `files` moves all files, and
     `usage` moves all usage sums. `rest` deletes the old owner's counters that are now 0. `indexing` finds the vector

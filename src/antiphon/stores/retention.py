@@ -42,14 +42,14 @@ class Pieces(Protocol):
     other transactions have locked all old data. Every method raises `StoreError`."""
 
     async def chains(self, age: int) -> Piece:
-        """Delete old chains of responses, or the first responses of one large chain."""
+        """Delete old chains of responses, or delete the first responses of one large chain."""
 
     async def conversations(self, age: int) -> Piece:
-        """Delete old conversations, or the first items of one large conversation."""
+        """Delete old conversations, or delete the first items of one large conversation."""
 
     async def streams(self, age: int) -> Piece:
-        """Delete the stored events of finished background responses. The response itself stays with `background` set to
-        2, so that later sweeps skip it."""
+        """Delete the stored events of finished background responses. The response itself stays. Its column `background`
+        becomes 2, so that later sweeps skip the response."""
 
 
 class Retention:

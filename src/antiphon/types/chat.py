@@ -1,8 +1,8 @@
 """Defines the types of Chat Completions: the request that Antiphon sends, and the chunk that Antiphon accepts.
 
-Lives here: types with only those fields that the translation uses. The type of a request is exact. The type of a chunk
-is tolerant: a chunk may lack fields or have further fields. Not here: the handling of malformed chunks
-(`translation/answer/chunk.py`), and names of vendors.
+Lives here: types with only those fields that the translation uses. The type of a request has exactly the fields that
+Antiphon sends. The type of a chunk is tolerant: a chunk may lack fields or have further fields. Not here: the handling
+of malformed chunks (`translation/answer/chunk.py`), and names of vendors.
 
 Invariant: decoding into these types never copies text. Text fields stay raw JSON until the translation emits the text.
 """
@@ -41,8 +41,8 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A Chat Completions request, with its fields in the order in which they are encoded. `translation/chat/body.py`
-    appends the fields that Antiphon passes to the server unchanged."""
+    """A Chat Completions request. The JSON has the fields in this order. `translation/chat/body.py` appends the fields
+    that Antiphon passes to the server unchanged."""
 
     model: str
     messages: list[ChatMessage]
@@ -127,7 +127,7 @@ TokenCount = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class UsageDetails(Struct, gc=False):
-    """The detail counts inside a usage object, either for the prompt or for the output."""
+    """The detailed token counts inside a usage object, either for the prompt or for the output."""
 
     cached_tokens: TokenCount | None = None
     cache_write_tokens: TokenCount | None = None

@@ -93,7 +93,7 @@ PromptCacheDiagnostics = CacheMiss | CacheHit | ComparisonNotFound | ComparisonU
 class Response(Struct, kw_only=True):
     """One response. The stored body of a response omits `output` (`UNSET`). `conversation` and `prompt` are present
     when the request has these fields. `prompt_cache_diagnostics` is present in the finished response when the request
-    named a response to compare. Every other key is always present."""
+    has a `comparison_response_id`. Every other key is always present."""
 
     id: str
     object: Literal["response"] = "response"

@@ -1,6 +1,6 @@
 """Measures a PostgreSQL database, and decides whether this process is ready for requests.
 
-Lives here: one query about sizes, connections and the oldest snapshot, and the rules by which a failing database makes
+Lives here: the query for sizes, connections and the oldest snapshot, and the rules by which a failing database makes
 this process unready. Not here: the findings of `antiphon doctor` (`checks.py`), names of metrics, the endpoint `/ready`
 (`api/router.py`).
 

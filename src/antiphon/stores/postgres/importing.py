@@ -194,7 +194,7 @@ class DatabaseImport:
 
     async def finish(self, numbers: int) -> None:
         """From the imported rows, derive the data that a move omits. Also set the sequences. `numbers`: the highest
-        number of a vector store or a file in the source, or 0. Idempotent."""
+        number of a vector store or a file in the source, or 0. This method is idempotent."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)
         if numbers:

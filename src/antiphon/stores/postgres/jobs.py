@@ -5,9 +5,9 @@ operations that all backends share (`../jobs.py`), the SQL of finished responses
 (`engine/running/`).
 
 Like finished responses, queued responses and new stream events go through a write queue that forms groups
-(`group_commit.py`). A group of queued responses contains only one response, because the limit of jobs per owner must be
-exact. A group of new events may contain the events of many streams of this process. Each other operation on a job is
-one SQL statement.
+(`group_commit.py`). A group of queued responses contains only one response. Otherwise two responses of one group could
+exceed the limit of jobs per owner. A group of new events may contain the events of many streams of this process. Each
+other operation on a job is one SQL statement.
 
 The row of a job is the lock for its response and its stream. A statement that appends to the stream, ends the response
 or deletes the response locks the job's row first. The statement then locks the conversation, the chain and the
@@ -41,8 +41,9 @@ from antiphon.stores.postgres.tables import NOW
 # Stores one queued response with its job. $1 to $27 are the parameters of `responses.py` for this response. $28: the
 # request, $29: the owner's limit of jobs, $30: needs, $31 and $32: the last event's number and the events, $33: the
 # conversation. If the response cannot be stored, the division by zero (22012) makes the statement fail, so that no
-# counter changes. Owners take turns in the queue of waiting jobs. Each further job of an owner gets the turn after the
-# owner's last job. The first job of an owner gets the turn of the first waiting job, or else of the last claimed job.
+# counter changes. The column `turn` orders the queue of waiting jobs, so that the owners take turns. Each further job
+# of an owner gets the turn after the owner's last job. The first job of an owner gets the turn of the first waiting
+# job, or else of the last claimed job.
 ENQUEUE = f"""
 WITH {GIVEN},
   counted AS (
@@ -274,7 +275,7 @@ class NewJob:
 
 
 class QueuedResponses:
-    """Implements `Units` for responses to queue."""
+    """Implements `Units` for responses that `enqueue` stores."""
 
     def __init__(self, database: Database, finished: FinishedResponses) -> None:
         self._database = database
@@ -306,7 +307,7 @@ class QueuedResponses:
         return await self._finished.stored([job.record for job in group])
 
     async def explain(self, unit: NewJob) -> Exception:
-        """Find out why the statement did not store this response, for example `TooManyJobs`."""
+        """Return the reason why the statement did not store this response, for example `TooManyJobs`."""
         rows = await self._database.fetch(COUNT_JOBS, unit.record.owner)
         if unit.limit <= 0 or (rows and rows[0][0] >= unit.limit):
             return TooManyJobs(unit.limit)

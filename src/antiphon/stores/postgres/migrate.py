@@ -88,8 +88,8 @@ _PATIENCE = Patience()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The properties of a server that decide whether Antiphon can use it. `version`: the `server_version_num`. `shown`:
-    the version for messages."""
+    """The properties of a server that decide whether Antiphon can use it. `version`: the server's `server_version_num`.
+    `shown`: the version for messages."""
 
     version: int
     shown: str

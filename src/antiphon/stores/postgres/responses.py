@@ -192,7 +192,7 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 
 def age(record: ResponseRecord, at: float) -> int:
     """Return the milliseconds between the completion (or else the creation) of a response and `at`. Both times come
-    from this process's clock, so an offset of this clock does not matter. Retention periods start at the database's
+    from this process's clock, so it does not matter if this clock is wrong. Retention periods start at the database's
     `NOW` minus this age."""
     return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 

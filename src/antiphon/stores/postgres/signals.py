@@ -62,8 +62,8 @@ _QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One notification. `sender`: the name of the sending process. `news`: the changes. `echo`: the sender checks
-    whether its own notes arrive."""
+    """One notification between processes. `sender`: the name of the sending process. `news`: the changes. `echo`: the
+    sender checks whether its own notes arrive."""
 
     sender: str
     news: News

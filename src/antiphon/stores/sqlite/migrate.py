@@ -79,7 +79,7 @@ def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaS
 
 
 def applied_steps(connection: sqlite3.Connection) -> list[AppliedStep]:
-    """Return the steps recorded in `schema_migrations`. A new database returns an empty list."""
+    """Return the steps recorded in `schema_migrations`. The result is empty for a new database."""
     if not connection.execute(_HAS_TABLE).fetchone():
         return []
     found = []
@@ -117,7 +117,7 @@ def check_schema(
 
     The database may lack some of the last `steps`. `later` returns the CREATE statements that ran after the steps, for
     example for full-text indexes. The tables that `later` creates have names that begin with `prefix`. `later` reads
-    the database, so the objects of the steps are compared before the call.
+    the database, so this function compares the objects of the steps before it calls `later`.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
     there = applied_steps(connection)

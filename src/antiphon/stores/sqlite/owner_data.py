@@ -75,8 +75,8 @@ class SqliteOwnerData:
                     yield export_row(kind, fields, self._bodies)
 
     async def delete(self, owner: str) -> int:
-        """Delete all data of an owner except files. Vector stores are deleted first, because they refer to files.
-        Returns the number of deleted objects."""
+        """Delete all data of an owner except files. This method deletes vector stores first, because they refer to
+        files. Returns the number of deleted objects."""
         gone = 0
         if self._vectors.exists():
             async with aclosing(await open_vector_database(self._folder)) as vectors:

@@ -6,8 +6,8 @@ The pool interrupts a query after its timeout, or when its caller is cancelled. 
 the query has ended. A query that hangs in a disk operation cannot be interrupted. The connection of a hanging query
 stays out of the pool until the query ends, so no other query waits for it.
 
-One connection is reserved for the process's internal queries (`own=True`), such as looking for jobs. So internal
-queries never queue behind the reads of clients.
+The pool reserves one connection for the process's internal queries (`own=True`), for example the query for new jobs. So
+internal queries never queue behind the reads of clients.
 
 Invariants: one query is one statement, so a query reads one snapshot. A query sees all data that any process committed
 before the query began. A connection runs one query at a time.

@@ -84,8 +84,8 @@ class SqliteResponseWriter:
         # Concurrent health checks share one task and its result, so many checks cause one write.
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
-            # Without this callback, asyncio logs the error of the task as never retrieved when the caller was
-            # cancelled.
+            # If the caller is cancelled, no code awaits the task. `look_at` retrieves the task's error, so that asyncio
+            # logs no warning.
             self._probe.add_done_callback(look_at)
         await asyncio.shield(self._probe)
 

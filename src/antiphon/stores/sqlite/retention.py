@@ -157,7 +157,7 @@ class SqlitePieces:
         return rows_within(rows, self._most), named
 
     async def _delete(self, *unit: Statement) -> Piece:
-        """Run the statements as one unit. Returns the number of changed rows, and of objects that the last statement
-        deleted."""
+        """Run the statements in one transaction. Returns the number of changed rows, and the number of objects that the
+        last statement deleted."""
         counts = await self._writer.run(unit)
         return sum(counts), counts[-1]

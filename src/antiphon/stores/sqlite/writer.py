@@ -128,8 +128,8 @@ class SqliteWriter:
         prepare: Callable[[sqlite3.Connection], None],
         limits: WriterLimits = WriterLimits(),
     ) -> None:
-        """`prepare`: called in the thread with the new connection before the first unit, for example to migrate the
-        schema."""
+        """`prepare`: a function that the thread calls with the new connection before the first unit, for example to
+        migrate the schema."""
         self.place = place_of(where)
         self._prepare = prepare
         self.limits = limits

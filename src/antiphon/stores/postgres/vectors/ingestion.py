@@ -187,7 +187,7 @@ async def _clear_up(connection: Connection) -> bool:
     trash = [row[0] for row in await connection.fetch(TRASH, SWEPT_FILES)]
     if trash:
         await connection.execute(DELETE_CHUNKS, trash, SWEPT_CHUNKS)
-        # A separate statement, so that its snapshot contains only the chunks that remain after the deletion.
+        # Run a separate statement, so that its snapshot contains only the chunks that remain after the deletion.
         await connection.execute(EMPTIED, trash)
     return bool(over or trash)
 

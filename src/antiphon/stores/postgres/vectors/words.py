@@ -31,12 +31,12 @@ from antiphon.types.search import index_text, query_terms
 TITLE_WEIGHT = 2
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32)
-"""The counts that index entries use. Other counts are rounded down, because one more occurrence of a frequent word
-hardly changes the score."""
+"""The counts that index entries use. `chunk_words` rounds other counts down, because one more occurrence of a frequent
+word hardly changes the score."""
 
 _LONGEST = 64
-"""The maximum length of a word in characters. Longer words are cut, because PostgreSQL limits the size of an index
-entry."""
+"""The maximum length of a word in characters. This module shortens longer words, because PostgreSQL limits the size of
+an index entry."""
 _NOT_STEMMED = 2
 
 _WORD = re.compile(r"[^\W_]+")

@@ -122,8 +122,8 @@ class Matrices:
             if rows:
                 parts.append(await SEARCH.run(_rows, rows))
         width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
-        # Skip vectors of another width, because they cannot be compared. Another model must have served this model name
-        # earlier.
+        # Skip vectors of another width, because they cannot be compared. Another model must have created these vectors
+        # under the same model name.
         parts = [(numbers, block) for numbers, block in parts if block.shape[1] == width]
         if parts:
             if not len(chunks):
