@@ -37,9 +37,9 @@ _MARKS = {"pass": "pass", "fail": "FAIL", "not yet": "not yet"}
 
 
 @asynccontextmanager
-async def _demo() -> AsyncIterator[str]:
-    """Start the demo chat server. Yields its base URL."""
-    runner = web.AppRunner(make_app(pause=0.0), access_log=None)
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """Start a chat server. Yields its base URL."""
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -49,9 +49,10 @@ async def _demo() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def open_doors(names: Sequence[str]) -> AsyncIterator[dict[str, Server]]:
+async def open_doors(names: Sequence[str], model: web.Application | None = None) -> AsyncIterator[dict[str, Server]]:
+    """Start Antiphon's servers with these names. `model`: the chat server behind them, by default the demo server."""
     async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(_demo())
+        upstream = await stack.enter_async_context(serving(model or make_app(pause=0.0)))
         servers = {}
         for name in names:
             command, flags = DOORS[name]

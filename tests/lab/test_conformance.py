@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from antiphon.commands.demo_upstream import chunks, completion, reply
+from antiphon.commands.demo_upstream import chunks, completion, make_app, reply
+from antiphon.recordings.file import CassetteFile, read_file
+from antiphon.recordings.servers import Recorder, ReplayedExchange, Replayer
 from antiphon.sealing import Sealer
 from lab.conformance import checks, run
 from lab.conformance.checks import Answer, Check
@@ -93,6 +96,28 @@ async def test_envoy(door: str) -> None:
         results = await run_all(servers[door])
     assert [result.scenario for result in results] == OFFICIAL
     assert all(_is_as_listed(result) for result in results), results
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "door", ["http", pytest.param("relay", marks=pytest.mark.full), pytest.param("drive", marks=pytest.mark.full)]
+)
+async def test_the_scenarios_on_a_replay_end_as_on_the_recorded_server(door: str, tmp_path: Path) -> None:
+    """A recorder notes what the demo server says to all scenarios. A replay of the file then takes its place."""
+    path = tmp_path / "suite.jsonl"
+    async with (
+        run.serving(make_app(pause=0.0)) as demo,
+        run.open_doors([door], Recorder(demo, CassetteFile(path)).app) as servers,
+    ):
+        recorded = await run_all(servers[door])
+    assert all(_is_as_listed(result) for result in recorded), recorded
+    entries = read_file(path)
+    played: list[ReplayedExchange] = []
+    async with run.open_doors([door], Replayer(entries, report=played.append).app) as servers:
+        assert await run_all(servers[door]) == recorded
+    answered = [one for one in played if one.method == "POST"]
+    assert all(one.number for one in answered), [one.note for one in answered]
+    assert len(answered) == sum(entry.method == "POST" for entry in entries) >= len(OFFICIAL)
 
 
 # The checks see what is wrong
