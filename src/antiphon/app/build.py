@@ -81,7 +81,7 @@ from antiphon.upstream.identity import ServerIdentities
 from antiphon.upstream.routing import ModelDoor, UpstreamPool, watch_door
 
 if TYPE_CHECKING:
-    # Imported at run time only if the settings enable the tool.
+    # At run time, this module imports the package only if the settings enable the tool.
     from antiphon.tools.code_interpreter import ContainerRooms
 
 _GIVE_BACK_SECONDS = 1.0
@@ -165,7 +165,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     times, limits = settings.timeouts, settings.limits
     settings = with_admin_token(with_extension_settings(settings))
     installed = tuple(make_extension_tools(settings))
-    # Keys come first: if stored rows depend on a lost key, the start must fail before it opens a database.
+    # This function reads the keys first. If stored rows depend on a lost key, the start must fail before it opens a
+    # database.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
     # State in memory also uses SQLite.
     metrics = Metrics("postgresql" if settings.state.place.kind == "postgresql" else "sqlite")

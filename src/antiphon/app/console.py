@@ -68,7 +68,7 @@ def make_console(
     the recorded contents that only this process holds, and `routes` finds the upstream of a model."""
     if journal is None:
         return None
-    # Imported only here, because most gateways have no console and need none of its packages.
+    # This function imports the console only here, because most gateways have no console and need none of its packages.
     from antiphon.console.console import Console
     from antiphon.console.reading import Reading
     from antiphon.console.sessions import Sessions

@@ -190,7 +190,7 @@ def _free_bytes(folder: Path) -> int:
 def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:
     if door == "http":
         return ""
-    # Imported only by a process with the ext_proc server.
+    # Only a process with the ext_proc server imports the module `transport`.
     from antiphon.doors.extproc.transport import chosen_transport
 
     return chosen_transport(settings.sidecar.transport)

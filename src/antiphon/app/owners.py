@@ -1,7 +1,7 @@
-"""Builds the parts of a process that concern owners: the check of an issuer's tokens, quotas, and the adoption of data
-by named owners.
+"""Builds the objects that concern owners: the check of an issuer's tokens, quotas, and the adoption of data by named
+owners.
 
-This module builds these parts from the settings. `doors/issuer_tokens.py` checks a token, and `upstream/issuer.py`
+This module builds these objects from the settings. `doors/issuer_tokens.py` checks a token, and `upstream/issuer.py`
 reads the issuer's keys. `engine/ports/quotas.py` decides which quotas apply to a request, and
 `engine/running/quotas.py` counts requests. In an adoption, a named owner takes over the data that was stored under the
 hashes of its tokens. `engine/running/adoption.py` decides when an adoption begins, and `stores/owner_data.py` moves the
@@ -69,7 +69,8 @@ async def open_identities(settings: JwtSettings) -> AsyncIterator[KnownTokens]:
 
 
 def left_claims(owner: OwnerSettings) -> LeftClaims | None:
-    """The place at which an Envoy filter writes the client's claims; None unless `owner.source` is `metadata`."""
+    """The metadata keys under which an Envoy filter writes the client's claims; None unless `owner.source` is
+    `metadata`."""
     if owner.source != "metadata":
         return None
     left = owner.metadata
@@ -113,7 +114,7 @@ def make_adoption(
             async with aclosing(data.move(old, new)) as moving:
                 async for kind in moving:
                     moved(kind)
-        # Imported only here, because most gateways adopt nothing.
+        # This function imports the package only here, because most gateways adopt nothing.
         from antiphon.tools.code_interpreter import OwnersContainers
 
         if left := await OwnersContainers(settings.data, stores.containers).move(old, new):

@@ -84,7 +84,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
 
 def _mcp(settings: Settings) -> ServerTool:
-    # Imported at the first use, because the MCP SDK takes longer to load than the rest of Antiphon.
+    # The tool's first use imports these modules, because the MCP SDK takes longer to load than the rest of Antiphon.
     from antiphon.tools.mcp_connections import McpConnections
     from antiphon.tools.mcp_servers import Connector, McpServers
     from antiphon.tools.mcp_tool import Mcp

@@ -131,7 +131,7 @@ _MIGRATE = {
 
 
 class Commands(Protocol):
-    """The commands below a parser, as argparse keeps them."""
+    """The methods of argparse's object for subcommands that this module uses."""
 
     @property
     def choices(self) -> Mapping[str, Parser]:
@@ -318,7 +318,8 @@ class Parser(argparse.ArgumentParser):
         self.without_words = ""
         """The text that the program prints if no command is given."""
         self.passes_on = False
-        """Whether the words after `--` belong to another program. They become the attribute `rest`."""
+        """Whether the words after `--` belong to another program. The parser stores these words in the attribute
+        `rest`."""
         super().__init__(*args, **options)
 
     def add_argument(self, *args: Any, **options: Any) -> argparse.Action:

@@ -34,11 +34,11 @@ _MESSAGE = 500
 
 
 class GatewayError(AntiphonError):
-    """The gateway refuses a request, or breaks off its answer. The message says what to do."""
+    """Raised when the gateway refuses a request, or breaks off its answer. The message tells the user what to do."""
 
 
 class NoGateway(GatewayError):
-    """No gateway answers at this address."""
+    """Raised when no gateway answers at the address."""
 
 
 def gateway_url(url: str | None, config: Path | None) -> str:
@@ -183,7 +183,7 @@ def _reason(error: OSError) -> str:
 
 
 def _refusal(url: str, status: int, body: bytes) -> str:
-    """The message for an error answer, with the gateway's own words if it has any."""
+    """The message for an error answer, with the gateway's own error message if the answer has one."""
     error = decode_object(body).get("error")
     words = error.get("message") if isinstance(error, dict) else None
     if not isinstance(words, str) or not words:

@@ -115,7 +115,7 @@ def warn_of_few_descriptors(settings: Settings) -> None:
 def warn_of_contents_here(settings: Settings) -> None:
     """Log a warning if several machines can share the database but not the contents of files."""
     if contents_are_here_alone(settings):
-        # Imported only for the warning, because the import loads all stores.
+        # This function imports the module only for the warning, because the import loads all stores.
         from antiphon.stores.blobs.disk import FILES_FOLDER
 
         _log.warning("contents_on_this_machine", folder=str(settings.data / FILES_FOLDER), advice=CONTENTS_ADVICE)

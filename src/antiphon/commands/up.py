@@ -53,7 +53,7 @@ _CLOSING_SECONDS = 1.7
 """Seconds after the drain, or after a second signal, in which all children must end."""
 _END_SECONDS = 1.8
 """Seconds after the drain until this process ends, by force if necessary. The documentation promises two seconds, so
-this leaves time for the exit."""
+the process has some time left to exit."""
 _MEASURE_SECONDS = 2.0
 
 _T = TypeVar("_T")

@@ -276,7 +276,7 @@ class QuotaLimits(Section):
     count toward this limit."""
 
     def over(self, each: QuotaLimits) -> QuotaLimits:
-        """These limits. For a limit that is not set here, the limit of `each`."""
+        """Return these limits. A limit that is not set here is replaced by the limit of `each`."""
         return each.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 

@@ -54,7 +54,7 @@ _OTHERWISE_IN_A_PACKAGE = (
 
 
 class NotYaml(Exception):
-    """The error for a text that is not YAML. The message repeats nothing of the text."""
+    """Raised when a text is not YAML. The message repeats nothing of the text."""
 
 
 Words = Callable[[Place, str], str]

@@ -32,7 +32,8 @@ ENDPOINT_VARIABLE, KEY_VARIABLE = "OPENAI_API_ENDPOINT", "OPENAI_API_KEY"
 # Variables that are not settings: the path of the settings file, and the secrets that Envoy's process reads.
 _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
 _EXTENSIONS_PREFIX = "ANTIPHON_EXTENSIONS__"
-# Prefixes that `read_environment` skips: the keys of further upstreams, and extensions, which have their own reader.
+# Prefixes that `read_environment` skips: the keys of further upstreams, and the settings of extensions, which
+# `_read_extensions` reads.
 _NO_SETTINGS = ("ANTIPHON_UPSTREAM_KEY_", _EXTENSIONS_PREFIX)
 # For a Service `antiphon`, Kubernetes sets ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP, and variables such as
 # ANTIPHON_PORT_8080_TCP_ADDR (also with _PORT, _PROTO). For a Service `antiphon-x` the names begin with ANTIPHON_X.
@@ -83,7 +84,8 @@ def read_file(path: Path) -> dict[object, object]:
 
 def _yaml(text: str) -> object:
     """Parse a YAML text. Raises `NotYaml`."""
-    # Imported only when needed: PyYAML takes 10 ms and 1 MiB, and many processes read no YAML.
+    # This function imports PyYAML only when it is needed. The import takes 10 ms and 1 MiB, and many processes read no
+    # YAML.
     from antiphon.config.yaml_text import read_yaml
 
     return read_yaml(text)

@@ -1,8 +1,8 @@
 """Parses `state.url`, the location of the stored state, and masks the credentials of URLs in the settings.
 
-This module knows the allowed locations of the state, masks the secret parts of a URL, and lists the secrets in a URL.
-The functions that mask accept any text of the settings, because any text may contain a URL. `state.py` defines the
-setting, and the package `stores` opens a store. `redaction.py` masks secrets in texts of upstreams.
+This module knows the allowed locations of the state, masks the secrets in a URL, and lists these secrets. The functions
+that mask accept any text of the settings, because any text may contain a URL. `state.py` defines the setting, and the
+package `stores` opens a store. `redaction.py` masks secrets in texts of upstreams.
 
 In an http URL, the account and the values of all parameters are masked, because parameter names differ between
 services. Path segments that look like keys are masked too. In other URLs, only the password and parameters whose name

@@ -226,8 +226,9 @@ class DoorContext:
     def caller_of(
         self, path: str, headers: Headers, metadata: Mapping[str, Mapping[str, object]] | None = None
     ) -> Caller:
-        """Return the caller of a path that needs credentials: `ADMIN` if the path has a guard, else the result of
-        `OwnerResolver.resolve`. Raises `Unauthorized`. A guard also raises `ApiError` after too many wrong attempts."""
+        """Return the caller of a path that needs credentials: `ADMIN` for a path of the admin API, else the result of
+        `OwnerResolver.resolve`. Raises `Unauthorized`. For a path of the admin API, also raises `ApiError` after too
+        many wrong attempts."""
         guard = self.router.guard_of(path)
         if guard is None:
             return self.owners.resolve(headers, metadata)

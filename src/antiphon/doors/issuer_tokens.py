@@ -39,7 +39,7 @@ without a `kid`."""
 
 
 class TokenRefused(Exception):
-    """The token is not valid. `reason` is a sentence for the client. The sentence repeats nothing of the token."""
+    """Raised when a token is not valid. `reason` is a sentence for the client, which repeats nothing of the token."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -47,7 +47,8 @@ class TokenRefused(Exception):
 
 
 class UnknownKey(TokenRefused):
-    """The key set lacks the key that the token names. The issuer may have added the key after the last download."""
+    """Raised when the key set lacks the key that the token names. The issuer may have added the key after the last
+    download."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _key_for(one: dict[str, object], algorithm: str) -> jwt.PyJWK | None:
     ):
         return None
     try:
-        # Only the public part is taken, if an issuer publishes a private key by mistake.
+        # An issuer may publish a private key by mistake, so this code takes only the public part.
         public = {name: value for name, value in one.items() if name in ("kty", "kid", "crv", "x", "y", "n", "e")}
         key = jwt.PyJWK(public, algorithm)
     except (jwt.PyJWTError, ValueError, TypeError):

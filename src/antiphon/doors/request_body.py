@@ -8,8 +8,8 @@ streamed uploads, and `extproc/answers.py` handles compressed upstream responses
 Decoding begins when the body is complete. The same limit applies to the compressed body and to the decoded body.
 
 Invariant: for any bytes, the result is the plain body or an `ApiError`: 400 for damaged data, 413 for a too large body,
-415 for an unknown coding. A decoder returns at most one byte more than its limit. The limit is `limit` bytes, and above
-`_FREE` bytes also `_RATIO` times the received bytes.
+415 for an unknown coding. A decoder returns at most one byte more than its limit. The limit is `limit` bytes. A result
+of more than `_FREE` bytes may also be at most `_RATIO` times as large as the received body.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
 
 
 class _Broken(Exception):
-    """The bytes of the body are not valid data of the declared coding."""
+    """Raised when the bytes of a body are not valid data of the declared coding."""
 
 
 # Each decoder takes a whole body and returns at most one byte more than the limit.

@@ -289,8 +289,8 @@ def _patch_policy(place: GatewayTarget, entries: list[Config]) -> Config:
 
 
 def rules(routes: Sequence[Config]) -> list[Rule]:
-    """Convert the public routes to rules. Routes with the same action share a rule. Raises `ConfigError` when an
-    HTTPRoute cannot hold them."""
+    """Convert the public routes to rules. Routes with the same action share a rule. Raises `ConfigError` when one
+    HTTPRoute cannot hold so many rules or matches."""
     found: dict[str, tuple[list[Config], list[str]]] = {}
     reached = [one for one in routes if not _is_inner(one) and one["name"] != NOTHING]
     for number, route in enumerate(reached):

@@ -101,8 +101,8 @@ def parse_hostname(text: str) -> str:
 
 
 def inside(settings: Settings) -> Settings:
-    """Return the settings for the pod of a managed Envoy. The drain timeout, the metrics address and
-    `state.unready_after` keep explicit values."""
+    """Return the settings for the pod of a managed Envoy. If the operator has set the drain timeout, the metrics
+    address or `state.unready_after`, the set value stays."""
     sockets = {
         "grpc": f"unix:{_SOCKETS}/grpc.sock",
         "http": f"unix:{_SOCKETS}/http.sock",

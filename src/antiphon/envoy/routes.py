@@ -296,7 +296,8 @@ def upstream_routes(settings: Settings, name: str) -> list[Config]:
 
 
 def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str) -> Config:
-    """Build a route to a list of upstreams. Envoy tries another upstream while no part of a response has arrived.
+    """Build a route to a list of upstreams. Envoy may try another upstream until the first byte of a response has
+    arrived.
 
     Path, host and credentials differ by upstream. Envoy applies a route once, before it knows the upstream, so the
     listener of each upstream sets path, host and credentials.

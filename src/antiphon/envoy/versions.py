@@ -2,7 +2,7 @@
 
 This module names the oldest and the newest tested version, and has tables of later features and fixes. `fitted` removes
 the fields that an older version lacks from a configuration. This module also finds the Envoy binary and its version.
-`bootstrap.py` and its parts generate the configuration for the newest version.
+`bootstrap.py` and the modules that it uses generate the configuration for the newest version.
 
 Invariant: every difference between versions is a row of `FEATURES` (configuration) or `FIXES` (defects).
 """

@@ -86,8 +86,8 @@ class Supervised:
         self.lasting = False
         """Whether all processes were ready once. From that moment on, a child that ends is restarted."""
         self.died, self.hung = 0, 0
-        """The number of replacements after a child's own end, and the number of replacements after a kill because it
-        did not answer."""
+        """`died` counts the replacements of a child that ended by itself. `hung` counts the replacements of a child
+        that did not answer and was killed."""
         self._start = start
         self._is_ready = is_ready
         self.is_alive = is_alive

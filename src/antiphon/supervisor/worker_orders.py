@@ -1,9 +1,9 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
 The socket is the worker's standard input, and this module implements both ends of the socket. `generation.py` defines
-the orders, except one. That order carries Envoy's log line about the side that ended a stream early. The sidecar that
-served the stream needs this line. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py` uses
-it in the sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
+all orders except `STREAM_ENDED`, which carries Envoy's log line about the side that ended a stream early. The sidecar
+that served the stream needs this line. `envoy/failures.py` configures the line in Envoy, and `observability/endings.py`
+uses it in the sidecar. The parent does not know which sidecar served a request, so it sends the line to all of them.
 
 Invariants: no other process can send orders to a worker. A child gets at most one order that requires an answer.
 """

@@ -43,12 +43,12 @@ for _name in ("httpx2", "httpcore2", "mcp"):
 
 
 class Refused(Exception):
-    """The server has no address to which `Permit` lets Antiphon connect."""
+    """Raised when an MCP server has no address to which `Permit` lets Antiphon connect."""
 
 
 class ServerFailed(Exception):
-    """The session with the server failed. `status`: the HTTP status of the server's response, or 0 without a
-    response."""
+    """Raised when the session with an MCP server fails. `status`: the HTTP status of the server's response, or 0
+    without a response."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)

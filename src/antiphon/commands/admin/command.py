@@ -1,7 +1,8 @@
 """Implements `antiphon admin`: shows, exports and deletes stored data.
 
-This module runs the actions and prints their results. `whole_state.py` has the actions on the whole state,
-`client_keys.py` those on client keys, and `owners.py` the move to another owner. The package `stores` has the SQL.
+This module runs the actions and prints their results. `whole_state.py` has the actions on the whole state, and
+`client_keys.py` has the actions on client keys. `owners.py` moves data to another owner. The package `stores` has the
+SQL.
 
 `export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`. All lines except files come from
 one database snapshot. All actions work while servers use the data folder, but `vacuum` delays the servers' writes.

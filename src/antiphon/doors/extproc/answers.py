@@ -53,8 +53,8 @@ def with_request_id(headers: Headers, request_id: str) -> Headers:
 
 
 def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
-    """Split a body into chunks of at most `part` bytes. Several chunks are views of the body, not copies. The flag
-    marks the last chunk; an empty body gives one empty chunk."""
+    """Split a body into chunks of at most `part` bytes. If there are several chunks, they are views of the body, not
+    copies. The flag marks the last chunk; an empty body gives one empty chunk."""
     last = max(0, len(body) - 1) // part
     if not last:
         yield body, True

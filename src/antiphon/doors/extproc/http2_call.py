@@ -304,8 +304,8 @@ class Call:
             waiter.set_result(message)
 
     def _make_room(self) -> None:
-        """Return window to the peer once enough has been withheld. Larger amounts save WINDOW_UPDATE frames, because
-        most calls end before the peer runs out of window."""
+        """Return flow-control window to the peer once the call has withheld enough of it. Larger amounts save
+        WINDOW_UPDATE frames, because most calls end before the peer runs out of window."""
         limits = self.limits
         if self._withheld >= limits.window // _PARTS and self.queued <= limits.queued:
             self._connection.consumed(self, self._withheld)

@@ -4,9 +4,9 @@ This module handles the connection's events, its flow-control window, its writes
 This module also tracks answered calls that the peer has not ended yet. The listener is in `transport_http2.py`, and
 the calls with their gRPC framing are in `http2_call.py`.
 
-Invariants: an exception in one call never affects another call. An exception that leaves `data_received` would end the
-connection, and with it every stream of an Envoy worker thread. A call's queues are bounded in both directions. Only
-this file imports `ngh2`.
+Invariants: an exception in one call never affects another call. If `data_received` raised an exception, the connection
+would end, and with it every stream of an Envoy worker thread. A call's queues are bounded in both directions. Only this
+file imports `ngh2`.
 """
 
 from __future__ import annotations

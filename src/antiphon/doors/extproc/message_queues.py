@@ -3,8 +3,8 @@ the transport accepts.
 
 `Inbox` reads messages and joins body chunks. `Outbox` sends messages and remembers whether any message was sent.
 `peer.py` waits for messages and for room in the queue. `wire.py` encodes the messages, and `answers.py` builds the
-content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` decide
-when Envoy accepts an answer.
+content of answers. `stream.py` and `relay.py` react to messages. `relay_state.py` and `immediate_response.py` know when
+Envoy accepts an answer.
 
 Invariants: messages keep their order, and each is delivered once. Joining chunks loses and duplicates no byte of a
 body.
@@ -27,7 +27,8 @@ GATHERED: Final = 64 * 1024
 
 
 class PeerLeft(AntiphonError):
-    """Envoy ended the stream before its answer was complete, usually because the client disconnected."""
+    """Raised when Envoy ended the stream before the sidecar's answer was complete, usually because the client
+    disconnected."""
 
 
 def left(closed: StreamClosed) -> PeerLeft:

@@ -26,8 +26,8 @@ _DUPLEX: Final = "FULL_DUPLEX_STREAMED"
 
 
 class ProtocolError(AntiphonError):
-    """The stream cannot be served, because Envoy is misconfigured or the peer is not Envoy. The message tells the
-    operator what to change."""
+    """Raised when the sidecar cannot serve a stream, because Envoy is misconfigured or the peer is not Envoy. The
+    message tells the operator what to change."""
 
 
 @dataclass(slots=True)

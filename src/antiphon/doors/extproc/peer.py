@@ -1,7 +1,7 @@
 """Waits for messages from Envoy and sends messages to it, for one stream.
 
 `message_queues.py` reads and sends without waiting. `answers.py` and `wire.py` build the answers. `stream.py`,
-`relay_state.py` and `immediate_response.py` decide when Envoy accepts an answer.
+`relay_state.py` and `immediate_response.py` know when Envoy accepts an answer.
 
 Invariant: all answers go through a `Peer`, so `Peer.answered` shows whether any answer was sent. Before the first
 answer, a failure can still become a proper error response.
@@ -18,8 +18,8 @@ _AFTER_THE_END = 5.0
 
 
 class StreamCut(AntiphonError):
-    """The client's response cannot be completed. The sidecar must break off the stream, because a normal end would make
-    the response look complete."""
+    """Raised when the sidecar cannot complete the client's response. The sidecar must then break off the stream,
+    because a normal end would make the response look complete."""
 
 
 class Peer:

@@ -1,12 +1,12 @@
-"""The ext_proc gRPC service, independent of its transport.
+"""Implements the ext_proc gRPC service, independently of its transport.
 
 This module has the service, its address, its access control and its drain. `stream.py` decides the order of messages,
 and `standard_services.py` serves health and reflection. The gRPC servers are in `transport_grpcio.py` and
 `transport_http2.py`.
 
 Invariants: a failing handler aborts its call, because Envoy would forward the untranslated request after a normal end.
-An exception in one stream never affects another stream. On TCP the server serves only health checks without the shared
-secret.
+An exception in one stream never affects another stream. A TCP client without the shared secret can make only health
+checks.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class GrpcStatus(IntEnum):
 
 
 class StreamClosed(AntiphonError):
-    """The peer has ended the call, so no message can be sent."""
+    """Raised when the peer has ended the call, so that no message can be sent."""
 
 
 class CallFailed(AntiphonError):
@@ -109,8 +109,8 @@ TRACE_METADATA = ("traceparent", "tracestate")
 
 
 class Calls(Protocol):
-    """The interface of the ext_proc service for its transport. The transport runs `process` in one task per stream, and
-    cancels it when the peer ends the call."""
+    """The methods of the ext_proc service that its transport calls. The transport runs `process` in one task per
+    stream, and cancels it when the peer ends the call."""
 
     def refusal(self, presented: Presented) -> CallFailed | None:
         """Return the error for a call of this peer, or None when the call may be served. The transport asks before it

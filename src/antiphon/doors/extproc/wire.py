@@ -1,7 +1,7 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated protobuf classes.
 
 `fast_codec.py` decodes the usual header messages, and handles the usual body chunks. `stream.py`, `relay.py` and
-`immediate_response.py` decide when Envoy accepts an answer.
+`immediate_response.py` know when Envoy accepts an answer.
 
 This module encodes header changes and metadata by hand. The generated protobuf classes take twice the time, because
 they create an object for each field of each header. Most headers are equal in every answer, so this module caches their
@@ -9,8 +9,8 @@ bytes.
 
 Invariants: header values are in the field `raw_value`, because Envoy treats values in the field `value` as empty.
 Setting a header replaces the existing one; several values of one name become one header with a comma-separated list.
-Header bytes that are not UTF-8 survive the round trip. The cache never holds a value that may be a credential. The
-generated protobuf classes decode the hand-written bytes to the same values (a test compares them).
+Decoding and encoding a header does not change bytes that are not UTF-8. The cache never holds a value that may be a
+credential. The generated protobuf classes decode the hand-written bytes to the same values (a test compares them).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TokenRecord:
 
 
 Metadata = dict[str, str | int | TokenRecord]
-"""Envoy's dynamic metadata by key, for the namespace `antiphon`. A `TokenRecord` goes to a separate namespace of Envoy,
-and its key is that namespace."""
+"""Envoy's dynamic metadata by key, for the namespace `antiphon`. A `TokenRecord` has a separate namespace of Envoy, and
+its key in this mapping is the name of that namespace."""
 
 TOKEN_USAGE: Final = "envoy.ai.token_usage"
 """The metadata namespace in which Envoy (1.40 or newer) expects token counts as a typed message. Older Envoys ignore
@@ -84,7 +84,7 @@ _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode
 
 
 _Settings = tuple[tuple[str, str] | None, bool]
-"""The two body modes, or None if the message names none, and whether Envoy ignores the answers."""
+"""The two body modes (None if the message names none), and whether Envoy ignores the answers."""
 _MOST_SETTINGS: Final = 64
 
 _KINDS: Final = {kind.value: kind for kind in MessageKind}
@@ -176,8 +176,8 @@ def decode_by_classes(message: bytes) -> Received:
 
 
 def _texts(value: AnyObject) -> dict[str, object]:
-    """Return the texts and objects of an object. Nothing reads its numbers and lists. (The decoder limits its
-    depth.)"""
+    """Return the texts and nested objects of a metadata object. Numbers and lists are left out, because no code reads
+    them. (The protobuf decoder limits the depth of nested objects.)"""
     found: dict[str, object] = {}
     for name, one in value.fields.items():
         kind = one.WhichOneof("kind")

@@ -1,2 +1,1 @@
-"""Contains the HTTP server. It serves the same core as the ext_proc server, on the public port and on the sidecar's
-private port."""
+"""Contains the HTTP server, which serves the public port, and behind Envoy the sidecar's private port."""

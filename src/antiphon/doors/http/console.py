@@ -106,7 +106,7 @@ class ConsoleAccess:
         return "stream" if kind.strip().lower() == "multipart/form-data" else "whole"
 
     def form_bytes(self, kind: BodyKind) -> int:
-        """The maximum bytes of a form. Only a streamed form holds an upload."""
+        """The maximum number of bytes of a form. Only a streamed form holds an upload."""
         return _FORM_BYTES + (self._context.upload_bytes if kind == "stream" else 0)
 
     async def handle(self, peer: str, request: ApiRequest) -> ApiResponse:

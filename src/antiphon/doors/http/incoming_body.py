@@ -25,7 +25,7 @@ BodyKind = Literal["none", "whole", "stream"]
 """How a handler gets the request body. `none`: the server does not read the body."""
 CLOSE: Headers = (("connection", "close"),)
 UPLOAD_BYTES = 256 << 10
-"""The maximum bytes of an upload in memory: the bytes read ahead, and the chunk in use."""
+"""The maximum number of bytes of an upload in memory: the bytes read ahead, and the chunk in use."""
 
 
 async def read_whole(request: web.BaseRequest, headers: Headers, hold: Hold, limit: int, seconds: float) -> bytes:

@@ -89,7 +89,7 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """The exchange of a request that creates a response; None for any other request. Such a request gets the log line
+    """The exchange, if the request creates a response; else None. A request that creates a response gets the log line
     of a response instead of the log line of a request."""
     outcome: str = ""
     added: Headers = ()

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 
 class CannotConfine(Exception):
-    """This machine cannot confine the process. The message names the missing feature."""
+    """Raised when this machine cannot confine the process. The message names the missing feature."""
 
 
 class Limits(NamedTuple):

@@ -37,7 +37,7 @@ _WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
 
 
 class SandboxFailed(ContainerFailed):
-    """The sandbox failed or rejected an operation. The message is for the model and for clients."""
+    """Raised when the sandbox fails or rejects an operation. The message is for the model and for clients."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ SYSTEM = System()
 
 
 class SandboxNotStarted(SandboxFailed):
-    """The process ended during its start, or could not confine itself. `reason` explains the failure."""
+    """Raised when a sandboxed process ended during its start, or could not confine itself. `reason` explains the
+    failure."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("The sandbox cannot be started here.")

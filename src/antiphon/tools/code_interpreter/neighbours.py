@@ -76,7 +76,7 @@ class RunReply(Struct, array_like=True):
 
 
 class NoMessage(Exception):
-    """The other process sent data that is not a message of this protocol."""
+    """Raised when the other process sent data that is not a message of this protocol."""
 
 
 def is_of_our_user(writer: asyncio.StreamWriter) -> bool:

@@ -97,8 +97,8 @@ def counter(control: int) -> Callable[[int], None]:
     seccomp listener's descriptor to the counter.
 
     The counter answers each line with a line. `<number>` sets how many files the code may create from now on. `held?`
-    asks whether the process has deleted files open, which still use disk space. The counter ends when this process
-    ends, or when the parent closes `control`.
+    asks whether the process has deleted files that are still open, because such files use disk space. The counter ends
+    when this process ends, or when the parent closes `control`.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()
