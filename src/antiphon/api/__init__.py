@@ -1,1 +1,2 @@
-"""The handlers of the HTTP API, except `POST /v1/responses`. Its code calls stores and upstreams, and no web server."""
+"""Holds the handlers of the HTTP API, except `POST /v1/responses`. The handlers call stores and upstreams, and depend
+on no web server."""

@@ -1,11 +1,11 @@
 """The admin API: operators manage client keys over HTTP, and read quotas, usage and the audit.
 
-Lives here: the JSON shapes, and the reading of fields and query parameters. Not here: the checks of a change
-(`engine/running/client_keys.py`), the check of the admin token (`credential_checks.py`), the command line
+Lives here: the forms of the JSON objects, and the code that reads fields and query parameters. Not here: the checks of
+a change (`engine/running/client_keys.py`), the check of the admin token (`credential_checks.py`), and the command line
 (`commands/admin/`).
 
-Invariants: every endpoint has the guard. An answer has the token of a key only when it reports the creation of this
-key. Every list is limited.
+Invariants: every endpoint has the guard, which checks the admin token. An answer contains a key's token only if it
+reports the creation of that key. Every list has a maximum length.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _Seconds = Annotated[int, Meta(ge=1, le=_MOST_SECONDS)]
 
 class CreateClientKey(Struct):
     """A new client key. `owner` is the name of the owner to whom the key's data belongs, such as `anna`. `models` and
-    `tools` are globs that limit the key; without them the key may use everything. The key expires after `expires_in`
-    seconds; without it, never."""
+    `tools` are globs that limit the key. Without globs, the key may use all models and tools. The key expires after
+    `expires_in` seconds. Without `expires_in`, the key never expires."""
 
     owner: Annotated[str, Meta(extra_json_schema={"maxLength": 64})]
     name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
@@ -70,8 +70,8 @@ class CreateClientKey(Struct):
 
 
 class RotateClientKey(Struct):
-    """The lifetimes of a rotated key. The successor expires after `expires_in` seconds (without it: never). The old key
-    stays valid for at most `overlap` seconds (without it: a day)."""
+    """The lifetimes of a rotated key. The successor expires after `expires_in` seconds, or never if the field is
+    missing. The old key stays valid for at most `overlap` seconds. The default of `overlap` is one day."""
 
     expires_in: _Seconds | None = None
     overlap: Annotated[int, Meta(ge=0, le=_MOST_SECONDS)] | None = None
@@ -96,10 +96,10 @@ class ClientKeyObject(Struct, kw_only=True):
 
 
 class QuotaUseObject(Struct, kw_only=True):
-    """The use of one limit in its current period. `subject` is such as `owner:n:anna`, `limit` such as
-    `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
-    processes hold for requests. `maximum` is null without such a limit in the settings. Costs are in the currency of
-    the prices."""
+    """The use of one limit in its current period. An example of `subject` is `owner:n:anna`, and an example of `limit`
+    is `tokens_per_month`. `period` is the start of the period in UTC (`2026-01-31T09:30Z`). `held` is the amount that
+    processes have reserved for requests. `maximum` is null if the settings have no such limit. Costs are in the
+    currency of the prices."""
 
     object: Literal["quota_use"] = "quota_use"
     subject: str
@@ -111,9 +111,9 @@ class QuotaUseObject(Struct, kw_only=True):
 
 
 class UsageSumObject(Struct, kw_only=True):
-    """The usage of model calls. Of `day`, `owner`, `model` and `upstream` the object has those of the parameter `by`.
-    `cost` is in the currency of the prices. With `owner` the object also has the readable name of the owner, and the
-    team, if Antiphon knows them."""
+    """The usage of model calls. The object has only those of the members `day`, `owner`, `model` and `upstream` that
+    the parameter `by` names. `cost` is in the currency of the prices. An object with `owner` also has the owner's
+    readable name and team, if Antiphon knows them."""
 
     object: Literal["usage_sum"] = "usage_sum"
     day: str | UnsetType = UNSET
@@ -134,8 +134,8 @@ class UsageSumObject(Struct, kw_only=True):
 
 
 class AuditEntryObject(Struct, kw_only=True):
-    """One change that an operator made. `at` is in seconds since the epoch. `target` is what the action changed, such
-    as the id of a key."""
+    """One change that an operator made. `at` is in seconds since the epoch. `target` identifies the changed object, for
+    example by the id of a key."""
 
     object: Literal["audit_entry"] = "audit_entry"
     at: float
@@ -200,16 +200,17 @@ class Administration(Area):
 
     @listing(_KEYS, "List client keys", ListOf[ClientKeyObject], _OWNER, _ALL)
     async def list_keys(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/antiphon/admin/keys`: list the valid keys without their tokens, newest first without `order`."""
+        """`GET /v1/antiphon/admin/keys`: list the valid keys without their tokens, newest first unless the request sets
+        `order`."""
         owner, all_keys = query_value(request, "owner") or "", query_flag(request, "all")
         found = await self.keys.page(read_page(request), owner, all_keys=all_keys)
         return list_response(found, lambda one: encode(_shown(one)), headers=_NO_STORE)
 
     @Route("POST", _KEYS, "Create a client key", ClientKeyObject, body=CreateClientKey, body_needed=True)
     async def create_key(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. The answer has the token, once.
-
-        Raises `InvalidRequest`: `invalid_value`, `unknown_parameter`, `too_many_keys` or `managed_keys_off`.
+        """`POST /v1/antiphon/admin/keys`: create a key for a named owner. Only this answer ever has the token. Raises
+        `InvalidRequest` with one of the codes `invalid_value`, `unknown_parameter`, `too_many_keys` or
+        `managed_keys_off`.
         """
         body = _read(request, CreateClientKey)
         self._check_accepted()
@@ -221,7 +222,8 @@ class Administration(Area):
 
     @Route("POST", f"{_KEYS}/{{}}/rotate", "Rotate a client key", ClientKeyObject, body=RotateClientKey)
     async def rotate_key(self, request: ApiRequest, key_id: str) -> ApiResponse:
-        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. The answer has its token, once.
+        """`POST /v1/antiphon/admin/keys/{id}/rotate`: create the successor of a key. Only this answer ever has the
+        successor's token.
 
         Raises `NotFound`, and `InvalidRequest` (`key_not_valid`) for an expired or revoked key.
         """
@@ -353,12 +355,12 @@ def _shown(key: ClientKey, token: str | UnsetType = UNSET) -> ClientKeyObject:
 
 
 def _listed(found: Sequence[Struct], limit: int) -> ApiResponse:
-    """The answer with the first `limit` objects. `found` has one more if there are more."""
+    """The answer with the first `limit` objects. `found` has one more object if the list is longer."""
     return json_response(AdminList(data=list(found[:limit]), has_more=len(found) > limit), headers=_NO_STORE)
 
 
 def _text(request: ApiRequest, name: str) -> str:
-    """A query parameter that a database can compare; empty if it is missing."""
+    """The text of a query parameter, which a database can compare. Empty if the request lacks the parameter."""
     text = query_value(request, name) or ""
     if len(text) > _LONGEST_TEXT or not text.isprintable():
         raise invalid_value(name, f"use at most {_LONGEST_TEXT} printable characters")

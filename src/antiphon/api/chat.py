@@ -1,17 +1,18 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: the choice of the upstream, the choice of the forwarded headers, and the streaming of the answer. Also the
-journal's entry of a forwarded request. This module reads nothing of a body except the model's name, and nothing of an
-answer except its token usage.
+Lives here: the choice of the upstream and of the forwarded headers, and the code that streams the answer. The module
+also writes the journal's entry of a forwarded request. From a body, the module reads only values that decide the
+upstream, the permission and the quotas. From a successful answer, the module reads only the token usage.
 
-Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot when the model's
-name decides the upstream or whether the request is allowed. Envoy also cannot check clients' keys.
+Behind Envoy, these requests reach this module only if Envoy cannot route them itself. Envoy cannot route a request if
+the model's name decides the upstream or the permission. Envoy also cannot check clients' keys.
 
 Invariants:
 - Bodies pass byte for byte, except that a configured upstream name (`models[].model`) replaces the model's name.
 - A request goes only to the upstream that serves its model. If there is none, the client gets an error.
-- When the client disconnects before the end of an answer, the model call is cancelled.
-- A forwarded request has one entry in the journal, however it ends. Without a journal there is no entry.
+- If the client disconnects before the end of an answer, Antiphon cancels the model call.
+- Each forwarded request gets exactly one entry in the journal, however the request ends. Without a journal there is no
+  entry.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ MODEL_PATHS = ("/chat/completions", "/embeddings")
 """The forwarded paths that every upstream has. The request body names the model."""
 
 PASSED = "pass_through"
-"""The door of the entries of forwarded requests."""
+"""The value of `door` in the journal entries of forwarded requests."""
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 """A usage with counts. Some servers send `"usage": null` in all chunks but the last."""
 _MODEL_LENGTH = 128
@@ -68,8 +69,9 @@ class PassedOn:
 
     `extra` has further paths of the default upstream, without `/v1`. The bodies of these requests need not name a
     model. `embeddings` is the embedding model and the client for the embeddings server. An entry of `models` for this
-    exact name takes precedence. `reserve` opens a request's part of its quotas. No error contains one of the `secrets`.
-    With `several_owners`, answers leave out headers about the upstream account that the owners share.
+    exact name takes precedence. `reserve` returns an object that reserves a request's tokens in the quotas. No error
+    contains one of the `secrets`. With `several_owners`, answers leave out headers about the upstream account that the
+    owners share.
     """
 
     def __init__(
@@ -232,13 +234,14 @@ _PASSED_REQUEST = msgspec.json.Decoder(_PassedRequest)
 
 
 class _Quota:
-    """A forwarded request's part of its quotas. Without quotas, every method does nothing."""
+    """The reservation of one forwarded request in its quotas. Without quotas, every method does nothing."""
 
     def __init__(self, reservation: Reservation | None) -> None:
         self._reservation = reservation
 
     async def take(self, body: bytes, *, writes: bool) -> None:
-        """Reserve the request with this body. `writes`: whether the answer has output tokens. Raises `ApiError`."""
+        """Reserve the tokens that the request with this body may use. `writes`: whether the answer has output tokens.
+        Raises `ApiError`."""
         if self._reservation is not None:
             limits = try_decode(_PASSED_REQUEST, body) or _PassedRequest()
             output = (limits.max_completion_tokens or limits.max_tokens) if writes else 0
@@ -253,8 +256,8 @@ class _Quota:
         return self._reservation is not None
 
     def close(self, usage: PassedUsage | None, status: int) -> None:
-        """Settle the request by the usage in the answer. An answer without usage costs the estimate, and an error
-        costs nothing."""
+        """Settle the reservation with the usage in the answer. An answer without usage costs the estimated tokens, and
+        an error costs nothing."""
         if self._reservation is None:
             return
         if not 200 <= status < 300:
@@ -440,8 +443,8 @@ class PassedEntry:
             self._first = time.perf_counter() - self._started
 
     def refuse(self, error: ApiError) -> None:
-        """Note that the client got this error instead of an upstream's answer. Refusals for lack of capacity are left
-        out, as in `Telemetry.refused`."""
+        """Note that the client got this error instead of an upstream's answer. A request that Antiphon refuses for lack
+        of capacity gets no entry, as in `Telemetry.refused`."""
         failure = refusal(error)
         if not failure.counted:
             self._end(failure, error.message, error.status, None, 0)

@@ -1,7 +1,7 @@
-"""The Containers API: create, list and delete containers for code, and manage the files in them.
+"""Serves the Containers API: clients create, list and delete containers for code, and manage the files in them.
 
-Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code
-(`tools/code_interpreter/`), which this API cannot do; parsing a form (`multipart.py`).
+Lives here: the operations of OpenAI's API, and the checks of request bodies. Not here: running code, which this API
+cannot do (`tools/code_interpreter/`), and parsing a form (`multipart.py`).
 
 The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A request
 with `skills` gets a 400, because Antiphon cannot store them. The header `antiphon-ignored` names unknown fields.
@@ -93,8 +93,8 @@ class NetworkPolicy(Struct):
 
 
 class CreateContainer(Struct):
-    """A new container. `file_ids` are uploaded files to copy into it. `memory_limit` is `1g`, `4g`, `16g` or `64g`, and
-    the operator's limit without it."""
+    """A new container. `file_ids` are uploaded files to copy into it. `memory_limit` is `1g`, `4g`, `16g` or `64g`.
+    Without `memory_limit`, the operator's limit applies."""
 
     name: Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": _MAX_NAME})] | None = None
     expires_after: ContainerExpiry | None = None
@@ -161,8 +161,8 @@ class ContainerFileObject(Struct, kw_only=True):
 class ContainerApi(Area):
     """Serves `/v1/containers`. A key that may not use the tool `code_interpreter` cannot create containers.
 
-    `settings` limits the memory of a container, and the time until an unused one expires. `room` checks the limits of
-    containers of owners and teams.
+    `settings` limits the memory of a container, and the time until an unused one expires. `room` checks how many
+    containers an owner or a team may have.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ContainerApi(Area):
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/containers`: create a container, and copy the uploaded files in `file_ids` into it.
 
-        Raises `InvalidRequest`, and `OwnerFull` (429) beyond the quota of containers.
+        Raises `InvalidRequest`. Raises `OwnerFull` (429) if the owner or the team may have no more containers.
         """
         request.access.check_tool("code_interpreter")
         body, ignored = read_known(request, CreateContainer)

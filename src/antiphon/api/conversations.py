@@ -1,10 +1,10 @@
-"""The Conversations API: create, read, change and delete conversations and their items.
+"""Serves the Conversations API: clients create, read, change and delete conversations and their items.
 
 Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
-the items that a response adds to a conversation, and the lock that a running response holds (the exchange, the store).
+the items that a response adds to a conversation (the exchange), and the lock that a running response holds (the store).
 
-The API gives the same answer for a conversation or item that does not exist and for one of another owner. Only the id
-differs. Deleting a conversation deletes its items. The responses of the conversation stay.
+The API gives the same answer for a conversation or item that does not exist and for one of another owner. The two
+answers differ only in the id. Deleting a conversation deletes its items. The responses of the conversation stay.
 
 Invariant: Antiphon gives every item a new id, even if the client sent one.
 """

@@ -1,12 +1,12 @@
 """Checks the admin token of requests to the admin API, and limits the failed attempts to present a token.
 
 Lives here: the answer to a wrong admin token, its log line, and the error 429 after too many attempts. Not here: the
-comparison of tokens (`engine/ports/callers.py`), which paths have the check (`api/admin.py`), the token's origin
-(`app/keys.py`), the console's sign-in (`console/sessions.py`).
+comparison of tokens (`engine/ports/callers.py`), the list of checked paths (`api/admin.py`), the source of the token
+(`app/keys.py`), and the console's sign-in (`console/sessions.py`).
 
-Invariants: a missing token and every wrong token get the same answer. At most `most` attempts fail with another error
-within any `seconds`. Failed attempts never lock out the admin token. A process writes at most one log line a minute
-about failed attempts.
+Invariants: a missing token and every wrong token get the same answer. Within any period of `seconds`, at most `most`
+failed attempts get an error other than 429. A client that presents the admin token is never locked out. A process
+writes at most one log line a minute about failed attempts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FailedAttempts:
 class AdminGuard:
     """Checks the admin token of requests, for one process.
 
-    The failed requests that `attempts` allows get a 401, and further ones a 429. A valid token is always accepted.
+    A failed request gets a 401, or a 429 if `attempts` allows no more failures. The guard always accepts a valid token.
     """
 
     def __init__(

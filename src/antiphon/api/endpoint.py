@@ -1,8 +1,8 @@
 """The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
-Lives here: the decorator that marks a handler with its route, the table of endpoints, and matching a path. Also the
-part of the OpenAPI document for given endpoints. Not here: the handlers, and the whole document, which `scripts/docs`
-writes to `openapi.json`.
+Lives here: the decorator that marks a handler with its route, the table of endpoints, and the code that matches a path.
+The module also makes the OpenAPI document for given endpoints. Not here: the handlers, and the whole document, which
+`scripts/docs` writes to `openapi.json`.
 
 Invariants:
 - Every route has all data that the document needs.
@@ -87,7 +87,8 @@ class Route:
 def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: tuple[Parameter, ...] = PAGE) -> Route:
     """Return the route of a `GET` that returns a page of a list.
 
-    `answer` is such as `ListOf[File]`. `more` are query parameters in addition to `page`, the parameters of a page.
+    `answer` is a type such as `ListOf[File]`. `more` are query parameters in addition to `page`, the parameters of a
+    page.
     """
     return Route("GET", pattern, summary, answer, parameters=(*page, *more), errors=(400,))
 
@@ -105,7 +106,7 @@ class Operation:
 
 
 class Area:
-    """The base of a class whose handlers serve one kind of objects. Each handler has its `Route`."""
+    """The base class of classes whose handlers serve one kind of object. Each handler has its `Route`."""
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return the endpoints of this area, for the route table of the `Router`."""
@@ -115,7 +116,7 @@ class Area:
 def rows_of(area: object) -> tuple[Endpoint, ...]:
     """Return the endpoints of an object's handlers, in the order in which its class defines the handlers.
 
-    Only the object's class counts, not its base classes.
+    The handlers of base classes do not count.
     """
     return rows(
         (route, getattr(area, name)) for name, one in vars(type(area)).items() for route in getattr(one, _ROUTES, ())
@@ -160,7 +161,7 @@ class Endpoint:
     """Whether an `Idempotency-Key` has an effect: the operation creates its object only once per key, or forwards the
     key to the upstream."""
     guard: Guard | None = None
-    """The check that this path has in place of a client's credentials. Such a path serves operators, not owners."""
+    """The check of an operator's credentials. On this path, it replaces the check of a client's credentials."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """Return the decoded path variables, or None if the path does not match the pattern."""
@@ -221,10 +222,10 @@ def _referred(part: object) -> set[str]:
 
 
 def operation_id(summary: str, taken: set[str]) -> str:
-    """Return the id of an operation: its summary in one word, such as `getFile` for `Get a file`.
+    """Return the id of an operation: its summary in camel case, such as `getFile` for `Get a file`.
 
-    If that id is in `taken`, because a path has a second spelling, a number is appended. The function adds the id to
-    `taken`.
+    If that id is in `taken`, because a path has a second spelling, the function appends a number. The function adds the
+    id to `taken`.
     """
     words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
     first, *others = [one for one in words if one not in _ARTICLES]

@@ -1,12 +1,13 @@
 """Sends a file's content as an HTTP answer: headers, byte ranges, and the body in chunks.
 
-Lives here: `Range` and the other rules of RFC 9110 for a content that does not change. Also the headers that keep a
-browser from running an uploaded file. Not here: finding the file and checking its owner (`files.py`).
+Lives here: the code that applies `Range` and the other rules of RFC 9110 to content that does not change. The module
+also sets the headers that keep a browser from running an uploaded file. Not here: finding the file and checking its
+owner (`files.py`).
 
-Every content is an attachment, and the headers forbid the browser to guess its type. Only a few harmless media types
-are sent. Every other file (HTML, SVG, scripts, …) is sent as `application/octet-stream`.
+The sidecar sends every file as an attachment, and the headers forbid the browser to guess its type. The sidecar keeps
+only a few harmless media types. Every other file (HTML, SVG, scripts, …) gets the type `application/octet-stream`.
 
-Invariant: an open file is closed exactly once, however the answer ends, even if no chunk of it is read.
+Invariant: an open file is closed exactly once, however the answer ends, even if the server reads no chunk of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from antiphon.errors import ApiError, StoreError
 from antiphon.types.file_kinds import BYTES
 from antiphon.types.transport import Headers
 
-# The memory that a client which does not read its download occupies.
+# The size of a chunk in bytes. A client that does not read its download occupies this much memory.
 _PART = 64 * 1024
 _HARMLESS = frozenset(
     {
@@ -35,7 +36,7 @@ _UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
 
 
 def content_of(pattern: str) -> Route:
-    """Return the route of a handler that sends the content of a file, with a `Range` header."""
+    """Return the route of a handler that sends the content of a file. The route accepts the header `Range`."""
     return Route(
         "GET",
         pattern,
@@ -79,8 +80,8 @@ class FileParts(AsyncIterator[bytes]):
 async def show_content(request: ApiRequest, opened: OpenFile) -> ApiResponse:
     """Return the answer with the whole file (200), or with the requested range (206), as RFC 9110 defines both.
 
-    The answer is a 304 if `If-None-Match` has the file's ETag. Several ranges count as no range. The answer closes the
-    file at its end. This function closes the file if the answer has no body.
+    The answer is a 304 if `If-None-Match` has the file's ETag. A request for several ranges gets the whole file. The
+    answer closes the file when its body ends. If the answer has no body, this function closes the file.
 
     Raises an `ApiError` (416, `invalid_range`) for a range outside the file.
     """

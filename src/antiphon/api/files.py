@@ -1,7 +1,7 @@
-"""The Files API: upload, list, download and delete.
+"""Serves the Files API: clients upload, list, download and delete files.
 
 Lives here: the operations of OpenAI's API, and the checks of an upload form. Not here: parsing a form (`multipart.py`),
-the headers of a content (`file_content.py`), storing contents (the `FileStore`).
+the headers of a download (`file_content.py`), and storing contents (the `FileStore`).
 
 The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. Therefore the sidecar
 checks the fields at the end of the form, and no client sees the file before that check.
@@ -88,7 +88,8 @@ _PURPOSE = Parameter("purpose", str, "List only files with this purpose.")
 
 
 class UploadFile(Struct):
-    """A form with a file. The file expires `expires_after[seconds]` after its upload; without it, never."""
+    """A form with a file. The file expires `expires_after[seconds]` seconds after its upload. Without this field, the
+    file never expires."""
 
     file: Bytes
     purpose: _Purpose
@@ -125,7 +126,7 @@ class Files(Area):
         clock: Clock = now,
     ) -> None:
         """`max_bytes`: the maximum size of a file. `on_delete`: functions that are called for each deleted file, for
-        example to remove it from vector stores. `room` checks the limits of files of owners and teams."""
+        example to remove it from vector stores. `room` checks how many bytes of files an owner or a team may store."""
         self._files = files
         self._limit = max_bytes
         self._on_delete = on_delete
@@ -206,7 +207,8 @@ class Files(Area):
         """
         if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:
             raise no_such_file(file_id)
-        # Called before the deletion: if a callback fails, the file still exists and the client can delete it again.
+        # The callbacks run before the deletion. If one fails, the file still exists, and the client can delete it
+        # again.
         for deleted in self._on_delete:
             await deleted(request.owner, file_id)
         if not await self._measured("delete_file", self._files.delete(request.owner, file_id)):
@@ -222,8 +224,8 @@ class Files(Area):
 
 
 def _said(fields: FileFields) -> tuple[bytes, ...]:
-    """The form fields that identify an upload for its `Idempotency-Key`, together with the content. The form's bytes
-    cannot, because its boundary differs in each attempt."""
+    """The form fields that identify an upload for its `Idempotency-Key`, together with the file's content. The form's
+    bytes cannot identify the upload, because the form's boundary differs in each attempt."""
     lasts = "" if fields.expires_at is None else f"{fields.expires_at - fields.created_at:.0f}"
     said = (fields.name, fields.purpose, fields.media_type, lasts)
     return tuple(each.encode(errors="surrogateescape") for each in said)

@@ -1,7 +1,8 @@
 """Converts the WebSocket frames of `/v1/responses`: client frames into request bodies, and events into frames.
 
-Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the framing of events
-and errors. Not here: sockets and turns (`doors/http/websocket.py`), the other fields of a request (the exchange).
+Lives here: the fields that only frames have (`type`, `generate`, `stream_id`, `background`), and the code that makes
+frames of events and errors. Not here: sockets, and the order of a connection's responses (`doors/http/websocket.py`).
+Not here either: the other fields of a request (the exchange).
 
 Sources: the Open Responses specification of WebSockets defines one response at a time, the error envelope and the
 missing `[DONE]`. Recorded frames of Codex always have `stream: true`, and the first has `generate: false`. OpenAI
@@ -203,7 +204,7 @@ class EventFrames:
         return event[:-1] + self._tail if self._tail else event
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """Return the frame for an error of this turn. The log has the turn under `request_id`."""
+        """Return the frame for an error of this response. The log names the response by `request_id`."""
         return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
@@ -217,8 +218,8 @@ class EventFrames:
 class NativeFrames(EventFrames):
     """Converts the event stream of a native upstream into frames. The stream may split its bytes anywhere.
 
-    An `error` event is held back until the end, because on a WebSocket it ends the turn. In an event stream, a terminal
-    event may still follow.
+    The class holds an `error` event back until the end of the stream. On a WebSocket, an error ends the response, but
+    in an event stream a terminal event may still follow.
     """
 
     def __init__(self, lane: bytes, limit: int) -> None:

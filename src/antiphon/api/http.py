@@ -1,11 +1,11 @@
 """Defines the request and response types of the API's handlers, independent of any web server, and shared schemas.
 
-Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. Also the parameters
-and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a single endpoint, and
-`openapi.json`, which `scripts/docs` generates from the routes and these schemas.
+Lives here: `ApiRequest`, `ApiResponse`, and the conversion of values, lists and errors to answers. The module also has
+the parameters and schemas that many routes share. Not here: aiohttp, Envoy, the routes, the logic of a single endpoint,
+and `openapi.json`, which `scripts/docs` generates from the routes and these schemas.
 
 Invariants: header names are in lower case. A JSON answer always has its exact `content-length`. An error answer always
-has OpenAI's error object. The schemas only describe requests and answers; the handlers check requests, and a test
+has OpenAI's error object. The schemas only describe requests and answers. The handlers check requests, and a test
 compares the handlers' answers with the schemas.
 """
 
@@ -180,7 +180,7 @@ class ApiRequest:
 
 
 class BodyStream(Protocol):
-    """The chunks of a streamed body, such as an asynchronous generator. `aclose` frees what the stream holds, also
+    """The chunks of a streamed body, such as an asynchronous generator. `aclose` frees the stream's resources, even
     before the first chunk."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -227,8 +227,9 @@ def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiRe
 async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str | None]]) -> OnceOnly | None:
     """Return the request's `Idempotency-Key`, or None without a key.
 
-    Raises `AlreadyMade` if an earlier identical request with this key has created an object, which `made` looks up.
-    A handler reads the key before it reads the objects that the request refers to, because they may be deleted by now:
+    Raises `AlreadyMade` if an earlier identical request with this key has created an object, which `made` looks up. A
+    handler reads the key before it reads the objects that the request refers to, because these objects may be deleted
+    since the first request:
 
         try:
             once = await once_of(request, store.made)
@@ -308,7 +309,7 @@ def error_response(error: ApiError, request_id: str = "") -> ApiResponse:
 def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
     """Decode the JSON body into `kind`. An empty body counts as an empty object.
 
-    Raises `InvalidRequest`: `invalid_json` for a body that is no JSON in UTF-8, and `invalid_type` or
+    Raises `InvalidRequest`: `invalid_json` for a body that is not JSON in UTF-8, and `invalid_type` or
     `missing_required_parameter` for a field, which the error names.
     """
     body = request.body or b"{}"
@@ -377,7 +378,8 @@ def item_body(item: StoredItem) -> bytes:
     return item.body
 
 
-# Query parameters: of several equal names the last one counts. A wrong value is a 400 that names the parameter.
+# The functions below read query parameters. If a name occurs several times, the last value counts. A wrong value gets a
+# 400 that names the parameter.
 
 
 def query_value(request: ApiRequest, name: str) -> str | None:

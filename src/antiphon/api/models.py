@@ -1,9 +1,10 @@
 """Serves the list of models in OpenAI's shape, and the capabilities of the gateway for one model.
 
-Lives here: requesting the lists of the upstreams, parsing the shapes of their answers, the operator's allow-list,
-aliases, and a short-lived cache. Also `GET /v1/antiphon/capabilities`: how the gateway treats each request field, item
-and tool under the current settings. Not here: whether a request may use a model, which the exchange decides. Also not
-here: the table of supported fields (`translation/request/field_support.py`).
+Lives here: the code that requests the upstreams' lists, and that reads the different forms of their answers. The module
+applies the operator's allow-list and aliases, and caches lists for a short time. The module also serves `GET
+/v1/antiphon/capabilities`: how the gateway treats each request field, item and tool under the current settings. Not
+here: the decision whether a request may use a model, which the exchange makes. Not here either: the table of supported
+fields (`translation/request/field_support.py`).
 
 Invariants: a client never sees a list that an upstream sent for other credentials. If clients' credentials are
 forwarded, the cache has one entry per credential, under a keyed digest. Capabilities need no call of an upstream, and
@@ -166,7 +167,7 @@ class ModelCatalog(Area):
         return models
 
     async def _gather(self, headers: Headers) -> tuple[ModelObject, ...]:
-        """All upstreams' models; of several upstreams one that fails hides only its own."""
+        """The models of all upstreams. If one of several upstreams fails, only its models are missing."""
         answers = await asyncio.gather(
             *(self._ask(name, source, headers) for name, source in self._sources.items()), return_exceptions=True
         )
@@ -195,7 +196,7 @@ class ModelCatalog(Area):
         return upstream in route.upstreams and route.serves(model)
 
     async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
-        """The models of one upstream. Raises `ApiError`. If there are several upstreams, this includes a timeout."""
+        """The models of one upstream. Raises `ApiError`. With several upstreams, a timeout raises it too."""
         try:
             async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
                 return await self._read(name, source, headers)
@@ -302,7 +303,7 @@ def _read_model(entry: object) -> ModelObject | None:
 
 
 class SupportShown(Struct):
-    """How Antiphon treats one part of a request. `note` explains it, or is null."""
+    """How Antiphon treats one part of a request. `note` explains the treatment, or is null."""
 
     support: SupportKind
     note: str | None

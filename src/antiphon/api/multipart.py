@@ -1,12 +1,12 @@
 """Parses `multipart/form-data` incrementally, in chunks of any size.
 
-Lives here: splitting a body into parts (RFC 2046, RFC 7578), and the headers of a part. Not here: the fields that an
-endpoint accepts (`files.py`), sockets.
+Lives here: the code that splits a body into parts (RFC 2046, RFC 7578), and that reads the headers of a part. Not here:
+the fields that an endpoint accepts (`files.py`), and sockets.
 
 The decoder accepts chunks of any size. The decoder emits content as soon as the content cannot be the beginning of a
 boundary. Therefore its buffer holds at most one chunk and one boundary, however large a part is.
 
-Antiphon uses no library for this. python-multipart (0.0.34) accepts a form that ends in the middle. The library
+Antiphon uses no library for this task. python-multipart (0.0.34) accepts a form that ends in the middle. The library
 multipart (2.0.1) does not support `filename*` (RFC 8187), names in Latin-1 and a preamble. The result of multipart for
 a malformed body depends on how the body was split into chunks.
 

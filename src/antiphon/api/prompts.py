@@ -1,10 +1,12 @@
-"""The Prompts API: versioned prompt templates. OpenAI's API can use prompts, but cannot create them.
+"""Serves the Prompts API, which stores versioned prompt templates. OpenAI's API can use prompts, but cannot create
+them.
 
-Lives here: create, list, get, change, delete, the versions, and the choice of the default version. Not here: filling in
-a template (`translation/request/prompt_template.py`), and handling `prompt` in a request (the exchange).
+Lives here: the operations that create, list, get, change and delete prompts, that list versions, and that choose the
+default version. Not here: filling in a template (`translation/request/prompt_template.py`), and handling `prompt` in a
+request (the exchange).
 
-The API gives the same answer for a prompt or version that does not exist and for one of another owner. Only the id
-differs.
+The API gives the same answer for a prompt or version that does not exist and for one of another owner. The two answers
+differ only in the id.
 
 Invariant: every stored version is usable, because its template has passed the checks of a request.
 """
@@ -82,7 +84,7 @@ _Version = Annotated[int | str, Meta(description="The number of a version, from 
 
 class WritePrompt(Struct):
     """A template: at least one of the fields of `POST /v1/responses` that a prompt can hold, with `{{name}}` for
-    variables. `prompt` and `template` are other names for `instructions`. Other fields are a 400."""
+    variables. `prompt` and `template` are other names for `instructions`. A request with other fields gets a 400."""
 
     name: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["name"]})] | None = None
     description: Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_LENGTH["description"]})] | None = None
@@ -124,8 +126,8 @@ class Prompt(Struct):
 
 
 def _choosing(method: str, name: str) -> Route:
-    """A route that sets the default version. Several methods and paths do this, because clients
-    use different ones."""
+    """A route that sets the default version. Several methods and paths do this, because different clients use different
+    ones."""
     pattern = f"/v1/prompts/{{}}/{name}"
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
@@ -296,7 +298,7 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
         max_tools=_MAX_TOOLS,
         hosted=_HOSTED,
         prompt=PromptTemplate(1, body),
-        # Checked strictly now, because the author can correct a template, but a later user cannot.
+        # The check is strict, because the author can correct the template now. A later user of the prompt cannot.
         strict=True,
     )
     for number, item in enumerate(used.prompt_messages):
@@ -353,7 +355,7 @@ def _read_flag(name: str, value: Raw) -> bool | None:
 
 
 def _read_version(value: Raw) -> int | None:
-    """A version's number, as a number or a string."""
+    """The number of a version, which the client sends as a number or a string."""
     if not given(value):
         return None
     text = str(try_decode(_NUMBER, value))

@@ -1,14 +1,14 @@
 """Serves stored responses in the Responses API: get, list, delete, list input items. Clients can also cancel background
 responses, and resume their streams.
 
-Lives here: the answers of these operations, and forwarding a request to the native upstream if Antiphon has not stored
-the response. Not here: creating a response (the exchange), running one in the background
+Lives here: the handlers of these operations. If Antiphon has not stored a response, the module forwards the request to
+the native upstream. Not here: creating a response (the exchange), and running a response in the background
 (`engine/running/workers.py`). Antiphon forwards only if there is exactly one native upstream and a single owner,
-because it does not know the owners of that upstream's responses.
+because Antiphon does not know the owners of that upstream's responses.
 
 Invariants:
-- The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. Only
-  the id differs.
+- The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. The
+  answers differ only in the id.
 - The sidecar sends the head of a stream only after it has checked that the stream exists.
 - Antiphon forwards only an id of letters, digits, `_` and `-`, so that no client can reach another upstream path.
 """
@@ -64,7 +64,7 @@ class NativeResponses:
     """Forwards requests about stored responses to the native upstream `name`, which has a Responses API itself.
 
     With `passthrough`, Antiphon forwards the client's credentials. `headers` are further client headers to forward.
-    Error bodies lose every one of `secrets`.
+    Antiphon removes the `secrets` from error bodies.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Responses(Area):
     async def list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
         """`GET /v1/responses/{id}/input_items`: list the input items, newest first unless the request sets `order`.
 
-        The list has no items of the history.
+        The list leaves out the items of earlier responses.
         """
         items = self._input_items(request, response_id)
         return await self._here_or_there("input_items", items, request, response_id, "/input_items")

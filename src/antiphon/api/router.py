@@ -1,14 +1,16 @@
 """Dispatches every request except `POST /v1/responses` to its handler.
 
-Lives here: the dispatch by method and path, and the conversion of every error to an answer. Also liveness (`/health`)
-and readiness (`/ready`). Not here: normalising a path (the servers, or Envoy), the other handlers, gRPC health (the
-ext_proc server). The composition root (`app/build.py`) passes in the readiness check.
+Lives here: the dispatch by method and path, and the conversion of every error to an answer. The module also answers
+liveness probes (`/health`) and readiness probes (`/ready`). Not here: normalising a path (the servers, or Envoy), the
+other handlers, and gRPC health (the ext_proc server). The composition root (`app/build.py`) passes in the readiness
+check.
 
 Invariants:
 - `handle` never raises, except for cancellation.
 - Every error answer has an OpenAI error object.
 - The header `antiphon-ignored` names an `Idempotency-Key` that has no effect.
-- A path with a guard is served only to `ADMIN`, or after the guard has accepted the request's headers.
+- The router serves a path with a guard only to the caller `ADMIN`, or after the guard has accepted the request's
+  headers.
 - `/health` calls no other system. `/ready` reveals only whether Antiphon is ready, and a short reason if it is not.
 """
 
@@ -56,7 +58,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ReadyProbe:
-    """Answers `/ready` for one process, and logs each reason for a failed check once, and the recovery."""
+    """Answers `/ready` for one process. Logs each reason for a failed check once, and logs the recovery."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
         """A check that takes longer than `seconds` counts as failed."""
@@ -90,7 +92,7 @@ class ReadyProbe:
 
 
 METRICS_PATH = "/metrics"
-"""The path of the Prometheus metrics. A 404 for an unknown path never suggests it."""
+"""The path of the Prometheus metrics. A 404 for an unknown path never suggests this path."""
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 

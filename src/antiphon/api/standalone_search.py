@@ -3,11 +3,11 @@
 Codex (since 0.144) offers its model a search function that takes several commands in one call. Codex sends the commands
 to this endpoint, and gives the model the answer. OpenAI does not document the path.
 
-Lives here: the request's shape, the call of the tool `web_search` for each command, and the answer's text. Not here:
-searching and reading pages (`tools/web_search.py`), the limits of tools (the toolbox).
+Lives here: the form of the request, the code that calls the tool `web_search` for each command, and the text of the
+answer. Not here: searching and reading pages (`tools/web_search.py`), and the limits of tools (the toolbox).
 
-The sidecar stores nothing between requests. Therefore the id of a page is its URL, and a link is found by counting the
-links of the page again.
+The sidecar stores nothing between requests. Therefore the URL of a page serves as its id, and the sidecar finds a link
+by counting the links of the page again.
 
 Invariants: if a command fails, the text of the answer reports it, because an error would end the client's turn. No
 command exceeds the limits in the request's `settings`.
@@ -110,8 +110,8 @@ class SearchDomains(Struct):
 
 
 class SearchSettings(Struct):
-    """The limits of all commands of a request. Commands may read pages unless `external_web_access` has a value other
-    than `true` and `live`."""
+    """The limits of all commands of a request. If `external_web_access` has a value other than `true` and `live`,
+    commands may not read pages."""
 
     filters: SearchDomains | None = None
     user_location: Raw = Raw()
@@ -179,10 +179,11 @@ class StandaloneSearch(Area):
 
     @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
-        """`POST /v1/alpha/search`: run all commands concurrently. The answer has the results in their order.
+        """`POST /v1/alpha/search`: run all commands concurrently. The answer has the results in the order of the
+        commands.
 
-        Raises `InvalidRequest` (`unsupported_tool`) without a configured web search, and for wrong settings. A command
-        that fails gives a text in the answer, and no error.
+        Raises `InvalidRequest` (`unsupported_tool`) without a configured web search, and for wrong settings. If a
+        command fails, the text of the answer reports the failure, and the request itself succeeds.
 
             {"commands": {"search_query": [{"q": "msgspec release", "recency": 30}]}, "settings": {}}
         """

@@ -4,8 +4,8 @@ Lives here: the operations of OpenAI's API. Not here: the stores themselves (`ve
 chunks (`search/ingest.py`).
 
 The sidecar adds a file immediately and ingests it in the background. The status of the file and of its batch shows the
-progress. The answer is the same for a store, a batch or a file that does not exist and for one of another owner. Only
-the id differs.
+progress. The answer is the same for a store, a batch or a file that does not exist and for one of another owner. The
+two answers differ only in the id.
 
 Invariant: if one file of a batch cannot be added, none is added.
 """
@@ -270,7 +270,8 @@ class VectorFiles(Area):
 
     @Route("GET", "/v1/vector_stores/{}/file_batches/{}", "Get a file batch", FileBatchObject)
     async def get_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`GET …/file_batches/{id}`: get a batch with the counts of its files. Clients poll it until it has ended."""
+        """`GET …/file_batches/{id}`: get a batch with the counts of its files. Clients poll the batch until it has
+        ended."""
         return await self._shown_batch(request, store_id, batch_id)
 
     @Route("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", "Cancel a file batch", FileBatchObject)

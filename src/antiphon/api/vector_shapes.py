@@ -53,7 +53,7 @@ class ChunkingStrategy(Struct):
 
 
 ChunkingInput = Annotated[dict[str, Any], StandsFor(ChunkingStrategy)]
-"""A chunking strategy as sent by the client. `read_chunking` checks it and raises the errors."""
+"""A chunking strategy as sent by the client. `read_chunking` checks the strategy and raises the errors."""
 
 AttributesInput = Annotated[
     dict[str, Any],
@@ -179,8 +179,8 @@ class SearchResultsPage(Struct, kw_only=True):
 def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
     """Decode the body of a search into `kind`.
 
-    Raises `InvalidRequest` (`unknown_parameter`) for an unknown field, because to ignore a filter would return wrong
-    results. Raises the errors of `read_body` too.
+    Raises `InvalidRequest` (`unknown_parameter`) for an unknown field, because a search that ignores a filter would
+    return wrong results. Raises the errors of `read_body` too.
     """
     body, unknown = read_known(request, kind)
     if unknown:

@@ -1,10 +1,10 @@
-"""Serves the Vector Stores API: create, read, change, delete and search.
+"""Serves the Vector Stores API: clients create, read, change, delete and search vector stores.
 
 Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
 have. Not here: files in a store (`vector_files.py`), the search itself (the `Searcher`).
 
-The API gives the same answer for a store that does not exist and for one of another owner. Only the id differs. All
-paths also exist as `/v1/vector-stores…`.
+The API gives the same answer for a store that does not exist and for one of another owner. The two answers differ only
+in the id. All paths also exist as `/v1/vector-stores…`.
 
 Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.
 """
@@ -129,8 +129,8 @@ class SearchStores(SearchStore):
 class VectorStoreApi(Area):
     """Serves `/v1/vector_stores` with the files and batches below it, and `/v1/search`.
 
-    Without a `rewriter`, Antiphon ignores `rewrite_query` and lists it in `antiphon-ignored`. `room` checks the limits
-    of chunks of owners and teams.
+    Without a `rewriter`, Antiphon ignores `rewrite_query` and lists it in `antiphon-ignored`. `room` checks how many
+    chunks an owner or a team may store.
     """
 
     def __init__(
@@ -159,7 +159,8 @@ class VectorStoreApi(Area):
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/vector_stores`: create a store, and begin to ingest the files in `file_ids`.
 
-        Raises `InvalidRequest`, `NotFound` (`file_not_found`), and `OwnerFull` (429) beyond the quota of chunks.
+        Raises `InvalidRequest`, `NotFound` (`file_not_found`), and `OwnerFull` (429) if the owner or the team may store
+        no more chunks.
         """
         body, ignored = read_known(request, CreateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
