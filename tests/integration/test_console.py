@@ -292,7 +292,7 @@ async def test_text_is_searched_in_contents(tmp_path: Path) -> None:
         await there.create(ANNA, input="only hay")
         anna = await there.user(ANNA)
         _, page = await anna.get("/console/requests?text=NEEDLE")
-        assert "1\N{EN DASH}1 of 1" in page and "Searched the newest 2 requests" in page
+        assert "1\N{EN DASH}1 of 1" in page and "Antiphon searched the newest 2 requests" in page
         _, page = await anna.get("/console/requests?text=nothing+of+this")
         assert "No request matches" in page
 

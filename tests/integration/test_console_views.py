@@ -243,7 +243,7 @@ async def test_the_search_tester_shows_three_rankings_side_by_side(console: Cons
     assert rows["tools.txt"][1].startswith("1."), "the word itself is found by both"
     assert rows["tools.txt"][0].startswith("1.")
     page = await console.get(f"/vector-stores/{store_id}/search?query=plane&threshold=0.9")
-    assert "not returned" in page.words and "A client gets 1 of them" in page.words
+    assert "not returned" in page.words and "A client gets 1 of these chunks" in page.words
 
 
 async def test_without_embeddings_the_search_tester_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The console: a website on which operators and owners look into the gateway.
+"""The console: a website that shows operators and owners what the gateway does.
 
-Not here: the listeners that serve it (`doors/http/`), the journal that it reads (`stores/journal.py`).
+Not here: the listeners that serve the console (`doors/http/`), and the journal that the console reads
+(`stores/journal.py`).
 """

@@ -1,7 +1,7 @@
 """Computes the geometry of the console's SVG drawings: waterfalls, stacked bars and small line charts.
 
-Lives here: numbers only. Not here: SVG elements, which templates write with presentation attributes, because the pages
-forbid inline styles.
+Lives here: the code that computes numbers, and nothing else. Not here: SVG elements, which templates write with
+presentation attributes, because the pages forbid inline styles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ _COLORS = {"queue": 6, "load": 6, "save": 6, "compaction": 5, "call": 1, "first_
 
 
 class Bar(NamedTuple):
-    """One row of a waterfall, in units of the drawing. `at` and `seconds` are for the label."""
+    """One row of a waterfall. `x` and `width` are in units of the drawing. The page shows `at` and `seconds` as
+    text."""
 
     x: float
     width: float
@@ -27,7 +28,7 @@ class Bar(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """One part of a stacked bar. `share` is of 1."""
+    """One part of a stacked bar. `share` is a fraction from 0 to 1."""
 
     label: str
     amount: float
@@ -65,7 +66,7 @@ def stacked(parts: Iterable[tuple[str, float]], *, whole: float | None = None, w
 
 
 def line(values: Sequence[float], *, width: float = 300.0, height: float = 60.0) -> str:
-    """The path of a line chart through these values, at equal distances. Empty without two values."""
+    """The path of a line chart through these values, at equal distances. Empty for fewer than two values."""
     if len(values) < 2:
         return ""
     top = max(*values, 1e-9)

@@ -1,10 +1,10 @@
 """Answers every request below `/console`.
 
 Lives here: the list of the views, the dispatch to their pages, sign-in and sign-out, static files, and the checks that
-precede every page. Not here: the pages (`views/`), the sessions (`sessions.py`), the listeners (`doors/http/`).
+precede every page. Not here: the pages (`views/`), the sessions (`sessions.py`), and the listeners (`doors/http/`).
 
-Invariants: without a session, only the sign-in page, its style and its script are served. A change needs the session's
-CSRF token, the same origin, and the right to act. `handle` never raises, except for cancellation.
+Invariants: without a session, the console serves only the sign-in page, its style sheet and its icon. A change needs
+the session's CSRF token, the same origin, and the right to change data. `handle` never raises, except for cancellation.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Console:
             response = _failed(refused(call, told), told)
         except Exception as error:
             _log.error("console_failed", request_id=request.request_id, error=type(error).__name__, exc_info=True)
-            bug = InternalError("The console had an error. The log has its cause, under this request id.")
+            bug = InternalError("The console had an internal error. The log event 'console_failed' names the cause.")
             bug.cause = type(error).__name__
             response = _failed(refused(call, bug), bug)
         if request.method == "HEAD":
@@ -162,8 +162,8 @@ class Console:
         raise unknown_url(request.method, request.path)
 
     def _check_change(self, request: ApiRequest, session: Session, token: str, *, acts: bool = False) -> None:
-        """Raise `ApiError` unless the request comes from a page of this session, whose user may act. `acts`: the
-        request changes no data of an owner."""
+        """Raise `ApiError` unless the request comes from a page of this session, whose user may change data. `acts`:
+        the request changes no owner's data, so every user may send it."""
         if not _same_origin(request):
             raise ApiError(
                 "The request comes from another site.", status=403, type="invalid_request_error", code="wrong_origin"
@@ -171,7 +171,8 @@ class Console:
         self._sessions.check_csrf(session, token)
         if session.is_operator and not self._acts and not acts:
             raise ApiError(
-                "Operators may only look. Set 'console.act' to true, or start with --console-act, to allow changes.",
+                "Operators can only read in this console. To allow changes, set 'console.act' to true, or start "
+                "Antiphon with --console-act.",
                 status=403,
                 type="invalid_request_error",
                 code="console_read_only",
@@ -234,8 +235,8 @@ def _failed(response: ApiResponse, error: ApiError) -> ApiResponse:
 
 
 def _same_origin(request: ApiRequest) -> bool:
-    """Whether a page of the console sent this form. A browser says so in one of these headers; a program sends
-    neither."""
+    """Whether a page of the console sent this form. A browser names the origin in one of these headers. Other programs
+    send neither header, and the console accepts their forms."""
     site = request.header("sec-fetch-site")
     if site is not None and site != "same-origin":
         return False
@@ -250,7 +251,8 @@ def _target(request: ApiRequest) -> str:
 
 
 def _local(target: str) -> str:
-    """The target if it is a page of the console, else the first page. So a link cannot lead to another site."""
+    """The target if it is a page of the console, else the first page. So a link to the sign-in page cannot lead to
+    another site."""
     inside = target == ROOT or target.startswith((f"{ROOT}/", f"{ROOT}?"))
     return target if inside and target.isprintable() and "\\" not in target else ROOT
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 NONE: Final = "\N{EN DASH}"
-"""Stands for a value that does not exist."""
+"""The text that stands for a value that does not exist."""
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "m"))
 
 
@@ -101,7 +101,7 @@ def owner_name(owner: str) -> str:
 
 
 def short_id(text: str) -> str:
-    """The two ends of a long id. Ids that were made in one second share their beginning."""
+    """The two ends of a long id. The beginning is not enough, because ids from the same second share it."""
     return text if len(text) <= 18 else f"{text[:9]}…{text[-7:]}"
 
 

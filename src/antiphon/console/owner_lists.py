@@ -1,9 +1,9 @@
-"""Serves the pages that list one owner's objects: the choice of the owner, the cut of a list into pages.
+"""Helps the pages that list one owner's objects: an operator chooses the owner, and a long list is split into pages.
 
-Lives here: a page of a list, and the choice of an owner. Also the errors for a missing owner and for disabled parts of
-the API. Not here: the lists themselves (`views/`).
+Lives here: a page of a list, and the page on which an operator chooses an owner. The module also raises the errors for
+a missing owner and for disabled parts of the API. Not here: the lists themselves (`views/`).
 
-Invariant: a part of a list knows how many entries the whole list has.
+Invariant: each page of a list has the number of entries of the whole list.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class ListPart(Generic[_Row]):
 
 
 def part_of(call: PageCall, items: Sequence[_Row], *, more: bool = False, per_page: int = 50) -> ListPart[_Row]:
-    """The page of the list that the query parameter `from` names. Raises `InvalidRequest`."""
+    """The page of the list that begins with the entry whose number is in the query parameter `from`. Raises
+    `InvalidRequest`."""
     first = call.number("from", 1, least=1, most=MOST)
     shown = items[first - 1 : first - 1 + per_page]
     following = first + per_page if first - 1 + per_page < len(items) else 0

@@ -1,6 +1,7 @@
-"""Reads what several views need: entries, recordings, and objects of the API in the name of an owner.
+"""Reads the data that several views need: journal entries, recordings, and objects of the API in the name of an owner.
 
-Lives here: the access to the API's own handlers, and the texts of a request for search. Not here: SQL, HTML.
+Lives here: the code that calls the API's own handlers, and the code that collects the texts of a request for the
+search. Not here: SQL, HTML.
 
 Invariant: every read names one owner, or comes from an operator. An owner gets the same error for a missing object as
 for an object of another owner.
@@ -37,7 +38,8 @@ _MOST_TEXT: Final = 2_000_000
 
 
 class Sent(TypedDict, total=False):
-    """The parts of a call of the API besides its path. `body` becomes JSON. `pieces` is the body of an upload."""
+    """The parts of an API call in addition to its method and path. `body` becomes JSON. `pieces` is the body of an
+    upload."""
 
     query: Mapping[str, str] | None
     body: object
@@ -100,11 +102,11 @@ class Warned(msgspec.Struct, frozen=True):
 class Reading:
     """The data that the views read.
 
-    `chain` returns the overview of a response's chain, and `queued` of the background responses (`ResponseStore.chain`,
-    `JobStore.queued`). `handle` answers requests of the API. `unstored` has the recordings that only this process
-    holds. `settings` are the effective settings without secrets, as YAML. `facts` describe the deployment, by their
-    labels. `models` are the models of the settings. `window` gives the context size of a model in tokens, or None.
-    `warnings` are the newest warnings of this process, newest first.
+    `chain` returns the overview of a response's chain (`ResponseStore.chain`), and `queued` the overview of the
+    background responses (`JobStore.queued`). `handle` answers requests of the API. `unstored` returns a recording that
+    only this process holds, or None. `settings` are the effective settings without secrets, as YAML. `facts` describe
+    the deployment, by their labels. `models` are the models of the settings. `window` gives the context size of a model
+    in tokens, or None. `warnings` are the newest warnings of this process, newest first.
     """
 
     journal: JournalStore
@@ -134,7 +136,8 @@ class Reading:
         return await self.quotas(f"owner:{owner}") if self.quotas is not None and owner else ()
 
     async def note(self, session: Session, action: str, object: str, owner: str) -> None:
-        """Note a change of an operator in the audit. Owners' changes of their own data are not noted."""
+        """Note a change that an operator makes in the audit. The audit does not have the changes that owners make to
+        their own data."""
         if session.is_operator and self.audit is not None:
             noted = AuditEntry("console", action, object, owner)
             await self.audit.note(noted)
@@ -171,14 +174,15 @@ class Reading:
         return response, items["data"]
 
     async def json(self, method: str, path: str, owner: str | Caller, **sent: Unpack[Sent]) -> Any:
-        """Call an endpoint of the API in the name of an owner, or of a caller with what its key allows. Raises
+        """Call an endpoint of the API in the name of an owner, or of a caller with the rights of its key. Raises
         `ApiError` with the endpoint's own message."""
         return msgspec.json.decode(await self.raw(method, path, owner, **sent))
 
     async def every(
         self, path: str, owner: str | Caller, *, query: Mapping[str, str] | None = None, most: int = 1000
     ) -> tuple[list[Any], bool]:
-        """The objects of a list of the API, in the order of its pages. Also whether the list has more than `most`."""
+        """The objects of a list of the API, in the order of its pages, and whether the list has more than `most`
+        objects."""
         found: list[Any] = []
         after: dict[str, str] = {}
         while len(found) < most:

@@ -1,6 +1,7 @@
 """Turns texts of models and clients into safe HTML.
 
-Lives here: Markdown and indented JSON. Not here: any other HTML, which templates write.
+Lives here: the code that renders Markdown, and the code that indents JSON. Not here: any other HTML, which templates
+write.
 
 Invariant: the result holds only the tags and attributes that nh3's allow list has. Links are `http`, `https` or
 `mailto`, and images become links, so a page never loads content from another server.
@@ -18,9 +19,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 _LONGEST: Final = 10_000
-"""The most characters that become Markdown. The parser takes 5 microseconds for each of hostile text."""
+"""The maximum number of characters that the parser renders as Markdown. For hostile text, the parser takes 5
+microseconds a character."""
 _SHOWN: Final = 100_000
-"""The most characters of JSON that a page shows. Indentation multiplies the size of deeply nested JSON."""
+"""The maximum number of characters of JSON that a page shows. Indentation multiplies the size of deeply nested JSON."""
 _CUT: Final = "\n… cut here, because a page shows at most 100,000 characters"
 _TAGS: Final = frozenset(
     {
@@ -80,6 +82,7 @@ def _shortened(text: str) -> str:
 
 @cache
 def _parser() -> MarkdownIt:
-    # Without the rule for images, an image becomes a link. An image would tell another server who reads the page.
+    # Without the rule for images, an image becomes a link. An image on another server would tell that server who reads
+    # the page.
     made = MarkdownIt("commonmark", {"html": False, "linkify": False})
     return made.enable(["table", "strikethrough"]).disable("image")

@@ -82,8 +82,8 @@ class Sessions:
 
     @property
     def takes_keys(self) -> bool:
-        """Whether an owner signs in with a client key or a token of the issuer. Without these, only operators sign in
-        with a token."""
+        """Whether an owner signs in with a client key or a token of the issuer. If this is false, only operators sign
+        in, with the admin token."""
         return self._owners.client_keys is not None or self._owners.tokens is not None
 
     @property
@@ -136,7 +136,8 @@ class Sessions:
         return session
 
     def caller(self, session: Session) -> Caller:
-        """Return the caller in whose name an owner's session acts, with what the key allows. Raises `Unauthorized`."""
+        """Return the caller in whose name an owner's session acts, with the rights of the key. Raises
+        `Unauthorized`."""
         if session.kind == "key":
             found = self._key(session)
             if found is None:
@@ -191,7 +192,7 @@ class Sessions:
         found = self._key(session)
         if found is None:
             return False
-        # The owner of a key that names none is a hash of the token, which the session does not hold.
+        # If a key names no owner, its owner is a hash of the token, and the session does not hold the token.
         return found.owner == session.owner if found.owner else not session.owner.startswith(NAMED)
 
     def _new(self, kind: Kind, caller: Caller, digest: str, seconds: float) -> Session:

@@ -1,7 +1,8 @@
-"""Routes, pages and forms of the console.
+"""Defines the routes, pages and forms of the console.
 
-Lives here: the decorator that marks a handler with its route, and the call that a handler gets. Also the rendering of
-templates, and the security headers of every answer. Not here: the handlers (`views/`), sessions (`sessions.py`).
+Lives here: the decorator that marks a handler with its route, and the object `PageCall` that a handler gets. The module
+also renders the templates, and has the security headers of every answer. Not here: the handlers (`views/`), sessions
+(`sessions.py`).
 
 Invariants: templates escape every value. The only HTML that a template inserts unescaped is the output of
 `rich_text.py`. Every page forbids inline scripts, inline styles and frames.
@@ -49,8 +50,8 @@ _Marked = TypeVar("_Marked", bound=Callable[..., Awaitable[ApiResponse]])
 
 @dataclass(frozen=True, slots=True)
 class PageRoute:
-    """The route of a handler. `changes`: the handler changes data, so it needs the CSRF token and the right to act.
-    `operators`: only operators may see the page."""
+    """The route of a handler. `changes`: the handler changes data, so its request needs the CSRF token, and the user
+    needs the right to change data. `operators`: only operators may see the page."""
 
     method: str
     pattern: str
@@ -88,7 +89,7 @@ def pages_of(view: object) -> Iterator[Bound]:
 @dataclass(frozen=True, slots=True)
 class PageCall:
     """One request of a signed-in user. `owner` is the owner whose data the pages show: the user, or the owner that an
-    operator chose. It is empty for an operator who looks at all owners."""
+    operator chose. `owner` is empty for an operator who looks at all owners."""
 
     request: ApiRequest
     session: Session
@@ -97,18 +98,18 @@ class PageCall:
     nav: Sequence[tuple[str, str]] = ()
     form: Mapping[str, str] = field(default_factory=dict)
     user: Caller = NO_CALLER
-    """The caller as whom an owner's session acts, with what its key allows."""
+    """The caller in whose name an owner's session acts, with the rights of its key."""
 
     @property
     def caller(self) -> Caller:
-        """The caller of the page's calls of the API: the user, or the owner that an operator chose."""
+        """The caller of the page's API calls: the user, or the owner that an operator chose."""
         if self.session.is_operator or not self.user.owner:
             return Caller(self.owner)
         return self.user
 
     @property
     def owner(self) -> str:
-        """The owner id to which the page is limited, empty for all."""
+        """The id of the owner whose data the page shows. Empty if the page shows the data of all owners."""
         return self.query("owner") if self.session.is_operator else self.session.owner
 
     @property

@@ -1,8 +1,8 @@
 """Orders a recording for readers: the request, each model call with its answer, the tools, and the events.
 
-Lives here: pairing calls with their answers, splitting event streams into events, and the export of the model calls as
-a cassette, which `antiphon replay` serves. Not here: recording (`engine/exchange/recording_exchange.py`), the format of
-cassettes (`recordings/format.py`), HTML.
+Lives here: the code that pairs calls with their answers, and that splits event streams into events. The module also
+exports the model calls as a cassette, which `antiphon replay` serves. Not here: recording
+(`engine/exchange/recording_exchange.py`), the format of cassettes (`recordings/format.py`), and HTML.
 
 Invariants: bytes that are not valid events stay visible unchanged. A cassette holds the calls in their order, and a
 call whose answer did not end is marked as cut.
@@ -31,7 +31,7 @@ class RecordedEvent(msgspec.Struct, frozen=True):
 
     @property
     def gist(self) -> str:
-        """What is new in this event, in one short line: the text of a delta, else the data without its envelope."""
+        """The new content of this event, in one short line: the text of a delta, else the data without its envelope."""
         try:
             found = msgspec.json.decode(self.data)
         except msgspec.DecodeError:
@@ -94,8 +94,9 @@ class CallParts(msgspec.Struct):
 
 
 class Story(msgspec.Struct):
-    """Both sides of one request. `answer` is the body that the client got, if it is no event stream. `more` and
-    `RecordedCall.more` count events beyond the 2,000 that are listed."""
+    """The recorded contents of one request, on the client's side and on the model server's side. `answer` is the body
+    that the client got, if it is no event stream. `more` and `RecordedCall.more` count events beyond the 2,000 that are
+    listed."""
 
     request: bytes = b""
     calls: list[RecordedCall] = []

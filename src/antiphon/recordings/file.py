@@ -3,8 +3,9 @@
 Lives here: file modes, the lock of a writer, and the removal of a partly written entry. Not here: the content of an
 entry (`format.py`).
 
-Invariants: a new cassette is readable only by its user, because it contains conversations. A file that exists is opened
-for writing only if its entries are intact. After a failed write the file ends with its last whole entry.
+Invariants: a new cassette is readable only by its user, because it contains conversations. `CassetteFile` opens an
+existing file for writing only if the file's entries are intact. After a failed write the file ends with its last whole
+entry.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Writes and reads recorded exchanges with a chat server, one JSON object each.
+"""Writes and reads recorded exchanges with a chat server, as one JSON object for each exchange.
 
 Lives here: the values of an entry, its JSON object with a SHA-256 digest, and the checks of a damaged entry. A
 *cassette* is a file with one entry a line. Not here: opening files (`file.py`), the search for secrets
-(`scrubbing.py`), the rows of `INDEX.tsv` (`lab/record.py`). The format: docs/contributing/recordings.md.
+(`scrubbing.py`), the rows of `INDEX.tsv` (`lab/record.py`). The page `docs/contributing/recordings.md` describes the
+format.
 
     line = cassette_line(b'{"model": "m"}', 200, [("content-type", "application/json")], [(0.2, b"{}")])
     (entry,) = read_entries(line)
@@ -142,8 +143,8 @@ def normal_request(request: bytes, secrets: Secrets) -> bytes:
 
 
 def entry_line(entry: CassetteEntry, labels: Mapping[str, object] | None = None) -> bytes:
-    """The entry as a line of a cassette, with its digest and a line end. `labels` as for `document_of`. Raises
-    `CannotRecord`."""
+    """The entry as a line of a cassette, with its digest and a line end. `labels` has the meaning that `document_of`
+    describes. Raises `CannotRecord`."""
     document = document_of(entry, labels)
     try:
         return _encoded({**document, "sha256": digest_of(document)}) + b"\n"
@@ -153,12 +154,12 @@ def entry_line(entry: CassetteEntry, labels: Mapping[str, object] | None = None)
 
 def document_of(entry: CassetteEntry, labels: Mapping[str, object] | None = None) -> Object:
     """The entry as a JSON object without a digest. `labels` are further values: `provider`, `source`, `provenance` and
-    `features`. Values that are the default of an entry are left out."""
+    `features`. The object leaves out values that are an entry's defaults."""
     given = dict(labels or {})
     provider, model = given.pop("provider", ""), given.pop("model", entry.model)
     features = {"features": given.pop("features")} if "features" in given else {}
     others = {name: value for name, value in entry.headers if name != "content-type"}
-    # A body that arrived as a whole at an unknown time has no boundaries to keep.
+    # If a body arrived as a whole at an unknown time, there are no chunk boundaries to record.
     in_parts = len(entry.chunks) > 1 or any(seconds for seconds, _ in entry.chunks)
     return {
         "provider": provider,
@@ -221,8 +222,7 @@ _NOTHING: Final = _Nothing()
 
 
 def decoded(data: bytes | str) -> object:
-    """The value of a JSON text. An object of another type if the text is not JSON, or has numbers that JSON does not
-    have."""
+    """The value of a JSON text. `_NOTHING` if the text is not JSON, or has numbers that JSON does not have."""
     try:
         return json.loads(data, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError):
@@ -303,7 +303,8 @@ def _entry_of_line(line: bytes) -> CassetteEntry:
 
 
 def entry_of(document: Mapping[str, Any]) -> CassetteEntry:
-    """The entry of its JSON object. Raises ValueError with the problem, as the end of a sentence about the entry."""
+    """The entry that a JSON object describes. Raises ValueError, whose message is the end of a sentence about the
+    entry."""
     given = document.get("sha256")
     try:
         intact = given is None or given == digest_of(document)
@@ -355,7 +356,7 @@ def _bytes(name: str, document: Mapping[str, Any], plain: str) -> bytes:
 
 
 def _problem(entry: CassetteEntry) -> str:
-    """What is wrong with the values of an entry. Empty if they are valid."""
+    """The problem with the values of an entry. Empty if they are valid."""
     if type(entry.status) is not int or not (200 <= entry.status <= 599 or (entry.status == 0 and entry.cut)):
         return "the status is not a number from 200 to 599"
     if entry.status == 0 and entry.chunks:

@@ -138,7 +138,7 @@ def _value(request: bytes) -> object:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two values are equal that are not both objects or both lists. `true` and 1 differ."""
+    """Whether two values are equal. The caller compares two objects, or two lists, itself. `true` and 1 differ."""
     if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
         return one is other
     return bool(one == other)

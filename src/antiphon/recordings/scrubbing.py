@@ -1,7 +1,8 @@
 """Removes known secrets from recorded exchanges, and detects secrets that cannot be removed.
 
-Lives here: which headers and variables hold secrets, the secrets of a request, `scrubbed`, `shows`, and the data of
-server-sent events. Not here: the search for a secret in a text (`redaction.py`), the format of an entry (`format.py`).
+Lives here: the rules that say which headers and environment variables hold secrets, and the functions that find or
+remove these secrets in an exchange. The module also reads the data of server-sent events. Not here: the search for a
+secret in a text (`redaction.py`), and the format of an entry (`format.py`).
 
 Invariant: `shows` is true for each text in which `without` finds a secret. `shows` also finds a secret that is escaped,
 or split over the chunks of a stream.
@@ -22,8 +23,8 @@ Secrets = tuple[str, ...]
 # other text.
 _SHORTEST: Final = 8
 _SHORTEST_VARIABLE: Final = 16
-# Longer words that clients send to local servers. The search for a secret ignores what is between letters, so it would
-# find "not-needed" in the sentence "This is not needed".
+# Longer words that clients send to local servers. The search for a secret ignores the characters between letters, so it
+# would find "not-needed" in the sentence "This is not needed".
 _PLACEHOLDERS: Final = frozenset(
     {
         *(

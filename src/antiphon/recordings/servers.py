@@ -1,19 +1,20 @@
 """Implements two HTTP servers for recordings: a reverse proxy that records exchanges with a chat server, and a server
 that replays them.
 
-Lives here: forwarding a request, streaming the answer and appending the entry (`Recorder`). Also sending a recorded
-answer with its chunks and times, the list of models, and the error for a request without an answer (`Replayer`). Not
-here: the format of an entry (`format.py`), the file (`file.py`), the choice of the answer (`matching.py`), the commands
+Lives here: `Recorder`, which forwards a request, streams the answer and appends the entry. `Replayer` sends a recorded
+answer with its chunks and times, the list of models, or the error for a request without an answer. Not here: the format
+of an entry (`format.py`), the file (`file.py`), the choice of the answer (`matching.py`), and the commands
 (`commands/chat_servers.py`).
 
 The client sends requests to `/v1/…` of the proxy. This path stands for the upstream's base URL. A path outside `/v1`
 belongs to the upstream's origin. The proxy asks for answers without compression, because it cannot find a secret in
-compressed bytes. A compressed request goes to the upstream without its compression.
+compressed bytes. If a request is compressed, the proxy decompresses it for the upstream.
 
 Invariants of the recorder: the client gets the upstream's status, headers and bytes, in the upstream's chunks. A client
 that has read the end of a chunked answer finds the entry in the file. Entries are in the order in which their answers
-ended. An answer whose upstream broke off is cut for the client too, and its entry has `cut`. An exchange whose client
-left is not recorded. The proxy stores at most `_BYTES_IN_FLIGHT` bytes of answers that have not ended.
+ended. If the upstream breaks an answer off, the proxy also breaks the client's answer off, and the entry has `cut`. If
+the client disconnects early, the proxy does not record the exchange. The proxy stores at most `_BYTES_IN_FLIGHT` bytes
+of answers that have not ended.
 
 Invariants of the replayer: a client gets the recorded status, body and chunks. An answer that the recording has cut
 ends with a closed connection. The replayer never calls a model server. A client of either server gets each error as
@@ -241,7 +242,8 @@ class Recorder:
         exchange.chunks.append((round(time.monotonic() - exchange.started, 6), data))
 
     async def _record(self, exchange: _Exchange) -> None:
-        """Append the entry, and report it. No other await comes first, so entries are in the order of their ends."""
+        """Append the entry, and report it. No other await comes first, so entries are in the order in which their
+        answers ended."""
         async with self._writing:
             outcome = exchange.outcome("")
             try:
@@ -335,10 +337,10 @@ class Replayer:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` as for
-        `Playlist`. The recorder has removed `secrets` and the credentials of each request, so the server removes these
-        secrets from a request too. `report` gets each answer. `pause` waits for some seconds, and `clock` is the time
-        in seconds."""
+        """With `in_time`, the server sends each chunk at its recorded time, and otherwise immediately. `loop` has the
+        meaning that `Playlist` describes. The recorder has removed `secrets` and the credentials of each request, so
+        the server removes these secrets from a request too. `report` gets each answer. `pause` waits for some seconds,
+        and `clock` is the time in seconds."""
         self._playlist = Playlist(entries, loop=loop)
         self._in_time = in_time
         self._secrets = secrets

@@ -1,4 +1,4 @@
-// Keyboard, copying, and small behaviours that pages need. No page needs this script to show its content.
+// Handles keys, copy buttons, confirmations and forms. Without this script, every page still shows its content.
 const rows = () => [...document.querySelectorAll("[data-row]")];
 let here = -1;
 let waitsForView = 0;
@@ -20,7 +20,7 @@ function current() {
 }
 
 function goesTo(letter) {
-  // Several views can begin with one letter. The same letter again reaches the next of them.
+  // Several views can begin with the same letter. Repeating the letter reaches the next of these views.
   const links = [...document.querySelectorAll(".bar nav a")].filter((link) => link.textContent.trim().toLowerCase().startsWith(letter));
   const at = links.findIndex((link) => link.hasAttribute("aria-current"));
   if (links.length) links[(at + 1) % links.length].click();

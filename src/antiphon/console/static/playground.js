@@ -66,7 +66,7 @@ class Playground extends HTMLElement {
     shown.hidden = !text;
   }
 
-  // A failed stream has an event of the error and one of the response. The message appears once, below the answer.
+  // A failed stream has an error event and an event of the failed response. The message appears once, below the answer.
   failed(text) {
     if (!this.answer.querySelector(".problem")) this.answer.append(line(text, "p", "problem"));
   }
@@ -104,7 +104,7 @@ class Playground extends HTMLElement {
       this.status("");
     } catch (error) {
       this.status("");
-      this.problem(error.name === "AbortError" ? "Stopped." : `The connection failed: ${error.message}`);
+      this.problem(error.name === "AbortError" ? "You stopped the request." : `The connection failed: ${error.message}`);
     } finally {
       this.running = null;
       this.querySelector("[data-stop]").disabled = true;
@@ -116,7 +116,7 @@ class Playground extends HTMLElement {
   async whole(response) {
     const text = await response.text();
     let found = null;
-    try { found = JSON.parse(text); } catch { /* It is shown as it is. */ }
+    try { found = JSON.parse(text); } catch { /* The page shows the text unchanged. */ }
     if (found?.error) return this.problem(`${response.status}: ${found.error.message}`);
     if (found?.output) return this.finish(found);
     if (!response.ok) return this.problem(`${response.status}: the request failed. Load the page again if your session has ended.`);
@@ -150,7 +150,7 @@ class Playground extends HTMLElement {
       const type = (found.type || "").replace("response.", "");
       head.append(line(at.toFixed(3), "span", "at"), line(type, "span", ["error", "failed"].includes(type) ? "type bad" : "type"), line(gist(found), "span", "data"));
       row.append(head);
-      // Most rows stay closed, so the indented data is made only for those that open.
+      // Most rows stay closed, so the page indents the data only of rows that a user opens.
       row.addEventListener("toggle", () => row.append(line(JSON.stringify(found, null, 2), "pre")), { once: true });
       this.events.append(row);
       if (follows) this.events.scrollTop = this.events.scrollHeight;
@@ -206,7 +206,7 @@ class Playground extends HTMLElement {
     footer.append(line(response.status, "span", `tag ${kind}`), line(facts.join(", "), "span"));
     if (response.id) {
       const [path, query] = this.dataset.requests.split("?");
-      const link = line("Both sides", "a");
+      const link = line("Open the request", "a");
       link.href = `${path}${encodeURIComponent(response.id)}${query ? `?${query}` : ""}`;
       const next = line("Continue", "button");
       next.type = "button";

@@ -1,4 +1,4 @@
-"""Shows how much of the prompts the upstreams' prompt caches held, by model and by owner.
+"""Shows which share of the input tokens came from the upstreams' prompt caches, by model and by owner.
 
 Not here: why one request missed the cache (the diagnostics of a response), the sums (`stores/journal.py`).
 """
@@ -27,7 +27,7 @@ class PromptCacheView:
 
     @PageRoute("GET", "/prompt-cache")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Hit rates, and the latest requests that continue a thread and missed."""
+        """Hit rates, and the latest requests that continue a thread and missed the cache."""
         journal = self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         since = time.time() - _SPANS[chosen]

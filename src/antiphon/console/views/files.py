@@ -3,7 +3,8 @@
 Lives here: the pages of files. Not here: storing files and parsing the form (`api/files.py`), vector stores
 (`vector_stores.py`).
 
-Invariant: a browser never renders the contents of a file. Every download is an attachment of unknown type.
+Invariant: a browser never renders the contents of a file. Every download is an attachment of the type
+`application/octet-stream`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class FilesView:
 
     @PageRoute("GET", "/files/{}")
     async def show(self, call: PageCall, file_id: str) -> ApiResponse:
-        """The facts of a file, and the vector stores that use it."""
+        """The properties of a file, and the vector stores that use the file."""
         if not call.owner:
             return await choose_owner(call, self._reading, "Files")
         with needs("files.enabled", "files"):

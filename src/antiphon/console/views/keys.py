@@ -4,7 +4,7 @@ Lives here: the forms and their values. Not here: the checks and the change of a
 the admin API (`api/admin.py`).
 
 Invariants: only operators reach these pages, and changes need `console.act`, because a key gives access to the data of
-its owner. A page shows a new token once, in the answer to its creation.
+its owner. Only the page that answers the creation of a key shows the key's token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_KEYS = 500
 
 @dataclass(frozen=True, slots=True)
 class KeySources:
-    """What the pages about keys read. `in_force`: processes accept the keys that are created here."""
+    """The data sources of the pages about keys. `in_force`: processes accept the keys that these pages create."""
 
     manager: KeyManager
     audit: AuditStore
@@ -100,7 +100,7 @@ class KeysView:
 
 
 def _lifetime(text: str) -> float | None:
-    """The seconds of a number of days; None if the field is empty."""
+    """The lifetime in seconds, from a number of days. None if the field is empty."""
     if not text.strip():
         return None
     if not (text.strip().isascii() and text.strip().isdecimal() and 0 < int(text) <= 3650):

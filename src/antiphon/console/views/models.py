@@ -1,7 +1,7 @@
-"""Shows what models, tools and containers this server has, and how it treats each part of a request.
+"""Shows the models, tools and containers of this server, and how the server treats each part of a request.
 
-Lives here: the page of models and tools, and the grouping of models that are treated alike. Not here: the table of
-support (`translation/request/field_support.py`), running tools (`tools/`).
+Lives here: the page of models and tools, and the code that groups models that the server treats in the same way. Not
+here: the table of support (`translation/request/field_support.py`), and running tools (`tools/`).
 
 Invariant: addresses of MCP servers appear only for operators.
 """
@@ -130,7 +130,7 @@ class ModelsView:
         )
 
     async def _models(self, call: PageCall) -> tuple[list[str], str]:
-        """The names of the models, and why the upstreams did not list them."""
+        """The names of the models, and the reason if the upstreams did not list them (else empty)."""
         try:
             async with asyncio.timeout(_SECONDS):
                 found = await self._reading.json("GET", "/v1/models", call.caller)
@@ -160,7 +160,7 @@ class ModelsView:
             return None
 
     async def _containers(self, call: PageCall) -> tuple[object, str]:
-        """A page of the owner's containers, and why there is none."""
+        """A page of the owner's containers. Without such a page: None, and the reason."""
         if not call.owner:
             return None, "Choose an owner to see containers."
         query = {"limit": "50"} | ({"after": call.query("after")} if call.query("after") else {})
@@ -175,7 +175,8 @@ class ModelsView:
 
 
 def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
-    """The models that have equal capabilities share a column. The first column has the most models."""
+    """Group the models into columns. Models with equal capabilities share a column. The first column has the most
+    models."""
     groups: dict[bytes, tuple[list[str], Capabilities]] = {}
     for model, shown in described:
         key = msgspec.json.encode({name: value for name, value in shown.items() if name != "model"})
@@ -185,7 +186,8 @@ def alike(described: Iterable[tuple[str, Capabilities]]) -> list[Column]:
 
 
 def rows_of(group: str, columns: Sequence[Column]) -> list[tuple[str, list[SupportJson | None]]]:
-    """The rows of a group of the matrix: a name, and its support in each column; None where a column lacks it."""
+    """The rows of a group of the matrix: a name, and its support in each column. The support is None if a column lacks
+    the name."""
     names = dict.fromkeys(name for column in columns for name in column.shown[group])
     return [(name, [column.shown[group].get(name) for column in columns]) for name in names]
 
@@ -202,7 +204,7 @@ def hosted_tools(tools: Mapping[str, SupportJson]) -> list[Tool]:
 
 
 def mcp_servers(settings: str) -> McpServersShown:
-    """What the section `mcp` of the effective settings says."""
+    """The values of the section `mcp` in the effective settings."""
     try:
         whole = read_yaml(settings)
     except NotYaml:

@@ -1,7 +1,7 @@
 """Lets a user compose a request, run it, and watch the answer next to its events.
 
-Lives here: the page and its first values. Not here: running the request, which the server does as for any client (`POST
-/console/run`), and reading its stream (`static/playground.js`).
+Lives here: the page and its initial values. Not here: running the request, which the server does as for any client
+(`POST /console/run`), and reading the answer's stream (`static/playground.js`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PlaygroundView:
         )
 
     async def _body_of(self, entry: Entry) -> tuple[dict[str, object], str]:
-        """The body of an earlier request, and a note where it is not exactly what the client sent."""
+        """The body of an earlier request, and a note that tells the user the source of the body."""
         recording = await self._reading.recording(entry)
         if recording is not None:
             try:
@@ -69,13 +69,15 @@ class PlaygroundView:
             if isinstance(found, dict):
                 return found, "This is the recorded request."
         if not (entry.stored and entry.response_id):
-            return {"model": entry.model}, "The contents of this request are not recorded, so only its model is known."
+            return {
+                "model": entry.model
+            }, "The contents of this request are not recorded, so Antiphon knows only its model."
         stored = await self._reading.stored(entry.owner, entry.response_id)
         if stored is None:
-            return {"model": entry.model}, "The response of this request is deleted, so only its model is known."
+            return {"model": entry.model}, "The response of this request is deleted, so Antiphon knows only its model."
         response: Mapping[str, object] = stored[0]
         kept = {name: response[name] for name in _STORED if response.get(name)}
-        return {**kept, "input": stored[1]}, "This request is put together from the stored response."
+        return {**kept, "input": stored[1]}, "Antiphon rebuilt this request from the stored response."
 
     async def _models(self, owner: str) -> list[str]:
         try:

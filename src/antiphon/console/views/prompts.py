@@ -41,7 +41,7 @@ _LONGEST: Final = 300
 
 
 class DiffRow(NamedTuple):
-    """One row. A number is 0 and a text empty where a side has no line."""
+    """One row of a comparison. If a side has no line, its number is 0 and its text is empty."""
 
     kind: Literal["same", "changed", "removed", "added"]
     left: int
@@ -84,7 +84,7 @@ class PromptsView:
             if one not in by_number:
                 raise NotFound(f"This prompt has no version {one[:20]!r}.", code="not_found")
         before, after = template_lines(by_number[old]), template_lines(by_number[new])
-        # In another thread, because the comparison of long texts would delay other requests.
+        # The comparison runs in another thread, because long texts would delay other requests.
         rows = await asyncio.to_thread(compare, before, after)
         return call.show(
             "prompt.html",
@@ -161,7 +161,7 @@ def compare(old: Sequence[str], new: Sequence[str]) -> list[DiffRow]:
 
 def _pairs(old: Sequence[str], new: Sequence[str], *, alike: bool) -> Iterator[tuple[int | None, int | None]]:
     """Pair similar lines of two blocks, in their order, so that the sum of the similarities is as large as possible.
-    Without `alike`, the lines are not paired, because that takes too long."""
+    Without `alike`, the function pairs no lines, because pairing them would take too long."""
     if not alike:
         yield from ((each, None) for each in range(len(old)))
         yield from ((None, each) for each in range(len(new)))

@@ -1,4 +1,5 @@
-"""Shows one request: both sides of the translation, its steps over time, its failure, and what a user can do with it.
+"""Shows one request: both sides of the translation, its steps over time, its failure, and the actions that a user can
+take.
 
 Lives here: the page, its code snippets, the deletion, and the export as a recording. Not here: the list
 (`requests.py`), the order of a recording's parts (`console/story.py`).
@@ -25,7 +26,7 @@ _FAULTS = {
     "client": "the client",
     "upstream": "the upstream",
     "ours": "Antiphon or its store",
-    "cancelled": "a cancel, or a client that left",
+    "cancelled": "a cancellation, or a client that disconnected",
 }
 
 _LONGEST_CODE = 20_000
@@ -54,8 +55,8 @@ _HINTS = {
     "model_not_found": "no upstream serves this model, or the client's key does not allow it; see the page Models",
     "rate_limit_exceeded": "the model server or a quota refused the request, as the message says; the client may retry",
     "server_error": "the model server failed; read its log at the time of this request",
-    "cancelled_by_operator": "the request was cancelled in the console",
-    "client_gone": "the client closed the connection; look at its timeouts",
+    "cancelled_by_operator": "a user of the console cancelled the request",
+    "client_gone": "the client closed the connection; check the client's timeouts",
 }
 
 
@@ -69,7 +70,7 @@ class RequestView:
 
     @PageRoute("GET", "/requests/{}")
     async def show(self, call: PageCall, request_id: str) -> ApiResponse:
-        """Everything that is known about the request."""
+        """The journal entry, the recording and the stored response of a request."""
         reading = self._reading
         entry = await reading.entry(request_id, call.owner)
         recording = await reading.recording(entry)
@@ -98,7 +99,7 @@ class RequestView:
 
     @PageRoute("POST", "/requests/{}/delete", changes=True)
     async def delete(self, call: PageCall, request_id: str) -> ApiResponse:
-        """Delete the stored response and its recorded contents. The row of facts stays."""
+        """Delete the stored response and its recorded contents. The journal entry stays."""
         entry = await self._reading.entry(request_id, call.owner)
         if not entry.response_id:
             raise NotFound("This request stored no response.", code="not_found")

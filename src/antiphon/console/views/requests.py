@@ -3,7 +3,7 @@
 Lives here: the list and its text search. Not here: the page of one request (`request.py`), requests in flight
 (`unfinished.py`), the entries (`stores/journal.py`).
 
-Invariant: a list says how many requests its filter selects and which part it shows.
+Invariant: a list states how many requests its filter selects, and which of these requests it shows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from antiphon.stores.journal import cursor_of
 
 PER_PAGE = 50
 _SEARCHED = 400
-"""The newest requests of a filter in whose contents a text is searched."""
+"""The maximum number of requests whose contents a text search reads, newest first."""
 _FIELDS = ("outcome", "fault", "code", "model", "upstream", "door", "team", "thread")
 _TIMES = {"15m": 900.0, "1h": 3600.0, "24h": 86_400.0, "7d": 604_800.0}
 
@@ -68,7 +68,7 @@ class RequestsView:
         return bool(newer) and cursor_of(newer[0]) != than
 
     async def _search(self, wanted: EntryFilter, text: str) -> tuple[list[Entry], int]:
-        """The entries whose contents hold the text, and the number of entries that were searched."""
+        """The entries whose contents hold the text, and the number of entries that the search read."""
         sought = text.casefold()
         newest = (await self._reading.journal.list(wanted, limit=_SEARCHED)).entries
         found = [

@@ -1,7 +1,8 @@
 """Shows test searches in one vector store. The rankings by words, by meaning and by both are side by side.
 
-Lives here: the search tester, and the first condition of a filter that a file's attributes fail. Not here: the search
-(`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores (`vector_stores.py`).
+Lives here: the search tester, and the code that finds the first condition of a filter that a file's attributes fail.
+Not here: the search (`search/searcher.py`), the filter of real searches (`stores/vector_sql.py`), the pages of stores
+(`vector_stores.py`).
 
 The tester runs the API's own search three times, each time with other weights. With a filter, a fourth search without
 the filter finds the files that the filter leaves out.
@@ -66,7 +67,7 @@ class SearchResultJson(TypedDict):
 
 
 class Place(NamedTuple):
-    """The place of a chunk in one ranking, from 1, and its score."""
+    """The position of a chunk in one ranking, from 1, and the chunk's score."""
 
     place: int
     score: float
@@ -74,7 +75,8 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Hit:
-    """One chunk with its places, by ranking. `found`: the search of a client with these options returns the chunk."""
+    """One chunk with its positions, by ranking. `found`: the search of a client with these options returns the
+    chunk."""
 
     file_id: str
     filename: str
@@ -85,7 +87,7 @@ class Hit:
 
 
 class LeftOut(NamedTuple):
-    """A file that matches without the filter. `score` is that of its best chunk."""
+    """A file that only a search without the filter finds. `score` is the score of its best chunk."""
 
     file_id: str
     filename: str
@@ -193,7 +195,7 @@ def read_options(call: PageCall) -> TesterOptions:
 
 def merged(rankings: Mapping[str, Sequence[SearchResultJson]], results: int, threshold: float, order: str) -> list[Hit]:
     """The chunks that are among the first `results` of at least one ranking, in the order of the ranking `order`. Each
-    chunk has its places in all rankings."""
+    chunk has its positions in all rankings."""
     hits: dict[tuple[str, str], Hit] = {}
     for kind, ranking in rankings.items():
         for number, one in enumerate(ranking, 1):

@@ -28,7 +28,7 @@ class SystemView:
 
     @PageRoute("GET", "/system")
     async def show(self, call: PageCall) -> ApiResponse:
-        """Figures of the chosen time. Operators also see processes and settings."""
+        """Key figures of the chosen period. Operators also see processes and settings."""
         reading, journal = self._reading, self._reading.journal
         chosen = call.choice("span", _SPANS, "24h")
         seconds, step = _SPANS[chosen]
@@ -55,7 +55,7 @@ class SystemView:
 
 
 def _filled(slots: Sequence[Slot], since: float, step: float) -> list[Slot]:
-    """The slots with an empty one for each time without requests."""
+    """The time slots, with an empty slot for each time without requests."""
     known = {round(slot.start / step): slot for slot in slots}
     first, last = round(since // step), round(time.time() // step)
     return [known.get(number) or Slot(number * step) for number in range(first, last + 1)]

@@ -36,14 +36,15 @@ KINDS: Final = ("instructions", "tools", "user", "assistant", "reasoning", "tool
 
 
 class MessagePiece(msgspec.Struct, frozen=True):
-    """A part of a message. `look` tells how a page shows the text."""
+    """A part of a message. `look` decides how a page shows the text."""
 
     text: str
     look: Look
 
 
 class ReadableMessage(msgspec.Struct, frozen=True):
-    """One item for reading. `folded`: a page shows it closed. `kind` is one of `KINDS`."""
+    """One item in readable form. `folded`: a page shows only the title until the user opens the item. `kind` is one of
+    `KINDS`."""
 
     kind: str
     title: str
@@ -60,8 +61,8 @@ class ThreadTurn(msgspec.Struct, frozen=True):
 
 
 class Branch(msgspec.Struct, frozen=True):
-    """A response in the tree of a chain. `depth` counts the branchings above it, at most 8. `here`: the branch that the
-    page shows leads through it."""
+    """A response in the tree of a chain. `depth` is the number of branch points above the response, at most 8. `here`:
+    the response is part of the branch that the page shows."""
 
     response: ChainedResponse
     depth: int
@@ -185,7 +186,7 @@ def read_items(items: Iterable[Mapping[str, object]]) -> list[ReadableMessage]:
 
 
 def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
-    """The messages, of which at most 60,000 characters are rendered as Markdown. Long JSON is shown as it is."""
+    """The messages. Pages render at most 60,000 of their characters as Markdown, and show long JSON unchanged."""
     left = _MARKDOWN
     kept = []
     for message in messages:
@@ -201,7 +202,8 @@ def within_budget(messages: Iterable[ReadableMessage]) -> list[ReadableMessage]:
 
 
 def weigh(messages: Sequence[ReadableMessage], more: Mapping[str, object]) -> list[tuple[str, float]]:
-    """The estimated tokens by kind. `more` has the response, whose instructions and tools also fill the window."""
+    """The estimated tokens by kind. `more` is the response, whose instructions and tools also fill the model's
+    context."""
     sizes = dict.fromkeys(KINDS, 0.0)
     for message in messages:
         sizes[message.kind] += sum(len(piece.text.encode()) for piece in message.pieces) / _BYTES_PER_TOKEN
@@ -262,7 +264,7 @@ def _texts(parts: object) -> list[str]:
 
 
 def _short(value: object) -> object:
-    """The value without the bulk of an image or a file that is part of it."""
+    """The value. A long text, such as the data of an image or a file, is shortened."""
     if isinstance(value, str) and len(value) > 300:
         return f"{value[:60]}… ({len(value):,} characters)"
     return value

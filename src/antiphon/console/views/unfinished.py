@@ -5,8 +5,8 @@ Lives here: both lists, each with the requests that ended last. Not here: how pr
 (`engine/running/live.py`), running background responses (`engine/running/workers.py`), finished requests
 (`requests.py`).
 
-The browser asks for the list of requests every second. Each such poll also tells all processes to publish their
-requests for some more seconds. So without a viewer, the processes publish nothing.
+The browser asks for the list of requests every second. Each such request also tells all processes to publish their
+requests in flight for some more seconds. So while no browser shows the list, the processes publish nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LiveView:
 
     @PageRoute("GET", "/live")
     async def show(self, call: PageCall) -> ApiResponse:
-        """The requests in flight, oldest first, and the last hundred endings."""
+        """The requests in flight, oldest first, and the last hundred requests that ended."""
         live = self._reading.live
         await live.watch(_WATCH_SECONDS)
         snapshots = await live.read(call.owner)
@@ -52,7 +52,8 @@ class LiveView:
 
     @PageRoute("POST", "/live/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, entry_id: str) -> ApiResponse:
-        """Cancel a request in flight. Its process ends it at the next part of the model's answer."""
+        """Cancel a request in flight. The process that runs the request ends it at the next chunk of the model's
+        answer."""
         snapshots = await self._reading.live.read(call.owner)
         found = next((one for each in snapshots for one in each.requests if one.id == entry_id), None)
         if found is None:
@@ -83,7 +84,7 @@ class BackgroundView:
 
     @PageRoute("POST", "/background/{}/cancel", changes=True)
     async def cancel(self, call: PageCall, response_id: str) -> ApiResponse:
-        """Cancel a background response. It keeps the output that it has."""
+        """Cancel a background response. The response keeps the output that it has so far."""
         jobs, _ = await self._reading.queued(call.owner)
         owner = call.owner or next((job.owner for job in jobs if job.response_id == response_id), "")
         if not owner:

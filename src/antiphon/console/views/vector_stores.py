@@ -165,7 +165,7 @@ class VectorStoresView:
         return redirect(call.link(f"/vector-stores/{quote(store_id, safe='')}"))
 
     async def _names(self, call: PageCall, ids: list[str]) -> dict[str, str]:
-        """The names of uploaded files, by id. A file that is deleted meanwhile has its id as its name."""
+        """The names of uploaded files, by id. If a file is deleted meanwhile, its id replaces its name."""
 
         async def name_of(file_id: str) -> str:
             try:
@@ -182,7 +182,7 @@ class VectorStoresView:
         return dict(zip(ids, names, strict=True))
 
     async def _offered(self, call: PageCall) -> list[FileJson]:
-        """The newest files, which the form offers."""
+        """The newest uploaded files, which the form offers for a choice."""
         query = {"limit": str(_OFFERED)}
         found: list[FileJson] = (await self._reading.json("GET", "/v1/files", call.caller, query=query))["data"]
         return found
@@ -194,7 +194,7 @@ def path_of(store_id: str) -> str:
 
 
 def state_in_words(file: StoreFileJson) -> str:
-    """What the state of a file in a store means, and the cause of a failure."""
+    """An explanation of the state of a file in a store, with the cause of a failure."""
     error = file["last_error"]
     if file["status"] != "failed" or error is None:
         return _WORDS.get(file["status"], str(file["status"]))
