@@ -1,4 +1,4 @@
-"""Stores the audit log: one row for each change that an operator makes to keys or stored data, for any backend.
+"""Stores the audit log in SQLite or PostgreSQL: one row for each change that an operator makes to keys or stored data.
 
 Lives here: the SQL of the table `audit`, the maximum number of rows, the conversion of rows, and the log event of a
 row. Not here: the choice of the actions that Antiphon records (`commands/admin/audit.py`,

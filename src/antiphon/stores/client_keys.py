@@ -1,4 +1,4 @@
-"""Stores the client keys that an operator creates at run time, for any backend.
+"""Stores the client keys that an operator creates at run time, in SQLite or PostgreSQL.
 
 Lives here: the SQL of the table `client_keys`, and the conversion of rows to `ClientKey`. Not here: creating tokens and
 caching the keys in memory (`engine/running/client_keys.py`), the keys in the settings (`app/keys.py`).

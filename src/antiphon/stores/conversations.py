@@ -1,4 +1,4 @@
-"""Stores conversations, their ordered items, and the lock of a running response, for any backend.
+"""Stores conversations, their ordered items, and the lock of a running response, in SQLite or PostgreSQL.
 
 Lives here: the SQL of conversations and their items, the size limits of a history, and the pages of lists. This module
 also raises the error for a change to a locked conversation. Not here: how a backend runs statements (`tables.py`), the

@@ -1,4 +1,4 @@
-"""Stores uploaded files: the metadata in the database of any backend, the contents in any `BlobStore`.
+"""Stores uploaded files: the metadata in SQLite or PostgreSQL, the contents in a `BlobStore`.
 
 Lives here: the SQL, the order in which the store writes a file's row and its content, and the sweep that deletes
 expired files. Not here: the SQL that differs by backend (`sqlite/files.py`, `postgres/backend.py`), contents that
@@ -56,8 +56,8 @@ class FileRow:
 
 KEPT = "SELECT CAST(coalesce(sum(size), 0) AS bigint) FROM files"
 DELETE = "DELETE FROM files WHERE owner = :owner AND id = :id AND blob = :blob"
-# Deletes only the files for which the same transaction has inserted a pending row (`let_go_expired`), because another
-# file may expire between the two statements.
+# Deletes only those files for which `let_go_expired` has inserted a pending row in the same transaction. Another file
+# may expire between the two statements.
 DELETE_LET_GO = """
 DELETE FROM files WHERE blob IN (:blobs...)
   AND EXISTS (SELECT 1 FROM pending_blobs WHERE key = files.blob AND lease_until = taken())

@@ -1,9 +1,10 @@
-"""Stores idempotency keys, for any backend.
+"""Stores idempotency keys in SQLite or PostgreSQL.
 
 Lives here: the SQL, and the statements that other stores add to the transaction that creates an object. Not here: the
 meaning of a key and its errors (`engine/ports/idempotency.py`), how a backend runs statements (`tables.py`).
 
-When two requests use one key, the second request waits for the first request's commit, and then sees the committed row.
+If two requests use the same key concurrently, the second request waits for the commit of the first request. The second
+request then sees the committed row.
 
 Invariant: one transaction binds a key to an object and stores the object, so neither exists without the other. Before
 that transaction, a running request holds the key with a lease.

@@ -1,4 +1,4 @@
-"""Stores background jobs and their event streams, for any backend.
+"""Stores background jobs and their event streams in SQLite or PostgreSQL.
 
 Lives here: the operations on jobs and event streams, the leases of workers on jobs, and the early end of a response.
 This module also encrypts bodies, and lists the queue for the console. Not here: the workers that run a job

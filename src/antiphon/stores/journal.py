@@ -1,4 +1,4 @@
-"""Stores the journal: one row for each finished request, and the recorded contents of requests, for any backend.
+"""Stores the journal in SQLite or PostgreSQL: one row for each finished request, and the recorded contents of requests.
 
 Lives here: the SQL that writes, filters, lists and sums the rows, and the size limits of recorded contents. Not here:
 the types of the values (`engine/ports/journal.py`), the encoding of recorded contents (`stores/bodies.py`), the

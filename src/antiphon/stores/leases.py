@@ -35,8 +35,8 @@ class Leases:
     def __init__(self, seconds: float = 30.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.seconds = seconds
         self._sleep = sleep
-        # Each call of `hold` stores a new object, by which the task distinguishes a lost lease from a lease that the
-        # same holder has taken again.
+        # Each call of `hold` stores a new object. By this object the task distinguishes a lost lease from a lease that
+        # the same holder has taken again.
         self._held: dict[Leased, dict[str, object]] = {}
         self._task: asyncio.Task[None] | None = None
         self._outages: dict[Leased, Outage] = {}
@@ -81,8 +81,8 @@ class Leases:
         while self._held:
             await self._sleep(self.seconds / 3)
             for store, holders in list(self._held.items()):
-                # Compare the result with a copy of the holders, because the query cannot know a lease that a caller
-                # takes meanwhile.
+                # Compare the result with a copy of the holders. A caller may take a lease during the query, and the
+                # result cannot contain this lease.
                 asked = dict(holders)
                 try:
                     held = await store.renew(tuple(asked), self.seconds)

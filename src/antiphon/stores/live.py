@@ -1,4 +1,5 @@
-"""Stores the requests in progress of all processes while a viewer, such as the console, watches them, for any backend.
+"""Stores the requests in progress of all processes in SQLite or PostgreSQL, while a viewer such as the console watches
+them.
 
 Lives here: the SQL, the maximum size of a snapshot, and the stored cancellations of requests. Not here: the schedule on
 which a process publishes snapshots (`engine/running/live.py`), finished requests (`stores/journal.py`).

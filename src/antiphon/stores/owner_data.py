@@ -1,4 +1,4 @@
-"""Exports, deletes and moves the stored data of one owner (a tenant), for any backend.
+"""Exports, deletes and moves the data of one owner (a tenant) that SQLite or PostgreSQL stores.
 
 Lives here: the SQL that all backends share, the counts per owner, the form of an exported row, and the deletion of
 vector stores. This module also moves data to another owner, after a check for obstacles to the move. Not here: how a

@@ -1,5 +1,4 @@
-"""Stores daily sums of token usage per owner, reads the owners' names, and checks their storage quotas, for any
-backend.
+"""Stores daily sums of token usage per owner, reads the owners' names, and checks their storage quotas.
 
 Lives here: the SQL of usage sums, names and storage quotas. This module also decides which source gives the name and
 the team of an owner. Not here: the choice of the model calls to count (`observability/observation.py`), the schedule of
@@ -102,8 +101,9 @@ class UsageStore:
 class OwnerQuota:
     """Checks the storage quota `limits.owner_bytes`: each owner may store `limit` bytes. The caller closes the tables.
 
-    The engine checks the quota before a model call, not when it saves the response, because the model call has already
-    cost money by then. So an owner may exceed the limit by the responses that run concurrently.
+    The engine checks the quota before a model call. A check before the engine saves the response would be too late,
+    because the model call has then already cost money. So an owner may exceed the limit by the responses that run
+    concurrently.
     """
 
     def __init__(self, tables: Tables, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""Stores prompts and their versions, for any backend.
+"""Stores prompts and their versions in SQLite or PostgreSQL.
 
 Lives here: the SQL of prompts and their versions, the pages of lists, and the detection of conflicting changes. Not
 here: how a backend runs statements (`tables.py`), the syntax of a template (`translation/request/prompt_template.py`).

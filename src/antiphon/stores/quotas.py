@@ -1,4 +1,4 @@
-"""Stores the counters of quotas, and the leases of processes on these counters, for any backend.
+"""Stores the counters of quotas, and the leases of processes on these counters, in SQLite or PostgreSQL.
 
 Lives here: the SQL. Not here: which limits apply to a request (`engine/ports/quotas.py`), the leases in the memory of a
 process (`engine/running/quotas.py`), the settings (`config/limits.py`).

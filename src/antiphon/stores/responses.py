@@ -1,4 +1,4 @@
-"""Reads and deletes responses and their items, for any backend.
+"""Reads and deletes responses and their items in SQLite or PostgreSQL.
 
 Lives here: the SQL that reads and deletes responses, the size limits of a history, the errors for an incomplete
 history, and pages. This module also lists the responses of a chain for the console. Not here: how a backend runs

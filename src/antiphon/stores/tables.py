@@ -48,7 +48,7 @@ from antiphon.stores.bodies import Bodies
 
 
 class Row(Protocol):
-    """A row of any backend. The index of a column is its name or its number."""
+    """A row of a query's result, in SQLite or PostgreSQL. The index of a column is its name or its number."""
 
     def __getitem__(self, column: str | int, /) -> Any: ...
 

@@ -214,8 +214,8 @@ class Database:
             self.read = at
 
     async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
-        # A timer aborts the socket at the deadline, because on a task cancellation the driver would send a cancel
-        # request over another connection and wait for its result.
+        # A timer aborts the socket at the deadline. A task cancellation is no alternative, because the driver would
+        # then send a cancel request over another connection and wait for the result.
         loop = asyncio.get_running_loop()
         timer = loop.call_at(deadline, connection.terminate)
         good = False

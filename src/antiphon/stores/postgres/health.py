@@ -180,8 +180,8 @@ class PostgresStatistics:
         return total
 
     async def look(self) -> DatabaseStatistics:
-        """Read the sizes of the database and of each table, which include indexes and dead rows, and statistics of the
-        server."""
+        """Read statistics of the server, and the sizes of the database and of each table. The sizes include indexes and
+        dead rows."""
         found: dict[str, dict[str, int]] = {}
         for row in await self._database.fetch(_LOOK, sorted(TABLES)):
             found.setdefault(row["kind"], {})[row["name"]] = row["value"]

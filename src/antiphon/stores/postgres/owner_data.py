@@ -7,10 +7,10 @@ and the order of a move (`../owner_data.py`), the contents of files.
 Counts and exports use a separate connection without the timeouts of requests, because their duration grows with the
 number of rows.
 
-The foreign key of a response to its chain includes the owner, and so does the foreign key of an item to its
-conversation. PostgreSQL checks foreign keys at the end of a statement, so one statement of a move updates both tables.
-Each transaction of a move first locks the rows in a separate statement. The next statement then sees everything that
-other transactions committed before the lock.
+The foreign key from a response to its chain includes the owner. The foreign key from an item to its conversation
+includes the owner too. PostgreSQL checks foreign keys at the end of a statement, so one statement of a move updates
+both tables. Each transaction of a move first locks the rows in a separate statement. The next statement then sees
+everything that other transactions committed before the lock.
 
 Invariant: every table with an owner column is in `OWNED` or in `ELSEWHERE`. A test compares `OWNED` and `ELSEWHERE`
 with the schema.

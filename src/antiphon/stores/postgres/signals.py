@@ -278,8 +278,8 @@ class NotificationListener:
 
     @contextlib.contextmanager
     def _answered(self, connection: Connection) -> Iterator[None]:
-        # A timer aborts the socket, because on a task cancellation the driver would send a cancel request over another
-        # connection and wait for its result.
+        # A timer aborts the socket. A task cancellation is no alternative, because the driver would then send a cancel
+        # request over another connection and wait for the result.
         timer = asyncio.get_running_loop().call_later(self._times.answer, connection.terminate)
         try:
             yield

@@ -262,8 +262,8 @@ def link_or_copy(path: Path, to: Path, link: Link = os.link) -> bool:
 def _copy_databases(data: Path, databases: Path, work: Path, link: Link | None) -> int:
     """Copy `sessions.db` and `vectors.db` into `work`. With `link`, link the content of every file row and unlink
     all other contents. Returns the number of file rows whose content no longer exists."""
-    # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. A vector store in the copy may refer to
-    # a file that was deleted since, but every other referenced file is in the copy.
+    # Copy `vectors.db` first, because its rows refer to files in `sessions.db`. If a client deletes a file between the
+    # two copies, a vector store in the copy refers to a missing file. All other referenced files are in the copy.
     if (databases / VECTORS_FILE).exists():
         _copy_database(databases / VECTORS_FILE, work / VECTORS_FILE)
     _copy_database(databases / SESSIONS_FILE, work / SESSIONS_FILE)

@@ -43,8 +43,9 @@ SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jo
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 
-# CLAIM_JOBS claims jobs with an expired lease first. For the waiting jobs, owners take turns: a job ranks lower if its
-# owner has more running jobs, or more waiting jobs ahead of this job. Only the 1000 oldest waiting jobs are candidates.
+# CLAIM_JOBS claims jobs with an expired lease first. The order of the waiting jobs lets owners take turns. A job ranks
+# lower if its owner has more running jobs, or more waiting jobs ahead of this job. Only the 1000 oldest waiting jobs
+# are candidates.
 _ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
     SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
   ))"""

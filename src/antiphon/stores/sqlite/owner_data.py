@@ -4,9 +4,9 @@ Lives here: reading, moving and deleting an owner's data, and returning unused d
 statements that keep foreign keys and byte counts correct when data moves to another owner. Not here: the SQL that all
 backends share and the order of a move (`../owner_data.py`), the contents of files.
 
-The foreign key of a response to its chain includes the owner, and so does the foreign key of an item to its
-conversation. So each transaction of a move defers the checks of foreign keys to its commit. No trigger counts bytes
-when an owner changes, so these transactions also move the counts.
+The foreign key from a response to its chain includes the owner. The foreign key from an item to its conversation
+includes the owner too. So each transaction of a move defers the checks of foreign keys to its commit. No trigger counts
+bytes when an owner changes, so these transactions also move the counts.
 
 Invariant: reading an owner's data never creates a database file.
 """

@@ -6,8 +6,8 @@ and its indexes (`table.py`).
 
 A statement that writes chunks first locks the file's row. The statement writes nothing unless the row still has the
 worker's claim and file number. When a file is removed or gets a new number, a trigger records the old number in
-`vector_trash`. So no statement writes a chunk after the number of its file is in `vector_trash`. A claim, and a write
-of several chunks, are each one idempotent statement, which the pool retries after a lost connection.
+`vector_trash`. So no statement writes a chunk after the number of its file is in `vector_trash`. A claim is one
+idempotent statement, and so is a write of several chunks. The pool retries these statements after a lost connection.
 
 Invariant: only the database's clock decides whether a lease is expired.
 """
