@@ -1,9 +1,9 @@
 """The entry point of `antiphon` and `python -m antiphon`: runs one command, and turns its errors into exit statuses.
 
-Lives here: the choice of the command, and the exit status after an error. Also here: a fast start of the command
-`health`, which containers run every few seconds, and a SIGTERM handler for the start of a container. Not here: the
-definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a server
-(`supervisor/process.py`).
+This module chooses the command, and turns an error into an exit status. The module starts the command `health` fast,
+because containers run `health` every few seconds. The module also handles a SIGTERM during the start of a container.
+Not here: the definition of commands and flags (`commands/command_line.py`), the commands (`commands/`), the drain of a
+server (`supervisor/process.py`).
 
 Invariants: the module of a command is imported only when that command runs. If settings are wrong, the process prints
 them to standard error, one setting per line, and exits with status 2. Without an error, the exit status is the one that

@@ -1,7 +1,6 @@
 """Extracts the text, title and links of an HTML page.
 
-Lives here: extracting text, title and links, and decoding a page's bytes. Not here: fetching the page (the web search
-tool, files in vector stores).
+This module also decodes the bytes of a page. Not here: fetching the page (the web search tool, files in vector stores).
 
 Invariants: markup, scripts, styles and hidden elements never reach the model. The running time is linear in the page's
 length, even if elements are not closed.

@@ -1,7 +1,7 @@
 """Generates the ids of stored objects, and returns the current time.
 
-Lives here: `IdFactory` and `Clock`, the types of the functions that the exchange gets as arguments, and the real
-implementations of both. Not here: the deterministic implementations for tests (`tests/support`).
+This module defines `IdFactory` and `Clock`, the types of two functions that the exchange gets as arguments. The module
+also implements both functions. Not here: the deterministic implementations for tests (`tests/support`).
 
 Ids begin with the current time, as OpenAI's ids do. So ids created in sequence are adjacent in a database's indexes.
 Therefore a batch of writes changes few index pages. With fully random ids, each new id would change a different page.

@@ -1,8 +1,8 @@
 """Removes secrets and internal details from upstream texts before a client sees them.
 
-Lives here: patterns of credentials, account ids, internal addresses, file paths and stack traces. Also the search for
-known secrets (the gateway's keys, the client's token) in several encodings. Not here: the list of known secrets, which
-`app/build.py` and the exchange pass in; the choice of upstream texts for clients
+This module has patterns of credentials, account ids, internal addresses, file paths and stack traces. The module also
+searches for known secrets (the gateway's keys, the client's token) in several encodings. Not here: the list of known
+secrets, which `app/build.py` and the exchange pass in; the choice of upstream texts for clients
 (`translation/answer/upstream_errors.py`).
 
 The search does not interpret a message, but removes every text that looks like a secret. Texts that help a user (model

@@ -1,7 +1,7 @@
 """Runs blocking work in thread pools, and keeps tasks alive when the request that waits for them is cancelled.
 
-Lives here: one thread pool for each type of work, and how a request waits for a thread. Also here: asyncio work that
-outlives the cancellation of the task that waits for it. Not here: the work itself.
+This module has one thread pool for each type of work, and lets a request wait for a thread. The module also runs
+asyncio work that outlives the cancellation of the task that waits for it. Not here: the work itself.
 
 A thread does not make Python faster, but the thread and the event loop share the interpreter lock in short intervals.
 Other requests then wait for about a millisecond at a time instead of tens of milliseconds. `run_loop`

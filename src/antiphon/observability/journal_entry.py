@@ -1,7 +1,7 @@
 """Builds the journal's entry of one request from the facts that an `Observation` collects.
 
-Lives here: the steps of a request as spans, and the values of its entry. Not here: the begin and the end of a request
-(`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
+This module turns the steps of a request into spans, and fills the values of the entry. Not here: the begin and the end
+of a request (`observation.py`), storing entries (`engine/running/journal.py`), recorded contents
 (`engine/exchange/recording_exchange.py`).
 
 Invariant: an entry has no content of a request, but it has the same error messages as the log line. An `Observation`

@@ -1,7 +1,7 @@
 """Reads the public keys (JWK Set, RFC 7517) of a token issuer: from its server, or from a file.
 
-Lives here: a single download or file read, with limits of time and size. Not here: the schedule of the downloads
-(`engine/running/issuer_keys.py`), the interpretation of the keys (`doors/issuer_tokens.py`).
+This module performs a single download or file read, with limits of time and size. Not here: the schedule of the
+downloads (`engine/running/issuer_keys.py`), the interpretation of the keys (`doors/issuer_tokens.py`).
 
 Invariants: a download ends within `SECONDS`, and reads little more than `MOST_BYTES` of each answer. The process
 follows no redirect. No error contains a part of an answer.

@@ -1,8 +1,8 @@
 """Checks that the client's key allows the models and the tool types that a request's body names.
 
-Lives here: finding the models and tool types in a body, in every spelling that an upstream may accept. Not here: the
-limits of a key (`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`,
-`api/chat.py`, `api/conversations.py`).
+This module finds the names in every spelling that an upstream may accept. Not here: the limits of a key
+(`engine/ports/callers.py`), and the callers of this check (`loaded_request.py`, `native_request.py`, `api/chat.py`,
+`api/conversations.py`).
 
 A body that passes through unchanged may have two fields with the same name, or both `Model` and `model`. Servers differ
 in which of these fields they use, so Antiphon checks every one of them. A request, a namespace, and the input items

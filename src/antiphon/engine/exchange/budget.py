@@ -1,9 +1,9 @@
 """Limits the bytes and the number of requests in flight in a process, and each owner's share of both.
 
-Lives here: the budget (of bytes, of requests), each owner's share, and the amount that one request reserves. Not here:
-the limits of a single request, which have separate settings. Not here: the callers that charge a budget. The doors (the
-HTTP and ext_proc servers) charge requests and bodies, and the runner charges the objects that a request refers to. The
-workers charge their jobs.
+This module defines the budget (of bytes or of requests), each owner's share, and the amount that one request reserves.
+Not here: the limits of a single request, which have separate settings. Not here: the callers that charge a budget. The
+doors (the HTTP and ext_proc servers) charge requests and bodies, and the runner charges the objects that a request
+refers to. The workers charge their jobs.
 
 A caller checks the budget before it allocates memory, or directly after. No request waits for a budget. A request that
 does not fit gets one of these errors:

@@ -1,8 +1,8 @@
 """Selects which headers pass between the client and the upstream.
 
-Lives here: the choice of the client's headers that a model call carries, and of the upstream's headers that the client
-gets. Not here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and
-credentials that Envoy or the HTTP client adds.
+This module chooses the client's headers that a model call carries, and the upstream's headers that the client gets. Not
+here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), and credentials
+that Envoy or the HTTP client adds.
 
 Invariants: A model call carries only listed headers of the client. Hop-by-hop headers never pass in either direction.
 """

@@ -1,7 +1,7 @@
 """Builds the HTTP answer to the client: head, events, whole bodies, errors.
 
-Lives here: the forms of an HTTP answer, and the rule that each answer has one head. Not here: the decision when to send
-which answer (the phases), and the encoding of events (`translation/events/builder.py`).
+This module builds each form of an HTTP answer, and records whether the answer's head was sent. Not here: the decision
+when to send which answer (the phases), and the encoding of events (`translation/events/builder.py`).
 
 Invariant: an exchange emits `SendHead` once, before any `SendBody`.
 """

@@ -1,7 +1,7 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
-Lives here: the choice between the upstream's count and an estimate. Not here: the request to the upstream's counting
-API and its answer (`translation/chat/context_size.py`).
+This module chooses between the upstream's count and an estimate. Not here: the request to the upstream's counting API
+and its answer (`translation/chat/context_size.py`).
 
 Invariant: the client gets an estimated count if the call to the upstream fails.
 """

@@ -1,7 +1,7 @@
 """Loads the objects that a request refers to, and translates the request into a chat request.
 
-Lives here: the check that the route's upstream can serve the body, the order in which objects load, and the errors for
-missing objects. Also: the order of the items in the model call, and the call of the translation. Not here: parsing and
+This module checks that the route's upstream can serve the body, loads the objects in order, and builds the errors for
+missing objects. The module also orders the items of the model call, and calls the translation. Not here: parsing and
 translating a body (`translation/`), and reading objects from the store (`engine/running/loading.py`). The phases use
 the chat request (`counted_request.py`, `queued_request.py`, `made_response.py`).
 

@@ -1,9 +1,9 @@
 """Compares a request's prompt with the prompt of an earlier response, to explain why a model server could not reuse its
 cache.
 
-Lives here: the cached parts of a prompt, the search for the first difference between two prompts, and the token counts
-of a cache miss. Also: the translation of the earlier prompt, the choice of when to compare, and the result in the
-response. `stored_prompt` returns the prompt of a stored response, so that a caller can compare two stored responses
+This module extracts the cached parts of a prompt, searches for the first difference between two prompts, and counts the
+tokens of a cache miss. The module also translates the earlier prompt, decides when to compare, and puts the result into
+the response. `stored_prompt` returns the prompt of a stored response, so that a caller can compare two stored responses
 without a request. Not here: loading the earlier response (`engine/running/loading.py`).
 
 Antiphon translates the earlier prompt by the rules for this request's server. So both prompts contain the messages as

@@ -1,7 +1,7 @@
 """Queues a background request: checks it, stores its job, and answers the client.
 
-Lives here: the check that a request can be queued, the request's job, the record of the queued response, and the
-client's answer. Not here: credentials (`queueing.py`), and running the job, because a worker's exchange does that
+This module checks that a request can be queued, builds the job and the record of the queued response, and answers the
+client. Not here: credentials (`queueing.py`), and running the job, because a worker's exchange does that
 (`made_response.py`).
 
 Invariant: the client of an invalid request gets an error immediately, instead of a response that fails later.

@@ -1,7 +1,7 @@
 """Converts a background request into a stored job, and a job back into a request for a worker.
 
-Lives here: the check that a request can run without its client, and the credentials that are stored with a job. Not
-here: the job itself (`queued_request.py`), the store of jobs, the workers.
+This module checks that a request can run without its client, and encrypts the credentials that a job stores. Not here:
+the job itself (`queued_request.py`), the store of jobs, the workers.
 
 Invariants: A job contains a client's credentials only with the setting `background.client_credentials: seal`. In that
 case only the job's row has the credentials, encrypted for the owner. The store deletes the credentials when the

@@ -1,9 +1,9 @@
 """Implements an exchange that the console can watch, record and stop.
 
-Lives here: the steps of a request that are not model calls, and the cancellation of a request by an operator. Also: the
-choice of the inputs and outputs that become recorded parts, the merging and the limit of the parts, and the removal of
-secrets. Not here: the journal's entry of a request (`observability/journal_entry.py`), and the decision whether
-Antiphon stores the recording (`observability/observation.py`).
+This module records the steps of a request that are not model calls, and ends a request that an operator cancels. The
+module also chooses the inputs and outputs that become recorded parts, merges and limits the parts, and removes secrets.
+Not here: the journal's entry of a request (`observability/journal_entry.py`), and the decision whether Antiphon stores
+the recording (`observability/observation.py`).
 
 A process without the console uses the plain exchange, so recording costs that process nothing. The chunks of the
 upstream's answer within `STEP` seconds become one part. The events for the client within `STEP` seconds become another

@@ -1,7 +1,7 @@
 """Reads from a request which hosted tools it declares, and which MCP tool calls its client has approved.
 
-Lives here: the choice of the tools that Antiphon runs itself (hosted tools), and the facts of the conversation that
-each tool gets. Also: reading approval requests and their answers. The functions are pure.
+This module chooses the tools that Antiphon runs itself (hosted tools), and the facts of the conversation that each tool
+gets. The module also reads approval requests and the client's answers to them. The functions are pure.
 
 Not here:
 

@@ -226,7 +226,7 @@ class ResponseExchange:
         can take over."""
         return self._actions.pop(0) if self._actions else None
 
-    # The client's side
+    # Inputs from the client, the runner and the store
 
     def receive_request(self, head: RequestHead, body: bytes) -> None:
         """Receive the whole request."""
@@ -381,7 +381,7 @@ class ResponseExchange:
         if self.state is not State.DONE:
             self._core.phase.break_off()
 
-    # The upstream's side
+    # Inputs from the upstream, and the ends of saves and of followed streams
 
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
         """Receive the status and the headers of the upstream's answer."""

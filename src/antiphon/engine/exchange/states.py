@@ -1,8 +1,9 @@
 """Defines the states of an exchange: the inputs that each state allows, the transitions, and the deadlines.
 
-Lives here: the table, and the only code that changes the state. Also: the start time of each time limit, and the error
-for a missed deadline. Not here: the work in each state (`phase.py` and the phases it names), the limits
-(`config/limits.py`), the timers of the runner and the relay. `docs/reference/exchange.md` shows the table as a diagram.
+This module has the table of states, and the only code that changes an exchange's state. The module also records when
+each time limit starts, and builds the error for a missed deadline. Not here: the work in each state (`phase.py` and the
+phases it names), the limits (`config/limits.py`), the timers of the runner and the relay. `docs/reference/exchange.md`
+shows the table as a diagram.
 
 This module reads no clock. The driver of an exchange passes in a monotonic time, and gets the next deadline back. The
 exchange looks for new output only at these times. So the limit `no_output` is exact to one eighth of its length.

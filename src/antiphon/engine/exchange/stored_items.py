@@ -1,6 +1,6 @@
 """Converts items between the request, their stored form and the response record.
 
-Lives here: assigning ids to input items, the canonical stored form, the record of a finished response, and reading
+This module assigns ids to input items, builds the stored form of items and the record of a finished response, and reads
 history. Not here: SQL, chat messages.
 
 Invariant: a stored item has an id and a type, and reading it returns the same item.

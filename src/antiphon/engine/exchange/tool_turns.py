@@ -1,7 +1,7 @@
 """Decides which hosted tool calls run between two model turns, and in which order their items are emitted.
 
-Lives here: the choice of the calls that run, the order of their items, the outputs for the model, and the requests for
-approval. Also: the tokens of `max_output_tokens` that remain for the next turn. Not here: running the calls (`tools/`),
+This module chooses the calls that run, orders their items, and builds the outputs for the model and the requests for
+approval. The module also subtracts each turn's tokens from `max_output_tokens`. Not here: running the calls (`tools/`),
 the turns (`running_tools.py`), events (`translation/events/item_events.py`). The module does no I/O.
 
 Calls run in parallel, but the exchange emits their items one after the other, in the order of the calls. At most one

@@ -1,8 +1,8 @@
 """Defines background jobs as values: the job, its stored event stream, its response, and the signals between processes.
 
-Lives here: a job, the state of the job queue, and the event stream in chunks. Also: the change of a status in a stored
-body, and the last events of a response that ends early. Also: the signals by which processes notify each other of new
-events, ended responses and queued jobs.
+This module defines a job, the state of the job queue, and the event stream in chunks. The module also changes the
+status in a stored body, and builds the last events of a response that ends early. The module defines the signals by
+which processes notify each other of new events, ended responses and queued jobs.
 
 Not here:
 

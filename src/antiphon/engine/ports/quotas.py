@@ -1,8 +1,8 @@
 """Defines quotas: limits on requests, tokens and cost per owner, client key, team and model, as values and ports.
 
-Lives here: the limits that apply to a request, the counted subjects, the error of a refused request, and the port of
-the shared counters. Not here: the settings (`config/limits.py`), the counters in the memory of a process
-(`engine/running/quotas.py`), the stored counters (`stores/quotas.py`).
+This module finds the limits that apply to a request. The module also defines the subjects with a limit, the error of a
+refused request, and the port of the shared counters. Not here: the settings (`config/limits.py`), the counters in the
+memory of a process (`engine/running/quotas.py`), the stored counters (`stores/quotas.py`).
 
 Invariants: an amount is a whole number: requests, tokens, or millionths of the prices' currency. A subject's id starts
 with the subject's kind, so an owner and a team with the same name have separate counters.

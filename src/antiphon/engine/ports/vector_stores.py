@@ -1,8 +1,8 @@
 """Defines vector stores as values, and the ports that index and search them.
 
-Lives here: the values of a vector store, its files, a batch and a hit, and the port `Searcher`. Also: the ports
-`Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the reads of a search) and `Embedder`. Not here: the
-storage of stores (`stores/vector_stores.py`), SQL, extraction, ranking, HTTP.
+This module defines the values of a vector store, its files, a batch and a hit, and the port `Searcher`. The module also
+defines the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the database queries of a search) and
+`Embedder`. Not here: the storage of stores (`stores/vector_stores.py`), SQL, extraction, ranking, HTTP.
 
 A *file number* identifies one ingestion of one file into one vector store. The high bits of a chunk's number are the
 file number.

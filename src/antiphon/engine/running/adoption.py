@@ -1,7 +1,7 @@
 """Moves data that was stored under a token's hash to the owner that the token's key names.
 
-Lives here: the client keys that this process has seen, and the task that moves data. Not here: the move in the database
-(`stores/owner_data.py`), the hash of a token (`doors/owners.py`), the command for other moves
+This module records the client keys that this process has seen, and runs the task that moves data. Not here: the move in
+the database (`stores/owner_data.py`), the hash of a token (`doors/owners.py`), the command for other moves
 (`commands/admin/owners.py`).
 
 Without named keys, the owner of stored data is a hash of the client's bearer token. When an operator later gives the

@@ -1,8 +1,8 @@
 """Queues, cancels and ends background responses, whichever process runs them.
 
-Lives here: the operations that any process can perform on a background response. Also: the probe whether an upstream
-accepts requests without a key, and the cache of its answers. Not here: running a background response (`workers.py`),
-reading its stream (`followers.py`), the form of a stored body (`engine/ports/jobs.py`), SQL.
+This module implements the operations that any process can perform on a background response. The module also probes
+whether an upstream accepts requests without a key, and caches the result. Not here: running a background response
+(`workers.py`), reading its stream (`followers.py`), the form of a stored body (`engine/ports/jobs.py`), SQL.
 
 A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
 of a second that its job is deleted, and aborts the model call. Events that the worker has not written yet are lost.

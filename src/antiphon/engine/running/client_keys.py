@@ -1,9 +1,9 @@
 """Creates, rotates and revokes client keys for operators, and holds the keys that one process accepts.
 
-Lives here: new tokens, the checks of a key's owner, name and limits, and the errors. Also: the keys that one process
-accepts, reloading the stored keys after a change, and the key check while the database is unreachable. Not here: the
-SQL (`stores/client_keys.py`), the keys of the settings (`app/keys.py`), the request headers that carry a key
-(`doors/owners.py`), the callers (`commands/admin/client_keys.py`, `api/admin.py`).
+This module generates tokens, and checks a key's owner, name and limits. The module also reloads the stored keys after a
+change, and checks keys while the database is unreachable. Not here: the SQL (`stores/client_keys.py`), the keys of the
+settings (`app/keys.py`), the request headers that carry a key (`doors/owners.py`), the callers
+(`commands/admin/client_keys.py`, `api/admin.py`).
 
 Invariants: the caller gets a new token once, and only its SHA-256 and its first characters are stored. A change and its
 audit row are stored in one transaction. No error and no log line has a token. A process accepts a new key, and refuses

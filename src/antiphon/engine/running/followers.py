@@ -1,7 +1,7 @@
 """Streams a background response to clients, from any process, while a worker generates the response.
 
-Lives here: the record of the clients that wait for each response, and the loop that reads the stream. Not here: the
-workers that write the stream (`workers.py`), heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
+This module records which clients wait for which response, and reads the stream in a loop. Not here: the workers that
+write the stream (`workers.py`), heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
 
 Followers read all events from the store, even in the process that writes the events. So all clients get the same
 events, and only durable events. In the writing process each write wakes the followers. The signal watcher

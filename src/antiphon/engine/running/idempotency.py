@@ -1,10 +1,10 @@
 """Prevents a second effect of a repeated request: holds idempotency keys, and answers with the first request's
 response.
 
-Lives here: reading an `Idempotency-Key`. Also: claiming, holding and releasing keys, approvals and tool calls. Also:
-the answer to a repeated request, and the end of responses whose process died with claimed calls. Not here: the format
-of a key (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of
-claims (`stores/`), the end of background responses (`workers.py`).
+This module reads an `Idempotency-Key`, and claims, holds and releases keys, approvals and tool calls. The module also
+answers a repeated request, and ends responses whose process died with claimed calls. Not here: the format of a key
+(`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims
+(`stores/`), the end of background responses (`workers.py`).
 
 Invariants: a response holds its key before the sidecar performs any action for the request, except to load its prompt.
 `Leases` renews a held key with the process's other leases. A key is released at most once. A response whose process

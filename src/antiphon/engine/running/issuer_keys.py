@@ -1,7 +1,8 @@
 """Caches the public keys of a token issuer in one process, and downloads them again regularly.
 
-Lives here: the schedule of the downloads, and the behaviour while the issuer does not answer. Not here: the request to
-the issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token (`doors/issuer_tokens.py`).
+This module decides when to download the keys, and keeps the last keys while the issuer does not answer. Not here: the
+request to the issuer (`upstream/issuer.py`), the meaning of the keys and the check of a token
+(`doors/issuer_tokens.py`).
 
 Invariants: two downloads never overlap, and their starts are at least `PAUSE_SECONDS` apart. While the issuer does not
 answer, the process continues to use the last keys.

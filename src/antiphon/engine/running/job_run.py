@@ -1,9 +1,9 @@
 """Holds the state of one run of a background job, writes its stream to the store, and retries its model call.
 
-Lives here: the worker's state of a run, the answer that the exchange sends, and the finished response until the store
-has it. Also: the batches in which the job's stream reaches the store, and the retries while the upstream is
-unreachable. Not here: the code that claims and runs jobs (`workers.py`), the content and the readers of events, SQL.
-Not here: model calls for which a client waits. Such calls fail immediately, without a retry.
+This module holds the answer that the exchange sends, and the finished response until the store has it. The module also
+writes the job's stream in batches, and retries the model call while the upstream is unreachable. Not here: the code
+that claims and runs jobs (`workers.py`), the content and the readers of events, SQL. Not here: model calls for which a
+client waits. Such calls fail immediately, without a retry.
 
 With Envoy, a call to an unreachable upstream returns an error answer that Envoy made. Without Envoy, the call raises
 `UpstreamCallFailed`.

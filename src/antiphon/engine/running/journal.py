@@ -1,7 +1,7 @@
 """Collects the entries of finished requests in memory, and writes them to the journal once a second.
 
-Lives here: the queue of a process, its bounds, and the contents of unstored requests, which stay in memory. Not here:
-the tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight
+This module has the queue of a process, limits the queue, and keeps the contents of unstored requests in memory. Not
+here: the tables (`stores/journal.py`), the content of an entry (`observability/`), requests in flight
 (`engine/running/live.py`).
 
 A write for each request would double the cost of an unstored response. So the recorder writes many entries in one

@@ -1,8 +1,8 @@
 """Publishes the requests in flight of a process while a viewer of the console watches, and cancels requests for the
 viewer.
 
-Lives here: the loop with one short query a second, and the check that a cancelled request belongs to the viewer. Not
-here: the tables (`stores/live.py`), the list of requests in flight, how a request is cancelled.
+This module runs one short query a second, and checks that a cancelled request belongs to the viewer. Not here: the
+tables (`stores/live.py`), the list of requests in flight, how a request is cancelled.
 
 Invariants: without a viewer, a process runs one short query per interval and writes nothing. A failing or slow database
 delays no request. The reporter cancels a request only for its owner, or for a viewer who may act for all owners.

@@ -1,8 +1,8 @@
 """Loads the objects that a request refers to: history, conversation, prompt, items and files.
 
-Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and the choice of the store that an
-action uses. Also: locking and releasing a response's conversation, the client's error when a store fails, and the size
-limit of the files of a request.
+This module combines the stores, upstreams and limits of one runner into one value (`Ports`), and chooses the store that
+an action uses. The module also locks and releases a response's conversation, builds the client's error when a store
+fails, and limits the size of a request's files.
 
 Not here:
 

@@ -1,8 +1,9 @@
 """Reserves a request's estimated usage in its quotas before the first model call, and settles the actual usage at the
 end.
 
-Lives here: the amount of one limit that a process leases, and the amounts that one request reserves. Not here: leasing,
-refusing and reporting (`quotas.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`).
+This module tracks the amount of one limit that a process leases, and the amounts that one request reserves. Not here:
+leasing, refusing and reporting (`quotas.py`), the choice of the limits that apply to a request
+(`engine/ports/quotas.py`).
 
 Invariant: a request holds a reservation in all of its limits, or in none.
 """

@@ -1,9 +1,9 @@
 """Leases amounts of the shared quotas for one process, and reports the used amounts.
 
-Lives here: leasing more when a request does not fit, refusing the request when no amount is free, and reporting to the
-shared counters. Also: the use of each quota in its current period, as operators see it (`quota_use`). Not here: a
-request's reservation (`quota_reservation.py`), the choice of the limits that apply to a request
-(`engine/ports/quotas.py`), the shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
+This module leases more when a request does not fit, refuses the request when no amount is free, and reports to the
+shared counters. `quota_use` shows operators the use of each quota in its current period. Not here: a request's
+reservation (`quota_reservation.py`), the choice of the limits that apply to a request (`engine/ports/quotas.py`), the
+shared counters (`stores/quotas.py`), the settings (`config/limits.py`).
 
 A request that fits into the leases of its process needs no database query. Otherwise the process leases more. The
 reports settle the usage, and return leases that no request needs.

@@ -1,8 +1,8 @@
 """Performs an exchange's actions through the ports. The exchange itself does no I/O.
 
-Lives here: model calls and tool runs with their timers (keep-alives, a late upstream head), and the clean end after a
-client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (`doors/`),
-loading (`loading.py`), saving (`saving.py`).
+This module makes model calls and runs tools, with their timers (keep-alives, a late upstream head). The module also
+ends a request cleanly after its client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the
+client's identity (`doors/`), loading (`loading.py`), saving (`saving.py`).
 
 Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun completes even if the
 request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.
@@ -174,8 +174,8 @@ class Runner:
             assert_never(action)
 
     async def _prepare(self, action: PrepareTools) -> tuple[PreparedTool, ...] | ApiError:
-        """Prepare the hosted tools. If the calls of a tool create stored data, the owner and the team need room for
-        this data."""
+        """Prepare the hosted tools. If the calls of a tool may create stored data, the method also checks the storage
+        limits of the owner and the team."""
         prepared = await self.ports.tools.prepare(action.owner, action.response_id, action.tools)
         if (room := self.ports.owner_room) is None or isinstance(prepared, ApiError):
             return prepared

@@ -1,7 +1,7 @@
 """Saves or queues a response and releases its conversation lock and idempotency key, even if the client disconnects
 meanwhile.
 
-Lives here: the tasks that outlive their requests, and the release of the lock and the key. Not here: the decision when
+This module keeps the tasks that outlive their requests, and releases the lock and the key. Not here: the decision when
 to save a response with which content (`engine/exchange/response_end.py`), the guarantees of a write
 (`ResponseStore.save`).
 

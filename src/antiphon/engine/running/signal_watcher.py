@@ -1,8 +1,8 @@
 """Polls the store for changes by other processes: followed streams, this process's jobs, and queued jobs.
 
-Lives here: the one polling task of a process, the handling of notifications (`News`), and the schedule by which a
-worker claims jobs (`ClaimPace`). Not here: reading streams (`followers.py`), claiming and running jobs (`workers.py`),
-the delivery of notifications (`stores/`).
+This module runs the one polling task of a process, handles notifications (`News`), and decides when a worker claims
+jobs (`ClaimPace`). Not here: reading streams (`followers.py`), claiming and running jobs (`workers.py`), the delivery
+of notifications (`stores/`).
 
 Invariants: One query covers all streams and jobs, and only one query runs at a time. Polls that notifications trigger
 are at least `_APART` seconds apart. The task does not poll while this process has no followed stream and no running

@@ -1,7 +1,7 @@
 """Runs a request to its end after its client disconnects.
 
-Lives here: the task of such a request, and the queue of actions for its client. Not here: the decision whether a
-request continues (`ResponseExchange.goes_on`), performing its actions (`runner.py`).
+This module runs such a request in a separate task, and queues the actions for its client. Not here: the decision
+whether a request continues (`ResponseExchange.goes_on`), performing its actions (`runner.py`).
 
 Invariants: at most `_AHEAD` actions are queued for a client. After the client disconnects, the task does not wait for
 the client. The server waits for the end of the request, so the request counts as in flight until then or until the

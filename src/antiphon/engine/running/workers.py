@@ -1,9 +1,9 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number of jobs concurrently.
 
-Lives here: claiming jobs, renewing leases, detecting lost jobs, and running one exchange for each job. Not here:
-driving the exchange (`runner.py`), its stream (`job_run.py`), its cancellation (`background.py`), the schedule of the
-claims (`signal_watcher.py`). One task renews leases and claims jobs. The signal watcher reports that a job was
-cancelled, deleted or taken over.
+This module claims jobs, renews leases, detects lost jobs, and runs one exchange for each job. Not here: driving the
+exchange (`runner.py`), its stream (`job_run.py`), its cancellation (`background.py`), the schedule of the claims
+(`signal_watcher.py`). One task renews leases and claims jobs. The signal watcher reports that a job was cancelled,
+deleted or taken over.
 
 Invariants: A worker runs a job only while the worker holds the job's lease. One transaction ends both the response and
 its job. A process that stops releases its jobs or ends them as failed (setting `background.on_restart`).
@@ -361,7 +361,7 @@ class Workers:
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)
                 if kept.record is None and hold.refusal is not None:
-                    # The memory budget had no room for the objects of the request. The exchange has emitted nothing.
+                    # The memory budget had no space for the objects of the request. The exchange has emitted nothing.
                     raise hold.refusal
                 failed_at = upstream.failed_at if kept.record is None or kept.record.status == "failed" else None
                 if failed_at is not None and self._may_begin(job.attempts + 1) and await door.gone(failed_at):
