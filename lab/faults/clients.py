@@ -24,7 +24,7 @@ from lab.faults.upstream import KINDS
 
 HUNG_AFTER = 60.0
 _CHECKS_AT_ONCE = 16
-_OURS = ("The server had an error", "There was no answer", "The request could not be")
+_OURS = ("The server had an error", "The request ended without a response", "The request could not be")
 
 
 @dataclass

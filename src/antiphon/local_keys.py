@@ -35,15 +35,18 @@ def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") 
             _make(path)
         key = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"data: the key file {path} cannot be made or read: {error.strerror}") from None
+        raise ConfigError(f"data: the key file {path} cannot be created or read: {error.strerror}") from None
     if len(key) < _LEAST:
-        raise ConfigError(f"data: the key file {path} holds no key; restore it, or move it away")
+        raise ConfigError(
+            f"data: the key file {path} contains no key. Restore the file from a backup, or move it away so that "
+            "Antiphon creates a new key"
+        )
     return key
 
 
 def is_gone(path: Path, lost: str) -> str:
     """The error message about a missing key file on which stored data depends. `lost` describes that data."""
-    return f"data: the key file {path} is gone, and {lost}"
+    return f"data: the key file {path} is missing. {lost}"
 
 
 def _make(path: Path) -> None:
@@ -65,7 +68,7 @@ def prepare_data(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"data: the folder {folder} cannot be created: {error.strerror}; choose another with --data"
+            f"data: the folder {folder} cannot be created: {error.strerror}; choose another folder with --data"
         ) from None
 
 
@@ -80,6 +83,9 @@ def exposed(folder: Path, found: os.stat_result, user: int) -> tuple[Literal["pr
     open_to = "lets every user of this machine write" if found.st_mode & stat.S_IWOTH else ""
     if not whose and not open_to:
         return None
-    what = f"data folder {folder} {' and '.join(filter(None, (whose, open_to)))}: keys and stored data are not safe"
-    advice = "choose another with --data, or give it to this user and run chmod 700 on it"
+    what = (
+        f"data folder {folder} {' and '.join(filter(None, (whose, open_to)))}, so other users can replace the keys "
+        "and the stored data"
+    )
+    advice = "choose another folder with --data, or make this user the folder's owner and run chmod 700 on the folder"
     return "problem" if whose and open_to else "note", what, advice

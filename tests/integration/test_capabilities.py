@@ -81,7 +81,7 @@ async def test_settings_count(address: str) -> None:
     shown = (await ask(address)).json
     assert shown["content"]["content.input_file.file_url"] == {
         "support": "rejected",
-        "note": "fetching files is switched off here",
+        "note": "this server does not fetch files (`fetch.enabled`)",
     }
 
 
@@ -134,7 +134,7 @@ async def test_tools_that_run_here_are_told() -> None:
         "include:web_search_call.results",
     }
     assert shown["tools"]["tools.file_search"]["support"] == "ignored"
-    assert shown["fields"]["max_tool_calls"]["note"] == "limits the calls of tools that run here"
+    assert shown["fields"]["max_tool_calls"]["note"] == "limits the calls of hosted tools that Antiphon runs"
 
 
 async def test_what_the_settings_let_pass_and_add_is_told_by_name() -> None:
@@ -142,5 +142,8 @@ async def test_what_the_settings_let_pass_and_add_is_told_by_name() -> None:
     answer = await Capabilities(ModelRoutes(route), {}).show(ApiRequest("GET", "/v1/antiphon/capabilities"))
     shown = json.loads(answer.body)
     assert (shown["allowed"], shown["added"]) == (["provider", "top_k"], ["seed"])
-    assert shown["parameters"]["top_k"] == {"support": "sent", "note": "the settings let it pass"}
+    assert shown["parameters"]["top_k"] == {
+        "support": "sent",
+        "note": "the settings allow it, so Antiphon sends it to the upstream",
+    }
     assert shown["parameters"]["min_p"]["support"] == "ignored"

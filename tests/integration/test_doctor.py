@@ -187,8 +187,8 @@ async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor
     ("free", "files", "verdict", "said"),
     [
         (2 << 30, 1 << 20, "ok", "2,048 MiB are free"),
-        (512 << 20, 1 << 20, "note", "little"),
-        (2 << 30, 7, "note", "for 7 files: this is little"),
+        (512 << 20, 1 << 20, "note", "only 512 MiB are free"),
+        (2 << 30, 7, "note", ", for 7 files"),
         (1 << 20, 1 << 20, "problem", "its disk is full"),
         (2 << 30, 0, "problem", "its disk has no free inodes for new files"),
     ],
@@ -284,7 +284,7 @@ async def test_a_refused_token_limit_is_a_problem_with_its_cure(doctor: Doctor) 
         report = await doctor(server.base_url)
         assert report.status == 1
         assert report.line("max_tokens: no").startswith("problem")
-        advice = report.line("profile generic sends what this server refuses: max_tokens")
+        advice = report.line("profile generic sends fields or values that this server refuses: max_tokens")
         suggested = advice.partition("set upstream.profile: ")[2].partition(" ")[0]
         assert PROFILES[suggested].token_limit_field == "max_completion_tokens"
         report = await doctor(server.base_url, settings=f"upstream: {{profile: {suggested}}}\n")
@@ -301,7 +301,7 @@ async def test_a_server_without_tools_and_formats(doctor: Doctor) -> None:
         report = await doctor(server.base_url)
     assert report.status == 0
     assert "--enable-auto-tool-choice" in report.line("tools: no (HTTP 400: unknown field)")
-    assert "json_schema, json_object, logprobs" in report.line("profile generic sends what this server refuses")
+    assert "json_schema, json_object, logprobs" in report.line("profile generic sends fields or values that this server refuses")
     assert "(<think> in the content)" in report.line("reasoning that is shown")
 
 
@@ -315,7 +315,8 @@ async def test_usage_that_may_not_be_asked_for(doctor: Doctor) -> None:
     assert report.status == 1
     assert report.line("streaming: yes") and report.line("usage in streams: no").startswith("problem")
     assert report.line("profile generic sends").endswith(
-        "upstream.profile: databricks (despite the profile's name, it sends only fields that your server accepts)"
+        "upstream.profile: databricks (the profile is named after another server, but sends only fields that your "
+        "server accepts)"
     )
 
 
@@ -564,7 +565,13 @@ def _refused(*names: str) -> list[ProbedFeature]:
 
 def test_the_current_profile_stays_while_nothing_is_refused() -> None:
     current = PROFILES["vllm"]
-    assert fitting_profile([ProbedFeature("logprobs", False, "accepted, but the answer has none")], current) is current
+    assert (
+        fitting_profile(
+            [ProbedFeature("logprobs", False, "the server accepts the field, but its answer has no log probabilities")],
+            current,
+        )
+        is current
+    )
 
 
 def test_the_profile_that_leaves_out_all_that_is_refused_fits() -> None:

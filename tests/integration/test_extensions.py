@@ -253,7 +253,9 @@ def test_a_tool_that_cannot_be_made_tells_no_secret(packages: Path) -> None:
     settings = load_settings({"extensions": {"fussy": {"key": "hunter2hunter2"}}})
     with installed(packages), pytest.raises(ConfigError) as raised:
         list(make_extension_tools(settings))
-    assert str(raised.value) == ("tool 'fussy' of fussy 0.1 cannot be made: ValueError: cannot log in with [redacted]")
+    assert str(raised.value) == (
+        "tool 'fussy' of fussy 0.1 cannot be created: ValueError: cannot log in with [redacted]"
+    )
 
 
 PROMISED = {
@@ -323,14 +325,14 @@ def test_a_profile_of_another_package_is_chosen_by_its_hosts(packages: Path) -> 
         ("tools", "dice", "", "cannot be loaded (wrong_code:made): AttributeError"),
         ("tools", "dice", "raise SystemError('broken')", "cannot be loaded (wrong_code:made): SystemError: broken"),
         ("tools", "dice", "made = 5", "must be a class or function that makes the tool, not 5"),
-        ("tools", "dice", "made = lambda: 1 / 0", "tool 'dice' of wrong 0.1 cannot be made: ZeroDivisionError"),
+        ("tools", "dice", "made = lambda: 1 / 0", "tool 'dice' of wrong 0.1 cannot be created: ZeroDivisionError"),
         (
             "tools",
             "dice",
             "class made: settings_model = 5",
             "settings_model of tool 'dice' of wrong 0.1 must be a pydantic",
         ),
-        ("tools", "dice", "class made: types = frozenset({'mcp'})", "must have the types {'dice'}, and has {'mcp'}"),
+        ("tools", "dice", "class made: types = frozenset({'mcp'})", "must have the types {'dice'}, but has the types {'mcp'}"),
         ("profiles", "acme", "made = dict()", "must be an UpstreamProfile called 'acme', not {}"),
     ],
 )

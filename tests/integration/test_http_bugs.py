@@ -98,7 +98,7 @@ async def test_a_bug_in_the_middle_of_a_stream_cuts_it(broken: _Broken) -> None:
 
 async def test_no_answer_is_a_500(broken: _Broken) -> None:
     got = await broken.ask()
-    assert got.status == 500 and got.error["message"] == "There was no answer."
+    assert got.status == 500 and got.error["message"] == "The request ended without a response."
     await broken.ended("cancelled")
 
 

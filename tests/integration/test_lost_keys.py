@@ -38,7 +38,7 @@ async def test_without_a_key_that_rows_depend_on_nothing_starts(tmp_path: Path, 
     (tmp_path / name).unlink()
     with pytest.raises(ConfigError) as told:
         await build(settings(tmp_path), door="http")
-    for words in (str(tmp_path / name), "is gone", "Restore", f"'{setting}'", "antiphon admin new-keys"):
+    for words in (str(tmp_path / name), "is missing", "Restore", f"'{setting}'", "antiphon admin new-keys"):
         assert words in str(told.value)
     assert not (tmp_path / name).exists(), "no key was made in its place"
     (tmp_path / name).write_bytes(kept)
@@ -82,13 +82,16 @@ async def test_an_operator_can_start_anew_knowing_what_is_lost(
 ) -> None:
     await _use(tmp_path)
     command = ["admin", "new-keys", "--data", str(tmp_path)]
-    assert await asyncio.to_thread(main, command) == 0 and "No key is missing" in capsys.readouterr().out
+    assert (
+        await asyncio.to_thread(main, command) == 0
+        and "Every key that the stored data needs exists" in capsys.readouterr().out
+    )
     (tmp_path / OWNER_KEY).unlink()
     assert await asyncio.to_thread(main, command) == 1
-    assert "would find nothing" in capsys.readouterr().out and not (tmp_path / OWNER_KEY).exists()
+    assert "could not find their stored data" in capsys.readouterr().out and not (tmp_path / OWNER_KEY).exists()
     assert await asyncio.to_thread(main, [*command, "--yes"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"Created new keys: {tmp_path / OWNER_KEY}.") and "find nothing" not in said
+    assert said.startswith(f"Created new keys: {tmp_path / OWNER_KEY}.") and "could not find" not in said
     assert (tmp_path / OWNER_KEY).stat().st_mode & 0o777 == 0o600
     assert await asyncio.to_thread(main, ["admin", "audit", "--data", str(tmp_path), "--json"]) == 0
     (noted,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -111,4 +114,4 @@ async def test_the_doctor_says_what_the_start_would(
     assert not (tmp_path / name).exists(), "no key was made in its place"
     (tmp_path / name).write_text("short")
     assert await asyncio.to_thread(main, command) == 1
-    assert f"{tmp_path / name} holds no key" in capsys.readouterr().out
+    assert f"{tmp_path / name} contains no key" in capsys.readouterr().out

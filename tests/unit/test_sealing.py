@@ -173,7 +173,7 @@ def test_a_short_key_is_refused() -> None:
 
 def test_a_key_file_that_holds_no_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "sealing.key").touch()
-    with pytest.raises(ConfigError, match=r"sealing\.key holds no key"):
+    with pytest.raises(ConfigError, match=r"sealing\.key contains no key"):
         local_key(tmp_path, "sealing.key")
 
 
@@ -185,5 +185,5 @@ def test_a_key_is_made_once_and_leaves_no_other_file(tmp_path: Path) -> None:
 
 
 def test_a_key_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be made or read"):
+    with pytest.raises(ConfigError, match="cannot be created or read"):
         local_key(tmp_path / "missing", "sealing.key")

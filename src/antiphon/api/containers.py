@@ -311,7 +311,7 @@ class ContainerApi(Area):
             return await self._rooms.put_uploaded(request.owner, container_id, file_id)
         name = plain_name(part.filename or "")
         if not name:
-            raise invalid_parameter("file", "it must be a file, with a file name")
+            raise invalid_parameter("file", "it must be an uploaded file with a file name")
         return await self._rooms.put(request.owner, container_id, name, content)
 
 
@@ -354,7 +354,7 @@ class _Content:
         limit = self.file.size - start if limit is None else limit
         data = await self._rooms.read(self._owner, self._container_id, self.file.id, start, limit)
         if data is None:
-            raise StoreError("The file is gone.")
+            raise StoreError("The file was deleted.")
         return data
 
     async def aclose(self) -> None:
@@ -380,7 +380,7 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
     if after is not None:
         places = [place for place, one in enumerate(found) if one.id == after]
         if not places:
-            raise unknown_cursor("after", "There is nothing with this id")
+            raise unknown_cursor("after", "No object in this list has this id")
         found = found[places[0] + 1 :]
     return list_response(Page(tuple(found[:limit]), len(found) > limit), show)
 

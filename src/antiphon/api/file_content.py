@@ -159,7 +159,7 @@ def _span(request: ApiRequest, file: StoredFile) -> tuple[int, int] | None:
             return None
     if start >= end:
         raise ApiError(
-            f"The range is not in the file, which has {file.size} bytes.",
+            f"The requested range is outside the file, which has {file.size} bytes.",
             status=416,
             type="invalid_request_error",
             code="invalid_range",

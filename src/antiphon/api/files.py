@@ -294,13 +294,13 @@ class _Form:
     def _begin(self, part: FormPart) -> None:
         if part.name == "file":
             if part.filename is None:
-                raise invalid_parameter("file", "it must be a file, with a file name")
+                raise invalid_parameter("file", "it must be an uploaded file with a file name")
             if self.file is not None:
                 raise invalid_parameter("file", "there are several; upload one at a time")
             self.file = part
         elif part.name in ("purpose", _ANCHOR, _SECONDS):
             if part.name in self.fields:
-                raise invalid_parameter(part.name, "it is there twice")
+                raise invalid_parameter(part.name, "the form contains this field twice")
         elif part.name.isprintable() and part.name.isascii() and part.name[:64] not in self.ignored:
             self.ignored.append(part.name[:64])
         self._now = part

@@ -134,7 +134,9 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
     error = {
         "type": "invalid_request_error",
         "code": "steering_not_supported",
-        "message": "A response cannot be steered here. Send the input with your next 'response.create'.",
+        "message": (
+            "This server cannot add input to a running response. Send the input with your next 'response.create'."
+        ),
     }
     return encode({"type": "response.steer.failed", "sequence_number": 0, "steer": given_back, "error": error})
 
@@ -148,7 +150,7 @@ def _not_injected(fields: dict[str, Raw]) -> bytes:
     told: dict[str, object] = {name: fields[name] for name in ("response_id", "stream_id") if name in fields}
     error = {
         "code": "response_already_completed",
-        "message": "This response is over. Send the input with a 'response.create' that continues it.",
+        "message": "This response has ended. Send the input with a 'response.create' that continues this response.",
     }
     told |= {"input": fields.get("input", NULL), "error": error}
     return encode({"type": "response.inject.failed", "sequence_number": 0, **told})
@@ -308,4 +310,4 @@ def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
         return ApiError("The upstream refused the request.", status=status, code="upstream_error", headers=headers)
     if status == 200:
         return UpstreamFailed("The upstream did not answer with a stream.", code="upstream_invalid")
-    return InternalError("There was no answer.")
+    return InternalError("The request ended without a response.")

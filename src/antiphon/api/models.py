@@ -48,12 +48,12 @@ _NO_LIST = frozenset({404, 405, 501})
 
 
 _FETCHED = "content.input_file.file_url"
-_NOT_FETCHED = rejected("fetching files is switched off here")
+_NOT_FETCHED = rejected("this server does not fetch files (`fetch.enabled`)")
 _BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"})
-_NO_FILES = rejected("there are no files here")
-_LIMITED = handled("limits the calls of tools that run here")
-_ALLOWED = sent("the settings let it pass")
-_TOOL_REFUSED = rejected("does not run here, and the settings refuse requests with it (`tools.unavailable`)")
+_NO_FILES = rejected("this server stores no files (`files.enabled`)")
+_LIMITED = handled("limits the calls of hosted tools that Antiphon runs")
+_ALLOWED = sent("the settings allow it, so Antiphon sends it to the upstream")
+_TOOL_REFUSED = rejected("this server does not run the tool, and refuses requests with it (`tools.unavailable`)")
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
 _TOOLS = frozenset(
     name
@@ -374,7 +374,10 @@ class Capabilities(Area):
             "fields": {"temperature": {"support": "sent", "note": null}}
         """
         model = query_value(request, "model")
-        unnamed = "There is no upstream for models that no rule names; ask for one with '?model='."
+        unnamed = (
+            "This server serves only the models that its settings name. Add the parameter '?model=' with one of "
+            "these models."
+        )
         route = self.routes.serving(model, unnamed, request.access)
         native = route.mode == "native"
         profile = route.profile if model is None else route.profile.for_model(route.model or model)

@@ -319,7 +319,10 @@ def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
         raise invalid_type("variables", "expected a list of names")
     if different := sorted(set(declared) ^ set(names)):
         names_of = ", ".join(name[:64] for name in different)
-        problem = f"{names_of} is declared and not used in the template as '{{{{name}}}}', or used and not declared"
+        problem = (
+            f"'variables' must list exactly the variables that the template uses as '{{{{name}}}}'. These names "
+            f"differ: {names_of}"
+        )
         raise invalid_parameter("variables", problem)
 
 

@@ -189,7 +189,7 @@ class StandaloneSearch(Area):
         """
         if _TOOL not in self._tools.types:
             raise InvalidRequest(
-                "The web cannot be searched here: the operator has not set it up ('web_search.provider').",
+                "This server has no web search. Ask the operator to set 'web_search.provider'.",
                 code="unsupported_tool",
             )
         request.access.check_tool(_TOOL)
@@ -213,8 +213,11 @@ class StandaloneSearch(Area):
         )
         told = [f"{one.title}\n\n{text}" for one, (text, _) in zip(commands, answers, strict=False)]
         if spare:
-            told.append(f"{len(spare)} further commands were not run: at most {_MOST_COMMANDS} run at once.")
-        output = "\n\n---\n\n".join(told) or "No command was given."
+            told.append(
+                f"{len(spare)} further commands were not run, because one request may have at most {_MOST_COMMANDS} "
+                "commands."
+            )
+        output = "\n\n---\n\n".join(told) or "The request contains no command."
         limit = min((body.max_output_tokens or _MOST_CHARACTERS) * _BYTES_OF_A_TOKEN, _MOST_CHARACTERS)
         answer = StandaloneSearchAnswer(output if len(output) <= limit else output[:limit] + _CUT)
         if body.commands.search_query:
@@ -281,9 +284,7 @@ def _commands(commands: SearchCommands, settings: SearchSettings, now: float, *,
         yield _Command(f"Time at UTC{asked.utc_offset[:10]}", error=_time(asked.utc_offset, now))
     for name in _MISSING:
         if given(getattr(commands, name)):
-            yield _Command(
-                f"Command {name}", error="This command does not exist here. Search for it with search_query."
-            )
+            yield _Command(f"Command {name}", error="This server does not have this command. Use search_query instead.")
 
 
 def _search(query: SearchQuery, allowed: list[str]) -> _Command:
@@ -304,12 +305,12 @@ def _search(query: SearchQuery, allowed: list[str]) -> _Command:
 
 def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, object], *, reads: bool) -> _Command:
     if not reads:
-        return _Command(title, error="Pages cannot be opened here; only searches work.")
+        return _Command(title, error="This server does not open pages. Use only search_query.")
     if settings.external_web_access not in (None, True, "live"):
-        return _Command(title, error="The request allows no access to live pages; only searches work.")
+        return _Command(title, error="The request's settings allow no access to live pages. Use only search_query.")
     ref = ref.strip()
     if not _ADDRESS.match(ref):
-        return _Command(title, error="This reference is not known. Give the page's address (https://…) as ref_id.")
+        return _Command(title, error="This ref_id is not a page's address. Use the address (https://…) as ref_id.")
     name = "find_in_page" if "pattern" in arguments else "open_page"
     return _Command(title, name, {"url": ref, **arguments})
 

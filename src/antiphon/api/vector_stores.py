@@ -171,7 +171,9 @@ class VectorStoreApi(Area):
             raise array_too_long("file_ids", _MAX_FILES)
         if body.chunking_strategy is not None and not ids:
             raise wrong_value(
-                "'chunking_strategy' is for the files in 'file_ids', and there are none.", "chunking_strategy"
+                "'chunking_strategy' describes how to split the files in 'file_ids', but the request has no "
+                "'file_ids'.",
+                "chunking_strategy",
             )
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
         try:

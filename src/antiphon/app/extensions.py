@@ -110,9 +110,9 @@ def make_extension_tools(settings: Settings) -> Iterator[ServerTool]:
             tool = make(checked[one.name]) if one.name in checked else make()
             types = tool.types
         except Exception as error:
-            raise ConfigError(f"{one} cannot be made: {_said(error, secrets)}") from None
+            raise ConfigError(f"{one} cannot be created: {_said(error, secrets)}") from None
         if types != {one.name}:
-            raise ConfigError(f"{one} must have the types {{{one.name!r}}}, and has {set(types)}")
+            raise ConfigError(f"{one} must have the types {{{one.name!r}}}, but has the types {set(types)}")
         yield tool
 
 

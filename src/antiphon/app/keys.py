@@ -148,8 +148,8 @@ def _needs_owner_key(settings: Settings) -> str:
     if not backend_of(settings.state, settings.data).has_rows(hashed=True):
         return ""
     return (
-        "Antiphon identifies the owners of rows in the database with this key. With another key, these owners "
-        "would find nothing. " + _advice(settings, "owner.key")
+        "Antiphon identifies the owners of rows in the database with this key. With another key, these owners could "
+        "not find their stored data. " + _advice(settings, "owner.key")
     )
 
 
@@ -157,8 +157,8 @@ def _needs_sealing_key(settings: Settings) -> str:
     if not backend_of(settings.state, settings.data).has_rows(hashed=False):
         return ""
     return (
-        "the database is in use. With another key, Antiphon could not decrypt earlier reasoning and compactions, "
-        "whether clients or the database hold them. " + _advice(settings, "sealing.keys")
+        "The database contains stored data. With another key, Antiphon could not decrypt earlier reasoning and "
+        "compactions, in the database or in clients' requests. " + _advice(settings, "sealing.keys")
     )
 
 

@@ -158,7 +158,10 @@ def learn(routes: ModelRoutes, name: str, profile: str) -> None:
             upstreams=several,
             upstream=name,
             profile=profile,
-            advice="requests for all of them follow the profile that was detected first: set models[].profile",
+            advice=(
+                "Antiphon translates requests to all of these upstreams for the profile that it detected first: set "
+                "models[].profile"
+            ),
         )
 
 

@@ -89,7 +89,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
             *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
             mapper(
                 "response.code_details.startsWith('ext_proc_error')",
-                "The responses adapter is not available. Try again shortly.",
+                "Antiphon's sidecar is not available. Try again shortly.",
                 "adapter_unavailable",
                 status_code=503,
                 headers_to_add=[unavailable],
@@ -98,7 +98,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
             mapper(
                 "xds.cluster_name == 'sidecar_http' && "
                 f"({no_answer} || response.code_details.startsWith('upstream_reset_after_response_started'))",
-                "The responses adapter is not available. Try again shortly.",
+                "Antiphon's sidecar is not available. Try again shortly.",
                 "adapter_unavailable",
                 status_code=503,
                 headers_to_add=[unavailable],

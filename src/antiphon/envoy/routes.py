@@ -56,12 +56,12 @@ RESPONSES = "responses"
 PASSED_ON = "passed_on"
 """The prefix of Envoy's counters for requests that bypass the sidecar."""
 NOT_HANDLED = (
-    "The request was not handled by the responses adapter: "
-    "Envoy needs the filter envoy.filters.http.ext_proc before its router, and the route `responses` as printed."
+    "Envoy did not send this request to Antiphon's sidecar. Add the filter envoy.filters.http.ext_proc before the "
+    "router filter, and the route `responses`, as `antiphon envoy-config` prints them."
 )
 NOT_FOUND = (
-    "There is nothing at this path. Check it for typos: the API's are /v1/responses, /v1/models, /v1/conversations, "
-    "/v1/files and others, which /openapi.json lists."
+    "No endpoint has this path. Check the path for typos. /openapi.json lists all endpoints, for example "
+    "/v1/responses, /v1/models and /v1/files."
 )
 
 
@@ -264,7 +264,12 @@ def model_door_routes(settings: Settings) -> list[Config]:
     if settings.has_default:
         routes.append(_to_model(settings, "models", "/models", method="GET", headers=needed))
         routes += [_counting(settings, "default", needed, counter) for counter in COUNTERS.values()]
-    refused = error_body("The model door serves model calls of its sidecar only.", "invalid_request_error", None)
+    refused = error_body(
+        "This listener, the model door, accepts only model calls of Antiphon's sidecar. Send API requests to the "
+        "listener for clients.",
+        "invalid_request_error",
+        None,
+    )
     return [*routes, direct_response("nothing", {"prefix": "/"}, 404, refused)]
 
 

@@ -117,13 +117,13 @@ async def _new_keys(settings: Settings, *, sure: bool, as_json: bool) -> int:
         made = await _make_keys(settings) if sure and lost else []
         print(json.dumps({"missing": missing, "made": made}))
     elif not lost:
-        print("No key is missing on which stored data depends.")
+        print("Every key that the stored data needs exists.")
     elif sure:
         created = ", ".join(await _make_keys(settings))
         print(f"Created new keys: {created}. Data that needs the lost keys stays unreadable.")
     else:
         for name, why in lost.items():
-            print(f"{settings.data / name} is gone, and {why}")
+            print(f"{settings.data / name} is missing. {why}")
     return 0 if sure or not lost else 1
 
 

@@ -103,7 +103,7 @@ def _summary(findings: list[Finding]) -> str:
     known = sum(finding.lacking and finding.verdict == "ok" for finding in findings)
     said = [f"{problems} to fix"] if problems else []
     said += [f"{notes} to note"] if notes else []
-    said += [f"{known} that the server cannot do, as its profile says"] if known else []
+    said += [f"{known} features that the server lacks, as its profile says"] if known else []
     if not said:
         return "all good"
     return ", ".join(said) if problems else f"nothing to fix, {', '.join(said)}"
@@ -129,7 +129,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=settings.data):
             pass
     except (OSError, AntiphonError) as error:
-        yield Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another with --data")
+        yield Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another folder with --data")
     else:
         yield Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
         if (danger := exposed(settings.data.absolute(), settings.data.stat(), os.geteuid())) is not None:
@@ -153,7 +153,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
             yield Finding(_HERE, "problem", f"{said}: {full}", "free some space, or choose another disk")
         elif free < _LITTLE_ROOM or files < _FEW_FILES:
             more = "" if free < _LITTLE_ROOM else f", for {files} files"
-            yield Finding(_HERE, "note", f"{said}{more}: this is little", "free some space before it is used up")
+            yield Finding(_HERE, "note", f"only {said}{more}", "free some space before the disk is full")
         else:
             yield Finding(_HERE, "ok", said)
 
@@ -249,7 +249,10 @@ async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         yield Finding(
-            _HERE, "note", f"{collector} cannot be reached: {reason}", "Antiphon drops traces until it answers"
+            _HERE,
+            "note",
+            f"{collector} cannot be reached: {reason}",
+            "Antiphon drops traces until the collector answers",
         )
         return
     if status >= 300:

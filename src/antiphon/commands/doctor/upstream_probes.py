@@ -147,7 +147,7 @@ class ChatProbes:
     async def run(self, model: str, *, images: bool = False) -> AsyncIterator[ProbedFeature]:
         """Run all probes, and yield each result. If the first one, `answers`, fails, the others are skipped."""
         plain = await self._chat(model, "Say hello.")
-        limit = ProbedFeature("max_tokens", True, "taken")
+        limit = ProbedFeature("max_tokens", True, "accepted")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:
             limit = _refusal("max_tokens", plain)
             self._limit_field = "max_completion_tokens"
@@ -192,7 +192,9 @@ class ChatProbes:
         ended = any(choice.get("finish_reason") for chunk in chunks for choice in objects(chunk.get("choices")))
         counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
         usage = ProbedFeature(
-            "usage in streams", counted, "counted" if counted else "accepted, but the stream has no usage"
+            "usage in streams",
+            counted,
+            "counted" if counted else "the server accepts the field, but its stream has no usage",
         )
         return [
             ProbedFeature("streaming", True, f"{len(chunks)} chunks"),
@@ -221,7 +223,9 @@ class ChatProbes:
         self._note_thinking(message)
         calls = message.get("tool_calls")
         return ProbedFeature(
-            name, bool(calls), "the model called the tool" if calls else "accepted, but the model called no tool"
+            name,
+            bool(calls),
+            "the model called the tool" if calls else "the server accepts the request, but the model called no tool",
         )
 
     async def _formats(self, model: str) -> AsyncIterator[ProbedFeature]:
@@ -230,7 +234,7 @@ class ChatProbes:
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
             answer = await self._chat(model, said, response_format=response_format)
             fits = _is_json((answer.message or {}).get("content"))
-            detail = "the answer is JSON" if fits else "accepted, but the answer is not JSON"
+            detail = "the answer is JSON" if fits else "the server accepts the field, but the answer is not JSON"
             yield ProbedFeature(name, fits, detail) if answer.message is not None else _refusal(name, answer)
 
     async def _logprobs(self, model: str) -> ProbedFeature:
@@ -238,7 +242,11 @@ class ChatProbes:
         if answer.status != 200:
             return _refusal("logprobs", answer)
         present = any(choice.get("logprobs") for choice in objects(answer.json.get("choices")))
-        return ProbedFeature("logprobs", present, "present" if present else "accepted, but the answer has none")
+        return ProbedFeature(
+            "logprobs",
+            present,
+            "present" if present else "the server accepts the field, but its answer has no log probabilities",
+        )
 
     async def _role(self, model: str) -> ProbedFeature:
         messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -250,14 +258,14 @@ class ChatProbes:
 
     async def _answered(self, name: str, model: str, messages: Sequence[Mapping[str, object]]) -> ProbedFeature:
         answer = await self._chat(model, "", limit=_FEW, messages=messages)
-        return ProbedFeature(name, True, "taken") if answer.status == 200 else _refusal(name, answer)
+        return ProbedFeature(name, True, "accepted") if answer.status == 200 else _refusal(name, answer)
 
     async def _taken(self, name: str, model: str, **fields: object) -> ProbedFeature:
         answer = await self._chat(model, "Say hello.", limit=_FEW, **fields)
         if (message := answer.message) is None:
             return _refusal(name, answer)
         self._note_thinking(message)
-        return ProbedFeature(name, True, "taken")
+        return ProbedFeature(name, True, "accepted")
 
     def _note_thinking(self, message: dict[str, object]) -> None:
         content = message.get("content")

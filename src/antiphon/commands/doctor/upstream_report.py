@@ -67,7 +67,7 @@ _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
 """Whether a profile uses the feature of a probe."""
 
 _NEEDED = {
-    "streaming": "clients that stream get nothing from this server",
+    "streaming": "streamed requests get no answer from this server",
     "max_tokens": "requests with max_output_tokens fail",
     "usage in streams": "every streamed request fails",
 }
@@ -75,14 +75,14 @@ _NEEDED = {
 
 _ADVICE = {
     "tools": "start the server with tool calling, for vLLM --enable-auto-tool-choice --tool-call-parser NAME",
-    "tool calls in streams": "the server's parser of tool calls may not fit the model",
+    "tool calls in streams": "the server's tool-call parser may not fit the model",
     "usage in streams": "token counts will be missing",
     "finish_reason in streams": "without finish_reason a stream counts as broken, except with the profile snowflake",
     "logprobs": "requests for log probabilities get no log probabilities",
 }
 _OTHER_WAYS = frozenset({"max_tokens", "a named tool_choice", "developer role"})
 """Features that a profile can implement in another way, without loss, if the server rejects the field."""
-_ALIKE = " (despite the profile's name, it sends only fields that your server accepts)"
+_ALIKE = " (the profile is named after another server, but sends only fields that your server accepts)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
 
@@ -219,7 +219,7 @@ class _Upstream:
     def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
         """The finding about the profile in use: whether it is the best one for the server."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
-        refused = f"sends what this server refuses: {names}" if names else ""
+        refused = f"sends fields or values that this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:

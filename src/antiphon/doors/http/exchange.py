@@ -73,7 +73,7 @@ class ExchangeAnswer:
         if self._stream is not None:
             return self._stream
         if self._head is None:
-            return self._no_answer("There was no answer.")
+            return self._no_answer("The request ended without a response.")
         return make_response(self._head.status, self._headers(self._head), b"".join(self._body))
 
     async def _perform(self) -> None:

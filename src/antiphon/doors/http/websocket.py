@@ -411,7 +411,7 @@ class _Turn:
         """Return the error to send when the response was not streamed or its stream was incomplete. Returns None after
         a complete stream."""
         if self._head is None:
-            return InternalError("There was no answer.")
+            return InternalError("The request ended without a response.")
         if not self._head.streamed:
             return answered_error(self._head.status, self._head.headers, b"".join(self._body))
         return self.frames.missing()

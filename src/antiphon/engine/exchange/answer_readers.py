@@ -43,7 +43,7 @@ class AnswerReader:
     def end(self, cut: Ending | None) -> Ending:
         """Return how the model's turn ended. `cut` is the reason why the answer is incomplete. None: the answer is
         complete."""
-        return cut or Ending("failed", code="server_error", message="There was no answer.")
+        return cut or Ending("failed", code="server_error", message="The request ended without a response.")
 
 
 class BodyReader(AnswerReader):
